@@ -1,0 +1,66 @@
+# finwait: `make demo` and `make test` are all that a newcomer types.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Debian packages that the tests and the demo use as real counterparts and oracles.
+APT := iproute2 nftables conntrack gcc libc6-dev
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+venv: $(STAMP) ## make .venv with finwait (editable) and the development tools
+
+system: # Debian packages, quietly, when we are root and something is missing
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=$$(for p in $(APT); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	  if [ -n "$$missing" ]; then \
+	    (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing) \
+	      >/dev/null 2>&1 || echo "could not install:" $$missing >&2; \
+	  fi; \
+	fi
+
+demo: $(STAMP) system ## build the classic FIN_WAIT2 leak in a private namespace and diagnose it
+	@$(BIN)/finwait lab demo
+
+test: $(STAMP) system ## every test
+	@$(BIN)/pytest -q
+
+format: $(STAMP) ## rewrite the sources in the project's format
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+imports: $(STAMP)
+	@$(BIN)/lint-imports
+
+docs: $(STAMP) ## write the generated pages (reference, man page, schema, completions)
+	@$(BIN)/python docs/generate.py
+
+check: lint types imports fuzz-quick test ## what CI runs
+
+bench: $(STAMP) system ## the benchmarks; results go to bench/RESULTS.md
+	@$(BIN)/python -m bench
+
+fuzz: $(STAMP) ## fuzz the decoders, a minute in all (FUZZ_SECONDS=60)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]' && $(BIN)/python -m fuzz --seconds $${FUZZ_SECONDS:-60}
+
+fuzz-quick: $(STAMP)
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=$${FUZZ_SECONDS:-60}
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help venv system demo test format lint types imports docs check bench fuzz fuzz-quick clean

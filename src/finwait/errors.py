@@ -1,0 +1,145 @@
+"""Everything that finwait raises on purpose.
+
+    FinwaitError
+    ├── KernelError          the kernel said no: errno, what we were doing, in which netns
+    │   ├── PermissionNeeded  EPERM/EACCES, with the capability that would have let us
+    │   └── NotSupported      the facility is not in this kernel
+    ├── DecodeError          bytes that are not what they claim: what, offset, the bytes around it
+    ├── RecordingError       a recording that cannot be read or written
+    ├── FilterError          a FILTER that does not parse, with the column of the mistake
+    ├── TargetGone           the connection left between the look and the act
+    └── Refused              a guard of ours said no; nothing was done
+
+Wrong arguments of a Python call stay ``ValueError``. A single request raises; a *sweep* returns `Gap`
+values instead, because "nobody holds it" and "we were not allowed to look" lead to opposite advice.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from dataclasses import dataclass
+
+__all__ = [
+    "DecodeError",
+    "FilterError",
+    "FinwaitError",
+    "Gap",
+    "KernelError",
+    "NotSupported",
+    "PermissionNeeded",
+    "RecordingError",
+    "Refused",
+    "TargetGone",
+]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Gap:
+    """A part of the machine we could not look at, and what would have let us."""
+
+    where: str
+    """For example ``netns 4026532281`` or ``pid 812``."""
+    doing: str
+    """For example ``list the descriptors``."""
+    needs: str
+    """For example ``CAP_SYS_PTRACE``; empty when nothing would have helped (it vanished)."""
+
+    def __str__(self) -> str:
+        tail = f" (needs {self.needs})" if self.needs else ""
+        return f"{self.where}: could not {self.doing}{tail}"
+
+
+class FinwaitError(Exception):
+    """The base of all errors that finwait raises on purpose."""
+
+    hint: str = ""
+    """One line that says what to do about it; the command prints it as ``hint: …``."""
+
+
+class KernelError(FinwaitError):
+    """The kernel refused: which errno, what we were doing, and where."""
+
+    def __init__(self, errno: int, doing: str, *, netns: int | None = None, hint: str = "") -> None:
+        self.errno = errno
+        self.doing = doing
+        self.netns = netns
+        self.hint = hint
+        name = _errno.errorcode.get(errno, str(errno))
+        where = f" in netns {netns}" if netns is not None else ""
+        super().__init__(f"could not {doing}{where}: the kernel said {name}")
+
+
+class PermissionNeeded(KernelError):
+    """EPERM or EACCES, with the capability that would have let us."""
+
+    def __init__(self, errno: int, doing: str, capability: str, *, netns: int | None = None) -> None:
+        super().__init__(errno, doing, netns=netns, hint=f"needs {capability}; try with sudo")
+        self.capability = capability
+
+
+class NotSupported(KernelError):
+    """This kernel lacks a facility (compiled out, too old, or its module is not there)."""
+
+    def __init__(self, errno: int, doing: str, facility: str, *, netns: int | None = None) -> None:
+        super().__init__(errno, doing, netns=netns, hint=f"this kernel has no {facility}")
+        self.facility = facility
+
+
+class DecodeError(FinwaitError):
+    """Bytes that are not what they claim to be.
+
+    Args:
+        what: the structure being read, in the kernel's words.
+        offset: where in the input the reader stood, in bytes.
+        window: up to 16 bytes from there.
+        reason: what was wrong.
+    """
+
+    def __init__(self, what: str, offset: int, window: bytes, reason: str) -> None:
+        self.what = what
+        self.offset = offset
+        self.window = bytes(window[:16])
+        self.reason = reason
+        shown = self.window.hex(" ") or "end of input"
+        super().__init__(f"{what}: {reason} at byte {offset} [{shown}]")
+
+
+class RecordingError(FinwaitError):
+    """A recording cannot be read (or written): which file and why."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class FilterError(FinwaitError):
+    """A FILTER that does not parse or does not make sense.
+
+    ``text`` is the whole filter, ``column`` the 0-based place of the mistake; ``str()`` shows both with
+    a caret under it.
+    """
+
+    def __init__(self, text: str, column: int, message: str, *, hint: str = "") -> None:
+        self.text = text
+        self.column = column
+        self.message = message
+        self.hint = hint
+        super().__init__(f"{message}\n  {text}\n  {' ' * column}^")
+
+
+class TargetGone(FinwaitError):
+    """The connection left between the look and the act. Not a failure: there is nothing left to do."""
+
+    def __init__(self, cookie: int, detail: str = "") -> None:
+        self.cookie = cookie
+        super().__init__(f"connection with cookie {cookie:#x} is gone{': ' + detail if detail else ''}")
+
+
+class Refused(FinwaitError):
+    """A guard of ours said no; nothing was done."""
+
+    def __init__(self, guard: str, reason: str, *, override: str = "") -> None:
+        self.guard = guard
+        self.reason = reason
+        self.hint = f"override with {override}" if override else ""
+        super().__init__(f"refused by guard `{guard}`: {reason}")
