@@ -230,9 +230,16 @@ class Actor:
         """Set an integer socket option on each."""
         self.ask("setsockopt", fds=[conn.fd for conn in conns], level=level, name=name, value=value)
 
-    def relay(self, listener: Conn, host: str, port: int) -> None:
-        """Relay every client of ``listener`` to ``host:port``, passing half-closes on, without a deadline."""
-        self.ask("relay", fd=listener.fd, host=host, port=port)
+    def relay(self, listener: Conn, host: str, port: int, *, keepalive: bool = False) -> None:
+        """Relay every client of ``listener`` to ``host:port``, passing half-closes on, without a deadline.
+
+        ``keepalive`` sets SO_KEEPALIVE on both legs, with the times of the namespace's sysctls.
+        """
+        self.ask("relay", fd=listener.fd, host=host, port=port, keepalive=keepalive)
+
+    def udp(self, host: str, port: int) -> Conn:
+        """Bind a UDP socket: a descriptor of another kind, for what must not be mistaken for TCP."""
+        return self._conn(self.ask("udp", host=host, port=port))
 
     def legs(self, listener: Conn) -> list[tuple[Conn, Conn]]:
         """Return the pairs that a relay holds: the leg to the client, the leg to the target."""
@@ -251,6 +258,10 @@ class Actor:
     def close(self, conns: Iterable[Conn]) -> None:
         """Close the program's descriptor of each."""
         self.ask("close", fds=[conn.fd for conn in conns])
+
+    def reset(self, conns: Iterable[Conn]) -> None:
+        """Close each with SO_LINGER on and 0 s, which sends RST."""
+        self.ask("reset", fds=[conn.fd for conn in conns])
 
     def child(self, conns: Iterable[Conn], *argv: str) -> int:
         """Start a real program that inherits the descriptors under the same numbers; return its pid."""

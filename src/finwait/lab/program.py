@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -109,8 +110,11 @@ class Relay:
     ``shutdown(SHUT_WR)`` on the far leg. It closes a pair only when *both* directions have ended.
     """
 
-    def __init__(self, program: Program, listener: socket.socket, target: tuple[str, int]) -> None:
+    def __init__(
+        self, program: Program, listener: socket.socket, target: tuple[str, int], keepalive: bool
+    ) -> None:
         self.program = program
+        self.keepalive = keepalive
         self.listener = listener
         self.target = target
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -122,6 +126,9 @@ class Relay:
         inner, _ = self.listener.accept()
         outer = socket.create_connection(self.target, timeout=10)
         inner.settimeout(10)
+        if self.keepalive:
+            for leg in (inner, outer):
+                leg.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.program.adopt(inner)
         self.program.adopt(outer)
         self.pairs.append((inner, outer))
@@ -304,6 +311,11 @@ class Program:
         for fd in fds:
             self.drop(self.sockets[fd])
 
+    def do_reset(self, fds: list[int]) -> None:
+        for fd in fds:
+            self.sockets[fd].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.drop(self.sockets[fd])
+
     def do_setsockopt(self, fds: list[int], level: int, name: int, value: int) -> None:
         for fd in fds:
             self.sockets[fd].setsockopt(level, name, value)
@@ -332,8 +344,13 @@ class Program:
         for fd in fds:
             self.drop(self.sockets[fd])
 
-    def do_relay(self, fd: int, host: str, port: int) -> None:
-        self.relays[fd] = Relay(self, self.sockets[fd], (host, port))
+    def do_relay(self, fd: int, host: str, port: int, keepalive: bool) -> None:
+        self.relays[fd] = Relay(self, self.sockets[fd], (host, port), keepalive)
+
+    def do_udp(self, host: str, port: int) -> dict[str, Any]:
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((host, port))
+        return self.adopt(sock)
 
     def do_legs(self, fd: int) -> list[list[dict[str, Any]]]:
         return [[describe(inner), describe(outer)] for inner, outer in self.relays[fd].pairs]
@@ -447,6 +464,8 @@ def main() -> None:
     checked(LIBC.setns(launch["netns"], CLONE_NEWNET), "enter the network namespace")
     os.close(launch["netns"])
     take_name(launch["comm"], launch["cmdline"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     Program(control).loop()
 
 

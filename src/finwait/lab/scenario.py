@@ -38,8 +38,10 @@ __all__ = [
     "Scenario",
     "Situation",
     "expect",
+    "leaked",
     "list_scenarios",
     "orphan",
+    "queued",
     "read_rows",
     "run",
     "scenarios",
@@ -113,6 +115,8 @@ class Expected:
     timer: int | None = None
     rqueue: int | None = None
     retrans: int | None = None
+    also: tuple[str, ...] = ()
+    """Rules that match the row too, without being its primary cause."""
 
     @property
     def key(self) -> tuple[int, int, int, str, int, str, int]:
@@ -229,6 +233,7 @@ def expect(
     timer: int | None = None,
     rqueue: int | None = None,
     retrans: int | None = None,
+    also: tuple[str, ...] = (),
 ) -> tuple[Expected, ...]:
     """Return a row for each held socket; its owner is the program unless ``owners`` says otherwise."""
     return tuple(
@@ -247,6 +252,17 @@ def expect(
             timer=timer,
             rqueue=rqueue,
             retrans=retrans,
+            also=also,
+        )
+        for conn in conns
+    )
+
+
+def leaked(rule: str, conns: Iterable[Conn]) -> tuple[Expected, ...]:
+    """Return what must be found of sockets that are in no table any more: their descriptors."""
+    return tuple(
+        Expected(
+            rule, conn.actor.netns.inode, conn.family, "CLOSE", "", 0, "", 0, (conn.owner,), inode=conn.inode
         )
         for conn in conns
     )

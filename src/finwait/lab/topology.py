@@ -56,6 +56,10 @@ _LABS = 4096
 """How many labs fit into 10.0.0.0/8 with 16 networks of 256 addresses each."""
 
 
+_NETWORKS = 16
+_AS_ROOT = "use sudo, or run it inside `unshare --user --map-root-user --net`"
+
+
 class LabError(FinwaitError):
     """The lab could not build what a scenario asks for: a tool is missing or said no."""
 
@@ -77,18 +81,13 @@ class Link:
     a6: str
     b6: str
 
-    def cut(self) -> None:
-        """Swallow everything that arrives at either end; nobody is told. What a lost path looks like."""
-        for end, dev in ((self.a, self.a_dev), (self.b, self.b_dev)):
+    def cut(self, *, a: bool = True, b: bool = True) -> None:
+        """Swallow everything that arrives at end ``a``, at end ``b``, or at both; nobody is told."""
+        for end, dev in ((self.a, self.a_dev),) * a + ((self.b, self.b_dev),) * b:
             end.nft(
-                f"table inet cut_{dev} {{ chain arriving {{ type filter hook prerouting priority -400; "
-                f'iifname "{dev}" drop; }} }}'
+                f"table inet cut_{dev} {{\n chain arriving {{\n  type filter hook prerouting priority -400\n"
+                f'  iifname "{dev}" drop\n }}\n}}'
             )
-
-    def mend(self) -> None:
-        """Undo `cut`."""
-        for end, dev in ((self.a, self.a_dev), (self.b, self.b_dev)):
-            end.nft(f"delete table inet cut_{dev}")
 
 
 class Netns:
@@ -145,9 +144,10 @@ class Netns:
             ) from None
         if done.returncode:
             said = done.stderr.strip() or f"exit status {done.returncode}"
+            refused = "not permitted" in said
             raise LabError(
                 f"`{' '.join(argv)}` failed in namespace {self.name}: {said}",
-                hint="the lab needs CAP_NET_ADMIN: use sudo, or `unshare --user --map-root-user --net`",
+                hint=_AS_ROOT if refused else "",
             )
         return done.stdout
 
@@ -252,7 +252,7 @@ class Lab:
             refusal = PermissionNeeded(
                 error.errno or errno.EPERM, "make a network namespace", "CAP_SYS_ADMIN and CAP_NET_ADMIN"
             )
-            refusal.hint = "use sudo, or run it inside `unshare --user --map-root-user --net`"
+            refusal.hint = _AS_ROOT
             raise refusal from None
         self.namespaces[name] = fresh
         if self.prefix:
@@ -270,8 +270,8 @@ class Lab:
 
     def link(self, a: Netns, b: Netns) -> Link:
         """Join two namespaces by a veth pair with fresh IPv4 and IPv6 networks, both ends up."""
-        if self._networks >= 16:
-            raise ValueError("a lab has 16 networks")
+        if self._networks >= _NETWORKS:
+            raise ValueError(f"a lab has {_NETWORKS} networks")
         base = ipaddress.IPv4Address("10.0.0.0") + self._number * 4096 + self._networks * 256
         base6 = ipaddress.IPv6Address("fd66:696e:7761::") + ((self._number * 16 + self._networks) << 64)
         # Different interface indices on purpose: when both ends of a veth have the same one, the kernel takes
@@ -303,6 +303,14 @@ class Lab:
         )
         self.links.append(link)
         return link
+
+    def service_address(self) -> str:
+        """Return a fresh IPv4 address that is on no device, as a Service's virtual address is."""
+        if self._networks >= _NETWORKS:
+            raise ValueError(f"a lab has {_NETWORKS} networks")
+        base = ipaddress.IPv4Address("10.0.0.0") + self._number * 4096 + self._networks * 256
+        self._networks += 1
+        return str(base + 10)
 
     def actor(self, netns: Netns, comm: str, *cmdline: str, cgroup: Path | None = None) -> Actor:
         """Start a program in a namespace; it is ready to be told what to do when this returns."""
