@@ -1,5 +1,4 @@
 """nat-entry-gone: a translation has expired, and the two ends cannot reach each other any more."""
-more."""
 
 from __future__ import annotations
 
