@@ -348,7 +348,7 @@ class Lab:
         address = self.service_address()
         outside.ip(f"route add default via {front.b4}")
         inside.ip(f"route add default via {back.a4}")
-        # What is not translated goes nowhere, as beyond a node's default gateway; an ICMP error would be news.
+        # What is not translated goes nowhere, as beyond a node's gateway; an ICMP error would tell the client.
         gateway.ip(f"route add blackhole {address}")
         gateway.sysctl("net.ipv4.ip_forward", 1)
         gateway.nft(

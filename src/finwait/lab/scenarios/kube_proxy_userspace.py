@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SCENARIO"]
 
-_POD = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod3f1c6f0e_5d0b_4c53_9b3e_8a1f2c9d7e64.slice/cri-containerd-9d2f4b8c1e7a6053f4c8d1b2a7e9f0635c8d4e1b2a7f9c0635d8e1f4b2a7c906.scope"
+_POD = "/".join(
+    (
+        "kubepods.slice",
+        "kubepods-burstable.slice",
+        "kubepods-burstable-pod3f1c6f0e_5d0b_4c53_9b3e_8a1f2c9d7e64.slice",
+        "cri-containerd-9d2f4b8c1e7a6053f4c8d1b2a7e9f0635c8d4e1b2a7f9c0635d8e1f4b2a7c906.scope",
+    )
+)
 
 
 def build(lab: Lab) -> Situation:
