@@ -35,7 +35,6 @@ __all__: list[str] = []
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
-IPPROTO_MPTCP = 262
 # include/uapi/linux/tcp.h; the socket module has no names for these.
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_REPAIR_OFF_NO_WP = 19, 20, 21, -1
 TCP_RECV_QUEUE, TCP_SEND_QUEUE = 1, 2
@@ -197,7 +196,9 @@ class Program:
     def do_listen(
         self, host: str, port: int, family: int, backlog: int, mptcp: bool, inheritable: bool
     ) -> dict[str, Any]:
-        sock = socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP if mptcp else socket.IPPROTO_TCP)
+        sock = socket.socket(
+            family, socket.SOCK_STREAM, socket.IPPROTO_MPTCP if mptcp else socket.IPPROTO_TCP
+        )
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -220,7 +221,9 @@ class Program:
         """Open ``count`` connections; all of them are under way before the first is waited for."""
         fresh = []
         for _ in range(count):
-            sock = socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP if mptcp else socket.IPPROTO_TCP)
+            sock = socket.socket(
+                family, socket.SOCK_STREAM, socket.IPPROTO_MPTCP if mptcp else socket.IPPROTO_TCP
+            )
             for level, name, value in options:
                 sock.setsockopt(level, name, value)
             if source:

@@ -43,6 +43,6 @@ SCENARIO = Scenario(
     story="The peer is done, the program knows it, and its descriptor leaks.",
     claims=("C4", "X17"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

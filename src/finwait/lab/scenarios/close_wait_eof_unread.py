@@ -44,6 +44,6 @@ SCENARIO = Scenario(
     story="The receive queue tells: an unread FIN counts one.",
     claims=("C5", "X09"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

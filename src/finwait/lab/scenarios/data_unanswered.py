@@ -48,6 +48,6 @@ SCENARIO = Scenario(
     story="Retransmitting into nothing; keepalive does not run while data is queued.",
     claims=("C10", "X20"),
     needs=("netns", "tool:nft"),
-    seconds=1.5,
+    seconds=1.0,
     build=build,
 )

@@ -47,6 +47,6 @@ SCENARIO = Scenario(
     story="FIN_WAIT1 with an owner follows tcp_retries2, not tcp_orphan_retries.",
     claims=("C11b", "X25"),
     needs=("netns", "tool:nft"),
-    seconds=1.5,
+    seconds=0.5,
     build=build,
 )

@@ -54,6 +54,6 @@ SCENARIO = Scenario(
     story="An orphan retransmits its FIN into nothing; the kernel gives up by itself.",
     claims=("C11", "S21", "X04"),
     needs=("netns", "tool:nft"),
-    seconds=1.5,
+    seconds=0.6,
     build=build,
 )

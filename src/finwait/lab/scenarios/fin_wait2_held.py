@@ -50,6 +50,6 @@ SCENARIO = Scenario(
     "tcp_fin_timeout says.",
     claims=("C1", "S03", "S06"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

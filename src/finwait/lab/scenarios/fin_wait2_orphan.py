@@ -44,6 +44,6 @@ SCENARIO = Scenario(
     "tcp_fin_timeout is about.",
     claims=("C2", "X02"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

@@ -51,6 +51,6 @@ SCENARIO = Scenario(
     story="tcp_fin_timeout or TCP_LINGER2 above 60 s: the orphan borrows the keepalive timer first.",
     claims=("C2b", "X01", "X05"),
     needs=("netns",),
-    seconds=0.6,
+    seconds=0.4,
     build=build,
 )

@@ -47,6 +47,6 @@ SCENARIO = Scenario(
     story="Held by the kernel on behalf of a message that nobody receives.",
     claims=("C8", "X15"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

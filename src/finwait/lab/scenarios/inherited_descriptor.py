@@ -64,6 +64,6 @@ SCENARIO = Scenario(
     story="close() in the parent sends nothing while a child has a copy.",
     claims=("C7", "S06", "X14"),
     needs=("netns", "tool:sleep"),
-    seconds=0.6,
+    seconds=0.4,
     build=build,
 )

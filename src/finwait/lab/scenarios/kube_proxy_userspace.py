@@ -78,6 +78,6 @@ SCENARIO = Scenario(
     story="The incident that the popular advice about tcp_fin_timeout comes from, built again.",
     claims=("C3", "S01", "S05", "S23"),
     needs=("netns",),
-    seconds=1.0,
+    seconds=0.4,
     build=build,
 )

@@ -47,6 +47,6 @@ SCENARIO = Scenario(
     story="The client sees a connection, the server's program does not: it sits in the accept queue.",
     claims=("C6", "X16"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

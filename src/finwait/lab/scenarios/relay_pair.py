@@ -69,6 +69,6 @@ SCENARIO = Scenario(
     "client, FIN_WAIT2 to the backend, both held by the same process.",
     claims=("C3", "S01", "X52"),
     needs=("netns",),
-    seconds=1.0,
+    seconds=0.4,
     build=build,
 )

@@ -45,6 +45,6 @@ SCENARIO = Scenario(
     story="Legitimate, bounded, and untouched by tcp_fin_timeout.",
     claims=("C15", "X03"),
     needs=("netns",),
-    seconds=2.0,
+    seconds=1.5,
     build=build,
 )
