@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -54,7 +55,7 @@ def pids_in(inode: int) -> list[int]:
 
 
 def test_an_exception_inside_a_lab_leaves_nothing() -> None:
-    inodes = []
+    inodes: list[int] = []
 
     def fail_half_way() -> None:
         with Lab() as lab:
@@ -116,15 +117,21 @@ def test_an_orphan_on_a_dead_path_does_not_keep_its_namespace() -> None:
 
 
 def test_the_caller_stays_where_it_was() -> None:
-    def mine() -> set[int]:
-        return {os.stat(f"/proc/self/task/{task}/ns/net").st_ino for task in os.listdir("/proc/self/task")}
+    here = os.stat("/proc/self/ns/net").st_ino
 
-    before, descriptors = mine(), len(os.listdir("/proc/self/fd"))
+    def only_here() -> bool:
+        """Whether all threads are; one that was joined may take a moment to be gone from /proc."""
+        found = set()
+        for task in os.listdir("/proc/self/task"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add(os.stat(f"/proc/self/task/{task}/ns/net").st_ino)
+        return found == {here}
+
+    descriptors = len(os.listdir("/proc/self/fd"))
     with Lab() as lab:
         netns = lab.netns("elsewhere")
         assert netns.call(lambda: os.stat("/proc/thread-self/ns/net").st_ino) == netns.inode
-        # The thread that went there may need a moment to be gone from /proc after it was joined.
-        until(lambda: mine() == before, "a thread stays in the foreign namespace")
+        until(only_here, "a thread stays in the foreign namespace")
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
