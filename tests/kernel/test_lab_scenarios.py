@@ -85,6 +85,12 @@ def test_the_rule_names_and_the_modules_agree() -> None:
     assert modules == set(scenarios())
 
 
+def test_the_page_about_the_lab_has_every_scenario_with_its_title() -> None:
+    page = (Path(__file__).parents[2] / "docs/explanation/lab.md").read_text()
+    lines = [f"| `{one.name}` | {one.title} |" for one in scenarios().values()]
+    assert [line for line in lines if line not in page] == []
+
+
 def build_in_a_process(name: str) -> tuple[int, int]:
     """Return how many rows were expected and how many four-tuples they have."""
     with Lab() as lab:
