@@ -1,0 +1,1 @@
+"""Failures on demand: real sockets in private network namespaces."""

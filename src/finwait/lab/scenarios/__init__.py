@@ -1,0 +1,1 @@
+"""One module a pattern, named for the rule that sees it."""
