@@ -50,7 +50,8 @@ SYSCTLS: Final = (
     "netfilter/nf_conntrack_tcp_timeout_last_ack",
     "netfilter/nf_conntrack_tcp_timeout_time_wait",
 )
-NAMESPACE_FILES: Final = tuple(f"sys/{name}" for name in SYSCTLS) + (
+NAMESPACE_FILES: Final = (
+    *(f"sys/{name}" for name in SYSCTLS),
     "net/sockstat",
     "net/sockstat6",
     "net/netstat",
@@ -92,7 +93,8 @@ class Machine:
         say = plan.progress or (lambda _: None)
         gaps: list[Gap] = []
         facts = procfs.facts()
-        found, spaces = Descriptors.none(), []
+        found = Descriptors.none()
+        spaces: list[tuple[int, int, int]] = []
         if plan.descriptors:
             say("listing descriptors")
             found, spaces = procfs.descriptors()
