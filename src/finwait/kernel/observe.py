@@ -113,7 +113,7 @@ class Machine:
             arena.array(),
             tuple(looks[ns.inode] for ns in namespaces if ns.inode in looks),
             found,
-            gaps=tuple(gaps),
+            gaps=tuple(_honest(gap, facts.capabilities) for gap in gaps),
             complete=plan.states & tcp.ALL_STATES == tcp.ALL_STATES
             and not any(look.established_skipped for look in looks.values()),
         )
@@ -139,12 +139,23 @@ class Machine:
         return procfs.socket_protocols(triples)
 
 
+_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+
+
+def _honest(gap: Gap, capabilities: int) -> Gap:
+    """A capability that we have is not what was missing: then a security policy said no."""
+    bit = _CAPABILITIES.get(gap.needs)
+    if bit is not None and capabilities >> bit & 1:
+        return Gap(gap.where, gap.doing, f"a security policy that allows it; {gap.needs} alone is not enough")
+    return gap
+
+
 def _unreadable(found: Descriptors) -> list[Gap]:
     if not found.unreadable:
         return []
     n = len(found.unreadable)
-    who = f"pid {found.unreadable[0]}" if n == 1 else f"{n} processes of other users"
-    return [Gap(who, "list their descriptors" if n > 1 else "list its descriptors", "CAP_SYS_PTRACE")]
+    who = f"pid {found.unreadable[0]}" if n == 1 else f"{n} processes"
+    return [Gap(who, "list its descriptors" if n == 1 else "list their descriptors", "CAP_SYS_PTRACE")]
 
 
 def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:
