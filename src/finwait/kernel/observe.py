@@ -19,8 +19,16 @@ from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
 from finwait.kernel import cgroup, netns, procfs
-from finwait.kernel.netlink import NETLINK_NETFILTER, NETLINK_SOCK_DIAG, Answer, Arena, dump, netlink_socket
-from finwait.uapi import inet_diag, tcp
+from finwait.kernel.netlink import (
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    NETLINK_SOCK_DIAG,
+    Answer,
+    Arena,
+    dump,
+    netlink_socket,
+)
+from finwait.uapi import inet_diag, rtnetlink, tcp
 from finwait.uapi import netlink as nl
 from finwait.uapi.observation import Descriptors, Dump, Namespace, Observation, ProcessFiles
 
@@ -197,7 +205,11 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap]) -> 
     if entries is not None:
         files["sys/netfilter/nf_conntrack_count"] = entries
         if plan.conntrack and entries.strip() not in (b"0", b""):
-            dumps += _conntrack(arena, gaps, where)
+            # struct nfgenmsg all 0: both families. IPCTNL_MSG_CT_GET (1) of NFNL_SUBSYS_CTNETLINK (1).
+            ask = nl.message(1 << 8 | 1, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, b"\0\0\0\0")
+            dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, where)
+    if dumps:
+        dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
     if plan.files and dumps:
         for name in NAMESPACE_FILES:
             if name not in files:
@@ -257,12 +269,11 @@ def _dump(kind: str, answer: Answer, gaps: list[Gap], where: str) -> Dump:
     return Dump(kind, answer.starts, answer.ends, answer.interrupted)
 
 
-def _conntrack(arena: Arena, gaps: list[Gap], where: str) -> list[Dump]:
-    # struct nfgenmsg: family 0 (both), version 0, res_id 0. IPCTNL_MSG_CT_GET of NFNL_SUBSYS_CTNETLINK.
-    ask = nl.message(1 << 8 | 1, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, b"\0\0\0\0")
+def _side_dump(kind: str, family: int, ask: bytes, arena: Arena, gaps: list[Gap], where: str) -> list[Dump]:
+    doing = {"conntrack": "dump the conntrack entries", "addresses": "list its addresses"}[kind]
     try:
-        with netlink_socket(NETLINK_NETFILTER, "open a conntrack socket") as sock:
-            return [_dump("conntrack", dump(sock, ask, arena, "dump the conntrack entries"), gaps, where)]
+        with netlink_socket(family, doing) as sock:
+            return [_dump(kind, dump(sock, ask, arena, doing), gaps, where)]
     except KernelError as error:
-        gaps.append(Gap(where, "dump the conntrack entries", getattr(error, "capability", "") or str(error)))
+        gaps.append(Gap(where, doing, getattr(error, "capability", "") or str(error)))
         return []
