@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.join import matches
 from finwait.attribution.owners import Holders
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable
@@ -169,20 +170,20 @@ class View:
 
     @cached_property
     def listener(self) -> I64:
-        """Row of the listener with the same namespace and local port; −1 for none."""
+        """For rows without an inode, the row of the listener on their port and address; −1 for none."""
         s = self.sockets
         out = np.full(len(self), -1, np.int64)
-        listening = np.flatnonzero((s.state == tcp.LISTEN) & (s.protocol == 6))
-        for row in listening.tolist():
-            here = (s.netns == s.netns[row]) & (s.sport == s.sport[row]) & (s.state != tcp.LISTEN)
-            wild = (int(s.src[row, 0]) == 0) and int(s.src[row, 1]) in (0, MAPPED)
-            if not wild:
-                here &= (s.src == s.src[row]).all(axis=1)
-            elif s.family[row] == 2:
-                here &= (s.src[:, 0] == 0) & (s.src[:, 1] >> np.uint64(32) == np.uint64(0xFFFF))
-            # an exact address wins over a wildcard
-            here &= (out < 0) if wild else np.ones(len(self), np.bool_)
-            out[here] = row
+        left = np.flatnonzero((s.inode == 0) & (s.state != tcp.LISTEN))
+        right = np.flatnonzero(s.state == tcp.LISTEN)
+        i, j = matches((s.netns[left], s.sport[left]), (s.netns[right], s.sport[right]))
+        i, j = left[i], right[j]
+        bound, peer = s.src[j], s.src[i]
+        exact = (bound == peer).all(axis=1)
+        any6 = (bound == 0).all(axis=1) & (s.family[j] == 10)
+        v4 = (peer[:, 0] == 0) & (peer[:, 1] >> np.uint64(32) == np.uint64(0xFFFF))
+        any4 = (bound[:, 0] == 0) & (bound[:, 1] == np.uint64(MAPPED)) & v4
+        for kind in (any6, any4, exact):  # the more exact binding is written last and wins
+            out[i[kind]] = j[kind]
         return out
 
     def pid_rows(self, mask: Mask) -> dict[int, I64]:
