@@ -114,17 +114,19 @@ class ColumnTable:
         if mask is None:
             if self._rows is None or not column.path:
                 mask = np.ones(self._length, np.bool_)
+            elif column.width > 1:
+                self._cache[name], mask = self._wide(self._rows, column)
             else:
                 dtype = np.dtype(column.dtype)
-                need = 0 if dtype.kind == "S" else column.offset + dtype.itemsize * column.width
+                need = 0 if dtype.kind == "S" else column.offset + dtype.itemsize
                 mask = self._rows.place(column.path, need) >= 0
                 if column.protocol is not None:
                     mask &= self.column("protocol") == column.protocol
             self._present[name] = mask
         return mask
 
-    def _wide(self, rows: Rows, column: Column) -> NDArray[Any]:
-        """Read a column whose cells are several numbers; a kind of table that has some overrides this."""
+    def _wide(self, rows: Rows, column: Column) -> tuple[NDArray[Any], Mask]:
+        """Read a column whose cells are several numbers, and which rows have it."""
         raise NotImplementedError(column.name)
 
     def _read(self, column: Column) -> NDArray[Any]:
@@ -132,7 +134,8 @@ class ColumnTable:
         assert rows is not None, "a table from columns holds every column from the start"
         dtype = np.dtype(column.dtype)
         if column.width > 1:
-            return self._wide(rows, column)
+            cells, self._present[column.name] = self._wide(rows, column)
+            return cells
         if dtype.kind == "S":
             assert column.path
             cells, self._present[column.name] = rows.text(column.path, dtype.itemsize)

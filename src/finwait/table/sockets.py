@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.table.columns import ColumnTable
-from finwait.table.schema import Column, Schema
+from finwait.table.schema import Column, Mask, Schema
 from finwait.uapi import inet_diag as d
 from finwait.uapi import tcp
 from finwait.uapi.netlink import NLMSG_HEADER
@@ -280,10 +280,11 @@ class SocketTable(ColumnTable):
         """Build a table over received bytes; ``netns`` and ``protocol`` are one cell a row."""
         return cls(rows, {"netns": netns, "protocol": protocol}, len(rows))
 
-    def _wide(self, rows: Rows, column: Column) -> NDArray[np.uint64]:
+    def _wide(self, rows: Rows, column: Column) -> tuple[NDArray[np.uint64], Mask]:
         at = rows.offset + (NLMSG_HEADER + column.offset)
         v4 = self.column("family") == d.AF_INET
-        return words_of_addresses(rows, np.where(v4, at, -1), np.where(v4, -1, at))
+        cells = words_of_addresses(rows, np.where(v4, at, -1), np.where(v4, -1, at))
+        return cells, np.ones(len(rows), np.bool_)
 
 
 def words_of_addresses(rows: Rows, v4: NDArray[np.int64], v6: NDArray[np.int64]) -> NDArray[np.uint64]:
