@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, NOT_USER_TIMEOUT_IDLE, likely, possible
 from finwait.diagnosis.view import View
@@ -61,11 +61,15 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     )
 
 
+def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
+    return "problem" if peer_missing(view)[rows].any() else "notice"
+
+
 RULE = Rule(
     name="idle-unprobed",
     title="silent, and nothing would notice if the peer were dead",
     severity="notice",
-    rank=70,
+    rank=55,
     claims=("C9", "X21", "S18"),
     clues=(
         Clue("timer", "0: no keepalive, nothing in flight; no event will ever come from this side"),
@@ -91,4 +95,5 @@ RULE = Rule(
     confidence=_confidence,
     match=match,
     observe=_observe,
+    grade=_grade,
 )
