@@ -161,14 +161,6 @@ class View:
         return self.held & ~self.holder_found & self.holders.complete
 
     @cached_property
-    def loopback(self) -> Mask:
-        """Which rows talk to their own namespace."""
-        s = self.sockets
-        low, high = s.dst[:, 1], s.dst[:, 0]
-        v4 = (high == 0) & (low >> np.uint64(24) == np.uint64((MAPPED | 127 << 24) >> 24))
-        return v4 | ((high == 0) & (low == 1)) | (s.src == s.dst).all(axis=1)
-
-    @cached_property
     def listener(self) -> I64:
         """For rows without an inode, the row of the listener on their port and address; −1 for none."""
         s = self.sockets
