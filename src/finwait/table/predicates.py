@@ -409,10 +409,10 @@ class Number(Leaf):
         if self.column == "family":
             if self.value not in {AF_INET, AF_INET6}:
                 return negated
-            # There are two families, so "not this one" is the other. A condition on AF_INET lets mapped
-            # rows of AF_INET6 through as well; its negation would lose them, and is not used.
-            family = self.value if not negated else AF_INET + AF_INET6 - self.value
-            return Op(BC_S_COND, _host(family, 0, bytes(4 if family == AF_INET else 16), None))
+            # A condition on AF_INET also takes mapped rows of AF_INET6; one on AF_INET6 takes just those,
+            # and there is no third family.
+            wants_inet6 = (self.value == AF_INET6) is not negated
+            return Op(BC_S_COND, _host(AF_INET6, 0, bytes(16), None), not wants_inet6)
         return True
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
