@@ -61,7 +61,9 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
             probed = s.timer[b] == 2
             used = np.zeros(len(a), np.bool_)
             plain = b[~probed]
-            i, j = _nearest(s.last_ack_recv_ms[a].astype(np.int64), s.last_ack_recv_ms[plain].astype(np.int64))
+            i, j = _nearest(
+                s.last_ack_recv_ms[a].astype(np.int64), s.last_ack_recv_ms[plain].astype(np.int64)
+            )
             used[i] = True
             left.append(a[i])
             right.append(plain[j])
