@@ -67,7 +67,7 @@ STATES = (
 _SS_STATES = {"ESTAB": "ESTABLISHED", "FIN-WAIT-1": "FIN_WAIT1", "FIN-WAIT-2": "FIN_WAIT2", "UNCONN": "CLOSE"}
 
 
-class NotSettled(FinwaitError):  # noqa: N818  # names the condition, as TargetGone does
+class NotSettled(FinwaitError):  # names the condition, as TargetGone does
     """A scenario did not reach its situation in time; the message has the rows that are missing."""
 
     hint = "is the machine very busy? try again"
