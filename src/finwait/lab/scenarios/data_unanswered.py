@@ -23,7 +23,7 @@ def build(lab: Lab) -> Situation:
     near, far = meet(app, lost.b4, backend, door, 3)
     (told,), (left,) = meet(app, lost.b4, backend, door)
     well, fine = meet(app, works.b4, backend, other, 2)
-    backend.close([left])
+    backend.leave([left])
     app.read_to_end([told])
     lost.cut()
     app.send([*near, told, *well], "are you there?")

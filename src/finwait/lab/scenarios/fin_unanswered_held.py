@@ -23,7 +23,7 @@ def build(lab: Lab) -> Situation:
     first, waiting = meet(app, link.b4, backend, door, 3)
     (last,), (left,) = meet(app, link.b4, backend, door)
     (closed,), (kept,) = meet(app, link.b4, backend, door)
-    backend.close([left])
+    backend.leave([left])
     app.read_to_end([last])
     link.cut()
     app.shutdown([*first, last], "WR")

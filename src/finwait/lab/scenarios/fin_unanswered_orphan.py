@@ -24,7 +24,7 @@ def build(lab: Lab) -> Situation:
     last, left = meet(app, lost.b4, backend, door, 2)
     (held,), (kept,) = meet(app, lost.b4, backend, door)
     (crossing,), (crossed,) = meet(app, one_way.b4, backend, other)
-    backend.close(left)
+    backend.leave(left)
     app.read_to_end(last)
     lost.cut()
     one_way.cut(a=False)

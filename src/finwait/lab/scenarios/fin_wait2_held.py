@@ -29,7 +29,7 @@ def build(lab: Lab) -> Situation:
     poller.send(near, "GET /\r\n")
     backend.recv(far, 7)
     poller.shutdown(near, "WR")
-    poller.close([leaving])
+    poller.leave([leaving])
     backend.read_to_end([*far, left])
     return Situation(
         lab,

@@ -24,7 +24,7 @@ def build(lab: Lab) -> Situation:
     near6, far6 = meet(browser, link.b6, backend, door, 2)
     (held,), (kept,) = meet(browser, link.b4, backend, door)
     browser.shutdown([held], "WR")
-    browser.close([*near, *near6])
+    browser.leave([*near, *near6])
     backend.read_to_end([*far, *far6, kept])
     return Situation(
         lab,

@@ -25,7 +25,7 @@ def build(lab: Lab) -> Situation:
     (asking,), (own,) = meet(client, link.b4, dispatcher, door)
     dispatcher.shutdown([*passed, own], "WR")
     client.read_to_end([*waiting, asking])
-    client.close([left])
+    client.leave([left])
     dispatcher.read_to_end([abandoned])
     dispatcher.strand([*passed, abandoned])
     return Situation(
