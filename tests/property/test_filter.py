@@ -9,6 +9,7 @@ import random
 import re
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ ADDRESSES = [
     (2, "0.0.0.0"),
     (2, "10.0.0.1"),
     (2, "10.0.1.1"),
+    (2, "10.0.2.1"),
     (2, "127.0.0.1"),
     (10, "::"),
     (10, "::1"),
@@ -261,7 +263,7 @@ def run(code: bytes, row: Row) -> bool:
     return at == len(code)
 
 
-KERNELS = [
+KERNELS: list[dict[str, Any]] = [
     {},
     {"net_admin": True},
     {"ifindex": DEVICES.get},
@@ -363,12 +365,11 @@ texts = st.one_of(
 @given(texts)
 @settings(max_examples=400, deadline=None)
 def test_any_text_is_a_filter_or_an_error_that_points_into_it(text):
+    mistake = None
     try:
         parsed = parse(text)
     except FilterError as error:
         mistake = error
-    else:
-        mistake = None
     if mistake is not None:
         assert 0 <= mistake.column <= len(mistake.text)
         assert mistake.message
