@@ -59,3 +59,5 @@ class Rule:
     matches: Callable[[View], list[Match]] | None = None
     observe: Callable[[View, NDArray[np.int64]], tuple[Evidence, ...]] | None = None
     """Evidence beyond columns of the row itself: the other end, the listener, counters."""
+    grade: Callable[[View, NDArray[np.int64]], Severity] | None = None
+    """Severity by what was seen, where it differs from `severity`."""

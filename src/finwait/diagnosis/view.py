@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.container import Workload, workload_of_path
+from finwait.attribution.join import matches
 from finwait.attribution.owners import Holders
+from finwait.attribution.process import ProcessView
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable
 from finwait.uapi import tcp
@@ -36,26 +39,6 @@ class Options:
     """So many descriptors of dead sockets in one process are a leak."""
     retransmits: int = 2
     """So many unanswered retransmissions mean that nobody answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessView:
-    """One process, as far as it could be read."""
-
-    pid: int
-    comm: str = "?"
-    cmdline: str = ""
-    exe: str = ""
-    uid: int = -1
-    user: str = ""
-    ppid: int = 0
-    age_ms: int = -1
-    """Time since it was started (of the last fork, not exec); −1 unknown."""
-    cgroup: str = ""
-    netns: int | None = None
-    unit: str = ""
-    container_id: str = ""
-    pod_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +97,8 @@ class View:
     """0 none, 1 last_ack_recv, 2 expires, 3 seen by us, by cookie."""
     moved: Mask
     """bytes_received grew between two looks."""
+    sent: Mask
+    """bytes_acked grew between two looks."""
     moved_known: Mask
     """Whether there were two looks at this socket."""
     has_flow: Mask
@@ -160,29 +145,21 @@ class View:
         return self.held & ~self.holder_found & self.holders.complete
 
     @cached_property
-    def loopback(self) -> Mask:
-        """Which rows talk to their own namespace."""
-        s = self.sockets
-        low, high = s.dst[:, 1], s.dst[:, 0]
-        v4 = (high == 0) & (low >> np.uint64(24) == np.uint64((MAPPED | 127 << 24) >> 24))
-        return v4 | ((high == 0) & (low == 1)) | (s.src == s.dst).all(axis=1)
-
-    @cached_property
     def listener(self) -> I64:
-        """Row of the listener with the same namespace and local port; −1 for none."""
+        """For rows without an inode, the row of the listener on their port and address; −1 for none."""
         s = self.sockets
         out = np.full(len(self), -1, np.int64)
-        listening = np.flatnonzero((s.state == tcp.LISTEN) & (s.protocol == 6))
-        for row in listening.tolist():
-            here = (s.netns == s.netns[row]) & (s.sport == s.sport[row]) & (s.state != tcp.LISTEN)
-            wild = (int(s.src[row, 0]) == 0) and int(s.src[row, 1]) in (0, MAPPED)
-            if not wild:
-                here &= (s.src == s.src[row]).all(axis=1)
-            elif s.family[row] == 2:
-                here &= (s.src[:, 0] == 0) & (s.src[:, 1] >> np.uint64(32) == np.uint64(0xFFFF))
-            # an exact address wins over a wildcard
-            here &= (out < 0) if wild else np.ones(len(self), np.bool_)
-            out[here] = row
+        left = np.flatnonzero((s.inode == 0) & (s.state != tcp.LISTEN))
+        right = np.flatnonzero(s.state == tcp.LISTEN)
+        i, j = matches((s.netns[left], s.sport[left]), (s.netns[right], s.sport[right]))
+        i, j = left[i], right[j]
+        bound, peer = s.src[j], s.src[i]
+        exact = (bound == peer).all(axis=1)
+        any6 = (bound == 0).all(axis=1) & (s.family[j] == 10)
+        v4 = (peer[:, 0] == 0) & (peer[:, 1] >> np.uint64(32) == np.uint64(0xFFFF))
+        any4 = (bound[:, 0] == 0) & (bound[:, 1] == np.uint64(MAPPED)) & v4
+        for kind in (any6, any4, exact):  # the more exact binding is written last and wins
+            out[i[kind]] = j[kind]
         return out
 
     def pid_rows(self, mask: Mask) -> dict[int, I64]:
@@ -200,6 +177,30 @@ class View:
         values, begins = np.unique(pid, return_index=True)
         for value, part in zip(values.tolist(), np.split(owner_row, begins[1:]), strict=True):
             result[value] = np.unique(part)
+        return result
+
+    @cached_property
+    def workloads(self) -> list[Workload | None]:
+        """Container, pod or unit behind each row: by its cgroup id first, else by its holder's cgroup."""
+        by_path: dict[str, Workload | None] = {}
+
+        def of(path: str | None) -> Workload | None:
+            if not path or path == "/":
+                return None
+            if path not in by_path:
+                found = workload_of_path(path)
+                by_path[path] = found if found != Workload() else None
+            return by_path[path]
+
+        s = self.sockets
+        ids = s.cgroup_id.tolist()
+        first = self.holders.first_pid().tolist()
+        result: list[Workload | None] = []
+        for number, pid in zip(ids, first, strict=True):
+            found = of(self.cgroup_paths.get(number)) if number else None
+            if found is None and pid >= 0 and pid in self.processes:
+                found = of(self.processes[pid].cgroup)
+            result.append(found)
         return result
 
     def cell(self, name: str, row: int) -> Any:  # noqa: ANN401 - a number or bytes, by column
