@@ -46,9 +46,19 @@ def run(*words: str, data: str | None = None) -> str:
     return subprocess.run(words, input=data, text=True, capture_output=True, check=True).stdout
 
 
-def ask(request: bytes) -> list[bytes]:
-    """Send one request and return the datagrams that answer it."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
+def new_namespace() -> bool:
+    """Move this process into a new network namespace with loopback up; say on stderr why if not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        print(f"unshare: errno {ctypes.get_errno()}", file=sys.stderr)
+        return False
+    run("ip", "link", "set", "lo", "up")
+    return True
+
+
+def ask(request: bytes, family: int = 12) -> list[bytes]:
+    """Send one request to NETLINK_NETFILTER (or another family) and return the datagrams that answer it."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as sock:
         sock.settimeout(10)
         sock.send(request)
         dump = struct.unpack_from("=H", request, 6)[0] & 0x300
@@ -154,11 +164,8 @@ def one_entry(dump: list[bytes]) -> list[dict[str, list[int]]]:
 
 
 def main() -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET):
-        print(f"unshare: errno {ctypes.get_errno()}", file=sys.stderr)
+    if not new_namespace():
         return 77
-    run("ip", "link", "set", "lo", "up")
     run("ip", "address", "add", "10.9.9.9/32", "dev", "lo")
     run("nft", "-f", "-", data=RULES)
     for name in ("acct", "timestamp"):
