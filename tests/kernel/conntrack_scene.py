@@ -168,36 +168,39 @@ def main() -> int:
         return 77
     run("ip", "address", "add", "10.9.9.9/32", "dev", "lo")
     run("nft", "-f", "-", data=RULES)
-    for name in ("acct", "timestamp"):
-        Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text("1")
+    settings = {"acct": 1, "timestamp": 1}  # and nothing shall expire while it is looked at
+    settings |= {f"{name}_timeout": 300 for name in ("udp", "icmp", "icmpv6")} | {"tcp_timeout_close": 300}
+    for name, value in settings.items():
+        Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text(str(value))
     begin = time.time_ns()
     flows = make_flows()
     made = time.time_ns()
     deadline = time.monotonic() + 60
-    assured = ct.STATUS_BITS["ASSURED"]
-    while True:
+    while True:  # timeouts tick once a second: what is compared with them must fit between two ticks
         before = ask(ct.dump_request())
-        result: dict[str, Any] = {
-            "text": run("conntrack", "-L", "-o", "extended,id"),
-            "proc": Path("/proc/net/nf_conntrack").read_text(),
-            "tcp4": ask(ct.dump_request(2, protocol=6)),
-            "ipv6": ask(ct.dump_request(10)),
-            "assured": ask(ct.dump_request(status=(assured, assured))),
-            "marked": ask(ct.dump_request(mark=(0xDEADBEEF, 0xFFFFFFFF))),
-            "zone5": ask(ct.dump_request(zone=5)),
-            "statistics_cpu": ask(ct.statistics_cpu_request()),
-            "statistics_cpu_text": run("conntrack", "-S"),
-            "statistics_cpu_proc": Path("/proc/net/stat/nf_conntrack").read_text(),
-            "statistics": ask(ct.statistics_request()),
-            "count": run("conntrack", "-C").strip(),
-            "max": Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text().strip(),
-            "dump": before,
-        }
+        text = run("conntrack", "-L", "-o", "extended,id")
         if ask(ct.dump_request()) == before:
             break
         if time.monotonic() > deadline:
             print("the flows never kept still", file=sys.stderr)
             return 1
+    assured = ct.STATUS_BITS["ASSURED"]
+    result: dict[str, Any] = {
+        "text": text,
+        "proc": Path("/proc/net/nf_conntrack").read_text(),
+        "tcp4": ask(ct.dump_request(2, protocol=6)),
+        "ipv6": ask(ct.dump_request(10)),
+        "assured": ask(ct.dump_request(status=(assured, assured))),
+        "marked": ask(ct.dump_request(mark=(0xDEADBEEF, 0xFFFFFFFF))),
+        "zone5": ask(ct.dump_request(zone=5)),
+        "statistics_cpu": ask(ct.statistics_cpu_request()),
+        "statistics_cpu_text": run("conntrack", "-S"),
+        "statistics_cpu_proc": Path("/proc/net/stat/nf_conntrack").read_text(),
+        "statistics": ask(ct.statistics_request()),
+        "count": run("conntrack", "-C").strip(),
+        "max": Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text().strip(),
+        "dump": before,
+    }
     result |= {"begin_ns": begin, "made_ns": made}
     result["single"] = one_entry(before)
     result["left"] = run("conntrack", "-L", "-o", "id")
