@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +14,7 @@ import pytest
 
 from finwait.table.sockets import SocketTable, address_text
 from finwait.uapi import proc, tcp
+from tests.kernel import needs
 from tests.kernel.socket_scene import table
 
 pytestmark = pytest.mark.kernel
@@ -33,24 +32,14 @@ EXPECTED = {
 KEY = ("family", "src", "sport", "dst", "dport")
 
 
-def _missing(what: str) -> None:
-    if os.environ.get("FINWAIT_KERNEL_TESTS") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 @pytest.fixture(scope="module")
 def scene() -> dict[str, Any]:
-    for tool in ("ip", "nft", "ss"):
-        if not shutil.which(tool):
-            _missing(f"`{tool}` is not installed")
-    if os.geteuid() != 0:
-        _missing("needs root to make a network namespace")
+    needs.root_and("ip", "nft", "ss")
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.kernel.socket_scene"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=root)
     if done.returncode == 77:
-        _missing(f"no network namespace to be had: {done.stderr}")
+        needs.missing(f"no network namespace to be had: {done.stderr}")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
