@@ -27,13 +27,16 @@ SS_STATES = {
 }
 
 
+def require(needs: tuple[str, ...]) -> None:
+    """Skip, or fail where the kernel tests are promised, when the machine lacks something."""
+    if missing := unmet(needs):
+        (pytest.fail if os.environ.get("FINWAIT_KERNEL_TESTS") == "1" else pytest.skip)("; ".join(missing))
+
+
 @pytest.fixture(params=sorted(scenarios()))
 def scenario(request: pytest.FixtureRequest) -> Scenario:
     found = scenarios()[request.param]
-    if missing := unmet(found.needs):
-        if os.environ.get("FINWAIT_KERNEL_TESTS") == "1":
-            pytest.fail("; ".join(missing))
-        pytest.skip("; ".join(missing))
+    require(found.needs)
     return found
 
 
@@ -99,8 +102,7 @@ def build_in_a_process(name: str) -> tuple[int, int]:
 
 
 def test_two_labs_of_one_scenario_at_once_do_not_meet() -> None:
-    if missing := unmet(("netns",)):
-        pytest.skip("; ".join(missing))
+    require(("netns",))
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
         results = list(pool.map(build_in_a_process, ["fin-wait2-held"] * 4))

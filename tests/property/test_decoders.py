@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.synthetic import Attribute, arena, flow_message, flows, socket_message, sockets, walk
 
 from finwait.attribution.container import workload_of_cgroups, workload_of_path
 from finwait.errors import DecodeError
@@ -20,6 +19,7 @@ from finwait.uapi import conntrack as ct
 from finwait.uapi import inet_diag as d
 from finwait.uapi import netlink as nl
 from finwait.uapi import proc
+from tests.synthetic import Attribute, arena, flow_message, flows, socket_message, sockets, walk
 
 ADDRESS = st.binary(min_size=16, max_size=16)
 U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
