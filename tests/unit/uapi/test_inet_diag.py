@@ -219,7 +219,9 @@ def test_columns_read_at_once_are_those_read_one_by_one_of_many_rows_and_mixed_p
         buffer, messages = walk(datagrams)
         rows = d.find_rows(buffer, messages)
         tables = [
-            SocketTable.from_rows(rows, np.ones(3000, np.uint32), np.full(3000, 1, np.uint16) * protocol)
+            SocketTable.from_rows(
+                rows, np.ones(3000, np.uint32), np.asarray(np.ones(3000) * protocol, np.uint16)
+            )
             for _ in range(2)
         ]
         tables[1].load()
