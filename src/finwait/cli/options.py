@@ -216,10 +216,15 @@ def namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:
     from finwait.errors import FinwaitError
     from finwait.kernel import netns, procfs
 
-    found, _ = netns.discover(procfs.descriptors()[1]) if live else ([], [])
+    found, _ = netns.discover() if live else ([], [])
+    everywhere = False
     result = set()
     for text in wanted:
-        matching = [n.inode for n in found if text in n.names or text == str(n.inode) or _has_pid(n, text)]
+        matching = _called(found, text)
+        if not matching and live and not everywhere:  # it may be one that only an open descriptor keeps
+            everywhere = True
+            found, _ = netns.discover(procfs.descriptors()[1])
+            matching = _called(found, text)
         if not matching and text.isdigit():
             inode = netns.inode_of_pid(int(text)) if live else int(text)
             matching = [] if inode is None else [inode]
@@ -229,6 +234,10 @@ def namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:
             raise error
         result.update(matching)
     return frozenset(result)
+
+
+def _called(found: Iterable[Any], text: str) -> list[int]:
+    return [n.inode for n in found if text in n.names or text == str(n.inode) or _has_pid(n, text)]
 
 
 def _has_pid(namespace: Any, text: str) -> bool:  # noqa: ANN401 - kernel.netns.NetNamespace, imported lazily
