@@ -25,13 +25,6 @@ from finwait.session import Diagnosis, Look
 
 HERE = Path(__file__).parent
 OPTIONS = {"idle-unprobed": Options(idle_ms=1)}
-LAB_NAMES = frozenset(
-    {
-        "app", "asker", "backend", "busy", "client", "cron", "exporter", "hook", "kube-proxy", "living", "pod",
-        "poller", "pool", "prober", "proxy", "reader", "relay", "sender", "server", "service", "sleep",
-        "stuck-reader", "worker",
-    }
-)  # fmt: skip
 
 
 def how(name: str, walled: frozenset[int] = frozenset(), only: frozenset[int] | None = None) -> Look:
@@ -96,11 +89,14 @@ def make(name: str) -> Path:
     with Lab() as lab:
         situation = scenarios()[name].build(lab).settle()
         only = frozenset(situation.namespaces.values())
+        # The programs of the lab may keep their names; there are no others in its namespaces.
+        shot = session.look(session.live_machine(), Look(plan=Plan(only=only)))
+        names = frozenset(p.comm for p in shot.view.processes.values() if p.netns in only)
         end = time.monotonic() + 30
         while True:
             record(
                 session.live_machine(), str(path), looks=2, interval_ms=700, only=only, redact=True,
-                keep_names=LAB_NAMES, note=f"lab scenario {name}",
+                keep_names=names, note=f"lab scenario {name}",
             )  # fmt: skip
             if _counts(replay(path)) == _wanted(situation):
                 return path
