@@ -94,9 +94,8 @@ RULES: tuple[str, ...] = (
 """The names of the diagnosis rules that a setting is judged against."""
 
 _BEYOND_SYSCTLS: dict[str, str] = {
-    "fin-wait2-held": (
-        "a descriptor still refers to the socket, so no kernel timer runs; its peer's FIN, its owner's"
-    )(" close() or SOCK_DESTROY end it"),
+    "fin-wait2-held": "a descriptor still refers to it, so no kernel timer runs; the peer's FIN, the owner's"
+    " close() or SOCK_DESTROY end it",
     "fin-wait2-streaming": "data still arrives: the connection is in use",
     "fin-wait2-shut-both": (
         "shutdown() is not close(): a descriptor still refers to the socket and no timer runs"
