@@ -1059,7 +1059,7 @@ _CT_MAX = Setting(
     "net.netfilter.nf_conntrack_max",
     "how many flows the machine tracks",
     Scope.INIT_WRITES,
-    None,
+    262_144,
     "entries",
     0,
     _INT_MAX,
@@ -1095,14 +1095,14 @@ _CT_BUCKETS = Setting(
     "net.netfilter.nf_conntrack_buckets",
     "the number of hash chains of the conntrack table",
     Scope.INIT_WRITES,
-    None,
+    262_144,
     "chains",
     1024,
     _INT_MAX,
     "the speed of every tracked packet",
     (
         "writable in the initial namespace only",
-        "the kernel's own value is often larger (262144 here), so a fixed number shrinks the table",
+        "262144 is the kernel's own value above 4 GB of memory; a fixed number often shrinks the table",
     ),
     (
         Band(
@@ -1221,6 +1221,7 @@ CATALOGUE: tuple[Setting, ...] = (
 """Every setting that finwait has an opinion on, the most asked-for first."""
 
 _BY_KEY = {setting.key: setting for setting in CATALOGUE}
+_ALIASES = {"net.nf_conntrack_max": "net.netfilter.nf_conntrack_max"}
 
 
 def canonical_key(text: str) -> str:
@@ -1235,6 +1236,8 @@ def canonical_key(text: str) -> str:
     slash, dot = name.find("/"), name.find(".")
     if slash >= 0 and (dot < 0 or slash < dot):
         name = name.replace(".", "\0").replace("/", ".").replace("\0", "/")
+    if name in _ALIASES:
+        return _ALIASES[name]
     if name and "." not in name:
         for key in _BY_KEY:
             if key.endswith("." + name):
