@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 __all__ = [
     "CATALOGUE",
@@ -1224,6 +1225,7 @@ _BY_KEY = {setting.key: setting for setting in CATALOGUE}
 _ALIASES = {"net.nf_conntrack_max": "net.netfilter.nf_conntrack_max"}
 
 
+@lru_cache(maxsize=4096)
 def canonical_key(text: str) -> str:
     """Return a sysctl's name with dots, whatever way it was written.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from finwait.remedy.settings import Scope, Verdict, by_key, canonical_key
@@ -75,6 +76,21 @@ class AuditReport:
     problems: tuple[Problem, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Opinion:
+    """What is to be said of a piece of advice, wherever it stands."""
+
+    rule: str
+    claim: str
+    verdict: str
+    reason: str
+    source: str
+    instead: str
+    ledger: tuple[str, ...]
+    judged: tuple[str, str] | None = None
+    """The sysctl and its value, where a catalogued setting was judged."""
+
+
 @dataclass(slots=True)
 class Judge:
     """Collects findings for one file."""
@@ -84,28 +100,15 @@ class Judge:
     findings: list[AuditFinding] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     _seen: set[tuple[int, str, str]] = field(default_factory=set)
-    _values: dict[str, tuple[int, str]] = field(default_factory=dict)
+    _values: dict[str, str] = field(default_factory=dict)
+    _opinions: dict[tuple[str, str | None, bool], _Opinion | None] = field(default_factory=dict)
 
     def problem(self, line: int, reason: str) -> None:
         """Note that a place could not be understood; ``line`` counts from 1."""
         self.problems.append(Problem(self.file, max(line, 1), reason))
 
-    def _add(  # noqa: PLR0913, PLR0917, RUF100 - one row of the report
-        self,
-        line: int,
-        claim: str,
-        verdict: str,
-        reason: str,
-        ledger: tuple[str, ...],
-        *,
-        source: str = "",
-        instead: str = "",
-        rule: str = "",
-        text: str = "",
-    ) -> None:
-        cited = self.knowledge.cited(ledger)
-        name = ledger[0] if ledger else rule
-        key = (line, name, claim)
+    def _say(self, line: int, opinion: _Opinion, text: str) -> None:
+        key = (line, opinion.rule, opinion.claim)
         if key in self._seen:
             return
         self._seen.add(key)
@@ -113,83 +116,122 @@ class Judge:
             AuditFinding(
                 self.file,
                 max(line, 1),
-                name,
-                claim,
-                verdict,
-                reason or (cited[0].reason if cited else ""),
-                source or "; ".join(dict.fromkeys(c.source for c in cited)),
-                instead or (cited[0].instead if cited else ""),
-                ledger,
-                " ".join(text.split())[:_SNIPPET],
+                opinion.rule,
+                opinion.claim,
+                opinion.verdict,
+                opinion.reason,
+                opinion.source,
+                opinion.instead,
+                opinion.ledger,
+                " ".join(text[: 4 * _SNIPPET].split())[:_SNIPPET],
             )
+        )
+
+    def _opinion(  # noqa: PLR0913, RUF100 - the fields of a finding
+        self,
+        claim: str,
+        verdict: str,
+        reason: str,
+        ledger: tuple[str, ...],
+        *,
+        rule: str = "",
+        source: str = "",
+        instead: str = "",
+        judged: tuple[str, str] | None = None,
+    ) -> _Opinion:
+        cited = self.knowledge.cited(ledger)
+        reason = reason or (cited[0].reason if cited else "")
+        return _Opinion(
+            ledger[0] if ledger else rule,
+            claim,
+            verdict,
+            reason[:1].upper() + reason[1:],
+            source or "; ".join(dict.fromkeys(c.source for c in cited)),
+            instead or (cited[0].instead if cited else ""),
+            ledger,
+            judged,
         )
 
     def advice(self, line: int, name: str, text: str, *, detail: str = "", instead: str = "") -> None:
         """Report the advice ``name`` of the knowledge base; ``detail`` is put before its reason."""
+        self._say(line, self._of_advice(name, detail=detail, instead=instead), text)
+
+    def _of_advice(self, name: str, *, claim: str = "", detail: str = "", instead: str = "") -> _Opinion:
         item = self.knowledge.advice[name]
         reason = item.reason or (self.knowledge.claims[item.claims[0]].reason if item.claims else "")
-        self._add(
-            line,
-            item.title,
+        return self._opinion(
+            claim or item.title,
             item.verdict,
             f"{detail}{reason}",
             item.claims,
+            rule=name,
             source=item.source,
             instead=instead or item.instead,
-            rule=name,
-            text=text,
         )
 
     def sysctl(self, line: int, key: str, value: str | None, text: str, *, pod: bool = False) -> None:
-        """Judge one sysctl that a file names; ``value`` is None where it is only read or not a literal."""
-        name = canonical_key(key)
-        if name in self.knowledge.names.gone:
-            fate = self.knowledge.names.gone[name]
-            self._named(line, "removed-sysctl", name, value, text, f"{fate[0].upper()}{fate[1:]}. ")
+        """Judge one sysctl that a file names.
+
+        Args:
+            line: where it stands, from 1.
+            key: its name, in any spelling.
+            value: what it is set to; None where it is only read, or not set to a literal.
+            text: the place itself.
+            pod: whether a pod's manifest sets it.
+        """
+        asked = (key, value, pod)
+        if asked not in self._opinions:
+            self._opinions[asked] = self._of_sysctl(canonical_key(key), value, pod)
+        opinion = self._opinions[asked]
+        if opinion is None:
             return
+        self._say(line, opinion, text)
+        if opinion.judged is not None and not pod:
+            self._together(line, *opinion.judged, text)
+
+    def _of_sysctl(self, name: str, value: str | None, pod: bool) -> _Opinion | None:
+        names = self.knowledge.names
+        claim = f"{name} = {value}" if value is not None else name
+        if name in names.gone:
+            fate = names.gone[name]
+            return self._of_advice("removed-sysctl", claim=claim, detail=f"{fate[0].upper()}{fate[1:]}. ")
         if not self._exists(name):
-            self._unknown(line, name, value, text)
-            return
+            return self._unknown(name, claim)
         setting = by_key(name)
         if setting is None or value is None:
-            return
+            return None
         if pod and setting.scope is not Scope.NETNS:
-            self.advice(line, "pod-global-sysctl", text, detail=f"{name}: ")
-            return
+            return self._of_advice("pod-global-sysctl", claim=claim)
         if not _WHOLE.match(value):
-            return
+            return None
         number = int(value)
         if not setting.low <= number <= setting.high:
-            allowed = f"{setting.low} to {setting.high} {setting.unit}"
-            self._named(line, "sysctl-out-of-range", name, value, text, f"It takes {allowed}. ")
-            return
+            detail = f"It takes {setting.low} to {setting.high} {setting.unit}. "
+            return self._of_advice("sysctl-out-of-range", claim=claim, detail=detail)
         band = setting.band(number)
         reason = band.why
-        if pod and name not in self.knowledge.names.pod_safe:
+        if pod and name not in names.pod_safe:
             reason += "; and a pod may set it only with the kubelet's --allowed-unsafe-sysctls"
-        cited = self.knowledge.cited(band.ledger)
-        self._add(
-            line,
+        sources = [setting.source, *(c.source for c in self.knowledge.cited(band.ledger))]
+        return self._opinion(
             f"{name} = {number}",
             _OF_SETTING[band.verdict],
-            reason[0].upper() + reason[1:],
+            reason,
             band.ledger,
-            source="; ".join(dict.fromkeys([setting.source, *(c.source for c in cited)])),
-            instead=band.instead,
             rule=name,
-            text=text,
+            source="; ".join(dict.fromkeys(sources)),
+            instead=band.instead,
+            judged=(name, value),
         )
-        if not pod:
-            self._together(line, name, value, text)
 
     def _together(self, line: int, name: str, value: str, text: str) -> None:
-        self._values[name] = (line, value)
-        for remark in remarks({key: known for key, (_, known) in self._values.items()}):
+        if self._values.get(name) == value:
+            return
+        self._values[name] = value
+        for remark in remarks(self._values):
             if remark.verdict is Verdict.HARMFUL and name in remark.keys and len(remark.keys) > 1:
-                told = ", ".join(f"{k.rpartition('.')[2]} = {self._values[k][1]}" for k in remark.keys)
-                self._add(
-                    line, told, "harmful", remark.text[0].upper() + remark.text[1:], remark.ledger, text=text
-                )
+                told = ", ".join(f"{k.rpartition('.')[2]} = {self._values[k]}" for k in remark.keys)
+                self._say(line, self._opinion(told, "harmful", remark.text, remark.ledger), text)
 
     def _exists(self, name: str) -> bool:
         head, _, last = name.rpartition(".")
@@ -200,33 +242,23 @@ class Judge:
             return name in self.knowledge.names.sysctls or head.endswith(".conf") or "*" in last
         return True
 
-    def _named(self, line: int, advice: str, name: str, value: str | None, text: str, detail: str) -> None:
-        item = self.knowledge.advice[advice]
-        claim = f"{name} = {value}" if value is not None else name
-        self._add(
-            line, claim, item.verdict, f"{detail}{item.reason}", item.claims,
-            source=item.source, instead=item.instead, rule=advice, text=text,
-        )  # fmt: skip
-
-    def _unknown(self, line: int, name: str, value: str | None, text: str) -> None:
-        item = self.knowledge.advice["unknown-sysctl"]
+    def _unknown(self, name: str, claim: str) -> _Opinion:
         close = suggest(name, self.knowledge.names.sysctls)
-        detail, ledger = "", ()
+        detail = ""
         if "close_wait" in name and "conntrack" not in name:
             detail = f"{self.knowledge.claims['X17'].reason} "
         elif "time_wait" in name or "timewait" in name:
             detail = f"{self.knowledge.claims['X03'].reason} "
         elif "fin_wait" in name and "conntrack" not in name:
             detail = "The kernel's timeout is tcp_fin_timeout, and it is for orphans only. "
-        claim = f"{name} = {value}" if value is not None else name
-        self._add(
-            line, claim, item.verdict, f"{detail}{item.reason}", ledger, source=item.source,
-            instead=f"Near it are {', '.join(close)}." if close else "", rule=item.id, text=text,
-        )  # fmt: skip
+        instead = f"Near it are {', '.join(close)}." if close else ""
+        return self._of_advice("unknown-sysctl", claim=claim, detail=detail, instead=instead)
 
 
-def suggest(name: str, known: frozenset[str]) -> list[str]:
+@lru_cache(maxsize=1024)
+def suggest(name: str, known: frozenset[str]) -> tuple[str, ...]:
     """Return up to three existing names that are near ``name``, the nearest first."""
     last = name.rpartition(".")[2]
     by_last = {full.rpartition(".")[2]: full for full in known}
-    return [by_last[x] for x in difflib.get_close_matches(last[:80], sorted(by_last), n=3, cutoff=0.6)]
+    near = difflib.get_close_matches(last[:80], sorted(by_last), n=3, cutoff=0.6)
+    return tuple(by_last[name] for name in near)

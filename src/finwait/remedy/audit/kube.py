@@ -115,7 +115,7 @@ def parse_yaml(text: str, *, first_line: int = 1) -> list[Node]:
     return builder.documents
 
 
-def _feed(yaml: Any, builder: _Builder, event: Any, first_line: int) -> None:
+def _feed(yaml: Any, builder: _Builder, event: Any, first_line: int) -> None:  # noqa: ANN401 - PyYAML has no types
     line = event.start_mark.line + first_line
     if isinstance(event, yaml.ScalarEvent):
         node = Node(line, text=event.value, block=event.style in ("|", ">"))

@@ -34,7 +34,7 @@ _KUBE_PROXY = re.compile(r"""(?:^|[\s/"'`=])kube-proxy["']?\s+(-.*)""")
 _ARGS_VARIABLE = re.compile(r"""\bKUBE_PROXY_\w*ARGS["']?\s*[=:]\s*["']?([^"'\n]*)""")
 _OTHER_COMMAND = re.compile(r"\b(?:kubectl|helm|docker|crictl|systemctl|journalctl|grep|oc|ps|pgrep)\b")
 _WORD = re.compile(r"\S+")
-_LONGEST = 4000
+_LONGEST = 2000
 """Characters of one logical line that are looked at; no command a person pasted is longer."""
 _MOST_JOINED = 60
 
@@ -59,7 +59,7 @@ class Logical:
 
 
 def logical_lines(rows: Iterable[tuple[int, str]]) -> Iterator[Logical]:
-    """Join lines that end in a backslash, up to 60 of them and 4000 characters."""
+    """Join lines that end in a backslash, up to 60 of them and 2000 characters."""
     text = ""
     starts: list[tuple[int, int]] = []
     for number, row in rows:

@@ -106,7 +106,7 @@ def _unbounded(judge: Judge, section: _Section) -> None:
         judge.advice(section.line, "haproxy-no-fin-timeout", named, detail=told)
 
 
-_NGINX_TIME = re.compile(r"(?:\d+(?:ms|[smhdwMy])?)+\Z")
+_NGINX_TIME = re.compile(r"(?:\d+(?:ms|[smhdwMy]))*(?:\d+)?\Z")
 _NGINX_PART = re.compile(r"(\d+)(ms|[smhdwMy])?")
 _NGINX_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "M": 2592000, "y": 31536000}
 _NGINX_DEFAULT_S = 600
@@ -120,7 +120,7 @@ _NGINX_TOKEN = re.compile(
 
 def nginx_s(text: str) -> float | None:
     """Return the seconds of an nginx time (``10m``, ``1h30m``, ``30``), or None if it is none."""
-    if len(text) > 40 or not _NGINX_TIME.match(text):
+    if not text or len(text) > 40 or not _NGINX_TIME.match(text):
         return None
     return sum(int(n) * _NGINX_UNITS[unit or "s"] for n, unit in _NGINX_PART.findall(text))
 
