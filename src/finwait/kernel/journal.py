@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import msgspec
+
 from finwait.errors import KernelError, PermissionNeeded
 
 if TYPE_CHECKING:
@@ -145,7 +147,7 @@ def _user(uid: int) -> str:
 
 
 def _dump(value: Mapping[str, Any]) -> str:
-    return json.dumps(dict(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return msgspec.json.encode(value).decode("utf-8")
 
 
 class SqliteJournal:
@@ -244,27 +246,36 @@ class SqliteJournal:
         uid = os.getuid()
         pid = os.getpid()
         shared = (uid, _user(uid), json.dumps(sys.argv, ensure_ascii=False), pid, _start_of(pid), _boot())
-        ids: list[int] = []
+        now = time.time_ns()
+        rows = [
+            (
+                act.kind,
+                now,
+                *shared,
+                _dump(act.target),
+                _dump(act.before),
+                _dump(act.after),
+                act.why,
+                act.undoes,
+            )
+            for act in acts
+        ]
         with self._errors("write"):
             try:
                 self._db.execute("BEGIN IMMEDIATE")
-                for act in acts:
-                    cursor = self._db.execute(
-                        "INSERT INTO acts (kind, started_ns, uid, user, command, pid, pid_start, boot_id,"
-                        " target, before, after, why, undoes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                        (
-                            act.kind, time.time_ns(), *shared,
-                            _dump(act.target), _dump(act.before), _dump(act.after), act.why, act.undoes,
-                        ),
-                    )  # fmt: skip
-                    assert cursor.lastrowid is not None
-                    ids.append(cursor.lastrowid)
+                self._db.executemany(
+                    "INSERT INTO acts (kind, started_ns, uid, user, command, pid, pid_start, boot_id,"
+                    " target, before, after, why, undoes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    rows,
+                )
+                # AUTOINCREMENT under the write lock: the rows just inserted have consecutive ids.
+                last = self._db.execute("SELECT coalesce(max(id), 0) FROM acts").fetchone()[0]
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        return ids
+        return list(range(last - len(rows) + 1, last + 1))
 
     def complete(self, act_id: int, result: Mapping[str, Any]) -> None:
         """Write down what came of an act. A key ``error`` in the result says that it failed.
@@ -285,12 +296,12 @@ class SqliteJournal:
         with self._errors("write", "the act was done, its result is not written down"):
             try:
                 self._db.execute("BEGIN IMMEDIATE")
-                for act_id, result in results.items():
-                    changed = self._db.execute(
-                        "UPDATE acts SET finished_ns = ?, result = ? WHERE id = ? AND finished_ns IS NULL",
-                        (time.time_ns(), _dump(result), act_id),
-                    )
-                    _one_row(changed.rowcount, act_id)
+                now = time.time_ns()
+                changed = self._db.executemany(
+                    "UPDATE acts SET finished_ns = ?, result = ? WHERE id = ? AND finished_ns IS NULL",
+                    [(now, _dump(result), act_id) for act_id, result in results.items()],
+                )
+                _all_open(changed.rowcount, list(results))
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -330,9 +341,12 @@ class SqliteJournal:
         return [_entry(row) for row in rows]
 
 
-def _one_row(count: int, act_id: int) -> None:
-    if count != 1:
-        raise ValueError(f"the journal has no open act {act_id}")
+def _all_open(changed: int, ids: list[int]) -> None:
+    if changed != len(ids):
+        shown = ", ".join(map(str, ids[:5]))
+        raise ValueError(
+            f"the journal has no open act {shown}" if len(ids) == 1 else f"not all open: {shown}, …"
+        )
 
 
 def _entry(row: tuple[Any, ...]) -> JournalEntry:

@@ -256,11 +256,12 @@ def all_targets() -> tuple[list[Target], list[Gap]]:
     """Open every network namespace that a mount or a process leads to, each once, the initial one first."""
     found: dict[int, Target] = {}
     gaps: list[Gap] = []
+    hidden = 0
     for path, name in _named():
         try:
             inode = Path(path).stat().st_ino
         except PermissionError:
-            gaps.append(Gap(name, "see its network namespace", "CAP_SYS_PTRACE"))
+            hidden += 1
             continue
         except OSError:
             continue  # it ended while we looked
@@ -277,6 +278,8 @@ def all_targets() -> tuple[list[Target], list[Gap]]:
             target.close()
         else:
             found[target.inode] = target
+    if hidden:
+        gaps.append(Gap(f"{hidden} processes", "see their network namespaces", "CAP_SYS_PTRACE"))
     return sorted(found.values(), key=lambda t: (not t.initial, t.inode)), gaps
 
 
