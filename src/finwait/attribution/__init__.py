@@ -1,0 +1,1 @@
+"""Joins: a socket → its other end; a socket → process → cgroup → container → pod. Pure."""

@@ -1,0 +1,1 @@
+"""Columns → findings. Pure."""

@@ -1,0 +1,1 @@
+"""Answers what `finwait.kernel` answers, from a file."""

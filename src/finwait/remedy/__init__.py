@@ -1,0 +1,1 @@
+"""A finding → steps, and the reasons not to take them. Pure."""

@@ -1,0 +1,257 @@
+"""Network namespaces: finding every one, and looking into each without ever staying there.
+
+A namespace is kept alive by a process in it, a bind mount of its nsfs file, or an open descriptor; we look
+in all three places, and at threads, whose namespace may differ from that of their process.
+
+Looking is done by one thread made for the purpose. It enters one namespace after the other (``setns`` acts
+on the calling thread alone), does what it was asked there, and *ends*: no thread ever returns to work with a
+foreign namespace on it, whatever failed in between.
+
+What this cannot see: a namespace that only an in-flight descriptor or another kernel object keeps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from finwait.errors import Gap
+
+__all__ = ["NetNamespace", "discover", "own_netns", "setns", "visit"]
+
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+_LINK = re.compile(r"net:\[(\d+)\]")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NetNamespace:
+    """One network namespace and the ways that lead to it."""
+
+    inode: int
+    """Inode of its nsfs file: what ``ls -l /proc/PID/ns/net`` shows."""
+    names: tuple[str, ...] = ()
+    """What people call it: ``host``, names of ``ip netns``, other mount points."""
+    pids: tuple[int, ...] = ()
+    """Some of the processes in it, lowest first (at most eight)."""
+    process_count: int = 0
+    paths: tuple[str, ...] = field(default=(), compare=False)
+    """Files that open it, best first."""
+
+
+def setns(fd: int) -> None:
+    """Move the calling thread into the network namespace that ``fd`` refers to.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    if _libc.setns(fd, CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def own_netns() -> int:
+    """Return the inode of the calling thread's network namespace."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+class _Found:
+    """What discovery gathers about each inode."""
+
+    def __init__(self) -> None:
+        self.paths: dict[int, list[str]] = {}
+        self.pids: dict[int, list[int]] = {}
+        self.counts: dict[int, int] = {}
+        self.names: dict[int, list[str]] = {}
+
+    def process(self, inode: int, pid: int, path: str) -> None:
+        self.counts[inode] = self.counts.get(inode, 0) + 1
+        pids = self.pids.setdefault(inode, [])
+        if len(pids) < 8:
+            pids.append(pid)
+            self.paths.setdefault(inode, []).append(path)
+
+    def name(self, inode: int, name: str, path: str) -> None:
+        names = self.names.setdefault(inode, [])
+        if name not in names:
+            names.append(name)
+        self.paths.setdefault(inode, []).insert(0, path)
+
+    def path(self, inode: int, path: str) -> None:
+        paths = self.paths.setdefault(inode, [])
+        if len(paths) < 16:
+            paths.append(path)
+
+
+def discover(descriptors: Iterable[tuple[int, int, int]] = ()) -> tuple[list[NetNamespace], list[Gap]]:
+    """Find every network namespace on the machine.
+
+    Args:
+        descriptors: ``(inode, pid, fd)`` of open nsfs files, from `finwait.kernel.procfs.descriptors`.
+
+    Returns:
+        The namespaces by inode (the host's first, where it can be told), and what could not be seen.
+    """
+    found = _Found()
+    unread: list[int] = []
+    mounts_seen: set[str] = set()
+    mine = own_netns()
+    found.path(mine, "/proc/thread-self/ns/net")
+    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    for pid in pids:
+        try:
+            inode = int(_LINK.fullmatch(os.readlink(f"/proc/{pid}/ns/net"))[1])  # type: ignore[index]
+        except PermissionError:
+            unread.append(pid)
+            continue
+        except (OSError, TypeError):  # it ended, or is a zombie (whose link is empty)
+            continue
+        found.process(inode, pid, f"/proc/{pid}/ns/net")
+        _threads(found, pid, inode)
+        _mounts(found, pid, mounts_seen)
+    for inode, pid, fd in descriptors:
+        found.path(inode, f"/proc/{pid}/fd/{fd}")
+    gaps = (
+        [
+            Gap(
+                _who(unread),
+                "read its network namespace" if len(unread) == 1 else "read their network namespaces",
+                "CAP_SYS_PTRACE",
+            )
+        ]
+        if unread
+        else []
+    )
+    host = _host_inode()
+    if host is not None and (host in found.paths):
+        found.names.setdefault(host, []).insert(0, "host")
+    result = [
+        NetNamespace(
+            inode,
+            tuple(found.names.get(inode, ())),
+            tuple(found.pids.get(inode, ())),
+            found.counts.get(inode, 0),
+            tuple(found.paths[inode]),
+        )
+        for inode in sorted(found.paths, key=lambda i: (i != host, i))
+    ]
+    return result, gaps
+
+
+def _who(pids: list[int]) -> str:
+    return f"pid {pids[0]}" if len(pids) == 1 else f"{len(pids)} processes"
+
+
+def _host_inode() -> int | None:
+    """The namespace of kthreadd: the machine's own, whatever container pid 1 may be the init of."""
+    try:
+        with open("/proc/2/comm", encoding="ascii", errors="replace") as file:
+            if file.read() != "kthreadd\n":  # a pid namespace: nothing here tells which one is the host's
+                return None
+        return os.stat("/proc/2/ns/net").st_ino
+    except OSError:
+        return None
+
+
+def _threads(found: _Found, pid: int, leader: int) -> None:
+    """Threads may be in another namespace than their process (runtimes do that while they set up pods)."""
+    try:
+        if os.stat(f"/proc/{pid}/task").st_nlink <= 3:  # one thread: two links of the directory and one task
+            return
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            link = _LINK.fullmatch(os.readlink(f"/proc/{pid}/task/{tid}/ns/net"))
+            if link and int(link[1]) != leader:
+                found.path(int(link[1]), f"/proc/{pid}/task/{tid}/ns/net")
+    except OSError:
+        return
+
+
+def _mounts(found: _Found, pid: int, seen: set[str]) -> None:
+    """Bind mounts of nsfs files, once for each mount namespace."""
+    try:
+        mount_ns = os.readlink(f"/proc/{pid}/ns/mnt")
+        if mount_ns in seen:
+            return
+        seen.add(mount_ns)
+        with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.readlines()
+    except OSError:
+        return
+    ours = mount_ns == os.readlink("/proc/self/ns/mnt")
+    for line in lines:
+        if " nsfs " not in line:
+            continue
+        words = line.split(" ")
+        link = _LINK.fullmatch(words[3])
+        if not link:
+            continue
+        where = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), words[4])
+        path = where if ours else f"/proc/{pid}/root{where}"
+        directory, _, base = where.rpartition("/")
+        found.name(int(link[1]), base if directory in ("/run/netns", "/var/run/netns") else where, path)
+
+
+def visit(
+    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T]
+) -> tuple[dict[int, T], list[Gap]]:
+    """Call ``look`` once inside each namespace, in a thread of its own that ends afterwards.
+
+    The caller's own namespace needs no privilege. A namespace that cannot be opened or entered becomes a
+    Gap; an exception of ``look`` is raised again here, after the thread has ended.
+    """
+    results: dict[int, T] = {}
+    gaps: list[Gap] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        here = own_netns()
+        try:
+            for ns in namespaces:
+                if ns.inode != here:
+                    gap = _enter(ns)
+                    if gap is not None:
+                        gaps.append(gap)
+                        continue
+                    here = ns.inode
+                results[ns.inode] = look(ns)
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, whatever it is
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return results, gaps
+
+
+def _enter(ns: NetNamespace) -> Gap | None:
+    denied = False
+    for path in ns.paths:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            denied = denied or isinstance(error, PermissionError)
+            continue
+        try:
+            if os.fstat(fd).st_ino != ns.inode:  # the pid or the path is another's by now
+                continue
+            setns(fd)
+        except PermissionError:
+            denied = True
+            continue
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+        return None
+    where = f"netns {ns.inode}" + (f" ({ns.names[0]})" if ns.names else "")
+    if denied:
+        return Gap(where, "enter it", "CAP_SYS_ADMIN")
+    return Gap(where, "enter it: it vanished", "")

@@ -1,0 +1,279 @@
+"""One look at the running machine: namespaces, dumps, files, descriptors, as bytes.
+
+Order matters. Descriptors are listed before the dumps (they lead to namespaces that nothing else shows), so
+a socket made in between has a row and no descriptor; `Machine.descriptors_again` lists them once more when
+the caller meets such rows. A dump asks first what is cheap: a namespace whose counters say that it holds no
+TCP socket is not walked, and ESTABLISHED sockets, which can be hundreds of thousands and are rarely the
+question, are dumped only up to a number (`Plan.established_limit`) or on demand; what was left out is said.
+
+Reading only: nothing here writes to the kernel, starts conntrack in a namespace, or loads a module that
+``ss`` and ``conntrack -L`` would not load.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from finwait.errors import Gap, KernelError, NotSupported
+from finwait.kernel import cgroup, netns, procfs
+from finwait.kernel.netlink import (
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    NETLINK_SOCK_DIAG,
+    Answer,
+    Arena,
+    dump,
+    netlink_socket,
+)
+from finwait.uapi import inet_diag, rtnetlink, tcp
+from finwait.uapi import netlink as nl
+from finwait.uapi.observation import Descriptors, Dump, Namespace, Observation, ProcessFiles
+
+__all__ = ["GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
+
+_SYS: Final = "/proc/sys/net/"
+_NET: Final = "/proc/thread-self/net/"
+
+SYSCTLS: Final = (
+    "ipv4/tcp_fin_timeout",
+    "ipv4/tcp_keepalive_time",
+    "ipv4/tcp_keepalive_intvl",
+    "ipv4/tcp_keepalive_probes",
+    "ipv4/tcp_orphan_retries",
+    "ipv4/tcp_retries2",
+    "ipv4/tcp_max_tw_buckets",
+    "ipv4/tcp_tw_reuse",
+    "ipv4/tcp_rto_max_ms",
+    "ipv4/ip_local_port_range",
+    "netfilter/nf_conntrack_count",
+    "netfilter/nf_conntrack_max",
+    "netfilter/nf_conntrack_tcp_be_liberal",
+    "netfilter/nf_conntrack_tcp_loose",
+    "netfilter/nf_conntrack_tcp_timeout_close_wait",
+    "netfilter/nf_conntrack_tcp_timeout_established",
+    "netfilter/nf_conntrack_tcp_timeout_fin_wait",
+    "netfilter/nf_conntrack_tcp_timeout_last_ack",
+    "netfilter/nf_conntrack_tcp_timeout_time_wait",
+)
+NAMESPACE_FILES: Final = (
+    *(f"sys/{name}" for name in SYSCTLS),
+    "net/sockstat",
+    "net/sockstat6",
+    "net/netstat",
+    "net/snmp",
+    "net/stat/nf_conntrack",
+)
+"""Files that say something else in every network namespace."""
+GLOBAL_FILES: Final = ("sys/ipv4/tcp_max_orphans", "sys/ipv4/tcp_mem")
+"""Files of the initial namespace that hold for the whole machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to look at."""
+
+    states: int = tcp.ALL_STATES
+    """Mask of ``1 << state``."""
+    extensions: int = inet_diag.EXT_ALL
+    bytecode: bytes = b""
+    """inet_diag bytecode that the kernel applies."""
+    only: frozenset[int] | None = None
+    """Inodes of the namespaces to look into; None for all."""
+    mptcp: bool = True
+    conntrack: bool = True
+    files: bool = True
+    descriptors: bool = True
+    established_limit: int | None = 50_000
+    """Dump ESTABLISHED only where at most so many sockets are; None for always."""
+    progress: Callable[[str], None] | None = field(default=None, compare=False)
+
+
+class Machine:
+    """The running machine, as `finwait.session` reads it."""
+
+    live: Final = True
+
+    def observe(self, plan: Plan) -> Observation:
+        """Look once."""
+        say = plan.progress or (lambda _: None)
+        gaps: list[Gap] = []
+        facts = procfs.facts()
+        found = Descriptors.none()
+        spaces: list[tuple[int, int, int]] = []
+        if plan.descriptors:
+            say("listing descriptors")
+            found, spaces = procfs.descriptors()
+            gaps += _unreadable(found)
+        say("finding network namespaces")
+        namespaces, more = netns.discover(spaces)
+        gaps += more
+        if plan.only is not None:
+            namespaces = [ns for ns in namespaces if ns.inode in plan.only]
+        arena = Arena()
+        say(f"reading sockets of {len(namespaces)} namespaces")
+        looks, more = netns.visit(namespaces, lambda ns: _look(ns, plan, arena, gaps))
+        gaps += more
+        return Observation(
+            facts,
+            arena.array(),
+            tuple(looks[ns.inode] for ns in namespaces if ns.inode in looks),
+            found,
+            gaps=tuple(_honest(gap, facts.capabilities) for gap in gaps),
+            complete=plan.states & tcp.ALL_STATES == tcp.ALL_STATES
+            and not any(look.established_skipped for look in looks.values()),
+        )
+
+    def descriptors_again(self) -> Descriptors:
+        """List all descriptors once more; see the module for when."""
+        return procfs.descriptors()[0]
+
+    def processes(self, which: Iterable[int]) -> dict[int, ProcessFiles]:
+        """Read the files that describe processes."""
+        return procfs.processes(which)
+
+    def cgroups(self, ids: Iterable[int]) -> dict[int, str]:
+        """Return the paths of cgroups by id."""
+        return cgroup.paths(ids)
+
+    def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
+        """Return which descriptors an executed program would not inherit."""
+        return procfs.close_on_exec(pairs)
+
+    def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
+        """Return the protocol names of sockets by inode, of ``(pid, fd, inode)``."""
+        return procfs.socket_protocols(triples)
+
+
+_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+
+
+def _honest(gap: Gap, capabilities: int) -> Gap:
+    """A capability that we have is not what was missing: then a security policy said no."""
+    bit = _CAPABILITIES.get(gap.needs)
+    if bit is not None and capabilities >> bit & 1:
+        return Gap(gap.where, gap.doing, f"a security policy that allows it; {gap.needs} alone is not enough")
+    return gap
+
+
+def _unreadable(found: Descriptors) -> list[Gap]:
+    if not found.unreadable:
+        return []
+    n = len(found.unreadable)
+    who = f"pid {found.unreadable[0]}" if n == 1 else f"{n} processes"
+    return [Gap(who, "list its descriptors" if n == 1 else "list their descriptors", "CAP_SYS_PTRACE")]
+
+
+def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:
+    """Return a number of sockstat: the value after ``field_name`` on the line that starts with ``key``."""
+    for line in (data or b"").splitlines():
+        if line.startswith(key):
+            words = line.split()
+            try:
+                return int(words[words.index(field_name) + 1])
+            except (ValueError, IndexError):
+                return 0
+    return 0
+
+
+def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap]) -> Namespace:
+    where = f"netns {ns.inode}"
+    v4, v6 = procfs.read(_NET + "sockstat"), procfs.read(_NET + "sockstat6")
+    in_use = _number(v4, b"TCP:", b"inuse") + _number(v6, b"TCP6:", b"inuse")
+    minisockets = _number(v4, b"TCP:", b"tw")
+    dumps: list[Dump] = []
+    skipped = 0
+    states = plan.states
+    wants_established = states & (1 << tcp.ESTABLISHED)
+    if wants_established and plan.established_limit is not None and in_use > plan.established_limit:
+        states &= ~(1 << tcp.ESTABLISHED)
+        skipped = in_use
+    if v4 is None or in_use or minisockets:
+        try:
+            with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
+                dumps += _sockets(sock, plan, states, arena, gaps, where)
+        except KernelError as error:
+            gaps.append(Gap(where, error.doing, getattr(error, "capability", "") or str(error)))
+    files: dict[str, bytes] = {}
+    if v4 is not None:
+        files["net/sockstat"] = v4
+    if v6 is not None:
+        files["net/sockstat6"] = v6
+    entries = procfs.read(_SYS + "netfilter/nf_conntrack_count")
+    if entries is not None:
+        files["sys/netfilter/nf_conntrack_count"] = entries
+        if plan.conntrack and entries.strip() not in (b"0", b""):
+            # struct nfgenmsg all 0: both families. IPCTNL_MSG_CT_GET (1) of NFNL_SUBSYS_CTNETLINK (1).
+            ask = nl.message(1 << 8 | 1, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, b"\0\0\0\0")
+            dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, where)
+    if dumps:
+        dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
+    if plan.files and dumps:
+        for name in NAMESPACE_FILES:
+            if name not in files:
+                data = procfs.read(_SYS + name[4:] if name.startswith("sys/") else _NET + name[4:])
+                if data is not None:
+                    files[name] = data
+        for name in GLOBAL_FILES:
+            data = procfs.read(_SYS + name[4:])
+            if data is not None:
+                files[name] = data
+    return Namespace(ns.inode, ns.names, ns.pids, ns.process_count, tuple(dumps), files, skipped)
+
+
+def _sockets(
+    sock: socket.socket, plan: Plan, states: int, arena: Arena, gaps: list[Gap], where: str
+) -> list[Dump]:
+    result = []
+    request = inet_diag.dump_both_families(states, plan.extensions, bytecode=plan.bytecode)
+    try:
+        answer = dump(sock, request, arena, "dump the TCP sockets")
+        result.append(_dump("tcp", answer, gaps, where))
+    except NotSupported:  # a kernel that has lost the older request: one walk for each family
+        for family in (inet_diag.AF_INET, inet_diag.AF_INET6):
+            request = inet_diag.dump_request(
+                family, inet_diag.IPPROTO_TCP, states, plan.extensions, bytecode=plan.bytecode
+            )
+            answer = dump(sock, request, arena, "dump the TCP sockets")
+            result.append(_dump("tcp", answer, gaps, where))
+    if plan.mptcp and _has_mptcp():
+        for family in (inet_diag.AF_INET, inet_diag.AF_INET6):
+            request = inet_diag.dump_request(
+                family, inet_diag.IPPROTO_MPTCP, states, plan.extensions, bytecode=plan.bytecode
+            )
+            try:
+                answer = dump(sock, request, arena, "dump the MPTCP sockets")
+            except NotSupported:  # a kernel without MPTCP: then there is nothing to see
+                break
+            result.append(_dump("mptcp", answer, gaps, where))
+    return result
+
+
+def _has_mptcp() -> bool:
+    """Whether this namespace holds MPTCP sockets, by the protocol counters; unknown counts as yes."""
+    data = procfs.read(_NET + "protocols")
+    if data is None:
+        return True
+    for line in data.splitlines():
+        words = line.split()
+        if words and words[0] in (b"MPTCP", b"MPTCPv6") and words[2] not in (b"0", b"-1"):
+            return True
+    return False
+
+
+def _dump(kind: str, answer: Answer, gaps: list[Gap], where: str) -> Dump:
+    if answer.interrupted:
+        gaps.append(Gap(where, f"dump its {kind} rows undisturbed: they changed under every attempt", ""))
+    return Dump(kind, answer.starts, answer.ends, answer.interrupted)
+
+
+def _side_dump(kind: str, family: int, ask: bytes, arena: Arena, gaps: list[Gap], where: str) -> list[Dump]:
+    doing = {"conntrack": "dump the conntrack entries", "addresses": "list its addresses"}[kind]
+    try:
+        with netlink_socket(family, doing) as sock:
+            return [_dump(kind, dump(sock, ask, arena, doing), gaps, where)]
+    except KernelError as error:
+        gaps.append(Gap(where, doing, getattr(error, "capability", "") or str(error)))
+        return []

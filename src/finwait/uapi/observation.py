@@ -1,0 +1,117 @@
+"""Everything that one look at the machine read, as bytes.
+
+The seam between the edges and the core: `finwait.kernel.observe` fills it from the running kernel,
+`finwait.recording` from a file, and the core cannot tell which. Nothing in here is interpreted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.errors import Gap
+
+__all__ = ["Descriptors", "Dump", "Facts", "Namespace", "Observation", "ProcessFiles"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Which machine, when, and as whom."""
+
+    kernel: str = ""
+    """``uname -r``."""
+    hostname: str = ""
+    boot_id: str = ""
+    unix_ns: int = 0
+    """Wall clock at the start of the look."""
+    boottime_ns: int = 0
+    """CLOCK_BOOTTIME at the start of the look: what process start times count from."""
+    clock_ticks: int = 100
+    """``sysconf(_SC_CLK_TCK)``: the unit of start times in ``/proc/PID/stat``."""
+    page_size: int = 4096
+    euid: int = 0
+    capabilities: int = 0
+    """CapEff of the looking process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """One netlink dump: what was asked, and where the answering datagrams are in the buffer."""
+
+    kind: str
+    """``tcp``, ``mptcp`` or ``conntrack``."""
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """One network namespace: its names, what was dumped in it, and the files read in it."""
+
+    inode: int
+    names: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()
+    process_count: int = 0
+    dumps: tuple[Dump, ...] = ()
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Path below ``/proc/sys/net`` or ``/proc/net`` → content, e.g. ``sys/ipv4/tcp_fin_timeout``."""
+    established_skipped: int = 0
+    """How many ESTABLISHED sockets were left out of the dump to keep it cheap; 0 when none were."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFiles:
+    """Files of one process, as read; an absent one could not be read."""
+
+    stat: bytes | None = None
+    status: bytes | None = None
+    cmdline: bytes | None = None
+    cgroup: bytes | None = None
+    exe: bytes | None = None
+    """What the ``exe`` link says."""
+    netns: int | None = None
+    denied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """Every descriptor of a process that refers to a socket: three columns of equal length."""
+
+    pid: NDArray[np.uint32]
+    fd: NDArray[np.uint32]
+    inode: NDArray[np.uint64]
+    unreadable: tuple[int, ...] = ()
+    """Pids whose descriptors we were not allowed to list."""
+    searched: bool = True
+    """False when nobody looked: then an inode that is absent here says nothing."""
+
+    @classmethod
+    def none(cls, *, searched: bool = False) -> Descriptors:
+        """Return no descriptors, because nobody looked."""
+        return cls(np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(0, np.uint64), (), searched)
+
+    def __len__(self) -> int:
+        return len(self.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One look at the machine."""
+
+    facts: Facts
+    buffer: NDArray[np.uint8]
+    namespaces: tuple[Namespace, ...]
+    descriptors: Descriptors
+    processes: dict[int, ProcessFiles] = field(default_factory=dict)
+    cgroups: dict[int, str] = field(default_factory=dict)
+    """cgroup id → path below the cgroup2 mount point."""
+    socket_protocols: dict[int, str] = field(default_factory=dict)
+    """Inode → sockfs protocol name (``TCP``, ``UNIX``) of descriptors that no dump explains."""
+    close_on_exec: dict[tuple[int, int], bool] = field(default_factory=dict)
+    """(pid, fd) → FD_CLOEXEC."""
+    gaps: tuple[Gap, ...] = ()
+    complete: bool = True
+    """Whether every TCP state was asked for."""
