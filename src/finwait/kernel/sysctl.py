@@ -15,7 +15,6 @@ is read back, and on the first failure those already written are put back, the l
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
@@ -28,10 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from finwait.errors import Gap, KernelError, PermissionNeeded
+from finwait.kernel import netns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
+
+    from finwait.kernel.netns import NetNamespace
 
 __all__ = [
     "Applied",
@@ -52,7 +54,6 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71
 _PROC_SYS = Path("/proc/sys")
 _ONLY_INITIAL = _PROC_SYS / "net/ipv4/tcp_max_orphans"
@@ -115,13 +116,14 @@ class Target:
         return {"netns": self.inode, "cookie": self.cookie, "boot_id": boot_id(), "name": self.name}
 
 
-def _setns(fd: int, inode: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, _CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
+def _enter(fd: int, inode: int) -> None:
+    try:
+        netns.setns(fd)
+    except OSError as error:
+        number = error.errno or errno.EIO
         if number in (errno.EPERM, errno.EACCES):
-            raise PermissionNeeded(number, "enter the network namespace", "CAP_SYS_ADMIN", netns=inode)
-        raise KernelError(number, "enter the network namespace", netns=inode)
+            raise PermissionNeeded(number, "enter it", "CAP_SYS_ADMIN", netns=inode) from error
+        raise KernelError(number, "enter it", netns=inode) from error
 
 
 def _inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
@@ -132,7 +134,7 @@ def _inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
     def run() -> None:
         try:
             if fd is not None:
-                _setns(fd, inode)
+                _enter(fd, inode)
             done.append(work())
         except BaseException as error:  # noqa: BLE001 - carried over to the calling thread, whatever it is
             failed.append(error)
@@ -225,62 +227,42 @@ def _pids() -> Iterator[int]:
             yield int(entry.name)
 
 
-def _named() -> Iterator[tuple[str, str]]:
-    """Yield (path, name) of every way to a network namespace that can be seen from here."""
-    for folder in ("/run/netns", "/run/docker/netns"):
+def _first_open(namespace: NetNamespace) -> Target:
+    refused: PermissionNeeded | None = None
+    for path in namespace.paths:
         try:
-            names = sorted(os.listdir(folder))
-        except OSError:
+            target = _adopt(_open(path), namespace.names[0] if namespace.names else path)
+        except PermissionNeeded as error:
+            refused = error
             continue
-        for name in names:
-            yield f"{folder}/{name}", name
-    for pid in _pids():
-        yield f"/proc/{pid}/ns/net", f"pid:{pid}"
+        except KernelError:
+            continue  # that way is gone; another may be there
+        if target.inode == namespace.inode:
+            return target
+        target.close()
+    raise refused or KernelError(errno.ENOENT, "open it", netns=namespace.inode)
 
 
 def _by_inode(inode: int) -> Target:
-    for path, name in _named():
-        try:
-            found = Path(path).stat().st_ino
-        except OSError:
-            continue
-        if found == inode:
-            target = _adopt(_open(path), name)
-            if target.inode == inode:
-                return target
-            target.close()
+    for namespace in netns.discover()[0]:
+        if namespace.inode == inode:
+            return _first_open(namespace)
     raise KernelError(errno.ENOENT, f"find the network namespace {inode}", hint="`finwait netns` lists them")
 
 
 def all_targets() -> tuple[list[Target], list[Gap]]:
-    """Open every network namespace that a mount or a process leads to, each once, the initial one first."""
-    found: dict[int, Target] = {}
-    gaps: list[Gap] = []
-    hidden = 0
-    for path, name in _named():
+    """Open every network namespace that can be found, each once, the initial one first."""
+    found: list[Target] = []
+    namespaces, gaps = netns.discover()
+    gaps = list(gaps)
+    for namespace in namespaces:
         try:
-            inode = Path(path).stat().st_ino
-        except PermissionError:
-            hidden += 1
-            continue
-        except OSError:
-            continue  # it ended while we looked
-        if inode in found:
-            continue
-        try:
-            target = _adopt(_open(path), name)
+            found.append(_first_open(namespace))
         except PermissionNeeded as error:
-            gaps.append(Gap(f"netns {inode}", "enter it", error.capability))
-            continue
+            gaps.append(Gap(f"netns {namespace.inode}", "enter it", error.capability))
         except KernelError:
-            continue  # it ended while we looked, or is no namespace
-        if target.inode in found:
-            target.close()
-        else:
-            found[target.inode] = target
-    if hidden:
-        gaps.append(Gap(f"{hidden} processes", "see their network namespaces", "CAP_SYS_PTRACE"))
-    return sorted(found.values(), key=lambda t: (not t.initial, t.inode)), gaps
+            continue  # it ended while we looked
+    return sorted(found, key=lambda target: (not target.initial, target.inode)), gaps
 
 
 def pod_target(uid: str) -> Target:
