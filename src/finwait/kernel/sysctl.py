@@ -47,6 +47,7 @@ __all__ = [
     "open_target",
     "pod_target",
     "read",
+    "read_drop_in",
     "remove_drop_in",
     "restore",
     "temporarily",
@@ -481,10 +482,7 @@ def write_drop_in(name: str, text: str, *, folder: Path = SYSCTL_D) -> DropIn:
     temporary = folder / f".{name}.finwait-{os.getpid()}"
     with _doing(f"write `{path}`", None):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        try:
-            before: str | None = path.read_text(encoding="utf-8", errors="surrogateescape")
-        except FileNotFoundError:
-            before = None
+        before = read_drop_in(name, folder=folder)
         try:
             _write_synced(temporary, text)
             temporary.replace(path)
@@ -495,6 +493,21 @@ def write_drop_in(name: str, text: str, *, folder: Path = SYSCTL_D) -> DropIn:
     return DropIn(str(path), before, text)
 
 
+def read_drop_in(name: str, *, folder: Path = SYSCTL_D) -> str | None:
+    """Return what a file of sysctl.d holds; None if there is none.
+
+    Raises:
+        ValueError: the name has a slash or does not end in ``.conf``.
+        KernelError: it is there and cannot be read.
+    """
+    path = _drop_in_path(name, folder)
+    with _doing(f"read `{path}`", None):
+        try:
+            return path.read_text(encoding="utf-8", errors="surrogateescape")
+        except FileNotFoundError:
+            return None
+
+
 def remove_drop_in(dropped: DropIn, *, folder: Path = SYSCTL_D) -> None:
     """Put back what a file of sysctl.d held before `write_drop_in`, or remove it if there was none.
 
@@ -503,10 +516,7 @@ def remove_drop_in(dropped: DropIn, *, folder: Path = SYSCTL_D) -> None:
     """
     path = _drop_in_path(Path(dropped.path).name, folder)
     with _doing(f"put back `{path}`", None):
-        try:
-            now: str | None = path.read_text(encoding="utf-8", errors="surrogateescape")
-        except FileNotFoundError:
-            now = None
+        now = read_drop_in(path.name, folder=folder)
         if now == dropped.before:
             return
         if now != dropped.after:

@@ -331,15 +331,14 @@ def _judge(
         state, verdict, instead = State.REFUSED, Verdict.NO_EFFECT, f"{setting.low} to {setting.high}"
         why = f"the kernel refuses it: {setting.low} to {setting.high} {setting.unit} are accepted"
     elif now is None:
-        state, verdict = State.ABSENT, Verdict.NO_EFFECT
-        why = _why_absent(setting, initial_netns)
+        state = State.ABSENT
+        why = f"{_why_absent(setting, initial_netns)}; where it can be set: {why}"
     elif state is State.CHANGE and line.key in read_only:
-        state, verdict = State.REFUSED, Verdict.NO_EFFECT
+        state = State.REFUSED
         why = (
-            "read-only in this namespace: it is the machine's, and can be written in the initial"
-            " namespace only"
-            if setting.scope is not Scope.NETNS
-            else "read-only here"
+            f"read-only here; {why}"
+            if setting.scope is Scope.NETNS
+            else f"it is the machine's, and can be written in the initial namespace only; there: {why}"
         )
     elif state is State.SAME and verdict is not Verdict.HARMFUL:
         why = f"already in force; {why}"
