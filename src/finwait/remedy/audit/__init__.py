@@ -55,10 +55,10 @@ def detect(name: str, text: str) -> str:
         return _BY_SUFFIX[suffix]
     if "sysctl" in base or "/sysctl.d/" in name:
         return "sysctl"
-    if _HAPROXY.search(head) and _HAPROXY_INSIDE.search(head):
-        return "haproxy"
     if _NGINX.search(head) and ";" in head:
         return "nginx"
+    if _HAPROXY.search(head) and _HAPROXY_INSIDE.search(head):
+        return "haproxy"
     if "```" in head or "~~~" in head:
         return "markdown"
     lines = [line for line in head.splitlines() if line.strip() and line.strip()[0] not in "#;"]

@@ -245,13 +245,16 @@ class Judge:
     def _unknown(self, name: str, claim: str) -> _Opinion:
         close = suggest(name, self.knowledge.names.sysctls)
         detail = ""
-        if "close_wait" in name and "conntrack" not in name:
-            detail = f"{self.knowledge.claims['X17'].reason} "
-        elif "time_wait" in name or "timewait" in name:
-            detail = f"{self.knowledge.claims['X03'].reason} "
-        elif "fin_wait" in name and "conntrack" not in name:
-            detail = "The kernel's timeout is tcp_fin_timeout, and it is for orphans only. "
         instead = f"Near it are {', '.join(close)}." if close else ""
+        if "close_wait" in name and "conntrack" not in name:
+            detail = "CLOSE_WAIT has no timer: it ends when the program closes (X17). "
+            instead = (
+                "There is only nf_conntrack_tcp_timeout_close_wait, about translated flows; do not lower it."
+            )
+        elif "time_wait" in name or "timewait" in name:
+            detail = "TIME_WAIT lasts 60 s, a constant of the kernel (X03). "
+        elif "fin_wait" in name and "conntrack" not in name:
+            detail = "The kernel's timeout is tcp_fin_timeout, and it is for orphans only (S03). "
         return self._of_advice("unknown-sysctl", claim=claim, detail=detail, instead=instead)
 
 
