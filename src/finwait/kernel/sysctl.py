@@ -245,17 +245,24 @@ def _first_open(namespace: NetNamespace) -> Target:
 
 
 def _by_inode(inode: int) -> Target:
-    for namespace in netns.discover()[0]:
-        if namespace.inode == inode:
-            return _first_open(namespace)
+    for find in (netns.discover, _discover_descriptors):  # the second walks every descriptor of the machine
+        for namespace in find()[0]:
+            if namespace.inode == inode:
+                return _first_open(namespace)
     raise KernelError(errno.ENOENT, f"find the network namespace {inode}", hint="`finwait netns` lists them")
+
+
+def _discover_descriptors() -> tuple[list[NetNamespace], list[Gap]]:
+    from finwait.kernel import procfs  # loads numpy
+
+    return netns.discover(procfs.descriptors()[1])
 
 
 def all_targets() -> tuple[list[Target], list[Gap]]:
     """Open every network namespace that can be found, each once, the initial one first."""
     found: list[Target] = []
-    namespaces, gaps = netns.discover()
-    gaps = list(gaps)
+    namespaces, seen = _discover_descriptors()
+    gaps = list(seen)
     for namespace in namespaces:
         try:
             found.append(_first_open(namespace))
