@@ -82,9 +82,13 @@ def test_nothing_is_written_when_a_value_changed_since_the_plan(target):
 
 
 def test_a_block_that_fails_leaves_the_old_values(target):
-    with pytest.raises(ZeroDivisionError), sysctl.temporarily({FIN: "33", RFC: "1"}, target):
-        assert values(FIN, at=target) == {FIN: "33"}
-        raise ZeroDivisionError
+    def fail():
+        with sysctl.temporarily({FIN: "33", RFC: "1"}, target):
+            assert values(FIN, at=target) == {FIN: "33"}
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert values(FIN, RFC, at=target) == {FIN: "60", RFC: "0"}
 
 

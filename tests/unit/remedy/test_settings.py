@@ -3,17 +3,29 @@ import pytest
 from finwait.remedy.settings import CATALOGUE, RULES, Effect, Scope, Verdict, by_key, canonical_key
 from finwait.shipped import knowledge
 
-ASKED_FOR = (
-    "net.ipv4.tcp_fin_timeout net.ipv4.tcp_keepalive_time net.ipv4.tcp_keepalive_intvl net.ipv4.tcp_keepalive_probes"
-    " net.ipv4.tcp_max_orphans net.ipv4.tcp_orphan_retries net.ipv4.tcp_rfc1337 net.ipv4.tcp_abort_on_overflow"
-    " net.ipv4.tcp_retries2 net.ipv4.tcp_max_tw_buckets net.ipv4.tcp_tw_reuse net.ipv4.tcp_tw_reuse_delay"
-    " net.ipv4.tcp_rto_max_ms net.netfilter.nf_conntrack_max net.netfilter.nf_conntrack_buckets"
-    " net.netfilter.nf_conntrack_tcp_be_liberal net.netfilter.nf_conntrack_tcp_loose"
-    " net.netfilter.nf_conntrack_tcp_max_retrans"
-).split()
+ASKED_FOR = """
+net.ipv4.tcp_fin_timeout
+net.ipv4.tcp_keepalive_time
+net.ipv4.tcp_keepalive_intvl
+net.ipv4.tcp_keepalive_probes
+net.ipv4.tcp_max_orphans
+net.ipv4.tcp_orphan_retries
+net.ipv4.tcp_rfc1337
+net.ipv4.tcp_abort_on_overflow
+net.ipv4.tcp_retries2
+net.ipv4.tcp_max_tw_buckets
+net.ipv4.tcp_tw_reuse
+net.ipv4.tcp_tw_reuse_delay
+net.ipv4.tcp_rto_max_ms
+net.netfilter.nf_conntrack_max
+net.netfilter.nf_conntrack_buckets
+net.netfilter.nf_conntrack_tcp_be_liberal
+net.netfilter.nf_conntrack_tcp_loose
+net.netfilter.nf_conntrack_tcp_max_retrans
+"""
 
 
-@pytest.mark.parametrize("key", ASKED_FOR)
+@pytest.mark.parametrize("key", ASKED_FOR.split())
 def test_every_setting_that_bears_on_closing_is_in_the_catalogue(key):
     assert by_key(key) is not None
 
@@ -76,6 +88,7 @@ def test_fin_timeout_is_judged_by_its_value(value, verdict, id_):
 
 def test_max_orphans_is_harmful_only_where_it_lowers_the_limit():
     setting = by_key("tcp_max_orphans")
+    assert setting is not None
     assert setting.band(65536, 131072).verdict is Verdict.HARMFUL
     assert setting.band(65536, 32768).verdict is Verdict.NO_EFFECT
     assert setting.band(65536).verdict is Verdict.NO_EFFECT
