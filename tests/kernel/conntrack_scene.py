@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -169,7 +170,7 @@ def main() -> int:
     assured = ct.STATUS_BITS["ASSURED"]
     while True:
         before = ask(ct.dump_request())
-        result = {
+        result: dict[str, Any] = {
             "text": run("conntrack", "-L", "-o", "extended,id"),
             "proc": Path("/proc/net/nf_conntrack").read_text(),
             "tcp4": ask(ct.dump_request(2, protocol=6)),

@@ -28,11 +28,10 @@ from finwait.kernel.netlink import (
     dump,
     netlink_socket,
 )
-from finwait.uapi import inet_diag, rtnetlink, tcp
-from finwait.uapi import netlink as nl
+from finwait.uapi import conntrack, inet_diag, rtnetlink, tcp
 from finwait.uapi.observation import Descriptors, Dump, Namespace, Observation, ProcessFiles
 
-__all__ = ["GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
+__all__ = ["ESTABLISHED_LIMIT", "GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
 
 _SYS: Final = "/proc/sys/net/"
 _NET: Final = "/proc/thread-self/net/"
@@ -71,6 +70,10 @@ GLOBAL_FILES: Final = ("sys/ipv4/tcp_max_orphans", "sys/ipv4/tcp_mem")
 """Files of the initial namespace that hold for the whole machine."""
 
 
+ESTABLISHED_LIMIT: Final = 50_000
+"""Namespaces with more sockets are dumped without the ESTABLISHED ones, unless asked otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to look at."""
@@ -86,7 +89,7 @@ class Plan:
     conntrack: bool = True
     files: bool = True
     descriptors: bool = True
-    established_limit: int | None = 50_000
+    established_limit: int | None = ESTABLISHED_LIMIT
     """Dump ESTABLISHED only where at most so many sockets are; None for always."""
     progress: Callable[[str], None] | None = field(default=None, compare=False)
 
@@ -205,8 +208,7 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap]) -> 
     if entries is not None:
         files["sys/netfilter/nf_conntrack_count"] = entries
         if plan.conntrack and entries.strip() not in (b"0", b""):
-            # struct nfgenmsg all 0: both families. IPCTNL_MSG_CT_GET (1) of NFNL_SUBSYS_CTNETLINK (1).
-            ask = nl.message(1 << 8 | 1, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, b"\0\0\0\0")
+            ask = conntrack.dump_request()
             dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, where)
     if dumps:
         dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
