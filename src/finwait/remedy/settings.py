@@ -1233,7 +1233,7 @@ def canonical_key(text: str) -> str:
     the bare ``tcp_fin_timeout`` of a catalogued setting all give ``net.ipv4.tcp_fin_timeout``. As sysctl(8)
     has it, the first separator decides: in a name with slashes dots stay.
     """
-    name = text.strip().strip("'\"")
+    name = text.strip(" \t\r\n'\"")
     name = name.removeprefix("/proc/sys/").strip("/")
     slash, dot = name.find("/"), name.find(".")
     if slash >= 0 and (dot < 0 or slash < dot):
