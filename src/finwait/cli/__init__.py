@@ -26,6 +26,8 @@ COMMANDS = {
     "netns": "netns",
     "rules": "rules",
     "check": "check",
+    "tune": "tune",
+    "audit": "audit",
     "lab": "lab",
 }
 """Command → module of this package."""

@@ -127,23 +127,22 @@ def rule_counts(inode: int | None = None) -> dict[str, int] | None:
     """Diagnose, and return how many connections each rule found; None where that was not possible.
 
     Args:
-        inode: count only connections of this network namespace; None for the whole machine.
+        inode: look only into this network namespace; None for the whole machine.
     """
+    from finwait import session
     from finwait.errors import FinwaitError
+    from finwait.kernel.observe import Plan as LookPlan
 
+    only = None if inode is None else frozenset((inode,))
     try:
-        from finwait import session
-    except ImportError:
-        return None
-    try:
-        diagnosis = session.diagnose()
+        diagnosis = session.diagnose(how=session.Look(LookPlan(only=only)))
     except FinwaitError as error:
         print(f"finwait: could not look what is stuck now: {error}", file=sys.stderr)
         return None
     counts: dict[str, int] = {}
     for finding in diagnosis.findings:
-        found = [s for s in finding.sockets if inode is None or getattr(s, "netns", inode) == inode]
-        counts[finding.rule] = counts.get(finding.rule, 0) + len(found)
+        if finding.primary and (inode is None or finding.netns == inode):
+            counts[finding.rule] = counts.get(finding.rule, 0) + (finding.count or len(finding.rows))
     return counts
 
 

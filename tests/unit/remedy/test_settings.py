@@ -111,3 +111,9 @@ def test_max_orphans_is_harmful_only_where_it_lowers_the_limit():
 )
 def test_a_sysctl_is_known_by_every_spelling_of_its_name(text, key):
     assert canonical_key(text) == key
+
+
+def test_the_rules_are_those_of_the_diagnosis():
+    from finwait.diagnosis import catalogue
+
+    assert set(RULES) == {rule.name for rule in catalogue.rules()}
