@@ -404,7 +404,7 @@ def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
         answer.append(
             Remark(
                 Verdict.HARMFUL if half_closed < 60 else Verdict.ONLY_WHEN,
-                ("net.ipv4.tcp_keepalive_time", "net.netfilter.nf_conntrack_tcp_timeout_close_wait"),
+                ("net.netfilter.nf_conntrack_tcp_timeout_close_wait",),
                 f"keepalive starts after {idle} s, when the translation of a half-closed flow has been gone"
                 f" since {half_closed} s: it cannot keep it alive",
                 ("S31", "X33"),

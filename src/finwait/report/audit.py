@@ -43,9 +43,8 @@ def audit_text(reports: Sequence[AuditReport], *, show_true: bool = False) -> It
 def _finding(finding: AuditFinding) -> Iterator[str]:
     yield f"{finding.file}:{finding.line}: {_SHOWN[finding.verdict]}: {finding.claim}"
     if finding.text and finding.text != finding.claim:
-        yield textwrap.shorten(
-            f"    text     {finding.text}", _WIDTH, placeholder=" …", drop_whitespace=False
-        )
+        shown = finding.text if len(finding.text) <= _WIDTH - 13 else finding.text[: _WIDTH - 15] + " …"
+        yield f"    text     {shown}"
     yield from _field("why", finding.reason)
     if finding.instead:
         yield from _field("instead", finding.instead)

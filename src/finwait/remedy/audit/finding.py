@@ -145,7 +145,7 @@ class Judge:
             ledger[0] if ledger else rule,
             claim,
             verdict,
-            reason[:1].upper() + reason[1:],
+            reason,
             source or "; ".join(dict.fromkeys(c.source for c in cited)),
             instead or (cited[0].instead if cited else ""),
             ledger,
@@ -212,14 +212,14 @@ class Judge:
         reason = band.why
         if pod and name not in names.pod_safe:
             reason += "; and a pod may set it only with the kubelet's --allowed-unsafe-sysctls"
-        sources = [setting.source, *(c.source for c in self.knowledge.cited(band.ledger))]
+        sources = [setting.source, *(c.source for c in self.knowledge.cited(band.ledger[:1]))]
         return self._opinion(
             f"{name} = {number}",
             _OF_SETTING[band.verdict],
-            reason,
+            _sentence(reason),
             band.ledger,
             rule=name,
-            source="; ".join(dict.fromkeys(sources)),
+            source="; ".join(dict.fromkeys(part for text in sources for part in text.split("; "))),
             instead=band.instead,
             judged=(name, value),
         )
@@ -231,7 +231,7 @@ class Judge:
         for remark in remarks(self._values):
             if remark.verdict is Verdict.HARMFUL and name in remark.keys and len(remark.keys) > 1:
                 told = ", ".join(f"{k.rpartition('.')[2]} = {self._values[k]}" for k in remark.keys)
-                self._say(line, self._opinion(told, "harmful", remark.text, remark.ledger), text)
+                self._say(line, self._opinion(told, "harmful", _sentence(remark.text), remark.ledger), text)
 
     def _exists(self, name: str) -> bool:
         head, _, last = name.rpartition(".")
@@ -256,6 +256,13 @@ class Judge:
         elif "fin_wait" in name and "conntrack" not in name:
             detail = "The kernel's timeout is tcp_fin_timeout, and it is for orphans only (S03). "
         return self._of_advice("unknown-sysctl", claim=claim, detail=detail, instead=instead)
+
+
+def _sentence(text: str) -> str:
+    """Return a clause as a sentence: a capital where it starts with a word, and a full stop."""
+    first = text.split(" ", 1)[0]
+    text = text[0].upper() + text[1:] if first.isalpha() and first != "ss" else text
+    return text if text.endswith(".") else f"{text}."
 
 
 @lru_cache(maxsize=1024)

@@ -130,7 +130,7 @@ def _patterns(judge: Judge, rows: list[tuple[int, str]]) -> None:
             if needle in lowered:
                 match = pattern.search(line.text)
                 if match:
-                    judge.advice(line.line(match.start()), item.id, match[0])
+                    judge.advice(line.line(match.start()), item.id, line.text)
 
 
 def _windows(
