@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import fuzz
 
@@ -39,6 +40,11 @@ def targets() -> list[str]:
     return found
 
 
+def seeds_of(module: ModuleType) -> list[bytes]:
+    """Return the module's seeds; a text format may do without."""
+    return list(module.seeds()) if hasattr(module, "seeds") else [b""]
+
+
 def store(folder: Path, prefix: str, data: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{prefix}{hashlib.sha1(data, usedforsecurity=False).hexdigest()}"
@@ -51,7 +57,7 @@ def with_atheris(name: str, seconds: int, folder: Path) -> None:
 
     with atheris.instrument_imports(include=["finwait"]):
         module = importlib.import_module(f"fuzz.{name}")
-    for seed in module.seeds():
+    for seed in seeds_of(module):
         store(folder, "seed-", seed)
     options = [f"-max_total_time={seconds}", f"-artifact_prefix={folder}/", f"-max_len={LONGEST}"]
     options += ["-seed=1", "-rss_limit_mb=2048", "-timeout=20", "-print_final_stats=1"]
@@ -84,7 +90,7 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 def with_mutator(name: str, seconds: int, folder: Path) -> int:
     module = importlib.import_module(f"fuzz.{name}")
     one_input: Callable[[bytes], None] = module.one_input
-    pool: list[bytes] = list(module.seeds())
+    pool = seeds_of(module)
     if folder.is_dir():
         pool += [path.read_bytes() for path in sorted(folder.iterdir())]
     rng = random.Random(1)

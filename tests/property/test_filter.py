@@ -381,7 +381,7 @@ def test_any_text_is_a_filter_or_an_error_that_points_into_it(text):
     assert parsed.states & ~(tcp.ALL_STATES | 1 << tcp.BOUND_INACTIVE) == 0
     assert parsed.needs <= set(CONTEXT)
     assert parsed.columns <= set(SCHEMA.names)
-    parsed.mask(SocketTable.empty(), {})
+    parsed.mask(SocketTable.empty(), {name: [] for name in parsed.needs})
 
 
 @pytest.mark.parametrize("count", [10, 2000, 20000])

@@ -5,13 +5,13 @@ import struct
 
 import numpy as np
 import pytest
-from tests.synthetic import flow_message, flows, walk
 
 from finwait.errors import DecodeError
 from finwait.table.flows import SCHEMA, FlowTable
 from finwait.table.sockets import address_text, pack_address
 from finwait.uapi import conntrack as ct
 from finwait.uapi import netlink as nl
+from tests.synthetic import flow_message, flows, walk
 
 # Two entries as Linux 6.18 sent them: TCP to 10.9.9.9:80 that was translated to 127.0.0.1:9999, and a
 # datagram that nobody answered; nf_conntrack_acct and nf_conntrack_timestamp were set.

@@ -5,12 +5,12 @@ import socket
 import struct
 
 import pytest
-from tests.synthetic import socket_message, sockets, walk
 
 from finwait.errors import DecodeError
 from finwait.table.sockets import SCHEMA, SocketTable, address_text, pack_address
 from finwait.uapi import inet_diag as d
 from finwait.uapi import netlink as nl
+from tests.synthetic import socket_message, sockets, walk
 
 LOCAL = socket.inet_aton("192.0.2.1")
 OTHER = socket.inet_aton("198.51.100.7")

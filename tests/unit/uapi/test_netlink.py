@@ -4,10 +4,10 @@ import struct
 
 import numpy as np
 import pytest
-from tests.synthetic import arena, walk
 
 from finwait.errors import DecodeError
 from finwait.uapi import netlink as nl
+from tests.synthetic import arena, walk
 
 
 def test_a_message_carries_its_length_type_flags_and_sequence() -> None:
