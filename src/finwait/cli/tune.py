@@ -353,10 +353,10 @@ def _guard(plan: Plan, target: Target, args: argparse.Namespace) -> None:
     from finwait.errors import Refused
 
     if plan.harmful and not args.allow_harmful:
-        named = ", ".join(f"{line.key}={line.wanted}" for line in plan.harmful)
+        named = ", ".join(f"{line.key.rpartition('.')[2]}={line.wanted}" for line in plan.harmful)
         raise Refused("harmful", f"{named} would make things worse", override="--allow-harmful")
     if plan.blocked and not args.skip_blocked:
-        named = ", ".join(line.key for line in plan.blocked)
+        named = ", ".join(line.key.rpartition(".")[2] for line in plan.blocked)
         raise Refused("all-or-nothing", f"{named} cannot be set in this namespace", override="--skip-blocked")
     if args.persist and not target.initial:
         raise Refused("persist", "a sysctl.d file sets the initial namespace only, and this is another one")
