@@ -26,13 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from finwait.errors import FinwaitError
+from finwait.lab.actor import meet
 from finwait.lab.scenario import STATES, NotSettled, scenarios
 from finwait.lab.topology import Lab, LabError, unmet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from finwait.lab.topology import Netns
+    from finwait.lab.actor import Conn
+    from finwait.lab.topology import Netns, Translated
 
 __all__ = ["Measured", "Outcome", "Proof", "proofs", "prove"]
 
@@ -767,6 +769,53 @@ def _accepted(ns: Netns, port: int) -> int:
     return sum(row.sport == port and row.state == "ESTABLISHED" for row in _table(ns))
 
 
+def _reset_at(place: _Place, pair: _Pair, listening: socket.socket) -> None:
+    """Send ``a`` a RST with exactly the sequence number that it expects, as read from its last packet."""
+    expected = 0
+    listening.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            packet = listening.recv(65536)
+            tcp = packet[(packet[0] & 15) * 4 :]
+            if struct.unpack("!HH", tcp[:4]) == (pair.a_port, pair.b_port):
+                expected = struct.unpack("!I", tcp[8:12])[0]
+    loopback = socket.inet_aton("127.0.0.1")
+    segment = struct.pack("!HHIIBBHHH", pair.b_port, pair.a_port, expected, 0, 5 << 4, 4, 0, 0, 0)
+    total = (
+        sum(struct.unpack("!10H", segment))
+        + sum(struct.unpack("!4H", loopback * 2))
+        + socket.IPPROTO_TCP
+        + 20
+    )
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    segment = segment[:16] + struct.pack("!H", ~total & 0xFFFF) + segment[18:]
+    raw = place.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+    with raw:
+        raw.sendto(segment, ("127.0.0.1", 0))
+
+
+def _reset_in_time_wait(lab: Lab) -> Iterator[Measured]:
+    for flag in (0, 1):
+        with _Place(lab, f"rfc1337-{flag}", tcp_rfc1337=flag) as place:
+            listening = place.ns.call(
+                lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+            )
+            place.open.append(listening)
+            pair = place.half_closed()
+            pair.b.close()
+            _until(lambda p=pair: _is(p.at_a(), "TIME_WAIT"), "TIME_WAIT")  # type: ignore[misc]
+            _reset_at(place, pair, listening)
+            time.sleep(0.2)
+            after = f"TIME_WAIT after a RST, tcp_rfc1337={flag}"
+            yield _seen(after, pair.at_a(), "TIME_WAIT", timer=3) if flag else _gone(after, pair.at_a())
+            orphan = place.orphan()
+            _until(lambda p=orphan: _timer(p.at_a(), 3), "the orphan is a minisock")  # type: ignore[misc]
+            _reset_at(place, orphan, listening)
+            time.sleep(0.2)
+            yield _gone(f"an orphan in FIN_WAIT2 after a RST, tcp_rfc1337={flag}", orphan.at_a())
+
+
 def _rto_max(lab: Lab) -> Iterator[Measured]:
     with _Place(lab) as place:
         old = place.fresh()
@@ -804,9 +853,148 @@ def _by_scenario(name: str) -> Callable[[Lab], Iterator[Measured]]:
     return run
 
 
+def _end(conn: Conn) -> _Row | None:
+    return _row(conn.actor.netns, conn.sport, conn.dport)
+
+
+def _entry(gateway: Netns, conn: Conn) -> list[str]:
+    """The words of a flow's entry in the gateway's conntrack; empty when it has none."""
+    return gateway.run("conntrack", "-L", "-p", "tcp", "--sport", str(conn.sport)).split()
+
+
+def _probe(conn: Conn, *, idle: int = 1) -> None:
+    for name, value in ((socket.TCP_KEEPIDLE, idle), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 5)):
+        conn.actor.setsockopt([conn], socket.IPPROTO_TCP, name, value)
+    conn.actor.setsockopt([conn], socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _half_close_through(nat: Translated, count: int) -> tuple[list[Conn], list[Conn]]:
+    """Connections of which the backend has sent its FIN and the client has read it."""
+    near, far = meet(nat.client, nat.address, nat.backend, nat.door, count)
+    nat.backend.shutdown(far, "WR")
+    nat.client.read_to_end(near)
+    _until(lambda: all(_is(_end(one), "FIN_WAIT2") for one in far), "FIN_WAIT2 at the backend")
+    return near, far
+
+
+def _close_wait_time(nat: Translated, seconds: int) -> None:
+    nat.gateway.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", seconds)
+
+
+def _flows_are_not_sockets(lab: Lab) -> Iterator[Measured]:
+    nat = lab.translated()
+    _close_wait_time(nat, 60)
+    (near,), (far,) = _half_close_through(nat, 1)
+    _close_wait_time(nat, 3)
+    words = _entry(nat.gateway, near)
+    yield Measured(
+        "the flow's state in conntrack", "CLOSE_WAIT", " ".join(words[3:4]), words[3:4] == ["CLOSE_WAIT"]
+    )
+    yield _seen("the backend's end meanwhile", _end(far), "FIN_WAIT2")
+    yield _seen("the client's end meanwhile", _end(near), "CLOSE_WAIT")
+    time.sleep(4)
+    words = _entry(nat.gateway, near)
+    left = int(words[2]) if len(words) > 2 and words[2].isdigit() else 0
+    yield Measured(
+        "the entry 4 s after lowering its timeout from 60 to 3", "40 s or more left", f"{left} s", left >= 40
+    )
+
+
+def _probes_and_expired_entries(lab: Lab) -> Iterator[Measured]:
+    nat = lab.translated()
+    _close_wait_time(nat, 2)
+    near, far = meet(nat.client, nat.address, nat.backend, nat.door, 4)
+    kept, lost, from_server, from_client = zip(near, far, strict=True)
+    _probe(kept[0])
+    nat.backend.shutdown(far, "WR")
+    nat.client.read_to_end(near)
+    _until(lambda: not any(_entry(nat.gateway, one) for one in near[1:]), "three entries have expired")
+    time.sleep(2)
+    yield Measured(
+        "the entry of the one probed every second",
+        "there",
+        "there" if _entry(nat.gateway, kept[0]) else "gone",
+        bool(_entry(nat.gateway, kept[0])),
+    )
+    nat.client.close([kept[0], lost[0]])
+    _until(lambda: not _is(_end(kept[1]), "FIN_WAIT2"), "its FIN arrives")
+    yield _gone_or("its backend's end after the client's close()", _end(kept[1]), "TIME_WAIT")
+    _until(lambda: (row := _end(lost[0])) is not None and row.retrans > 0, "the other's FIN is repeated")
+    yield _seen("unprobed: the client's end after close()", _end(lost[0]), "LAST_ACK", timer=1, held=False)
+    yield _seen("unprobed: the backend's end", _end(lost[1]), "FIN_WAIT2", timer=0, held=True)
+    _probe(from_server[1])
+    _until(lambda: _end(from_server[1]) is None, "the backend's probe is answered by a reset")
+    yield _gone("probed from the backend after expiry: its end", _end(from_server[1]))
+    yield _seen("and the client's end", _end(from_server[0]), "CLOSE_WAIT")
+    _probe(from_client[0])
+    _until(lambda: bool(_entry(nat.gateway, from_client[0])), "the client's probe makes an entry")
+    nat.client.close([from_client[0]])
+    _until(lambda: not _is(_end(from_client[1]), "FIN_WAIT2"), "its FIN arrives")
+    yield _gone_or(
+        "probed from the client after expiry, then closed: the backend's end",
+        _end(from_client[1]),
+        "TIME_WAIT",
+    )
+
+
+def _gone_or(what: str, row: _Row | None, state: str) -> Measured:
+    return Measured(what, f"gone or {state}", _shown(row), row is None or row.state == state)
+
+
+def _window_rules_do_not_help(lab: Lab) -> Iterator[Measured]:
+    nat = lab.translated()
+    for name, liberal, drop in (("be_liberal=1", 1, False), ("an INVALID drop rule", 0, True)):
+        nat.gateway.sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", liberal)
+        if drop:
+            nat.gateway.nft(
+                "table inet strict {\n chain passing {\n type filter hook forward priority 0\n ct"
+                " state invalid drop\n }\n}"
+            )
+        _close_wait_time(nat, 1)
+        (near,), (far,) = _half_close_through(nat, 1)
+        nat.await_no_entries()
+        nat.client.close([near])
+        _until(lambda n=near: (row := _end(n)) is not None and row.retrans > 1, "the FIN is repeated")  # type: ignore[misc]
+        yield _seen(f"{name}: the client's end", _end(near), "LAST_ACK", timer=1)
+        yield _seen(f"{name}: the backend's end", _end(far), "FIN_WAIT2", timer=0, held=True)
+
+
+def _deleted_entries(lab: Lab) -> Iterator[Measured]:
+    nat = lab.translated()
+    near, far = meet(nat.client, nat.address, nat.backend, nat.door, 2)
+    for one in near:
+        nat.gateway.run("conntrack", "-D", "-p", "tcp", "--sport", str(one.sport))
+    nat.client.send([near[0]], "ping")
+    yield _equal("bytes that arrive after conntrack -D", 4, nat.backend.recv([far[0]], 4))
+    yield Measured(
+        "the entry after data",
+        "there again",
+        "there" if _entry(nat.gateway, near[0]) else "gone",
+        bool(_entry(nat.gateway, near[0])),
+    )
+    nat.client.close([near[1]])
+    _until(lambda: (row := _end(near[1])) is not None and row.retrans > 0, "the FIN is repeated")
+    yield _seen("closing first after conntrack -D: the client's end", _end(near[1]), "FIN_WAIT1", timer=1)
+    yield _seen("the backend's end", _end(far[1]), "ESTABLISHED", timer=0, held=True)
+
+
+def _server_speaks_first(lab: Lab) -> Iterator[Measured]:
+    nat = lab.translated()
+    (near,), (far,) = meet(nat.client, nat.address, nat.backend, nat.door)
+    nat.gateway.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", 1)
+    nat.client.send([near], "ping")
+    nat.backend.recv([far], 4)
+    nat.await_no_entries()
+    nat.backend.send([far], "pong")
+    _until(lambda: _end(far) is None, "the backend is reset")
+    yield _gone("the backend's end after it spoke", _end(far))
+    yield _seen("the client's end", _end(near), "ESTABLISHED", timer=0, held=True)
+
+
 _NET = ("netns",)
 _NFT = ("netns", "tool:nft")
 _SS = ("netns", "tool:ss")
+_CT = ("netns", "tool:nft", "tool:conntrack")
 
 _PROOFS: tuple[Proof, ...] = (
     Proof(
@@ -837,11 +1025,17 @@ _PROOFS: tuple[Proof, ...] = (
     Proof("destroyed", ("X50",), 0.3, _SS, _destroyed),
     Proof("closed-window", ("X26",), 0.5, _NET, _closed_window),
     Proof("reject-with-reset", ("X39",), 0.3, _NFT, _reject_with_reset),
+    Proof("reset-in-time-wait", ("S22",), 2, _NET, _reset_in_time_wait),
     Proof("queue-overflow", ("S11",), 2, _NFT, _queue_overflow),
     Proof("rto-max-of-new-sockets", (), 0.1, _NET, _rto_max),
     Proof("conntrack-locked", ("S36",), 0.1, _NET, _conntrack_locked),
     Proof("relay-that-waits", ("S01",), 1, _NET, _by_scenario("kube-proxy-userspace")),
-    Proof("nat-entry-gone", ("S31", "X28"), 8, ("netns", "tool:nft"), _by_scenario("nat-entry-gone")),
+    Proof("flows-are-not-sockets", ("S29", "S32"), 5, _CT, _flows_are_not_sockets),
+    Proof("probes-and-expired-entries", ("X31", "X32", "X33"), 9, _CT, _probes_and_expired_entries),
+    Proof("window-rules-do-not-help", ("X29", "X30"), 5, _CT, _window_rules_do_not_help),
+    Proof("deleted-entries", ("X34",), 1, _CT, _deleted_entries),
+    Proof("server-speaks-first", ("X35",), 2, _CT, _server_speaks_first),
+    Proof("nat-entry-gone", ("S31", "X28"), 8, _CT, _by_scenario("nat-entry-gone")),
     Proof("nat-zombie", ("X38",), 5, ("netns", "tool:nft"), _by_scenario("nat-zombie")),
     Proof("pod-deleted", ("X37",), 1, _NET, _by_scenario("idle-unprobed")),
     Proof("mptcp-half-close", ("X49",), 1, ("netns", "mptcp"), _by_scenario("mptcp-half-close")),
