@@ -15,12 +15,12 @@ from finwait.lab.scenario import Expected, Scenario, Situation, scenarios
 from finwait.lab.topology import Lab, unmet
 from finwait.session import Diagnosis, Look
 from finwait.table.sockets import address_text
-from tests.kernel.requirements import require
+from tests.kernel.needs import missing
 
 pytestmark = pytest.mark.kernel
 
 Key = tuple[int, int, str, int, str, int]
-DEADLINE_S = 20.0
+DEADLINE_S = 10.0
 
 
 def key_of(one: Expected) -> Key:
@@ -67,7 +67,8 @@ OPTIONS: dict[str, dict[str, int]] = {
 
 @pytest.mark.parametrize("scenario", scenarios().values(), ids=lambda s: s.name)
 def test_a_scenario_is_explained_row_by_row(scenario: Scenario) -> None:
-    require(*unmet(scenario.needs))
+    if lacking := unmet(scenario.needs):
+        missing("; ".join(lacking))
     with Lab() as lab:
         situation = scenario.build(lab).settle()
         wanted = {key_of(e): e.rule for e in situation.all if e.rule and e.state != "CLOSE"}
@@ -88,7 +89,8 @@ def test_a_scenario_is_explained_row_by_row(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize("scenario", scenarios().values(), ids=lambda s: s.name)
 def test_the_holders_that_are_told_are_the_programs_that_hold(scenario: Scenario) -> None:
-    require(*unmet(scenario.needs))
+    if lacking := unmet(scenario.needs):
+        missing("; ".join(lacking))
     with Lab() as lab:
         situation = scenario.build(lab).settle()
         view = looked(situation).view

@@ -40,6 +40,15 @@ def read_everything(table: ColumnTable) -> None:
         table.attributes(row)
 
 
+def reads_the_same_at_once(one_by_one: ColumnTable, fresh: ColumnTable) -> None:
+    fresh.load()
+    for column in one_by_one.schema:
+        name = column.name
+        assert fresh.column(name).dtype == one_by_one.column(name).dtype, name
+        assert np.array_equal(fresh.column(name), one_by_one.column(name)), name
+        assert np.array_equal(fresh.present(name), one_by_one.present(name)), name
+
+
 def decodes_or_says_where(read: Callable[[], ColumnTable], size: int) -> ColumnTable | None:
     try:
         table = read()
@@ -47,6 +56,7 @@ def decodes_or_says_where(read: Callable[[], ColumnTable], size: int) -> ColumnT
         says_where(error, size)
         return None
     read_everything(table)
+    reads_the_same_at_once(table, read())
     return table
 
 
@@ -112,6 +122,7 @@ def test_rows_of_mixed_layouts_come_back_as_they_were_put_in(
             assert table.present(column.name)[number] == there, column.name
             assert table[column.name][number] == value, column.name
     read_everything(table)
+    reads_the_same_at_once(table, sockets(datagrams))
 
 
 @settings(max_examples=15)

@@ -4,6 +4,7 @@ import itertools
 import socket
 import struct
 
+import numpy as np
 import pytest
 
 from finwait.errors import DecodeError
@@ -206,3 +207,26 @@ def test_a_destroy_request_carries_the_cookie_and_asks_for_an_answer() -> None:
     assert struct.unpack_from("=II", request, 24 + 40) == (0xCCCC_DDDD, 0xAAAA_BBBB)
     anyone = d.socket_request(d.SOCK_DIAG_BY_FAMILY, 2, 6, d.SocketId(80, 0, LOCAL, b""))
     assert struct.unpack_from("=II", anyone, 24 + 40) == (d.NOCOOKIE, d.NOCOOKIE)
+
+
+def test_columns_read_at_once_are_those_read_one_by_one_of_many_rows_and_mixed_protocols() -> None:
+    info = bytes(range(256))
+    long = [(d.INFO, info[:200]), (d.CGROUP_ID, b"\1" * 8), (d.CONG, b"cubic\0")]
+    shapes = [long, [(d.INFO, info), (d.SHUTDOWN, b"\2")], [], [(d.CONG, b"bbr\0!")], long]
+    datagrams = [b"".join(socket_message(a, inode=k) for a in shapes) for k in range(600)]
+    one = sockets(datagrams)
+    for protocol in (6, 262, np.arange(3000) % 2 * 256 + 6):
+        buffer, messages = walk(datagrams)
+        rows = d.find_rows(buffer, messages)
+        tables = [
+            SocketTable.from_rows(
+                rows, np.ones(3000, np.uint32), np.asarray(np.ones(3000) * protocol, np.uint16)
+            )
+            for _ in range(2)
+        ]
+        tables[1].load()
+        for name in SocketTable.schema.names:
+            assert np.array_equal(tables[0].column(name), tables[1].column(name)), name
+            assert np.array_equal(tables[0].present(name), tables[1].present(name)), name
+    assert one.cong[:5].tolist() == [b"cubic", b"", b"", b"bbr", b"cubic"]
+    assert one.inode[-1] == 599
