@@ -153,6 +153,23 @@ def test_tune_explain_and_plan_say_what_they_know(capsys):
     assert "kubernetes-node" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("tune", "rollback", "99"), "no act 99"),
+        (("tune", "rollback", "-1"), "no act -1"),
+        (("tune", "show", "--pod-uid", "../x"), "not the uid"),
+        (("tune", "show", "--netns", "no-such-namespace"), "no-such-namespace"),
+        (("tune", "plan", "--no-diagnosis", "pod", "tcp_rfc1337=1"), "one profile"),
+        (("tune", "plan", "--no-diagnosis", "tcp_rfc1337=x"), "whole number"),
+    ],
+)
+def test_a_mistake_is_an_error_with_a_hint_and_no_traceback(argv, said):
+    with pytest.raises(FinwaitError, match=said) as caught:
+        command(*argv)
+    assert caught.value.hint
+
+
 def test_help_loads_neither_numpy_nor_yaml():
     code = (
         "import sys, argparse\n"

@@ -43,9 +43,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "audit",
         help="say of advice in files whether it helps, does nothing or harms",
-        description="Read sysctl files, shell scripts, Markdown, Kubernetes YAML, HAProxy, nginx and Envoy"
-        " configurations, and say of each piece of advice on closing connections whether it is so, with the"
-        " reason, the source and what to do instead.",
+        description="Read sysctl files, shell scripts, Markdown, Kubernetes YAML, HAProxy, nginx and Envoy\n"
+        "configurations, and say of each piece of advice on closing connections whether it is so,\n"
+        "with the reason, the source and what to do instead.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -36,8 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "tune",
         help="show, judge and set the sysctls that bear on closing connections",
-        description="Show, explain, plan, apply and roll back the sysctls that bear on closing connections. Each"
-        " line of a plan says whether it helps, has no effect here, or harms, and why.",
+        description="Show, explain, plan, apply and roll back the sysctls that bear on closing connections.\n"
+        "Each line of a plan says whether it helps, has no effect here, or harms, and why.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -115,7 +115,11 @@ def _diagnosis(parser: argparse.ArgumentParser) -> None:
 def _target(args: argparse.Namespace) -> Iterator[Target]:
     from finwait.kernel import sysctl
 
-    with sysctl.pod_target(args.pod_uid) if args.pod_uid else sysctl.open_target(args.netns) as target:
+    try:
+        target = sysctl.pod_target(args.pod_uid) if args.pod_uid else sysctl.open_target(args.netns)
+    except ValueError as error:
+        raise _wrong(str(error), "as in `kubectl get pod -o jsonpath={.metadata.uid}`") from None
+    with target:
         yield target
 
 
@@ -440,8 +444,11 @@ def run_rollback(args: argparse.Namespace) -> int:
     from finwait.kernel.journal import SqliteJournal
 
     with SqliteJournal() as journal:
-        entry = journal.get(args.id) if args.id > 0 else None
-        if entry is None or entry.kind != "sysctl":
+        try:
+            entry = journal.get(args.id)
+        except (ValueError, OverflowError):
+            raise _wrong(f"the journal has no act {args.id}", "`finwait journal` lists the acts") from None
+        if entry.kind != "sysctl":
             raise _wrong(f"act {args.id} set no sysctls", "`finwait journal` lists the acts")
         yes = args.yes
         if not yes:
