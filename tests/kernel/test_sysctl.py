@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -138,9 +140,29 @@ def test_what_is_no_namespace_is_refused(tmp_path):
         sysctl.open_target(file.fileno())
 
 
+def test_a_plain_user_reads_his_own_namespace_and_is_told_what_he_needs_to_set_it():
+    code = (
+        "import os\n"
+        "from finwait.errors import PermissionNeeded\n"
+        "from finwait.kernel import sysctl\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "with sysctl.open_target() as own:\n"
+        f"    print(sysctl.read(['{FIN}'], own).values['{FIN}'])\n"
+        "    try: sysctl.apply({'" + FIN + "': '59'}, own)\n"
+        "    except PermissionNeeded as error: print(error.hint)\n"
+    )
+    if os.geteuid() != 0:
+        pytest.skip("giving up root needs root")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    value, hint = done.stdout.splitlines()
+    assert value == sysctl.read([FIN]).values[FIN]
+    assert hint.startswith("needs root in the namespace")
+
+
 def test_a_descriptor_that_is_closed_names_no_namespace():
     found = sysctl.open_target()
     found.close()
     found.close()
-    with pytest.raises((KernelError, OSError)):
+    with pytest.raises(ValueError, match="closed already"):
         sysctl.read([FIN], found)

@@ -129,12 +129,14 @@ def _enter(fd: int, inode: int) -> None:
 
 def _inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
     """Run ``work`` in a new thread that is in the namespace of ``fd`` (None: where we are) and then ends."""
+    if fd is not None and fd < 0:
+        raise ValueError("the namespace was closed already")
     done: list[_T] = []
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            if fd is not None:
+            if fd is not None and inode != netns.own_netns():  # our own needs no privilege
                 _enter(fd, inode)
             done.append(work())
         except BaseException as error:  # noqa: BLE001 - carried over to the calling thread, whatever it is

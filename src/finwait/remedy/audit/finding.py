@@ -146,7 +146,7 @@ class Judge:
             claim,
             verdict,
             reason,
-            source or "; ".join(dict.fromkeys(c.source for c in cited)),
+            source or "; ".join(dict.fromkeys(part for c in cited for part in c.source.split("; "))),
             instead or (cited[0].instead if cited else ""),
             ledger,
             judged,
