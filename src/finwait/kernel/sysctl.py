@@ -247,11 +247,20 @@ def _first_open(namespace: NetNamespace) -> Target:
 
 
 def _by_inode(inode: int) -> Target:
+    refused: PermissionNeeded | None = None
     for find in (netns.discover, _discover_descriptors):  # the second walks every descriptor of the machine
         for namespace in find()[0]:
-            if namespace.inode == inode:
+            if namespace.inode != inode:
+                continue
+            try:
                 return _first_open(namespace)
-    raise KernelError(errno.ENOENT, f"find the network namespace {inode}", hint="`finwait netns` lists them")
+            except PermissionNeeded as error:
+                refused = error
+            except KernelError:
+                continue  # a thread that was only passing through led there; a descriptor may still
+    raise refused or KernelError(
+        errno.ENOENT, f"find the network namespace {inode}", hint="`finwait netns` lists them"
+    )
 
 
 def _discover_descriptors() -> tuple[list[NetNamespace], list[Gap]]:
