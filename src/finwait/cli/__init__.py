@@ -26,6 +26,8 @@ COMMANDS = {
     "netns": "netns",
     "rules": "rules",
     "check": "check",
+    "tune": "tune",
+    "audit": "audit",
     "record": "record",
     "lab": "lab",
 }
