@@ -42,7 +42,11 @@ def matches(
     order = np.argsort(b, kind="stable")
     b = b[order]
     first = np.searchsorted(b, a, "left")
-    count = np.searchsorted(b, a, "right") - first
+    # How many equal ones follow the first: told by where runs begin, which is cheaper than a second search.
+    begins = np.flatnonzero(np.concatenate([[True], b[1:] != b[:-1]]))
+    run = np.zeros(len(b) + 1, np.int64)
+    run[begins] = np.diff(np.append(begins, len(b)))
+    count = np.where(b[np.minimum(first, len(b) - 1)] == a, run[first], 0)
     i = np.repeat(np.arange(len(a)), count)
     if not len(i):
         return none, none
