@@ -182,15 +182,7 @@ class Cells:
 
     def _age(self) -> list[str]:
         least, most = self.view.at_least_ms[self.rows].tolist(), self.view.at_most_ms[self.rows].tolist()
-        # Ages are milliseconds and the texts are not: a quarter of a million rows share some hundred of them.
-        texts: dict[tuple[int, int], str] = {}
-        result = []
-        for span in zip(least, most, strict=True):
-            text = texts.get(span)
-            if text is None:
-                text = texts[span] = span_text(*span)
-            result.append(text)
-        return result
+        return [span_text(a, b) for a, b in zip(least, most, strict=True)]
 
     def _age_at_least_s(self) -> list[float | None]:
         return [None if v < 0 else v / 1000 for v in self.view.at_least_ms[self.rows].tolist()]

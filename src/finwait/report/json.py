@@ -39,14 +39,24 @@ def different_addresses(words: NDArray[np.uint64]) -> tuple[list[str], NDArray[n
     if not len(words):
         return [], np.empty(0, np.intp)
     high, low = words[:, 0], words[:, 1]
-    if bool(((high == 0) & (low >> np.uint64(32) == np.uint64(0xFFFF))).all()):
-        values, which = np.unique(low, return_inverse=True)
-        texts = [address_text(0, v) for v in values.tolist()]
-    else:
-        both = np.ascontiguousarray(words).view([("h", np.uint64), ("l", np.uint64)])[:, 0]
-        pairs, which = np.unique(both, return_inverse=True)
-        texts = [address_text(int(h), int(v)) for h, v in pairs.tolist()]
-    return texts, which.reshape(-1)
+    v4 = (high == 0) & (low >> np.uint64(32) == np.uint64(0xFFFF))
+    values = _different(low[v4])
+    texts = [address_text(0, v) for v in values.tolist()]
+    which = np.searchsorted(values, low)
+    if not v4.all():
+        pairs, others = np.unique(
+            np.ascontiguousarray(words[~v4]).view([("h", np.uint64), ("l", np.uint64)])[:, 0],
+            return_inverse=True,
+        )
+        which[~v4] = others.reshape(-1) + len(texts)
+        texts += [address_text(int(h), int(v)) for h, v in pairs.tolist()]
+    return texts, which
+
+
+def _different(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the values without repetitions, in order (np.unique goes through a hash table, and slowly)."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _text(value: str) -> str:
@@ -72,8 +82,10 @@ class _Texts:
 
     def need(self, rows: NDArray[np.int64]) -> None:
         """Make what is missing of some rows, without their closing brace."""
-        missing = np.unique(rows[~self._known[rows]])
-        self._known[missing] = True
+        wanted = np.zeros(len(self.view), np.bool_)
+        wanted[rows] = True
+        missing = np.flatnonzero(wanted & ~self._known)
+        self._known |= wanted
         for begin in range(0, len(missing), _CHUNK):
             part = missing[begin : begin + _CHUNK]
             self.of.update(zip(part.tolist(), _objects(self.view, part), strict=True))

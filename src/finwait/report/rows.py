@@ -35,6 +35,11 @@ def _texts(cells: Cells, name: str) -> list[str]:
     values = cells.column(name)
     if name == "cookie":
         return [f"{v:x}" for v in values]
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return list(map(str, values))
+    if kinds == {str} and "" not in values:
+        return values
     return ["-" if v is None or v == "" else v if isinstance(v, str) else str(v) for v in values]
 
 
