@@ -26,6 +26,7 @@ COMMANDS = {
     "netns": "netns",
     "rules": "rules",
     "check": "check",
+    "record": "record",
     "lab": "lab",
 }
 """Command → module of this package."""
