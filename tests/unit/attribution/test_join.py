@@ -1,33 +1,51 @@
-"""Joins: the same pairs as two nested loops would give."""
-
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finwait.attribution.join import matches, unique_match
+from finwait.attribution.join import largest_group, matches
+from finwait.attribution.owners import holders
+from finwait.uapi.observation import Descriptors
 
-cells = st.integers(0, 3)
-rows = st.lists(st.tuples(cells, cells), max_size=20)
+WORD = st.sampled_from([0, 1, 2, 1 << 32, (1 << 64) - 1])
+ROWS = st.lists(st.tuples(WORD, WORD), max_size=40)
 
 
-@given(rows, rows)
-def test_pairs_are_those_of_nested_loops(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
-    a, b = (np.array(x, np.uint64).reshape(-1, 2) for x in (left, right))
-    i, j = matches((a[:, 0], a[:, 1]), (b[:, 0], b[:, 1]))
-    wanted = {(p, q) for p, x in enumerate(left) for q, y in enumerate(right) if x == y}
-    assert set(zip(i.tolist(), j.tolist(), strict=True)) == wanted
-    assert len(i) == len(wanted)
+def columns(rows: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    table = np.array(rows, np.uint64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+@given(ROWS, ROWS)
+def test_matches_are_exactly_the_pairs_of_equal_rows_in_order_of_the_left(
+    left: list[tuple[int, int]], right: list[tuple[int, int]]
+) -> None:
+    i, j = matches(columns(left), columns(right))
+    found = list(zip(i.tolist(), j.tolist(), strict=True))
+    assert sorted(found) == [(a, b) for a, x in enumerate(left) for b, y in enumerate(right) if x == y]
     assert i.tolist() == sorted(i.tolist())
 
 
-def test_a_row_with_two_partners_gets_none() -> None:
-    partner, several = unique_match(3, np.array([0, 1, 1]), np.array([5, 6, 7]))
-    assert partner.tolist() == [5, -1, -1]
-    assert several.tolist() == [False, True, False]
+@given(ROWS)
+def test_the_largest_group_is_that_of_the_most_frequent_tuple(rows: list[tuple[int, int]]) -> None:
+    assert largest_group(columns(rows)) == max(Counter(rows).values(), default=0)
 
 
-def test_words_of_different_types_are_equal_when_their_values_are() -> None:
-    i, j = matches((np.array([443], ">u2"),), (np.array([443], "<u4"),))
-    assert (i.tolist(), j.tolist()) == ([0], [0])
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9), st.integers(0, 6)), max_size=30), st.booleans()
+)
+def test_every_descriptor_of_an_inode_is_a_holder_lowest_pid_first(
+    found: list[tuple[int, int, int]], by_pid: bool
+) -> None:
+    listed = sorted(found) if by_pid else found
+    pid, fd, inode = (np.array([row[k] for row in listed], np.uint32) for k in range(3))
+    inodes = np.arange(7, dtype=np.uint32)
+    result = holders(inodes, Descriptors(pid, fd, inode.astype(np.uint64)))
+    for number in range(7):
+        expected = [] if number == 0 else sorted((p, f) for p, f, i in found if i == number)
+        held = result.of(number)
+        assert sorted(held) == expected
+        assert [p for p, _ in held] == [p for p, _ in expected]
