@@ -337,16 +337,14 @@ def cli_page() -> str:
     out = [
         f"{MARK}# Commands\n",
         (program.parser.description or "") + "\n",
-        "`finwait` alone, or followed by options or a [FILTER](filter.md), is `finwait diagnose`. Every command has "
-        "`--help`.\n",
+        "`finwait` alone, or followed by options or a [FILTER](filter.md), is `finwait diagnose`.\n",
         table(
             ("command", "what it does"),
             ((f"[`{c.name}`](#{_anchor(c.name)})", c.summary) for c in rest),
         ),
         "## Exit status\n",
         table(("status", "meaning"), ((f"`{k}`", v) for k, v in EXIT_STATUS.items())),
-        "`finwait check` has the statuses of a Nagios plugin instead: `0` OK, `1` WARNING, `2` CRITICAL, `3` "
-        "UNKNOWN.\n",
+        "`finwait check` answers as a Nagios plugin: `0` OK, `1` WARNING, `2` CRITICAL, `3` UNKNOWN.\n",
         "## Environment\n",
         table(
             ("variable", "meaning"),
