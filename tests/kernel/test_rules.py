@@ -20,7 +20,7 @@ from tests.kernel.needs import missing
 pytestmark = pytest.mark.kernel
 
 Key = tuple[int, int, str, int, str, int]
-DEADLINE_S = 10.0
+DEADLINE_S = 40.0
 
 
 def key_of(one: Expected) -> Key:
