@@ -11,9 +11,9 @@ __all__ = ["cell_text", "duration_text", "parse_duration_ms", "printable", "span
 
 
 def printable(text: str) -> str:
-    """Return a name that somebody else chose, with everything escaped that a terminal would act upon.
+    r"""Return a name that somebody else chose, with everything escaped that a terminal would act upon.
 
-    A process may call itself ``\\x1b[2J`` (prctl(2) takes any bytes), and so may a cgroup or a mount point.
+    A process may call itself ``\x1b[2J`` (prctl(2) takes any bytes), and so may a cgroup or a mount point.
     Bytes that are no UTF-8 (surrogates here) cannot be printed at all.
     """
     if text.isprintable():
