@@ -1,4 +1,4 @@
-"""The command as a process: what goes to which stream, with which status, in which format, for which user."""
+"""The command as a process, further: what it says of what it could not see, and to hostile names and small terminals."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import csv
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from finwait import __version__
-from finwait.cli import COMMANDS, EXIT_STATUS
-from finwait.diagnosis import catalogue
+from finwait.cli import EXIT_STATUS
 from finwait.lab import Lab
 from finwait.lab.actor import meet
 from finwait.lab.scenario import Situation, scenarios
@@ -57,80 +53,6 @@ def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
     return done.stderr.decode()
 
 
-# ── usage ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-EACH = [(), *((name,) for name in COMMANDS)]
-
-
-@pytest.mark.parametrize("words", EACH, ids=lambda w: " ".join(w) or "finwait")
-def test_every_command_has_help_on_standard_output_and_ends_with_0(words: tuple[str, ...]) -> None:
-    done = finwait(*words, "--help")
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert said(done).startswith("usage: finwait")
-
-
-@pytest.mark.parametrize("words", EACH, ids=lambda w: " ".join(w) or "finwait")
-def test_an_unknown_option_is_wrong_usage_with_a_hint_and_an_empty_standard_output(
-    words: tuple[str, ...],
-) -> None:
-    done = finwait(*words, "--no-such-option")
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert "finwait: error: " in complaint(done)
-    assert complaint(done).splitlines()[-1].startswith("hint: ")
-
-
-def test_the_module_is_the_command() -> None:
-    assert said(finwait("--version")) == f"finwait {__version__}\n"
-
-
-def test_the_parser_is_built_without_numpy() -> None:
-    script = (
-        "import sys; from finwait.cli import build_parser; build_parser(); "
-        "print(sorted({'numpy', 'msgspec', 'arro3', 'yaml'} & {m.partition('.')[0] for m in sys.modules}))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
-# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────
-
-WRONG = {
-    "a filter that does not parse": (["state", "fin-wait-7"], 2),
-    "a filter that mixes and with or": (["list", "sport", "=", ":80", "or", "held", "and", "orphan"], 2),
-    "a column that does not exist": (["list", "--columns", "lokal"], 1),
-    "a column to sort by that does not exist": (["list", "--from", str(RELAY), "--sort", "lokal"], 1),
-    "a namespace that does not exist": (["--netns", "no-such-namespace"], 1),
-    "a recording that does not exist": (["--from", "/no/such/file.finwait"], 1),
-    "a recording that is none": (["--from", str(ROOT / "LICENSE")], 1),
-    "a rule that does not exist": (["explain", "fin-wait2-heldd"], 1),
-    "a connection that does not exist": (["explain", "192.0.2.1:1", "--from", str(RELAY)], 1),
-    "a scenario that does not exist": (["lab", "run", "relay-pear"], 1),
-    "a place for a recording that does not exist": (
-        ["record", "/no/such/folder/x.finwait", "--looks", "1"],
-        1,
-    ),
-    "a recording without looks": (["record", "x.finwait", "--looks", "0"], 1),
-    "a duration that is none": (["--for", "soon"], 2),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_an_error_is_on_standard_error_alone_with_what_was_wrong_and_a_hint(
-    case: str, tmp_path: Path
-) -> None:
-    words, status = WRONG[case]
-    done = subprocess.run(
-        [*FINWAIT, *words], capture_output=True, env=environment(), cwd=tmp_path, timeout=60
-    )
-    text = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (status, b""), text
-    assert "finwait: error: " in text
-    assert text.splitlines()[-1].startswith("hint: ")
-    assert "Traceback" not in text
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_filter_error_points_at_the_place() -> None:
     lines = complaint(finwait("list", "state", "fin-wait-2", "dport", "=", ":https443")).splitlines()
     at = next(k for k, line in enumerate(lines) if line.strip() == "^")
@@ -143,28 +65,6 @@ def test_a_near_miss_of_a_name_is_suggested() -> None:
 
 
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["list"], ["list", "-o", "csv"], ["list", "-o", "json"], ["diagnose", "-o", "jsonl"]],
-    ids=" ".join,
-)
-def test_a_reader_that_has_seen_enough_is_no_error(words: list[str]) -> None:
-    big = CAPTURES / "time-wait-flood.finwait"
-    running = subprocess.Popen(
-        [*FINWAIT, *words, "--from", str(big), "--not-holder", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-    )
-    assert running.stdout is not None
-    assert running.stderr is not None
-    running.stdout.read(10)
-    running.stdout.close()
-    assert running.stderr.read() == b""
-    assert running.wait(30) == 0
-    running.stderr.close()
 
 
 def test_ctrl_c_ends_it_with_130_and_without_a_traceback() -> None:
@@ -192,38 +92,6 @@ def watching(seconds, sleep=time.sleep):
 time.sleep = watching
 raise SystemExit(cli.main(sys.argv[1:]))
 """
-
-
-def test_colour_is_for_terminals_and_never_where_it_is_not_wanted() -> None:
-    escape = b"\x1b["
-    assert escape not in finwait("diagnose", *WHOLE).stdout
-    assert escape in finwait("diagnose", *WHOLE, "--color", "always").stdout
-    assert escape in on_a_terminal("diagnose", *WHOLE)
-    assert escape not in on_a_terminal("diagnose", *WHOLE, NO_COLOR="1")
-    assert escape not in on_a_terminal("diagnose", *WHOLE, "--color", "never")
-
-
-def on_a_terminal(*words: str, **more: str) -> bytes:
-    here, there = os.openpty()
-    try:
-        running = subprocess.Popen([*FINWAIT, *words], stdout=there, stderr=there, env=environment(**more))
-        os.close(there)
-        there = -1
-        parts = []
-        while True:
-            try:
-                part = os.read(here, 65536)
-            except OSError:  # EIO: the other side is closed
-                break
-            if not part:
-                break
-            parts.append(part)
-        running.wait(30)
-        return b"".join(parts)
-    finally:
-        os.close(here)
-        if there >= 0:
-            os.close(there)
 
 
 def test_the_report_fits_into_100_columns() -> None:
@@ -265,19 +133,6 @@ def columns_of(form: str, data: bytes) -> tuple[int, list[str]]:
     return table.num_rows, list(table.column_names)
 
 
-def test_rules_are_listed_in_every_format() -> None:
-    assert said(finwait("rules", "-o", "name")).split() == list(catalogue.NAMES)
-    items = json.loads(finwait("rules", "-o", "json").stdout)["items"]
-    assert [r["name"] for r in items] == list(catalogue.NAMES)
-    assert [line.split()[0] for line in said(finwait("rules")).splitlines()] == list(catalogue.NAMES)
-
-
-@pytest.mark.parametrize("name", [catalogue.NAMES[0], catalogue.NAMES[-1]])
-def test_the_page_of_a_rule_is_printed(name: str) -> None:
-    done = finwait("explain", name)
-    assert (done.returncode, said(done)) == (0, catalogue.page(name) + "\n")
-
-
 def test_a_connection_is_explained_by_addresses_and_by_cookie_alike() -> None:
     row = json.loads(
         finwait("list", *WHOLE, "state", "close-wait", "-o", "json", "--columns", "local,peer,cookie").stdout
@@ -309,26 +164,6 @@ def test_a_report_full_of_problems_ends_with_0_and_one_with_gaps_with_3() -> Non
     assert done.returncode == 3
     assert "Not seen:" in said(done)
     assert {0, 3} <= set(EXIT_STATUS)
-
-
-@pytest.mark.parametrize(
-    ("options", "status", "word"),
-    [
-        (["-w", "100", "-c", "200"], 0, "OK"),
-        (["-w", "10", "-c", "100"], 1, "WARNING"),
-        (["-w", "10", "-c", "22"], 2, "CRITICAL"),
-        (["--min-age", "1h", "-w", "1"], 0, "OK"),
-    ],
-)
-def test_check_has_the_status_and_the_line_of_a_nagios_plugin(
-    options: list[str], status: int, word: str
-) -> None:
-    done = finwait("check", *WHOLE, *options)
-    assert (done.returncode, done.stderr) == (status, b"")
-    (line,) = said(done).splitlines()
-    assert line.startswith(f"FINWAIT {word} - ")
-    total = 0 if "--min-age" in options else 22
-    assert re.search(rf"\| stuck={total};", line)
 
 
 def test_check_does_not_call_it_ok_where_not_everything_was_seen() -> None:
@@ -363,35 +198,6 @@ def within(situation: Situation, name: str) -> list[str]:
 
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-
-
-@pytest.mark.kernel
-def test_a_plain_user_is_told_what_there_is_and_that_holders_could_not_be_found(
-    half_closed: Situation,
-) -> None:
-    root_and("nsenter", "setpriv")
-    before = [*within(half_closed, "near"), *NOBODY]
-    deadline = time.monotonic() + 10
-    while True:  # the FIN's ACK may be delayed: FIN_WAIT1 first
-        done = finwait("diagnose", "-o", "json", before=before)
-        if done.returncode == 1 and b"Permission" in done.stderr:
-            missing("this Python cannot be started by another user")
-        findings = json.loads(done.stdout)["findings"]
-        rules = {f["rule"]: f for f in findings}
-        if "fin-wait2-held" in rules or time.monotonic() > deadline:
-            break
-    held = rules["fin-wait2-held"]
-    assert (done.returncode, held["count"], held["pids"]) == (3, 3, [])
-    assert {repr(s["owners"]) for s in held["sockets"]} == {"None"}
-    assert not {"holder-not-found", "hidden-leak"} & set(rules)
-    assert any("CAP_SYS_PTRACE" in gap["needs"] for gap in json.loads(done.stdout)["gaps"])
-    text = finwait("diagnose", before=before)
-    assert (text.returncode, text.stderr) == (3, b"")
-    assert "not found; not every process could be looked into" in said(text)
-    assert "nothing is wrong" not in said(text)
-    rows = finwait("list", "held", "--columns", "owner", "--no-headers", before=before)
-    assert (rows.returncode, said(rows).split()) == (3, ["?"] * 3)
-    assert "finwait: not seen: " in complaint(rows)
 
 
 @pytest.mark.kernel
@@ -469,8 +275,3 @@ def test_a_recording_made_now_is_diagnosed_as_the_machine_was(half_closed: Situa
     assert [(f["rule"], f["count"], f["pids"]) for f in kept] == [
         (f["rule"], f["count"], f["pids"]) for f in live
     ]
-
-
-def test_every_command_is_a_module_of_the_package() -> None:
-    for module in COMMANDS.values():
-        assert (ROOT / "src/finwait/cli" / f"{module}.py").is_file()

@@ -206,7 +206,7 @@ def read(path: str) -> tuple[Manifest, tuple[Observation, ...]]:
     except OSError as error:
         raise RecordingError(
             f"could not read the recording `{path}`: {error.strerror or error}",
-            hint="is that its path, and may you read it?",
+            hint="`finwait record FILE` makes one; is the path right, and may you read it?",
         ) from None
     except RecordingError as error:
         raise RecordingError(
