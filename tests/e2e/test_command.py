@@ -1,4 +1,4 @@
-"""The command as a process, further: what it says of what it could not see, and to hostile names and small terminals."""
+"""The command as a process, further: what was not seen, hostile names, widths, signals."""
 
 from __future__ import annotations
 
