@@ -253,7 +253,7 @@ def command_lines(text: str) -> list[list[str]]:
     for line in re.findall(r"^\s*[$#] +(?:sudo +)?(?:\S*/)?(finwait\b[^\n]*)", text, re.MULTILINE):
         if "…" in line or line.startswith("finwait:"):
             continue
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.replace("; ", " ; "), comments=True)
         cut = next((k for k, w in enumerate(words) if re.match(r"[|;&]|\d?>", w)), len(words))
         found.append(words[1:cut])
     return found
@@ -273,6 +273,14 @@ def test_a_command_line_in_the_documentation_is_one_that_finwait_takes(words: li
         assert not words or words[0] in COMMANDS
         return
     build_parser().parse_args(_with_command(words))
+
+
+def test_the_example_commands_of_the_man_page_are_ones_that_finwait_takes() -> None:
+    text = (ROOT / "docs/man/finwait.8").read_text().partition(".SH EXAMPLES\n")[2].partition(".SH ")[0]
+    lines = re.findall(r"^\.B (?:sudo )?(finwait.*)$", plain_roff(text), re.MULTILINE)
+    assert len(lines) > 5
+    for line in lines:
+        build_parser().parse_args(_with_command(shlex.split(line)[1:]))
 
 
 def test_the_table_of_commands_in_the_readme_is_complete() -> None:
