@@ -204,9 +204,14 @@ def read(path: str) -> tuple[Manifest, tuple[Observation, ...]]:
         with open(path, "rb") as file:
             return _read(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
-        raise RecordingError(f"could not read the recording `{path}`: {error.strerror or error}") from None
+        raise RecordingError(
+            f"could not read the recording `{path}`: {error.strerror or error}",
+            hint="`finwait record FILE` makes one; is the path right, and may you read it?",
+        ) from None
     except RecordingError as error:
-        raise RecordingError(f"`{path}`: {error}", hint=error.hint) from None
+        raise RecordingError(
+            f"`{path}`: {error}", hint=error.hint or "`finwait record FILE` makes another one"
+        ) from None
 
 
 def _read(file: IO[bytes], size: int) -> tuple[Manifest, tuple[Observation, ...]]:
