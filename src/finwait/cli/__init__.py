@@ -65,7 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _with_command(argv: Sequence[str]) -> list[str]:
-    """Put `diagnose` in front where no command is named."""
+    """Put `diagnose` in front where no command is named, and join `--sort` with what it sorts by."""
+    argv = list(argv)
+    for k in range(len(argv) - 1, 0, -1):
+        if argv[k - 1] == "--sort" and argv[k].startswith("-"):  # argparse would take it for an option
+            argv[k - 1 : k + 1] = [f"--sort={argv[k]}"]
     if argv and (argv[0] in COMMANDS or argv[0] in ("-h", "--help", "--version")):
         return list(argv)
     return ["diagnose", *argv]

@@ -209,7 +209,9 @@ def read(path: str) -> tuple[Manifest, tuple[Observation, ...]]:
             hint="`finwait record FILE` makes one; is the path right, and may you read it?",
         ) from None
     except RecordingError as error:
-        raise RecordingError(f"`{path}`: {error}", hint=error.hint) from None
+        raise RecordingError(
+            f"`{path}`: {error}", hint=error.hint or "`finwait record FILE` makes another one"
+        ) from None
 
 
 def _read(file: IO[bytes], size: int) -> tuple[Manifest, tuple[Observation, ...]]:
