@@ -502,6 +502,23 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
+def _settings_page() -> str:
+    from finwait.remedy.settings import CATALOGUE
+    from finwait.report.reference_pages import settings_page
+
+    return settings_page(CATALOGUE)
+
+
+def _ledger_page() -> str:
+    from finwait.report.reference_pages import ledger_page
+    from finwait.shipped import knowledge
+
+    return ledger_page(knowledge())
+
+
+PAGES |= {"docs/reference/settings.md": _settings_page, "docs/reference/ledger.md": _ledger_page}
+
+
 def pages() -> dict[str, str]:
     """Return every generated file's text by its path from the root."""
     made = {path: make() for path, make in PAGES.items()}

@@ -25,6 +25,11 @@ COMMANDS = {
     "netns": "netns",
     "rules": "rules",
     "check": "check",
+    "clear": "clear",
+    "probe": "probe",
+    "arm": "arm",
+    "journal": "journal",
+    "undo": "journal",
     "tune": "tune",
     "audit": "audit",
     "record": "record",
@@ -59,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"finwait {__version__}")
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    for module in COMMANDS.values():
+    for module in dict.fromkeys(COMMANDS.values()):
         importlib.import_module(f"finwait.cli.{module}").add_parser(sub)
     return parser
 
