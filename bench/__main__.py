@@ -296,9 +296,11 @@ def namespaces() -> None:
         text, in_process = rounds(5, finwait(), look)
         # The number of the descriptor that lists the directory may differ; a leak would be one a namespace.
         left = max(len(more) for more in fds)
+    with Namespaces(500, stuck_every=1):
+        (all_stuck,) = rounds(5, finwait())
     write(
         "namespaces",
-        "500 network namespaces with a listener and two half-closed connections each.",
+        "500 network namespaces with a listener and two connections each, half-closed in every fiftieth.",
         """
 No process is in them and nothing is mounted: one process holds a descriptor of each. Every look is a
 `setns`, a dump of the namespace (the kernel walks the machine's one hash table each time), its addresses and its files.
@@ -306,6 +308,7 @@ No process is in them and nothing is mounted: one process holds a descriptor of 
         [
             Line("`finwait`, whole process", text, at_most=1),
             Line("look, in process", in_process, at_most=1),
+            Line("`finwait`, half-closed in every namespace: 1,000 findings", all_stuck),
             Line("descriptors left open", left, at_most=0, unit="descriptors"),
         ],
     )
