@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
@@ -30,7 +30,15 @@ from finwait.kernel.netlink import (
     netlink_socket,
 )
 from finwait.uapi import conntrack, inet_diag, rtnetlink, tcp
-from finwait.uapi.observation import Descriptors, Dump, Namespace, Observation, ProcessFiles
+from finwait.uapi.observation import (
+    ESTABLISHED_LIMIT,
+    Descriptors,
+    Dump,
+    Namespace,
+    Observation,
+    Plan,
+    ProcessFiles,
+)
 
 __all__ = ["ESTABLISHED_LIMIT", "GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
 
@@ -70,30 +78,6 @@ NAMESPACE_FILES: Final = (
 """Files that say something else in every network namespace."""
 GLOBAL_FILES: Final = ("sys/ipv4/tcp_max_orphans", "sys/ipv4/tcp_mem")
 """Files of the initial namespace that hold for the whole machine."""
-
-
-ESTABLISHED_LIMIT: Final = 50_000
-"""Namespaces with more sockets are dumped without the ESTABLISHED ones, unless asked otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to look at."""
-
-    states: int = tcp.ALL_STATES
-    """Mask of ``1 << state``."""
-    extensions: int = inet_diag.EXT_ALL
-    bytecode: bytes = b""
-    """inet_diag bytecode that the kernel applies."""
-    only: frozenset[int] | None = None
-    """Inodes of the namespaces to look into; None for all."""
-    mptcp: bool = True
-    conntrack: bool = True
-    files: bool = True
-    descriptors: bool = True
-    established_limit: int | None = ESTABLISHED_LIMIT
-    """Dump ESTABLISHED only where at most so many sockets are; None for always."""
-    progress: Callable[[str], None] | None = field(default=None, compare=False)
 
 
 class Machine:
