@@ -87,11 +87,12 @@ def snapshot(load: Load, reader: Reader) -> None:
         return lambda: seconds(lambda: decode.sockets(Machine().observe(plan(extensions))))
 
     def every() -> float:
-        def work() -> None:
+        def work() -> SocketTable:
             table = decode.sockets(Machine().observe(plan(inet_diag.EXT_ALL)))
             table.load()
             assert len(table) >= ROWS
             assert all(len(table.column(name)) == len(table) for name in table.schema.names)
+            return table
 
         return seconds(work)
 
