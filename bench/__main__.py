@@ -7,6 +7,7 @@ Names: snapshot, whole, stuck, million, namespaces, start. All if none is given,
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -20,7 +21,17 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from bench.load import Load
-from bench.measure import FINWAIT, RESULTS, Line, command_seconds, environment, rounds, seconds, write
+from bench.measure import (
+    FINWAIT,
+    RESULTS,
+    Line,
+    command_seconds,
+    environment,
+    processor_seconds,
+    rounds,
+    seconds,
+    write,
+)
 from bench.spaces import Namespaces
 from bench.timewait import TimeWait
 from finwait import session
@@ -153,7 +164,11 @@ def whole(load: Load) -> None:
     ours = rounds(
         5, finwait("-o", "json"), finwait("list"), finwait(), finwait("list", "--no-owners", "-o", "csv")
     )
+    clock = resource.getrusage(resource.RUSAGE_CHILDREN)
     with_owners = ss(load, "-tanp")()
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    their_time = spent.ru_utime + spent.ru_stime - clock.ru_utime - clock.ru_stime
+    our_time = statistics.median(processor_seconds([FINWAIT, "-o", "json"]) for _ in range(3))
     everything = ss(load, "-tanoeip")()
     again = [finwait("-o", "json")(), finwait("list")()]
     as_json, as_list, as_text, as_csv = ours
@@ -168,6 +183,7 @@ where a socket in a closing state, anywhere on the machine, was made while they 
 """,
         [
             Line("`finwait -o json`", as_json, "`ss -tanp`, once", with_owners, 1 / 12),
+            Line("`finwait -o json`, processor time", our_time, "`ss -tanp`, once", their_time, 1 / 12),
             Line("`finwait list`", as_list, "`ss -tanoeip`, once", everything, 1 / 8),
             Line("`finwait` (text)", as_text, "`ss -tanp`, once", with_owners),
             Line("`finwait list --no-owners -o csv`", as_csv),
