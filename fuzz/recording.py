@@ -25,7 +25,7 @@ _LOOKS = read(str(next(p for p in _CAPTURES if p.stem == "nat-entry-gone")))[1]
 def _file(data: bytes) -> None:
     """The framing: sealed members are sealed anew, so that what is inside them is reached."""
     try:
-        fmt._read(io.BytesIO(data), len(data))
+        fmt._read(io.BytesIO(data))
     except FinwaitError:
         return
 

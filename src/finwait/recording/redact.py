@@ -32,7 +32,7 @@ from finwait.uapi import netlink as nl
 from finwait.uapi.layout import Rows
 from finwait.uapi.observation import Facts, Namespace, Observation, ProcessFiles
 
-__all__ = ["Pseudonyms", "redact"]
+__all__ = ["Pseudonyms", "redact", "redact_look"]
 
 _HARMLESS: Final = frozenset(
     (
@@ -141,10 +141,15 @@ def redact(
         DecodeError: the datagrams cannot be decoded, so that what they hold is not known.
     """
     names = Pseudonyms(key, keep_names)
-    return [_redact(look, names) for look in looks]
+    return [redact_look(look, names) for look in looks]
 
 
-def _redact(look: Observation, names: Pseudonyms) -> Observation:
+def redact_look(look: Observation, names: Pseudonyms) -> Observation:
+    """Return one look with everything that identifies replaced; see `redact`.
+
+    Raises:
+        DecodeError: the datagrams cannot be decoded, so that what they hold is not known.
+    """
     buffer = look.buffer.copy()
     known = replace(look, buffer=buffer)
     _sockets(known, names)
