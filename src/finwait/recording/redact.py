@@ -86,15 +86,16 @@ class Pseudonyms:
         """Return ``kind-1a2b3c`` for a name; kept names and empty ones stay."""
         if not text or text in self._keep:
             return text
-        done = self._names.get((kind, text))
-        if done is None:
-            digits = self._hash(b"name", text.encode("utf-8", "surrogatepass")).hex()
-            size = 6  # longer where two names would look the same: one pseudonym never stands for two
-            while (done := f"{kind}-{digits[:size]}") in self._taken:
-                size += 2
-            self._taken.add(done)
-            self._names[kind, text] = done
-        return done
+        known = self._names.get((kind, text))
+        if known is not None:
+            return known
+        digits = self._hash(b"name", text.encode("utf-8", "surrogatepass")).hex()
+        size = 6  # longer where two names would look the same: one pseudonym never stands for two
+        while (made := f"{kind}-{digits[:size]}") in self._taken:
+            size += 2
+        self._taken.add(made)
+        self._names[kind, text] = made
+        return made
 
     def hexadecimal(self, text: str) -> str:
         """Return other hexadecimal digits of the same number and grouping."""
