@@ -24,8 +24,18 @@ from numpy.typing import NDArray
 from finwait.errors import KernelError, NotSupported, PermissionNeeded
 from finwait.uapi import netlink as nl
 
-__all__ = ["NETLINK_NETFILTER", "NETLINK_SOCK_DIAG", "Answer", "Arena", "dump", "netlink_socket", "request"]
+__all__ = [
+    "NETLINK_NETFILTER",
+    "NETLINK_ROUTE",
+    "NETLINK_SOCK_DIAG",
+    "Answer",
+    "Arena",
+    "dump",
+    "netlink_socket",
+    "request",
+]
 
+NETLINK_ROUTE = 0
 NETLINK_SOCK_DIAG = 4
 NETLINK_NETFILTER = 12
 

@@ -99,7 +99,7 @@ def discover(descriptors: Iterable[tuple[int, int, int]] = ()) -> tuple[list[Net
         The namespaces by inode (the host's first, where it can be told), and what could not be seen.
     """
     found = _Found()
-    unread = 0
+    unread: list[int] = []
     mounts_seen: set[str] = set()
     mine = own_netns()
     found.path(mine, "/proc/thread-self/ns/net")
@@ -108,7 +108,7 @@ def discover(descriptors: Iterable[tuple[int, int, int]] = ()) -> tuple[list[Net
         try:
             inode = int(_LINK.fullmatch(os.readlink(f"/proc/{pid}/ns/net"))[1])  # type: ignore[index]
         except PermissionError:
-            unread += 1
+            unread.append(pid)
             continue
         except (OSError, TypeError):  # it ended, or is a zombie (whose link is empty)
             continue
@@ -118,7 +118,13 @@ def discover(descriptors: Iterable[tuple[int, int, int]] = ()) -> tuple[list[Net
     for inode, pid, fd in descriptors:
         found.path(inode, f"/proc/{pid}/fd/{fd}")
     gaps = (
-        [Gap(f"{unread} processes of other users", "read their network namespace", "CAP_SYS_PTRACE")]
+        [
+            Gap(
+                _who(unread),
+                "read its network namespace" if len(unread) == 1 else "read their network namespaces",
+                "CAP_SYS_PTRACE",
+            )
+        ]
         if unread
         else []
     )
@@ -138,9 +144,17 @@ def discover(descriptors: Iterable[tuple[int, int, int]] = ()) -> tuple[list[Net
     return result, gaps
 
 
+def _who(pids: list[int]) -> str:
+    return f"pid {pids[0]}" if len(pids) == 1 else f"{len(pids)} processes"
+
+
 def _host_inode() -> int | None:
+    """The namespace of kthreadd: the machine's own, whatever container pid 1 may be the init of."""
     try:
-        return os.stat("/proc/1/ns/net").st_ino
+        with open("/proc/2/comm", encoding="ascii", errors="replace") as file:
+            if file.read() != "kthreadd\n":  # a pid namespace: nothing here tells which one is the host's
+                return None
+        return os.stat("/proc/2/ns/net").st_ino
     except OSError:
         return None
 

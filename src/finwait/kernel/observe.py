@@ -19,8 +19,16 @@ from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
 from finwait.kernel import cgroup, netns, procfs
-from finwait.kernel.netlink import NETLINK_NETFILTER, NETLINK_SOCK_DIAG, Answer, Arena, dump, netlink_socket
-from finwait.uapi import inet_diag, tcp
+from finwait.kernel.netlink import (
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    NETLINK_SOCK_DIAG,
+    Answer,
+    Arena,
+    dump,
+    netlink_socket,
+)
+from finwait.uapi import inet_diag, rtnetlink, tcp
 from finwait.uapi import netlink as nl
 from finwait.uapi.observation import Descriptors, Dump, Namespace, Observation, ProcessFiles
 
@@ -50,7 +58,8 @@ SYSCTLS: Final = (
     "netfilter/nf_conntrack_tcp_timeout_last_ack",
     "netfilter/nf_conntrack_tcp_timeout_time_wait",
 )
-NAMESPACE_FILES: Final = tuple(f"sys/{name}" for name in SYSCTLS) + (
+NAMESPACE_FILES: Final = (
+    *(f"sys/{name}" for name in SYSCTLS),
     "net/sockstat",
     "net/sockstat6",
     "net/netstat",
@@ -92,7 +101,8 @@ class Machine:
         say = plan.progress or (lambda _: None)
         gaps: list[Gap] = []
         facts = procfs.facts()
-        found, spaces = Descriptors.none(), []
+        found = Descriptors.none()
+        spaces: list[tuple[int, int, int]] = []
         if plan.descriptors:
             say("listing descriptors")
             found, spaces = procfs.descriptors()
@@ -111,7 +121,7 @@ class Machine:
             arena.array(),
             tuple(looks[ns.inode] for ns in namespaces if ns.inode in looks),
             found,
-            gaps=tuple(gaps),
+            gaps=tuple(_honest(gap, facts.capabilities) for gap in gaps),
             complete=plan.states & tcp.ALL_STATES == tcp.ALL_STATES
             and not any(look.established_skipped for look in looks.values()),
         )
@@ -137,12 +147,23 @@ class Machine:
         return procfs.socket_protocols(triples)
 
 
+_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+
+
+def _honest(gap: Gap, capabilities: int) -> Gap:
+    """A capability that we have is not what was missing: then a security policy said no."""
+    bit = _CAPABILITIES.get(gap.needs)
+    if bit is not None and capabilities >> bit & 1:
+        return Gap(gap.where, gap.doing, f"a security policy that allows it; {gap.needs} alone is not enough")
+    return gap
+
+
 def _unreadable(found: Descriptors) -> list[Gap]:
     if not found.unreadable:
         return []
     n = len(found.unreadable)
-    who = f"pid {found.unreadable[0]}" if n == 1 else f"{n} processes of other users"
-    return [Gap(who, "list their descriptors" if n > 1 else "list its descriptors", "CAP_SYS_PTRACE")]
+    who = f"pid {found.unreadable[0]}" if n == 1 else f"{n} processes"
+    return [Gap(who, "list its descriptors" if n == 1 else "list their descriptors", "CAP_SYS_PTRACE")]
 
 
 def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:
@@ -184,7 +205,11 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap]) -> 
     if entries is not None:
         files["sys/netfilter/nf_conntrack_count"] = entries
         if plan.conntrack and entries.strip() not in (b"0", b""):
-            dumps += _conntrack(arena, gaps, where)
+            # struct nfgenmsg all 0: both families. IPCTNL_MSG_CT_GET (1) of NFNL_SUBSYS_CTNETLINK (1).
+            ask = nl.message(1 << 8 | 1, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, b"\0\0\0\0")
+            dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, where)
+    if dumps:
+        dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
     if plan.files and dumps:
         for name in NAMESPACE_FILES:
             if name not in files:
@@ -244,12 +269,11 @@ def _dump(kind: str, answer: Answer, gaps: list[Gap], where: str) -> Dump:
     return Dump(kind, answer.starts, answer.ends, answer.interrupted)
 
 
-def _conntrack(arena: Arena, gaps: list[Gap], where: str) -> list[Dump]:
-    # struct nfgenmsg: family 0 (both), version 0, res_id 0. IPCTNL_MSG_CT_GET of NFNL_SUBSYS_CTNETLINK.
-    ask = nl.message(1 << 8 | 1, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, b"\0\0\0\0")
+def _side_dump(kind: str, family: int, ask: bytes, arena: Arena, gaps: list[Gap], where: str) -> list[Dump]:
+    doing = {"conntrack": "dump the conntrack entries", "addresses": "list its addresses"}[kind]
     try:
-        with netlink_socket(NETLINK_NETFILTER, "open a conntrack socket") as sock:
-            return [_dump("conntrack", dump(sock, ask, arena, "dump the conntrack entries"), gaps, where)]
+        with netlink_socket(family, doing) as sock:
+            return [_dump(kind, dump(sock, ask, arena, doing), gaps, where)]
     except KernelError as error:
-        gaps.append(Gap(where, "dump the conntrack entries", getattr(error, "capability", "") or str(error)))
+        gaps.append(Gap(where, doing, getattr(error, "capability", "") or str(error)))
         return []

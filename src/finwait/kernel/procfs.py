@@ -89,7 +89,7 @@ def descriptors(only: Iterable[int] | None = None) -> tuple[Descriptors, list[tu
             for name in listdir(directory):
                 try:
                     link = readlink(name, dir_fd=directory)
-                except OSError:
+                except FileNotFoundError:  # closed meanwhile
                     continue
                 if link.startswith("socket:["):
                     fds.append(name)

@@ -1,8 +1,6 @@
 """TCP sockets as columns: everything that ``NETLINK_SOCK_DIAG`` says about every socket.
 
-A table is a struct of arrays, immutable once built; selecting gives a new table. Columns are read from the
-received bytes when they are first asked for. Missing is a mask (`SocketTable.present`), never a sentinel
-number: cells of a missing value read 0 and their mask is False.
+How columns are read, selected and joined is `finwait.table.columns`.
 
 Addresses are two 64-bit words in host order, IPv4 as ``::ffff:a.b.c.d``, so that a dual-stack socket and
 its IPv4 peer compare equal; `family` says what the kernel filed the socket under.
@@ -10,20 +8,21 @@ its IPv4 peer compare equal; `family` says what the kernel filed the socket unde
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.table.columns import ColumnTable
 from finwait.table.schema import Column, Mask, Schema
 from finwait.uapi import inet_diag as d
 from finwait.uapi import tcp
+from finwait.uapi.netlink import NLMSG_HEADER
 
 if TYPE_CHECKING:
-    from finwait.uapi.inet_diag import Rows
+    from finwait.uapi.layout import Rows
 
-__all__ = ["MAPPED", "SCHEMA", "SocketTable", "address_text", "pack_address"]
+__all__ = ["MAPPED", "SCHEMA", "SocketTable", "address_text", "pack_address", "words_of_addresses"]
 
 MAPPED: Final = 0xFFFF << 32
 """The low word of ``::ffff:0.0.0.0``; the high word of every IPv4 address is 0."""
@@ -269,177 +268,40 @@ SCHEMA: Final = Schema(
 )
 
 
-class SocketTable:
-    """Sockets as columns; see the module for what a cell means.
+class SocketTable(ColumnTable):
+    """Sockets as columns; see the module for what a cell means."""
 
-    ``table.state``, ``table["state"]`` and ``table.column("state")`` are the same array.
-    """
-
-    __slots__ = ("_cache", "_length", "_netns", "_present", "_protocol", "_rows")
+    __slots__ = ()
 
     schema = SCHEMA
-
-    def __init__(
-        self,
-        rows: Rows | None,
-        cache: dict[str, NDArray[Any]],
-        length: int,
-        present: dict[str, Mask] | None = None,
-    ) -> None:
-        self._rows = rows
-        self._cache = cache
-        self._length = length
-        self._present: dict[str, Mask] = present if present is not None else {}
 
     @classmethod
     def from_rows(cls, rows: Rows, netns: NDArray[np.uint32], protocol: NDArray[np.uint16]) -> SocketTable:
         """Build a table over received bytes; ``netns`` and ``protocol`` are one cell a row."""
         return cls(rows, {"netns": netns, "protocol": protocol}, len(rows))
 
-    @classmethod
-    def from_columns(cls, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> SocketTable:
-        """Build a table from values; a column that is not given is missing in every row.
-
-        Raises:
-            ValueError: an unknown column, or columns of unequal length.
-        """
-        lengths = {len(v) for v in columns.values()}
-        if len(lengths) > 1:
-            raise ValueError(f"columns differ in length: {sorted(lengths)}")
-        n = lengths.pop() if lengths else 0
-        cache: dict[str, NDArray[Any]] = {}
-        present: dict[str, Mask] = {}
-        for column in SCHEMA:
-            if column.name in columns:
-                cells = np.asarray(columns[column.name], dtype=_native(column.dtype))
-                cache[column.name] = cells.reshape(n, column.width) if column.width > 1 else cells
-                present[column.name] = np.ones(n, np.bool_)
-            else:
-                cache[column.name] = np.zeros(
-                    (n, column.width) if column.width > 1 else n, _native(column.dtype)
-                )
-                present[column.name] = np.full(n, not column.nullable, np.bool_)
-        unknown = set(columns) - set(SCHEMA.names)
-        if unknown:
-            raise ValueError(f"no such column: {', '.join(sorted(unknown))}")
-        return cls(None, cache, n, present)
-
-    @classmethod
-    def empty(cls) -> SocketTable:
-        """Return a table without rows."""
-        return cls.from_columns({})
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self.column(name)
-
-    def __getattr__(self, name: str) -> NDArray[Any]:
-        if name.startswith("_") or name not in SCHEMA:
-            raise AttributeError(name)
-        return self.column(name)
-
-    def __repr__(self) -> str:
-        return f"SocketTable({self._length} rows)"
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(SCHEMA.names)
-
-    def column(self, name: str) -> NDArray[Any]:
-        """Return a column; cells of missing values read 0 (see `present`).
-
-        Raises:
-            KeyError: no such column.
-        """
-        found = self._cache.get(name)
-        if found is None:
-            found = self._cache[name] = self._read(SCHEMA[name])
-        return found
-
-    def present(self, name: str) -> Mask:
-        """Return which rows have a value in a column."""
-        column = SCHEMA[name]
-        mask = self._present.get(name)
-        if mask is None:
-            if self._rows is None or not column.path:
-                mask = np.ones(self._length, np.bool_)
-            else:
-                need = 1 if column.dtype.kind == "S" else column.offset + column.dtype.itemsize  # type: ignore[union-attr]
-                mask = self._rows.place(column.path, need) >= 0
-                if column.protocol is not None:
-                    mask &= self._cache["protocol"] == column.protocol
-            self._present[name] = mask
-        return mask
-
-    def _read(self, column: Column) -> NDArray[Any]:
-        rows = self._rows
-        assert rows is not None, "a table from columns holds every column from the start"
-        dtype = np.dtype(column.dtype)
-        if column.width == 2:
-            return self._addresses(column.offset)
-        if dtype.kind == "S":
-            assert column.path
-            cells, self._present[column.name] = rows.text(column.path, dtype.itemsize)
-            return cells
-        if not column.path:
-            at = rows.offset + (16 + column.offset)
-            return rows.scalar(at, dtype).astype(_native(dtype), copy=False)
-        at = rows.place(column.path, column.offset + dtype.itemsize)
-        there = at >= 0
-        if column.protocol is not None:
-            there &= self._cache["protocol"] == column.protocol
-        self._present[column.name] = there
-        cells = rows.scalar(np.where(there, at + column.offset, 0), dtype)
-        return cells if there.all() else np.where(there, cells, np.zeros(1, dtype))
-
-    def _addresses(self, offset: int) -> NDArray[np.uint64]:
-        rows = self._rows
-        assert rows is not None
-        at = rows.offset + (16 + offset)
-        big = np.dtype(">u4")
-        w = [rows.scalar(at + 4 * k, big).astype(np.uint64) for k in range(4)]
+    def _wide(self, rows: Rows, column: Column) -> tuple[NDArray[np.uint64], Mask]:
+        at = rows.offset + (NLMSG_HEADER + column.offset)
         v4 = self.column("family") == d.AF_INET
+        cells = words_of_addresses(rows, np.where(v4, at, -1), np.where(v4, -1, at))
+        return cells, np.ones(len(rows), np.bool_)
+
+
+def words_of_addresses(rows: Rows, v4: NDArray[np.int64], v6: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the two words of each row's address, which stands at ``v4`` or at ``v6`` (−1: not there)."""
+    big = np.dtype(">u4")
+    out = np.zeros((len(rows), 2), np.uint64)
+    short = v4 >= 0
+    if short.any():
+        word = rows.scalar(v4, big).astype(np.uint64)
+        out[:, 1] = np.where(short, np.uint64(MAPPED) | word, np.uint64(0))
+    long = v6 >= 0
+    if long.any():
+        w = [rows.scalar(np.where(long, v6 + 4 * k, 0), big).astype(np.uint64) for k in range(4)]
         shift = np.uint64(32)
-        out = np.empty((len(rows), 2), np.uint64)
-        out[:, 0] = np.where(v4, np.uint64(0), (w[0] << shift) | w[1])
-        out[:, 1] = np.where(v4, np.uint64(MAPPED) | w[0], (w[2] << shift) | w[3])
-        return out
-
-    def select(self, index: NDArray[Any]) -> SocketTable:
-        """Return the rows that a mask or an index array names, as a new table."""
-        index = np.asarray(index)
-        if index.dtype == np.bool_:
-            index = np.flatnonzero(index)
-        return SocketTable(
-            None if self._rows is None else self._rows.take(index),
-            {k: v[index] for k, v in self._cache.items()},
-            len(index),
-            {k: v[index] for k, v in self._present.items()},
-        )
-
-    def attributes(self, row: int) -> dict[tuple[int, ...], bytes]:
-        """Return every attribute of one row as received, unknown ones included; empty without bytes."""
-        return {} if self._rows is None else self._rows.raw(row)
-
-    @staticmethod
-    def concatenate(tables: Sequence[SocketTable]) -> SocketTable:
-        """Return one table with the rows of all, every column read."""
-        tables = [t for t in tables if len(t)]
-        if not tables:
-            return SocketTable.empty()
-        if len(tables) == 1:
-            return tables[0]
-        return SocketTable(
-            None,
-            {n: np.concatenate([t.column(n) for t in tables]) for n in SCHEMA.names},
-            sum(len(t) for t in tables),
-            {n: np.concatenate([t.present(n) for t in tables]) for n in SCHEMA.names},
-        )
-
-
-def _native(dtype: Any) -> np.dtype[Any]:  # noqa: ANN401 - whatever numpy takes for a dtype
-    return np.dtype(dtype).newbyteorder("=")
+        out[:, 0] = np.where(long, (w[0] << shift) | w[1], out[:, 0])
+        out[:, 1] = np.where(long, (w[2] << shift) | w[3], out[:, 1])
+    return out
 
 
 def address_text(high: int, low: int) -> str:

@@ -1,14 +1,9 @@
-"""``struct inet_diag_msg`` and its attributes, found in a dump without a Python loop over rows.
+"""``struct inet_diag_msg`` and its attributes: requests to ``NETLINK_SOCK_DIAG``, and the rows it answers.
 
 Mirrors include/uapi/linux/inet_diag.h. The kernel appends to its structs and never reorders them, so a
 longer message is a newer kernel, not an error; a shorter one is an error.
 
-Theory of operation. Messages of one kind have the same length and the same attributes at the same places,
-so instead of parsing each we find the few *layouts* that occur. Equal length does not prove equal layout:
-one row of each length is parsed as a template, its attribute headers are compared with those at the same
-places of every other row of that length, and the rows that differ go round again with a new template. A
-column is then a gather: row offset + place of the attribute in the row's layout + offset of the field.
-Nothing is copied until a column is asked for.
+How rows are found and columns read is `finwait.uapi.layout`.
 
 What this cannot see: sockets in ``TCP_CLOSE`` are in no dump at all.
 
@@ -18,16 +13,15 @@ This module touches bytes only. Opening the socket is `finwait.kernel.netlink`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.errors import DecodeError
-from finwait.uapi import netlink
-from finwait.uapi.netlink import NLA_HEADER, NLMSG_HEADER, Messages
+from finwait.uapi import layout, netlink
+from finwait.uapi.layout import Rows, Shape
+from finwait.uapi.netlink import Messages
 
 __all__ = [
     "AF_INET",
@@ -197,125 +191,12 @@ def socket_request(
     return netlink.message(kind, flags, body, seq=seq)
 
 
-Path = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the attributes of one shape of message are, relative to the netlink header."""
-
-    places: dict[Path, tuple[int, int]]
-    """Attribute path → (offset, length) of its payload. Nested attributes have longer paths."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Sockets in a buffer of received datagrams, found but not yet copied.
-
-    ``offset`` is the place of each row's netlink header, ``layout`` the index into ``layouts``, ``chain``
-    the datagram it came in.
-    """
-
-    buffer: NDArray[np.uint8]
-    offset: NDArray[np.int64]
-    layout: NDArray[np.int32]
-    chain: NDArray[np.int64]
-    layouts: tuple[Layout, ...]
-    _words: NDArray[np.uint32] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        usable = (len(self.buffer) // 4) * 4
-        object.__setattr__(self, "_words", self.buffer[:usable].view(np.uint32))
-
-    def __len__(self) -> int:
-        return len(self.offset)
-
-    def take(self, index: NDArray[Any]) -> Rows:
-        """Return some of the rows (by mask or index), without copying what they say."""
-        return Rows(self.buffer, self.offset[index], self.layout[index], self.chain[index], self.layouts)
-
-    def place(self, path: Path, need: int) -> NDArray[np.int64]:
-        """Return where each row keeps an attribute (absolute offset), −1 where it is missing or too short."""
-        table = np.array(
-            [
-                (found[0] if (found := lay.places.get(path)) is not None and found[1] >= need else -1)
-                for lay in self.layouts
-            ]
-            or [-1],
-            np.int64,
-        )
-        if len(table) == 1 or (table == table[0]).all():
-            return self.offset + table[0] if table[0] >= 0 else np.full(len(self.offset), -1, np.int64)
-        rel = table[self.layout]
-        return np.where(rel >= 0, self.offset + rel, -1)
-
-    def scalar(self, at: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Gather one number a row at absolute offsets ``at`` (−1 gives 0)."""
-        at = np.maximum(at, 0)
-        size = dtype.itemsize
-        if size == 1:
-            return self.buffer[at].view(dtype)
-        if size == 4:
-            return self._words[at >> 2].view(dtype)
-        if size == 2:
-            return self._words.view(np.uint16)[at >> 1].view(dtype)
-        low = self._words[at >> 2].astype(np.uint64)
-        high = self._words[(at >> 2) + 1].astype(np.uint64)
-        return (low | (high << np.uint64(32))).view(dtype)
-
-    def text(self, path: Path, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Gather a NUL-terminated string attribute as ``S<width>``, and which rows have it."""
-        out = np.zeros(len(self), f"S{width}")
-        present = np.zeros(len(self), np.bool_)
-        for number, lay in enumerate(self.layouts):
-            found = lay.places.get(path)
-            if found is None:
-                continue
-            mine = np.flatnonzero(self.layout == number)
-            if not len(mine):
-                continue
-            present[mine] = True
-            n = min(found[1], width)
-            if n:
-                at = (self.offset[mine] + found[0])[:, None] + np.arange(n)
-                cells = self.buffer[at]
-                # What follows the first NUL is padding, not text.
-                cells = np.where(np.cumsum(cells == 0, axis=1) > 0, 0, cells).astype(np.uint8)
-                out[mine] = np.ascontiguousarray(cells).view(f"S{n}")[:, 0]
-        return out, present
-
-    def raw(self, row: int) -> dict[Path, bytes]:
-        """Return every attribute of one row as bytes, unknown ones too."""
-        start = int(self.offset[row])
-        places = self.layouts[int(self.layout[row])].places
-        return {path: self.buffer[start + o : start + o + n].tobytes() for path, (o, n) in places.items()}
-
-
-def _template(
-    buffer: NDArray[np.uint8], start: int, length: int
-) -> tuple[dict[Path, tuple[int, int]], list[int]]:
-    """Parse one row: its attribute places, and where its attribute headers stand (both relative)."""
-    data = buffer[start : start + length].tobytes()
-    places: dict[Path, tuple[int, int]] = {}
-    headers: list[int] = []
-
-    def visit(prefix: Path, begin: int, end: int) -> None:
-        for kind, at, size in netlink.attributes(data, begin, end, "inet_diag attribute"):
-            path = (*prefix, kind)
-            headers.append(at - NLA_HEADER)
-            places[path] = (at, size)
-            # The nesting of ULP_INFO is fixed: name (1) is text, tls (2) and mptcp (3) hold attributes.
-            if path == (ULP_INFO,) or (len(path) == 2 and path[0] == ULP_INFO and kind in (2, 3)):
-                visit(path, at, at + size)
-
-    try:
-        visit((), NLMSG_HEADER + MESSAGE_SIZE, length)
-    except DecodeError as error:
-        raise DecodeError(error.what, start + error.offset, error.window, error.reason) from None
-    return places, headers
-
-
-_TEMPLATES_A_LENGTH = 64
+_SHAPE: Final = Shape(
+    "struct inet_diag_msg",
+    MESSAGE_SIZE,
+    # The nesting of ULP_INFO is fixed: name (1) is text, tls (2) and mptcp (3) hold attributes.
+    frozenset({(ULP_INFO,), (ULP_INFO, 2), (ULP_INFO, 3)}),
+)
 
 
 def find_rows(buffer: NDArray[np.uint8], messages: Messages) -> Rows:
@@ -324,53 +205,4 @@ def find_rows(buffer: NDArray[np.uint8], messages: Messages) -> Rows:
     Raises:
         DecodeError: a message is shorter than the struct, or its attributes do not fit into it.
     """
-    minimum = NLMSG_HEADER + MESSAGE_SIZE
-    short = messages.length < minimum
-    if short.any():
-        where = int(messages.offset[short][0])
-        raise DecodeError(
-            "struct inet_diag_msg",
-            where,
-            buffer[where : where + 16].tobytes(),
-            f"message of {int(messages.length[short][0])} bytes is shorter than {minimum}",
-        )
-    usable = (len(buffer) // 4) * 4
-    words = buffer[:usable].view(np.uint32)
-    layout = np.zeros(len(messages), np.int32)
-    layouts: list[Layout] = []
-    for length in np.unique(messages.length):
-        rest = np.flatnonzero(messages.length == length)
-        for _ in range(_TEMPLATES_A_LENGTH):
-            first = int(messages.offset[rest[0]])
-            places, headers = _template(buffer, first, int(length))
-            same = np.ones(len(rest), np.bool_)
-            at = messages.offset[rest]
-            for header in headers:
-                same &= words[(at + header) >> 2] == words[(first + header) >> 2]
-            layout[rest[same]] = len(layouts)
-            layouts.append(Layout(places))
-            rest = rest[~same]
-            if not len(rest):
-                break
-        if len(rest):
-            _one_by_one(buffer, messages, rest, layout, layouts)
-    return Rows(buffer, messages.offset, layout, messages.chain, tuple(layouts))
-
-
-def _one_by_one(
-    buffer: NDArray[np.uint8],
-    messages: Messages,
-    rest: Sequence[Any] | NDArray[Any],
-    layout: NDArray[np.int32],
-    layouts: list[Layout],
-) -> None:
-    """Parse rows singly: no kernel mixes so many shapes, but a crafted recording may, and stays linear."""
-    known: dict[tuple[tuple[Path, tuple[int, int]], ...], int] = {}
-    for row in rest:
-        places, _ = _template(buffer, int(messages.offset[row]), int(messages.length[row]))
-        key = tuple(places.items())
-        number = known.get(key)
-        if number is None:
-            number = known[key] = len(layouts)
-            layouts.append(Layout(places))
-        layout[row] = number
+    return layout.find_rows(buffer, messages, _SHAPE)

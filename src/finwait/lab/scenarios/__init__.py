@@ -1,1 +1,5 @@
-"""One module a pattern, named for the rule that sees it."""
+"""One scenario per module, named for the rule that must see it.
+
+Each module has a constant ``SCENARIO``. `finwait.lab.scenario.scenarios` finds it there; nothing is
+registered by hand.
+"""

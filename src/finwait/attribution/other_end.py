@@ -1,0 +1,180 @@
+"""The other end of each connection, when it is on this machine.
+
+Three ways, tried in order. *Direct*: the reversed tuple, in any namespace (loopback addresses only in their
+own). *Through NAT*: a conntrack entry says what the tuple becomes; entries are followed from namespace to
+namespace, a few hops. *By the client alone*: an entry that is gone joins nothing any more, but a client that
+retransmits its FIN and a server end that waits for exactly that client address and port, both without a
+partner, were one connection.
+
+A tuple that fits several rows is given none of them: a guess would be worse than "unknown".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.attribution.join import matches, unique_match
+from finwait.table.schema import Mask
+from finwait.uapi import tcp
+
+if TYPE_CHECKING:
+    from finwait.table.flows import FlowTable
+    from finwait.table.sockets import SocketTable
+
+__all__ = ["DIRECT", "HALF", "NAT", "NONE", "OtherEnds", "other_ends"]
+
+NONE, DIRECT, NAT, HALF = 0, 1, 2, 3
+_HOPS = 4
+
+Words = tuple[NDArray[Any], ...]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherEnds:
+    """For each socket its partner and the conntrack entry that carries it."""
+
+    row: I64
+    """Row of the other end; −1 for none."""
+    how: NDArray[np.uint8]
+    ambiguous: Mask
+    flow: I64
+    """Row of the conntrack entry (of the translating one, where several namespaces track it); −1 for none."""
+    peer: NDArray[np.uint64]
+    """Address of the other end after translation, two words a row."""
+
+
+def _forward(src: NDArray[Any], dst: NDArray[Any], sport: NDArray[Any], dport: NDArray[Any]) -> Words:
+    return (
+        src[:, 0],
+        src[:, 1],
+        dst[:, 0],
+        dst[:, 1],
+        sport.astype(np.uint64) << np.uint64(16) | dport.astype(np.uint64),
+    )
+
+
+def _take(words: Words, index: NDArray[Any]) -> Words:
+    return tuple(w[index] for w in words)
+
+
+def other_ends(sockets: SocketTable, flows: FlowTable | None, loopback: Mask) -> OtherEnds:
+    """Find the other end of every connection.
+
+    Args:
+        sockets: all sockets of all namespaces that were looked into.
+        flows: all conntrack entries of those namespaces, or None.
+        loopback: rows that talk to their own namespace.
+    """
+    n = len(sockets)
+    row = np.full(n, -1, np.int64)
+    how = np.zeros(n, np.uint8)
+    flow = np.full(n, -1, np.int64)
+    peer = sockets.dst.copy()
+    connected = np.flatnonzero(sockets.state != tcp.LISTEN)
+    proto = sockets.protocol
+    ours = _forward(sockets.src, sockets.dst, sockets.sport, sockets.dport)
+    theirs = _forward(sockets.dst, sockets.src, sockets.dport, sockets.sport)
+    i, j = matches((*_take(ours, connected), proto[connected]), (*_take(theirs, connected), proto[connected]))
+    i, j = connected[i], connected[j]
+    fits = (i != j) & (~loopback[i] | (sockets.netns[i] == sockets.netns[j]))
+    row, ambiguous = unique_match(n, i[fits], j[fits])
+    how[row >= 0] = DIRECT
+    if flows is not None and len(flows):
+        _through_nat(sockets, flows, ours, row, how, flow, peer, ambiguous)
+    _half(sockets, row, how, flow, ambiguous)
+    return OtherEnds(row, how, ambiguous, flow, peer)
+
+
+def _through_nat(
+    sockets: SocketTable,
+    flows: FlowTable,
+    ours: Words,
+    row: I64,
+    how: NDArray[np.uint8],
+    flow: I64,
+    peer: NDArray[np.uint64],
+    ambiguous: Mask,
+) -> None:
+    tracked = np.flatnonzero(flows.protocol == 6)
+    if not len(tracked):
+        return
+    f = flows.select(tracked)
+    orig = _forward(f.orig_src, f.orig_dst, f.orig_sport, f.orig_dport)
+    reply = _forward(f.reply_src, f.reply_dst, f.reply_sport, f.reply_dport)
+    onward = _forward(f.reply_dst, f.reply_src, f.reply_dport, f.reply_sport)
+    back = _forward(f.orig_dst, f.orig_src, f.orig_dport, f.orig_sport)
+    same = np.ones(len(f), np.bool_)
+    for a, b in zip(orig, onward, strict=True):
+        same &= a == b
+    translated = ~same
+    tcp_rows = np.flatnonzero((sockets.protocol == 6) & (sockets.state != tcp.LISTEN))
+    mine = _take(ours, tcp_rows)
+    # As a client a socket has the entry's original tuple, as a server its reply tuple.
+    for tuples in (orig, reply):
+        i, k = matches(mine, tuples)
+        for only in (~translated, translated):  # the translating entry is written last and wins
+            keep = only[k]
+            flow[tcp_rows[i[keep]]] = tracked[k[keep]]
+    # Follow the translations: what a client sent goes on as `onward`, what a server answers comes as `back`.
+    for entry, result in ((orig, onward), (reply, back)):
+        lost = tcp_rows[(row[tcp_rows] < 0)]
+        where = _take(ours, lost)
+        for _ in range(_HOPS):
+            if not len(lost):
+                break
+            i, k = matches(where, _take(entry, np.flatnonzero(translated)))
+            k = np.flatnonzero(translated)[k]
+            step, several = unique_match(len(lost), i, k)
+            # The same translation seen by two namespaces is no ambiguity.
+            if several.any():
+                first = np.full(len(lost), -1, np.int64)
+                first[i[::-1]] = k[::-1]
+                step = np.where(several, first, step)
+            moved = step >= 0
+            if not moved.any():
+                break
+            lost, where = lost[moved], _take(result, step[moved])
+            peer[lost, 0], peer[lost, 1] = where[2], where[3]
+            reversed_ = (where[2], where[3], where[0], where[1], _swap(where[4]))
+            i, j = matches(reversed_, mine)
+            partner, doubt = unique_match(len(lost), i, tcp_rows[j])
+            ambiguous[lost[doubt]] = True
+            hit = partner >= 0
+            row[lost[hit]], how[lost[hit]] = partner[hit], NAT
+            free = hit & (row[np.maximum(partner, 0)] < 0)
+            row[partner[free]], how[partner[free]] = lost[free], NAT
+            lost, where = lost[~hit], _take(where, ~hit)
+
+
+def _swap(ports: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return (ports & np.uint64(0xFFFF)) << np.uint64(16) | ports >> np.uint64(16)
+
+
+def _half(sockets: SocketTable, row: I64, how: NDArray[np.uint8], flow: I64, ambiguous: Mask) -> None:
+    s = sockets
+    alone = (row < 0) & (flow < 0) & ~ambiguous & (s.protocol == 6)
+    clients = np.flatnonzero(
+        alone & np.isin(s.state, (tcp.LAST_ACK, tcp.FIN_WAIT1, tcp.CLOSING)) & (s.timer == 1)
+    )
+    servers = np.flatnonzero(
+        alone & np.isin(s.state, (tcp.FIN_WAIT2, tcp.ESTABLISHED, tcp.CLOSE_WAIT)) & (s.timer != 3)
+    )
+    i, j = matches(
+        (s.src[clients, 0], s.src[clients, 1], s.sport[clients]),
+        (s.dst[servers, 0], s.dst[servers, 1], s.dport[servers]),
+    )
+    i, j = clients[i], servers[j]
+    other_address = (s.dst[i] != s.src[j]).any(axis=1)
+    i, j = i[other_address], j[other_address]
+    n = len(s)
+    forth, _ = unique_match(n, i, j)
+    back, _ = unique_match(n, j, i)
+    rows = np.flatnonzero(forth >= 0)
+    rows = rows[back[forth[rows]] == rows]
+    row[rows], how[rows] = forth[rows], HALF
+    row[forth[rows]], how[forth[rows]] = rows, HALF

@@ -1,0 +1,74 @@
+"""Who holds each socket: every (pid, fd) whose link names its inode.
+
+A socket may have several holders (a descriptor that a child inherited is the classic), none although it has
+an inode (in flight over a Unix socket, io_uring, a kernel user), or none that we were *allowed to see*. The
+last two are kept apart by `Holders.complete`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.uapi.observation import Descriptors
+
+__all__ = ["Holders", "holders"]
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Holders in compressed rows: those of row *i* are ``pid[start[i]:start[i] + count[i]]``."""
+
+    start: NDArray[np.int64]
+    count: NDArray[np.int64]
+    pid: NDArray[np.uint32]
+    fd: NDArray[np.uint32]
+    complete: bool
+    """Whether every process could be looked into; if not, no holder found does not mean no holder."""
+
+    def of(self, row: int) -> list[tuple[int, int]]:
+        """Return the (pid, fd) pairs that hold a row's socket."""
+        a = int(self.start[row])
+        b = a + int(self.count[row])
+        return list(zip(self.pid[a:b].tolist(), self.fd[a:b].tolist(), strict=True))
+
+    def first_pid(self) -> NDArray[np.int64]:
+        """Return the lowest holding pid of each row, −1 where none was found."""
+        out = np.full(len(self.start), -1, np.int64)
+        has = self.count > 0
+        out[has] = self.pid[self.start[has]]
+        return out
+
+    def several_processes(self) -> NDArray[np.bool_]:
+        """Return which rows are held by more than one process."""
+        out = np.zeros(len(self.start), np.bool_)
+        has = self.count > 1
+        out[has] = self.pid[self.start[has]] != self.pid[self.start[has] + self.count[has] - 1]
+        return out
+
+    def select(self, index: NDArray[Any]) -> Holders:
+        """Return the holders of some rows."""
+        return Holders(self.start[index], self.count[index], self.pid, self.fd, self.complete)
+
+
+def holders(
+    inodes: NDArray[Any], descriptors: Descriptors, *, ignore: frozenset[int] = frozenset()
+) -> Holders:
+    """Join sockets with descriptors by inode.
+
+    Args:
+        inodes: one a socket; 0 has no holder by definition.
+        descriptors: all that was listed.
+        ignore: pids that could not be listed and are known to hold none of these sockets.
+    """
+    order = np.lexsort((descriptors.pid, descriptors.inode))
+    sorted_inodes = descriptors.inode[order]
+    wanted = inodes.astype(np.uint64)
+    start = np.searchsorted(sorted_inodes, wanted, "left").astype(np.int64)
+    count = np.searchsorted(sorted_inodes, wanted, "right").astype(np.int64) - start
+    count[wanted == 0] = 0
+    complete = descriptors.searched and not (set(descriptors.unreadable) - ignore)
+    return Holders(start, count, descriptors.pid[order], descriptors.fd[order], complete)

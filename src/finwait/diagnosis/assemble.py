@@ -1,0 +1,199 @@
+"""What one or two looks read → the `View` that the rules look at.
+
+All joins happen here, once: holders, other ends, conntrack entries, ages, movement between two looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.attribution.join import matches, unique_match
+from finwait.attribution.other_end import other_ends
+from finwait.attribution.owners import holders
+from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, ProcessView, View
+from finwait.table.schema import Mask
+from finwait.table.sockets import MAPPED, SocketTable
+from finwait.uapi import tcp
+
+if TYPE_CHECKING:
+    from finwait.table.flows import FlowTable
+    from finwait.uapi.observation import Descriptors
+
+__all__ = ["ages", "assemble", "loopback", "movement"]
+
+_TIME_WAIT_MS = 60_000  # TCP_TIMEWAIT_LEN, include/net/tcp.h: compiled in
+
+
+def loopback(sockets: SocketTable) -> Mask:
+    """Return which rows talk to their own namespace: 127/8, ::1, or an address to itself."""
+    src, dst = sockets.src, sockets.dst
+    v4 = (dst[:, 0] == 0) & (dst[:, 1] >> np.uint64(24) == np.uint64((MAPPED | 127 << 24) >> 24))
+    v6 = (dst[:, 0] == 0) & (dst[:, 1] == 1)
+    return v4 | v6 | (src == dst).all(axis=1)
+
+
+def ages(
+    sockets: SocketTable,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+    """Return how long each row has been in its state, at least and at most, and what says so.
+
+    Nothing in sock_diag says since when. The FIN that made CLOSE_WAIT and the ACK that made FIN_WAIT2 both
+    count as an ACK received, so the state is at least as old as `last_ack_recv`; it cannot be older than the
+    last data that had to come before it. ESTABLISHED began with a handshake that set all three clocks.
+    """
+    n = len(sockets)
+    least = np.full(n, -1, np.int64)
+    most = np.full(n, -1, np.int64)
+    source = np.zeros(n, np.uint8)
+    s = sockets
+    informed = s.present("last_ack_recv_ms")
+    ack = s.last_ack_recv_ms.astype(np.int64)
+    sent, received = s.last_data_sent_ms.astype(np.int64), s.last_data_recv_ms.astype(np.int64)
+    waiting = informed & ((s.state == tcp.FIN_WAIT2) | (s.state == tcp.CLOSE_WAIT))
+    least[waiting] = ack[waiting]
+    half = informed & (s.state == tcp.FIN_WAIT2)
+    most[half] = np.maximum(sent, ack)[half]
+    shut = informed & (s.state == tcp.CLOSE_WAIT)
+    most[shut] = np.maximum(received, ack)[shut]
+    open_ = informed & (s.state == tcp.ESTABLISHED)
+    least[open_] = np.maximum(np.maximum(sent, received), ack)[open_]
+    source[informed & (least >= 0)] = 1
+    timewait = (s.state == tcp.TIME_WAIT) & (s.timer == 3)
+    past = np.maximum(_TIME_WAIT_MS - s.expires_ms.astype(np.int64), 0)
+    least[timewait] = most[timewait] = past[timewait]
+    source[timewait] = 2
+    return least, most, source
+
+
+def movement(sockets: SocketTable, earlier: SocketTable | None) -> tuple[Mask, Mask, NDArray[np.bool_]]:
+    """Compare with an earlier look, by cookie.
+
+    Returns:
+        Which rows received bytes meanwhile, which were there before at all, and which were in the same state.
+    """
+    n = len(sockets)
+    no = np.zeros(n, np.bool_)
+    if earlier is None or not len(earlier) or not n:
+        return no, no.copy(), no.copy()
+    i, j = matches((sockets.cookie, sockets.protocol), (earlier.cookie, earlier.protocol))
+    before, _ = unique_match(n, i, j)
+    known = before >= 0
+    at = np.maximum(before, 0)
+    counted = known & sockets.present("bytes_received") & earlier.present("bytes_received")[at]
+    moved = counted & (sockets.bytes_received > earlier.bytes_received[at])
+    moved |= known & (sockets.rqueue > earlier.rqueue[at]) & ~counted
+    return moved, known, known & (sockets.state == earlier.state[at])
+
+
+def assemble(
+    sockets: SocketTable,
+    *,
+    flows: FlowTable | None,
+    descriptors: Descriptors,
+    namespaces: Mapping[int, NamespaceView],
+    processes: Mapping[int, ProcessView],
+    cgroup_paths: Mapping[int, str],
+    options: Options,
+    earlier: SocketTable | None = None,
+    watched_ms: int = 0,
+    not_holders: frozenset[int] = frozenset(),
+    hidden: tuple[HiddenDescriptor, ...] = (),
+    hidden_known: bool = False,
+    established_skipped: int = 0,
+) -> View:
+    """Join everything to the sockets.
+
+    Args:
+        sockets: all rows of all namespaces.
+        flows: conntrack entries, or None when none were read.
+        descriptors: every socket descriptor that could be listed.
+        namespaces: names, settings, counters and addresses of each namespace.
+        processes: those that hold sockets, as far as they could be read.
+        cgroup_paths: cgroup id → path.
+        options: what counts as long, and as many.
+        earlier: the table of a first look, when there were two.
+        watched_ms: the time between them.
+        not_holders: pids that could not be looked into, of which the caller says that they hold nothing.
+        hidden: descriptors of TCP sockets that have no row.
+        hidden_known: whether those were looked for.
+        established_skipped: how many ESTABLISHED rows were left out of the dump.
+    """
+    near = loopback(sockets)
+    ends = other_ends(sockets, flows, near)
+    least, most, source = ages(sockets)
+    moved, known, same_state = movement(sockets, earlier)
+    if watched_ms:
+        longer = same_state & (least < watched_ms)
+        least[longer] = watched_ms
+        source[longer] = 3
+        new = ~same_state & (earlier is not None)
+        shorter = new & ((most < 0) | (most > watched_ms)) & (least <= watched_ms)
+        most[shorter] = watched_ms
+    has_flow = ends.flow >= 0
+    state = np.zeros(len(sockets), np.uint8)
+    natted = np.zeros(len(sockets), np.bool_)
+    timeout = np.full(len(sockets), -1, np.int64)
+    if flows is not None and len(flows):
+        at = np.maximum(ends.flow, 0)
+        state = np.where(has_flow, flows.tcp_state[at], 0).astype(np.uint8)
+        natted = has_flow & flows.natted()[at]
+        timeout = np.where(has_flow, flows.timeout_s[at].astype(np.int64), -1)
+    return View(
+        sockets=sockets,
+        other=ends.row,
+        other_how=ends.how,
+        other_ambiguous=ends.ambiguous,
+        holders=holders(sockets.inode, descriptors, ignore=not_holders),
+        at_least_ms=least,
+        at_most_ms=most,
+        age_source=source,
+        moved=moved,
+        moved_known=known,
+        has_flow=has_flow,
+        flow_state=state,
+        flow_natted=natted,
+        flow_timeout_s=timeout,
+        peer_here=_peer_here(sockets, ends.peer, near, namespaces),
+        namespaces=namespaces,
+        processes=processes,
+        cgroup_paths=cgroup_paths,
+        hidden=hidden,
+        hidden_known=hidden_known,
+        established_skipped=established_skipped,
+        options=options,
+        watched_ms=watched_ms,
+    )
+
+
+def _peer_here(
+    sockets: SocketTable,
+    peer: NDArray[np.uint64],
+    near: Mask,
+    namespaces: Mapping[int, NamespaceView],
+) -> Mask:
+    """Return rows whose other end has an address of a namespace that was dumped in all states.
+
+    Loopback addresses belong to every namespace, so for them the row's own must have been dumped.
+    """
+    complete = np.array([n for n, view in namespaces.items() if view.dumped], np.uint32)
+    here = near & np.isin(sockets.netns, complete)
+    local = {
+        address
+        for view in namespaces.values()
+        if view.dumped
+        for address in view.addresses
+        if not (address == (0, 1) or (address[0] == 0 and address[1] >> 24 == (MAPPED | 127 << 24) >> 24))
+    }
+    # An address that a namespace without a full dump has too could be there.
+    local -= {a for view in namespaces.values() if not view.dumped for a in view.addresses}
+    if local:
+        words = np.array(sorted(local), np.uint64)
+        i, _ = matches((peer[:, 0], peer[:, 1]), (words[:, 0], words[:, 1]))
+        far = np.zeros(len(sockets), np.bool_)
+        far[i] = True
+        here |= far & ~near
+    return here

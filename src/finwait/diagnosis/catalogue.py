@@ -1,0 +1,68 @@
+"""The rules there are, in the order of the cause taxonomy (docs/reference/causes.md)."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from functools import cache
+
+from finwait.diagnosis.rule import Rule
+
+__all__ = ["NAMES", "page", "rule", "rules"]
+
+NAMES = (
+    "fin-wait2-held",
+    "fin-wait2-streaming",
+    "fin-wait2-shut-both",
+    "fin-wait2-orphan",
+    "fin-wait2-orphan-long",
+    "relay-pair",
+    "close-wait-eof-read",
+    "close-wait-eof-unread",
+    "never-accepted",
+    "inherited-descriptor",
+    "holder-not-found",
+    "idle-unprobed",
+    "data-unanswered",
+    "fin-unanswered-orphan",
+    "fin-unanswered-held",
+    "zero-window",
+    "nat-entry-gone",
+    "nat-zombie",
+    "time-wait-flood",
+    "hidden-leak",
+    "mptcp-half-close",
+)
+
+
+def _module_name(name: str) -> str:
+    return f"finwait.diagnosis.rules.{name.replace('-', '_')}"
+
+
+@cache
+def rule(name: str) -> Rule:
+    """Return a rule by name.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    if name not in NAMES:
+        raise KeyError(name)
+    found: Rule = importlib.import_module(_module_name(name)).RULE
+    assert found.name == name
+    return found
+
+
+def rules() -> tuple[Rule, ...]:
+    """Return all rules."""
+    return tuple(rule(name) for name in NAMES)
+
+
+def page(name: str) -> str:
+    """Return the page of a rule: its docstring.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    rule(name)
+    return inspect.cleandoc(importlib.import_module(_module_name(name)).__doc__ or "")

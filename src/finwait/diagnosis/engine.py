@@ -1,0 +1,166 @@
+"""Rules over a view → findings.
+
+*Theory of operation.* Every rule marks the rows that it explains; a row may have several marks. The primary
+cause of a row is the matching rule of lowest rank: the most specific pattern (a relay's pair of legs before a
+half-close, an expired NAT entry before both). Marked rows are then grouped by namespace, holding process and
+whether the mark is the primary one, and each group is a finding, with its evidence summarised from the columns
+that the rule names.
+
+*What this cannot see.* Whatever the view does not hold: the gaps of the look travel beside the findings and
+are never turned into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Evidence, Finding
+from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.view import View
+from finwait.table.units import cell_text
+
+__all__ = ["diagnose", "evidence", "summarise"]
+
+_SEVERITY = {"problem": 0, "notice": 1, "healthy": 2}
+
+
+def diagnose(view: View, rules: Iterable[Rule], only: NDArray[np.bool_] | None = None) -> tuple[Finding, ...]:
+    """Return what the rules find, the worst and newest first.
+
+    Args:
+        view: the sockets with all that was joined to them.
+        rules: see `finwait.diagnosis.catalogue`.
+        only: rows to report on; the others still serve as other ends, listeners and legs.
+    """
+    row_rules = [r for r in rules if r.match is not None]
+    masks = []
+    best = np.full(len(view), 1 << 30, np.int64)
+    for order, rule in enumerate(row_rules):
+        assert rule.match is not None
+        mask = rule.match(view)
+        if only is not None:
+            mask = mask & only
+        masks.append(mask)
+        best = np.where(mask, np.minimum(best, rule.rank * 1000 + order), best)
+    found: list[Finding] = []
+    for order, (rule, mask) in enumerate(zip(row_rules, masks, strict=True)):
+        rows = np.flatnonzero(mask)
+        if len(rows):
+            primary = best[rows] == rule.rank * 1000 + order
+            found += _groups(view, rule, rows, primary)
+    for rule in rules:
+        if rule.matches is None:
+            continue
+        for match in rule.matches(view):
+            rows = match.rows if only is None else match.rows[only[match.rows]]
+            if len(match.rows) and not len(rows):
+                continue
+            found.append(
+                Finding(
+                    rule.name,
+                    rule.title,
+                    rule.severity,
+                    primary=True,
+                    confidence=rule.confidence(view, rows),
+                    netns=match.netns,
+                    pids=(match.pid,) if match.pid else (),
+                    rows=rows,
+                    evidence=(*match.evidence, *evidence(view, rule.clues, rows)),
+                    ends_it=rule.ends,
+                    does_not=rule.does_not,
+                    subject=match.subject,
+                    count=match.count if not len(match.rows) else len(rows),
+                )
+            )
+    return tuple(
+        sorted(found, key=lambda f: (_SEVERITY[f.severity], not f.primary, _age(view, f), -f.count, f.rule))
+    )
+
+
+def _age(view: View, finding: Finding) -> int:
+    ages = view.at_least_ms[finding.rows]
+    ages = ages[ages >= 0]
+    return int(ages.min()) if len(ages) else 1 << 60
+
+
+def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np.bool_]) -> list[Finding]:
+    holder = view.holders.first_pid()[rows]
+    # Connections held by several processes are a group of their own for each set of holders.
+    shared = view.holders.several_processes()[rows]
+    keys = np.stack([view.sockets.netns[rows].astype(np.int64), holder, primary.astype(np.int64)], axis=1)
+    result: list[Finding] = []
+    values, which = np.unique(keys, axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    order = np.argsort(which, kind="stable")
+    begins = np.searchsorted(which[order], np.arange(len(values)))
+    for number, part in enumerate(np.split(order, begins[1:])):
+        group = rows[part]
+        netns, pid, is_primary = values[number].tolist()
+        pids: tuple[int, ...] = (pid,) if pid >= 0 else ()
+        if shared[part].any():
+            several = group[view.holders.several_processes()[group]]
+            pids = tuple(
+                sorted({p for row in several[:1000].tolist() for p, _ in view.holders.of(row)} | set(pids))
+            )
+        # Newest first, unknown last.
+        age = view.at_least_ms[group]
+        group = group[np.argsort(np.where(age < 0, np.iinfo(np.int64).max, age), kind="stable")]
+        more = rule.observe(view, group) if rule.observe else ()
+        result.append(
+            Finding(
+                rule.name,
+                rule.title,
+                rule.grade(view, group) if rule.grade else rule.severity,
+                bool(is_primary),
+                rule.confidence(view, group),
+                netns,
+                pids,
+                group,
+                (*evidence(view, rule.clues, group), *more),
+                rule.ends,
+                rule.does_not,
+                count=len(group),
+            )
+        )
+    return result
+
+
+def evidence(view: View, clues: Iterable[Clue], rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    """Summarise the columns that a rule names over some rows; a column that no row has is left out."""
+    result = []
+    for clue in clues:
+        text = summarise(view, clue.column, rows)
+        if text is not None:
+            source = view.sockets.schema[clue.column].source
+            result.append(Evidence(clue.column, text, source, clue.says))
+    return tuple(result)
+
+
+def summarise(view: View, column: str, rows: NDArray[np.int64]) -> str | None:
+    """Return the values of a column over rows: one value, a few with their counts, or a range."""
+    if not len(rows):
+        return None
+    present = view.sockets.present(column)[rows]
+    if not present.any():
+        return None
+    cells = view.sockets.column(column)[rows[present]]
+    if cells.dtype.kind != "S" and (
+        column.endswith(("_ms", "_us", "bytes")) or column in ("rqueue", "wqueue")
+    ):
+        low, high = cell_text(column, cells.min().item()), cell_text(column, cells.max().item())
+        text = low if low == high else f"{low} … {high}"
+    else:
+        values, counts = np.unique(cells, return_counts=True)
+        if len(values) == 1:
+            text = cell_text(column, values[0].item())
+        elif len(values) <= 4:
+            text = ", ".join(
+                f"{cell_text(column, v.item())} ×{n}" for v, n in zip(values, counts.tolist(), strict=True)
+            )
+        else:
+            low, high = cell_text(column, values[0].item()), cell_text(column, values[-1].item())
+            text = f"{low} … {high} ({len(values)} values)"
+    return text if present.all() else f"{text} (of {int(present.sum())} of {len(rows)})"

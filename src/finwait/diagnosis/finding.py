@@ -1,0 +1,76 @@
+"""What a diagnosis says: findings, their evidence, and what would end them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Advice", "Certainty", "Confidence", "Evidence", "Finding", "Remedy", "RemedyClass", "Severity"]
+
+Severity = Literal["problem", "notice", "healthy"]
+Certainty = Literal["certain", "likely", "possible"]
+RemedyClass = Literal["read-only", "reversible", "destructive", "advice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One observed value and what it says."""
+
+    column: str
+    value: str
+    read_from: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """How sure, and why."""
+
+    level: Certainty
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """Something that really ends the connection."""
+
+    text: str
+    kind: RemedyClass = "advice"
+    command: str = ""
+    """A command to type, where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Something that people try although it does nothing here (or harm), and why."""
+
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A group of connections that share a cause, a namespace and a holder.
+
+    ``rows`` index the sockets of the view; ``primary`` is False where a more specific finding names the
+    cause of all of these rows.
+    """
+
+    rule: str
+    title: str
+    severity: Severity
+    primary: bool
+    confidence: Confidence
+    netns: int
+    pids: tuple[int, ...]
+    rows: NDArray[np.int64]
+    evidence: tuple[Evidence, ...]
+    ends_it: tuple[Remedy, ...]
+    does_not: tuple[Advice, ...]
+    subject: str = ""
+    """What it is about when it is not about rows (a process with dead descriptors, a namespace)."""
+    count: int = 0
+    """How many connections (or descriptors) it is about."""

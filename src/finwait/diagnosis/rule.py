@@ -1,0 +1,63 @@
+"""What a rule is: a module with a page (its docstring), a `RULE`, and `match`.
+
+The engine asks each module for its mask, gives each socket its primary cause by `rank` (the more specific
+rule has the lower number), and summarises the columns that the rule names as its evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.view import View
+
+__all__ = ["Clue", "Match", "Rule"]
+
+
+@dataclass(frozen=True, slots=True)
+class Clue:
+    """A column that separates this cause from others, and what its value says."""
+
+    column: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a rule matched: rows, or subjects that have no rows (processes, namespaces)."""
+
+    rows: NDArray[np.int64]
+    netns: int = 0
+    pid: int = 0
+    subject: str = ""
+    count: int = 0
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One cause.
+
+    ``match`` returns the mask of rows it explains. A rule about something without rows gives ``matches``
+    instead. ``confidence`` and ``observe`` look at a group of matched rows.
+    """
+
+    name: str
+    title: str
+    severity: Severity
+    rank: int
+    claims: tuple[str, ...]
+    clues: tuple[Clue, ...]
+    ends: tuple[Remedy, ...]
+    does_not: tuple[Advice, ...]
+    confidence: Callable[[View, NDArray[np.int64]], Confidence]
+    match: Callable[[View], NDArray[np.bool_]] | None = None
+    matches: Callable[[View], list[Match]] | None = None
+    observe: Callable[[View, NDArray[np.int64]], tuple[Evidence, ...]] | None = None
+    """Evidence beyond columns of the row itself: the other end, the listener, counters."""
+    grade: Callable[[View, NDArray[np.int64]], Severity] | None = None
+    """Severity by what was seen, where it differs from `severity`."""

@@ -1,0 +1,62 @@
+"""close-wait-eof-read: the program has read the end of file and did not close.
+
+Seen as       CLOSE_WAIT with an inode and an empty receive queue (rqueue 0).
+Why it stays  The peer closed; its FIN counts 1 in the receive queue until the program reads it. Here the queue
+              is empty: the program has seen the end and kept the descriptor. CLOSE_WAIT has no timer.
+Not this      rqueue 1 or more: the program never got as far as reading the end (close-wait-eof-unread).
+What ends it  close() by the owner. From outside: a FIN through pidfd_getfd and shutdown(), or SOCK_DESTROY.
+What does not Any sysctl: none of them acts on CLOSE_WAIT.
+Reproduce     finwait lab run close-wait-eof-read
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Advice, Confidence, Remedy
+from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, certain
+from finwait.diagnosis.view import View
+from finwait.uapi import tcp
+
+__all__ = ["NOT_ANY_SYSCTL", "RULE", "match"]
+
+NOT_ANY_SYSCTL = Advice(
+    "`tcp_tw_reuse`, `tcp_keepalive_*` or any other sysctl",
+    "CLOSE_WAIT has no timer in any class; a keepalive only notices a peer whose socket is gone",
+)
+
+
+def match(view: View) -> NDArray[np.bool_]:
+    """Return which rows this rule explains."""
+    return view.in_state(tcp.CLOSE_WAIT) & view.held & (view.sockets.rqueue == 0)
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
+    return certain("an unread FIN would count 1 in the receive queue; it is empty")
+
+
+RULE = Rule(
+    name="close-wait-eof-read",
+    title="the peer closed, the program read the end of file and keeps the socket",
+    severity="problem",
+    rank=60,
+    claims=("C4", "X17"),
+    clues=(
+        Clue("state", "the peer has sent its FIN; we have not"),
+        Clue("inode", "not 0: a descriptor refers to it"),
+        Clue("rqueue", "0: all was read, the FIN too; the program knows"),
+        Clue("last_ack_recv_ms", "since the peer was last heard: it has waited at least so long"),
+    ),
+    ends=(
+        Remedy("fix the program to close() on end of file; restarting it closes what it holds now"),
+        Remedy(
+            "send the FIN from outside: pidfd_getfd and shutdown(); the peer sees a clean end", "destructive"
+        ),
+        DESTROY,
+    ),
+    does_not=(NOT_FIN_TIMEOUT, NOT_ANY_SYSCTL),
+    confidence=_confidence,
+    match=match,
+)

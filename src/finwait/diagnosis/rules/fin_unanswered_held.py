@@ -1,0 +1,68 @@
+"""fin-unanswered-held: shut down but held, and nobody acknowledges the FIN.
+
+Seen as       FIN_WAIT1, LAST_ACK or CLOSING with an inode on the retransmission timer.
+Why it stays  The path or the peer is gone, and a process still holds the socket: the limit is then that of
+              data, tcp_retries2 (about 15 minutes by default), not tcp_orphan_retries.
+Not this      inode 0: an orphan, gone in about 107 s (fin-unanswered-orphan).
+What ends it  TCP_USER_TIMEOUT; close() (then it is an orphan); SOCK_DESTROY; time.
+What does not tcp_orphan_retries while it is held; tcp_fin_timeout.
+Reproduce     finwait lab run fin-unanswered-held
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Advice, Confidence, Remedy
+from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rules import DESTROY, certain
+from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
+from finwait.diagnosis.view import View
+from finwait.uapi import tcp
+
+__all__ = ["RULE", "match"]
+
+
+def match(view: View) -> NDArray[np.bool_]:
+    """Return which rows this rule explains."""
+    s = view.sockets
+    return (
+        view.in_state(tcp.FIN_WAIT1, tcp.LAST_ACK, tcp.CLOSING)
+        & view.held
+        & (s.timer == 1)
+        & (s.retrans >= view.options.retransmits)
+    )
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    return certain(
+        f"at least {int(view.sockets.retrans[rows].min())} retransmissions of the FIN without answer"
+    )
+
+
+RULE = Rule(
+    name="fin-unanswered-held",
+    title="shut down but held; the FIN is retransmitted and nobody answers",
+    severity="problem",
+    rank=40,
+    claims=("C11b", "X25"),
+    clues=(
+        Clue("state", "our FIN is out and not acknowledged"),
+        Clue("inode", "not 0: a process still holds it, so tcp_retries2 is the limit"),
+        Clue("timer", "1: the FIN is being retransmitted"),
+        Clue("retrans", "retransmissions in a row without answer"),
+        Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+    ),
+    ends=(
+        Remedy("set TCP_USER_TIMEOUT on the socket (pidfd_getfd)", "reversible"),
+        Remedy("close() in the program: an orphan is given up after about 107 s"),
+        DESTROY,
+    ),
+    does_not=(
+        NOT_FIN_TIMEOUT_HERE,
+        Advice("`tcp_orphan_retries`", "it bounds orphans; this socket is held, tcp_retries2 counts"),
+    ),
+    confidence=_confidence,
+    match=match,
+)

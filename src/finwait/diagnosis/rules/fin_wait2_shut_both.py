@@ -1,0 +1,61 @@
+"""fin-wait2-shut-both: shutdown(SHUT_RDWR) was called, close() was not.
+
+Seen as       FIN_WAIT2 with an inode and shutdown bits 3.
+Why it stays  shutdown() sends the FIN and refuses further data, but it does not give up the descriptor.
+              Only close() makes an orphan of the socket, and only an orphan has a FIN_WAIT2 timeout.
+Not this      bits 2: the program still wants to receive (fin-wait2-held). inode 0 with bits 3 and timer 2: an
+              orphan on its way out (fin-wait2-orphan-long).
+What ends it  close() by the owner; any data from the peer (it is answered with a RST); SOCK_DESTROY.
+What does not tcp_fin_timeout: shutdown(SHUT_RDWR) does not start it, whatever one reads.
+Reproduce     finwait lab run fin-wait2-shut-both
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Confidence, Remedy
+from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rules import (
+    DESTROY,
+    NOT_FIN_TIMEOUT,
+    NOT_KEEPALIVE_ALIVE,
+    NOT_USER_TIMEOUT_IDLE,
+    certain,
+)
+from finwait.diagnosis.view import View
+from finwait.uapi import tcp
+
+__all__ = ["RULE", "match"]
+
+
+def match(view: View) -> NDArray[np.bool_]:
+    """Return which rows this rule explains."""
+    return view.in_state(tcp.FIN_WAIT2) & view.held & (view.sockets.shutdown == 3) & ~view.moved
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
+    return certain("shutdown bits 3 with an inode: both directions shut, descriptor kept")
+
+
+RULE = Rule(
+    name="fin-wait2-shut-both",
+    title="shut down in both directions but never closed by the process that holds it",
+    severity="problem",
+    rank=50,
+    claims=("C1c", "X11"),
+    clues=(
+        Clue("state", "our FIN was acknowledged; the peer's has not come"),
+        Clue("shutdown", "3: both directions are shut; the program wants nothing more of it"),
+        Clue("inode", "not 0: but it has not called close(), so no timeout runs"),
+        Clue("timer", "0: nothing will ever fire"),
+    ),
+    ends=(
+        Remedy("fix the program: close() after shutdown(); restarting it closes what it holds now"),
+        DESTROY,
+    ),
+    does_not=(NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, NOT_USER_TIMEOUT_IDLE),
+    confidence=_confidence,
+    match=match,
+)

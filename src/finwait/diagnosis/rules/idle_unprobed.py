@@ -1,0 +1,99 @@
+"""idle-unprobed: silent for long, and nothing would notice if the peer were dead.
+
+Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; or any held connection whose
+              other end's address is on this machine, where it no longer exists.
+Why it stays  An idle connection sends nothing. If the peer vanished without a FIN (node lost, pod deleted after
+              its network), this end learns it only by sending: data, or a keepalive probe.
+Not this      timer 2: keepalive is on. An other end that is there and ESTABLISHED.
+What ends it  A keepalive probe: a live peer answers and nothing happens, a dead one ends the connection.
+What does not `tcp_keepalive_*` sysctls: they do not turn keepalive on, and never reach a socket without it.
+Reproduce     finwait lab run idle-unprobed
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, NOT_USER_TIMEOUT_IDLE, likely, possible
+from finwait.diagnosis.view import View
+from finwait.uapi import tcp
+
+__all__ = ["RULE", "match", "peer_missing"]
+
+
+def peer_missing(view: View) -> NDArray[np.bool_]:
+    """Return rows whose other end should be here and is not: its address is local to a swept namespace."""
+    return view.peer_here & (view.other < 0) & ~view.other_ambiguous & ~view.has_flow
+
+
+def match(view: View) -> NDArray[np.bool_]:
+    """Return which rows this rule explains."""
+    s = view.sockets
+    quiet = view.held & (s.timer == 0) & s.present("last_data_recv_ms")
+    idle = np.minimum(np.minimum(s.last_data_sent_ms, s.last_data_recv_ms), s.last_ack_recv_ms)
+    long = view.in_state(tcp.ESTABLISHED) & (idle.astype(np.int64) >= view.options.idle_ms) & (view.other < 0)
+    gone = view.in_state(tcp.ESTABLISHED, tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & peer_missing(view)
+    # CLOSE_WAIT whose peer is gone is the normal fate of a leak: its own rules say it better.
+    gone &= s.state != tcp.CLOSE_WAIT
+    return quiet & (long | gone)
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    if peer_missing(view)[rows].all():
+        return likely("the peer's address is on this machine, and no socket there has this connection")
+    return possible("an idle connection with a live peer looks the same; only a probe can tell")
+
+
+def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    missing = int(peer_missing(view)[rows].sum())
+    if not missing:
+        return ()
+    return (
+        Evidence(
+            "other end",
+            f"absent ×{missing}",
+            "sock_diag in the namespace that has the peer's address",
+            "that namespace was dumped in all states and has no such connection",
+        ),
+    )
+
+
+def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
+    return "problem" if peer_missing(view)[rows].any() else "notice"
+
+
+RULE = Rule(
+    name="idle-unprobed",
+    title="silent, and nothing would notice if the peer were dead",
+    severity="notice",
+    rank=55,
+    claims=("C9", "X21", "S18"),
+    clues=(
+        Clue("timer", "0: no keepalive, nothing in flight; no event will ever come from this side"),
+        Clue("last_data_recv_ms", "since data last arrived"),
+        Clue("last_data_sent_ms", "since data was last sent"),
+        Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+    ),
+    ends=(
+        Remedy(
+            "arm a keepalive on the socket (pidfd_getfd): harmless if the peer lives, the end if it is dead",
+            "reversible",
+        ),
+        Remedy("SO_KEEPALIVE in the program, or pings in its protocol, prevents the next one"),
+    ),
+    does_not=(
+        Advice(
+            "`net.ipv4.tcp_keepalive_time`",
+            "it only gives the default to sockets that turn keepalive on themselves",
+        ),
+        NOT_FIN_TIMEOUT,
+        NOT_USER_TIMEOUT_IDLE,
+    ),
+    confidence=_confidence,
+    match=match,
+    observe=_observe,
+    grade=_grade,
+)

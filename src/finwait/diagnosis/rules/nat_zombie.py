@@ -1,0 +1,96 @@
+"""nat-zombie: one side was reset behind a NAT, and the other was never told.
+
+Seen as       ESTABLISHED with a conntrack entry that translates it to an address of this machine, where no
+              such connection exists any more.
+Why it stays  A packet was INVALID to conntrack (out of the window, or after its entry expired) and crossed
+              untranslated; the RST that answered it killed one side only. The other is silent, and so is
+              conntrack, whose ESTABLISHED entry lives for five days.
+Not this      An other end that is there. A backend on another machine: what became of it cannot be seen.
+What ends it  A keepalive probe (it draws a RST); SOCK_DESTROY; sending data.
+What does not conntrack timeouts; tcp_fin_timeout.
+Reproduce     finwait lab run nat-zombie
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, likely
+from finwait.diagnosis.view import View
+from finwait.uapi import tcp
+
+__all__ = ["RULE", "match"]
+
+
+def match(view: View) -> NDArray[np.bool_]:
+    """Return which rows this rule explains."""
+    return (
+        view.in_state(tcp.ESTABLISHED, tcp.FIN_WAIT2)
+        & view.held
+        & view.has_flow
+        & view.flow_natted
+        & view.peer_here
+        & (view.other < 0)
+        & ~view.other_ambiguous
+    )
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
+    return likely("the translated address is on this machine, and no socket there has this connection")
+
+
+def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    result = [
+        Evidence(
+            "conntrack entry",
+            f"{int(view.flow_timeout_s[rows].min())} s left",
+            "ctnetlink dump",
+            "conntrack still believes in the connection",
+        ),
+        Evidence(
+            "other end",
+            f"absent ×{len(rows)}",
+            "sock_diag in the backend's namespace",
+            "it was reset or destroyed",
+        ),
+    ]
+    result += [
+        Evidence(
+            "conntrack invalid",
+            str(ns.counters["conntrack.invalid"]),
+            f"/proc/net/stat/nf_conntrack of {ns.label}",
+            "packets that crossed untranslated, or were dropped",
+        )
+        for ns in view.namespaces.values()
+        if ns.counters.get("conntrack.invalid")
+    ]
+    return tuple(result)
+
+
+RULE = Rule(
+    name="nat-zombie",
+    title="the other end behind the NAT is gone, and this end was never told",
+    severity="problem",
+    rank=15,
+    claims=("C14", "X35", "X38"),
+    clues=(
+        Clue("state", "this end knows of nothing"),
+        Clue("timer", "0: and nothing will tell it"),
+        Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+    ),
+    ends=(
+        Remedy("arm a keepalive on the socket (pidfd_getfd): the probe draws a RST", "reversible"),
+        DESTROY,
+        Remedy("drop INVALID packets, or `nf_conntrack_tcp_be_liberal=1`, prevents the stray RST"),
+    ),
+    does_not=(
+        Advice("lower `nf_conntrack_tcp_timeout_established`", "the entry goes, the socket stays"),
+        NOT_FIN_TIMEOUT,
+    ),
+    confidence=_confidence,
+    match=match,
+    observe=_observe,
+)

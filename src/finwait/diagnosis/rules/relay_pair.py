@@ -1,0 +1,147 @@
+"""relay-pair: a proxy passed on the FIN of one side and waits for ever for the other.
+
+Seen as       One process holds a CLOSE_WAIT socket (all read) and a FIN_WAIT2 socket of about the same age.
+Why it stays  One side closed. The relay saw the end of file, passed it on with shutdown(SHUT_WR), and keeps
+              both sockets open for the answer of the other side, which never comes. This is the leak of
+              kube-proxy's userspace mode (kubernetes/kubernetes#17641) and of many relays since.
+Not this      A program that talks to itself (the two sockets are each other's ends); CLOSE_WAIT sockets
+              without their FIN_WAIT2 (close-wait-eof-read).
+What ends it  Destroying both legs; the far server closing; a bounded half-close in the relay.
+What does not tcp_fin_timeout (both are held); keepalive while the far server lives; one leg alone.
+Reproduce     finwait lab run relay-pair
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, likely, possible
+from finwait.diagnosis.view import View
+from finwait.uapi import tcp
+
+__all__ = ["RULE", "match", "pairs"]
+
+TOLERANCE_MS = 250
+"""A relay passes a FIN on at once; the ACK of that FIN may come up to 40 ms later (delayed ACK)."""
+
+
+def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the CLOSE_WAIT rows, their FIN_WAIT2 rows, and whether the ages agree.
+
+    Where keepalive runs on the FIN_WAIT2 leg its last_ack_recv is that of the last answered probe and says
+    nothing about its age; such legs are paired by process alone.
+    """
+    s = view.sockets
+    wait = view.in_state(tcp.CLOSE_WAIT) & view.holder_found & (s.rqueue == 0)
+    half = view.in_state(tcp.FIN_WAIT2) & view.holder_found & (s.shutdown == 2) & ~view.moved
+    if not wait.any() or not half.any():
+        none = np.empty(0, np.int64)
+        return none, none, np.empty(0, np.bool_)
+    first = view.holders.first_pid()
+    # The two ends of one connection in one process are no relay.
+    other = view.other
+    own = (other >= 0) & (first[np.maximum(other, 0)] == first)
+    by_wait, by_half = view.pid_rows(wait & ~own), view.pid_rows(half & ~own)
+    left: list[NDArray[np.int64]] = []
+    right: list[NDArray[np.int64]] = []
+    agree: list[NDArray[np.bool_]] = []
+    for pid in sorted(by_wait.keys() & by_half.keys()):
+        a, b = by_wait[pid], by_half[pid]
+        probed = s.timer[b] == 2
+        used = np.zeros(len(a), np.bool_)
+        plain = b[~probed]
+        i, j = _nearest(s.last_ack_recv_ms[a].astype(np.int64), s.last_ack_recv_ms[plain].astype(np.int64))
+        used[i] = True
+        left.append(a[i])
+        right.append(plain[j])
+        agree.append(np.ones(len(i), np.bool_))
+        rest, keep = a[~used], b[probed]
+        n = min(len(rest), len(keep))
+        left.append(rest[:n])
+        right.append(keep[:n])
+        agree.append(np.zeros(n, np.bool_))
+    if not left:
+        none = np.empty(0, np.int64)
+        return none, none, np.empty(0, np.bool_)
+    return np.concatenate(left), np.concatenate(right), np.concatenate(agree)
+
+
+def _nearest(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pair two lists of ages, each member once, where they differ by no more than the tolerance."""
+    i_order, j_order = np.argsort(a, kind="stable"), np.argsort(b, kind="stable")
+    i = j = 0
+    out_i: list[int] = []
+    out_j: list[int] = []
+    ages_a, ages_b = a[i_order].tolist(), b[j_order].tolist()
+    while i < len(ages_a) and j < len(ages_b):
+        gap = ages_a[i] - ages_b[j]
+        if abs(gap) <= TOLERANCE_MS + ages_a[i] // 1000:
+            out_i.append(i)
+            out_j.append(j)
+            i += 1
+            j += 1
+        elif gap < 0:
+            i += 1
+        else:
+            j += 1
+    return i_order[out_i], j_order[out_j]
+
+
+def match(view: View) -> NDArray[np.bool_]:
+    """Return which rows this rule explains: both legs of every pair."""
+    mask = np.zeros(len(view), np.bool_)
+    wait, half, _ = pairs(view)
+    mask[wait] = True
+    mask[half] = True
+    return mask
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    wait, half, agree = pairs(view)
+    mine = np.isin(wait, rows) | np.isin(half, rows)
+    n = int(mine.sum())
+    if agree[mine].all():
+        return likely(f"{n} pairs in one process, each of equal age within {TOLERANCE_MS} ms")
+    return possible(f"{n} pairs in one process; keepalive hides the age of some FIN_WAIT2 legs")
+
+
+def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    state = view.sockets.state[rows]
+    return (
+        Evidence(
+            "legs",
+            f"CLOSE_WAIT ×{int((state == tcp.CLOSE_WAIT).sum())}, FIN_WAIT2 ×{int((state == tcp.FIN_WAIT2).sum())}",
+            "sock_diag and /proc/PID/fd",
+            "the same process holds both: it relays, and passed one side's FIN on to the other",
+        ),
+    )
+
+
+RULE = Rule(
+    name="relay-pair",
+    title="a relay passed on one side's FIN and waits for the other side for ever",
+    severity="problem",
+    rank=30,
+    claims=("C3", "X52", "S01"),
+    clues=(
+        Clue("inode", "not 0: both legs are held, so no kernel timeout applies"),
+        Clue("rqueue", "0: the relay has read everything, the end of file too"),
+        Clue("last_ack_recv_ms", "about the same on both legs: they stopped together"),
+    ),
+    ends=(
+        Remedy("close at the far server: its FIN lets the relay finish both legs"),
+        Remedy("destroy both legs: each peer gets a RST", "destructive", "ss -K …  (both tuples)"),
+        Remedy("a deadline for the second direction in the relay (bounded half-close) prevents the next one"),
+    ),
+    does_not=(
+        NOT_FIN_TIMEOUT,
+        NOT_KEEPALIVE_ALIVE,
+        Advice("destroy one leg", "the other leg stays, and nothing tells the relay to give it up"),
+    ),
+    confidence=_confidence,
+    match=match,
+    observe=_observe,
+)

@@ -1,0 +1,116 @@
+"""time-wait-flood: so many TIME_WAIT that ports or buckets may run out.
+
+Seen as       TIME_WAIT sockets of one namespace that fill half of the ephemeral ports towards one destination,
+              or half of tcp_max_tw_buckets, or number more than `--flood` (10,000).
+Why it stays  The side that closes first keeps TIME_WAIT for 60 s, a constant of the kernel. Many short
+              connections closed by this side make many of them. Each costs little and leaves by itself.
+Not this      TIME_WAIT in normal number, which is healthy.
+What ends it  Time. Keeping connections open, or letting the other side close first, makes fewer.
+What does not tcp_fin_timeout (60 s is compiled in); tcp_rfc1337; tcp_tw_recycle (gone since 4.12); linger 0.
+Reproduce     finwait lab run time-wait-flood
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.rule import Clue, Match, Rule
+from finwait.diagnosis.rules import certain
+from finwait.diagnosis.view import NamespaceView, View
+from finwait.uapi import tcp
+
+__all__ = ["RULE", "matches"]
+
+
+def _ports(ns: NamespaceView) -> int:
+    words = ns.sysctls.get("ipv4/ip_local_port_range", "").split()
+    if len(words) == 2 and all(w.isdigit() for w in words):
+        return max(int(words[1]) - int(words[0]) + 1, 1)
+    return 0
+
+
+def matches(view: View) -> list[Match]:
+    """Return the namespaces that have too many."""
+    s = view.sockets
+    waiting = np.flatnonzero(view.in_state(tcp.TIME_WAIT))
+    result: list[Match] = []
+    if not len(waiting):
+        return result
+    for number in np.unique(s.netns[waiting]).tolist():
+        rows = waiting[s.netns[waiting] == number]
+        ns = view.namespaces.get(number, NamespaceView(number))
+        evidence = [
+            Evidence("TIME_WAIT", str(len(rows)), "sock_diag", f"of netns {ns.label}"),
+        ]
+        # Towards one destination every connection needs a local port of its own.
+        key = np.stack(
+            [s.src[rows, 1], s.dst[rows, 0], s.dst[rows, 1], s.dport[rows].astype(np.uint64)], axis=1
+        )
+        _, counts = np.unique(key, axis=0, return_counts=True)
+        worst, ports = int(counts.max()), _ports(ns)
+        buckets = ns.sysctl("ipv4/tcp_max_tw_buckets")
+        bad = len(rows) >= view.options.flood
+        if ports and worst * 2 >= ports:
+            bad = True
+            evidence.append(
+                Evidence(
+                    "ip_local_port_range",
+                    f"{worst} of {ports} ports",
+                    "/proc/sys/net/ipv4/ip_local_port_range",
+                    "in TIME_WAIT towards one destination: new connections there may fail (EADDRNOTAVAIL)",
+                )
+            )
+        if buckets and len(rows) * 2 >= buckets:
+            bad = True
+            evidence.append(
+                Evidence(
+                    "tcp_max_tw_buckets",
+                    f"{len(rows)} of {buckets}",
+                    "/proc/sys/net/ipv4/tcp_max_tw_buckets",
+                    "above it sockets are closed at once, without TIME_WAIT, and orphans without their FIN_WAIT2",
+                )
+            )
+        overflow = ns.counters.get("TcpExt.TCPTimeWaitOverflow", 0)
+        if overflow:
+            evidence.append(
+                Evidence(
+                    "TCPTimeWaitOverflow",
+                    str(overflow),
+                    "/proc/net/netstat",
+                    "times the limit was hit since boot",
+                )
+            )
+        if bad:
+            result.append(Match(rows, netns=number, count=len(rows), evidence=tuple(evidence)))
+    return result
+
+
+def _confidence(view: View, rows: object) -> Confidence:  # noqa: ARG001
+    return certain("counted")
+
+
+RULE = Rule(
+    name="time-wait-flood",
+    title="very many TIME_WAIT: they leave by themselves, but ports or buckets may run out",
+    severity="notice",
+    rank=50,
+    claims=("C15", "X03", "X41", "S22"),
+    clues=(Clue("timer", "3: each counts down its 60 s"), Clue("expires_ms", "what is left of it")),
+    ends=(
+        Remedy("reuse connections (pools, keep-alive), or let the other side close first"),
+        Remedy("`tcp_tw_reuse=1` for outgoing connections (after 1 s, with timestamps)", "reversible"),
+        Remedy("a wider `ip_local_port_range`, or more source addresses", "reversible"),
+    ),
+    does_not=(
+        Advice(
+            "lower `net.ipv4.tcp_fin_timeout`",
+            "TIME_WAIT is 60 s, compiled in; that sysctl is about FIN_WAIT2",
+        ),
+        Advice("`tcp_rfc1337`", "it makes TIME_WAIT ignore RST, that is last longer if anything"),
+        Advice("SO_LINGER with 0 seconds", "it avoids TIME_WAIT by a RST that throws away unsent data"),
+        Advice("`tcp_tw_recycle`", "it is gone since Linux 4.12, and broke clients behind NAT"),
+    ),
+    confidence=_confidence,
+    matches=matches,
+)

@@ -1,0 +1,85 @@
+"""zero-window: the peer answers, and has no room: what we have to say never gets out, the FIN neither.
+
+Seen as       timer 4 (window probes) and snd_wnd 0, with bytes waiting; in FIN_WAIT1 the FIN was never sent.
+Why it stays  The peer's program stopped reading and its receive window closed. Probes are answered, so nothing
+              is ever given up on a held socket. An orphan is given up after about 340 s.
+Not this      timer 1: no answers at all (data-unanswered, fin-unanswered-*).
+What ends it  The peer reading again; TCP_USER_TIMEOUT; SOCK_DESTROY.
+What does not tcp_retries2 (each answer starts it anew; lower only makes more probes); keepalive.
+Reproduce     finwait lab run zero-window
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rules import DESTROY, certain
+from finwait.diagnosis.rules.data_unanswered import NOT_KEEPALIVE_IN_FLIGHT
+from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
+from finwait.diagnosis.view import View
+from finwait.uapi import tcp
+
+__all__ = ["RULE", "match"]
+
+
+def match(view: View) -> NDArray[np.bool_]:
+    """Return which rows this rule explains."""
+    s = view.sockets
+    closing = view.in_state(tcp.FIN_WAIT1, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING)
+    blocked = (s.timer == 4) & s.present("snd_wnd") & (s.snd_wnd == 0) & (s.wqueue > 0)
+    return closing & blocked
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
+    return certain("the window that the peer last told us is 0, and the probe timer runs")
+
+
+def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    other = view.other[rows]
+    other = other[other >= 0]
+    if not len(other):
+        return ()
+    return (
+        Evidence(
+            "other end's rqueue",
+            f"{int(view.sockets.rqueue[other].min())}…{int(view.sockets.rqueue[other].max())} B",
+            "inet_diag_msg.idiag_rqueue of the other end",
+            "bytes that the peer's program has not read",
+        ),
+    )
+
+
+RULE = Rule(
+    name="zero-window",
+    title="the peer stopped reading: its window is closed and our FIN cannot get out",
+    severity="problem",
+    rank=35,
+    claims=("C12", "X26", "X53"),
+    clues=(
+        Clue("state", "closing, as far as this end is concerned"),
+        Clue("timer", "4: probing a closed window"),
+        Clue("snd_wnd", "0: the peer takes nothing"),
+        Clue("wqueue", "bytes that wait, the FIN counting 1 behind them"),
+        Clue("notsent_bytes", "bytes that were never sent once"),
+        Clue("inode", "0: an orphan, given up after about 340 s; else held, and never given up"),
+    ),
+    ends=(
+        Remedy("make the peer's program read, or close it there"),
+        Remedy("set TCP_USER_TIMEOUT on the socket (pidfd_getfd, where it is held)", "reversible"),
+        DESTROY,
+    ),
+    does_not=(
+        NOT_FIN_TIMEOUT_HERE,
+        Advice(
+            "lower `tcp_retries2`",
+            "every answered probe starts the count anew; it only makes probes more frequent",
+        ),
+        NOT_KEEPALIVE_IN_FLIGHT,
+    ),
+    confidence=_confidence,
+    match=match,
+    observe=_observe,
+)

@@ -1,0 +1,202 @@
+"""What the rules look at: sockets with everything that was joined to them.
+
+A view is built once a diagnosis; every array has one cell a socket. Where something was not looked at, the
+view says so (`Holders.complete`, `moved_known`, `swept`), and a rule that would need it does not conclude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.attribution.join import matches
+from finwait.attribution.owners import Holders
+from finwait.table.schema import Mask
+from finwait.table.sockets import MAPPED, SocketTable
+from finwait.uapi import tcp
+
+__all__ = ["HiddenDescriptor", "NamespaceView", "Options", "ProcessView", "View"]
+
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What counts as long, and as many."""
+
+    idle_ms: int = 600_000
+    """An ESTABLISHED connection silent for so long is worth a probe."""
+    flood: int = 10_000
+    """So many TIME_WAIT in a namespace are worth a word."""
+    hidden: int = 5
+    """So many descriptors of dead sockets in one process are a leak."""
+    retransmits: int = 2
+    """So many unanswered retransmissions mean that nobody answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessView:
+    """One process, as far as it could be read."""
+
+    pid: int
+    comm: str = "?"
+    cmdline: str = ""
+    exe: str = ""
+    uid: int = -1
+    user: str = ""
+    ppid: int = 0
+    age_ms: int = -1
+    """Time since it was started (of the last fork, not exec); −1 unknown."""
+    cgroup: str = ""
+    netns: int | None = None
+    unit: str = ""
+    container_id: str = ""
+    pod_uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceView:
+    """One namespace: names, settings and counters."""
+
+    inode: int
+    names: tuple[str, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    """``ipv4/tcp_fin_timeout`` → ``60``."""
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """Of netstat, snmp, sockstat and conntrack: ``TcpExt.TCPTimeWaitOverflow``, ``conntrack.invalid``."""
+    addresses: frozenset[tuple[int, int]] = frozenset()
+    dumped: bool = True
+    """Whether its sockets could be dumped in all states."""
+
+    def sysctl(self, name: str) -> int | None:
+        """Return a numeric sysctl, or None when it could not be read."""
+        text = self.sysctls.get(name)
+        try:
+            return int(text.split()[0]) if text is not None else None
+        except (ValueError, IndexError):
+            return None
+
+    @property
+    def label(self) -> str:
+        """The name that people know it by, or its inode."""
+        return self.names[0] if self.names else f"netns {self.inode}"
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenDescriptor:
+    """A descriptor of a TCP socket that no dump contains: the socket is in TCP_CLOSE."""
+
+    pid: int
+    fd: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class View:
+    """Sockets and what is known about each."""
+
+    sockets: SocketTable
+    other: I64
+    """Row of the other end on this machine, −1 for none found."""
+    other_how: NDArray[np.uint8]
+    """0 none, 1 the reversed tuple, 2 through NAT by a conntrack entry, 3 by the client's address alone."""
+    other_ambiguous: Mask
+    holders: Holders
+    at_least_ms: NDArray[np.int64]
+    """It has been in its state for at least so long; −1 unknown."""
+    at_most_ms: NDArray[np.int64]
+    """… and at most so long; −1 unknown."""
+    age_source: NDArray[np.uint8]
+    """0 none, 1 last_ack_recv, 2 expires, 3 seen by us, by cookie."""
+    moved: Mask
+    """bytes_received grew between two looks."""
+    moved_known: Mask
+    """Whether there were two looks at this socket."""
+    has_flow: Mask
+    """A conntrack entry for its tuple exists in some namespace."""
+    flow_state: NDArray[np.uint8]
+    flow_natted: Mask
+    flow_timeout_s: NDArray[np.int64]
+    peer_here: Mask
+    """The other end's address belongs to a namespace that was swept entirely."""
+    namespaces: Mapping[int, NamespaceView]
+    processes: Mapping[int, ProcessView]
+    cgroup_paths: Mapping[int, str] = field(default_factory=dict)
+    hidden: tuple[HiddenDescriptor, ...] = ()
+    hidden_known: bool = False
+    """Whether descriptors without a row were looked at (needs a sweep of all states)."""
+    established_skipped: int = 0
+    options: Options = field(default_factory=Options)
+    watched_ms: int = 0
+    """Time between the two looks."""
+
+    def __len__(self) -> int:
+        return len(self.sockets)
+
+    def in_state(self, *states: int) -> Mask:
+        """Return which rows are in one of the states (MPTCP rows left out; see `mptcp`)."""
+        mask = np.zeros(len(self), np.bool_)
+        for state in states:
+            mask |= self.sockets.state == state
+        return mask & (self.sockets.protocol == 6)
+
+    @cached_property
+    def held(self) -> Mask:
+        """Which rows have a struct socket."""
+        return self.sockets.inode != 0
+
+    @cached_property
+    def holder_found(self) -> Mask:
+        """Which rows have a holder that we saw."""
+        return self.holders.count > 0
+
+    @cached_property
+    def holder_missing(self) -> Mask:
+        """Which rows are held by nobody *although everybody was looked at*."""
+        return self.held & ~self.holder_found & self.holders.complete
+
+    @cached_property
+    def listener(self) -> I64:
+        """For rows without an inode, the row of the listener on their port and address; −1 for none."""
+        s = self.sockets
+        out = np.full(len(self), -1, np.int64)
+        left = np.flatnonzero((s.inode == 0) & (s.state != tcp.LISTEN))
+        right = np.flatnonzero(s.state == tcp.LISTEN)
+        i, j = matches((s.netns[left], s.sport[left]), (s.netns[right], s.sport[right]))
+        i, j = left[i], right[j]
+        bound, peer = s.src[j], s.src[i]
+        exact = (bound == peer).all(axis=1)
+        any6 = (bound == 0).all(axis=1) & (s.family[j] == 10)
+        v4 = (peer[:, 0] == 0) & (peer[:, 1] >> np.uint64(32) == np.uint64(0xFFFF))
+        any4 = (bound[:, 0] == 0) & (bound[:, 1] == np.uint64(MAPPED)) & v4
+        for kind in (any6, any4, exact):  # the more exact binding is written last and wins
+            out[i[kind]] = j[kind]
+        return out
+
+    def pid_rows(self, mask: Mask) -> dict[int, I64]:
+        """Return the rows of a mask by holding process (a row held by two is under both)."""
+        rows = np.flatnonzero(mask & self.holder_found)
+        if not len(rows):
+            return {}
+        count = self.holders.count[rows]
+        owner_row = np.repeat(rows, count)
+        within = np.arange(len(owner_row)) - np.repeat(np.cumsum(count) - count, count)
+        pid = self.holders.pid[np.repeat(self.holders.start[rows], count) + within]
+        result: dict[int, I64] = {}
+        order = np.argsort(pid, kind="stable")
+        pid, owner_row = pid[order], owner_row[order]
+        values, begins = np.unique(pid, return_index=True)
+        for value, part in zip(values.tolist(), np.split(owner_row, begins[1:]), strict=True):
+            result[value] = np.unique(part)
+        return result
+
+    def cell(self, name: str, row: int) -> Any:  # noqa: ANN401 - a number or bytes, by column
+        """Return one cell, or None when it is missing."""
+        if not self.sockets.present(name)[row]:
+            return None
+        return self.sockets.column(name)[row].item()

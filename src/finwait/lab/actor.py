@@ -1,0 +1,303 @@
+"""The near side of an actor: a handle on a program that runs in a namespace and owns sockets.
+
+Each call of a method is one JSON line to `finwait.lab.program` and one line back, in order; a call returns
+when the program has done it. Errors of the program's system calls arrive as `finwait.errors.KernelError`.
+
+The surprise: the death signal that ends the program follows the *thread* that started it (prctl(2),
+PR_SET_PDEATHSIG), so a lab belongs to a thread that outlives it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from finwait.errors import KernelError, TargetGone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from finwait.lab.topology import Netns
+
+__all__ = ["Actor", "Conn", "meet"]
+
+_PROGRAM = Path(__file__).with_name("program.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Conn:
+    """A socket as its program sees it."""
+
+    actor: Actor
+    fd: int
+    inode: int
+    family: int
+    src: str
+    sport: int
+    dst: str
+    dport: int
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """The program's pid and its descriptor for this socket."""
+        return (self.actor.pid, self.fd)
+
+
+class Actor:
+    """A program of its own name in a network namespace.
+
+    Args:
+        netns: where its sockets live.
+        comm: its name in ``/proc/PID/comm`` (15 bytes at most).
+        cmdline: its arguments as ``/proc/PID/cmdline`` shall show them; ``(comm,)`` when empty.
+        cgroups: directories of cgroups to enter before the first socket.
+    """
+
+    def __init__(self, netns: Netns, comm: str, cmdline: Sequence[str], cgroups: Sequence[Path]) -> None:
+        self.netns = netns
+        self.comm = comm
+        self.children: list[int] = []
+        """Pidfds of programs that it started and that may outlive it."""
+        near, far = socket.socketpair()
+        launch = {
+            "parent": os.getpid(),
+            "netns": netns.fd,
+            "comm": comm,
+            "cmdline": list(cmdline) or [comm],
+            "cgroups": [str(path) for path in cgroups],
+        }
+        with far:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_PROGRAM), str(far.fileno()), json.dumps(launch)],
+                pass_fds=(far.fileno(), netns.fd),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+            )
+        self._control = near
+        self._control.settimeout(30)
+        self._replies = near.makefile("rb")
+        self.pid = self._process.pid
+
+    def __repr__(self) -> str:
+        return f"<Actor {self.comm} pid {self.pid} in {self.netns.name}>"
+
+    def ask(self, do: str, **arguments: object) -> Any:  # noqa: ANN401  # whatever JSON held
+        """Have the program carry out one command and return its answer.
+
+        Raises:
+            KernelError: a system call of the program failed.
+            TargetGone: the program is not there any more.
+        """
+        try:
+            self._control.sendall(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            line = self._replies.readline()
+        except OSError:
+            line = b""
+        if not line:
+            raise TargetGone(self.pid, f"program `{self.comm}` did not answer `{do}`")
+        reply = json.loads(line)
+        if "errno" in reply:
+            doing = f"have `{self.comm}` {do.replace('_', ' ')} ({reply['error']})"
+            raise KernelError(reply["errno"], doing, netns=self.netns.inode)
+        return reply["ok"]
+
+    def ready(self) -> Actor:
+        """Wait until the program runs inside its namespace; return the actor itself."""
+        self.ask("hello")
+        return self
+
+    def _conn(self, told: dict[str, Any]) -> Conn:
+        (src, sport), (dst, dport) = told["local"], told["peer"]
+        return Conn(self, told["fd"], told["inode"], told["family"], src, sport, dst, dport)
+
+    # ── opening ──────────────────────────────────────────────────────────────────────────────────────
+
+    def listen(
+        self,
+        host: str,
+        port: int = 0,
+        *,
+        backlog: int = 1024,
+        mptcp: bool = False,
+        inheritable: bool = False,
+    ) -> Conn:
+        """Listen; port 0 lets the kernel choose. ``::`` is dual-stack: it takes IPv4 clients too."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return self._conn(
+            self.ask(
+                "listen",
+                host=host,
+                port=port,
+                family=int(family),
+                backlog=backlog,
+                mptcp=mptcp,
+                inheritable=inheritable,
+            )
+        )
+
+    def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        source: str = "",
+        mptcp: bool = False,
+        options: Sequence[tuple[int, int, int]] = (),
+    ) -> Conn:
+        """Open one connection; see `connect_many`."""
+        return self.connect_many(1, host, port, source=source, mptcp=mptcp, options=options)[0]
+
+    def connect_many(
+        self,
+        count: int,
+        host: str,
+        port: int,
+        *,
+        source: str = "",
+        mptcp: bool = False,
+        options: Sequence[tuple[int, int, int]] = (),
+    ) -> list[Conn]:
+        """Open ``count`` connections at once.
+
+        Args:
+            count: how many; the far listener's backlog must hold those that nobody accepts meanwhile.
+            host: ``::ffff:192.0.2.1`` makes an AF_INET6 socket that speaks IPv4.
+            port: the far port.
+            source: the address to come from; the kernel chooses when empty.
+            mptcp: use IPPROTO_MPTCP.
+            options: ``(level, name, value)`` to set before connecting.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        told = self.ask(
+            "connect",
+            host=host,
+            port=port,
+            family=int(family),
+            count=count,
+            source=source,
+            mptcp=mptcp,
+            options=[list(option) for option in options],
+        )
+        return [self._conn(one) for one in told]
+
+    def accept(self, listener: Conn) -> Conn:
+        """Accept one connection, waiting for it up to 10 s."""
+        return self.accept_many(listener, 1)[0]
+
+    def accept_many(self, listener: Conn, count: int) -> list[Conn]:
+        """Accept ``count`` connections, waiting for each up to 10 s."""
+        return [self._conn(one) for one in self.ask("accept", fd=listener.fd, count=count)]
+
+    # ── using ────────────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, conns: Iterable[Conn], text: str) -> None:
+        """Send ``text`` on each."""
+        self.ask("send", fds=[conn.fd for conn in conns], text=text)
+
+    def fill(self, conn: Conn) -> int:
+        """Send zeros until the kernel takes no more; return how many bytes it took."""
+        return int(self.ask("fill", fd=conn.fd))
+
+    def recv(self, conns: Iterable[Conn], size: int) -> int:
+        """Read exactly ``size`` bytes from each; return how many came altogether."""
+        return int(self.ask("recv", fds=[conn.fd for conn in conns], size=size))
+
+    def read_to_end(self, conns: Iterable[Conn]) -> int:
+        """Read each until end-of-file; return how many bytes came before it."""
+        return int(self.ask("read_to_end", fds=[conn.fd for conn in conns]))
+
+    def await_reset(self, conns: Iterable[Conn]) -> int:
+        """Read each until an error or end-of-file; return the last errno, 0 for end-of-file."""
+        return int(self.ask("await_reset", fds=[conn.fd for conn in conns]))
+
+    def trickle(self, conns: Iterable[Conn], text: str, every: float) -> None:
+        """Send ``text`` on each now and every ``every`` seconds, in the background."""
+        self.ask("trickle", fds=[conn.fd for conn in conns], text=text, every=every)
+
+    def absorb(self, conns: Iterable[Conn]) -> None:
+        """Read and throw away whatever comes on each, in the background."""
+        self.ask("absorb", fds=[conn.fd for conn in conns])
+
+    def setsockopt(self, conns: Iterable[Conn], level: int, name: int, value: int) -> None:
+        """Set an integer socket option on each."""
+        self.ask("setsockopt", fds=[conn.fd for conn in conns], level=level, name=name, value=value)
+
+    def relay(self, listener: Conn, host: str, port: int, *, keepalive: bool = False) -> None:
+        """Relay every client of ``listener`` to ``host:port``, passing half-closes on, without a deadline.
+
+        ``keepalive`` sets SO_KEEPALIVE on both legs, with the times of the namespace's sysctls.
+        """
+        self.ask("relay", fd=listener.fd, host=host, port=port, keepalive=keepalive)
+
+    def udp(self, host: str, port: int) -> Conn:
+        """Bind a UDP socket: a descriptor of another kind, for what must not be mistaken for TCP."""
+        return self._conn(self.ask("udp", host=host, port=port))
+
+    def legs(self, listener: Conn) -> list[tuple[Conn, Conn]]:
+        """Return the pairs that a relay holds: the leg to the client, the leg to the target."""
+        return [(self._conn(one), self._conn(two)) for one, two in self.ask("legs", fd=listener.fd)]
+
+    def inject_above_window(self, conn: Conn, ahead: int = 50_000_000) -> None:
+        """Put one forged segment on the wire, ``ahead`` bytes above the window (IPv4; needs CAP_NET_RAW)."""
+        self.ask("inject_above_window", fd=conn.fd, ahead=ahead)
+
+    # ── ending ───────────────────────────────────────────────────────────────────────────────────────
+
+    def shutdown(self, conns: Iterable[Conn], how: Literal["RD", "WR", "RDWR"] = "WR") -> None:
+        """Shut down one or both directions of each."""
+        self.ask("shutdown", fds=[conn.fd for conn in conns], how=how)
+
+    def close(self, conns: Iterable[Conn]) -> None:
+        """Close the program's descriptor of each."""
+        self.ask("close", fds=[conn.fd for conn in conns])
+
+    def reset(self, conns: Iterable[Conn]) -> None:
+        """Close each with SO_LINGER on and 0 s, which sends RST."""
+        self.ask("reset", fds=[conn.fd for conn in conns])
+
+    def child(self, conns: Iterable[Conn], *argv: str) -> int:
+        """Start a real program that inherits the descriptors under the same numbers; return its pid."""
+        pid = int(self.ask("child", fds=[conn.fd for conn in conns], argv=list(argv)))
+        self.children.append(os.pidfd_open(pid))
+        return pid
+
+    def strand(self, conns: Iterable[Conn]) -> None:
+        """Leave the sockets inside a message (SCM_RIGHTS) that nobody receives; close our descriptors."""
+        self.ask("strand", fds=[conn.fd for conn in conns])
+
+    def kill(self) -> None:
+        """End the program at once, as SIGKILL does, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+        self._replies.close()
+        self._control.close()
+
+
+def meet(
+    client: Actor, host: str, server: Actor, listener: Conn, count: int = 1
+) -> tuple[list[Conn], list[Conn]]:
+    """Open ``count`` connections and have them accepted; the two lists are in the same order.
+
+    Args:
+        client: who connects.
+        host: the server's address as the client says it.
+        server: who accepts.
+        listener: where.
+        count: how many; taken in portions that fit the listener's queue.
+    """
+    near: list[Conn] = []
+    far: list[Conn] = []
+    while len(near) < count:
+        portion = min(500, count - len(near))
+        near += client.connect_many(portion, host, listener.sport)
+        far += server.accept_many(listener, portion)
+    at = {conn.dport: conn for conn in far}
+    return near, [at[conn.sport] for conn in near]

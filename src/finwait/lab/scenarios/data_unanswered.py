@@ -1,0 +1,53 @@
+"""data-unanswered: data is in flight and nobody acknowledges it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finwait.lab.actor import meet
+from finwait.lab.scenario import Scenario, Situation, expect, orphan
+
+if TYPE_CHECKING:
+    from finwait.lab.topology import Lab
+
+__all__ = ["SCENARIO"]
+
+
+def build(lab: Lab) -> Situation:
+    """Three established and one half-received connection over a dead path, two over a path that works."""
+    client, server = lab.netns("client"), lab.netns("server")
+    lost, works = lab.link(client, server), lab.link(client, server)
+    app = lab.actor(client, "app")
+    backend = lab.actor(server, "backend")
+    door, other = backend.listen(lost.b4, 8080), backend.listen(works.b4, 8080)
+    near, far = meet(app, lost.b4, backend, door, 3)
+    (told,), (left,) = meet(app, lost.b4, backend, door)
+    well, fine = meet(app, works.b4, backend, other, 2)
+    backend.close([left])
+    app.read_to_end([told])
+    lost.cut()
+    app.send([*near, told, *well], "are you there?")
+    backend.recv(fine, 14)
+    return Situation(
+        lab,
+        "The path to `backend` went dead without a word, then `app` sent something on four connections. "
+        "The kernel sends it again and again (timer 1, retransmits rising, doubling from 0.2 s to 120 s) "
+        "and gives up after some 15 minutes (tcp_retries2). Keepalive does not run meanwhile. Two "
+        "connections over another link are well.",
+        expected=expect("data-unanswered", near, "ESTABLISHED", timer=1, retrans=2)
+        + expect("data-unanswered", [told], "CLOSE_WAIT", timer=1, retrans=2),
+        healthy=orphan("fin-wait2-orphan", [left], "FIN_WAIT2", timer=3)
+        + expect("", far, "ESTABLISHED")
+        + expect("", [*well, *fine], "ESTABLISHED"),
+    )
+
+
+SCENARIO = Scenario(
+    name="data-unanswered",
+    title="data in flight over a path that went dead",
+    story="Retransmitting into nothing; keepalive does not run while data is queued.",
+    claims=("C10", "X20"),
+    needs=("netns", "tool:nft"),
+    seconds=1.5,
+    build=build,
+)

@@ -1,0 +1,52 @@
+"""fin-unanswered-held: shut down, never acknowledged, and a program still holds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finwait.lab.actor import meet
+from finwait.lab.scenario import Scenario, Situation, expect, orphan
+
+if TYPE_CHECKING:
+    from finwait.lab.topology import Lab
+
+__all__ = ["SCENARIO"]
+
+
+def build(lab: Lab) -> Situation:
+    """Held sockets in FIN_WAIT1 and LAST_ACK, and an orphan."""
+    client, server = lab.netns("client"), lab.netns("server")
+    link = lab.link(client, server)
+    app = lab.actor(client, "app")
+    backend = lab.actor(server, "backend")
+    door = backend.listen(link.b4, 8080)
+    first, waiting = meet(app, link.b4, backend, door, 3)
+    (last,), (left,) = meet(app, link.b4, backend, door)
+    (closed,), (kept,) = meet(app, link.b4, backend, door)
+    backend.close([left])
+    app.read_to_end([last])
+    link.cut()
+    app.shutdown([*first, last], "WR")
+    app.close([closed])
+    return Situation(
+        lab,
+        "The path went dead, then `app` called shutdown(SHUT_WR) and kept its descriptors. The FIN is "
+        "retransmitted (timer 1), and because a program still holds the socket, tcp_retries2 decides when to "
+        "give up: some 15 minutes, not the 107 s that an orphan has. The fifth connection is such an orphan.",
+        expected=expect("fin-unanswered-held", first, "FIN_WAIT1", timer=1, retrans=1)
+        + expect("fin-unanswered-held", [last], "LAST_ACK", timer=1, retrans=1),
+        others=orphan("fin-unanswered-orphan", [closed], "FIN_WAIT1", timer=1, retrans=1),
+        healthy=orphan("fin-wait2-orphan", [left], "FIN_WAIT2", timer=3)
+        + expect("", [*waiting, kept], "ESTABLISHED"),
+    )
+
+
+SCENARIO = Scenario(
+    name="fin-unanswered-held",
+    title="shut down into a dead path, and still held",
+    story="FIN_WAIT1 with an owner follows tcp_retries2, not tcp_orphan_retries.",
+    claims=("C11b", "X25"),
+    needs=("netns", "tool:nft"),
+    seconds=1.5,
+    build=build,
+)

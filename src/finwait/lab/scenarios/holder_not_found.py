@@ -1,0 +1,52 @@
+"""holder-not-found: the socket has an inode and no process on the machine has a descriptor of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finwait.lab.actor import meet
+from finwait.lab.scenario import Scenario, Situation, expect, orphan
+
+if TYPE_CHECKING:
+    from finwait.lab.topology import Lab
+
+__all__ = ["SCENARIO"]
+
+
+def build(lab: Lab) -> Situation:
+    """Three sockets inside an unread message, one that is held in the ordinary way."""
+    outside, inside = lab.netns("client"), lab.netns("server")
+    link = lab.link(outside, inside)
+    client = lab.actor(outside, "client")
+    dispatcher = lab.actor(inside, "dispatcher", "dispatcher", "--pass-to=worker.sock")
+    door = dispatcher.listen(link.b4, 8080)
+    waiting, passed = meet(client, link.b4, dispatcher, door, 2)
+    (left,), (abandoned,) = meet(client, link.b4, dispatcher, door)
+    (asking,), (own,) = meet(client, link.b4, dispatcher, door)
+    dispatcher.shutdown([*passed, own], "WR")
+    client.read_to_end([*waiting, asking])
+    client.close([left])
+    dispatcher.read_to_end([abandoned])
+    dispatcher.strand([*passed, abandoned])
+    return Situation(
+        lab,
+        "`dispatcher` passed three sockets on over a Unix socket (SCM_RIGHTS) and closed its own copies; the "
+        "worker that should receive them never reads. They exist only inside that message: an inode, and no "
+        "descriptor in any /proc/PID/fd. A fourth one it kept.",
+        expected=expect("holder-not-found", passed, "FIN_WAIT2", owners=())
+        + expect("holder-not-found", [abandoned], "CLOSE_WAIT", owners=(), rqueue=0),
+        others=expect("fin-wait2-held", [own], "FIN_WAIT2")
+        + expect("close-wait-eof-read", [*waiting, asking], "CLOSE_WAIT", rqueue=0),
+        healthy=orphan("fin-wait2-orphan", [left], "FIN_WAIT2", timer=3),
+    )
+
+
+SCENARIO = Scenario(
+    name="holder-not-found",
+    title="sockets in flight between two processes",
+    story="Held by the kernel on behalf of a message that nobody receives.",
+    claims=("C8", "X15"),
+    needs=("netns",),
+    seconds=0.5,
+    build=build,
+)

@@ -1,0 +1,54 @@
+"""time-wait-flood: thousands of TIME_WAIT on the side that closes first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finwait.lab.actor import meet
+from finwait.lab.scenario import Scenario, Situation, orphan
+
+if TYPE_CHECKING:
+    from finwait.lab.actor import Conn
+    from finwait.lab.topology import Lab
+
+__all__ = ["SCENARIO"]
+
+
+def build(lab: Lab) -> Situation:
+    """4,000 at a client that opens a connection per request, 20 at one that does so rarely."""
+    busy, calm, server = lab.netns("busy"), lab.netns("calm"), lab.netns("server")
+    link, other = lab.link(busy, server), lab.link(calm, server)
+    client = lab.actor(busy, "client", "client", "--no-keepalive")
+    cron = lab.actor(calm, "cron")
+    backend = lab.actor(server, "backend")
+    door = backend.listen("0.0.0.0", 8080)  # noqa: S104  # all of a private namespace
+    flood: list[Conn] = []
+    for _ in range(8):
+        near, far = meet(client, link.b4, backend, door, 500)
+        client.close(near)
+        backend.read_to_end(far)
+        backend.close(far)
+        flood += near
+    few, far = meet(cron, other.b4, backend, door, 20)
+    cron.close(few)
+    backend.read_to_end(far)
+    backend.close(far)
+    return Situation(
+        lab,
+        "`client` opens a connection for each request and closes it first: 4,000 connections to one server "
+        "are in TIME_WAIT. That is how TCP keeps late segments away from a new connection; each goes after "
+        "60 s, a constant. It matters only when local ports run out. `cron` has 20: nobody's business.",
+        expected=orphan("time-wait-flood", flood, "TIME_WAIT", timer=3),
+        healthy=orphan("", few, "TIME_WAIT", timer=3),
+    )
+
+
+SCENARIO = Scenario(
+    name="time-wait-flood",
+    title="4,000 TIME_WAIT at a client that never reuses a connection",
+    story="Legitimate, bounded, and untouched by tcp_fin_timeout.",
+    claims=("C15", "X03"),
+    needs=("netns",),
+    seconds=2.0,
+    build=build,
+)

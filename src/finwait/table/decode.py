@@ -1,0 +1,75 @@
+"""Datagrams of one look → one table a kind.
+
+All namespaces' dumps lie in one buffer and are decoded in one go; which namespace and protocol a row
+belongs to follows from the datagram that it came in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.table.sockets import SocketTable
+from finwait.uapi import inet_diag, rtnetlink
+from finwait.uapi import netlink as nl
+
+if TYPE_CHECKING:
+    from finwait.uapi.observation import Observation
+
+__all__ = ["chains", "local_addresses", "sockets"]
+
+
+def chains(
+    observation: Observation, *kinds: str
+) -> tuple[nl.Messages, NDArray[np.uint32], NDArray[np.uint16]]:
+    """Find the messages of all dumps of some kinds.
+
+    Returns:
+        The messages, and for each chain (datagram) its namespace and the index of its kind in ``kinds``.
+
+    Raises:
+        DecodeError: a datagram is not a chain of netlink messages.
+    """
+    starts: list[int] = []
+    ends: list[int] = []
+    netns: list[int] = []
+    kind: list[int] = []
+    for namespace in observation.namespaces:
+        for dump in namespace.dumps:
+            if dump.kind in kinds:
+                starts += dump.starts
+                ends += dump.ends
+                netns += [namespace.inode] * len(dump.starts)
+                kind += [kinds.index(dump.kind)] * len(dump.starts)
+    messages = nl.walk(observation.buffer, np.array(starts, np.int64), np.array(ends, np.int64))
+    return messages, np.array(netns, np.uint32), np.array(kind, np.uint16)
+
+
+def sockets(observation: Observation) -> SocketTable:
+    """Return every TCP and MPTCP socket of a look.
+
+    Raises:
+        DecodeError: the bytes are not what a kernel sends.
+    """
+    messages, netns, kind = chains(observation, "tcp", "mptcp")
+    wanted = (messages.type == inet_diag.SOCK_DIAG_BY_FAMILY) | (messages.type == inet_diag.TCPDIAG_GETSOCK)
+    rows = inet_diag.find_rows(observation.buffer, messages.where(wanted))
+    protocol = np.array([inet_diag.IPPROTO_TCP, inet_diag.IPPROTO_MPTCP], np.uint16)
+    if not len(rows):
+        return SocketTable.empty()
+    return SocketTable.from_rows(rows, netns[rows.chain], protocol[kind[rows.chain]])
+
+
+def local_addresses(observation: Observation) -> dict[int, frozenset[tuple[int, int]]]:
+    """Return the addresses of each namespace that was asked for them, as two 64-bit words each."""
+    result: dict[int, frozenset[tuple[int, int]]] = {}
+    for namespace in observation.namespaces:
+        for dump in namespace.dumps:
+            if dump.kind == "addresses":
+                messages = nl.walk(
+                    observation.buffer, np.array(dump.starts, np.int64), np.array(dump.ends, np.int64)
+                )
+                result[namespace.inode] = frozenset(rtnetlink.addresses(observation.buffer, messages))
+    return result

@@ -1,0 +1,365 @@
+"""FILTER: the grammar of ``ss``, with finwait's own predicates in it.
+
+One text is compiled three ways: to a mask of TCP states and to inet_diag bytecode, which the kernel applies
+while it walks its tables, and to a numpy mask, which decides. What goes to the kernel may let too much
+through and never too little, so a filter costs what it selects and means the same on a recording.
+
+Theory of operation. `finwait.table.grammar` makes the text a tree of `And`, `Or`, `Not` over
+`finwait.table.predicates`. `Not` is pushed down to the predicates. The mask of that tree is "known to be
+true". For the kernel every predicate that it cannot decide becomes "true", which, negation being at the
+leaves, can only let more rows through. States are not in the bytecode but in a mask of their own.
+
+What this does not do: look anything up. Names of devices, cgroups, users, pods are compared with what the
+caller knows about each row (`Context`).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.table import grammar
+from finwait.table.grammar import PREDICATES, SERVICES
+from finwait.table.predicates import (
+    BC_JMP,
+    BOUND_INACTIVE_BIT,
+    CONTEXT,
+    EVERY_STATE,
+    NAMED_STATES,
+    And,
+    Context,
+    Facts,
+    Kernel,
+    Leaf,
+    Node,
+    Not,
+    Op,
+    Or,
+    Resolver,
+    State,
+    gather,
+)
+from finwait.table.schema import Mask
+from finwait.table.sockets import SocketTable
+from finwait.uapi import tcp
+
+__all__ = ["CONTEXT", "PREDICATES", "SERVICES", "Context", "Filter", "parse"]
+
+_LONGEST: Final = 0xFFFF - 8  # a jump is a u16, and so is the length of the attribute that holds the code
+
+
+def _push_not(node: Node, negated: bool = False) -> Node:
+    """Return the tree without `Not`."""
+    if isinstance(node, Not):
+        return _push_not(node.part, not negated)
+    if isinstance(node, And | Or):
+        kind = (Or if isinstance(node, And) else And) if negated else type(node)
+        return gather(kind, [_push_not(p, negated) for p in node.parts])
+    return node.negated() if negated else node
+
+
+def _leaves(node: Node) -> Iterator[Leaf]:
+    if isinstance(node, And | Or):
+        for part in node.parts:
+            yield from _leaves(part)
+    elif isinstance(node, Not):
+        yield from _leaves(node.part)
+    else:
+        yield node
+
+
+def _cost(node: Node) -> int:
+    return max((leaf.cost for leaf in _leaves(node)), default=0)
+
+
+def _select(node: Node, rows: Facts, index: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return those of the rows in ``index`` that match, in order; costly predicates see few rows."""
+    if not len(index):
+        return index
+    if isinstance(node, And):
+        for part in sorted(node.parts, key=_cost):
+            index = _select(part, rows, index)
+        return index
+    if isinstance(node, Or):
+        rest = index
+        for part in sorted(node.parts, key=_cost):
+            rest = np.setdiff1d(rest, _select(part, rows, rest), assume_unique=True)
+        return np.setdiff1d(index, rest, assume_unique=True)
+    assert isinstance(node, Leaf), "Not has been pushed down"
+    return index[node.test(rows, index)]
+
+
+def _possible_states(node: Node) -> int:
+    if isinstance(node, State):
+        return node.states & EVERY_STATE
+    if isinstance(node, And):
+        found = EVERY_STATE
+        for part in node.parts:
+            found &= _possible_states(part)
+        return found
+    if isinstance(node, Or):
+        found = 0
+        for part in node.parts:
+            found |= _possible_states(part)
+        return found
+    return EVERY_STATE
+
+
+@dataclass(frozen=True, slots=True)
+class _Pushed:
+    """A predicate that the kernel decides, and how it is told."""
+
+    leaf: Leaf
+    op: Op
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """And or Or of what the kernel decides."""
+
+    kind: type[And | Or]
+    parts: tuple[_Group | _Pushed, ...]
+
+    def __str__(self) -> str:
+        word = " and " if self.kind is And else " or "
+        return word.join(f"( {p} )" if isinstance(p, _Group) else str(p.leaf) for p in self.parts)
+
+
+_Code = _Group | _Pushed | bool
+"""What goes to the kernel: code, or True for "all rows", or False for "none"."""
+
+
+def _for_kernel(node: Node, kernel: Kernel) -> _Code:
+    """Return the part of a tree without `Not` that the kernel can decide; every name is looked up once."""
+    if isinstance(node, And | Or):
+        kind = type(node)
+        absorbing, neutral = (False, True) if kind is And else (True, False)
+        parts: list[_Group | _Pushed] = []
+        for part in node.parts:
+            code = _for_kernel(part, kernel)
+            if code is absorbing:
+                return absorbing
+            if code is not neutral:
+                assert not isinstance(code, bool), "a bool is one of the two"
+                parts.append(code)
+        if not parts:
+            return neutral
+        return parts[0] if len(parts) == 1 else _Group(kind, tuple(parts))
+    assert isinstance(node, Leaf), "Not has been pushed down"
+    op = node.kernel(kernel)
+    return op if isinstance(op, bool) else _Pushed(node, op)
+
+
+class _Assembler:
+    """Lays instructions out so that true falls through to the end and false jumps four bytes past it.
+
+    The kernel takes "exactly at the end" for a match and "four past it" for none (``inet_diag_bc_run``),
+    and its audit wants every jump to go forward to the start of an instruction. Labels are therefore
+    placed as the code grows and turned into distances last.
+    """
+
+    def __init__(self) -> None:
+        self.code: list[tuple[int, bytes, int]] = []  # code, argument, label of false
+        self.size = 0
+        self.places: list[int] = []
+
+    def label(self) -> int:
+        self.places.append(-1)
+        return len(self.places) - 1
+
+    def place(self, label: int) -> None:
+        self.places[label] = self.size
+
+    def add(self, code: int, argument: bytes, otherwise: int) -> None:
+        self.code.append((code, argument, otherwise))
+        self.size += 4 + len(argument)
+
+    def node(self, node: _Group | _Pushed, otherwise: int) -> None:
+        if isinstance(node, _Pushed):
+            op = node.op
+            if op.negated:
+                skip = self.label()
+                self.add(op.code, op.argument, skip)
+                self.add(BC_JMP, b"", otherwise)
+                self.place(skip)
+            else:
+                self.add(op.code, op.argument, otherwise)
+        elif node.kind is And:
+            for part in node.parts:
+                self.node(part, otherwise)
+        else:
+            done = self.label()
+            for part in node.parts[:-1]:
+                following = self.label()
+                self.node(part, following)
+                self.add(BC_JMP, b"", done)
+                self.place(following)
+            self.node(node.parts[-1], otherwise)
+            self.place(done)
+
+
+def _assemble(code: _Code) -> bytes:
+    """Return the bytes; empty for "all rows", and for code that is too long for the kernel."""
+    if code is True:
+        return b""
+    assembler = _Assembler()
+    fail = assembler.label()
+    if code is False:
+        assembler.add(BC_JMP, b"", fail)
+    else:
+        assembler.node(code, fail)
+    assembler.places[fail] = assembler.size + 4
+    if assembler.size > _LONGEST:
+        return b""
+    out = bytearray()
+    for number, argument, otherwise in assembler.code:
+        length = 4 + len(argument)
+        out += struct.pack("=BBH", number, length, assembler.places[otherwise] - len(out)) + argument
+    return bytes(out)
+
+
+def _text(node: Node) -> str:
+    if isinstance(node, And | Or):
+        word = " and " if isinstance(node, And) else " or "
+        return word.join(f"( {_text(p)} )" if isinstance(p, And | Or) else _text(p) for p in node.parts)
+    if isinstance(node, Not):
+        inner = _text(node.part)
+        return f"not ( {inner} )" if isinstance(node.part, And | Or) else f"not {inner}"
+    return str(node)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A parsed FILTER. ``str()`` gives it back in one spelling, which `parse` reads as an equal filter.
+
+    Args:
+        root: the tree of predicates.
+        text: what was typed.
+    """
+
+    root: Node
+    text: str = field(default="", compare=False)
+    _flat: Node = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_flat", _push_not(self.root))
+
+    def __str__(self) -> str:
+        return _text(self.root)
+
+    @property
+    def says_states(self) -> bool:
+        """Whether the filter speaks of states at all; if it does not, the caller chooses a default."""
+        return any(isinstance(leaf, State) for leaf in _leaves(self.root))
+
+    @property
+    def states(self) -> int:
+        """Bit mask of the TCP states that can match, for ``idiag_states`` (bit *n* for state *n*).
+
+        ``BOUND_INACTIVE`` is in it only if the filter names it: asking for it costs the kernel a walk.
+        """
+        named = any(
+            isinstance(leaf, State) and leaf.states & BOUND_INACTIVE_BIT for leaf in _leaves(self.root)
+        )
+        return _possible_states(self._flat) & (EVERY_STATE if named else tcp.ALL_STATES)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names out of `CONTEXT` that `mask` may ask the context for."""
+        return frozenset().union(*(leaf.reads()[1] for leaf in _leaves(self._flat)))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns that `mask` looks at; a dump must ask for the attributes that carry them."""
+        return frozenset().union(*(leaf.reads()[0] for leaf in _leaves(self._flat)))
+
+    def mask(self, table: SocketTable, context: Context | Mapping[str, Any] | None = None) -> Mask:
+        """Return which rows are known to match.
+
+        Args:
+            table: the sockets.
+            context: what else is known about them, at least what `needs` names. A value is asked for only
+                if the columns leave a row undecided.
+
+        Raises:
+            ValueError: the context lacks a value that is needed, or has a wrong number of them.
+        """
+        out = np.zeros(len(table), np.bool_)
+        out[_select(self._flat, Facts(table, context, {}), np.arange(len(table)))] = True
+        return out
+
+    def bytecode(
+        self,
+        *,
+        ifindex: Resolver | None = None,
+        cgroup_id: Resolver | None = None,
+        net_admin: bool = False,
+    ) -> bytes:
+        """Return inet_diag bytecode that passes every matching row; empty when the kernel cannot help.
+
+        It passes rows that do not match wherever the kernel cannot tell, so `mask` has the last word.
+
+        Args:
+            ifindex: name of a device in the namespace asked → its index, None if there is none.
+            cgroup_id: path below the cgroup v2 mount point → its id, None if there is none. Not given
+                (None) for kernels without ``INET_DIAG_BC_CGROUP_COND``, which refuse the whole request.
+            net_admin: whether we hold CAP_NET_ADMIN over the namespace; without it the kernel refuses
+                requests that filter by mark.
+        """
+        return _assemble(_for_kernel(self._flat, Kernel(ifindex, cgroup_id, net_admin)))
+
+    def explain(
+        self,
+        *,
+        ifindex: Resolver | None = None,
+        cgroup_id: Resolver | None = None,
+        net_admin: bool = False,
+    ) -> str:
+        """Return a few lines that say which part runs in the kernel; arguments as in `bytecode`."""
+        code = _for_kernel(self._flat, Kernel(ifindex, cgroup_id, net_admin))
+        if code is False:
+            said = "nothing"
+        elif code is True:
+            said = "everything"
+        elif not _assemble(code):
+            said = "everything (the filter is too long for it)"
+        else:
+            said = f"at least {code.leaf if isinstance(code, _Pushed) else code}"
+        states = self.states
+        names = [tcp.STATES[n] for n in sorted(NAMED_STATES) if states >> n & 1]
+        shown = "any" if states & tcp.ALL_STATES == tcp.ALL_STATES else ", ".join(names) or "none"
+        lines = [
+            f"states asked for:    {shown}",
+            f"kept by the kernel:  {said}",
+            f"then checked:        {_text(self.root) or 'nothing, all rows match'}",
+        ]
+        if self.needs:
+            lines.append(f"to be found out:     {', '.join(sorted(self.needs))}")
+        return "\n".join(lines)
+
+
+def parse(
+    text: str | Sequence[str],
+    *,
+    services: Mapping[str, int] = SERVICES,
+    rules: Sequence[str] = (),
+) -> Filter:
+    """Read a FILTER.
+
+    Args:
+        text: the filter, or the words of a command line, which are joined by spaces.
+        services: names of ports.
+        rules: names of the rules there are; with them, a misspelt rule is an error.
+
+    Raises:
+        FilterError: it does not parse; with the column of the mistake and, where there is one, a hint.
+    """
+    joined = text if isinstance(text, str) else " ".join(text)
+    joined = re.sub(r"\s", " ", joined)  # so that the caret of an error stands under its column
+    return Filter(grammar.read(joined, services, rules), joined)

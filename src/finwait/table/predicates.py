@@ -1,0 +1,712 @@
+"""Predicates of a FILTER: tests of one socket, each with its opposite, its text and its bytecode.
+
+A predicate is true of a row only if that is known. A row that lacks the value (no ``tcp_info``, a holder that
+we were not allowed to look for) matches neither ``pid = 1`` nor ``pid != 1``; this is why `Not` is pushed
+down to the predicates before anything is computed, and why each of them knows its opposite.
+
+Instructions for the kernel may let through more rows than match, never fewer. Mirrors
+``inet_diag_bc_run`` in net/ipv4/inet_diag.c. `finwait.table.grammar` reads predicates from text,
+`finwait.table.filter` applies whole trees of them.
+"""
+
+# ruff: noqa: D102 - what the methods of every predicate do is said once, at `Leaf`
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.table.schema import Mask
+from finwait.table.sockets import SCHEMA, SocketTable, address_text
+from finwait.uapi import tcp
+from finwait.uapi.inet_diag import AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP
+
+__all__ = [
+    "BC_JMP",
+    "BOUND_INACTIVE_BIT",
+    "CONTEXT",
+    "DURATIONS",
+    "ENUMERATIONS",
+    "EVERYTHING",
+    "EVERY_STATE",
+    "KEYWORDS",
+    "NAMED_STATES",
+    "NOTHING",
+    "WORD_OPERATORS",
+    "Age",
+    "And",
+    "Autobound",
+    "Context",
+    "Facts",
+    "Host",
+    "Kernel",
+    "Known",
+    "Leaf",
+    "Mark",
+    "Node",
+    "Not",
+    "Number",
+    "Op",
+    "Or",
+    "Port",
+    "Resolver",
+    "State",
+    "Text",
+    "User",
+    "cgroup_path",
+    "gather",
+    "state_text",
+]
+
+
+class Context(Protocol):
+    """What is known about the rows of a table beyond its columns; see `CONTEXT` for the names."""
+
+    def values(self, name: str) -> Sequence[Any] | NDArray[Any]:
+        """Return one value a row; None (NaN in an array of floats) where it is not known.
+
+        Raises:
+            KeyError: nothing of that name is known about any row.
+        """
+
+
+CONTEXT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "age_at_least_s": "Seconds that the socket has been in its state for certain.",
+        "age_at_most_s": "Seconds that it can have been in its state at the most.",
+        "autobound": "Whether the kernel chose the local port. Only the kernel knows: ask it with the "
+        "bytecode of the filter `autobound` and see which cookies come.",
+        "cgroup": "Path of the cgroup v2 directory below its mount point (`/` is the root); empty for none.",
+        "comm": "Names of the processes that hold it.",
+        "container": "Ids and names of the container that made it.",
+        "dev": "Name of the interface that it is bound to; empty for none.",
+        "netns": "Names by which people call its network namespace.",
+        "pid": "Process ids of its holders.",
+        "pod": "UID and `NAMESPACE/NAME` of the pod that made it.",
+        "rule": "Names of the rules that matched it; none if it was looked at and nothing matched.",
+        "severity": "Severities of its findings.",
+        "user": "Name of the user that made it.",
+    }
+)
+"""Names that `Filter.needs` can hold → what `Context.values` returns for a row.
+
+Where a row can have several values (pids, names), a tuple of them; ``()`` is "known to have none".
+"""
+
+# --------------------------------------------------------------------------------------------------------
+# The tree
+
+_OPPOSITE: Final = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+BOUND_INACTIVE_BIT: Final = 1 << tcp.BOUND_INACTIVE
+NAMED_STATES: Final = frozenset(tcp.STATES) - {tcp.NEW_SYN_RECV}  # the kernel shows it as SYN_RECV
+EVERY_STATE: Final = tcp.ALL_STATES | BOUND_INACTIVE_BIT
+_STATE_CELLS: Final = (1 << 256) - 1  # idiag_state is a u8; whatever it holds is in a set or not
+
+# enum in include/uapi/linux/inet_diag.h
+BC_JMP, BC_S_GE, BC_S_LE, BC_D_GE, BC_D_LE, BC_AUTO, BC_S_COND, BC_D_COND = 1, 2, 3, 4, 5, 6, 7, 8
+BC_DEV_COND, BC_MARK_COND, BC_CGROUP_COND = 9, 10, 13
+
+Resolver = Callable[[str], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What the caller can tell about the kernel that will run the bytecode."""
+
+    ifindex: Resolver | None
+    cgroup_id: Resolver | None
+    net_admin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One instruction: true goes on behind it, false jumps. ``negated`` turns that round."""
+
+    code: int
+    argument: bytes = b""
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A table and its context while a mask is computed; each context value is asked for once."""
+
+    table: SocketTable
+    context: Context | Mapping[str, Any] | None
+    asked: dict[str, Any]
+
+    def values(self, name: str) -> Sequence[Any] | NDArray[Any]:
+        """Return one value a row.
+
+        Raises:
+            ValueError: the context has none, or a wrong number of them.
+        """
+        if name not in self.asked:
+            context: Context | Mapping[str, Any] = {} if self.context is None else self.context
+            try:
+                found = context[name] if isinstance(context, Mapping) else context.values(name)
+            except KeyError:
+                raise ValueError(f"the filter needs to know `{name}` of every row") from None
+            if len(found) != len(self.table):
+                raise ValueError(f"`{name}` has {len(found)} values for {len(self.table)} rows")
+            self.asked[name] = found
+        return self.asked[name]
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """All of the parts; without parts, every row."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """One of the parts; without parts, no row."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Not the part."""
+
+    part: Node
+
+
+EVERYTHING: Final = And(())
+NOTHING: Final = Or(())
+
+
+class Leaf:
+    """A predicate: a test of one row that knows its opposite, its text and its bytecode."""
+
+    __slots__ = ()
+    cost = 0
+    """0: a column; 1: a value in an array; 2: a Python call a row. Cheap ones go first."""
+
+    def negated(self) -> Leaf:
+        """Return the predicate that is true where this one is known to be false."""
+        return replace(self, op=_OPPOSITE[self.op])  # type: ignore[type-var, attr-defined]
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        """Return which of the rows in ``index`` are known to match."""
+        raise NotImplementedError
+
+    def kernel(self, kernel: Kernel) -> Op | bool:  # noqa: ARG002 - most predicates are not the kernel's
+        """Return the instruction; True when the kernel cannot tell; False when no row can match."""
+        return True
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the columns and the context values that `test` looks at."""
+        raise NotImplementedError
+
+
+Node = And | Or | Not | Leaf
+
+
+def _compare(cells: NDArray[Any], op: str, value: float) -> Mask:
+    if op == "=":
+        return cells == value
+    if op == "!=":
+        return cells != value
+    if op == "<":
+        return cells < value
+    if op == "<=":
+        return cells <= value
+    if op == ">":
+        return cells > value
+    return cells >= value
+
+
+def state_text(state: int) -> str:
+    """Return a state as it is written in filters: ``fin-wait-2``."""
+    return re.sub(r"wait([12])", r"wait-\1", tcp.STATES[state].lower().replace("_", "-"))
+
+
+@dataclass(frozen=True, slots=True)
+class State(Leaf):
+    """The row's state is one of a set, bit *n* for state *n*."""
+
+    states: int
+
+    def negated(self) -> State:
+        return State(self.states ^ _STATE_CELLS)
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        members = np.array([bool(self.states >> n & 1) for n in range(256)])
+        return members[rows.table.column("state")[index]]
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset({"state"}), frozenset()
+
+    def __str__(self) -> str:
+        if self.states == tcp.ALL_STATES:
+            return "state all"
+        names = [state_text(n) for n in sorted(NAMED_STATES) if self.states >> n & 1]
+        return "state " + ",".join(names) if names else "exclude all"
+
+
+@dataclass(frozen=True, slots=True)
+class Port(Leaf):
+    """The local or remote port compares with a number."""
+
+    side: str
+    op: str
+    port: int
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        return _compare(rows.table.column(self.side)[index], self.op, self.port)
+
+    def kernel(self, kernel: Kernel) -> Op | bool:  # noqa: ARG002
+        local = self.side == "sport"
+        if self.op in {"=", "!="}:
+            # Not BC_S_EQ, which only newer kernels take: a host condition without host is as good.
+            return Op(BC_S_COND if local else BC_D_COND, _host(0, 0, b"", self.port), self.op == "!=")
+        low = self.op in {">", ">="}
+        bound = self.port + {">": 1, "<": -1}.get(self.op, 0)
+        if not 0 <= bound <= 0xFFFF:
+            return False
+        if bound == (0 if low else 0xFFFF):
+            return True
+        ge, le = (BC_S_GE, BC_S_LE) if local else (BC_D_GE, BC_D_LE)
+        return Op(ge if low else le, struct.pack("=BBH", 0, 0, bound))
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset({self.side}), frozenset()
+
+    def __str__(self) -> str:
+        return f"{self.side} {self.op} :{self.port}"
+
+
+def _host(family: int, prefix: int, address: bytes, port: int | None) -> bytes:
+    """Return ``struct inet_diag_hostcond``."""
+    return struct.pack("=BBxxi", family, prefix, -1 if port is None else port) + address
+
+
+@dataclass(frozen=True, slots=True)
+class Host(Leaf):
+    """The local or remote address lies in a prefix, and its port is the one given, if one is.
+
+    An IPv4 prefix also covers ``::ffff:`` addresses of AF_INET6 sockets, an IPv6 prefix only AF_INET6
+    sockets: the rule of ``inet_diag_bc_run`` in net/ipv4/inet_diag.c. ``family`` 0 is any address.
+    """
+
+    side: str
+    op: str
+    family: int
+    high: int = 0
+    low: int = 0
+    prefix: int = 0
+    port: int | None = None
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        found = np.ones(len(index), np.bool_)
+        if self.family:
+            words = rows.table.column(self.side)[index]
+            bits = self.prefix + (96 if self.family == AF_INET else 0)
+            mask = ((1 << 128) - 1) ^ ((1 << (128 - bits)) - 1)
+            for k, (want, word_mask) in enumerate(
+                ((self.high, mask >> 64), (self.low, mask & 0xFFFFFFFFFFFFFFFF))
+            ):
+                found &= (words[:, k] & np.uint64(word_mask)) == np.uint64(want & word_mask)
+            if self.family == AF_INET6:
+                found &= rows.table.column("family")[index] == AF_INET6
+        if self.port is not None:
+            found &= rows.table.column("sport" if self.side == "src" else "dport")[index] == self.port
+        return found if self.op == "=" else ~found
+
+    def kernel(self, kernel: Kernel) -> Op | bool:  # noqa: ARG002
+        if not self.family and self.port is None:
+            return self.op == "="
+        address = b""
+        if self.family == AF_INET:
+            address = struct.pack("!I", self.low & 0xFFFFFFFF)
+        elif self.family == AF_INET6:
+            address = struct.pack("!QQ", self.high, self.low)
+        code = BC_S_COND if self.side == "src" else BC_D_COND
+        return Op(code, _host(self.family, self.prefix, address, self.port), self.op == "!=")
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        columns = {self.side, "family"} if self.family else set()
+        if self.port is not None:
+            columns.add("sport" if self.side == "src" else "dport")
+        return frozenset(columns), frozenset()
+
+    def __str__(self) -> str:
+        if not self.family:
+            host = "*"
+        elif self.family == AF_INET:
+            host = address_text(self.high, self.low) + (f"/{self.prefix}" if self.prefix < 32 else "")
+        else:
+            # ipaddress prints a mapped address as IPv4 text in some versions; hexadecimal is always read back
+            words = f"{self.high:016x}{self.low:016x}"
+            text = (
+                ":".join(f"{int(words[i : i + 4], 16):x}" for i in range(0, 32, 4))
+                if self.high == 0 and self.low >> 32 == 0xFFFF
+                else address_text(self.high, self.low)
+            )
+            host = "[" + text + (f"/{self.prefix}" if self.prefix < 128 else "") + "]"
+        return f"{self.side} {self.op} {host}" + (f":{self.port}" if self.port is not None else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark(Leaf):
+    """SO_MARK under a mask; the value is not masked, as in the kernel."""
+
+    op: str
+    mark: int
+    mask: int
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        cells = rows.table.column("mark")[index] & np.uint32(self.mask)
+        return _compare(cells, self.op, self.mark) & rows.table.present("mark")[index]
+
+    def kernel(self, kernel: Kernel) -> Op | bool:
+        if not kernel.net_admin:  # inet_diag_bc_audit: EPERM for the whole request
+            return True
+        return Op(BC_MARK_COND, struct.pack("=II", self.mark, self.mask), self.op == "!=")
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset({"mark"}), frozenset()
+
+    def __str__(self) -> str:
+        mask = "" if self.mask == 0xFFFFFFFF else f"/{self.mask:#x}"
+        return f"fwmark {self.op} {self.mark:#x}{mask}"
+
+
+@dataclass(frozen=True, slots=True)
+class Number(Leaf):
+    """A column of numbers compares with a number, in the unit of the column."""
+
+    column: str
+    op: str
+    value: int
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        found = _compare(rows.table.column(self.column)[index], self.op, self.value)
+        if SCHEMA[self.column].nullable:
+            found = found & rows.table.present(self.column)[index]
+        return found
+
+    def kernel(self, kernel: Kernel) -> Op | bool:
+        if self.op not in {"=", "!="}:
+            return True
+        negated = self.op == "!="
+        if self.column == "ifindex":
+            return Op(BC_DEV_COND, struct.pack("=I", self.value), negated)
+        if self.column == "mark":
+            return Mark(self.op, self.value, 0xFFFFFFFF).kernel(kernel)
+        if self.column == "cgroup_id" and kernel.cgroup_id is not None:
+            return Op(BC_CGROUP_COND, struct.pack("=Q", self.value), negated)
+        if self.column == "family":
+            if self.value not in {AF_INET, AF_INET6}:
+                return negated
+            # A condition on AF_INET also takes mapped rows of AF_INET6; one on AF_INET6 takes just those,
+            # and there is no third family.
+            wants_inet6 = (self.value == AF_INET6) is not negated
+            return Op(BC_S_COND, _host(AF_INET6, 0, bytes(16), None), not wants_inet6)
+        return True
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset({self.column}), frozenset()
+
+    def __str__(self) -> str:
+        names = ENUMERATIONS.get(self.column, {})
+        shown = next((name for name, number in names.items() if number == self.value), str(self.value))
+        return f"{self.column} {self.op} {shown}"
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Leaf):
+    """A column of text is like a pattern."""
+
+    column: str
+    op: str
+    pattern: str
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        cells = rows.table.column(self.column)[index]
+        names, which = np.unique(cells, return_inverse=True)
+        like = _glob(self.pattern)
+        hits = np.array([bool(like(bytes(n).decode("latin-1"))) for n in names], np.bool_)
+        found = hits[which] if len(hits) else np.zeros(0, np.bool_)
+        return (found if self.op == "=" else ~found) & rows.table.present(self.column)[index]
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset({self.column}), frozenset()
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.op} {_quoted(self.pattern)}"
+
+
+@dataclass(frozen=True, slots=True)
+class User(Leaf):
+    """The user that made the socket, by number. Minisockets report 0 whoever made them: not known."""
+
+    op: str
+    uid: int
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        table = rows.table
+        state = table.column("state")[index]
+        mini = (state == tcp.TIME_WAIT) | (state == tcp.SYN_RECV) | (table.column("timer")[index] == 3)
+        return _compare(table.column("uid")[index], self.op, self.uid) & ~mini
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset({"uid", "state", "timer"}), frozenset()
+
+    def __str__(self) -> str:
+        return f"user {self.op} {self.uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Known(Leaf):
+    """Something that the context knows about the row: one of its values is like a pattern."""
+
+    name: str
+    op: str
+    pattern: str
+    cost = 2
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        values = rows.values(self.name)
+        matches = _MATCHERS.get(self.name, _glob)(self.pattern)
+        want = self.op == "="
+        memo: dict[Any, bool] = {}
+        found = np.zeros(len(index), np.bool_)
+        for k, row in enumerate(index.tolist()):
+            value = values[row]
+            if value is None:
+                continue
+            items = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else value
+            hit = False
+            for item in items:
+                answer = memo.get(item)
+                if answer is None:
+                    answer = memo[item] = matches(str(item))
+                if answer:
+                    hit = True
+                    break
+            found[k] = hit is want
+        return found
+
+    def kernel(self, kernel: Kernel) -> Op | bool:
+        if "*" in self.pattern or "?" in self.pattern:
+            return True
+        if self.name == "dev" and kernel.ifindex is not None:
+            ifindex = kernel.ifindex(self.pattern)
+            if ifindex is not None:
+                return Op(BC_DEV_COND, struct.pack("=I", ifindex), self.op == "!=")
+        if self.name == "cgroup" and kernel.cgroup_id is not None:
+            identity = kernel.cgroup_id(self.pattern)
+            if identity is not None:
+                return Op(BC_CGROUP_COND, struct.pack("=Q", identity), self.op == "!=")
+        return True
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset(), frozenset({self.name})
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.op} {_quoted(self.pattern)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Autobound(Leaf):
+    """The kernel chose the local port: no SOCK_BINDPORT_LOCK, which no column shows."""
+
+    wanted: bool = True
+    cost = 1
+
+    def negated(self) -> Autobound:
+        return Autobound(not self.wanted)
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        values = rows.values("autobound")
+        if isinstance(values, np.ndarray) and values.dtype == np.bool_:
+            return values[index] == self.wanted
+        cells = [values[row] for row in index.tolist()]
+        return np.array([v is not None and bool(v) is self.wanted for v in cells], np.bool_)
+
+    def kernel(self, kernel: Kernel) -> Op | bool:  # noqa: ARG002
+        return Op(BC_AUTO, b"", not self.wanted)
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset(), frozenset({"autobound"})
+
+    def __str__(self) -> str:
+        return "autobound" if self.wanted else "not autobound"
+
+
+@dataclass(frozen=True, slots=True)
+class Age(Leaf):
+    """The time in the present state, a range, compares for certain with a duration in microseconds."""
+
+    op: str
+    us: int
+    cost = 1
+
+    def _needs(self) -> tuple[str, ...]:
+        if self.op in {">", ">="}:
+            return ("age_at_least_s",)
+        if self.op in {"<", "<="}:
+            return ("age_at_most_s",)
+        return ("age_at_least_s", "age_at_most_s")
+
+    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        bound = self.us / 1e6
+        cells = [_floats(rows.values(name), index) for name in self._needs()]
+        if self.op == "=":
+            return (cells[0] == bound) & (cells[1] == bound)
+        if self.op == "!=":  # NaN compares false, which is what "not known" should do
+            return (cells[0] > bound) | (cells[1] < bound)
+        return _compare(cells[0], self.op, bound)
+
+    def reads(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset(), frozenset(self._needs())
+
+    def __str__(self) -> str:
+        return f"age {self.op} {_duration_text(self.us)}"
+
+
+def _floats(values: Sequence[Any] | NDArray[Any], index: NDArray[np.intp]) -> NDArray[np.float64]:
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        return values[index].astype(np.float64)
+    return np.array(
+        [np.nan if values[row] is None else values[row] for row in index.tolist()], dtype=np.float64
+    )
+
+
+WORD_OPERATORS: Final = {
+    "eq": "=",
+    "ne": "!=",
+    "neq": "!=",
+    "lt": "<",
+    "gt": ">",
+    "le": "<=",
+    "leq": "<=",
+    "ge": ">=",
+    "geq": ">=",
+}
+KEYWORDS: Final = frozenset({"and", "or", "not", *WORD_OPERATORS})
+ENUMERATIONS: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
+    {
+        "family": {"inet": AF_INET, "inet6": AF_INET6, "ipv4": AF_INET, "ipv6": AF_INET6},
+        "protocol": {"tcp": IPPROTO_TCP, "mptcp": IPPROTO_MPTCP},
+        "timer": {
+            "none": 0,
+            "off": 0,
+            "on": 1,
+            "retransmission": 1,
+            "keepalive": 2,
+            "timewait": 3,
+            "persist": 4,
+            "probe": 4,
+        },
+    }
+)
+DURATIONS: Final = {
+    "us": 1,
+    "µs": 1,
+    "ms": 1000,
+    "s": 1_000_000,
+    "sec": 1_000_000,
+    "m": 60_000_000,
+    "min": 60_000_000,
+    "h": 3_600_000_000,
+    "d": 86_400_000_000,
+    "w": 604_800_000_000,
+}
+
+
+def _duration_text(us: int) -> str:
+    for unit in ("d", "h", "m", "s", "ms"):
+        if us and us % DURATIONS[unit] == 0:
+            return f"{us // DURATIONS[unit]}{unit}"
+    return f"{us}us"
+
+
+def _quoted(text: str) -> str:
+    if re.fullmatch(r"[\w./:*?@%+~\-]+", text) and text.lower() not in KEYWORDS:
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+
+# --------------------------------------------------------------------------------------------------------
+# Patterns
+
+
+def _glob(pattern: str) -> Callable[[str], bool]:
+    """Return a test for a pattern in which ``*`` is any text and ``?`` any character."""
+    if "*" not in pattern and "?" not in pattern:
+        return pattern.__eq__
+    parts = (
+        ".*" if c[0] == "*" else "." if c == "?" else re.escape(c)
+        for c in re.findall(r"\*+|.", pattern, re.DOTALL)
+    )
+    compiled = re.compile("".join(parts), re.DOTALL)
+    return lambda text: compiled.fullmatch(text) is not None
+
+
+def _pod(pattern: str) -> Callable[[str], bool]:
+    """Match ``namespace/name``, a bare name in any namespace, or a UID in either spelling."""
+    uid = _glob(pattern.lower().replace("_", "-").removeprefix("pod"))
+    name = _glob(pattern)
+    whole = "/" in pattern
+
+    def matches(text: str) -> bool:
+        if name(text if whole else text.rpartition("/")[2]):
+            return True
+        return "/" not in text and uid(text.lower().replace("_", "-").removeprefix("pod"))
+
+    return matches
+
+
+def _container(pattern: str) -> Callable[[str], bool]:
+    """Match a name, an id, or the beginning of an id; ``containerd://`` and the like are left out."""
+    pattern = pattern.rpartition("://")[2]
+    name = _glob(pattern)
+    hexadecimal = re.fullmatch(r"[0-9a-f]+", pattern) is not None
+
+    def matches(text: str) -> bool:
+        text = text.rpartition("://")[2]
+        return name(text) or (
+            hexadecimal and text.startswith(pattern) and re.fullmatch(r"[0-9a-f]{12,}", text) is not None
+        )
+
+    return matches
+
+
+def _pid(pattern: str) -> Callable[[str], bool]:
+    return pattern.__eq__
+
+
+def cgroup_path(path: str) -> str:
+    """Return a cgroup's path below the mount point: ``/kubepods/besteffort``."""
+    parts = [p for p in path.split("/") if p not in {"", "."}]
+    if parts[:3] == ["sys", "fs", "cgroup"]:
+        parts = parts[4:] if parts[3:4] == ["unified"] else parts[3:]
+    return "/" + "/".join(parts)
+
+
+_MATCHERS: Final[Mapping[str, Callable[[str], Callable[[str], bool]]]] = MappingProxyType(
+    {"pod": _pod, "container": _container, "pid": _pid}
+)
+
+
+def gather(kind: type[And | Or], parts: Iterable[Node]) -> Node:
+    """Return And or Or of the parts, flat, and the part itself when there is one."""
+    flat: list[Node] = []
+    for part in parts:
+        if isinstance(part, kind):
+            flat.extend(part.parts)
+        else:
+            flat.append(part)
+    return flat[0] if len(flat) == 1 else kind(tuple(flat))

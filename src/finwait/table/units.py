@@ -1,0 +1,65 @@
+"""Numbers as people read them: durations, counts, states, addresses."""
+
+from __future__ import annotations
+
+import re
+
+from finwait.uapi import tcp
+
+__all__ = ["cell_text", "duration_text", "parse_duration_ms", "span_text"]
+
+_STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
+
+
+def duration_text(ms: int) -> str:
+    """Return a duration in the unit that a person would use: ``0.4 s``, ``12 s``, ``119 min``, ``3.2 h``.
+
+    Minutes go on to 120 and hours to 48, as people say them.
+    """
+    if ms < 0:
+        return "?"
+    for unit, name in _STEPS:
+        if ms >= 2 * unit or (name == "s"):
+            value = ms / unit
+            return f"{value:.1f} {name}" if value < 10 else f"{value:.0f} {name}"
+    raise AssertionError("seconds take everything")
+
+
+def span_text(at_least_ms: int, at_most_ms: int) -> str:
+    """Return an age that is known within bounds: ``at least 119 min``, ``12 s to 3 min``, ``unknown``."""
+    if at_least_ms < 0 and at_most_ms < 0:
+        return "unknown"
+    if at_most_ms < 0:
+        return f"at least {duration_text(at_least_ms)}"
+    if at_least_ms < 0:
+        return f"at most {duration_text(at_most_ms)}"
+    low, high = duration_text(at_least_ms), duration_text(at_most_ms)
+    return f"about {low}" if low == high else f"{low} to {high}"
+
+
+def parse_duration_ms(text: str) -> int:
+    """Return milliseconds from ``500ms``, ``5s``, ``10m``, ``2h``, ``1d`` (a bare number is seconds).
+
+    Raises:
+        ValueError: not a duration.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|d|)", text.strip())
+    if not found:
+        raise ValueError(f"`{text}` is not a duration: write 500ms, 5s, 10m, 2h or 1d")
+    unit = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}[
+        found[2]
+    ]
+    return int(float(found[1]) * unit)
+
+
+def cell_text(column: str, value: object) -> str:
+    """Return one cell as text: states by name, milliseconds as durations, text without its padding."""
+    if value is None:
+        return "-"
+    if column == "state" and isinstance(value, int):
+        return tcp.STATES.get(value, str(value))
+    if column.endswith("_ms") and isinstance(value, int):
+        return duration_text(value)
+    if isinstance(value, bytes):
+        return value.decode("ascii", "replace")
+    return str(value)

@@ -1,0 +1,244 @@
+"""Rows of a netlink dump, found and read as columns without a Python loop over rows.
+
+Mirrors no header: this is how ``inet_diag``, ``ctnetlink`` and their like are read at memory speed. A dump
+is many messages of one kind: a fixed struct behind the netlink header, then attributes.
+
+Theory of operation. Messages of one kind have the same attributes at the same places, so instead of
+parsing each we find the few *layouts* that occur. Equal length does not prove equal layout: one row of
+each length is parsed as a template, its attribute headers are compared with those at the same places of
+every other row of that length, and the rows that differ go round again with a new template. A column is
+then a gather: row offset + place of the attribute in the row's layout + offset of the field. Nothing is
+copied until a column is asked for.
+
+The surprise: attribute *headers* are always in host order, whatever the payload is; so layouts are found
+in the same way in ``inet_diag`` (host order) and in ``ctnetlink`` (network order), and the byte order of a
+value is that of the numpy type that `Rows.scalar` is asked for. Which attributes hold attributes is told
+by `Shape.nests` and not by ``NLA_F_NESTED``, which older subsystems never set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.errors import DecodeError
+from finwait.uapi import netlink
+from finwait.uapi.netlink import NLA_HEADER, NLMSG_HEADER, Messages
+
+__all__ = ["Layout", "Path", "Rows", "Shape", "find_rows"]
+
+Path = tuple[int, ...]
+"""Attribute types from the outermost inwards; the empty path means the fixed struct."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a kind of message looks like before one has seen it.
+
+    Args:
+        name: the fixed struct in the kernel's words, for errors.
+        fixed: its size in bytes, as the oldest kernel has it.
+        nests: paths of the attributes whose payload is attributes again.
+    """
+
+    name: str
+    fixed: int
+    nests: frozenset[Path] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the attributes of one shape of message are, relative to the netlink header."""
+
+    places: dict[Path, tuple[int, int]]
+    """Attribute path → (offset, length) of its payload. Nested attributes have longer paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Messages in a buffer of received datagrams, found but not yet copied.
+
+    ``offset`` is the place of each row's netlink header, ``layout`` the index into ``layouts``, ``chain``
+    the datagram it came in.
+    """
+
+    buffer: NDArray[np.uint8]
+    offset: NDArray[np.int64]
+    layout: NDArray[np.int32]
+    chain: NDArray[np.int64]
+    layouts: tuple[Layout, ...]
+    _words: NDArray[np.uint32] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        usable = (len(self.buffer) // 4) * 4
+        object.__setattr__(self, "_words", self.buffer[:usable].view(np.uint32))
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def take(self, index: NDArray[Any]) -> Rows:
+        """Return some of the rows (by mask or index), without copying what they say."""
+        return Rows(self.buffer, self.offset[index], self.layout[index], self.chain[index], self.layouts)
+
+    def place(self, path: Path, need: int) -> NDArray[np.int64]:
+        """Return where each row keeps an attribute (absolute offset), −1 where it is missing or too short."""
+        table = np.array(
+            [
+                (found[0] if (found := lay.places.get(path)) is not None and found[1] >= need else -1)
+                for lay in self.layouts
+            ]
+            or [-1],
+            np.int64,
+        )
+        if len(table) == 1 or (table == table[0]).all():
+            return self.offset + table[0] if table[0] >= 0 else np.full(len(self.offset), -1, np.int64)
+        rel = table[self.layout]
+        return np.where(rel >= 0, self.offset + rel, -1)
+
+    def scalar(self, at: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Gather one number a row at absolute offsets ``at`` (−1 gives what stands at 0).
+
+        ``at`` must be a multiple of the size of the number, or of four if that is less.
+        """
+        at = np.maximum(at, 0)
+        size = dtype.itemsize
+        if size == 1:
+            return self.buffer[at].view(dtype)
+        if size == 4:
+            return self._words[at >> 2].view(dtype)
+        if size == 2:
+            return self._words.view(np.uint16)[at >> 1].view(dtype)
+        pair = np.empty((len(at), 2), np.uint32)
+        pair[:, 0] = self._words[at >> 2]
+        pair[:, 1] = self._words[(at >> 2) + 1]
+        return pair.reshape(-1).view(dtype)
+
+    def text(self, path: Path, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Gather a NUL-terminated string attribute as ``S<width>``, and which rows have it."""
+        at = self.place(path, 0)
+        present = at >= 0
+        out = np.zeros(len(self), f"S{width}")
+        mine = np.flatnonzero(present)
+        if len(mine):
+            sizes = np.array(
+                [found[1] if (found := lay.places.get(path)) is not None else 0 for lay in self.layouts],
+                np.int64,
+            )[self.layout[mine]]
+            step = np.arange(width)
+            place = np.minimum(at[mine][:, None] + step, len(self.buffer) - 1)
+            cells = np.where(step < sizes[:, None], self.buffer[place], np.uint8(0))
+            # What follows the first NUL is padding, not text.
+            cells = np.where(np.cumsum(cells == 0, axis=1) > 0, np.uint8(0), cells)
+            out[mine] = np.ascontiguousarray(cells).view(f"S{width}")[:, 0]
+        return out, present
+
+    def raw(self, row: int) -> dict[Path, bytes]:
+        """Return every attribute of one row as bytes, unknown ones too."""
+        start = int(self.offset[row])
+        places = self.layouts[int(self.layout[row])].places
+        return {path: self.buffer[start + o : start + o + n].tobytes() for path, (o, n) in places.items()}
+
+
+def _template(
+    buffer: NDArray[np.uint8], start: int, length: int, shape: Shape
+) -> tuple[dict[Path, tuple[int, int]], list[int]]:
+    """Parse one row: its attribute places, and where its attribute headers stand (both relative)."""
+    data = buffer[start : start + length].tobytes()
+    places: dict[Path, tuple[int, int]] = {}
+    headers: list[int] = []
+
+    def visit(prefix: Path, begin: int, end: int) -> None:
+        for kind, at, size in netlink.attributes(data, begin, end, f"attribute of {shape.name}"):
+            path = (*prefix, kind)
+            headers.append(at - NLA_HEADER)
+            places[path] = (at, size)
+            if path in shape.nests:
+                visit(path, at, at + size)
+
+    try:
+        visit((), NLMSG_HEADER + netlink.align4(shape.fixed), length)
+    except DecodeError as error:
+        raise DecodeError(error.what, start + error.offset, error.window, error.reason) from None
+    return places, headers
+
+
+_TEMPLATES_A_LENGTH = 64
+_LENGTHS_AT_ONCE = 64
+
+
+def _by_length(length: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each length that occurs and the rows that have it."""
+    lengths = np.unique(length)
+    if len(lengths) <= _LENGTHS_AT_ONCE:
+        for one in lengths:
+            yield int(one), np.flatnonzero(length == one)
+        return
+    order = np.argsort(length, kind="stable")  # a crafted recording may have as many lengths as rows
+    ends = np.searchsorted(length[order], lengths, side="right")
+    for one, rows in zip(lengths, np.split(order, ends[:-1]), strict=True):
+        yield int(one), rows
+
+
+def find_rows(buffer: NDArray[np.uint8], messages: Messages, shape: Shape) -> Rows:
+    """Find the layout of every message of one shape (``messages`` must hold nothing else).
+
+    A message longer than the layouts known today is a newer kernel, not an error; one shorter than the
+    fixed struct is an error.
+
+    Raises:
+        DecodeError: a message is shorter than the struct, or its attributes do not fit into it.
+    """
+    minimum = NLMSG_HEADER + shape.fixed
+    short = messages.length < minimum
+    if short.any():
+        where = int(messages.offset[short][0])
+        raise DecodeError(
+            shape.name,
+            where,
+            buffer[where : where + 16].tobytes(),
+            f"message of {int(messages.length[short][0])} bytes is shorter than {minimum}",
+        )
+    usable = (len(buffer) // 4) * 4
+    words = buffer[:usable].view(np.uint32)
+    layout = np.zeros(len(messages), np.int32)
+    layouts: list[Layout] = []
+    for length, rest in _by_length(messages.length):
+        for _ in range(_TEMPLATES_A_LENGTH):
+            first = int(messages.offset[rest[0]])
+            places, headers = _template(buffer, first, length, shape)
+            same = np.ones(len(rest), np.bool_)
+            at = messages.offset[rest]
+            for header in headers:
+                same &= words[(at + header) >> 2] == words[(first + header) >> 2]
+            layout[rest[same]] = len(layouts)
+            layouts.append(Layout(places))
+            rest = rest[~same]
+            if not len(rest):
+                break
+        if len(rest):
+            _one_by_one(buffer, messages, rest, shape, layout, layouts)
+    return Rows(buffer, messages.offset, layout, messages.chain, tuple(layouts))
+
+
+def _one_by_one(
+    buffer: NDArray[np.uint8],
+    messages: Messages,
+    rest: NDArray[np.int64],
+    shape: Shape,
+    layout: NDArray[np.int32],
+    layouts: list[Layout],
+) -> None:
+    """Parse rows singly: no kernel mixes so many shapes, but a crafted recording may, and stays linear."""
+    known: dict[tuple[tuple[Path, tuple[int, int]], ...], int] = {}
+    for row in rest:
+        places, _ = _template(buffer, int(messages.offset[row]), int(messages.length[row]), shape)
+        key = tuple(places.items())
+        number = known.get(key)
+        if number is None:
+            number = known[key] = len(layouts)
+            layouts.append(Layout(places))
+        layout[row] = number

@@ -1,0 +1,59 @@
+"""Addresses of a namespace: the answers to ``RTM_GETADDR``.
+
+Mirrors include/uapi/linux/rtnetlink.h and if_addr.h. With them one can say that the other end of a
+connection *should* be on this machine, and that it is not there is then evidence instead of ignorance.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.errors import DecodeError
+from finwait.uapi import netlink as nl
+
+__all__ = ["addresses", "addresses_request"]
+
+RTM_NEWADDR, RTM_GETADDR = 20, 22
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFADDRMSG = 8  # family u8, prefixlen u8, flags u8, scope u8, index u32
+
+
+def addresses_request() -> bytes:
+    """Return the dump request for the addresses of every family."""
+    return nl.message(RTM_GETADDR, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, bytes(_IFADDRMSG))
+
+
+def addresses(buffer: NDArray[np.uint8], messages: nl.Messages) -> list[tuple[int, int]]:
+    """Return the local addresses as two 64-bit words each, IPv4 mapped into IPv6.
+
+    Raises:
+        DecodeError: a message is shorter than ``struct ifaddrmsg`` or its attributes do not fit.
+    """
+    result: list[tuple[int, int]] = []
+    for offset, length, kind in zip(
+        messages.offset.tolist(), messages.length.tolist(), messages.type.tolist(), strict=True
+    ):
+        if kind != RTM_NEWADDR:
+            continue
+        data = buffer[offset : offset + length].tobytes()
+        if length < nl.NLMSG_HEADER + _IFADDRMSG:
+            raise DecodeError(
+                "struct ifaddrmsg", offset, data[:16], f"message of {length} bytes is too short"
+            )
+        family = data[nl.NLMSG_HEADER]
+        found: dict[int, bytes] = {}
+        for number, at, size in nl.attributes(
+            data, nl.NLMSG_HEADER + _IFADDRMSG, length, "ifaddrmsg attribute"
+        ):
+            found[number] = data[at : at + size]
+        # On a point-to-point link IFA_ADDRESS is the peer's and IFA_LOCAL ours; without LOCAL they agree.
+        raw = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
+        if family == 2 and raw is not None and len(raw) == 4:
+            result.append((0, 0xFFFF << 32 | struct.unpack("!I", raw)[0]))
+        elif family == 10 and raw is not None and len(raw) == 16:
+            high, low = struct.unpack("!QQ", raw)
+            result.append((high, low))
+    return result

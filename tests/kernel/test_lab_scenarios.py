@@ -1,0 +1,112 @@
+"""Every scenario builds what it says, to the row, and leaves nothing behind.
+
+The oracles are ``/proc/net/tcp``, ``/proc/PID/fd`` and `ss`; none of finwait's own decoders takes part.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from finwait.lab.scenario import Scenario, scenarios
+from finwait.lab.topology import Lab, unmet
+
+pytestmark = pytest.mark.kernel
+
+SS_STATES = {
+    "ESTAB": "ESTABLISHED",
+    "FIN-WAIT-1": "FIN_WAIT1",
+    "FIN-WAIT-2": "FIN_WAIT2",
+}
+
+
+@pytest.fixture(params=sorted(scenarios()))
+def scenario(request: pytest.FixtureRequest) -> Scenario:
+    found = scenarios()[request.param]
+    if missing := unmet(found.needs):
+        if os.environ.get("FINWAIT_KERNEL_TESTS") == "1":
+            pytest.fail("; ".join(missing))
+        pytest.skip("; ".join(missing))
+    return found
+
+
+def namespace_alive(inode: int) -> bool:
+    """Whether any process or descriptor on this machine still refers to the network namespace."""
+    wanted = f"net:[{inode}]"
+    for link in (*Path("/proc").glob("[0-9]*/ns/net"), *Path("/proc").glob("[0-9]*/fd/*")):
+        try:
+            if os.readlink(link) == wanted:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def test_a_scenario_has_exactly_its_rows_and_leaves_nothing(scenario: Scenario) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with Lab() as lab:
+        situation = scenario.build(lab).settle()
+        rows = situation.rows()
+        wanted = [one for one in situation.all if one.state != "CLOSE"]
+        assert len({one.key for one in wanted}) == len(wanted)
+        tolerated = {one.key for one in wanted}
+        if scenario.name == "mptcp-half-close":  # subflows are the TCP rows below the MPTCP ones
+            tolerated |= {(key[0], 6, *key[2:]) for key in tolerated}
+        assert set(rows) <= tolerated
+        assert {one.key for one in wanted} <= set(rows)
+        assert not situation.missing()
+
+        for netns in lab.namespaces.values():
+            assert situation.namespaces[netns.name] == netns.inode
+            shown = netns.run("ss", "-H", "-t", "-n", "-a", "-O").splitlines()
+            names = [line.split()[0] for line in shown]
+            states = Counter(SS_STATES.get(name, name.replace("-", "_")) for name in names)
+            del states["LISTEN"]
+            assert states == Counter(row.state for key, row in rows.items() if key[:2] == (netns.inode, 6))
+
+        for one in situation.all:
+            for pid, fd in one.owners:
+                assert os.readlink(f"/proc/{pid}/fd/{fd}") == f"socket:[{one.inode}]"
+                assert os.stat(f"/proc/{pid}/ns/net").st_ino in situation.namespaces.values()
+        pids = [actor.pid for actor in lab.actors] + [pid for one in situation.all for pid, _ in one.owners]
+        inodes = list(situation.namespaces.values())
+
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not [inode for inode in inodes if namespace_alive(inode)]
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_rule_names_and_the_modules_agree() -> None:
+    package = Path(__file__).parents[2] / "src/finwait/lab/scenarios"
+    modules = {path.stem.replace("_", "-") for path in package.glob("*.py") if path.stem != "__init__"}
+    assert modules == set(scenarios())
+
+
+def build_in_a_process(name: str) -> tuple[int, int]:
+    """Return how many rows were expected and how many four-tuples they have."""
+    with Lab() as lab:
+        situation = scenarios()[name].build(lab).settle()
+        return len(situation.expected), len({one.key for one in situation.expected})
+
+
+def test_two_labs_of_one_scenario_at_once_do_not_meet() -> None:
+    if missing := unmet(("netns",)):
+        pytest.skip("; ".join(missing))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        results = list(pool.map(build_in_a_process, ["fin-wait2-held"] * 4))
+    assert results == [(23, 23)] * 4
+
+
+def test_the_command_lists_every_scenario() -> None:
+    listed = subprocess.run(
+        [sys.executable, "-m", "finwait.lab", "list"], capture_output=True, text=True, check=True
+    )
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == sorted(scenarios())
