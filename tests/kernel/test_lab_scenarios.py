@@ -56,11 +56,7 @@ def test_a_scenario_has_exactly_its_rows_and_leaves_nothing(scenario: Scenario) 
         rows = situation.rows()
         wanted = [one for one in situation.all if one.state != "CLOSE"]
         assert len({one.key for one in wanted}) == len(wanted)
-        tolerated = {one.key for one in wanted}
-        if scenario.name == "mptcp-half-close":  # subflows are the TCP rows below the MPTCP ones
-            tolerated |= {(key[0], 6, *key[2:]) for key in tolerated}
-        assert set(rows) <= tolerated
-        assert {one.key for one in wanted} <= set(rows)
+        assert {one.key for one in wanted} == set(rows)
         assert not situation.missing()
 
         for netns in lab.namespaces.values():

@@ -9,8 +9,10 @@ PR_SET_PDEATHSIG), so a lab belongs to a thread that outlives it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finwait.errors import KernelError, TargetGone
+from finwait.errors import FinwaitError, KernelError, TargetGone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -274,7 +276,15 @@ class Actor:
         self.ask("strand", fds=[conn.fd for conn in conns])
 
     def kill(self) -> None:
-        """End the program at once, as SIGKILL does, and wait until it is gone."""
+        """End the program and what it started at once, as SIGKILL does, and wait until they are gone."""
+        if self.children:
+            for pidfd in self.children:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
+            self.children.clear()
+            with contextlib.suppress(FinwaitError):
+                self.ask("reap")
         self._process.kill()
         self._process.wait()
         self._replies.close()

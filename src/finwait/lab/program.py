@@ -333,6 +333,11 @@ class Program:
         self.children.append(child)
         return child.pid
 
+    def do_reap(self) -> None:
+        """Wait for the children that have been killed, so that no zombie is left to whoever is init here."""
+        for child in self.children:
+            child.wait(10)
+
     def do_strand(self, fds: list[int]) -> None:
         """Send descriptors over a Unix socket that nobody reads, and close our own copies.
 

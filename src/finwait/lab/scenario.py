@@ -127,7 +127,7 @@ class Expected:
         """Return whether a row of the same key shows what is expected."""
         return (
             row.state == self.state
-            and (self.protocol != socket.IPPROTO_TCP or row.inode == self.inode)
+            and row.inode == self.inode
             and (self.timer is None or row.timer == self.timer)
             and (self.rqueue is None or row.rqueue == self.rqueue)
             and (self.retrans is None or row.retrans >= self.retrans)

@@ -23,7 +23,6 @@ import errno
 import fcntl
 import ipaddress
 import os
-import select
 import shutil
 import signal
 import socket
@@ -42,7 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType, TracebackType
 
-__all__ = ["Lab", "LabError", "Link", "Netns", "unmet"]
+    from finwait.lab.actor import Conn
+
+__all__ = ["Lab", "LabError", "Link", "Netns", "Translated", "unmet"]
 
 _T = TypeVar("_T")
 
@@ -186,6 +187,31 @@ class Netns:
         self.fd = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A client and a backend with a gateway between them that translates a Service address (DNAT)."""
+
+    gateway: Netns
+    client: Actor
+    backend: Actor
+    door: Conn
+    """The backend's listener; its port is the Service's too."""
+    address: str
+    """The Service address, which is on no device."""
+
+    def await_no_entries(self, deadline_s: float = 20.0) -> None:
+        """Wait until the gateway's connection tracking has forgotten every flow to the Service.
+
+        Raises:
+            LabError: it still has some after ``deadline_s`` seconds.
+        """
+        end = time.monotonic() + deadline_s
+        while entries := self.gateway.run("conntrack", "-L", "-p", "tcp", "-d", self.address).strip():
+            if time.monotonic() > end:
+                raise LabError(f"entries that do not expire: {entries}")
+            time.sleep(0.1)
+
+
 class Lab:
     """A place for failures on demand. Use it as a context manager, from a thread that outlives it.
 
@@ -312,6 +338,27 @@ class Lab:
         self._networks += 1
         return str(base + 10)
 
+    def translated(self) -> Translated:
+        """Build client — gateway — server, with DNAT of a Service address on the gateway, and its programs.
+
+        Connection tracking runs in the gateway's namespace only, as on a node of a cluster.
+        """
+        outside, gateway, inside = self.netns("client"), self.netns("gateway"), self.netns("server")
+        front, back = self.link(outside, gateway), self.link(gateway, inside)
+        address = self.service_address()
+        outside.ip(f"route add default via {front.b4}")
+        inside.ip(f"route add default via {back.a4}")
+        # What is not translated goes nowhere, as beyond a node's gateway; an ICMP error would tell the client.
+        gateway.ip(f"route add blackhole {address}")
+        gateway.sysctl("net.ipv4.ip_forward", 1)
+        gateway.nft(
+            "table ip service {\n chain prerouting {\n  type nat hook prerouting priority dstnat\n"
+            f"  ip daddr {address} tcp dport 8080 dnat to {back.b4}\n }}\n}}"
+        )
+        client = self.actor(outside, "client")
+        backend = self.actor(inside, "backend")
+        return Translated(gateway, client, backend, backend.listen(back.b4, 8080), address)
+
     def actor(self, netns: Netns, comm: str, *cmdline: str, cgroup: Path | None = None) -> Actor:
         """Start a program in a namespace; it is ready to be told what to do when this returns."""
         actor = Actor(netns, comm, cmdline, () if cgroup is None else (cgroup,))
@@ -357,14 +404,7 @@ class Lab:
     def _end_actors(self, doomed: Sequence[Actor]) -> None:
         """Kill programs and what they started, and wait until all are gone."""
         for actor in doomed:
-            for pidfd in actor.children:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        for actor in doomed:
             actor.kill()
-            for pidfd in actor.children:
-                select.select([pidfd], [], [], 10)  # readable when the process has ended
-                os.close(pidfd)
             self.actors.remove(actor)
 
     def close(self) -> None:
