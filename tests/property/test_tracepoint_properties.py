@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import ring_pages as rp
 
 from finwait.errors import DecodeError
 from finwait.uapi import tracepoint as tp
+from tests import ring_pages as rp
 
 SMALL = tp.PageLayout(data_size=240)
 BIG_ENDIAN = tp.PageLayout(commit_size=4, data=12, data_size=244, byteorder="big")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests import ring_pages as rp
 
 from finwait.errors import DecodeError
 from finwait.uapi import tracepoint as tp
+from tests import ring_pages as rp
 
 LITTLE = tp.parse_header_event(rp.HEADER_EVENT, tp.parse_header_page(rp.HEADER_PAGE, byteorder="little"))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests import ring_pages as rp
 
 from finwait.table import transitions as tr
 from finwait.table.sockets import SocketTable, pack_address
 from finwait.uapi import tcp
 from finwait.uapi import tracepoint as tp
+from tests import ring_pages as rp
 
 FORMATS = {f.id: f for f in (tp.parse_format(t) for t in (rp.SET_STATE, rp.DESTROY, rp.RESET))}
 LAYOUT = tp.PageLayout()
