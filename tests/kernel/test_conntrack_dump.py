@@ -189,9 +189,8 @@ def test_statistics_agree_with_conntrack_and_proc(scene: dict[str, Any]) -> None
     printed: dict[int, dict[str, int]] = {}
     for line in scene["statistics_cpu_text"].splitlines():
         pairs = dict(re.findall(r"(\w+)=(\d+)", line))
-        printed[int(pairs.pop("cpu"))] = {
-            {"chaintoolong": "chain_toolong"}.get(k, k): int(v) for k, v in pairs.items()
-        }
+        cpu = int(pairs.pop("cpu"))
+        printed[cpu] = {{"chaintoolong": "chain_toolong"}.get(k, k): int(v) for k, v in pairs.items()}
     assert cpus == printed
     total = ct.total_over_cpus(cpus.values())
     assert total["invalid"] > 0, "ICMP errors of the unanswered datagram are INVALID here"

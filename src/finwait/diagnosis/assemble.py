@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from finwait.attribution.join import matches, unique_match
 from finwait.attribution.other_end import other_ends
 from finwait.attribution.owners import holders
-from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, ProcessView, View
+from finwait.attribution.process import ProcessView
+from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable
 from finwait.uapi import tcp
@@ -69,16 +70,17 @@ def ages(
     return least, most, source
 
 
-def movement(sockets: SocketTable, earlier: SocketTable | None) -> tuple[Mask, Mask, NDArray[np.bool_]]:
+def movement(sockets: SocketTable, earlier: SocketTable | None) -> tuple[Mask, Mask, Mask, Mask]:
     """Compare with an earlier look, by cookie.
 
     Returns:
-        Which rows received bytes meanwhile, which were there before at all, and which were in the same state.
+        Which rows received bytes meanwhile, which got bytes acknowledged, which were there before at all, and
+        which were in the same state.
     """
     n = len(sockets)
     no = np.zeros(n, np.bool_)
     if earlier is None or not len(earlier) or not n:
-        return no, no.copy(), no.copy()
+        return no, no.copy(), no.copy(), no.copy()
     i, j = matches((sockets.cookie, sockets.protocol), (earlier.cookie, earlier.protocol))
     before, _ = unique_match(n, i, j)
     known = before >= 0
@@ -86,7 +88,8 @@ def movement(sockets: SocketTable, earlier: SocketTable | None) -> tuple[Mask, M
     counted = known & sockets.present("bytes_received") & earlier.present("bytes_received")[at]
     moved = counted & (sockets.bytes_received > earlier.bytes_received[at])
     moved |= known & (sockets.rqueue > earlier.rqueue[at]) & ~counted
-    return moved, known, known & (sockets.state == earlier.state[at])
+    sent = counted & (sockets.bytes_acked > earlier.bytes_acked[at])
+    return moved, sent, known, known & (sockets.state == earlier.state[at])
 
 
 def assemble(
@@ -125,7 +128,7 @@ def assemble(
     near = loopback(sockets)
     ends = other_ends(sockets, flows, near)
     least, most, source = ages(sockets)
-    moved, known, same_state = movement(sockets, earlier)
+    moved, sent, known, same_state = movement(sockets, earlier)
     if watched_ms:
         longer = same_state & (least < watched_ms)
         least[longer] = watched_ms
@@ -152,6 +155,7 @@ def assemble(
         at_most_ms=most,
         age_source=source,
         moved=moved,
+        sent=sent,
         moved_known=known,
         has_flow=has_flow,
         flow_state=state,

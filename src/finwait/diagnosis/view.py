@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.container import Workload, workload_of_path
 from finwait.attribution.join import matches
 from finwait.attribution.owners import Holders
+from finwait.attribution.process import ProcessView
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable
 from finwait.uapi import tcp
@@ -37,26 +39,6 @@ class Options:
     """So many descriptors of dead sockets in one process are a leak."""
     retransmits: int = 2
     """So many unanswered retransmissions mean that nobody answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessView:
-    """One process, as far as it could be read."""
-
-    pid: int
-    comm: str = "?"
-    cmdline: str = ""
-    exe: str = ""
-    uid: int = -1
-    user: str = ""
-    ppid: int = 0
-    age_ms: int = -1
-    """Time since it was started (of the last fork, not exec); −1 unknown."""
-    cgroup: str = ""
-    netns: int | None = None
-    unit: str = ""
-    container_id: str = ""
-    pod_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +97,8 @@ class View:
     """0 none, 1 last_ack_recv, 2 expires, 3 seen by us, by cookie."""
     moved: Mask
     """bytes_received grew between two looks."""
+    sent: Mask
+    """bytes_acked grew between two looks."""
     moved_known: Mask
     """Whether there were two looks at this socket."""
     has_flow: Mask
@@ -193,6 +177,30 @@ class View:
         values, begins = np.unique(pid, return_index=True)
         for value, part in zip(values.tolist(), np.split(owner_row, begins[1:]), strict=True):
             result[value] = np.unique(part)
+        return result
+
+    @cached_property
+    def workloads(self) -> list[Workload | None]:
+        """Container, pod or unit behind each row: by its cgroup id first, else by its holder's cgroup."""
+        by_path: dict[str, Workload | None] = {}
+
+        def of(path: str | None) -> Workload | None:
+            if not path or path == "/":
+                return None
+            if path not in by_path:
+                found = workload_of_path(path)
+                by_path[path] = found if found != Workload() else None
+            return by_path[path]
+
+        s = self.sockets
+        ids = s.cgroup_id.tolist()
+        first = self.holders.first_pid().tolist()
+        result: list[Workload | None] = []
+        for number, pid in zip(ids, first, strict=True):
+            found = of(self.cgroup_paths.get(number)) if number else None
+            if found is None and pid >= 0 and pid in self.processes:
+                found = of(self.processes[pid].cgroup)
+            result.append(found)
         return result
 
     def cell(self, name: str, row: int) -> Any:  # noqa: ANN401 - a number or bytes, by column

@@ -28,8 +28,7 @@ from finwait.kernel.netlink import (
     dump,
     netlink_socket,
 )
-from finwait.uapi import inet_diag, rtnetlink, tcp
-from finwait.uapi import netlink as nl
+from finwait.uapi import conntrack, inet_diag, rtnetlink, tcp
 from finwait.uapi.observation import Descriptors, Dump, Namespace, Observation, ProcessFiles
 
 __all__ = ["GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
@@ -205,8 +204,7 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap]) -> 
     if entries is not None:
         files["sys/netfilter/nf_conntrack_count"] = entries
         if plan.conntrack and entries.strip() not in (b"0", b""):
-            # struct nfgenmsg all 0: both families. IPCTNL_MSG_CT_GET (1) of NFNL_SUBSYS_CTNETLINK (1).
-            ask = nl.message(1 << 8 | 1, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, b"\0\0\0\0")
+            ask = conntrack.dump_request()
             dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, where)
     if dumps:
         dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
-from finwait.uapi import inet_diag, rtnetlink
+from finwait.uapi import conntrack, inet_diag, rtnetlink
 from finwait.uapi import netlink as nl
 
 if TYPE_CHECKING:
     from finwait.uapi.observation import Observation
 
-__all__ = ["chains", "local_addresses", "sockets"]
+__all__ = ["chains", "flows", "local_addresses", "sockets"]
 
 
 def chains(
@@ -60,6 +61,17 @@ def sockets(observation: Observation) -> SocketTable:
     if not len(rows):
         return SocketTable.empty()
     return SocketTable.from_rows(rows, netns[rows.chain], protocol[kind[rows.chain]])
+
+
+def flows(observation: Observation) -> FlowTable | None:
+    """Return every connection tracking entry of a look; None when no namespace had any.
+
+    Raises:
+        DecodeError: the bytes are not what a kernel sends.
+    """
+    messages, netns, _ = chains(observation, "conntrack")
+    rows = conntrack.find_rows(observation.buffer, messages.where(messages.type == conntrack.CT_NEW))
+    return FlowTable.from_rows(rows, netns[rows.chain]) if len(rows) else None
 
 
 def local_addresses(observation: Observation) -> dict[int, frozenset[tuple[int, int]]]:

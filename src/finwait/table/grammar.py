@@ -541,10 +541,9 @@ class _Parser:
             port = self.port(_Token("word", str(port_text), port_at))
         node: Node
         if address in {"", "*", "any", "all", "default"}:
-            if port is None:
-                node = Host(side, op, 0)
-            else:
-                node = Port("sport" if side == "src" else "dport", op, port)
+            node = (
+                Host(side, op, 0) if port is None else Port("sport" if side == "src" else "dport", op, port)
+            )
         else:
             where = _Token("word", address, column + word.find(address))
             found, high, low, prefix = self.prefix(where)

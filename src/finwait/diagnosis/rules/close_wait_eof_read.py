@@ -4,6 +4,7 @@ Seen as       CLOSE_WAIT with an inode and an empty receive queue (rqueue 0).
 Why it stays  The peer closed; its FIN counts 1 in the receive queue until the program reads it. Here the queue
               is empty: the program has seen the end and kept the descriptor. CLOSE_WAIT has no timer.
 Not this      rqueue 1 or more: the program never got as far as reading the end (close-wait-eof-unread).
+              Bytes still being acknowledged by the peer: the answer to a half-closed request, which is healthy.
 What ends it  close() by the owner. From outside: a FIN through pidfd_getfd and shutdown(), or SOCK_DESTROY.
 What does not Any sysctl: none of them acts on CLOSE_WAIT.
 Reproduce     finwait lab run close-wait-eof-read
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, certain
+from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, certain, possible
+from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -30,10 +32,19 @@ NOT_ANY_SYSCTL = Advice(
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
-    return view.in_state(tcp.CLOSE_WAIT) & view.held & (view.sockets.rqueue == 0)
+    return view.in_state(tcp.CLOSE_WAIT) & view.held & (view.sockets.rqueue == 0) & ~view.sent
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    s = view.sockets
+    if not view.moved_known[rows].all():
+        fresh = s.present("last_data_sent_ms")[rows] & (s.bytes_acked[rows] > 1)
+        fresh &= s.last_data_sent_ms[rows] < RECENT_MS
+        if fresh.any():
+            return possible(
+                f"on {int(fresh.sum())} of {len(rows)} data was sent in the last {RECENT_MS // 1000} s: the "
+                "answer may still be going out; `--for 5s` looks twice and tells"
+            )
     return certain("an unread FIN would count 1 in the receive queue; it is empty")
 
 

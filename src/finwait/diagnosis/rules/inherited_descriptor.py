@@ -24,8 +24,8 @@ from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
 
-SLACK_MS = 100
-"""Process start times are told in clock ticks (10 ms) and socket times in milliseconds."""
+SLACK_MS = 20
+"""Process start times are told in clock ticks (10 ms), socket times in jiffies (up to 10 ms)."""
 
 
 def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """relay-pair: a proxy passed on the FIN of one side and waits for ever for the other.
 
-Seen as       One process holds a CLOSE_WAIT socket (all read) and a FIN_WAIT2 socket of about the same age.
+Seen as       One process holds a CLOSE_WAIT socket (all read) and a FIN_WAIT2 socket of about the same age,
+              one of which it accepted on a port that it listens on, while it opened the other itself.
 Why it stays  One side closed. The relay saw the end of file, passed it on with shutdown(SHUT_WR), and keeps
               both sockets open for the answer of the other side, which never comes. This is the leak of
               kube-proxy's userspace mode (kubernetes/kubernetes#17641) and of many relays since.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.join import matches
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, likely, possible
@@ -44,29 +46,47 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
     # The two ends of one connection in one process are no relay.
     other = view.other
     own = (other >= 0) & (first[np.maximum(other, 0)] == first)
-    by_wait, by_half = view.pid_rows(wait & ~own), view.pid_rows(half & ~own)
     left: list[NDArray[np.int64]] = []
     right: list[NDArray[np.int64]] = []
     agree: list[NDArray[np.bool_]] = []
-    for pid in sorted(by_wait.keys() & by_half.keys()):
-        a, b = by_wait[pid], by_half[pid]
-        probed = s.timer[b] == 2
-        used = np.zeros(len(a), np.bool_)
-        plain = b[~probed]
-        i, j = _nearest(s.last_ack_recv_ms[a].astype(np.int64), s.last_ack_recv_ms[plain].astype(np.int64))
-        used[i] = True
-        left.append(a[i])
-        right.append(plain[j])
-        agree.append(np.ones(len(i), np.bool_))
-        rest, keep = a[~used], b[probed]
-        n = min(len(rest), len(keep))
-        left.append(rest[:n])
-        right.append(keep[:n])
-        agree.append(np.zeros(n, np.bool_))
+    # One leg was accepted (a listener has its port), the other one the relay opened itself.
+    accepted = _accepted(view)
+    for wait_mask, half_mask in (
+        (wait & ~own & accepted, half & ~own & ~accepted),
+        (wait & ~own & ~accepted, half & ~own & accepted),
+    ):
+        by_wait, by_half = view.pid_rows(wait_mask), view.pid_rows(half_mask)
+        for pid in sorted(by_wait.keys() & by_half.keys()):
+            a, b = by_wait[pid], by_half[pid]
+            probed = s.timer[b] == 2
+            used = np.zeros(len(a), np.bool_)
+            plain = b[~probed]
+            i, j = _nearest(
+                s.last_ack_recv_ms[a].astype(np.int64), s.last_ack_recv_ms[plain].astype(np.int64)
+            )
+            used[i] = True
+            left.append(a[i])
+            right.append(plain[j])
+            agree.append(np.ones(len(i), np.bool_))
+            rest, keep = a[~used], b[probed]
+            n = min(len(rest), len(keep))
+            left.append(rest[:n])
+            right.append(keep[:n])
+            agree.append(np.zeros(n, np.bool_))
     if not left:
         none = np.empty(0, np.int64)
         return none, none, np.empty(0, np.bool_)
     return np.concatenate(left), np.concatenate(right), np.concatenate(agree)
+
+
+def _accepted(view: View) -> NDArray[np.bool_]:
+    """Return which rows have the local port of a listener of their namespace."""
+    s = view.sockets
+    listening = np.flatnonzero(s.state == tcp.LISTEN)
+    i, _ = matches((s.netns, s.sport), (s.netns[listening], s.sport[listening]))
+    out = np.zeros(len(view), np.bool_)
+    out[i] = True
+    return out
 
 
 def _nearest(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

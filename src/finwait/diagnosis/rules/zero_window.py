@@ -1,6 +1,7 @@
 """zero-window: the peer answers, and has no room: what we have to say never gets out, the FIN neither.
 
 Seen as       timer 4 (window probes) and snd_wnd 0, with bytes waiting; in FIN_WAIT1 the FIN was never sent.
+              Of ESTABLISHED connections only those that were probed three times and more.
 Why it stays  The peer's program stopped reading and its receive window closed. Probes are answered, so nothing
               is ever given up on a held socket. An orphan is given up after about 340 s.
 Not this      timer 1: no answers at all (data-unanswered, fin-unanswered-*).
@@ -14,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import DESTROY, certain
 from finwait.diagnosis.rules.data_unanswered import NOT_KEEPALIVE_IN_FLIGHT
@@ -24,13 +25,22 @@ from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
 
+PROBES = 3
+"""So many doublings of the probe timer on an open connection mean seconds without room, not a hiccup."""
+
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
     closing = view.in_state(tcp.FIN_WAIT1, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING)
     blocked = (s.timer == 4) & s.present("snd_wnd") & (s.snd_wnd == 0) & (s.wqueue > 0)
-    return closing & blocked
+    # An open connection may meet a closed window for a moment: that is flow control, not a fault.
+    long = view.in_state(tcp.ESTABLISHED) & (s.backoff >= PROBES)
+    return (closing | long) & blocked
+
+
+def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
+    return "notice" if (view.sockets.state[rows] == tcp.ESTABLISHED).all() else "problem"
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
@@ -82,4 +92,5 @@ RULE = Rule(
     confidence=_confidence,
     match=match,
     observe=_observe,
+    grade=_grade,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from finwait.lab.actor import meet
@@ -26,6 +27,7 @@ def build(lab: Lab) -> Situation:
     (asking,), (own,) = meet(client, link.b4, service, door)
     (content,), (served,) = meet(client, link.b4, service, door)
     inherited = [*open_ones, *half_closed, abandoned]
+    time.sleep(0.1)  # start times are told in ticks of 10 ms: the child must be visibly younger
     child = service.child(inherited, "sleep", "86400")
     client.close([left])
     service.read_to_end([abandoned])

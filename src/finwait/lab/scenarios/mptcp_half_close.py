@@ -40,9 +40,9 @@ def build(lab: Lab) -> Situation:
         "subflows alone: `ss -t` shows them ESTABLISHED at both ends, and only `ss -M` shows FIN_WAIT2 "
         "and CLOSE_WAIT. A third is in use. A fourth client speaks plain TCP to the same listener: an "
         "ordinary half-close.",
-        expected=expect("mptcp-half-close", near[:2], "FIN_WAIT2", protocol=_MPTCP),
-        others=expect("close-wait-eof-read", far[:2], "CLOSE_WAIT", protocol=_MPTCP)
-        + expect("fin-wait2-held", [plain], "FIN_WAIT2")
+        expected=expect("mptcp-half-close", near[:2], "FIN_WAIT2", protocol=_MPTCP)
+        + expect("mptcp-half-close", far[:2], "CLOSE_WAIT", protocol=_MPTCP),
+        others=expect("fin-wait2-held", [plain], "FIN_WAIT2")
         + expect("close-wait-eof-read", [fallen_back], "CLOSE_WAIT", rqueue=0),
         healthy=expect("", [near[2], far[2]], "ESTABLISHED", protocol=_MPTCP)
         + expect("", [*near, *far], "ESTABLISHED"),

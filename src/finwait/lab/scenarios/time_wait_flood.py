@@ -16,6 +16,7 @@ __all__ = ["SCENARIO"]
 def build(lab: Lab) -> Situation:
     """4,000 at a client that opens a connection per request, 20 at one that does so rarely."""
     busy, calm, server = lab.netns("busy"), lab.netns("calm"), lab.netns("server")
+    busy.sysctl("net.ipv4.ip_local_port_range", "36000 42999")  # 7,000 ports: 4,000 are more than half
     link, other = lab.link(busy, server), lab.link(calm, server)
     client = lab.actor(busy, "client", "client", "--no-keepalive")
     cron = lab.actor(calm, "cron")

@@ -1,0 +1,302 @@
+"""The one place where edges meet core: look, join, explain.
+
+    snapshot()  one look: every TCP connection of every network namespace, as columns
+    diagnose()  one look or two, and what the rules make of it
+
+Both take a *machine*: the running one (`finwait.kernel.observe.Machine`) or a recording
+(`finwait.recording.Replay`), which answers the same questions from a file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.attribution import process
+from finwait.attribution.process import ProcessView
+from finwait.diagnosis import catalogue, engine
+from finwait.diagnosis.assemble import assemble
+from finwait.diagnosis.finding import Finding
+from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
+from finwait.errors import Gap
+from finwait.kernel.observe import Plan
+from finwait.table import decode
+from finwait.table.flows import FlowTable
+from finwait.table.sockets import SocketTable
+from finwait.uapi import tcp
+from finwait.uapi.observation import Descriptors, Observation, ProcessFiles
+
+__all__ = ["Diagnosis", "Look", "Machine", "Snapshot", "diagnose", "live_machine", "look", "snapshot"]
+
+
+class Machine(Protocol):
+    """What answers a look: the running kernel or a recording."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it is the machine that we run on."""
+
+    def observe(self, plan: Plan) -> Observation:
+        """Look once (a recording: give its next look)."""
+
+    def descriptors_again(self) -> Descriptors:
+        """List all socket descriptors once more."""
+
+    def processes(self, which: Iterable[int]) -> dict[int, ProcessFiles]:
+        """Read the files that describe processes."""
+
+    def cgroups(self, ids: Iterable[int]) -> dict[int, str]:
+        """Return the paths of cgroups by id."""
+
+    def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
+        """Return which descriptors an executed program would not inherit."""
+
+    def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
+        """Return the protocol names of sockets by inode."""
+
+
+def live_machine() -> Machine:
+    """Return the machine that we run on."""
+    from finwait.kernel.observe import Machine as Live
+
+    return Live()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How to look and what to make of it."""
+
+    plan: Plan = field(default_factory=Plan)
+    options: Options = field(default_factory=Options)
+    watch_ms: int = 0
+    """Time between two looks; 0 for one look."""
+    not_holders: frozenset[int] = frozenset()
+    """Pids that cannot be looked into, of which the caller knows that they hold none of the sockets."""
+    progress: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Every TCP connection of one look, joined with its owners and other ends.
+
+    ``sockets`` has the columns of the reference page *columns*; ``view`` has the joins, cell by cell.
+    """
+
+    observation: Observation
+    sockets: SocketTable
+    flows: FlowTable | None
+    view: View
+    gaps: tuple[Gap, ...]
+    machine: Machine = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.sockets)
+
+    @cached_property
+    def first_pid(self) -> NDArray[np.int64]:
+        """The lowest holding pid of each row, −1 where none was found."""
+        return self.view.holders.first_pid()
+
+    def to_arrow(self) -> Any:  # noqa: ANN401 - arro3 is an optional dependency
+        """Return the rows as an Arrow table (needs the ``export`` extra).
+
+        Raises:
+            ImportError: arro3 is not installed.
+        """
+        from finwait.report.arrow import table
+
+        return table(self.view, list(SocketTable.schema.names))
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong, what is healthy, and what could not be seen."""
+
+    snapshot: Snapshot
+    findings: tuple[Finding, ...]
+    gaps: tuple[Gap, ...]
+
+    @property
+    def view(self) -> View:
+        """The sockets with all that was joined to them; ``Finding.rows`` index it."""
+        return self.snapshot.view
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """The primary findings that are problems."""
+        return tuple(f for f in self.findings if f.primary and f.severity == "problem")
+
+
+def _namespaces(observation: Observation, complete: bool) -> dict[int, NamespaceView]:
+    addresses = decode.local_addresses(observation)
+    result = {}
+    for ns in observation.namespaces:
+        sysctls = {
+            name[4:]: data.decode("ascii", "replace").strip()
+            for name, data in ns.files.items()
+            if name.startswith("sys/")
+        }
+        result[ns.inode] = NamespaceView(
+            ns.inode,
+            ns.names,
+            sysctls,
+            process.counters(ns.files),
+            addresses.get(ns.inode, frozenset()),
+            complete and not ns.established_skipped,
+        )
+    return result
+
+
+def _unheld(sockets: SocketTable, found: Descriptors) -> bool:
+    """Whether rows in a closing state have an inode that no listed descriptor names."""
+    closing = np.isin(sockets.state, [s for s in range(12) if tcp.CLOSING_STATES >> s & 1])
+    inodes = sockets.inode[closing & (sockets.inode != 0)]
+    return bool(len(inodes)) and not np.isin(inodes.astype(np.uint64), found.inode).all()
+
+
+def _both(a: Descriptors, b: Descriptors) -> Descriptors:
+    return Descriptors(
+        np.concatenate([a.pid, b.pid]),
+        np.concatenate([a.fd, b.fd]),
+        np.concatenate([a.inode, b.inode]),
+        tuple(sorted({*a.unreadable, *b.unreadable})),
+    )
+
+
+def _unique(found: Descriptors) -> Descriptors:
+    rows = np.unique(np.stack([found.inode, found.pid.astype(np.uint64), found.fd.astype(np.uint64)]), axis=1)
+    return Descriptors(rows[1].astype(np.uint32), rows[2].astype(np.uint32), rows[0], found.unreadable)
+
+
+def _hidden(
+    machine: Machine,
+    sockets: SocketTable,
+    found: Descriptors,
+    only: frozenset[int] | None,
+    holders_netns: Mapping[int, ProcessFiles],
+) -> tuple[HiddenDescriptor, ...]:
+    """Descriptors of TCP sockets that no row has: their connections are gone."""
+    lost = ~np.isin(found.inode, sockets.inode.astype(np.uint64))
+    if only is not None:  # a descriptor says nothing about its namespace; its process's is the best lead
+        mine = [pid for pid, files in holders_netns.items() if files.netns in only]
+        lost &= np.isin(found.pid, np.array(mine, np.uint32))
+    triples = list(
+        zip(found.pid[lost].tolist(), found.fd[lost].tolist(), found.inode[lost].tolist(), strict=True)
+    )
+    names = machine.socket_protocols(triples)
+    return tuple(
+        HiddenDescriptor(pid, fd, inode) for pid, fd, inode in triples if names.get(inode) in ("TCP", "TCPv6")
+    )
+
+
+def look(machine: Machine, how: Look) -> Snapshot:
+    """Look at a machine once, or twice with a pause, and join what was read.
+
+    Raises:
+        DecodeError: the kernel (or a recording) sent bytes that are not what they claim to be.
+        KernelError: the look could not even begin.
+    """
+    plan = how.plan if how.progress is None else replace(how.plan, progress=how.progress)
+    earlier: SocketTable | None = None
+    watched = 0
+    begun = time.monotonic()
+    observation = machine.observe(plan)
+    if how.watch_ms:
+        earlier = decode.sockets(observation)
+        first_ns = observation.facts.boottime_ns
+        if machine.live:
+            if how.progress:
+                how.progress(f"watching for {how.watch_ms / 1000:g} s")
+            time.sleep(max(0.0, how.watch_ms / 1000 - (time.monotonic() - begun)))
+        observation = machine.observe(plan)
+        watched = (observation.facts.boottime_ns - first_ns) // 1_000_000
+    sockets = decode.sockets(observation)
+    flows = decode.flows(observation)
+    found = observation.descriptors
+    if found.searched and _unheld(sockets, found):
+        # Made after the descriptors were listed, or held by none of them: only a second list tells.
+        found = _unique(_both(found, machine.descriptors_again()))
+    here = np.isin(found.inode, sockets.inode.astype(np.uint64))
+    holding = {int(p) for p in np.unique(found.pid[here] if plan.only is None else found.pid)}
+    files = machine.processes(sorted(holding))
+    processes = process.processes(files, observation.facts)
+    complete = observation.complete and not plan.bytecode
+    hidden: tuple[HiddenDescriptor, ...] = ()
+    if complete and found.searched:
+        hidden = _hidden(machine, sockets, found, plan.only, files)
+        missing = sorted({h.pid for h in hidden} - processes.keys())
+        processes |= process.processes(machine.processes(missing), observation.facts)
+    ids = np.unique(sockets.cgroup_id).tolist() if len(sockets) else []
+    paths = machine.cgroups(ids)
+    skipped = sum(ns.established_skipped for ns in observation.namespaces)
+    view = assemble(
+        sockets,
+        flows=flows,
+        descriptors=found,
+        namespaces=_namespaces(observation, complete),
+        processes=processes,
+        cgroup_paths=paths,
+        options=how.options,
+        earlier=earlier,
+        watched_ms=int(watched),
+        not_holders=how.not_holders,
+        hidden=hidden,
+        hidden_known=complete and found.searched,
+        established_skipped=skipped,
+    )
+    gaps = tuple(
+        g
+        for g in sorted(set(observation.gaps))
+        if not any(g.where == f"pid {pid}" for pid in how.not_holders)
+    )
+    return Snapshot(observation, sockets, flows, view, gaps, machine)
+
+
+def snapshot(machine: Machine | None = None, **plan: Any) -> Snapshot:  # noqa: ANN401 - fields of Plan
+    """Look once at this machine (or a recording) and return every TCP connection as columns.
+
+    Args:
+        machine: where to look; the running machine if not given.
+        plan: fields of `finwait.kernel.observe.Plan`, e.g. ``states=…`` or ``descriptors=False``.
+
+    Raises:
+        DecodeError: the kernel sent bytes that are not what they claim to be.
+    """
+    plan.setdefault("established_limit", None)
+    return look(machine or live_machine(), Look(plan=Plan(**plan)))
+
+
+def diagnose(
+    machine: Machine | None = None,
+    *,
+    how: Look | None = None,
+    rules: Iterable[str] | None = None,
+    only: Callable[[Snapshot], NDArray[np.bool_]] | None = None,
+) -> Diagnosis:
+    """Look, and say which connections do not finish closing, and why.
+
+    Args:
+        machine: where to look; the running machine if not given.
+        how: how to look (two looks, thresholds, namespaces).
+        rules: names of the rules to apply; all if not given.
+        only: gives the mask of rows to report on (a FILTER); the other rows still serve as other ends.
+
+    Raises:
+        KeyError: an unknown rule.
+        DecodeError: the kernel sent bytes that are not what they claim to be.
+    """
+    shot = look(machine or live_machine(), how or Look())
+    chosen = catalogue.rules() if rules is None else tuple(catalogue.rule(name) for name in rules)
+    mask = only(shot) if only is not None else None
+    return Diagnosis(shot, engine.diagnose(shot.view, chosen, mask), shot.gaps)
+
+
+def process_of(view: View, pid: int) -> ProcessView:
+    """Return what is known of a process; a placeholder when nothing is."""
+    return view.processes.get(pid, ProcessView(pid))
