@@ -462,6 +462,15 @@ class Following:
             self._cgroups |= cgroup.paths(new)
         return {i: self._cgroups[i] for i in wanted if i in self._cgroups}
 
+    def reasons(self) -> dict[int, str]:
+        """Return the kernel's words for why a reset is sent, from the event's own format file."""
+        if self._tracing is None:
+            return {}
+        for found in self._tracing.formats.values():
+            if "reason" in found.symbols:
+                return found.symbols["reason"]
+        return {}
+
     def task_names(self, pids: Iterable[int]) -> dict[int, str]:
         """Return names of tasks: of living ones from /proc, of others what tracefs remembers."""
         wanted = set(pids)

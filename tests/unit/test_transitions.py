@@ -97,6 +97,17 @@ def test_an_address_used_again_is_another_life():
     assert rows.in_old_ns.tolist() == [0, 10, 10, 10, 10, 0, 7, 7, 7, 7]
 
 
+@pytest.mark.parametrize("cut", [0, 1025, 1035, 1045])
+def test_a_close_of_what_was_shut_down_before_does_not_begin_the_state_anew(cut):
+    script = [(1000, 1, 4), (1020, 4, 5), (1040, 5, 5), (1070, 5, 7)]
+    follower = tr.Follower()
+    for part in ([s for s in script if s[0] <= cut], [s for s in script if s[0] > cut]):
+        follower.feed(*events(*((t, rp.set_state(o, n)) for t, o, n in part)), 5000)
+    rows = follower.take(5000)
+    assert rows.in_old_ns.tolist() == [0, 20, 20, 50]
+    assert rows.present("in_old_ns").tolist() == [False, True, True, True]
+
+
 def test_the_time_in_a_state_that_began_before_us_is_unknown():
     follower = tr.Follower()
     table, cookies = events((1000, rp.set_state(1, 4)), (1010, rp.set_state(4, 5)))

@@ -569,20 +569,22 @@ class Follower:
         self._lives = np.concatenate([self._lives, born])
         row = life - self._first
 
-        # Time in the old state: since the transition before, of the same life.
+        # Time in the old state: since the transition of the same life that entered it. close() of a socket
+        # that had shut down before is told as FIN_WAIT2→FIN_WAIT2 (tcp_close_state): it enters nothing.
         t = np.flatnonzero(transition)
-        t_life, t_time = life[t], s_time[t]
-        since = np.zeros(len(t), np.int64)
-        same = np.zeros(len(t), np.bool_)
-        same[1:] = t_life[1:] == t_life[:-1]
-        since[1:][same[1:]] = t_time[:-1][same[1:]]
-        lead = ~same
-        continues = lead & (self._lives["since"][row[t]] > 0)
-        since[continues] = self._lives["since"][row[t][continues]]
+        t_life, t_time, t_new = life[t], s_time[t], s_new[t]
+        index = np.arange(len(t))
+        lead = np.ones(len(t), np.bool_)
+        lead[1:] = t_life[1:] != t_life[:-1]
+        run = np.maximum.accumulate(np.where(lead, index, 0)) if len(t) else index
+        enters = s_old[t] != t_new
+        entered = np.full(len(t), -1, np.int64)
+        if len(t) > 1:
+            entered[1:] = np.maximum.accumulate(np.where(enters, index, -1))[:-1]
+        here = entered >= run
+        since = np.where(here, t_time[entered], self._lives["since"][row[t]])
         # The state before must be the state that we remember, or something was missed.
-        remembered = np.zeros(len(t), np.uint8)
-        remembered[1:][same[1:]] = s_new[t][:-1][same[1:]]
-        remembered[continues] = self._lives["state"][row[t][continues]]
+        remembered = np.where(lead, self._lives["state"][row[t]], np.roll(t_new, 1))
         known = (since > 0) & (remembered == s_old[t])
 
         self._update(row, t, s_old, s_new, s_time, order, events)
@@ -623,7 +625,8 @@ class Follower:
     ) -> None:
         """Write the last transition of each life into `_lives` (numpy keeps the last of equal indices)."""
         lives, where = self._lives, row[t]
-        lives["since"][where] = s_time[t]
+        enters = s_old[t] != s_new[t]
+        lives["since"][where[enters]] = s_time[t][enters]
         lives["state"][where] = s_new[t]
         lives["before"][where] = s_old[t]
         closed = s_new[t] == tcp.CLOSE
