@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution import process
-from finwait.attribution.process import ProcessView
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.finding import Finding
@@ -32,7 +31,17 @@ from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
 from finwait.uapi.observation import Descriptors, Observation, ProcessFiles
 
-__all__ = ["Diagnosis", "Look", "Machine", "Snapshot", "diagnose", "live_machine", "look", "snapshot"]
+__all__ = [
+    "Diagnosis",
+    "Look",
+    "Machine",
+    "Snapshot",
+    "diagnose",
+    "live_machine",
+    "look",
+    "named",
+    "snapshot",
+]
 
 
 class Machine(Protocol):
@@ -297,6 +306,12 @@ def diagnose(
     return Diagnosis(shot, engine.diagnose(shot.view, chosen, mask), shot.gaps)
 
 
-def process_of(view: View, pid: int) -> ProcessView:
-    """Return what is known of a process; a placeholder when nothing is."""
-    return view.processes.get(pid, ProcessView(pid))
+def named(diagnosis: Diagnosis, names: Mapping[int, str]) -> Diagnosis:
+    """Return a diagnosis in which namespaces have (further) names, first in their list."""
+    view = diagnosis.view
+    renamed = {
+        inode: replace(ns, names=(names[inode], *ns.names)) if inode in names else ns
+        for inode, ns in view.namespaces.items()
+    }
+    shot = replace(diagnosis.snapshot, view=replace(view, namespaces=renamed))
+    return replace(diagnosis, snapshot=shot)

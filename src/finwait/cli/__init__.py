@@ -1,1 +1,90 @@
-"""The command: one module a subcommand, imported when it runs."""
+"""The command: one module a subcommand, imported for its options, heavy things only when it runs.
+
+``finwait`` alone, or followed by a FILTER, is ``finwait diagnose``.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something could not be seen (there were gaps),
+4 refused by a guard, 130 interrupted. ``finwait check`` has that of a Nagios plugin instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from finwait import __version__
+from finwait.errors import FilterError, FinwaitError, Refused
+
+__all__ = ["COMMANDS", "build_parser", "main"]
+
+COMMANDS = {
+    "diagnose": "diagnose",
+    "list": "list_",
+    "explain": "explain",
+    "netns": "netns",
+    "rules": "rules",
+    "check": "check",
+    "lab": "lab",
+}
+"""Command → module of this package."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.print_usage(sys.stderr)
+        sys.stderr.write(f"finwait: error: {message}\nhint: `{self.prog} --help` lists what there is\n")
+        raise SystemExit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; man page, completions and the documentation tests read it too."""
+    parser = _Parser(
+        prog="finwait",
+        description="Say why TCP connections on this machine do not finish closing, and what would end them.",
+        epilog="`finwait` alone, or followed by a FILTER, is `finwait diagnose`. See finwait(8).",
+    )
+    parser.add_argument("--version", action="version", version=f"finwait {__version__}")
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for module in COMMANDS.values():
+        importlib.import_module(f"finwait.cli.{module}").add_parser(sub)
+    return parser
+
+
+def _with_command(argv: Sequence[str]) -> list[str]:
+    """Put `diagnose` in front where no command is named."""
+    if argv and (argv[0] in COMMANDS or argv[0] in ("-h", "--help", "--version")):
+        return list(argv)
+    return ["diagnose", *argv]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    try:
+        args = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader has seen enough (`finwait list | head`). Nothing may be written at exit any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except FilterError as error:
+        return _complain(error, 2)
+    except Refused as error:
+        return _complain(error, 4)
+    except FinwaitError as error:
+        return _complain(error, 1)
+    except MemoryError as error:
+        sys.stderr.write(f"finwait: error: out of memory: {error}\n")
+        return 1
+
+
+def _complain(error: FinwaitError, status: int) -> int:
+    sys.stderr.write(f"finwait: error: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+    return status

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from finwait.errors import Gap
 
-__all__ = ["NetNamespace", "discover", "own_netns", "setns", "visit"]
+__all__ = ["NetNamespace", "discover", "inode_of_pid", "own_netns", "setns", "visit"]
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,6 +59,14 @@ def setns(fd: int) -> None:
 def own_netns() -> int:
     """Return the inode of the calling thread's network namespace."""
     return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def inode_of_pid(pid: int) -> int | None:
+    """Return the network namespace of a process, None if it is gone or not ours to look at."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return None
 
 
 class _Found:

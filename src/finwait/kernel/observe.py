@@ -31,7 +31,7 @@ from finwait.kernel.netlink import (
 from finwait.uapi import conntrack, inet_diag, rtnetlink, tcp
 from finwait.uapi.observation import Descriptors, Dump, Namespace, Observation, ProcessFiles
 
-__all__ = ["GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
+__all__ = ["ESTABLISHED_LIMIT", "GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
 
 _SYS: Final = "/proc/sys/net/"
 _NET: Final = "/proc/thread-self/net/"
@@ -70,6 +70,10 @@ GLOBAL_FILES: Final = ("sys/ipv4/tcp_max_orphans", "sys/ipv4/tcp_mem")
 """Files of the initial namespace that hold for the whole machine."""
 
 
+ESTABLISHED_LIMIT: Final = 50_000
+"""Namespaces with more sockets are dumped without the ESTABLISHED ones, unless asked otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to look at."""
@@ -85,7 +89,7 @@ class Plan:
     conntrack: bool = True
     files: bool = True
     descriptors: bool = True
-    established_limit: int | None = 50_000
+    established_limit: int | None = ESTABLISHED_LIMIT
     """Dump ESTABLISHED only where at most so many sockets are; None for always."""
     progress: Callable[[str], None] | None = field(default=None, compare=False)
 

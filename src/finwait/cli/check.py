@@ -1,0 +1,75 @@
+"""``finwait check``: one line and a Nagios status, for monitoring."""
+
+from __future__ import annotations
+
+import argparse
+
+from finwait.cli import options
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = sub.add_parser(
+        "check",
+        help="one line and a Nagios status: are there too many connections that do not finish closing?",
+        description="Count connections that do not finish closing and compare with thresholds. Exit status as of a "
+        "Nagios plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. Changes nothing.",
+    )
+    options.add_filter(parser)
+    options.add_look(parser)
+    parser.add_argument(
+        "-w", "--warning", type=int, default=1, metavar="N", help="WARNING from so many on (default 1)"
+    )
+    parser.add_argument(
+        "-c", "--critical", type=int, default=100, metavar="N", help="CRITICAL from so many on (default 100)"
+    )
+    parser.add_argument(
+        "--min-age",
+        type=options.duration_ms,
+        default=0,
+        metavar="DURATION",
+        help="count only connections that are in their state for at least so long",
+    )
+    parser.add_argument(
+        "--severity",
+        choices=("problem", "notice"),
+        default="problem",
+        help="count notices too (default: problems only)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from collections import Counter
+
+    from finwait.errors import FinwaitError
+
+    try:
+        diagnosis = options.diagnose(args)
+    except FinwaitError as error:
+        print(f"FINWAIT UNKNOWN - {str(error).splitlines()[0]}")
+        return 3
+    wanted = ("problem", "notice") if args.severity == "notice" else ("problem",)
+    counts: Counter[str] = Counter()
+    for f in diagnosis.findings:
+        if f.primary and f.severity in wanted:
+            n = f.count
+            if args.min_age and len(f.rows):
+                n = int((diagnosis.view.at_least_ms[f.rows] >= args.min_age).sum())
+            if n:
+                counts[f.rule] += n
+    total = sum(counts.values())
+    said = ", ".join(f"{n} {rule}" for rule, n in counts.most_common()) or "nothing fails to finish closing"
+    # What was seen can be too much whatever was not seen; only a good answer needs the whole picture.
+    level = 2 if total >= args.critical else 1 if total >= args.warning else 3 if diagnosis.gaps else 0
+    word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[level]
+    if diagnosis.gaps:
+        said += f"; not seen: {diagnosis.gaps[0]}" + (
+            f" and {len(diagnosis.gaps) - 1} more" if len(diagnosis.gaps) > 1 else ""
+        )
+    perf = " ".join(f"'{rule}'={n}" for rule, n in sorted(counts.items()))
+    print(f"FINWAIT {word} - {said} | stuck={total};{args.warning};{args.critical};0 {perf}".rstrip())
+    return level

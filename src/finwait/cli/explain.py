@@ -1,0 +1,90 @@
+"""``finwait explain``: the whole evidence chain of one connection, or the page of a rule."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from finwait.cli import options
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = sub.add_parser(
+        "explain",
+        help="everything about one connection, or the page of a rule",
+        description="Explain one connection with all its evidence and a picture of both ends, or print the page of "
+        "a rule. A connection is named by LOCAL:PORT, by LOCAL:PORT PEER:PORT, by its cookie (0x…), or by a FILTER.",
+    )
+    parser.add_argument("what", nargs="+", metavar="CONNECTION|RULE", help="what to explain")
+    options.add_look(parser)
+    options.add_output(parser, ("text", "json"))
+    parser.set_defaults(run=run)
+
+
+_ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+|\*):(\d+|\*)$")
+
+
+def _filter(words: list[str]) -> list[str]:
+    if len(words) == 1 and re.fullmatch(r"0x[0-9a-fA-F]+", words[0]):
+        return ["cookie", "=", words[0]]
+    ends = [w for w in words if w not in ("->", "→", "-")]
+    if 1 <= len(ends) <= 2 and all(_ENDPOINT.match(w) for w in ends):
+        text = ["src", "=", ends[0]]
+        return text if len(ends) == 1 else [*text, "and", "dst", "=", ends[1]]
+    return words
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from finwait.diagnosis import catalogue
+
+    if len(args.what) == 1 and args.what[0] in catalogue.NAMES:
+        print(catalogue.page(args.what[0]))
+        return 0
+    if len(args.what) == 1 and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", args.what[0]):
+        import difflib
+
+        from finwait.errors import FinwaitError
+
+        near = difflib.get_close_matches(args.what[0], catalogue.NAMES, 1)
+        error = FinwaitError(f"there is no rule `{args.what[0]}`")
+        error.hint = f"did you mean `{near[0]}`?" if near else "`finwait rules` lists them"
+        raise error
+    return _explain(args)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from finwait import session
+    from finwait.errors import FinwaitError
+    from finwait.report import json, text
+    from finwait.uapi import tcp
+
+    found = options.parse_filter(_filter(args.what))
+    diagnosis = session.diagnose(options.machine(args), how=options.how(args))
+    mask = options.mask_of(found, diagnosis.snapshot, diagnosis.findings)
+    rows = np.flatnonzero(mask & (diagnosis.view.sockets.state != tcp.LISTEN))
+    if not len(rows):
+        error = FinwaitError(f"no connection is `{' '.join(args.what)}`")
+        error.hint = "`finwait list` shows what is there; a destroyed or reset socket is in no list"
+        raise error
+    if len(rows) > 20:
+        error = FinwaitError(f"`{' '.join(args.what)}` is {len(rows)} connections")
+        error.hint = "name one by LOCAL:PORT PEER:PORT or by its cookie, or use `finwait diagnose FILTER`"
+        raise error
+    if args.output == "json":
+        body = ",".join(json.connections(diagnosis.view, rows))
+        options.write(['{"apiVersion":"finwait/v1","kind":"ConnectionList","items":[', body, "]}\n"])
+        return options.status(diagnosis.gaps)
+    style = options.style(args)
+    for k, row in enumerate(rows.tolist()):
+        if k:
+            options.write(["\n" + "─" * style.width + "\n"])
+        options.write(text.connection(diagnosis.view, row, diagnosis.findings, style))
+    if diagnosis.gaps:
+        options.write(["\nNot seen:\n", *(f"  {gap}\n" for gap in diagnosis.gaps)])
+    return options.status(diagnosis.gaps)

@@ -1,0 +1,86 @@
+"""``finwait lab``: failures on demand, in private namespaces, and what finwait says of them."""
+
+from __future__ import annotations
+
+import argparse
+
+from finwait.cli import options
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = sub.add_parser(
+        "lab",
+        help="produce a failure with real sockets in private namespaces, and diagnose it",
+        description="Each scenario makes one pattern with real programs and sockets in network namespaces of its own, "
+        "has it diagnosed, and removes everything.",
+    )
+    what = parser.add_subparsers(dest="lab", metavar="list|run|demo", required=True)
+    what.add_parser("list", help="the scenarios").set_defaults(run=run_list)
+    one = what.add_parser("run", help="build a scenario, diagnose it, remove it")
+    one.add_argument("scenario", metavar="SCENARIO", help="see `finwait lab list`")
+    one.add_argument("--keep", action="store_true", help="leave it standing until Ctrl-C")
+    _options(one)
+    one.set_defaults(run=run)
+    demo = what.add_parser("demo", help="the classic: a relay that leaks half-closed connections")
+    _options(demo)
+    demo.set_defaults(run=run, scenario="kube-proxy-userspace", keep=False)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    options.add_look(parser)
+    options.add_output(parser, options.DIAGNOSIS_FORMATS)
+    parser.add_argument(
+        "--all", action="store_true", help="show every connection of each finding, not only five"
+    )
+
+
+def run_list(args: argparse.Namespace) -> int:  # noqa: ARG001 - the form of every command
+    """List the scenarios."""
+    from finwait.lab.scenario import list_scenarios
+
+    scenarios = list_scenarios()
+    wide = max(len(s.name) for s in scenarios)
+    options.write(f"{s.name:<{wide}}  ~{s.seconds:.0f} s  {s.title}\n" for s in scenarios)
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build a scenario and diagnose it."""
+    import sys
+    import textwrap
+    from dataclasses import replace
+
+    from finwait import session
+    from finwait.cli.diagnose import show
+    from finwait.errors import FinwaitError
+    from finwait.lab.scenario import run as run_scenario
+    from finwait.lab.scenario import scenarios
+
+    if args.scenario not in scenarios():
+        import difflib
+
+        near = difflib.get_close_matches(args.scenario, list(scenarios()), 1)
+        error = FinwaitError(f"there is no scenario `{args.scenario}`")
+        error.hint = f"did you mean `{near[0]}`?" if near else "`finwait lab list` lists them"
+        raise error
+
+    def diagnose(situation: object) -> int:
+        namespaces: dict[str, int] = situation.namespaces  # type: ignore[attr-defined]
+        look = options.how(args)
+        only = frozenset(namespaces.values())
+        diagnosis = session.diagnose(
+            session.live_machine(), how=replace(look, plan=replace(look.plan, only=only))
+        )
+        diagnosis = session.named(diagnosis, {inode: name for name, inode in namespaces.items()})
+        if args.output in ("text", "wide"):
+            story = textwrap.fill(situation.story, 98, initial_indent="  ", subsequent_indent="  ")  # type: ignore[attr-defined]
+            sys.stdout.write(
+                f"What was built, with real sockets in private namespaces:\n{story}\n\nWhat finwait says:\n\n"
+            )
+        show(args, diagnosis)
+        return options.status(diagnosis.gaps)
+
+    return run_scenario(args.scenario, args.keep, diagnose)

@@ -1,0 +1,118 @@
+"""``finwait list``: rows of connections, like ``ss -tanoeip`` and better."""
+
+from __future__ import annotations
+
+import argparse
+
+from finwait.cli import options
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = sub.add_parser(
+        "list",
+        help="connections as rows, in all namespaces, with owners",
+        description="List TCP connections of every network namespace, one a line. Changes nothing.",
+    )
+    options.add_filter(parser)
+    options.add_look(parser)
+    options.add_output(parser, ("text", "wide", "json", "jsonl", "csv", "parquet", "arrow"))
+    parser.add_argument(
+        "--columns", metavar="A,B,…", help="columns to print, in order; `--columns help` lists all"
+    )
+    parser.add_argument("--no-headers", action="store_true", help="no line with the names of the columns")
+    parser.add_argument("--sort", metavar="COLUMN", help="sort by a column; `-COLUMN` for descending")
+    parser.set_defaults(run=run, established_default="always")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import numpy as np
+
+    from finwait import session
+    from finwait.diagnosis import catalogue, engine
+    from finwait.report import columns as cols
+    from finwait.report import rows
+
+    if args.columns == "help":
+        from finwait.table.sockets import SCHEMA
+
+        for name, doc in cols.DERIVED.items():
+            print(f"{name:20} {doc}")
+        for column in SCHEMA:
+            print(f"{column.name:20} {column.doc}")
+        return 0
+    chosen = _columns(args)
+    found = options.parse_filter(args.filter)
+    if args.established == "auto":
+        args.established = "always"
+    bytecode = b"" if args.recording else found.bytecode()
+    shot = session.look(options.machine(args), options.how(args, found.states, bytecode))
+    findings: tuple[object, ...] = ()
+    if found.needs & {"rule", "severity"} or {"rule", "also"} & set(chosen):
+        # Rules look at other rows too (other ends, listeners, legs): they need them all.
+        shot = session.look(options.machine(args), options.how(args))
+        findings = engine.diagnose(shot.view, catalogue.rules())
+    which = np.flatnonzero(options.mask_of(found, shot, findings or None))  # type: ignore[arg-type]
+    cells = cols.Cells(shot.view, which, findings)  # type: ignore[arg-type]
+    if args.sort:
+        which = which[_order(cells, args.sort)]
+        cells = cols.Cells(shot.view, which, findings)  # type: ignore[arg-type]
+    if args.output in ("text", "wide"):
+        options.write(rows.text_lines(cells, chosen, headers=not args.no_headers))
+    elif args.output == "csv":
+        options.write(rows.csv_lines(cells, chosen, headers=not args.no_headers))
+    elif args.output == "jsonl":
+        options.write(rows.json_lines(cells, chosen))
+    elif args.output == "json":
+        body = ",".join(line.rstrip("\n") for line in rows.json_lines(cells, chosen))
+        options.write(['{"apiVersion":"finwait/v1","kind":"ConnectionList","items":[', body, "]}\n"])
+    else:
+        from finwait.cli.diagnose import export
+
+        export(args.output, shot.view, chosen, which, findings)
+    _tell(shot.gaps)
+    return options.status(shot.gaps)
+
+
+def _columns(args: argparse.Namespace) -> tuple[str, ...]:
+    from finwait.errors import FinwaitError
+    from finwait.report import columns as cols
+    from finwait.report import rows
+
+    if not args.columns:
+        return rows.DEFAULT if args.output == "text" else rows.WIDE[:-1]
+    chosen = tuple(name.strip() for name in args.columns.split(",") if name.strip())
+    for name in chosen:
+        if name not in cols.NAMES:
+            import difflib
+
+            near = difflib.get_close_matches(name, cols.NAMES, 1)
+            error = FinwaitError(f"there is no column `{name}`")
+            error.hint = f"did you mean `{near[0]}`?" if near else "`--columns help` lists all"
+            raise error
+    return chosen
+
+
+def _order(cells: object, name: str) -> list[int]:
+    from finwait.errors import FinwaitError
+    from finwait.report.columns import NAMES, Cells
+
+    assert isinstance(cells, Cells)
+    descending = name.startswith("-")
+    name = name.lstrip("-")
+    if name not in NAMES:
+        error = FinwaitError(f"there is no column `{name}` to sort by")
+        error.hint = "`--columns help` lists all"
+        raise error
+    values = cells.column(name)
+    return sorted(range(len(values)), key=lambda k: (values[k] is None, values[k]), reverse=descending)
+
+
+def _tell(gaps: object) -> None:
+    import sys
+
+    for gap in gaps:  # type: ignore[attr-defined]
+        sys.stderr.write(f"finwait: not seen: {gap}\n")

@@ -1,0 +1,292 @@
+"""Options that several commands share, and what they mean to a look.
+
+Imports of the package happen inside the functions: `finwait --help` must not load numpy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from finwait.diagnosis.finding import Finding
+    from finwait.report.text import Style
+    from finwait.session import Diagnosis, Look, Machine, Snapshot
+    from finwait.table.filter import Filter
+
+__all__ = [
+    "DIAGNOSIS_FORMATS",
+    "add_filter",
+    "add_look",
+    "add_output",
+    "context",
+    "diagnose",
+    "duration_ms",
+    "how",
+    "machine",
+    "mask_of",
+    "parse_filter",
+    "status",
+    "style",
+    "write",
+]
+
+DIAGNOSIS_FORMATS = ("text", "wide", "json", "jsonl", "csv", "parquet", "arrow")
+
+
+def duration_ms(text: str) -> int:
+    """Return milliseconds of a duration on the command line (argparse type)."""
+    from finwait.table.units import parse_duration_ms
+
+    try:
+        return parse_duration_ms(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_filter(parser: argparse.ArgumentParser, what: str = "connections") -> None:
+    """Add FILTER."""
+    parser.add_argument(
+        "filter",
+        nargs="*",
+        metavar="FILTER",
+        help=f"which {what}: the grammar of ss(8) and our own predicates, e.g. `state fin-wait-2 dport = :443`, "
+        "`pid = 812 and age > 10m`, `rule = relay-pair`",
+    )
+
+
+def add_look(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where and how to look."""
+    group = parser.add_argument_group("looking")
+    group.add_argument(
+        "--from", dest="recording", metavar="FILE", help="look at a recording instead of this machine"
+    )
+    group.add_argument(
+        "--netns",
+        action="append",
+        default=[],
+        metavar="NAME|INODE|PID",
+        help="look only into this network namespace (repeatable): a name of `ip netns`, an inode, a pid, `host`",
+    )
+    group.add_argument(
+        "--for",
+        dest="watch",
+        type=duration_ms,
+        default=0,
+        metavar="DURATION",
+        help="look twice, so long apart: tells a streaming half-close from a stuck one",
+    )
+    group.add_argument(
+        "--established",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="look at ESTABLISHED connections too: `auto` where a namespace has at most 50,000 sockets",
+    )
+    group.add_argument(
+        "--no-owners",
+        action="store_true",
+        help="do not list descriptors: fast, but who holds a socket is not told",
+    )
+    group.add_argument(
+        "--not-holder",
+        action="append",
+        type=int,
+        default=[],
+        metavar="PID",
+        help="this process cannot be looked into, and you know that it holds none of the sockets (repeatable)",
+    )
+    group.add_argument(
+        "--idle",
+        type=duration_ms,
+        default=600_000,
+        metavar="DURATION",
+        help="ESTABLISHED and silent for so long is worth a probe (default 10m)",
+    )
+    group.add_argument(
+        "--flood",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="so many TIME_WAIT are worth a word (default 10000)",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, formats: tuple[str, ...]) -> None:
+    """Add the options that say how to print."""
+    group = parser.add_argument_group("printing")
+    group.add_argument(
+        "-o", "--output", choices=formats, default=formats[0], help=f"format (default {formats[0]})"
+    )
+    group.add_argument(
+        "--color", choices=("auto", "always", "never"), default="auto", help="colour (default auto)"
+    )
+
+
+def style(args: argparse.Namespace) -> Style:
+    """Return width and colour for standard output."""
+    from finwait.report.text import Style
+
+    tty = sys.stdout.isatty()
+    wanted = {"always": True, "never": False, "auto": tty and not os.environ.get("NO_COLOR")}[args.color]
+    width = 100
+    if tty:
+        width = max(72, min(os.get_terminal_size().columns, 140))
+    return Style(width, wanted)
+
+
+def machine(args: argparse.Namespace) -> Machine:
+    """Return the recording that was named, or the running machine."""
+    from finwait import session
+
+    if args.recording:
+        from finwait.recording import open_recording
+
+        return open_recording(args.recording)
+    return session.live_machine()
+
+
+def parse_filter(words: Iterable[str]) -> Filter:
+    """Return the FILTER of a command line.
+
+    Raises:
+        FilterError: it does not parse.
+    """
+    from finwait.diagnosis import catalogue
+    from finwait.table.filter import parse
+
+    return parse(list(words), rules=catalogue.NAMES)
+
+
+def _progress() -> Callable[[str], None] | None:
+    """Say on a terminal's stderr what takes more than a second."""
+    if not sys.stderr.isatty():
+        return None
+    begun = time.monotonic()
+
+    def say(what: str) -> None:
+        if time.monotonic() - begun > 1:
+            sys.stderr.write(f"finwait: {what} …\n")
+
+    return say
+
+
+def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b"") -> Look:
+    """Return how to look, from the options of `add_look`.
+
+    Raises:
+        FinwaitError: a namespace that is named does not exist.
+    """
+    from finwait.diagnosis.view import Options
+    from finwait.kernel.observe import ESTABLISHED_LIMIT, Plan
+    from finwait.session import Look
+    from finwait.uapi import tcp
+
+    mask = tcp.ALL_STATES if states is None else states
+    if args.established == "never":
+        mask &= ~(1 << tcp.ESTABLISHED)
+    plan = Plan(
+        states=mask,
+        bytecode=bytecode,
+        only=_namespaces(args.netns, live=not args.recording) if args.netns else None,
+        descriptors=not args.no_owners,
+        established_limit=None if args.established == "always" else ESTABLISHED_LIMIT,
+    )
+    return Look(
+        plan=plan,
+        options=Options(idle_ms=args.idle, flood=args.flood),
+        watch_ms=args.watch,
+        not_holders=frozenset(args.not_holder),
+        progress=_progress(),
+    )
+
+
+def _namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:
+    from finwait.errors import FinwaitError
+    from finwait.kernel import netns, procfs
+
+    found, _ = netns.discover(procfs.descriptors()[1]) if live else ([], [])
+    result = set()
+    for text in wanted:
+        matching = [n.inode for n in found if text in n.names or text == str(n.inode) or _has_pid(n, text)]
+        if not matching and text.isdigit():
+            inode = netns.inode_of_pid(int(text)) if live else int(text)
+            matching = [] if inode is None else [inode]
+        if not matching:
+            error = FinwaitError(f"there is no network namespace `{text}`")
+            error.hint = "`finwait netns` lists them"
+            raise error
+        result.update(matching)
+    return frozenset(result)
+
+
+def _has_pid(namespace: Any, text: str) -> bool:  # noqa: ANN401 - kernel.netns.NetNamespace, imported lazily
+    return text.isdigit() and int(text) in namespace.pids
+
+
+def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401
+    """Return what a FILTER may ask about rows beyond their columns."""
+    from finwait.diagnosis.context import ViewContext
+
+    users: dict[int, str] = {}
+    if shot.machine.live:
+        import pwd
+
+        users = {p.pw_uid: p.pw_name for p in pwd.getpwall()}
+    return ViewContext(shot.view, findings, users)
+
+
+def mask_of(found: Filter, shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401
+    """Return the mask of rows that a FILTER selects.
+
+    Raises:
+        FilterError: the filter asks for something that is not known here.
+    """
+    from finwait.errors import FilterError
+
+    try:
+        return found.mask(shot.sockets, context(shot, findings))
+    except ValueError as error:
+        raise FilterError(found.text, 0, str(error)) from None
+
+
+def diagnose(args: argparse.Namespace) -> Diagnosis:
+    """Look and explain as the options say, and keep what the FILTER selects.
+
+    Raises:
+        FinwaitError: the filter, the recording or the look failed.
+    """
+    from dataclasses import replace
+
+    from finwait import session
+    from finwait.diagnosis import catalogue, engine
+
+    found = parse_filter(args.filter)
+    look = how(args)
+    diagnosis = session.diagnose(machine(args), how=look)
+    if not args.filter:
+        return diagnosis
+    mask = mask_of(found, diagnosis.snapshot, diagnosis.findings)
+    kept = engine.diagnose(diagnosis.view, catalogue.rules(), mask)
+    if found.needs & {"rule", "severity"}:
+        wanted = mask_of(found, diagnosis.snapshot, kept)
+        kept = tuple(f for f in kept if not len(f.rows) or wanted[f.rows].any())
+    # Findings about processes and namespaces have no row that a filter could select.
+    kept = tuple(f for f in kept if len(f.rows))
+    return replace(diagnosis, findings=kept)
+
+
+def write(pieces: Iterable[str]) -> None:
+    """Write text to standard output."""
+    out = sys.stdout
+    for piece in pieces:
+        out.write(piece)
+
+
+def status(gaps: Iterable[object]) -> int:
+    """Return 3 when something could not be seen, else 0."""
+    return 3 if any(True for _ in gaps) else 0

@@ -1,0 +1,81 @@
+"""Rows as Arrow: a table in memory, an IPC stream, a Parquet file (the ``export`` extra).
+
+Columns that numpy holds go over without a copy of each cell; text is encoded once a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.report.columns import DERIVED, Cells
+from finwait.table.sockets import SCHEMA
+
+if TYPE_CHECKING:
+    from finwait.diagnosis.finding import Finding
+    from finwait.diagnosis.view import View
+
+__all__ = ["parquet", "stream", "table"]
+
+_NUMBERS = {"pid": "u4", "fd": "u4", "holders": "u4", "age_at_least_s": "f8", "age_at_most_s": "f8"}
+
+
+def table(
+    view: View,
+    columns: Sequence[str],
+    rows: NDArray[np.int64] | None = None,
+    findings: Sequence[Finding] = (),
+) -> Any:  # noqa: ANN401 - arro3 is an optional dependency
+    """Return rows of a view as an ``arro3.core.Table``.
+
+    Args:
+        view: the connections.
+        columns: names; see `finwait.report.columns.NAMES`.
+        rows: indexes; all rows if None.
+        findings: for the columns ``rule`` and ``also``.
+
+    Raises:
+        ImportError: arro3 is not installed.
+    """
+    from arro3.core import Array, Table
+
+    cells = Cells(view, np.arange(len(view)) if rows is None else rows, findings)
+    arrays: dict[str, Any] = {}
+    for name in columns:
+        number = _NUMBERS.get(name)
+        if name in SCHEMA and name not in DERIVED and name not in ("src", "dst"):
+            column = cells.sockets.column(name)
+            present = cells.sockets.present(name)
+            if column.dtype.kind != "S" and present.all():
+                arrays[name] = Array.from_numpy(np.ascontiguousarray(column))
+                continue
+            kind = column.dtype
+            number = None if kind.kind == "S" else kind.str[1:]
+        arrays[name] = Array(cells.column(name), type=_type(number))
+    return Table.from_pydict(arrays)
+
+
+def _type(number: str | None) -> Any:  # noqa: ANN401
+    from arro3.core import DataType
+
+    names = {
+        None: "utf8", "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64", "f8": "float64",
+    }  # fmt: skip
+    return getattr(DataType, names[number])()
+
+
+def stream(tab: Any, out: Any) -> None:  # noqa: ANN401
+    """Write an Arrow IPC stream to a binary file object."""
+    from arro3.io import write_ipc_stream
+
+    write_ipc_stream(tab, out)
+
+
+def parquet(tab: Any, out: Any) -> None:  # noqa: ANN401
+    """Write a Parquet file to a binary file object."""
+    from arro3.io import write_parquet
+
+    write_parquet(tab, out)

@@ -1,0 +1,346 @@
+"""A diagnosis for a person at 3 a.m.: what is wrong, who holds it, what ends it, what does not.
+
+At most 100 columns wide, readable without colour. The worst comes first; healthy patterns are counted in a
+line; what could not be seen is at the end, always.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Finding
+from finwait.report.columns import Cells
+from finwait.table.units import cell_text, duration_text, span_text
+from finwait.uapi import tcp
+
+if TYPE_CHECKING:
+    from finwait.diagnosis.view import View
+    from finwait.errors import Gap
+
+__all__ = ["Style", "connection", "diagnosis", "headline"]
+
+_COLORS = {"problem": "31;1", "notice": "33", "healthy": "32", "bold": "1", "dim": "2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How to print: width in columns, and whether ANSI colours are wanted."""
+
+    width: int = 100
+    color: bool = False
+
+    def paint(self, text: str, role: str) -> str:
+        """Return text in the colour of a role, or as it is."""
+        return f"\x1b[{_COLORS[role]}m{text}\x1b[0m" if self.color else text
+
+
+def _wrap(label: str, text: str, width: int, indent: int = 12) -> list[str]:
+    lines = textwrap.wrap(text, max(width - indent, 20), break_long_words=False, break_on_hyphens=False) or [
+        ""
+    ]
+    pad = " " * indent
+    return [f"  {label:<{indent - 2}}{lines[0]}", *(pad + line for line in lines[1:])]
+
+
+def headline(view: View, findings: Sequence[Finding], who: str) -> str:
+    """Return the sentence that everything else explains."""
+    bad = sum(f.count for f in findings if f.primary and f.severity == "problem")
+    notices = sum(f.count for f in findings if f.primary and f.severity == "notice")
+    n = len(view)
+    seen = f"{n} connection{'s' if n != 1 else ''} in {len(view.namespaces)} network namespaces"
+    if len(view.namespaces) == 1:
+        seen = seen[:-1].replace("1 network namespace", "one network namespace")
+    if bad:
+        return f"{who}: {bad} of {seen} {'does' if bad == 1 else 'do'} not finish closing."
+    if notices:
+        return f"{who}: nothing is stuck among {seen}; {notices} deserve a look."
+    return f"{who}: nothing is wrong. {seen[0].upper() + seen[1:]}; none fails to finish closing."
+
+
+def diagnosis(
+    view: View,
+    findings: Sequence[Finding],
+    gaps: Sequence[Gap],
+    who: str,
+    *,
+    style: Style = Style(),
+    limit: int = 5,
+) -> Iterator[str]:
+    """Return the lines of a diagnosis, in pieces.
+
+    Args:
+        view: the sockets.
+        findings: what was found.
+        gaps: what could not be seen.
+        who: the machine, for the headline.
+        style: width and colour.
+        limit: connections to show of each finding; 0 for all.
+    """
+    yield style.paint(headline(view, findings, who), "bold") + "\n"
+    shown = [f for f in findings if f.primary and f.severity != "healthy"]
+    for finding in shown:
+        yield "\n" + "\n".join(_finding(view, finding, style, limit)) + "\n"
+    tail = _tail(view, findings, style)
+    if tail:
+        yield "\n" + "\n".join(tail) + "\n"
+    if gaps:
+        yield "\n" + style.paint("Not seen:", "notice") + "\n"
+        for gap in gaps:
+            yield (
+                "\n".join(
+                    textwrap.wrap(str(gap), style.width - 2, initial_indent="  ", subsequent_indent="    ")
+                )
+                + "\n"
+            )
+
+
+def _holders(view: View, finding: Finding) -> str:
+    names = []
+    for pid in finding.pids[:4]:
+        process = view.processes.get(pid)
+        if process is None:
+            names.append(f"pid {pid}")
+            continue
+        parts = [f"pid {pid}"]
+        parts += [f"uid {process.uid}"] if process.uid > 0 else []
+        names.append(f"{process.comm} ({', '.join(parts)})")
+    if len(finding.pids) > 4:
+        names.append(f"{len(finding.pids) - 4} more processes")
+    if names:
+        work = [w for r in finding.rows[:1].tolist() if (w := view.workloads[r])]
+        extra = ""
+        if work and work[0].pod_uid:
+            extra = f", pod {work[0].pod_uid}"
+        elif work and work[0].container_id:
+            extra = f", container {work[0].container_id[:12]}"
+        elif work and work[0].unit:
+            extra = f", {work[0].unit}"
+        return ", ".join(names) + extra
+    if not len(finding.rows):
+        return ""
+    if not view.held[finding.rows].any():
+        return "nobody (no descriptor refers to it)"
+    if view.holders.complete:
+        return "no process (all were looked into)"
+    return "not found; not every process could be looked into"
+
+
+def _age(view: View, finding: Finding) -> str:
+    least, most = view.at_least_ms[finding.rows], view.at_most_ms[finding.rows]
+    known = least[least >= 0]
+    if not len(known):
+        return ""
+    if len(finding.rows) == 1:
+        return span_text(int(least[0]), int(most[0]))
+    low, high = duration_text(int(known.min())), duration_text(int(known.max()))
+    return f"for at least {low}" if low == high else f"for at least {low} (newest) … {high} (oldest)"
+
+
+def _states(view: View, finding: Finding) -> str:
+    if not len(finding.rows):
+        return f"{finding.count} × descriptor"
+    counted = Counter(view.sockets.state[finding.rows].tolist())
+    return ", ".join(f"{n} × {tcp.STATES.get(s, str(s))}" for s, n in counted.most_common())
+
+
+def _finding(view: View, finding: Finding, style: Style, limit: int) -> list[str]:
+    label = f"{finding.severity.upper():<8}"
+    where = (
+        view.namespaces[finding.netns].label if finding.netns in view.namespaces else f"netns {finding.netns}"
+    )
+    head = f"{_states(view, finding)}  {finding.rule}  in {where}"
+    lines = [f"{style.paint(label, finding.severity)} {style.paint(head, 'bold')}"]
+    title = finding.title[0].upper() + finding.title[1:] + "."
+    lines += textwrap.wrap(title, style.width - 2, initial_indent="  ", subsequent_indent="  ")
+    if finding.subject:
+        lines += _wrap("who", finding.subject, style.width)
+    elif holders := _holders(view, finding):
+        lines += _wrap("held by", holders, style.width)
+    if age := _age(view, finding):
+        lines += _wrap("age", age, style.width)
+    lines += _wrap("sure?", f"{finding.confidence.level}: {finding.confidence.reason}", style.width)
+    wide = max((len(e.column) + len(e.value) for e in finding.evidence), default=0)
+    for k, e in enumerate(finding.evidence):
+        left = f"{e.column} {e.value}"
+        text = f"{left:<{min(wide + 1, 34)}}  {e.says}"
+        lines += _wrap("evidence" if k == 0 else "", text, style.width)
+    for k, r in enumerate(finding.ends_it):
+        tag = "" if r.kind == "advice" else f" [{r.kind}]"
+        lines += _wrap("ends it" if k == 0 else "", f"· {r.text}{tag}", style.width)
+    for k, a in enumerate(finding.does_not):
+        lines += _wrap("does not" if k == 0 else "", f"· {a.text}: {a.reason}", style.width)
+    lines += _connections(view, finding, style, limit)
+    return lines
+
+
+def _connections(view: View, finding: Finding, style: Style, limit: int) -> list[str]:
+    if not len(finding.rows):
+        return []
+    rows = finding.rows if limit <= 0 else finding.rows[:limit]
+    cells = Cells(view, rows)
+    ends = cells.column("other_end")
+    lines = []
+    local, peer = cells.column("local"), cells.column("peer")
+    wide = [max(map(len, c)) for c in (local, peer)]
+    states = cells.column("state_name")
+    holding = _fds(view, rows)
+    for k, (a, b, state, end, fd) in enumerate(zip(local, peer, states, ends, holding, strict=True)):
+        text = f"{a:<{wide[0]}}  {b:<{wide[1]}}  {state:<11}"
+        if fd:
+            text += f" {fd}"
+        if end:
+            text += f"  ⇄ {end}"
+        lines.append(f"  {'sockets' if k == 0 else '':<10}{_cut(text.rstrip(), style.width - 12, limit)}")
+    left = len(finding.rows) - len(rows)
+    if left > 0:
+        lines.append(
+            f"{'':12}{style.paint(f'… and {left} more: `finwait list rule = {finding.rule}`', 'dim')}"
+        )
+    return lines
+
+
+def _cut(text: str, width: int, limit: int) -> str:
+    return text if limit <= 0 or len(text) <= width else text[: width - 1] + "…"
+
+
+def _fds(view: View, rows: NDArray[np.int64]) -> list[str]:
+    result = []
+    for row in rows.tolist():
+        fds = view.holders.of(row)
+        result.append(f"fd {fds[0][1]}" if len(fds) == 1 else f"{len(fds)} fds" if fds else "")
+    return result
+
+
+def _tail(view: View, findings: Sequence[Finding], style: Style) -> list[str]:
+    lines: list[str] = []
+    also: Counter[str] = Counter()
+    for f in findings:
+        if not f.primary:
+            also[f.rule] += f.count
+    if also:
+        text = ", ".join(f"{rule} ({n})" for rule, n in also.most_common())
+        lines += _wrap("Also", f"matching as a secondary cause: {text}", style.width)
+    healthy: Counter[tuple[str, str]] = Counter()
+    for f in findings:
+        if f.primary and f.severity == "healthy":
+            healthy[f.rule, f.title] += f.count
+    for (rule, title), n in healthy.most_common():
+        lines += _wrap("Healthy", f"{n} × {rule}: {title.removesuffix(': healthy')}", style.width)
+    waiting = int(view.in_state(tcp.TIME_WAIT).sum())
+    if waiting and not any(f.rule == "time-wait-flood" for f in findings):
+        lines += _wrap("Healthy", f"{waiting} × TIME_WAIT: each is gone within 60 s", style.width)
+    if view.established_skipped:
+        text = (
+            f"about {view.established_skipped} sockets in namespaces so large that their ESTABLISHED ones were "
+            "left out; `--established always` includes them"
+        )
+        lines += _wrap("Left out", text, style.width)
+    return lines
+
+
+def connection(view: View, row: int, findings: Sequence[Finding], style: Style = Style()) -> Iterator[str]:
+    """Return everything about one connection: a picture of both ends, the evidence, and its pages."""
+    rows = np.array([row], np.int64)
+    cells = Cells(view, rows, findings)
+    yield "\n".join(_picture(view, row, cells)) + "\n"
+    facts = [
+        ("netns", f"{cells.column('netns_name')[0]} ({cells.column('netns')[0]})"),
+        ("cookie", f"{cells.column('cookie')[0]:#x}, inode {cells.column('inode')[0]}"),
+        ("age", cells.column("age")[0]),
+        ("timer", cells.column("timer_name")[0] or "none: nothing will fire"),
+        ("queues", f"{cells.column('rqueue')[0]} to read, {cells.column('wqueue')[0]} not acknowledged"),
+        ("owner", _owner_text(view, row, cells)),
+        ("conntrack", cells.column("conntrack")[0] or "no entry that we saw"),
+    ]
+    for name in ("unit", "container_id", "pod_uid", "cgroup"):
+        value = cells.column(name)[0]
+        if value:
+            facts.append((name, value))
+    yield "\n" + "\n".join(line for label, text in facts for line in _wrap(label, text, style.width)) + "\n"
+    mine = [f for f in findings if (f.rows == row).any()]
+    if not mine:
+        yield "\nNo rule has anything to say about it: as far as can be seen it is healthy.\n"
+    for finding in mine:
+        yield "\n" + "\n".join(_finding(view, finding, style, 1)) + "\n"
+        yield f"            `finwait explain {finding.rule}` has the page of this rule.\n"
+    yield "\n" + "\n".join(_all_columns(view, row, style)) + "\n"
+
+
+def _owner_text(view: View, row: int, cells: Cells) -> str:
+    text = cells.column("owner")[0]
+    if text == "-":
+        return (
+            "nobody: no descriptor refers to it"
+            if not view.held[row]
+            else "no process (all were looked into)"
+        )
+    if text == "?":
+        return "not found; not every process could be looked into"
+    lines = [text]
+    for pid, _ in view.holders.of(row)[:4]:
+        process = view.processes.get(pid)
+        if process and process.cmdline:
+            lines.append(f"`{process.cmdline[:160]}`")
+    return "  ".join(lines)
+
+
+def _picture(view: View, row: int, cells: Cells) -> list[str]:
+    """Both ends in their states, with what stands between them."""
+    state = cells.column("state_name")[0]
+    other = int(view.other[row])
+    owner = cells.column("owner")[0]
+    left = [cells.column("local")[0], state, owner]
+    if other >= 0:
+        end = Cells(view, np.array([other], np.int64))
+        right = [end.column("local")[0], end.column("state_name")[0], end.column("owner")[0]]
+        ns = view.namespaces.get(int(view.sockets.netns[other]))
+        right.append(ns.label if ns else "")
+    else:
+        right = [cells.column("peer")[0], "not on this machine", "", ""]
+        if view.other_ambiguous[row]:
+            right[1] = "several candidates here"
+        elif view.peer_here[row]:
+            right[1] = "should be here: it is gone"
+    left.append(cells.column("netns_name")[0])
+    link = {0: "──────────", 1: "──────────", 2: "──( NAT )──", 3: "─ ─ ✕ ─ ─ "}[int(view.other_how[row])]
+    width = max(len(t) for t in left)
+    reach = max(len(t) for t in right)
+    lines = [f"  ┌─{'─' * width}─┐{' ' * len(link)}┌─{'─' * reach}─┐"]
+    for k, (a, b) in enumerate(zip(left, right, strict=True)):
+        middle = link if k == 1 else " " * len(link)
+        lines.append(f"  │ {a:<{width}} │{middle}│ {b:<{reach}} │")
+    lines.append(f"  └─{'─' * width}─┘{' ' * len(link)}└─{'─' * reach}─┘")
+    said = _fins(state)
+    if said:
+        lines.append(f"  {said}")
+    return lines
+
+
+def _fins(state: str) -> str:
+    return {
+        "FIN_WAIT1": "our FIN → not acknowledged",
+        "FIN_WAIT2": "our FIN → acknowledged;  ← the peer's FIN has not come",
+        "CLOSE_WAIT": "← the peer's FIN has come;  ours → not sent, the program has not closed",
+        "LAST_ACK": "← the peer's FIN has come;  our FIN → not acknowledged",
+        "CLOSING": "our FIN → crossed with the peer's;  not acknowledged",
+        "TIME_WAIT": "both FINs are acknowledged; late segments are being waited out",
+    }.get(state, "")
+
+
+def _all_columns(view: View, row: int, style: Style) -> list[str]:
+    texts = []
+    for column in view.sockets.schema:
+        if column.name in ("src", "dst"):
+            continue
+        value = view.cell(column.name, row)
+        if value is not None:
+            texts.append(f"{column.name}={cell_text(column.name, value).replace(' ', '')}")
+    body = textwrap.wrap(" ".join(texts), style.width - 2, break_long_words=False, break_on_hyphens=False)
+    return ["  everything that the kernel said:", *("  " + line for line in body)]
