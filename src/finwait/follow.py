@@ -15,22 +15,25 @@ import re
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finwait.diagnosis.assemble import ages
 from finwait.errors import FinwaitError, Gap, KernelError
 from finwait.kernel import cgroup, netns, procfs
 from finwait.kernel.destroy_events import DestroyEvents
+from finwait.kernel.lookup import Question, ask
 from finwait.kernel.observe import Machine, Plan
 from finwait.kernel.tracefs import Statistics, Tracing
 from finwait.table import decode
 from finwait.table import transitions as tr
 from finwait.table.filter import Filter
+from finwait.table.sockets import SocketTable
 from finwait.table.trace_filter import kernel_filter, only_ports_and_hosts
 from finwait.uapi import inet_diag, tcp, tracepoint
 
@@ -42,6 +45,7 @@ _RESET_EVENTS: Final = ("tcp/tcp_send_reset", "tcp/tcp_receive_reset")
 _RETRANSMIT_EVENT: Final = "tcp/tcp_retransmit_skb"
 _GATHER_S: Final = 0.05  # after the first record: let more come, so that a burst costs one round
 _SHARE: Final = 10  # a look may take one tenth of the time
+_QUESTIONS: Final = 4000  # so many single questions cost about what a dump of a usual machine costs
 
 _SEES_NOT_TRACING: Final = (
     "the end of a minisocket (TIME_WAIT, orphaned FIN_WAIT2): no tracepoint fires when it expires",
@@ -140,6 +144,8 @@ class Following:
         self._machine = Machine()
         self._held: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._names: dict[int, tuple[str, ...]] = {}
+        self._spaces: list[netns.NetNamespace] = []
+        self._spaces_until = 0.0
         self._next_look = 0.0
         self._gap_seen: set[Gap] = set()
         self._seen: dict[int, tuple[int, int]] = {}
@@ -186,6 +192,7 @@ class Following:
                 self.notes.append(f"removed what a killed finwait left: {', '.join(self._tracing.removed)}")
             if self._want_stacks and not self._tracing.user_stacks:
                 self.notes.append("this kernel cannot record user stacks in a private instance")
+            return self
         try:
             self._look()
         except BaseException:
@@ -258,7 +265,7 @@ class Following:
 
     def _join(self, tracing: Tracing) -> Round:
         """Look, then read the trace, then join: the trace says who lived through the look."""
-        look, gaps = self._look()
+        look, gaps = self._look_for(self.follower.questions())
         self._take(tracing)
         self.follower.look(look)
         if self._destroys is not None:
@@ -331,6 +338,36 @@ class Following:
 
     # -- looking -----------------------------------------------------------------------------------------
 
+    def _look_for(self, lives: NDArray[Any]) -> tuple[tr.Look, tuple[Gap, ...]]:
+        """Look for some connections: one by one when they are few, else by looking at everything."""
+        now = time.monotonic()
+        if now >= self._spaces_until:
+            self._spaces, _ = netns.discover()
+            self._spaces_until = now + max(1.0, _SHARE * (time.monotonic() - now))
+            self._names = {space.inode: space.names for space in self._spaces}
+            if self._destroys is not None:
+                with suppress(KernelError):
+                    self._destroys.learn(self._spaces)
+        if len(lives) * len(self._spaces) > _QUESTIONS:
+            return self._look()
+        questions: list[Question] = [
+            ((int(o["s0"]), int(o["s1"])), (int(o["d0"]), int(o["d1"])), int(o["sport"]), int(o["dport"]))
+            for o in lives
+        ]
+        begun_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        sockets, gaps = ask(questions, self._spaces) if questions else (SocketTable.empty(), [])
+        ended_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        cost = (ended_ns - begun_ns) / 1e9
+        self._next_look = time.monotonic() + max(self._interval, _SHARE * cost)
+        self.looks += 1
+        return tr.Look(sockets, begun_ns, ended_ns), self._fresh(gaps)
+
+    def _fresh(self, gaps: Iterable[Gap]) -> tuple[Gap, ...]:
+        """Return the gaps that were not told before."""
+        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen)
+        self._gap_seen.update(fresh)
+        return fresh
+
     def _look(self) -> tuple[tr.Look, tuple[Gap, ...]]:
         wanted = self._wanted
         bytecode = wanted.bytecode() if wanted is not None and only_ports_and_hosts(wanted.root) else b""
@@ -353,9 +390,7 @@ class Following:
         self.looks += 1
         look = self.last_look = tr.Look(sockets, begun, ended)
         self._first_seen(look)
-        fresh = tuple(gap for gap in observation.gaps if gap not in self._gap_seen)
-        self._gap_seen.update(fresh)
-        return look, fresh
+        return look, self._fresh(observation.gaps)
 
     def look_now(self) -> None:
         """Look at the sockets if it is time for it, although nothing was traced (ages go on)."""

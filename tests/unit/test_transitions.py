@@ -178,13 +178,26 @@ def test_an_orphan_that_the_tracepoint_calls_closed_became_a_minisocket():
     assert (rows.became[4], rows.expires_ms[4], rows.netns[4]) == (5, 59_900, 42)
 
 
-def test_a_minisocket_with_another_cookie_is_another_connections():
+def test_a_minisocket_with_another_cookie_than_a_look_gave_is_another_connections():
+    follower = tr.Follower()
+    script = life(1000, 10)
+    follower.feed(*events(*script[:3]), 1025)
+    follower.look(tr.Look(sockets(netns=[42], cookie=[99], inode=[5], state=[4]), 1021, 1022))
+    follower.feed(*events(*script[3:]), 3000)
+    mini = {"netns": [42], "inode": [0], "state": [5], "timer": [3], "expires_ms": [59_900]}
+    follower.look(tr.Look(sockets(cookie=[77], **mini), 2000, 2500))
+    rows = follower.take(2000)
+    assert not rows.present("became").any()
+    assert rows.cookie.tolist() == [99] * 5
+
+
+def test_a_cookie_that_the_destroy_event_made_need_not_be_the_minisockets():
     follower = tr.Follower()
     follower.feed(*events(*life(1000, 10), (1041, rp.destroyed(99))), 3000)
     mini = sockets(netns=[42], cookie=[77], inode=[0], state=[5], timer=[3], expires_ms=[59_900])
     follower.look(tr.Look(mini, 2000, 2500))
     rows = follower.take(2000)
-    assert not rows.present("became").any()
+    assert rows.became[4] == 5
     assert rows.cookie.tolist() == [99] * 6
 
 

@@ -410,7 +410,7 @@ def changes(before: Look, after: Look) -> TransitionTable:
     gone[partner[match]] = False
     was = np.zeros(len(new_cookie), np.uint8)
     was[match] = old["state"][partner[match]]
-    # A listener has one cookie too; a minisocket keeps that of the socket that it took over from.
+    # A minisocket keeps the cookie of the socket that it took over from (which our first look gave it).
     changed = np.flatnonzero(was != new["state"])
     shrunk = np.flatnonzero((was == new["state"]) & match & (new["timer"] == 3))
     if len(shrunk):
@@ -685,8 +685,9 @@ class Follower:
         found, count = _find(some, sockets)
         mini = (sockets["timer"] == 3) & (sockets["inode"] == 0)
         hit = (found >= 0) & (mini[found] == ended[ask])
-        # A minisocket keeps the cookie: if we know it, it must agree.
-        known = some["cookie"] != 0
+        # A minisocket takes the cookie along if there was one when it took over: one that a look has seen.
+        # One that tcp_destroy_sock made afterwards is not the minisocket's.
+        known = some["named"]
         hit &= ~known | (some["cookie"] == sockets["cookie"][found])
         lives["ambiguous"][ask[count > 1]] = True
         rows, at = ask[hit], found[hit]
@@ -696,10 +697,26 @@ class Follower:
         lives["became"][over] = sockets["state"][at]
         lives["expires"][over] = sockets["expires_ms"][at]
 
+    def questions(self) -> NDArray[Any]:
+        """Return the lives that a look could still tell us something about (see `staying` for the fields).
+
+        Listeners are not among them: they have no other end, and are found by a dump only.
+        """
+        lives = self._lives
+        ended = (lives["died"] != _NEVER) & ~lives["looked"]
+        unnamed = (lives["died"] == _NEVER) & ~(lives["named"] & (lives["inode"] != 0))
+        # Alive and asked for before: only the rows that wait now are worth another question.
+        waiting = np.zeros(len(lives), np.bool_)
+        for table in self._queue:
+            row = table.life - self._first
+            waiting[row[row >= 0]] = True
+        return lives[(ended | (unnamed & waiting)) & (lives["sport"] != 0) & (lives["dport"] != 0)]
+
     def _name(self, rows: NDArray[np.int64], sockets: SocketTable, at: NDArray[np.int64], full: Mask) -> None:
         lives = self._lives
         lives["netns"][rows] = sockets["netns"][at]
-        lives["cookie"][rows] = sockets["cookie"][at]
+        unknown = lives["cookie"][rows] == 0
+        lives["cookie"][rows[unknown]] = sockets["cookie"][at[unknown]]
         lives["named"][rows] = True
         rows, at = rows[full], at[full]
         lives["inode"][rows] = sockets["inode"][at]
