@@ -247,6 +247,7 @@ def test_memory_is_given_back_and_live_connections_keep_their_story():
     rows = follower.take(now + 2)
     assert rows.in_old_ns.tolist() == [now + 1 - 2]
     assert follower.counts[5, 7] == 6001
+    assert set(rows.life.tolist()) == {0}, "the number of a life does not change when memory is given back"
 
 
 def test_polling_tells_of_what_differs_between_two_looks():

@@ -463,7 +463,7 @@ _LIFE: Final = np.dtype(
         ("s0", "u8"), ("s1", "u8"), ("d0", "u8"), ("d1", "u8"), ("sport", "u2"), ("dport", "u2"),
         ("named", "?"), ("ambiguous", "?"), ("netns", "u4"), ("cookie", "u8"), ("inode", "u4"), ("uid", "u4"),
         ("cgroup", "u8"), ("has_cgroup", "?"), ("looked", "?"), ("became", "u1"), ("expires", "u4"),
-        ("reset", "u1"), ("reset_ns", "i8"),
+        ("reset", "u1"), ("reset_ns", "i8"), ("number", "i8"),
     ]
 )  # fmt: skip
 
@@ -480,7 +480,8 @@ class Follower:
         self._rest_cookies = np.empty(0, np.uint64)
         self._queue: list[TransitionTable] = []
         self._lives = np.zeros(0, _LIFE)
-        self._first = 0  # number of the life in row 0
+        self._first = 0  # what the column `life` of the queue says for row 0
+        self._made = 0
         self._sk = np.empty(0, np.uint64)  # sorted: the latest life of each socket address
         self._sk_life = np.empty(0, np.int64)
         self.lost = 0
@@ -566,6 +567,8 @@ class Follower:
         born["sk"] = s_sk[at]
         born["born"] = np.where(birth[at], s_time[at], 0)
         born["died"] = _NEVER
+        born["number"] = self._made + np.arange(len(born))
+        self._made += len(born)
         self._lives = np.concatenate([self._lives, born])
         row = life - self._first
 
@@ -772,6 +775,8 @@ class Follower:
         row = table.life - self._first
         there = row >= 0
         lives = self._lives[np.where(there, row, 0)] if len(self._lives) else np.zeros(len(table), _LIFE)
+        # Inside, lives are renumbered when memory is given back; outside, a number stays.
+        table = table.replace("life", np.where(there, lives["number"], -1))
         named = there & lives["named"]
         for name, cells, mask in (
             ("netns", lives["netns"], named),
