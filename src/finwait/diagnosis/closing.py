@@ -13,7 +13,7 @@ copy of a packet on a second interface (a bridge and its port) is recognised and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from finwait.table.sockets import address_text
@@ -33,6 +33,10 @@ class Step:
     from_a: bool
     label: str
     note: str = ""
+    count: int = 1
+    """Packets of this kind in a row."""
+    payload: int = 0
+    """Bytes of data in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,35 +174,26 @@ def _feed(c: _Connection, one: Segment, *, from_a: bool) -> None:
             _more(c, one, from_a, "data again", one.payload)
     elif closing and me.highest is not None and one.seq == (me.highest - 1) & 0xFFFFFFFF:
         me.probes += 1  # a keepalive probe: one byte before what was sent last
-        _more(c, one, from_a, "keepalive probe", 1)
+        _more(c, one, from_a, "keepalive probe", 0)
     if one.flags & ACK and peer.fin is not None and not peer.fin_acked_ns and _behind(one.ack, peer.fin):
         peer.fin_acked_ns = one.time_ns
         note = "acknowledges the FIN"
         if one.flags & FIN or one.payload:
-            last = c.steps.pop()
-            c.steps.append(
-                Step(last.time_ns, from_a, last.label, f"{last.note}; {note}" if last.note else note)
-            )
+            last = c.steps[-1]
+            c.steps[-1] = replace(last, note=f"{last.note}; {note}" if last.note else note)
         else:
             c.steps.append(Step(one.time_ns, from_a, _flags(one), note))
     if length and (me.highest is None or not _behind(me.highest, ends)):
         me.highest = ends
 
 
-def _more(c: _Connection, one: Segment, from_a: bool, what: str, amount: int) -> None:
+def _more(c: _Connection, one: Segment, from_a: bool, what: str, payload: int) -> None:
     """Add an arrow, or lengthen the last one if it is of the same kind and direction."""
-    unit = "bytes" if what.startswith("data") else ""
-    if c.steps:
-        last = c.steps[-1]
-        words = last.label.split(" × ")
-        if last.from_a == from_a and words[0] == what and last.note.startswith("since"):
-            count = int(words[1]) + 1 if len(words) > 1 else 2
-            total = int(last.note.rsplit(" ", 2)[-2]) + amount if unit else 0
-            note = f"since here: {total} {unit}" if unit else "since here"
-            c.steps[-1] = Step(last.time_ns, from_a, f"{what} × {count}", note)
-            return
-    note = f"since here: {amount} {unit}" if unit else "since here"
-    c.steps.append(Step(one.time_ns, from_a, what, note))
+    last = c.steps[-1] if c.steps else None
+    if last is not None and last.from_a == from_a and last.label == what and not last.note:
+        c.steps[-1] = replace(last, count=last.count + 1, payload=last.payload + payload)
+    else:
+        c.steps.append(Step(one.time_ns, from_a, what, payload=payload))
 
 
 def _ordinal(n: int) -> str:
@@ -282,14 +277,21 @@ def _states(a: _End, b: _End) -> tuple[str, str]:
 
 def _state(me: _End, peer: _End) -> str:
     if me.fin is None:
-        return "ESTABLISHED" if peer.fin is None else "CLOSE_WAIT"
+        if peer.fin is None:
+            return "ESTABLISHED"
+        # Without its ACK nobody can tell whether the FIN arrived.
+        return "CLOSE_WAIT" if peer.fin_acked_ns else "ESTABLISHED or CLOSE_WAIT"
     if peer.fin is None:
         return "FIN_WAIT2" if me.fin_acked_ns else "FIN_WAIT1"
+    first = me.fin_ns < peer.fin_ns
     if not me.fin_acked_ns:
-        return "CLOSING" if me.fin_ns < peer.fin_ns else "LAST_ACK"
-    # Both FINs and ours acknowledged: who closed second is done, who closed first keeps TIME_WAIT.
-    passive = peer.fin_ns < me.fin_ns and peer.fin_acked_ns and peer.fin_acked_ns <= me.fin_ns
-    return "CLOSED" if passive else "TIME_WAIT"
+        if not first:
+            return "LAST_ACK" if peer.fin_acked_ns else "FIN_WAIT1 or LAST_ACK"
+        return "CLOSING" if peer.fin_acked_ns else "FIN_WAIT1 or CLOSING"
+    if not peer.fin_acked_ns:
+        return "FIN_WAIT2 or TIME_WAIT"
+    # Both FINs acknowledged: who closed second is done, who closed first keeps TIME_WAIT.
+    return "CLOSED" if not first and peer.fin_acked_ns <= me.fin_ns else "TIME_WAIT"
 
 
 def diagram(closing: Closing, *, most: int = 40) -> list[str]:
@@ -314,9 +316,11 @@ def diagram(closing: Closing, *, most: int = 40) -> list[str]:
         if skipped and number == most // 2:
             out.append(f"{'':12} :{'… ' + str(skipped) + ' more …':^{_WIDTH}}:")
         ms = (step.time_ns - start) / 1e6
-        bar = f" {step.label} ".center(_WIDTH - 1, "-")
+        label = step.label if step.count == 1 else f"{step.label} × {step.count}"
+        bar = f" {label} ".center(_WIDTH - 1, "-")
         arrow = f"{bar}>" if step.from_a else f"<{bar}"
-        out.append(f"{ms:>9.3f} ms |{arrow}| {step.note}".rstrip())
+        said = "; ".join(filter(None, (f"{step.payload} bytes" if step.payload else "", step.note)))
+        out.append(f"{ms:>9.3f} ms |{arrow}| {said}".rstrip())
     for phrase in closing.missing:
         from_b = phrase.startswith("a FIN from") and phrase.endswith(b)
         from_b = from_b or (phrase.startswith("the ACK") and phrase.endswith(a))
