@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,9 +46,19 @@ def run(*words: str, data: str | None = None) -> str:
     return subprocess.run(words, input=data, text=True, capture_output=True, check=True).stdout
 
 
-def ask(request: bytes) -> list[bytes]:
-    """Send one request and return the datagrams that answer it."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
+def new_namespace() -> bool:
+    """Move this process into a new network namespace with loopback up; say on stderr why if not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        print(f"unshare: errno {ctypes.get_errno()}", file=sys.stderr)
+        return False
+    run("ip", "link", "set", "lo", "up")
+    return True
+
+
+def ask(request: bytes, family: int = 12) -> list[bytes]:
+    """Send one request to NETLINK_NETFILTER (or another family) and return the datagrams that answer it."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as sock:
         sock.settimeout(10)
         sock.send(request)
         dump = struct.unpack_from("=H", request, 6)[0] & 0x300
@@ -153,43 +164,43 @@ def one_entry(dump: list[bytes]) -> list[dict[str, list[int]]]:
 
 
 def main() -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET):
-        print(f"unshare: errno {ctypes.get_errno()}", file=sys.stderr)
+    if not new_namespace():
         return 77
-    run("ip", "link", "set", "lo", "up")
     run("ip", "address", "add", "10.9.9.9/32", "dev", "lo")
     run("nft", "-f", "-", data=RULES)
-    for name in ("acct", "timestamp"):
-        Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text("1")
+    settings = {"acct": 1, "timestamp": 1}  # and nothing shall expire while it is looked at
+    settings |= {f"{name}_timeout": 300 for name in ("udp", "icmp", "icmpv6")} | {"tcp_timeout_close": 300}
+    for name, value in settings.items():
+        Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text(str(value))
     begin = time.time_ns()
     flows = make_flows()
     made = time.time_ns()
     deadline = time.monotonic() + 60
-    assured = ct.STATUS_BITS["ASSURED"]
-    while True:
+    while True:  # timeouts tick once a second: what is compared with them must fit between two ticks
         before = ask(ct.dump_request())
-        result = {
-            "text": run("conntrack", "-L", "-o", "extended,id"),
-            "proc": Path("/proc/net/nf_conntrack").read_text(),
-            "tcp4": ask(ct.dump_request(2, protocol=6)),
-            "ipv6": ask(ct.dump_request(10)),
-            "assured": ask(ct.dump_request(status=(assured, assured))),
-            "marked": ask(ct.dump_request(mark=(0xDEADBEEF, 0xFFFFFFFF))),
-            "zone5": ask(ct.dump_request(zone=5)),
-            "statistics_cpu": ask(ct.statistics_cpu_request()),
-            "statistics_cpu_text": run("conntrack", "-S"),
-            "statistics_cpu_proc": Path("/proc/net/stat/nf_conntrack").read_text(),
-            "statistics": ask(ct.statistics_request()),
-            "count": run("conntrack", "-C").strip(),
-            "max": Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text().strip(),
-            "dump": before,
-        }
+        text = run("conntrack", "-L", "-o", "extended,id")
         if ask(ct.dump_request()) == before:
             break
         if time.monotonic() > deadline:
             print("the flows never kept still", file=sys.stderr)
             return 1
+    assured = ct.STATUS_BITS["ASSURED"]
+    result: dict[str, Any] = {
+        "text": text,
+        "proc": Path("/proc/net/nf_conntrack").read_text(),
+        "tcp4": ask(ct.dump_request(2, protocol=6)),
+        "ipv6": ask(ct.dump_request(10)),
+        "assured": ask(ct.dump_request(status=(assured, assured))),
+        "marked": ask(ct.dump_request(mark=(0xDEADBEEF, 0xFFFFFFFF))),
+        "zone5": ask(ct.dump_request(zone=5)),
+        "statistics_cpu": ask(ct.statistics_cpu_request()),
+        "statistics_cpu_text": run("conntrack", "-S"),
+        "statistics_cpu_proc": Path("/proc/net/stat/nf_conntrack").read_text(),
+        "statistics": ask(ct.statistics_request()),
+        "count": run("conntrack", "-C").strip(),
+        "max": Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text().strip(),
+        "dump": before,
+    }
     result |= {"begin_ns": begin, "made_ns": made}
     result["single"] = one_entry(before)
     result["left"] = run("conntrack", "-L", "-o", "id")

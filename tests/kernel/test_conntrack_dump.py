@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,28 +17,19 @@ from finwait.table.sockets import address_text, pack_address
 from finwait.uapi import conntrack as ct
 from finwait.uapi import netlink as nl
 from finwait.uapi import proc
+from tests.kernel import needs
 
 pytestmark = pytest.mark.kernel
 NETNS = 4026530000
 
 
-def _missing(what: str) -> None:
-    if os.environ.get("FINWAIT_KERNEL_TESTS") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 @pytest.fixture(scope="module")
 def scene() -> dict[str, Any]:
-    for tool in ("ip", "nft", "conntrack"):
-        if not shutil.which(tool):
-            _missing(f"`{tool}` is not installed")
-    if os.geteuid() != 0:
-        _missing("needs root: the namespace's conntrack settings belong to it")
+    needs.root_and("ip", "nft", "conntrack")
     script = Path(__file__).with_name("conntrack_scene.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=110)
     if done.returncode == 77:
-        _missing(f"no network namespace to be had: {done.stderr}")
+        needs.missing(f"no network namespace to be had: {done.stderr}")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -188,7 +177,7 @@ def test_statistics_agree_with_conntrack_and_proc(scene: dict[str, Any]) -> None
     cpus = ct.cpu_statistics(*messages(scene["statistics_cpu"]))
     printed: dict[int, dict[str, int]] = {}
     for line in scene["statistics_cpu_text"].splitlines():
-        pairs = dict(re.findall(r"(\w+)=(\d+)", line))
+        pairs: dict[str, str] = dict(re.findall(r"(\w+)=(\d+)", line))
         cpu = int(pairs.pop("cpu"))
         printed[cpu] = {{"chaintoolong": "chain_toolong"}.get(k, k): int(v) for k, v in pairs.items()}
     assert cpus == printed

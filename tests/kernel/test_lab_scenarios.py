@@ -27,13 +27,16 @@ SS_STATES = {
 }
 
 
+def require(needs: tuple[str, ...]) -> None:
+    """Skip, or fail where the kernel tests are promised, when the machine lacks something."""
+    if missing := unmet(needs):
+        (pytest.fail if os.environ.get("FINWAIT_KERNEL_TESTS") == "1" else pytest.skip)("; ".join(missing))
+
+
 @pytest.fixture(params=sorted(scenarios()))
 def scenario(request: pytest.FixtureRequest) -> Scenario:
     found = scenarios()[request.param]
-    if missing := unmet(found.needs):
-        if os.environ.get("FINWAIT_KERNEL_TESTS") == "1":
-            pytest.fail("; ".join(missing))
-        pytest.skip("; ".join(missing))
+    require(found.needs)
     return found
 
 
@@ -85,6 +88,12 @@ def test_the_rule_names_and_the_modules_agree() -> None:
     assert modules == set(scenarios())
 
 
+def test_the_page_about_the_lab_has_every_scenario_with_its_title() -> None:
+    page = (Path(__file__).parents[2] / "docs/explanation/lab.md").read_text()
+    lines = [f"| `{one.name}` | {one.title} |" for one in scenarios().values()]
+    assert [line for line in lines if line not in page] == []
+
+
 def build_in_a_process(name: str) -> tuple[int, int]:
     """Return how many rows were expected and how many four-tuples they have."""
     with Lab() as lab:
@@ -93,8 +102,7 @@ def build_in_a_process(name: str) -> tuple[int, int]:
 
 
 def test_two_labs_of_one_scenario_at_once_do_not_meet() -> None:
-    if missing := unmet(("netns",)):
-        pytest.skip("; ".join(missing))
+    require(("netns",))
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
         results = list(pool.map(build_in_a_process, ["fin-wait2-held"] * 4))

@@ -41,7 +41,9 @@ def process(pid: int, files: ProcessFiles, facts: Facts) -> ProcessView:
         if files.stat is not None:
             stat = proc.parse_stat(files.stat)
             comm, ppid = stat.comm, stat.ppid
-            age_ms = facts.boottime_ns // 1_000_000 - stat.start_ticks * 1000 // max(facts.clock_ticks, 1)
+            # The end of the look, so that slow looks make processes older and never younger than they were.
+            now_ms = max(facts.boottime_ns, facts.boottime_end_ns) // 1_000_000
+            age_ms = now_ms - stat.start_ticks * 1000 // max(facts.clock_ticks, 1)
         if files.status is not None:
             uid = proc.parse_status(files.status).uid
         if files.cgroup is not None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "netns": "netns",
     "rules": "rules",
     "check": "check",
+    "record": "record",
     "lab": "lab",
 }
 """Command → module of this package."""
@@ -61,6 +62,8 @@ def _with_command(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
+    # numpy's OpenBLAS starts a thread for each processor when it is imported; nothing here multiplies matrices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         args = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
         status: int = args.run(args)

@@ -30,7 +30,9 @@ __all__ = [
     "how",
     "machine",
     "mask_of",
+    "namespaces",
     "parse_filter",
+    "progress",
     "status",
     "style",
     "write",
@@ -162,8 +164,8 @@ def parse_filter(words: Iterable[str]) -> Filter:
     return parse(list(words), rules=catalogue.NAMES)
 
 
-def _progress() -> Callable[[str], None] | None:
-    """Say on a terminal's stderr what takes more than a second."""
+def progress() -> Callable[[str], None] | None:
+    """Return what says on a terminal's stderr what takes more than a second."""
     if not sys.stderr.isatty():
         return None
     begun = time.monotonic()
@@ -192,7 +194,7 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
     plan = Plan(
         states=mask,
         bytecode=bytecode,
-        only=_namespaces(args.netns, live=not args.recording) if args.netns else None,
+        only=namespaces(args.netns, live=not args.recording) if args.netns else None,
         descriptors=not args.no_owners,
         established_limit=None if args.established == "always" else ESTABLISHED_LIMIT,
     )
@@ -201,18 +203,28 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
         options=Options(idle_ms=args.idle, flood=args.flood),
         watch_ms=args.watch,
         not_holders=frozenset(args.not_holder),
-        progress=_progress(),
+        progress=progress(),
     )
 
 
-def _namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:
+def namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:
+    """Return the inodes of namespaces that are named by name, inode or pid.
+
+    Raises:
+        FinwaitError: there is none of that name.
+    """
     from finwait.errors import FinwaitError
     from finwait.kernel import netns, procfs
 
-    found, _ = netns.discover(procfs.descriptors()[1]) if live else ([], [])
+    found, _ = netns.discover() if live else ([], [])
+    everywhere = False
     result = set()
     for text in wanted:
-        matching = [n.inode for n in found if text in n.names or text == str(n.inode) or _has_pid(n, text)]
+        matching = _called(found, text)
+        if not matching and live and not everywhere:  # it may be one that only an open descriptor keeps
+            everywhere = True
+            found, _ = netns.discover(procfs.descriptors()[1])
+            matching = _called(found, text)
         if not matching and text.isdigit():
             inode = netns.inode_of_pid(int(text)) if live else int(text)
             matching = [] if inode is None else [inode]
@@ -222,6 +234,10 @@ def _namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:
             raise error
         result.update(matching)
     return frozenset(result)
+
+
+def _called(found: Iterable[Any], text: str) -> list[int]:
+    return [n.inode for n in found if text in n.names or text == str(n.inode) or _has_pid(n, text)]
 
 
 def _has_pid(namespace: Any, text: str) -> bool:  # noqa: ANN401 - kernel.netns.NetNamespace, imported lazily

@@ -180,28 +180,48 @@ class View:
         return result
 
     @cached_property
-    def workloads(self) -> list[Workload | None]:
-        """Container, pod or unit behind each row: by its cgroup id first, else by its holder's cgroup."""
-        by_path: dict[str, Workload | None] = {}
+    def _workload(self) -> tuple[NDArray[np.int32], list[Workload]]:
+        by_path: dict[str, int] = {}
+        names: list[Workload] = []
 
-        def of(path: str | None) -> Workload | None:
+        def of(path: str | None) -> int:
             if not path or path == "/":
-                return None
+                return -1
             if path not in by_path:
                 found = workload_of_path(path)
-                by_path[path] = found if found != Workload() else None
+                by_path[path] = len(names) if found != Workload() else -1
+                if found != Workload():
+                    names.append(found)
             return by_path[path]
 
-        s = self.sockets
-        ids = s.cgroup_id.tolist()
-        first = self.holders.first_pid().tolist()
-        result: list[Workload | None] = []
-        for number, pid in zip(ids, first, strict=True):
-            found = of(self.cgroup_paths.get(number)) if number else None
-            if found is None and pid >= 0 and pid in self.processes:
-                found = of(self.processes[pid].cgroup)
-            result.append(found)
-        return result
+        ids, which = np.unique(self.sockets.cgroup_id, return_inverse=True)
+        by_id = np.array([of(self.cgroup_paths.get(n)) if n else -1 for n in ids.tolist()], np.int32)
+        result = by_id[which.reshape(-1)] if len(ids) else np.empty(0, np.int32)
+        rest = np.flatnonzero(result < 0)
+        pids, which = np.unique(self.holders.first_pid()[rest], return_inverse=True)
+        processes = self.processes
+        by_pid = np.array(
+            [of(processes[p].cgroup) if p in processes else -1 for p in pids.tolist()], np.int32
+        )
+        if len(pids):
+            result[rest] = by_pid[which.reshape(-1)]
+        return result, names
+
+    @property
+    def workload(self) -> NDArray[np.int32]:
+        """Index into `workload_names` of each row, −1 where nothing is known: by cgroup id, else by holder."""
+        return self._workload[0]
+
+    @property
+    def workload_names(self) -> list[Workload]:
+        """The different containers, pods and units behind the rows."""
+        return self._workload[1]
+
+    @cached_property
+    def workloads(self) -> list[Workload | None]:
+        """Container, pod or unit behind each row: by its cgroup id first, else by its holder's cgroup."""
+        names: list[Workload | None] = [*self.workload_names, None]
+        return [names[k] for k in self.workload.tolist()]
 
     def cell(self, name: str, row: int) -> Any:  # noqa: ANN401 - a number or bytes, by column
         """Return one cell, or None when it is missing."""

@@ -13,8 +13,9 @@ Reading only: nothing here writes to the kernel, starts conntrack in a namespace
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
@@ -119,6 +120,7 @@ class Machine:
         say(f"reading sockets of {len(namespaces)} namespaces")
         looks, more = netns.visit(namespaces, lambda ns: _look(ns, plan, arena, gaps))
         gaps += more
+        facts = replace(facts, boottime_end_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         return Observation(
             facts,
             arena.array(),

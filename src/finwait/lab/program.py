@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -35,10 +36,10 @@ __all__: list[str] = []
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
-IPPROTO_MPTCP = 262
 # include/uapi/linux/tcp.h; the socket module has no names for these.
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_REPAIR_OFF_NO_WP = 19, 20, 21, -1
 TCP_RECV_QUEUE, TCP_SEND_QUEUE = 1, 2
+TCP_FIN_WAIT1 = 4
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 HOW = {"RD": socket.SHUT_RD, "WR": socket.SHUT_WR, "RDWR": socket.SHUT_RDWR}
@@ -47,8 +48,8 @@ HOW = {"RD": socket.SHUT_RD, "WR": socket.SHUT_WR, "RDWR": socket.SHUT_RDWR}
 def checked(result: int, doing: str) -> None:
     """Raise the `OSError` that a libc call left in errno."""
     if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"{doing}: {os.strerror(errno)}")
+        number = ctypes.get_errno()
+        raise OSError(number, f"{doing}: {os.strerror(number)}")
 
 
 def die_with_parent() -> None:
@@ -197,7 +198,9 @@ class Program:
     def do_listen(
         self, host: str, port: int, family: int, backlog: int, mptcp: bool, inheritable: bool
     ) -> dict[str, Any]:
-        sock = socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP if mptcp else socket.IPPROTO_TCP)
+        sock = socket.socket(
+            family, socket.SOCK_STREAM, socket.IPPROTO_MPTCP if mptcp else socket.IPPROTO_TCP
+        )
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -220,7 +223,9 @@ class Program:
         """Open ``count`` connections; all of them are under way before the first is waited for."""
         fresh = []
         for _ in range(count):
-            sock = socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP if mptcp else socket.IPPROTO_TCP)
+            sock = socket.socket(
+                family, socket.SOCK_STREAM, socket.IPPROTO_MPTCP if mptcp else socket.IPPROTO_TCP
+            )
             for level, name, value in options:
                 sock.setsockopt(level, name, value)
             if source:
@@ -236,7 +241,7 @@ class Program:
         while poll.get_map():
             ready = poll.select(max(0.0, deadline - time.monotonic()))
             if not ready and time.monotonic() >= deadline:
-                raise TimeoutError(110, f"connect to {host} port {port}: no answer")
+                raise TimeoutError(errno.ETIMEDOUT, f"connect to {host} port {port}: no answer")
             for key, _ in ready:
                 sock = key.fileobj  # type: ignore[assignment]
                 poll.unregister(sock)
@@ -294,14 +299,14 @@ class Program:
 
     def do_await_reset(self, fds: list[int]) -> int:
         """Read each socket until it reports an error; return the errno of the last."""
-        errno = 0
+        number = 0
         for fd in fds:
             try:
                 while self.sockets[fd].recv(65536):
                     pass
             except OSError as error:
-                errno = error.errno or 0
-        return errno
+                number = error.errno or 0
+        return number
 
     def do_shutdown(self, fds: list[int], how: str) -> None:
         for fd in fds:
@@ -310,6 +315,18 @@ class Program:
     def do_close(self, fds: list[int]) -> None:
         for fd in fds:
             self.drop(self.sockets[fd])
+
+    def do_leave(self, fds: list[int]) -> None:
+        """Send FIN on each, wait until it is acknowledged, then close."""
+        self.do_shutdown(fds, "WR")
+        deadline = time.monotonic() + 10
+        for fd in fds:
+            # The first byte of struct tcp_info is the state.
+            while self.sockets[fd].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_FIN_WAIT1:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, "the FIN is not acknowledged")
+                time.sleep(0.001)
+        self.do_close(fds)
 
     def do_reset(self, fds: list[int]) -> None:
         for fd in fds:

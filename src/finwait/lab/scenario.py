@@ -164,8 +164,9 @@ class Situation:
     def rows(self) -> dict[tuple[int, int, int, str, int, str, int], Row]:
         """Read every connection of every namespace of the lab now, without listeners, by key."""
         found = {}
+        mptcp = any(one.protocol == socket.IPPROTO_MPTCP for one in self.all)
         for netns in self.lab.namespaces.values():
-            for row in read_rows(netns):
+            for row in read_rows(netns, mptcp=mptcp):
                 found[row.netns, row.protocol, row.family, row.src, row.sport, row.dst, row.dport] = row
         return found
 
@@ -321,17 +322,15 @@ def queued(
 # ── reading what is there ────────────────────────────────────────────────────────────────────────────────
 
 
-def read_rows(netns: Netns) -> list[Row]:
-    """Read the connections of a namespace, TCP and MPTCP, without listeners."""
+def read_rows(netns: Netns, *, mptcp: bool = False) -> list[Row]:
+    """Read the TCP connections of a namespace, without listeners; ``mptcp`` adds MPTCP's (needs `ss`)."""
     rows: list[Row] = []
     for family, text in netns.call(_read_tables).items():
         for line in text.splitlines()[1:]:
             row = _parse(netns.inode, family, line.split())
             if row.state != "LISTEN":
                 rows.append(row)
-    if any(row.state in ("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT2") for row in rows) and _has_mptcp():
-        rows += _mptcp_rows(netns)
-    return rows
+    return rows + _mptcp_rows(netns) if mptcp else rows
 
 
 def _read_tables() -> dict[int, str]:
@@ -372,11 +371,6 @@ def _endpoint(text: str) -> tuple[str, int]:
     return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, packed), int(port, 16)
 
 
-def _has_mptcp() -> bool:
-    """Return whether any process here could have made an MPTCP socket."""
-    return Path("/proc/sys/net/mptcp/enabled").exists()
-
-
 def _mptcp_rows(netns: Netns) -> list[Row]:
     """Read MPTCP connections; /proc has none, so `ss` is asked."""
     rows = []
@@ -391,7 +385,7 @@ def _mptcp_rows(netns: Netns) -> list[Row]:
         rows.append(
             Row(
                 netns.inode,
-                262,
+                socket.IPPROTO_MPTCP,
                 int(family),
                 _SS_STATES.get(state, state.replace("-", "_")),
                 src.strip("[]"),
@@ -456,7 +450,7 @@ def run(name: str, keep: bool, then: Callable[[Situation], int]) -> int:
         raise ValueError(f"there is no scenario {name!r}")
     if missing := unmet(scenario.needs):
         raise LabError(
-            f"cannot run `{name}`: {'; '.join(missing)}", hint="`finwait lab list` says what each needs"
+            f"cannot run `{name}`: {'; '.join(missing)}", hint="`finwait lab list` shows the others"
         )
     with Lab() as lab:
         situation = scenario.build(lab).settle()

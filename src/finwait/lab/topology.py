@@ -216,12 +216,12 @@ class Lab:
     """A place for failures on demand. Use it as a context manager, from a thread that outlives it.
 
     Args:
-        keep_names: also bind the namespaces to ``/run/netns/PREFIX-NAME`` with this prefix, so that
-            `ip netns` lists them; "" (the default) leaves them anonymous.
+        prefix: also bind the namespaces to ``/run/netns/PREFIX-NAME``, so that `ip netns` lists them; ""
+            (the default) leaves them anonymous. Of a named one SIGKILL does leave the name behind.
     """
 
-    def __init__(self, keep_names: str = "") -> None:
-        self.prefix = keep_names
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.namespaces: dict[str, Netns] = {}
         self.actors: list[Actor] = []
         self.links: list[Link] = []
@@ -348,7 +348,7 @@ class Lab:
         address = self.service_address()
         outside.ip(f"route add default via {front.b4}")
         inside.ip(f"route add default via {back.a4}")
-        # What is not translated goes nowhere, as beyond a node's gateway; an ICMP error would tell the client.
+        # What is not translated goes nowhere, as beyond a node's gateway: no ICMP error tells the client.
         gateway.ip(f"route add blackhole {address}")
         gateway.sysctl("net.ipv4.ip_forward", 1)
         gateway.nft(
@@ -443,10 +443,11 @@ def unmet(needs: Sequence[str]) -> tuple[str, ...]:
             try:
                 os.close(_in_thread(_unshare))
             except OSError as error:
-                missing.append(f"may not make a network namespace ({error.strerror}); needs CAP_SYS_ADMIN")
+                said = os.strerror(error.errno or 0)
+                missing.append(f"may not make a network namespace ({said}); needs CAP_SYS_ADMIN; {_AS_ROOT}")
         elif need == "mptcp":
             try:
-                socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close()
+                socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP).close()
             except OSError as error:
                 missing.append(f"the kernel has no MPTCP ({error.strerror})")
         elif need == "cgroup2":

@@ -1,1 +1,16 @@
-"""Answers what `finwait.kernel` answers, from a file."""
+"""Recordings: what one or more looks read, in a file, so that every command can read it in place of the kernel.
+
+    record()           look at a machine and write a file
+    open_recording()   a file as a machine that answers what the running kernel answered
+
+A recording is the bug report: with ``redact`` it can be attached to a public one.
+"""
+
+from __future__ import annotations
+
+from finwait.recording.format import read, write
+from finwait.recording.redact import redact
+from finwait.recording.replay import Replay, open_recording
+from finwait.recording.writer import record
+
+__all__ = ["Replay", "open_recording", "read", "record", "redact", "write"]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["addresses", "connections", "diagnosis", "diagnosis_lines"]
 
 _encode = msgspec.json.encode
+_CHUNK = 1 << 16
 
 
 def addresses(words: NDArray[np.uint64]) -> list[str]:
@@ -48,90 +49,114 @@ def _text(value: str) -> str:
 
 def connections(view: View, rows: NDArray[np.int64], *, with_other: bool = True) -> list[str]:
     """Return each row as a JSON object, in text."""
-    s = view.sockets.select(rows)
-    src, dst = addresses(s.src), addresses(s.dst)
-    family = ["inet" if f == 2 else "inet6" for f in s.family.tolist()]
-    owners = _owners(view, rows)
-    workloads = view.workloads
-    other = view.other[rows]
-    ends = (
-        dict(
-            zip(
-                other[other >= 0].tolist(),
-                connections(view, other[other >= 0], with_other=False),
-                strict=True,
-            )
-        )
-        if with_other and (other >= 0).any()
-        else {}
-    )
-    how = {1: "direct", 2: "nat", 3: "client-address"}
-    result = []
-    for row, netns, fam, a, sport, b, dport, state, cookie, inode, held, partner, way, least, most in zip(
-        rows.tolist(),
-        s.netns.tolist(),
-        family,
-        src,
-        s.sport.tolist(),
-        dst,
-        s.dport.tolist(),
-        s.state.tolist(),
-        s.cookie.tolist(),
-        s.inode.tolist(),
-        owners,
-        other.tolist(),
-        view.other_how[rows].tolist(),
-        view.at_least_ms[rows].tolist(),
-        view.at_most_ms[rows].tolist(),
-        strict=True,
-    ):
-        work = workloads[row]
-        pod = _text(work.pod_uid) if work and work.pod_uid else "null"
-        box = _text(work.container_id) if work and work.container_id else "null"
-        name = tcp.STATES.get(state, str(state))
-        text = (
-            f'{{"netns":{netns},"family":"{fam}","src":"{a}","sport":{sport},"dst":"{b}","dport":{dport},'
-            f'"state":"{name}","cookie":"{cookie:#x}","inode":{inode},"owners":{held},'
-            f'"pod_uid":{pod},"container_id":{box}'
-        )
-        if with_other:
-            end = ends.get(partner)
-            text += f',"other_end":{end[:-1]},"found_by":"{how[way]}"}}' if end else ',"other_end":null'
+    texts = _Texts(view)
+    if not with_other:
+        texts.need(rows)
+        return [texts.of[row] for row in rows.tolist()]
+    return texts.connections(rows)
+
+
+class _Texts:
+    """Rows as JSON objects, each made once however many findings and other ends refer to it."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.of: dict[int, str] = {}
+
+    def need(self, rows: NDArray[np.int64]) -> None:
+        """Make what is missing of some rows."""
+        known = np.zeros(len(self.view), np.bool_)
+        known[np.fromiter(self.of, np.int64, len(self.of))] = True
+        fresh = np.zeros(len(self.view), np.bool_)
+        fresh[rows] = True
+        missing = np.flatnonzero(fresh & ~known)
+        for begin in range(0, len(missing), _CHUNK):
+            part = missing[begin : begin + _CHUNK]
+            self.of.update(zip(part.tolist(), _objects(self.view, part), strict=True))
+
+    def connections(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return rows with their other ends and ages."""
+        view, of = self.view, self.of
+        other = view.other[rows]
+        self.need(np.concatenate([rows, other[other >= 0]]))
+        how = {1: "direct", 2: "nat", 3: "client-address"}
+        result = []
+        for row, partner, way, least, most in zip(
+            rows.tolist(),
+            other.tolist(),
+            view.other_how[rows].tolist(),
+            view.at_least_ms[rows].tolist(),
+            view.at_most_ms[rows].tolist(),
+            strict=True,
+        ):
+            end = f'{of[partner][:-1]},"found_by":"{how[way]}"}}' if partner >= 0 else "null"
             low = "null" if least < 0 else f"{least / 1000:.3f}"
             high = "null" if most < 0 else f"{most / 1000:.3f}"
-            text += f',"age_s":{{"at_least":{low},"at_most":{high}}}'
-        result.append(text + "}")
-    return result
+            result.append(f'{of[row][:-1]},"other_end":{end},"age_s":{{"at_least":{low},"at_most":{high}}}}}')
+        return result
+
+
+def _objects(view: View, rows: NDArray[np.int64]) -> list[str]:
+    """Return rows as JSON objects without other end and age."""
+    s = view.sockets.select(rows)
+    states = {number: tcp.STATES.get(number, str(number)) for number in np.unique(s.state).tolist()}
+    return [
+        f'{{"netns":{netns},"family":"{"inet" if family == 2 else "inet6"}","src":"{a}","sport":{sport},'
+        f'"dst":"{b}","dport":{dport},"state":"{states[state]}","cookie":"{cookie:#x}","inode":{inode},'
+        f'"owners":{held},{workload}}}'
+        for netns, family, a, sport, b, dport, state, cookie, inode, held, workload in zip(
+            s.netns.tolist(),
+            s.family.tolist(),
+            addresses(s.src),
+            s.sport.tolist(),
+            addresses(s.dst),
+            s.dport.tolist(),
+            s.state.tolist(),
+            s.cookie.tolist(),
+            s.inode.tolist(),
+            _owners(view, rows),
+            _workloads(view, rows),
+            strict=True,
+        )
+    ]
+
+
+def _workloads(view: View, rows: NDArray[np.int64]) -> list[str]:
+    """Return the pod and container of each row as members of a JSON object."""
+    which = view.workload[rows]
+    texts = {}
+    for number in np.unique(which).tolist():
+        work = view.workload_names[number] if number >= 0 else None
+        pod = _text(work.pod_uid) if work and work.pod_uid else "null"
+        box = _text(work.container_id) if work and work.container_id else "null"
+        texts[number] = f'"pod_uid":{pod},"container_id":{box}'
+    return [texts[number] for number in which.tolist()]
 
 
 def _owners(view: View, rows: NDArray[np.int64]) -> list[str]:
     """Return the owners of each row as JSON; ``null`` where they could not be looked for."""
     holders = view.holders
     comm = {pid: _text(p.comm) for pid, p in view.processes.items()}
-    pids, fds = holders.pid.tolist(), holders.fd.tolist()
-    unknown = "[]" if holders.complete else "null"
-    result = []
-    for start, count, inode in zip(
-        holders.start[rows].tolist(),
-        holders.count[rows].tolist(),
-        view.sockets.inode[rows].tolist(),
-        strict=True,
+    count = holders.count[rows]
+    one = count == 1
+    first = holders.start[rows[one]]
+    inode = view.sockets.inode[rows]
+    result: list[str] = np.where(inode == 0, "[]", "[]" if holders.complete else "null").tolist()
+    for k, pid, fd in zip(
+        np.flatnonzero(one).tolist(), holders.pid[first].tolist(), holders.fd[first].tolist(), strict=True
     ):
-        if count == 1:
-            pid = pids[start]
-            result.append(f'[{{"pid":{pid},"fd":{fds[start]},"comm":{comm.get(pid, "null")}}}]')
-        elif count:
-            cells = ",".join(
-                f'{{"pid":{pids[k]},"fd":{fds[k]},"comm":{comm.get(pids[k], "null")}}}'
-                for k in range(start, start + count)
-            )
-            result.append(f"[{cells}]")
-        else:
-            result.append(unknown if inode else "[]")
+        result[k] = f'[{{"pid":{pid},"fd":{fd},"comm":{comm.get(pid, "null")}}}]'
+    for k in np.flatnonzero(count > 1).tolist():
+        cells = (
+            f'{{"pid":{pid},"fd":{fd},"comm":{comm.get(pid, "null")}}}'
+            for pid, fd in holders.of(int(rows[k]))
+        )
+        result[k] = f"[{','.join(cells)}]"
     return result
 
 
-def _finding(view: View, finding: Finding) -> str:
+def _finding(texts: _Texts, finding: Finding) -> str:
+    view = texts.view
     head: dict[str, Any] = {
         "rule": finding.rule,
         "primary": finding.primary,
@@ -150,7 +175,7 @@ def _finding(view: View, finding: Finding) -> str:
         "ends_it": [{"text": r.text, "class": r.kind, "command": r.command} for r in finding.ends_it],
         "does_not": [{"text": a.text, "reason": a.reason} for a in finding.does_not],
     }
-    return _encode(head).decode()[:-1] + ',"sockets":[' + ",".join(connections(view, finding.rows)) + "]}"
+    return _encode(head).decode()[:-1] + ',"sockets":[' + ",".join(texts.connections(finding.rows)) + "]}"
 
 
 def _head(view: View, facts: dict[str, Any], gaps: Iterable[Gap]) -> dict[str, Any]:
@@ -168,15 +193,17 @@ def diagnosis(
     yield '{"apiVersion":"finwait/v1","kind":"Diagnosis",'
     yield _encode(_head(view, facts, gaps)).decode()[1:-1]
     yield ',"findings":['
+    texts = _Texts(view)
     for k, finding in enumerate(findings):
-        yield ("," if k else "") + _finding(view, finding)
+        yield ("," if k else "") + _finding(texts, finding)
     yield "]}\n"
 
 
 def diagnosis_lines(view: View, findings: Iterable[Finding], gaps: Iterable[Gap]) -> Iterator[str]:
     """Return a diagnosis as JSON lines: one object a finding, then one a gap."""
+    texts = _Texts(view)
     for finding in findings:
-        yield '{"kind":"Finding",' + _finding(view, finding)[1:] + "\n"
+        yield '{"kind":"Finding",' + _finding(texts, finding)[1:] + "\n"
     for gap in gaps:
         yield (
             _encode({"kind": "Gap", "where": gap.where, "doing": gap.doing, "needs": gap.needs}).decode()

@@ -41,12 +41,36 @@ class Style:
         return f"\x1b[{_COLORS[role]}m{text}\x1b[0m" if self.color else text
 
 
-def _wrap(label: str, text: str, width: int, indent: int = 12) -> list[str]:
-    lines = textwrap.wrap(text, max(width - indent, 20), break_long_words=False, break_on_hyphens=False) or [
-        ""
-    ]
+def _wrap(label: str, text: str, width: int, indent: int = 12, hang: int = 0) -> list[str]:
+    """Return a labelled paragraph; lines after the first are indented by ``hang`` more."""
+    lines = textwrap.wrap(
+        text,
+        max(width - indent, 20),
+        subsequent_indent=" " * hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [""]
     pad = " " * indent
     return [f"  {label:<{indent - 2}}{lines[0]}", *(pad + line for line in lines[1:])]
+
+
+def _evidence(finding: Finding, width: int) -> list[str]:
+    """Return the evidence in two columns: what was read, and what it says."""
+    left = [f"{e.column} {e.value}" for e in finding.evidence]
+    reach = min(max(map(len, left), default=0), 32)
+    lines: list[str] = []
+    for k, (what, e) in enumerate(zip(left, finding.evidence, strict=True)):
+        label = "evidence" if k == 0 else ""
+        if len(what) > reach:  # too long for its column: on a line of its own
+            lines += _wrap(label, what, width)
+            label, what = "", ""
+        body = textwrap.wrap(
+            e.says, max(width - 14 - reach, 20), break_long_words=False, break_on_hyphens=False
+        )
+        text = f"{what:<{reach}}  {body[0] if body else ''}"
+        lines.append(f"  {label:<10}{text}".rstrip())
+        lines += [" " * (14 + reach) + line for line in body[1:]]
+    return lines
 
 
 def headline(view: View, findings: Sequence[Finding], who: str) -> str:
@@ -166,16 +190,12 @@ def _finding(view: View, finding: Finding, style: Style, limit: int) -> list[str
     if age := _age(view, finding):
         lines += _wrap("age", age, style.width)
     lines += _wrap("sure?", f"{finding.confidence.level}: {finding.confidence.reason}", style.width)
-    wide = max((len(e.column) + len(e.value) for e in finding.evidence), default=0)
-    for k, e in enumerate(finding.evidence):
-        left = f"{e.column} {e.value}"
-        text = f"{left:<{min(wide + 1, 34)}}  {e.says}"
-        lines += _wrap("evidence" if k == 0 else "", text, style.width)
+    lines += _evidence(finding, style.width)
     for k, r in enumerate(finding.ends_it):
         tag = "" if r.kind == "advice" else f" [{r.kind}]"
-        lines += _wrap("ends it" if k == 0 else "", f"· {r.text}{tag}", style.width)
+        lines += _wrap("ends it" if k == 0 else "", f"· {r.text}{tag}", style.width, hang=2)
     for k, a in enumerate(finding.does_not):
-        lines += _wrap("does not" if k == 0 else "", f"· {a.text}: {a.reason}", style.width)
+        lines += _wrap("does not" if k == 0 else "", f"· {a.text}: {a.reason}", style.width, hang=2)
     lines += _connections(view, finding, style, limit)
     return lines
 

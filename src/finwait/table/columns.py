@@ -9,7 +9,7 @@ A kind of table is a subclass with a `Schema`, and a `_wide` where a cell is mor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -102,6 +102,44 @@ class ColumnTable:
         if found is None:
             found = self._cache[name] = self._read(self.schema[name])
         return found
+
+    def load(self, names: Iterable[str] | None = None) -> None:
+        """Read many columns at once (all if not given), which is far cheaper than one after the other.
+
+        Changes nothing but the time that `column` and `present` take afterwards.
+
+        Raises:
+            KeyError: no such column.
+        """
+        rows = self._rows
+        groups: dict[tuple[tuple[int, ...], int | None], list[Column]] = {}
+        rest: list[Column] = []
+        for name in self.schema.names if names is None else names:
+            column = self.schema[name]
+            if name in self._cache:
+                continue
+            if rows is None or column.width > 1 or np.dtype(column.dtype).kind == "S":
+                rest.append(column)
+            else:
+                groups.setdefault((column.path or (), column.protocol), []).append(column)
+        for (path, protocol), columns in groups.items():
+            assert rows is not None
+            mine = None if protocol is None else self.column("protocol") == protocol
+            if mine is not None and not mine.any():  # untouched zeros cost no memory
+                for column in columns:
+                    self._cache[column.name] = np.zeros(self._length, _native(column.dtype))
+                    self._present[column.name] = mine
+                continue
+            found = rows.scalars(path, [(c.offset, np.dtype(c.dtype)) for c in columns])
+            for column, (cells, there) in zip(columns, found, strict=True):
+                if mine is not None and not mine.all():
+                    there = there & mine
+                    cells = np.where(there, cells, np.zeros(1, cells.dtype))
+                self._cache[column.name] = cells.astype(_native(cells.dtype), copy=False)
+                if path:
+                    self._present[column.name] = there
+        for column in rest:
+            self.column(column.name)
 
     def present(self, name: str) -> Mask:
         """Return which rows have a value in a column.

@@ -78,21 +78,21 @@ def _cost(node: Node) -> int:
     return max((leaf.cost for leaf in _leaves(node)), default=0)
 
 
-def _select(node: Node, rows: Facts, index: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return those of the rows in ``index`` that match, in order; costly predicates see few rows."""
-    if not len(index):
-        return index
-    if isinstance(node, And):
-        for part in sorted(node.parts, key=_cost):
-            index = _select(part, rows, index)
-        return index
-    if isinstance(node, Or):
-        rest = index
-        for part in sorted(node.parts, key=_cost):
-            rest = np.setdiff1d(rest, _select(part, rows, rest), assume_unique=True)
-        return np.setdiff1d(index, rest, assume_unique=True)
-    assert isinstance(node, Leaf), "Not has been pushed down"
-    return index[node.test(rows, index)]
+def _matches(node: Node, facts: Facts, index: NDArray[np.intp]) -> Mask:
+    """Return which of the rows in ``index`` match; costly predicates come last and see what is undecided."""
+    if not isinstance(node, And | Or):
+        assert isinstance(node, Leaf), "Not has been pushed down"
+        return node.test(facts, index)
+    every = isinstance(node, And)
+    out = np.full(len(index), every)
+    place = np.arange(len(index))
+    for part in sorted(node.parts, key=_cost):
+        if not len(place):
+            break
+        found = _matches(part, facts, index[place])
+        out[place] = found
+        place = place[found if every else ~found]
+    return out
 
 
 def _possible_states(node: Node) -> int:
@@ -290,9 +290,7 @@ class Filter:
         Raises:
             ValueError: the context lacks a value that is needed, or has a wrong number of them.
         """
-        out = np.zeros(len(table), np.bool_)
-        out[_select(self._flat, Facts(table, context, {}), np.arange(len(table)))] = True
-        return out
+        return _matches(self._flat, Facts(table, context, {}), np.arange(len(table)))
 
     def bytecode(
         self,

@@ -51,7 +51,7 @@ from finwait.table.sockets import MAPPED, SCHEMA
 from finwait.uapi import tcp
 from finwait.uapi.inet_diag import AF_INET, AF_INET6
 
-__all__ = ["PREDICATES", "SERVICES", "read"]
+__all__ = ["PREDICATES", "SERVICES", "named_states", "read"]
 
 PREDICATES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -315,19 +315,9 @@ class _Parser:
         low = token.text.lower()
         if low in {"exclude", "excl"}:
             return 0
-        if low == "state" or self.named_states(token.text.split(",")[0]) is not None:
+        if low == "state" or named_states(token.text.split(",")[0]) is not None:
             return 1
         return None
-
-    @staticmethod
-    def named_states(word: str) -> int | None:
-        low = word.lower()
-        if low in _GROUPS:
-            return _GROUPS[low]
-        number = tcp.CLOSE if low in {"unconnected", "unconn"} else tcp.parse_state(low)
-        if number is None:
-            return None
-        return 1 << number | (1 << tcp.NEW_SYN_RECV if number == tcp.SYN_RECV else 0)
 
     def state_run(self, *, single: bool = False) -> State:
         """Read state clauses that stand side by side: the next one adds, `exclude` takes away."""
@@ -348,7 +338,9 @@ class _Parser:
                     self.at += 1
             found = 0
             for name in self.value(token):
-                one = self.named_states(name.text)
+                one = named_states(name.text)
+                if one is None and name.text.isdecimal() and int(name.text[:3]) in tcp.STATES:
+                    one = named_states(tcp.STATES[int(name.text[:3])])
                 if one is None:
                     raise self.error(name, f"no state is called `{name.text}`", self.state_hint(name.text))
                 found |= one
@@ -375,22 +367,11 @@ class _Parser:
                 hint = f'quote it: "{token.text}"' if token.text.lower() in KEYWORDS else ""
                 raise self.error(token, f"a value should follow `{after.text}`, not {what}", hint)
             self.at += 1
+            more = False
             if token.quoted:
                 out.append(token)
-                following = self.peek()
-                more = following.kind == "word" and following.text == "," and not following.quoted
-                self.at += more
-                continue
-            column = token.column
-            parts = token.text.split(",")
-            more = len(parts) > 1 and not parts[-1]
-            if more:
-                parts.pop()
-            for part in parts:
-                if not part:
-                    raise self.error(column, "there is nothing between the commas")
-                out.append(_Token("word", part, column))
-                column += len(part) + 1
+            else:
+                more = self.split_list(token, out)
             following = self.peek()
             if not more and following.kind == "word" and not following.quoted and following.text[:1] == ",":
                 rest = following.text[1:]
@@ -400,6 +381,20 @@ class _Parser:
                     self.at += 1
                 more = True
         return out
+
+    def split_list(self, token: _Token, out: list[_Token]) -> bool:
+        """Add the values between the commas of a word; return whether it ends with a comma."""
+        parts = token.text.split(",")
+        open_end = len(parts) > 1 and not parts[-1]
+        if open_end:
+            parts.pop()
+        column = token.column
+        for part in parts:
+            if not part:
+                raise self.error(column, "there is nothing between the commas")
+            out.append(_Token("word", part, column))
+            column += len(part) + 1
+        return open_end
 
     def predicate(self) -> Node:
         name = self.peek()
@@ -535,52 +530,51 @@ class _Parser:
             word, column = rest, column + len(head) + 1
         elif colon and head in {"unix", "link", "netlink", "vsock"}:
             raise self.error(value, f"`{head}:` sockets are not TCP connections")
-        address, port_text, port_at = self.split_host(word, column)
-        port = None
-        if port_text not in {None, "", "*"}:
-            port = self.port(_Token("word", str(port_text), port_at))
+        where, port_token = self.split_host(word, column)
+        port = self.port(port_token) if port_token and port_token.text not in {"", "*"} else None
         node: Node
-        if address in {"", "*", "any", "all", "default"}:
-            node = (
-                Host(side, op, 0) if port is None else Port("sport" if side == "src" else "dport", op, port)
-            )
-        else:
-            where = _Token("word", address, column + word.find(address))
+        if where.text not in {"", "*", "any", "all", "default"}:
             found, high, low, prefix = self.prefix(where)
             if family and found != family:
-                raise self.error(value, f"`{address}` is not an address of `{head}`")
+                raise self.error(where, f"`{where.text}` is not an address of `{head}`")
             node = Host(side, op, found, high, low, prefix, port)
+        elif port is not None:
+            node = Port("sport" if side == "src" else "dport", op, port)
+        else:
+            node = Host(side, op, 0)
         if family:
             limit = Number("family", op, family)
             return gather(And if op == "=" else Or, [limit, node])
         return node
 
-    def split_host(self, word: str, column: int) -> tuple[str, str | None, int]:
-        """Return address with prefix, port or None, and the column of the port."""
+    def split_host(self, word: str, column: int) -> tuple[_Token, _Token | None]:
+        """Return the address with its prefix, and the port if there is one."""
         if word[:1] == "[":
             inside, close, rest = word[1:].partition("]")
             if not close:
-                raise self.error(column, "this bracket is not closed", "`[2001:db8::1]:443`")
+                raise self.error(column, "this bracket is not closed", "for example `[2001:db8::1]:443`")
             slash, colon, port = rest.partition(":")
             if slash and slash[0] != "/":
                 raise self.error(column + 2 + len(inside), f"`{slash}` cannot stand behind a bracket")
-            return inside + slash, port if colon else None, column + len(word) - len(port)
-        if word.count(":") > 1:
-            before, _, after = word.rpartition(":")
+            port_token = _Token("word", port, column + len(word) - len(port)) if colon else None
+            return _Token("word", inside + slash, column + (2 if slash else 1)), port_token
+        end = word.find("/")
+        before, colon, after = word.rpartition(":") if end < 0 else word[end:].rpartition(":")
+        if end >= 0:
+            before = word[: len(word) - len(colon + after)]
+        elif word.count(":") > 1:
             whole, split = _is_ipv6(word), _is_ipv6(before)
-            if "/" not in word and whole and split and re.fullmatch(r"[0-9]+", after):
+            if whole and split and re.fullmatch(r"[0-9]+", after):
                 raise self.error(
                     column,
                     f"`{word}` can be read with and without a port",
                     f"write `[{word}]` or `[{before}]:{after}`",
                 )
-            if whole:
-                return word, None, 0
-            return before, after, column + len(before) + 1
-        before, colon, after = word.rpartition(":")
+            if whole or not split:
+                return _Token("word", word, column), None
         if not colon:
-            return word, None, 0
-        return before, after, column + len(before) + 1
+            return _Token("word", word, column), None
+        return _Token("word", before, column), _Token("word", after, column + len(before) + 1)
 
     def prefix(self, value: _Token) -> tuple[int, int, int, int]:
         """Read an address or prefix; return family, both words of the address, length of the prefix."""
@@ -695,6 +689,17 @@ class _Parser:
                 value, f"`{column.name}` is not a time, nor measured in `{word.lstrip('0123456789.')}`"
             )
         raise self.error(value, f"`{word}` is not a number", column.doc)
+
+
+def named_states(word: str) -> int | None:
+    """Return the states that a word stands for, bit *n* for state *n*: one state, or a group of ``ss``."""
+    low = word.lower()
+    if low in _GROUPS:
+        return _GROUPS[low]
+    number = tcp.CLOSE if low in {"unconnected", "unconn"} else tcp.parse_state(low)
+    if number is None:
+        return None
+    return 1 << number | (1 << tcp.NEW_SYN_RECV if number == tcp.SYN_RECV else 0)
 
 
 def _is_ipv6(text: str) -> bool:

@@ -81,8 +81,8 @@ CONTEXT: Final[Mapping[str, str]] = MappingProxyType(
     {
         "age_at_least_s": "Seconds that the socket has been in its state for certain.",
         "age_at_most_s": "Seconds that it can have been in its state at the most.",
-        "autobound": "Whether the kernel chose the local port. Only the kernel knows: ask it with the "
-        "bytecode of the filter `autobound` and see which cookies come.",
+        "autobound": "Whether the kernel chose the local port: it is in ip_local_port_range, and the kernel "
+        "keeps the socket when it is given the bytecode of the filter `autobound`.",
         "cgroup": "Path of the cgroup v2 directory below its mount point (`/` is the root); empty for none.",
         "comm": "Names of the processes that hold it.",
         "container": "Ids and names of the container that made it.",
@@ -520,7 +520,11 @@ class Known(Leaf):
 
 @dataclass(frozen=True, slots=True)
 class Autobound(Leaf):
-    """The kernel chose the local port: no SOCK_BINDPORT_LOCK, which no column shows."""
+    """The kernel chose the local port.
+
+    The kernel only tells whether nobody chose the port *of this socket* (no SOCK_BINDPORT_LOCK), which is
+    true of accepted sockets as well; like ``ss``, the caller also looks whether it is an ephemeral port.
+    """
 
     wanted: bool = True
     cost = 1
@@ -536,7 +540,7 @@ class Autobound(Leaf):
         return np.array([v is not None and bool(v) is self.wanted for v in cells], np.bool_)
 
     def kernel(self, kernel: Kernel) -> Op | bool:  # noqa: ARG002
-        return Op(BC_AUTO, b"", not self.wanted)
+        return Op(BC_AUTO) if self.wanted else True
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
         return frozenset(), frozenset({"autobound"})

@@ -28,6 +28,8 @@ class Facts:
     """Wall clock at the start of the look."""
     boottime_ns: int = 0
     """CLOCK_BOOTTIME at the start of the look: what process start times count from."""
+    boottime_end_ns: int = 0
+    """… and after its last dump: a process is never older than this says, whatever the look took."""
     clock_ticks: int = 100
     """``sysconf(_SC_CLK_TCK)``: the unit of start times in ``/proc/PID/stat``."""
     page_size: int = 4096

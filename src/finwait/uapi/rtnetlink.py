@@ -14,16 +14,28 @@ from numpy.typing import NDArray
 from finwait.errors import DecodeError
 from finwait.uapi import netlink as nl
 
-__all__ = ["addresses", "addresses_request"]
+__all__ = [
+    "ADDRESS_ATTRIBUTES",
+    "HARMLESS_ATTRIBUTES",
+    "IFADDRMSG_SIZE",
+    "RTM_NEWADDR",
+    "addresses",
+    "addresses_request",
+]
 
 RTM_NEWADDR, RTM_GETADDR = 20, 22
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_IFADDRMSG = 8  # family u8, prefixlen u8, flags u8, scope u8, index u32
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_ANYCAST, _IFA_CACHEINFO = 1, 2, 3, 4, 5, 6
+_IFA_MULTICAST, _IFA_FLAGS = 7, 8
+ADDRESS_ATTRIBUTES = frozenset({_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_ANYCAST, _IFA_MULTICAST})
+"""Attributes that hold an address."""
+HARMLESS_ATTRIBUTES = frozenset({_IFA_CACHEINFO, _IFA_FLAGS})
+"""Attributes that hold times and flags; the label, for one, is the name of an interface."""
+IFADDRMSG_SIZE = 8  # family u8, prefixlen u8, flags u8, scope u8, index u32
 
 
 def addresses_request() -> bytes:
     """Return the dump request for the addresses of every family."""
-    return nl.message(RTM_GETADDR, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, bytes(_IFADDRMSG))
+    return nl.message(RTM_GETADDR, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, bytes(IFADDRMSG_SIZE))
 
 
 def addresses(buffer: NDArray[np.uint8], messages: nl.Messages) -> list[tuple[int, int]]:
@@ -39,14 +51,14 @@ def addresses(buffer: NDArray[np.uint8], messages: nl.Messages) -> list[tuple[in
         if kind != RTM_NEWADDR:
             continue
         data = buffer[offset : offset + length].tobytes()
-        if length < nl.NLMSG_HEADER + _IFADDRMSG:
+        if length < nl.NLMSG_HEADER + IFADDRMSG_SIZE:
             raise DecodeError(
                 "struct ifaddrmsg", offset, data[:16], f"message of {length} bytes is too short"
             )
         family = data[nl.NLMSG_HEADER]
         found: dict[int, bytes] = {}
         for number, at, size in nl.attributes(
-            data, nl.NLMSG_HEADER + _IFADDRMSG, length, "ifaddrmsg attribute"
+            data, nl.NLMSG_HEADER + IFADDRMSG_SIZE, length, "ifaddrmsg attribute"
         ):
             found[number] = data[at : at + size]
         # On a point-to-point link IFA_ADDRESS is the peer's and IFA_LOCAL ours; without LOCAL they agree.

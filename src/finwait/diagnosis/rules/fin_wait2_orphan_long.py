@@ -1,9 +1,11 @@
-"""fin-wait2-orphan-long: an orphan whose FIN timeout is above 60 seconds.
+"""fin-wait2-orphan-long: an orphan that is still a full socket, mostly because its FIN timeout is above 60 s.
 
 Seen as       FIN_WAIT2 with inode 0, timer 2 and shutdown bits 3; all attributes are there.
 Why it stays  tcp_fin_timeout or TCP_LINGER2 is above 60 s. Then the full socket is kept on the keepalive timer
-              for (T − 60) s and becomes a minisocket for another (T − 60) s: between 61 and 119 the life of an
-              orphan is 2·(T − 60) s, not T (tcp_rcv_state_process and tcp_keepalive_timer in net/ipv4).
+              for (T - 60) s and becomes a minisocket for another (T - 60) s: between 61 and 119 the life of an
+              orphan is 2·(T - 60) s, not T (tcp_rcv_state_process and tcp_keepalive_timer in net/ipv4).
+              Rarely with T of 60 and below: the ACK of the FIN arrived while close() had the socket locked;
+              then the timer runs T s, and ends it with a RST.
 Not this      timer 3: the ordinary orphan. An inode with timer 2: keepalive on a held socket.
 What ends it  Time. Values up to 60 behave as one reads them.
 What does not Lowering tcp_fin_timeout now: it ends these only when their timer next fires.
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import certain
+from finwait.diagnosis.rules import certain, likely
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -29,40 +31,49 @@ def match(view: View) -> NDArray[np.bool_]:
     return view.in_state(tcp.FIN_WAIT2) & ~view.held & (view.sockets.timer == 2)
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
-    return certain("an orphan on the keepalive timer is one whose FIN timeout exceeds a minute")
+def _timeout(view: View, rows: NDArray[np.int64]) -> tuple[int, int | None]:
+    ns = view.namespaces.get(int(view.sockets.netns[rows[0]]))
+    return (ns.inode, ns.sysctl("ipv4/tcp_fin_timeout")) if ns else (0, None)
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    _, value = _timeout(view, rows)
+    if value is not None and value > 60:
+        return certain(
+            "an orphan on the keepalive timer, and tcp_fin_timeout of its namespace is above a minute"
+        )
+    return likely(
+        "either the program set TCP_LINGER2 above 60, or (about one close in thousands) the ACK of the FIN came "
+        "while close() had the socket locked; both end by themselves"
+    )
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    ns = view.namespaces.get(int(view.sockets.netns[rows[0]]))
-    value = ns.sysctl("ipv4/tcp_fin_timeout") if ns else None
+    inode, value = _timeout(view, rows)
     if value is None:
         return ()
     says = (
         "above 60: every orphan of this namespace takes this way"
         if value > 60
-        else "not the cause: the program set TCP_LINGER2"
+        else "60 or less: not the cause"
     )
     return (
         Evidence(
-            "tcp_fin_timeout",
-            f"{value} s",
-            f"/proc/sys/net/ipv4/tcp_fin_timeout of netns {ns.inode if ns else 0}",
-            says,
+            "tcp_fin_timeout", f"{value} s", f"/proc/sys/net/ipv4/tcp_fin_timeout of netns {inode}", says
         ),
     )
 
 
 RULE = Rule(
     name="fin-wait2-orphan-long",
-    title="closed by its program with a FIN timeout above 60 s; leaves by itself",
+    title="closed by its program, and kept as a full socket for longer; leaves by itself",
     severity="notice",
     rank=20,
     claims=("C2b", "X01", "X02"),
     clues=(
         Clue("state", "our FIN was acknowledged"),
         Clue("inode", "0: no descriptor refers to it any more"),
-        Clue("timer", "2: the FIN timer borrows the keepalive timer above 60 s"),
+        Clue("timer", "2: the FIN timer borrows the keepalive timer"),
         Clue("expires_ms", "until it becomes a minisocket, which lives as long again"),
         Clue("shutdown", "3: both directions are shut"),
     ),

@@ -24,7 +24,7 @@ def build(lab: Lab) -> Situation:
     near6, far6 = meet(client, link.b6, leaky, door, 3)
     (quick,), (unread,) = meet(client, link.b4, leaky, door)
     client.send([*near, *near6], "hello")
-    client.close([*near, *near6, quick])
+    client.leave([*near, *near6, quick])
     leaky.read_to_end([*far, *far6])
     return Situation(
         lab,
@@ -43,6 +43,6 @@ SCENARIO = Scenario(
     story="The peer is done, the program knows it, and its descriptor leaks.",
     claims=("C4", "X17"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

@@ -24,7 +24,7 @@ def build(lab: Lab) -> Situation:
     (busy, louder), behind_busy = meet(pool, link.b4, server, door, 2)
     (read,), (behind_read,) = meet(pool, link.b6, server, door)
     server.send(behind_busy, "bye\r\n")
-    server.close([*behind_idle, *behind_busy, behind_read])
+    server.leave([*behind_idle, *behind_busy, behind_read])
     pool.read_to_end([read])
     return Situation(
         lab,
@@ -44,6 +44,6 @@ SCENARIO = Scenario(
     story="The receive queue tells: an unread FIN counts one.",
     claims=("C5", "X09"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

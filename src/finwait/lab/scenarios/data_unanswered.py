@@ -23,7 +23,7 @@ def build(lab: Lab) -> Situation:
     near, far = meet(app, lost.b4, backend, door, 3)
     (told,), (left,) = meet(app, lost.b4, backend, door)
     well, fine = meet(app, works.b4, backend, other, 2)
-    backend.close([left])
+    backend.leave([left])
     app.read_to_end([told])
     lost.cut()
     app.send([*near, told, *well], "are you there?")
@@ -48,6 +48,6 @@ SCENARIO = Scenario(
     story="Retransmitting into nothing; keepalive does not run while data is queued.",
     claims=("C10", "X20"),
     needs=("netns", "tool:nft"),
-    seconds=1.5,
+    seconds=1.0,
     build=build,
 )

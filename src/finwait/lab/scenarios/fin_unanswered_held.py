@@ -23,7 +23,7 @@ def build(lab: Lab) -> Situation:
     first, waiting = meet(app, link.b4, backend, door, 3)
     (last,), (left,) = meet(app, link.b4, backend, door)
     (closed,), (kept,) = meet(app, link.b4, backend, door)
-    backend.close([left])
+    backend.leave([left])
     app.read_to_end([last])
     link.cut()
     app.shutdown([*first, last], "WR")
@@ -47,6 +47,6 @@ SCENARIO = Scenario(
     story="FIN_WAIT1 with an owner follows tcp_retries2, not tcp_orphan_retries.",
     claims=("C11b", "X25"),
     needs=("netns", "tool:nft"),
-    seconds=1.5,
+    seconds=0.5,
     build=build,
 )

@@ -24,7 +24,7 @@ def build(lab: Lab) -> Situation:
     last, left = meet(app, lost.b4, backend, door, 2)
     (held,), (kept,) = meet(app, lost.b4, backend, door)
     (crossing,), (crossed,) = meet(app, one_way.b4, backend, other)
-    backend.close(left)
+    backend.leave(left)
     app.read_to_end(last)
     lost.cut()
     one_way.cut(a=False)
@@ -54,6 +54,6 @@ SCENARIO = Scenario(
     story="An orphan retransmits its FIN into nothing; the kernel gives up by itself.",
     claims=("C11", "S21", "X04"),
     needs=("netns", "tool:nft"),
-    seconds=1.5,
+    seconds=0.6,
     build=build,
 )

@@ -29,7 +29,7 @@ def build(lab: Lab) -> Situation:
     poller.send(near, "GET /\r\n")
     backend.recv(far, 7)
     poller.shutdown(near, "WR")
-    poller.close([leaving])
+    poller.leave([leaving])
     backend.read_to_end([*far, left])
     return Situation(
         lab,
@@ -50,6 +50,6 @@ SCENARIO = Scenario(
     "tcp_fin_timeout says.",
     claims=("C1", "S03", "S06"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

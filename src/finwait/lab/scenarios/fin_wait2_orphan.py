@@ -24,7 +24,7 @@ def build(lab: Lab) -> Situation:
     near6, far6 = meet(browser, link.b6, backend, door, 2)
     (held,), (kept,) = meet(browser, link.b4, backend, door)
     browser.shutdown([held], "WR")
-    browser.close([*near, *near6])
+    browser.leave([*near, *near6])
     backend.read_to_end([*far, *far6, kept])
     return Situation(
         lab,
@@ -44,6 +44,6 @@ SCENARIO = Scenario(
     "tcp_fin_timeout is about.",
     claims=("C2", "X02"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

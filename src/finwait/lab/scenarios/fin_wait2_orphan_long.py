@@ -28,9 +28,9 @@ def build(lab: Lab) -> Situation:
     (plain, probed), kept = meet(browser, link.b4, backend, door, 2)
     browser.setsockopt(near, socket.IPPROTO_TCP, socket.TCP_LINGER2, 120)
     browser.setsockopt([probed], socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    browser.close([*near, plain])
+    browser.leave([*near, plain])
     browser.shutdown([probed], "WR")
-    agent.close(by_sysctl)
+    agent.leave(by_sysctl)
     backend.read_to_end([*far, *far_too, *kept])
     return Situation(
         lab,
@@ -51,6 +51,6 @@ SCENARIO = Scenario(
     story="tcp_fin_timeout or TCP_LINGER2 above 60 s: the orphan borrows the keepalive timer first.",
     claims=("C2b", "X01", "X05"),
     needs=("netns",),
-    seconds=0.6,
+    seconds=0.4,
     build=build,
 )

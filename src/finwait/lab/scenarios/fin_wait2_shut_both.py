@@ -44,6 +44,6 @@ SCENARIO = Scenario(
     story="Shut in both directions and never closed: tcp_fin_timeout does not apply to it either.",
     claims=("C1c", "X11"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

@@ -46,6 +46,6 @@ SCENARIO = Scenario(
     story="The same state as fin-wait2-held, told apart by bytes that arrive between two looks.",
     claims=("C1b",),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

@@ -43,6 +43,6 @@ SCENARIO = Scenario(
     story="Reset (or destroyed) and never closed: nothing in the socket tables, and the leak goes on.",
     claims=("C16", "X50"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

@@ -25,7 +25,7 @@ def build(lab: Lab) -> Situation:
     (asking,), (own,) = meet(client, link.b4, dispatcher, door)
     dispatcher.shutdown([*passed, own], "WR")
     client.read_to_end([*waiting, asking])
-    client.close([left])
+    client.leave([left])
     dispatcher.read_to_end([abandoned])
     dispatcher.strand([*passed, abandoned])
     return Situation(
@@ -47,6 +47,6 @@ SCENARIO = Scenario(
     story="Held by the kernel on behalf of a message that nobody receives.",
     claims=("C8", "X15"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

@@ -55,6 +55,6 @@ SCENARIO = Scenario(
     story="The peer went away without a word and nobody asks after it.",
     claims=("C9", "X37"),
     needs=("netns",),
-    seconds=0.8,
+    seconds=0.4,
     build=build,
 )

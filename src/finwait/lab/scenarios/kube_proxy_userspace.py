@@ -50,10 +50,10 @@ def build(lab: Lab) -> Situation:
     alive = [conn for pair in legs if pair[0].dport not in ours for conn in pair]
     ports = {outer.sport for _, outer in stuck}
     held = [conn for conn in ends if conn.dport in ports]
-    client.close(leaving)
+    client.leave(leaving)
     backend.read_to_end(held)
     (check,), (checked,) = meet(proxy, back.b4, backend, target)
-    proxy.close([check])
+    proxy.leave([check])
     backend.read_to_end([checked])
     return Situation(
         lab,
@@ -78,6 +78,6 @@ SCENARIO = Scenario(
     story="The incident that the popular advice about tcp_fin_timeout comes from, built again.",
     claims=("C3", "S01", "S05", "S23"),
     needs=("netns",),
-    seconds=1.0,
+    seconds=0.4,
     build=build,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 from finwait.lab.scenario import Scenario, Situation, expect
@@ -10,8 +11,6 @@ if TYPE_CHECKING:
     from finwait.lab.topology import Lab
 
 __all__ = ["SCENARIO"]
-
-_MPTCP = 262
 
 
 def build(lab: Lab) -> Situation:
@@ -40,11 +39,11 @@ def build(lab: Lab) -> Situation:
         "subflows alone: `ss -t` shows them ESTABLISHED at both ends, and only `ss -M` shows FIN_WAIT2 "
         "and CLOSE_WAIT. A third is in use. A fourth client speaks plain TCP to the same listener: an "
         "ordinary half-close.",
-        expected=expect("mptcp-half-close", near[:2], "FIN_WAIT2", protocol=_MPTCP)
-        + expect("mptcp-half-close", far[:2], "CLOSE_WAIT", protocol=_MPTCP),
+        expected=expect("mptcp-half-close", near[:2], "FIN_WAIT2", protocol=socket.IPPROTO_MPTCP)
+        + expect("mptcp-half-close", far[:2], "CLOSE_WAIT", protocol=socket.IPPROTO_MPTCP),
         others=expect("fin-wait2-held", [plain], "FIN_WAIT2")
         + expect("close-wait-eof-read", [fallen_back], "CLOSE_WAIT", rqueue=0),
-        healthy=expect("", [near[2], far[2]], "ESTABLISHED", protocol=_MPTCP)
+        healthy=expect("", [near[2], far[2]], "ESTABLISHED", protocol=socket.IPPROTO_MPTCP)
         + expect("", [*near, *far], "ESTABLISHED"),
     )
 
@@ -55,6 +54,6 @@ SCENARIO = Scenario(
     story="The TCP rows are the subflows; the state of the connection is in MPTCP's own table.",
     claims=("C17", "X49"),
     needs=("netns", "mptcp", "tool:ss"),
-    seconds=0.6,
+    seconds=0.4,
     build=build,
 )

@@ -63,6 +63,6 @@ SCENARIO = Scenario(
     story="A short nf_conntrack timeout makes stuck sockets at both ends instead of curing them.",
     claims=("C13", "S31", "X28"),
     needs=("netns", "tool:nft", "tool:conntrack"),
-    seconds=2.5,
+    seconds=2.0,
     build=build,
 )

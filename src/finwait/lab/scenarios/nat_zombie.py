@@ -44,6 +44,6 @@ SCENARIO = Scenario(
     story="An INVALID packet is forwarded untranslated, the RST that answers it hits one end only.",
     claims=("C14", "X35", "X38"),
     needs=("netns", "tool:nft"),
-    seconds=1.0,
+    seconds=0.4,
     build=build,
 )

@@ -26,7 +26,7 @@ def build(lab: Lab) -> Situation:
     served, serving = meet(client, link.b4, working, open_door, 2)
     (done,), (leaked,) = meet(client, link.b4, working, open_door)
     client.send([*gone, *waiting], "GET /")
-    client.close([*gone, done])
+    client.leave([*gone, done])
     working.read_to_end([leaked])
     return Situation(
         lab,
@@ -47,6 +47,6 @@ SCENARIO = Scenario(
     story="The client sees a connection, the server's program does not: it sits in the accept queue.",
     claims=("C6", "X16"),
     needs=("netns",),
-    seconds=0.5,
+    seconds=0.4,
     build=build,
 )

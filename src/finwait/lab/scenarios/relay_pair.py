@@ -33,7 +33,7 @@ def build(lab: Lab) -> Situation:
     alive = [pair for pair in legs if pair[0].dport not in ours]
     stuck_ports = {outer.sport for _, outer in stuck}
     stuck_ends = [conn for conn in ends if conn.dport in stuck_ports]
-    client.close(leaving)
+    client.leave(leaving)
     backend.read_to_end(stuck_ends)
     # Near misses on the same node: a CLOSE_WAIT and a FIN_WAIT2, but of two programs that relay nothing.
     worker = lab.actor(node, "worker")
@@ -41,7 +41,7 @@ def build(lab: Lab) -> Situation:
     worker_door = worker.listen(front.b4, 9000)
     (caller,), (finished,) = meet(client, front.b4, worker, worker_door)
     (asking,), (asked,) = meet(cron, back.b4, backend, target)
-    client.close([caller])
+    client.leave([caller])
     worker.read_to_end([finished])
     cron.shutdown([asking], "WR")
     backend.read_to_end([asked])
@@ -69,6 +69,6 @@ SCENARIO = Scenario(
     "client, FIN_WAIT2 to the backend, both held by the same process.",
     claims=("C3", "S01", "X52"),
     needs=("netns",),
-    seconds=1.0,
+    seconds=0.4,
     build=build,
 )

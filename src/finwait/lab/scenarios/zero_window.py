@@ -52,6 +52,6 @@ SCENARIO = Scenario(
     story="FIN_WAIT1 with a full send queue does not mean that a FIN was lost: it was never sent.",
     claims=("C12", "X26", "X53"),
     needs=("netns",),
-    seconds=1.0,
+    seconds=0.4,
     build=build,
 )

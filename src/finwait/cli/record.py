@@ -1,0 +1,84 @@
+"""``finwait record``: what was read, into a file that every command can read instead of the kernel."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from finwait.cli import options
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = sub.add_parser(
+        "record",
+        help="keep what was read in a file, for later or for a bug report",
+        description="Record everything that a diagnosis reads: datagrams and files as they came. Every command that "
+        "looks takes the file with `--from FILE`. Changes nothing.",
+    )
+    parser.add_argument("file", metavar="FILE", help="where to write; `.finwait` is the usual ending")
+    parser.add_argument(
+        "--redact",
+        action="store_true",
+        help="replace addresses, names and command lines by stable pseudonyms, so that it can be attached to a "
+        "public bug report",
+    )
+    parser.add_argument(
+        "--keep-name", action="append", default=[], metavar="COMM", help="a process name that --redact keeps"
+    )
+    parser.add_argument(
+        "--looks",
+        type=int,
+        default=2,
+        metavar="N",
+        help="how many looks (default 2: tells stuck from streaming)",
+    )
+    parser.add_argument(
+        "--interval",
+        type=options.duration_ms,
+        default=1000,
+        metavar="DURATION",
+        help="time between looks (default 1s)",
+    )
+    parser.add_argument(
+        "--netns",
+        action="append",
+        default=[],
+        metavar="NAME|INODE|PID",
+        help="only this network namespace (repeatable)",
+    )
+    parser.add_argument("--note", default="", metavar="TEXT", help="a line for whoever reads it")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import os
+
+    from finwait import session
+    from finwait.errors import FinwaitError
+    from finwait.recording import record
+
+    if not 1 <= args.looks <= 1000:
+        error = FinwaitError(f"`--looks {args.looks}`: 1 to 1000 looks can be recorded")
+        error.hint = "two are enough to tell a streaming half-close from a stuck one"
+        raise error
+    rows = record(
+        session.live_machine(),
+        args.file,
+        looks=args.looks,
+        interval_ms=args.interval,
+        only=options.namespaces(args.netns, live=True) if args.netns else None,
+        redact=args.redact,
+        keep_names=frozenset(args.keep_name),
+        note=args.note,
+        progress=options.progress(),
+    )
+    size = os.stat(args.file).st_size
+    sys.stderr.write(
+        f"finwait: recorded {rows} connections in {args.looks} look{'s' if args.looks != 1 else ''} "
+        f"({size / 1000:.0f} kB) into `{args.file}`; read it with `finwait --from {args.file}`\n"
+    )
+    return 0

@@ -1,0 +1,295 @@
+"""Redaction: stable pseudonyms for addresses, names and command lines, in the bytes themselves.
+
+A redacted recording decodes by the same code and gives the same findings: only what identifies a machine or
+a person is replaced. Pseudonyms are derived from a random key that is made for the recording and forgotten,
+so they are equal where the originals are equal and cannot be turned back by guessing.
+
+* Addresses keep their class (first octet; first 16 bits of IPv6) and which subnets they share: each further
+  octet (16-bit group) is XORed with a hash of the key and everything before it. Loopback and wildcard stay.
+* Ports, states, counters, times, pids, inodes and cookies stay.
+* Names (processes, namespaces, cgroups, host) become ``name-1a2b3c``; container and pod ids become other ids
+  of the same shape; command lines and paths are dropped but for the pseudonym of the program.
+* Attributes whose content is not known to be harmless are zeroed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.errors import Gap
+from finwait.table import decode
+from finwait.uapi import conntrack, inet_diag, rtnetlink
+from finwait.uapi import netlink as nl
+from finwait.uapi.layout import Rows
+from finwait.uapi.observation import Facts, Namespace, Observation, ProcessFiles
+
+__all__ = ["Pseudonyms", "redact"]
+
+_HARMLESS: Final = frozenset(
+    (
+        inet_diag.MEMINFO, inet_diag.INFO, inet_diag.VEGASINFO, inet_diag.CONG, inet_diag.TOS, inet_diag.TCLASS,
+        inet_diag.SKMEMINFO, inet_diag.SHUTDOWN, inet_diag.DCTCPINFO, inet_diag.PROTOCOL, inet_diag.SKV6ONLY,
+        inet_diag.PAD, inet_diag.MARK, inet_diag.BBRINFO, inet_diag.CLASS_ID, inet_diag.ULP_INFO,
+        inet_diag.CGROUP_ID, inet_diag.SOCKOPT,
+    )
+)  # fmt: skip
+_HARMLESS_FLOW: Final = frozenset(
+    (
+        conntrack.TUPLE_ORIG, conntrack.TUPLE_REPLY, conntrack.TUPLE_MASTER, conntrack.STATUS, conntrack.PROTOINFO,
+        conntrack.TIMEOUT, conntrack.MARK, conntrack.COUNTERS_ORIG, conntrack.COUNTERS_REPLY, conntrack.USE,
+        conntrack.ID, conntrack.ZONE, conntrack.TIMESTAMP, conntrack.SEQ_ADJ_ORIG, conntrack.SEQ_ADJ_REPLY,
+        conntrack.HELP, conntrack.SYNPROXY,
+    )
+)  # fmt: skip
+_STRUCTURE: Final = re.compile(
+    r"(?:kubepods(?:-besteffort|-burstable)?(?:\.slice)?|besteffort|burstable|system\.slice|user\.slice|machine\.slice"
+    r"|init\.scope|docker|containerd|crio|lxc|libpod_parent|user@?|container|kubelet|payload|supervisor)"
+)
+_HEX: Final = re.compile(r"[0-9a-f]{12,}")
+_UUID: Final = re.compile(r"[0-9a-f]{8}([-_])[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}")
+_SUFFIX: Final = re.compile(r"\.(?:service|scope|slice|socket|mount)$")
+_PREFIX: Final = re.compile(
+    r"^(?:kubepods(?:-besteffort|-burstable)?-pod|pod|cri-containerd-|crio-|docker-|libpod-(?:conmon-)?)"
+)
+
+
+class Pseudonyms:
+    """Names and addresses → pseudonyms, by a key that nobody keeps."""
+
+    def __init__(self, key: bytes | None = None, keep: Iterable[str] = ()) -> None:
+        self._key = key if key is not None else os.urandom(32)
+        self._keep = frozenset(keep)
+        self._addresses: dict[bytes, bytes] = {}
+
+    def _hash(self, *parts: bytes) -> bytes:
+        return hmac.new(self._key, b"\0".join(parts), hashlib.sha256).digest()
+
+    def name(self, text: str, kind: str = "name") -> str:
+        """Return ``kind-1a2b3c`` for a name; kept names and empty ones stay."""
+        if not text or text in self._keep:
+            return text
+        return f"{kind}-{self._hash(b'name', text.encode('utf-8', 'replace')).hex()[:6]}"
+
+    def hexadecimal(self, text: str) -> str:
+        """Return other hexadecimal digits of the same number and grouping."""
+        digits = (self._hash(b"hex", text.encode()) * (len(text) // 32 + 1)).hex()
+        return "".join(c if c in "-_" else digits[k] for k, c in enumerate(text))
+
+    def component(self, text: str) -> str:
+        """Return one component of a cgroup path, its structure kept."""
+        if not text or _STRUCTURE.fullmatch(text):
+            return text
+        suffix = m[0] if (m := _SUFFIX.search(text)) else ""
+        body = text.removesuffix(suffix) if suffix else text
+        prefix = m[0] if (m := _PREFIX.match(body)) else ""
+        body = body[len(prefix) :]
+        if _UUID.fullmatch(body) or _HEX.fullmatch(body):
+            return prefix + self.hexadecimal(body) + suffix
+        return prefix + self.name(body) + suffix
+
+    def path(self, text: str) -> str:
+        """Return a cgroup path, each component by itself."""
+        deleted = " (deleted)" if text.endswith(" (deleted)") else ""
+        return "/".join(map(self.component, text.removesuffix(deleted).split("/"))) + deleted
+
+    def address(self, raw: bytes) -> bytes:
+        """Return the pseudonym of 4 or 16 bytes of address."""
+        done = self._addresses.get(raw)
+        if done is None:
+            done = self._addresses[raw] = self._address(raw)
+        return done
+
+    def _address(self, raw: bytes) -> bytes:
+        if len(raw) == 16:
+            if raw[:12] == b"\0" * 10 + b"\xff\xff":
+                return raw[:12] + self.address(raw[12:])
+            if raw[:15] == b"\0" * 15 and raw[15] <= 1:
+                return raw
+            out = raw[:2]
+            for at in range(2, 16, 2):
+                mask = self._hash(b"v6", raw[:at])[:2]
+                out += bytes(a ^ b for a, b in zip(raw[at : at + 2], mask, strict=True))
+            return out
+        if raw[0] in (0, 127) or raw == b"\xff" * 4:
+            return raw
+        out = raw[:1]
+        for at in range(1, 4):
+            out += bytes([raw[at] ^ self._hash(b"v4", raw[:at])[0]])
+        return out
+
+
+def redact(
+    looks: Sequence[Observation], *, key: bytes | None = None, keep_names: frozenset[str] = frozenset()
+) -> list[Observation]:
+    """Return looks in which everything that identifies is replaced; all with the same pseudonyms.
+
+    Args:
+        looks: what was read.
+        key: for tests; a random one is made, and forgotten, when it is not given.
+        keep_names: process names to leave as they are (of programs that everybody has).
+
+    Raises:
+        DecodeError: the datagrams cannot be decoded, so that what they hold is not known.
+    """
+    names = Pseudonyms(key, keep_names)
+    return [_redact(look, names) for look in looks]
+
+
+def _redact(look: Observation, names: Pseudonyms) -> Observation:
+    buffer = look.buffer.copy()
+    known = replace(look, buffer=buffer)
+    _sockets(known, names)
+    _flows(known, names)
+    _local_addresses(known, names)
+    _tails(known)
+    renamed = {
+        name: names.name(name, "netns") for ns in look.namespaces for name in ns.names if name != "host"
+    }
+    return replace(
+        look,
+        buffer=buffer,
+        facts=_facts(look.facts, names),
+        namespaces=tuple(
+            replace(ns, names=tuple(renamed.get(n, n) for n in ns.names), files=_files(ns))
+            for ns in look.namespaces
+        ),
+        processes={pid: _process(one, names) for pid, one in look.processes.items()},
+        cgroups={number: names.path(path) for number, path in look.cgroups.items()},
+        gaps=tuple(_gap(gap, renamed) for gap in look.gaps),
+    )
+
+
+def _files(ns: Namespace) -> dict[str, bytes]:
+    """Files of a namespace: settings and counters, which identify nobody; anything else is left out."""
+    return {
+        name: data
+        for name, data in ns.files.items()
+        if name.startswith("sys/")
+        or name in ("net/sockstat", "net/sockstat6", "net/netstat", "net/snmp", "net/stat/nf_conntrack")
+    }
+
+
+def _gap(gap: Gap, renamed: dict[str, str]) -> Gap:
+    where = gap.where
+    for old, new in renamed.items():
+        where = where.replace(f"({old})", f"({new})")
+    return replace(gap, where=where)
+
+
+def _facts(facts: Facts, names: Pseudonyms) -> Facts:
+    boot = names.hexadecimal(facts.boot_id) if facts.boot_id else ""
+    return replace(facts, hostname=names.name(facts.hostname, "host"), boot_id=boot)
+
+
+def _process(one: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
+    comm = ""
+    stat = one.stat
+    if stat is not None and b"(" in stat and b")" in stat:
+        begin, end = stat.index(b"(") + 1, stat.rindex(b")")
+        comm = stat[begin:end].decode("utf-8", "replace")
+        stat = stat[:begin] + names.name(comm, "comm").encode() + stat[end:]
+    status = one.status
+    if status is not None:
+        kept = (b"Tgid:", b"Pid:", b"PPid:", b"Uid:", b"NSpid:", b"Threads:", b"Kthread:")
+        lines = [line for line in status.split(b"\n") if line.startswith(kept)]
+        status = b"Name:\t" + names.name(comm, "comm").encode() + b"\n" + b"\n".join(lines) + b"\n"
+    cgroup = one.cgroup
+    if cgroup is not None:
+        lines = []
+        for line in cgroup.decode("utf-8", "replace").split("\n"):
+            number, _, rest = line.partition(":")
+            controllers, colon, path = rest.partition(":")
+            lines.append(f"{number}:{controllers}:{names.path(path)}".encode() if colon else b"")
+        cgroup = b"\n".join(lines)
+    return replace(
+        one,
+        stat=stat,
+        status=status,
+        cmdline=None if not one.cmdline else names.name(comm, "comm").encode() + b"\0",
+        cgroup=cgroup,
+        exe=None if not one.exe else b"/" + names.name(one.exe.decode("utf-8", "replace"), "exe").encode(),
+    )
+
+
+def _replace(buffer: NDArray[np.uint8], at: NDArray[np.int64], size: int, names: Pseudonyms) -> None:
+    """Replace the addresses of ``size`` bytes at some offsets (−1: none), each different one once."""
+    at = at[at >= 0]
+    if not len(at):
+        return
+    cells = buffer[at[:, None] + np.arange(size)]
+    values, which = np.unique(cells, axis=0, return_inverse=True)
+    new = np.array([list(names.address(value.tobytes())) for value in values], np.uint8)
+    buffer[at[:, None] + np.arange(size)] = new[which.reshape(-1)]
+
+
+def _blank(buffer: NDArray[np.uint8], rows: Rows, harmless: frozenset[int]) -> None:
+    """Zero attributes that are not known to be harmless."""
+    for number, layout in enumerate(rows.layouts):
+        mine = rows.offset[rows.layout == number]
+        for path, (offset, size) in layout.places.items():
+            if path[0] not in harmless and len(path) == 1 and size:
+                buffer[(mine + offset)[:, None] + np.arange(size)] = 0
+
+
+def _sockets(look: Observation, names: Pseudonyms) -> None:
+    messages, _, _ = decode.chains(look, "tcp", "mptcp")
+    wanted = (messages.type == inet_diag.SOCK_DIAG_BY_FAMILY) | (messages.type == inet_diag.TCPDIAG_GETSOCK)
+    rows = inet_diag.find_rows(look.buffer, messages.where(wanted))
+    body = rows.offset + nl.NLMSG_HEADER
+    family = look.buffer[body] if len(rows) else np.empty(0, np.uint8)
+    for offset in (8, 24):
+        _replace(look.buffer, (body + offset)[family == inet_diag.AF_INET], 4, names)
+        _replace(look.buffer, (body + offset)[family != inet_diag.AF_INET], 16, names)
+        # The other twelve bytes of an IPv4 address are not used; a kernel that does not clear them may not tell.
+        rest = (body + offset + 4)[family == inet_diag.AF_INET]
+        if len(rest):
+            look.buffer[rest[:, None] + np.arange(12)] = 0
+    _blank(look.buffer, rows, _HARMLESS)
+
+
+def _flows(look: Observation, names: Pseudonyms) -> None:
+    messages, _, _ = decode.chains(look, "conntrack")
+    rows = conntrack.find_rows(look.buffer, messages.where(messages.type == conntrack.CT_NEW))
+    for kind in (conntrack.TUPLE_ORIG, conntrack.TUPLE_REPLY, conntrack.TUPLE_MASTER):
+        for number in (conntrack.IP_V4_SRC, conntrack.IP_V4_DST):
+            _replace(look.buffer, rows.place((kind, conntrack.TUPLE_IP, number), 4), 4, names)
+        for number in (conntrack.IP_V6_SRC, conntrack.IP_V6_DST):
+            _replace(look.buffer, rows.place((kind, conntrack.TUPLE_IP, number), 16), 16, names)
+    _blank(look.buffer, rows, _HARMLESS_FLOW)
+
+
+def _local_addresses(look: Observation, names: Pseudonyms) -> None:
+    messages, _, _ = decode.chains(look, "addresses")
+    buffer = look.buffer
+    for offset, length, kind in zip(
+        messages.offset.tolist(), messages.length.tolist(), messages.type.tolist(), strict=True
+    ):
+        if kind != rtnetlink.RTM_NEWADDR:
+            continue
+        data = buffer[offset : offset + length].tobytes()
+        begin = nl.NLMSG_HEADER + rtnetlink.IFADDRMSG_SIZE
+        for number, at, size in nl.attributes(data, min(begin, length), length, "ifaddrmsg attribute"):
+            place = slice(offset + at, offset + at + size)
+            if number in rtnetlink.ADDRESS_ATTRIBUTES and size in (4, 16):
+                buffer[place] = np.frombuffer(names.address(data[at : at + size]), np.uint8)
+            elif number not in rtnetlink.HARMLESS_ATTRIBUTES:
+                buffer[place] = 0
+
+
+def _tails(look: Observation) -> None:
+    """Zero what lies between and after the datagrams."""
+    used = np.zeros(len(look.buffer), np.bool_)
+    for ns in look.namespaces:
+        for dump in ns.dumps:
+            for a, b in zip(dump.starts, dump.ends, strict=True):
+                used[a:b] = True
+    look.buffer[~used] = 0

@@ -1,0 +1,80 @@
+"""A recording as a machine: it answers what the running kernel answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from finwait.recording.format import read
+from finwait.uapi.observation import Descriptors, Observation, ProcessFiles
+
+if TYPE_CHECKING:
+    from finwait.kernel.observe import Plan
+
+__all__ = ["Replay", "open_recording"]
+
+
+class Replay:
+    """The looks of a recording, one after the other; the last is given again when there are no more."""
+
+    live: Final = False
+
+    def __init__(self, looks: Sequence[Observation]) -> None:
+        if not looks:
+            raise ValueError("a recording has at least one look")
+        self._looks = tuple(looks)
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._looks)
+
+    @property
+    def _now(self) -> Observation:
+        return self._looks[max(self._next - 1, 0)]
+
+    def observe(self, plan: Plan) -> Observation:
+        """Give the next look, restricted to the namespaces of the plan.
+
+        All states are there whatever the plan asks for: a FILTER has the last word on rows anyway.
+        """
+        look = self._looks[min(self._next, len(self._looks) - 1)]
+        self._next = min(self._next + 1, len(self._looks))
+        if plan.only is not None:
+            look = replace(look, namespaces=tuple(ns for ns in look.namespaces if ns.inode in plan.only))
+        if not plan.descriptors:
+            look = replace(look, descriptors=Descriptors.none())
+        return look
+
+    def descriptors_again(self) -> Descriptors:
+        """Give the descriptors of the look again: they were listed twice when it was recorded."""
+        return self._now.descriptors
+
+    def processes(self, which: Iterable[int]) -> dict[int, ProcessFiles]:
+        """Give the files of processes that were recorded."""
+        known = self._now.processes
+        return {pid: known[pid] for pid in which if pid in known}
+
+    def cgroups(self, ids: Iterable[int]) -> dict[int, str]:
+        """Give the paths of cgroups that were recorded."""
+        known = self._now.cgroups
+        return {number: known[number] for number in ids if number in known}
+
+    def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
+        """Give the close-on-exec flags that were recorded."""
+        known = self._now.close_on_exec
+        return {pair: known[pair] for pair in pairs if pair in known}
+
+    def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
+        """Give the protocol names that were recorded, by inode."""
+        known = self._now.socket_protocols
+        return {inode: known[inode] for _, _, inode in triples if inode in known}
+
+
+def open_recording(path: str) -> Replay:
+    """Open a recording as a machine.
+
+    Raises:
+        RecordingError: it cannot be read, or is not what it claims to be.
+    """
+    return Replay(read(path)[1])

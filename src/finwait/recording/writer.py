@@ -1,0 +1,120 @@
+"""Looking at a machine for a recording: everything is asked for, because nobody can ask again later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from finwait.kernel.observe import Plan
+from finwait.recording.format import write
+from finwait.recording.redact import redact as redact_looks
+from finwait.table import decode
+from finwait.uapi import tcp
+from finwait.uapi.observation import Descriptors, Observation, ProcessFiles
+
+__all__ = ["complete", "record"]
+
+
+class Source(Protocol):
+    """The machine, as far as a recording needs it."""
+
+    def observe(self, plan: Plan) -> Observation: ...
+    def descriptors_again(self) -> Descriptors: ...
+    def processes(self, which: Iterable[int]) -> dict[int, ProcessFiles]: ...
+    def cgroups(self, ids: Iterable[int]) -> dict[int, str]: ...
+    def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]: ...
+    def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]: ...
+
+
+def complete(machine: Source, plan: Plan) -> Observation:
+    """Look once and read everything that any command could ask about what was seen."""
+    look = machine.observe(plan)
+    sockets = decode.sockets(look)
+    found = look.descriptors
+    if found.searched:
+        again = machine.descriptors_again()
+        both = np.unique(
+            np.stack(
+                [
+                    np.concatenate([found.pid, again.pid]).astype(np.uint64),
+                    np.concatenate([found.fd, again.fd]).astype(np.uint64),
+                    np.concatenate([found.inode, again.inode]),
+                ]
+            ),
+            axis=1,
+        )
+        found = Descriptors(
+            both[0].astype(np.uint32),
+            both[1].astype(np.uint32),
+            both[2],
+            tuple(sorted({*found.unreadable, *again.unreadable})),
+        )
+    here = np.isin(found.inode, sockets.inode.astype(np.uint64))
+    files = machine.processes(np.unique(found.pid).tolist())
+    if plan.only is not None:
+        # Of other namespaces nothing is recorded, their processes and descriptors neither.
+        inside = [pid for pid, one in files.items() if one.netns in plan.only]
+        keep = here | np.isin(found.pid, np.array(inside, np.uint32))
+        found = Descriptors(found.pid[keep], found.fd[keep], found.inode[keep], found.unreadable)
+        here = here[keep]
+        files = {pid: files[pid] for pid in set(found.pid.tolist()) & files.keys()}
+    stuck = np.isin(sockets.state, [s for s in range(12) if tcp.CLOSING_STATES >> s & 1])
+    closing = np.isin(found.inode, sockets.inode[stuck & (sockets.inode != 0)].astype(np.uint64))
+    lost = ~here
+    rows = list(zip(found.pid.tolist(), found.fd.tolist(), found.inode.tolist(), strict=True))
+    return replace(
+        look,
+        descriptors=found,
+        processes=files,
+        cgroups=machine.cgroups(np.unique(sockets.cgroup_id).tolist() if len(sockets) else []),
+        close_on_exec=machine.close_on_exec(
+            (rows[k][0], rows[k][1]) for k in np.flatnonzero(closing).tolist()
+        ),
+        socket_protocols=machine.socket_protocols(rows[k] for k in np.flatnonzero(lost).tolist()),
+    )
+
+
+def record(
+    machine: Source,
+    path: str,
+    *,
+    looks: int = 1,
+    interval_ms: int = 1000,
+    only: frozenset[int] | None = None,
+    redact: bool = False,
+    keep_names: frozenset[str] = frozenset(),
+    note: str = "",
+    progress: Callable[[str], None] | None = None,
+) -> int:
+    """Record one or more looks at a machine into a file; return the number of connections in the last.
+
+    Args:
+        machine: the running machine.
+        path: of the file; replaced if it is there, and only by a complete recording.
+        looks: how many looks.
+        interval_ms: time between them.
+        only: inodes of namespaces; all if None.
+        redact: replace addresses, names and command lines by pseudonyms.
+        keep_names: process names that redaction leaves as they are.
+        note: a line for the reader.
+        progress: told what is being done.
+
+    Raises:
+        RecordingError: the file cannot be written.
+        KernelError: the look failed.
+    """
+    plan = Plan(only=only, established_limit=None, progress=progress)
+    taken: list[Observation] = []
+    for k in range(looks):
+        if k:
+            time.sleep(interval_ms / 1000)
+        taken.append(complete(machine, plan))
+    rows = len(decode.sockets(taken[-1]))
+    if redact:
+        taken = redact_looks(taken, keep_names=keep_names)
+    write(path, taken, redacted=redact, note=note)
+    return rows
