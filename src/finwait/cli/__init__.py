@@ -26,6 +26,8 @@ COMMANDS = {
     "netns": "netns",
     "rules": "rules",
     "check": "check",
+    "trace": "trace",
+    "capture": "capture",
     "record": "record",
     "lab": "lab",
 }

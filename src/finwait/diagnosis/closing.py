@@ -12,6 +12,7 @@ copy of a packet on a second interface (a bridge and its port) is recognised and
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -328,5 +329,4 @@ def diagram(closing: Closing, *, most: int = 40) -> list[str]:
         out.append(f"{'':12} |{'<' + bar if from_b else bar + '>'}| {phrase}")
     if closing.steps:
         out.append(f"{'':12} {closing.state_a:<{_WIDTH}}  {closing.state_b}")
-    out.append(closing.verdict)
-    return out
+    return [*out, *textwrap.wrap(closing.verdict, 98, break_long_words=False, break_on_hyphens=False)]
