@@ -1,0 +1,125 @@
+"""Make the recordings of this folder: one of each lab scenario, redacted. See README.md.
+
+sudo .venv/bin/python -m tests.captures.make [NAME…]      new recordings and golden files
+.venv/bin/python -m tests.captures.make --golden          golden files of the recordings that are there
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from finwait import session
+from finwait.diagnosis.view import Options
+from finwait.kernel import procfs
+from finwait.kernel.observe import Plan
+from finwait.lab.scenario import Situation, scenarios
+from finwait.lab.topology import Lab
+from finwait.recording import open_recording, read, record
+from finwait.report import text
+from finwait.session import Diagnosis, Look
+
+HERE = Path(__file__).parent
+OPTIONS = {"idle-unprobed": Options(idle_ms=1)}
+
+
+def how(name: str, walled: frozenset[int] = frozenset(), only: frozenset[int] | None = None) -> Look:
+    return Look(
+        plan=Plan(only=only, established_limit=None),
+        options=OPTIONS.get(name, Options()),
+        watch_ms=1,
+        not_holders=walled,
+    )
+
+
+def replay(path: Path) -> Diagnosis:
+    """Diagnose a recording as the tests do: two looks, and nobody held anything that was not recorded."""
+    walled = frozenset(read(str(path))[1][-1].descriptors.unreadable)
+    return session.diagnose(open_recording(str(path)), how=how(path.stem, walled))
+
+
+def summary(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    """What a capture must go on saying: rules, severities and exact counts."""
+    found = [
+        {
+            "rule": f.rule,
+            "primary": f.primary,
+            "severity": f.severity,
+            "confidence": f.confidence.level,
+            "count": f.count,
+        }
+        for f in diagnosis.findings
+    ]
+    return sorted(found, key=lambda f: json.dumps(f, sort_keys=True))
+
+
+def golden(diagnosis: Diagnosis) -> str:
+    """The text that a person would read."""
+    facts = diagnosis.snapshot.observation.facts
+    who = f"{facts.hostname} (Linux {facts.kernel})"
+    return "".join(text.diagnosis(diagnosis.view, diagnosis.findings, diagnosis.gaps, who))
+
+
+def _wanted(situation: Situation) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for one in situation.all:
+        if one.rule:
+            counts[one.rule] = counts.get(one.rule, 0) + 1
+    return counts
+
+
+def _counts(diagnosis: Diagnosis) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for f in diagnosis.findings:
+        if f.primary:
+            counts[f.rule] = counts.get(f.rule, 0) + f.count
+    return counts
+
+
+def make(name: str) -> Path:
+    """Build a scenario, wait until it is diagnosed as it should be, and record it."""
+    folder = HERE / f"linux-{'.'.join(os.uname().release.split('.')[:2])}"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.finwait"
+    frozenset(procfs.descriptors()[0].unreadable)
+    with Lab() as lab:
+        situation = scenarios()[name].build(lab).settle()
+        only = frozenset(situation.namespaces.values())
+        # The programs of the lab may keep their names; there are no others in its namespaces.
+        shot = session.look(session.live_machine(), Look(plan=Plan(only=only)))
+        names = frozenset(p.comm for p in shot.view.processes.values() if p.netns in only)
+        end = time.monotonic() + 30
+        while True:
+            record(
+                session.live_machine(), str(path), looks=2, interval_ms=700, only=only, redact=True,
+                keep_names=names, note=f"lab scenario {name}",
+            )  # fmt: skip
+            if _counts(replay(path)) == _wanted(situation):
+                return path
+            if time.monotonic() > end:
+                raise SystemExit(f"{name}: {_counts(replay(path))} instead of {_wanted(situation)}")
+
+
+def write_golden(path: Path) -> None:
+    diagnosis = replay(path)
+    path.with_suffix(".json").write_text(json.dumps(summary(diagnosis), indent=1) + "\n")
+    path.with_suffix(".txt").write_text(golden(diagnosis))
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--golden"]:
+        for path in sorted(HERE.glob("*/*.finwait")):
+            write_golden(path)
+        return
+    for name in sys.argv[1:] or scenarios():
+        path = make(name)
+        write_golden(path)
+        print(f"{name}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
