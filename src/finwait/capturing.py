@@ -139,9 +139,15 @@ class Writer:
             )
         ))  # fmt: skip
 
-    def comment(self, space: int, time_ns: int, text: str) -> None:
-        """Write a comment that belongs to no packet."""
-        self._put(space, 0, "none", lambda number: pcap.comment_block(number, time_ns, text))
+    def comment(self, text: str) -> None:
+        """Write a comment that belongs to no packet (a section of its own)."""
+        if self.failed or self._file is None:
+            return
+        try:
+            self._write(pcap.section_block(application="finwait", comment=text))
+        except OSError as error:
+            self.failed = os.strerror(error.errno or errno.EIO)
+        self._interfaces = {}  # they are described anew in every section
 
     def _put(self, space: int, ifindex: int, name: str, block: Callable[[int], bytes]) -> None:
         if self.failed:
@@ -297,8 +303,9 @@ def follow(
                     for packet in capture.drain():
                         _take(recorder, capture, packet, writer, "\n".join(pending.pop(capture.netns, [])))
                 if writer is not None:
-                    for inode, texts in pending.items():
-                        writer.comment(inode, time.time_ns(), "\n".join(texts))
+                    rest = [text for texts in pending.values() for text in texts]
+                    if rest:
+                        writer.comment("\n".join(rest))
                 yield recorder
                 return
             yield recorder

@@ -34,7 +34,6 @@ __all__ = [
     "Frame",
     "Segment",
     "Tuple",
-    "comment_block",
     "interface_block",
     "packet_block",
     "parse_segment",
@@ -377,7 +376,11 @@ def _block(kind: int, body: bytes) -> bytes:
 
 
 def section_block(*, hardware: str = "", system: str = "", application: str = "", comment: str = "") -> bytes:
-    """Return a section header block: the start of a pcapng file."""
+    """Return a section header block: the start of a pcapng file, or of a part of it.
+
+    A section without packets is how a comment is written that belongs to no packet: a packet block without a
+    packet would be shown as a malformed one.
+    """
     options = b""
     for code, text in ((1, comment), (2, hardware), (3, system), (4, application)):
         if text:
@@ -423,11 +426,6 @@ def packet_block(
     if outgoing is not None:
         options += _option(2, struct.pack("<I", 2 if outgoing else 1))
     return _block(6, body + (options + _option(0, b"") if options else b""))
-
-
-def comment_block(interface: int, time_ns: int, text: str) -> bytes:
-    """Return a packet block without a packet that carries a comment (what happened between packets)."""
-    return packet_block(interface, time_ns, b"", 0, comment=text)
 
 
 def _cut(text: str) -> bytes:
