@@ -51,6 +51,9 @@ _SEES_NOT_TRACING: Final = (
     "the end of a minisocket (TIME_WAIT, orphaned FIN_WAIT2): no tracepoint fires when it expires",
     "namespace and owner of a connection that came and went between two looks at the sockets",
 )
+_SEES_NOT_WITHOUT_LOOKS: Final = (
+    "namespaces, owners, and whether a closed socket lives on as a minisocket: nothing is looked up"
+)
 _SEES_NOT_POLLING: Final = (
     "states that came and went between two looks",
     "the exact time of a change: it lies between the two looks",
@@ -109,6 +112,8 @@ class Following:
         retransmits: also record retransmissions.
         stacks: also record who did it (kernel and user stack).
         tracing: False to poll although tracing would be possible.
+        lookup: False not to look traced connections up: namespace, owner and minisockets stay unknown, and
+            watching costs less.
         interval: seconds between looks when polling, and the longest that a row waits for its look.
         buffer_kb: ring buffer of each CPU in KiB.
     """
@@ -121,11 +126,17 @@ class Following:
         retransmits: bool = False,
         stacks: bool = False,
         tracing: bool = True,
+        lookup: bool = True,
         interval: float = 0.25,
         buffer_kb: int | None = None,
     ) -> None:
         self._wanted = wanted
-        events = [STATE_EVENT, _DESTROY_EVENT, *_RESET_EVENTS]
+        self._lookup = lookup
+        events = [STATE_EVENT]
+        if lookup:
+            events += [_DESTROY_EVENT, *_RESET_EVENTS]
+        elif resets:
+            events += _RESET_EVENTS
         if retransmits:
             events.append(_RETRANSMIT_EVENT)
         self._events = events
@@ -185,7 +196,8 @@ class Following:
             except FinwaitError as error:
                 self.why_polling = f"{error}" + (f" ({error.hint})" if error.hint else "")
         if self._tracing is not None:
-            self._open_destroys()
+            if self._lookup:
+                self._open_destroys()
             for event in self._tracing.missing:
                 self.notes.append(f"this kernel has no tracepoint `{event}`")
             if self._tracing.removed:
@@ -220,7 +232,9 @@ class Following:
     @property
     def cannot_see(self) -> tuple[str, ...]:
         """What the mode misses, one sentence each."""
-        return _SEES_NOT_TRACING if self.mode == "tracing" else _SEES_NOT_POLLING
+        if self.mode != "tracing":
+            return _SEES_NOT_POLLING
+        return _SEES_NOT_TRACING if self._lookup else (*_SEES_NOT_TRACING[:1], _SEES_NOT_WITHOUT_LOOKS)
 
     def statistics(self) -> Statistics | None:
         """Return the ring buffer's own account; None when polling."""
@@ -250,6 +264,11 @@ class Following:
         return Round(self._select(rows), gaps=gaps)
 
     def _trace(self, tracing: Tracing, timeout: float) -> Round:
+        if not self._lookup:
+            if not tracing.wait(timeout):
+                return Round(tr.TransitionTable.empty())
+            time.sleep(min(_GATHER_S, max(timeout, 0)))
+            return self._hand_out(tracing)
         if not self.follower.waiting:
             if not tracing.wait(timeout):
                 return Round(tr.TransitionTable.empty())
@@ -270,7 +289,15 @@ class Following:
         self.follower.look(look)
         if self._destroys is not None:
             self.follower.destroyed(self._destroys.drain())
-        rows = self.follower.take(look.begun_ns)
+        return self._rows(look.begun_ns, gaps)
+
+    def _hand_out(self, tracing: Tracing) -> Round:
+        """Without looking up, a row is known as well as it ever will be when it is in order."""
+        self._take(tracing)
+        return self._rows(time.clock_gettime_ns(time.CLOCK_MONOTONIC), ())
+
+    def _rows(self, until_ns: int, gaps: tuple[Gap, ...]) -> Round:
+        rows = self.follower.take(until_ns)
         oldest = self.follower.oldest_ns
         stacks = self._held
         if stacks:
@@ -282,7 +309,7 @@ class Following:
         if self._tracing is None:
             return Round(tr.TransitionTable.empty())
         self._take(self._tracing)
-        return self._join(self._tracing)
+        return self._join(self._tracing) if self._lookup else self._hand_out(self._tracing)
 
     def _take(self, tracing: Tracing) -> None:
         drained = tracing.drain()

@@ -220,6 +220,17 @@ def test_a_filter_by_port_is_applied_by_the_kernel_and_loses_no_age():
     assert int(rows.present("in_old_ns").sum()) == 4 * 40
 
 
+def test_without_looking_up_transitions_and_times_are_the_same():
+    with traffic(40) as script, Following(lookup=False) as following:
+        script.go()
+        rows = gather(following, lambda t: pairs(t)[9, 7] >= 40, script.host)
+        assert any("nothing is looked up" in sentence for sentence in following.cannot_see)
+    assert pairs(rows) == Counter(dict.fromkeys(ONCE, 40))
+    assert int(rows.present("in_old_ns").sum()) == 8 * 40
+    assert not rows.present("netns").any()
+    assert following.looks == 0
+
+
 def test_a_filter_by_state_keeps_what_enters_and_what_leaves_it():
     with traffic(10) as script, Following(parse(f"state fin-wait-2 src {script.host}")) as following:
         script.go()

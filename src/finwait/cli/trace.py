@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finwait.follow import Following, Round
     from finwait.report.transitions import Names
+    from finwait.table.filter import Filter
 
 __all__ = ["add_parser"]
 
@@ -52,6 +53,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--stack", action="store_true", help="who moved it: kernel and user stack")
     parser.add_argument("--count", type=int, metavar="N", help="stop after N lines (or records)")
     parser.add_argument("--for", dest="duration", metavar="TIME", help="stop after this time (e.g. 10s, 5m)")
+    parser.add_argument(
+        "--no-lookup",
+        action="store_true",
+        help="do not look connections up: cheaper, but namespace, owner and minisockets are not told",
+    )
     parser.add_argument("--poll", action="store_true", help="do not trace; compare looks at the sockets")
     parser.add_argument(
         "--interval",
@@ -206,6 +212,8 @@ def run(args: argparse.Namespace) -> int:
         retransmits=args.retransmits,
         stacks=args.stack,
         tracing=not args.poll,
+        # A histogram needs the times alone, unless the FILTER asks who and where.
+        lookup=not args.no_lookup and not (args.summary and (wanted is None or _by_numbers(wanted))),
         interval=parse_duration_ms(args.interval) / 1000,
         buffer_kb=args.buffer_kb,
     )
@@ -219,6 +227,11 @@ def run(args: argparse.Namespace) -> int:
             return _loop(following, args, end, stuck)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _by_numbers(wanted: Filter) -> bool:
+    """Whether ports, addresses and states decide, which every traced event has."""
+    return wanted.columns <= {"sport", "dport", "src", "dst", "state", "family"} and not wanted.needs
 
 
 def _say_how(following: Following) -> None:
