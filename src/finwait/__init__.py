@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finwait.version import __version__
+
 if TYPE_CHECKING:
     from finwait.session import Diagnosis as Diagnosis
     from finwait.session import Snapshot as Snapshot
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from finwait.session import snapshot as snapshot
 
 __all__ = ["Diagnosis", "Snapshot", "__version__", "diagnose", "snapshot"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562

@@ -179,8 +179,11 @@ def _both(a: Descriptors, b: Descriptors) -> Descriptors:
 
 
 def _unique(found: Descriptors) -> Descriptors:
-    rows = np.unique(np.stack([found.inode, found.pid.astype(np.uint64), found.fd.astype(np.uint64)]), axis=1)
-    return Descriptors(rows[1].astype(np.uint32), rows[2].astype(np.uint32), rows[0], found.unreadable)
+    order = np.lexsort((found.inode, found.fd, found.pid))
+    pid, fd, inode = found.pid[order], found.fd[order], found.inode[order]
+    new = np.ones(len(pid), np.bool_)
+    new[1:] = (pid[1:] != pid[:-1]) | (fd[1:] != fd[:-1]) | (inode[1:] != inode[:-1])
+    return Descriptors(pid[new], fd[new], inode[new], found.unreadable)
 
 
 def _hidden(

@@ -64,7 +64,11 @@ def holders(
         descriptors: all that was listed.
         ignore: pids that could not be listed and are known to hold none of these sockets.
     """
-    order = np.lexsort((descriptors.pid, descriptors.inode))
+    by_pid = descriptors.pid
+    if len(by_pid) and (by_pid[1:] >= by_pid[:-1]).all():  # as they are listed: then one key is enough
+        order = np.argsort(descriptors.inode, kind="stable")
+    else:
+        order = np.lexsort((by_pid, descriptors.inode))
     sorted_inodes = descriptors.inode[order]
     wanted = inodes.astype(np.uint64)
     start = np.searchsorted(sorted_inodes, wanted, "left").astype(np.int64)

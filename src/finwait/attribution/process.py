@@ -6,7 +6,7 @@ read can leave half a file behind, and must not cost the diagnosis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from finwait.errors import DecodeError
@@ -62,8 +62,39 @@ def processes(files: Mapping[int, ProcessFiles], facts: Facts) -> dict[int, Proc
     return {pid: process(pid, one, facts) for pid, one in files.items()}
 
 
-def counters(files: Mapping[str, bytes]) -> dict[str, int]:
+class _Counters(Mapping[str, int]):
+    """Counters parsed when one is first asked for: most namespaces are never asked, and there may be 500."""
+
+    __slots__ = ("_files", "_parsed")
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._files = files
+        self._parsed: dict[str, int] | None = None
+
+    def _all(self) -> dict[str, int]:
+        if self._parsed is None:
+            self._parsed = _parse_counters(self._files)
+        return self._parsed
+
+    def __getitem__(self, name: str) -> int:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+
+def counters(files: Mapping[str, bytes]) -> Mapping[str, int]:
     """Return the counters of a namespace: ``TcpExt.…``, ``sockstat.TCP.inuse``, ``conntrack.invalid`` …."""
+    return _Counters(files)
+
+
+def _parse_counters(files: Mapping[str, bytes]) -> dict[str, int]:
     result: dict[str, int] = {}
     for name in ("net/netstat", "net/snmp"):
         try:

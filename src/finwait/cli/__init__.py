@@ -14,8 +14,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from finwait import __version__
 from finwait.errors import FilterError, FinwaitError, Refused
+from finwait.version import __version__
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -28,6 +28,8 @@ COMMANDS = {
     "check": "check",
     "trace": "trace",
     "capture": "capture",
+    "tune": "tune",
+    "audit": "audit",
     "record": "record",
     "lab": "lab",
 }

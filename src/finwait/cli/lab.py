@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from finwait.cli import options
+from finwait.cli import options, prove
 
 __all__ = ["add_parser", "run"]
 
@@ -17,13 +17,14 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Each scenario makes one pattern with real programs and sockets in network namespaces of its own, "
         "has it diagnosed, and removes everything.",
     )
-    what = parser.add_subparsers(dest="lab", metavar="list|run|demo", required=True)
+    what = parser.add_subparsers(dest="lab", metavar="list|run|prove|demo", required=True)
     what.add_parser("list", help="the scenarios").set_defaults(run=run_list)
     one = what.add_parser("run", help="build a scenario, diagnose it, remove it")
     one.add_argument("scenario", metavar="SCENARIO", help="see `finwait lab list`")
     one.add_argument("--keep", action="store_true", help="leave it standing until Ctrl-C")
     _options(one)
     one.set_defaults(run=run)
+    prove.add_parser(what)
     demo = what.add_parser("demo", help="the classic: a relay that leaks half-closed connections")
     _options(demo)
     demo.set_defaults(run=run, scenario="kube-proxy-userspace", keep=False)

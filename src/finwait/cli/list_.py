@@ -48,13 +48,12 @@ def run(args: argparse.Namespace) -> int:
     found = options.parse_filter(args.filter)
     if args.established == "auto":
         args.established = "always"
-    bytecode = b"" if args.recording else found.bytecode()
-    shot = session.look(options.machine(args), options.how(args, found.states, bytecode))
-    findings: tuple[object, ...] = ()
-    if found.needs & {"rule", "severity"} or {"rule", "also"} & set(chosen):
-        # Rules look at other rows too (other ends, listeners, legs): they need them all.
-        shot = session.look(options.machine(args), options.how(args))
-        findings = engine.diagnose(shot.view, catalogue.rules())
+    # Rules and other ends look at rows that the filter leaves out: then the kernel must give them all.
+    rules = bool(found.needs & {"rule", "severity"} or {"rule", "also"} & set(chosen))
+    whole = rules or bool({"other_end", "other_state", "conntrack"} & set(chosen)) or bool(args.recording)
+    how = options.how(args) if whole else options.how(args, found.states, found.bytecode())
+    shot = session.look(options.machine(args), how)
+    findings: tuple[object, ...] = engine.diagnose(shot.view, catalogue.rules()) if rules else ()
     which = np.flatnonzero(options.mask_of(found, shot, findings or None))  # type: ignore[arg-type]
     cells = cols.Cells(shot.view, which, findings)  # type: ignore[arg-type]
     if args.sort:

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ages", "assemble", "loopback", "movement"]
 
+_JOINED = (
+    "family", "state", "timer", "retrans", "sport", "dport", "cookie", "expires_ms", "rqueue", "wqueue", "uid",
+    "inode", "shutdown", "cgroup_id", "last_data_sent_ms", "last_data_recv_ms",
+    "last_ack_recv_ms", "unacked", "backoff", "bytes_acked", "bytes_received", "snd_wnd",
+)  # fmt: skip
+"""Columns that the joins or the rules look at: read together."""
 _TIME_WAIT_MS = 60_000  # TCP_TIMEWAIT_LEN, include/net/tcp.h: compiled in
 
 
@@ -125,6 +131,7 @@ def assemble(
         hidden_known: whether those were looked for.
         established_skipped: how many ESTABLISHED rows were left out of the dump.
     """
+    sockets.load(_JOINED)
     near = loopback(sockets)
     ends = other_ends(sockets, flows, near)
     least, most, source = ages(sockets)

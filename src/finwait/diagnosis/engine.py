@@ -90,15 +90,15 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
     holder = view.holders.first_pid()[rows]
     # Connections held by several processes are a group of their own for each set of holders.
     shared = view.holders.several_processes()[rows]
-    keys = np.stack([view.sockets.netns[rows].astype(np.int64), holder, primary.astype(np.int64)], axis=1)
+    keys = (view.sockets.netns[rows], holder, primary)
     result: list[Finding] = []
-    values, which = np.unique(keys, axis=0, return_inverse=True)
-    which = which.reshape(-1)
-    order = np.argsort(which, kind="stable")
-    begins = np.searchsorted(which[order], np.arange(len(values)))
-    for number, part in enumerate(np.split(order, begins[1:])):
+    order = np.lexsort(keys[::-1])  # by namespace, then by holder; stable, so rows stay in order
+    changes = np.zeros(len(rows), np.bool_)
+    for key in keys:
+        changes[1:] |= key[order[1:]] != key[order[:-1]]
+    for part in np.split(order, np.flatnonzero(changes)):
         group = rows[part]
-        netns, pid, is_primary = values[number].tolist()
+        netns, pid, is_primary = (key[part[0]].item() for key in keys)
         pids: tuple[int, ...] = (pid,) if pid >= 0 else ()
         if shared[part].any():
             several = group[view.holders.several_processes()[group]]

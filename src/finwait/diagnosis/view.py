@@ -176,7 +176,7 @@ class View:
         pid, owner_row = pid[order], owner_row[order]
         values, begins = np.unique(pid, return_index=True)
         for value, part in zip(values.tolist(), np.split(owner_row, begins[1:]), strict=True):
-            result[value] = np.unique(part)
+            result[value] = part[np.concatenate([[True], part[1:] != part[:-1]])]
         return result
 
     @cached_property

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
@@ -30,7 +30,15 @@ from finwait.kernel.netlink import (
     netlink_socket,
 )
 from finwait.uapi import conntrack, inet_diag, rtnetlink, tcp
-from finwait.uapi.observation import Descriptors, Dump, Namespace, Observation, ProcessFiles
+from finwait.uapi.observation import (
+    ESTABLISHED_LIMIT,
+    Descriptors,
+    Dump,
+    Namespace,
+    Observation,
+    Plan,
+    ProcessFiles,
+)
 
 __all__ = ["ESTABLISHED_LIMIT", "GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
 
@@ -58,6 +66,7 @@ SYSCTLS: Final = (
     "netfilter/nf_conntrack_tcp_timeout_last_ack",
     "netfilter/nf_conntrack_tcp_timeout_time_wait",
 )
+_CONNTRACK: Final = "sys/netfilter/"
 NAMESPACE_FILES: Final = (
     *(f"sys/{name}" for name in SYSCTLS),
     "net/sockstat",
@@ -69,30 +78,6 @@ NAMESPACE_FILES: Final = (
 """Files that say something else in every network namespace."""
 GLOBAL_FILES: Final = ("sys/ipv4/tcp_max_orphans", "sys/ipv4/tcp_mem")
 """Files of the initial namespace that hold for the whole machine."""
-
-
-ESTABLISHED_LIMIT: Final = 50_000
-"""Namespaces with more sockets are dumped without the ESTABLISHED ones, unless asked otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to look at."""
-
-    states: int = tcp.ALL_STATES
-    """Mask of ``1 << state``."""
-    extensions: int = inet_diag.EXT_ALL
-    bytecode: bytes = b""
-    """inet_diag bytecode that the kernel applies."""
-    only: frozenset[int] | None = None
-    """Inodes of the namespaces to look into; None for all."""
-    mptcp: bool = True
-    conntrack: bool = True
-    files: bool = True
-    descriptors: bool = True
-    established_limit: int | None = ESTABLISHED_LIMIT
-    """Dump ESTABLISHED only where at most so many sockets are; None for always."""
-    progress: Callable[[str], None] | None = field(default=None, compare=False)
 
 
 class Machine:
@@ -118,7 +103,9 @@ class Machine:
             namespaces = [ns for ns in namespaces if ns.inode in plan.only]
         arena = Arena()
         say(f"reading sockets of {len(namespaces)} namespaces")
-        looks, more = netns.visit(namespaces, lambda ns: _look(ns, plan, arena, gaps))
+        looks, more = netns.visit(
+            namespaces, lambda ns: _look(ns, plan, arena, gaps, first=ns is namespaces[0])
+        )
         gaps += more
         facts = replace(facts, boottime_end_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         return Observation(
@@ -183,7 +170,7 @@ def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:
     return 0
 
 
-def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap]) -> Namespace:
+def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, first: bool) -> Namespace:
     where = f"netns {ns.inode}"
     v4, v6 = procfs.read(_NET + "sockstat"), procfs.read(_NET + "sockstat6")
     in_use = _number(v4, b"TCP:", b"inuse") + _number(v6, b"TCP6:", b"inuse")
@@ -215,16 +202,35 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap]) -> 
     if dumps:
         dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
     if plan.files and dumps:
-        for name in NAMESPACE_FILES:
-            if name not in files:
-                data = procfs.read(_SYS + name[4:] if name.startswith("sys/") else _NET + name[4:])
-                if data is not None:
-                    files[name] = data
-        for name in GLOBAL_FILES:
-            data = procfs.read(_SYS + name[4:])
-            if data is not None:
-                files[name] = data
+        _read_files(files, first)
     return Namespace(ns.inode, ns.names, ns.pids, ns.process_count, tuple(dumps), files, skipped)
+
+
+def _read_files(files: dict[str, bytes], first: bool) -> None:
+    """Read the files of the namespace that we are in.
+
+    Files below /proc/sys are dear: namespaces' files of one name share a chain of the kernel's dentry hash,
+    so each costs the more the more namespaces there are. Conntrack's settings are read only where it works.
+    """
+    statistics = procfs.read(_NET + "stat/nf_conntrack")
+    if statistics is not None:
+        files["net/stat/nf_conntrack"] = statistics
+    tracked = _conntrack_works(files.get("sys/netfilter/nf_conntrack_count"), statistics)
+    for name in (*NAMESPACE_FILES, *(GLOBAL_FILES if first else ())):
+        if name in files or (name.startswith(_CONNTRACK) and not tracked):
+            continue
+        data = procfs.read(_SYS + name[4:] if name.startswith("sys/") else _NET + name[4:])
+        if data is not None:
+            files[name] = data
+
+
+def _conntrack_works(count: bytes | None, statistics: bytes | None) -> bool:
+    """Whether conntrack has entries in a namespace or has ever counted anything there; unknown counts as yes."""
+    if count is None and statistics is None:
+        return False  # there is no conntrack at all
+    if count is None or statistics is None or count.strip() != b"0":
+        return True
+    return any(line.translate(None, b"0 \t") for line in statistics.splitlines()[1:])
 
 
 def _sockets(

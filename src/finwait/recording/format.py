@@ -25,9 +25,9 @@ from typing import IO, Final, TypeVar
 import msgspec
 import numpy as np
 
-from finwait import __version__
 from finwait.errors import Gap, RecordingError
 from finwait.uapi.observation import Descriptors, Facts, Namespace, Observation, ProcessFiles
+from finwait.version import __version__
 
 __all__ = ["MAGIC", "MAX_MEMBER", "MAX_TOTAL", "Manifest", "read", "write"]
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from finwait.recording.format import read
-from finwait.uapi.observation import Descriptors, Observation, ProcessFiles
-
-if TYPE_CHECKING:
-    from finwait.kernel.observe import Plan
+from finwait.uapi.observation import Descriptors, Observation, Plan, ProcessFiles
 
 __all__ = ["Replay", "open_recording"]
 

@@ -9,12 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from finwait.kernel.observe import Plan
 from finwait.recording.format import write
 from finwait.recording.redact import redact as redact_looks
 from finwait.table import decode
 from finwait.uapi import tcp
-from finwait.uapi.observation import Descriptors, Observation, ProcessFiles
+from finwait.uapi.observation import Descriptors, Observation, Plan, ProcessFiles
 
 __all__ = ["complete", "record"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.report.json import addresses
+from finwait.report.json import addresses, different_addresses
 from finwait.table.sockets import SCHEMA
 from finwait.table.units import span_text
 from finwait.uapi import tcp
@@ -105,15 +105,15 @@ class Cells:
         return cells
 
     def _endpoint(self, side: str) -> list[str]:
-        host = self.column("src" if side == "s" else "dst")
-        port = self.sockets.sport if side == "s" else self.sockets.dport
-        listening = self.sockets.state == tcp.LISTEN
-        if side == "d" and bool(listening.any()):
-            return [
-                "*:*" if li else f"[{h}]:{p}" if ":" in h else f"{h}:{p}"
-                for h, p, li in zip(host, port.tolist(), listening.tolist(), strict=True)
-            ]
-        return [f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in zip(host, port.tolist(), strict=True)]
+        s = self.sockets
+        hosts, which = different_addresses(s.src if side == "s" else s.dst)
+        begins = [f"[{host}]:" if ":" in host else f"{host}:" for host in hosts]
+        ports = map(str, (s.sport if side == "s" else s.dport).tolist())
+        result = [begins[k] + port for k, port in zip(which.tolist(), ports, strict=True)]
+        if side == "d":
+            for k in np.flatnonzero(s.state == tcp.LISTEN).tolist():
+                result[k] = "*:*"
+        return result
 
     def _local(self) -> list[str]:
         return self._endpoint("s")
@@ -143,27 +143,20 @@ class Cells:
     def owners(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the holders of any rows of the view as text."""
         view = self.view
+        holders = view.holders
         comm = {pid: p.comm for pid, p in view.processes.items()}
-        pids, fds = view.holders.pid.tolist(), view.holders.fd.tolist()
-        unknown = "-" if view.holders.complete else "?"
-        result = []
-        for start, count, inode in zip(
-            view.holders.start[rows].tolist(),
-            view.holders.count[rows].tolist(),
-            view.sockets.inode[rows].tolist(),
-            strict=True,
+        count = holders.count[rows]
+        unknown = "-" if holders.complete else "?"
+        result: list[str] = np.where(view.sockets.inode[rows] == 0, "-", unknown).tolist()
+        one = np.flatnonzero(count == 1)
+        first = holders.start[rows[one]]
+        begins = {pid: f"{comm.get(pid, '?')}({pid}:" for pid in np.unique(holders.pid[first]).tolist()}
+        for k, pid, fd in zip(
+            one.tolist(), holders.pid[first].tolist(), holders.fd[first].tolist(), strict=True
         ):
-            if count == 1:
-                pid = pids[start]
-                result.append(f"{comm.get(pid, '?')}({pid}:{fds[start]})")
-            elif count:
-                result.append(
-                    ",".join(
-                        f"{comm.get(pids[k], '?')}({pids[k]}:{fds[k]})" for k in range(start, start + count)
-                    )
-                )
-            else:
-                result.append(unknown if inode else "-")
+            result[k] = f"{begins[pid]}{fd})"
+        for k in np.flatnonzero(count > 1).tolist():
+            result[k] = ",".join(f"{comm.get(pid, '?')}({pid}:{fd})" for pid, fd in holders.of(int(rows[k])))
         return result
 
     def _first_holder(self, what: str) -> list[Any]:

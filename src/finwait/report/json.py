@@ -22,7 +22,7 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
 
-__all__ = ["addresses", "connections", "diagnosis", "diagnosis_lines"]
+__all__ = ["addresses", "connections", "diagnosis", "diagnosis_lines", "different_addresses"]
 
 _encode = msgspec.json.encode
 _CHUNK = 1 << 16
@@ -30,17 +30,33 @@ _CHUNK = 1 << 16
 
 def addresses(words: NDArray[np.uint64]) -> list[str]:
     """Return addresses of two words a row as text; each different one is formatted once."""
+    texts, which = different_addresses(words)
+    return [texts[k] for k in which.tolist()]
+
+
+def different_addresses(words: NDArray[np.uint64]) -> tuple[list[str], NDArray[np.intp]]:
+    """Return the different addresses among those of two words a row, as text, and which each row has."""
     if not len(words):
-        return []
+        return [], np.empty(0, np.intp)
     high, low = words[:, 0], words[:, 1]
-    if bool(((high == 0) & (low >> np.uint64(32) == np.uint64(0xFFFF))).all()):
-        values, which = np.unique(low, return_inverse=True)
-        texts = [address_text(0, v) for v in values.tolist()]
-    else:
-        both = np.ascontiguousarray(words).view([("h", np.uint64), ("l", np.uint64)])[:, 0]
-        pairs, which = np.unique(both, return_inverse=True)
-        texts = [address_text(int(h), int(v)) for h, v in pairs.tolist()]
-    return [texts[k] for k in which.reshape(-1).tolist()]
+    v4 = (high == 0) & (low >> np.uint64(32) == np.uint64(0xFFFF))
+    values = _different(low[v4])
+    texts = [address_text(0, v) for v in values.tolist()]
+    which = np.searchsorted(values, low)
+    if not v4.all():
+        pairs, others = np.unique(
+            np.ascontiguousarray(words[~v4]).view([("h", np.uint64), ("l", np.uint64)])[:, 0],
+            return_inverse=True,
+        )
+        which[~v4] = others.reshape(-1) + len(texts)
+        texts += [address_text(int(h), int(v)) for h, v in pairs.tolist()]
+    return texts, which
+
+
+def _different(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the values without repetitions, in order (np.unique goes through a hash table, and slowly)."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _text(value: str) -> str:
@@ -52,7 +68,7 @@ def connections(view: View, rows: NDArray[np.int64], *, with_other: bool = True)
     texts = _Texts(view)
     if not with_other:
         texts.need(rows)
-        return [texts.of[row] for row in rows.tolist()]
+        return [texts.of[row] + "}" for row in rows.tolist()]
     return texts.connections(rows)
 
 
@@ -62,14 +78,14 @@ class _Texts:
     def __init__(self, view: View) -> None:
         self.view = view
         self.of: dict[int, str] = {}
+        self._known = np.zeros(len(view), np.bool_)
 
     def need(self, rows: NDArray[np.int64]) -> None:
-        """Make what is missing of some rows."""
-        known = np.zeros(len(self.view), np.bool_)
-        known[np.fromiter(self.of, np.int64, len(self.of))] = True
-        fresh = np.zeros(len(self.view), np.bool_)
-        fresh[rows] = True
-        missing = np.flatnonzero(fresh & ~known)
+        """Make what is missing of some rows, without their closing brace."""
+        wanted = np.zeros(len(self.view), np.bool_)
+        wanted[rows] = True
+        missing = np.flatnonzero(wanted & ~self._known)
+        self._known |= wanted
         for begin in range(0, len(missing), _CHUNK):
             part = missing[begin : begin + _CHUNK]
             self.of.update(zip(part.tolist(), _objects(self.view, part), strict=True))
@@ -89,21 +105,21 @@ class _Texts:
             view.at_most_ms[rows].tolist(),
             strict=True,
         ):
-            end = f'{of[partner][:-1]},"found_by":"{how[way]}"}}' if partner >= 0 else "null"
+            end = f'{of[partner]},"found_by":"{how[way]}"}}' if partner >= 0 else "null"
             low = "null" if least < 0 else f"{least / 1000:.3f}"
             high = "null" if most < 0 else f"{most / 1000:.3f}"
-            result.append(f'{of[row][:-1]},"other_end":{end},"age_s":{{"at_least":{low},"at_most":{high}}}}}')
+            result.append(f'{of[row]},"other_end":{end},"age_s":{{"at_least":{low},"at_most":{high}}}}}')
         return result
 
 
 def _objects(view: View, rows: NDArray[np.int64]) -> list[str]:
-    """Return rows as JSON objects without other end and age."""
+    """Return rows as JSON objects without other end, age and closing brace."""
     s = view.sockets.select(rows)
     states = {number: tcp.STATES.get(number, str(number)) for number in np.unique(s.state).tolist()}
     return [
         f'{{"netns":{netns},"family":"{"inet" if family == 2 else "inet6"}","src":"{a}","sport":{sport},'
         f'"dst":"{b}","dport":{dport},"state":"{states[state]}","cookie":"{cookie:#x}","inode":{inode},'
-        f'"owners":{held},{workload}}}'
+        f'"owners":{held},{workload}'
         for netns, family, a, sport, b, dport, state, cookie, inode, held, workload in zip(
             s.netns.tolist(),
             s.family.tolist(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,30 +35,29 @@ def _texts(cells: Cells, name: str) -> list[str]:
     values = cells.column(name)
     if name == "cookie":
         return [f"{v:x}" for v in values]
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return list(map(str, values))
+    if kinds == {str} and "" not in values:
+        return values
     return ["-" if v is None or v == "" else v if isinstance(v, str) else str(v) for v in values]
 
 
 def text_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) -> Iterator[str]:
     """Return aligned lines, in pieces of many lines; the last column is not padded."""
     texts = [_texts(cells, name) for name in columns]
-    padded: list[list[str]] = []
-    for k, (name, column) in enumerate(zip(columns, texts, strict=True)):
-        heading = HEADINGS.get(name, name.upper().replace("_", "-"))
+    headings = [HEADINGS.get(name, name.upper().replace("_", "-")) for name in columns]
+    layout = []
+    for k, (name, heading, column) in enumerate(zip(columns, headings, texts, strict=True)):
         width = max(len(heading) if headers else 0, max(map(len, column), default=0))
-        if headers:
-            column = [heading, *column]
-        if k == len(columns) - 1:
-            padded.append(column)
-        elif name in _RIGHT:
-            padded.append([c.rjust(width) for c in column])
-        else:
-            padded.append([c.ljust(width) for c in column])
-    lines = map("  ".join, zip(*padded, strict=True))
-    while True:
-        chunk = [line for _, line in zip(range(_CHUNK), lines, strict=False)]
-        if not chunk:
-            return
-        yield "\n".join(chunk) + "\n"
+        sign = "" if name in _RIGHT else "-"
+        layout.append("%s" if k == len(columns) - 1 else f"%{sign}{width}s")
+    line = ("  ".join(layout) + "\n").__mod__  # the cheapest way to pad many cells
+    if headers:
+        yield line(tuple(headings))
+    lines = map(line, zip(*texts, strict=True))
+    while chunk := "".join(islice(lines, _CHUNK)):
+        yield chunk
 
 
 def csv_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from finwait.uapi import tcp
 
@@ -11,6 +12,7 @@ __all__ = ["cell_text", "duration_text", "parse_duration_ms", "span_text"]
 _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
 
 
+@lru_cache(maxsize=1 << 16)  # a quarter of a million rows have some thousand different ages
 def duration_text(ms: int) -> str:
     """Return a duration in the unit that a person would use: ``0.4 s``, ``12 s``, ``119 min``, ``3.2 h``.
 

@@ -6,14 +6,26 @@ The seam between the edges and the core: `finwait.kernel.observe` fills it from 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finwait.errors import Gap
+from finwait.uapi import inet_diag, tcp
 
-__all__ = ["Descriptors", "Dump", "Facts", "Namespace", "Observation", "ProcessFiles"]
+__all__ = [
+    "ESTABLISHED_LIMIT",
+    "Descriptors",
+    "Dump",
+    "Facts",
+    "Namespace",
+    "Observation",
+    "Plan",
+    "ProcessFiles",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +129,27 @@ class Observation:
     gaps: tuple[Gap, ...] = ()
     complete: bool = True
     """Whether every TCP state was asked for."""
+
+
+ESTABLISHED_LIMIT: Final = 50_000
+"""Namespaces with more sockets are dumped without the ESTABLISHED ones, unless asked otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to look at."""
+
+    states: int = tcp.ALL_STATES
+    """Mask of ``1 << state``."""
+    extensions: int = inet_diag.EXT_ALL
+    bytecode: bytes = b""
+    """inet_diag bytecode that the kernel applies."""
+    only: frozenset[int] | None = None
+    """Inodes of the namespaces to look into; None for all."""
+    mptcp: bool = True
+    conntrack: bool = True
+    files: bool = True
+    descriptors: bool = True
+    established_limit: int | None = ESTABLISHED_LIMIT
+    """Dump ESTABLISHED only where at most so many sockets are; None for always."""
+    progress: Callable[[str], None] | None = field(default=None, compare=False)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from finwait.attribution.join import largest_group
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Match, Rule
 from finwait.diagnosis.rules import certain
@@ -44,11 +45,8 @@ def matches(view: View) -> list[Match]:
             Evidence("TIME_WAIT", str(len(rows)), "sock_diag", f"of netns {ns.label}"),
         ]
         # Towards one destination every connection needs a local port of its own.
-        key = np.stack(
-            [s.src[rows, 1], s.dst[rows, 0], s.dst[rows, 1], s.dport[rows].astype(np.uint64)], axis=1
-        )
-        _, counts = np.unique(key, axis=0, return_counts=True)
-        worst, ports = int(counts.max()), _ports(ns)
+        worst = largest_group((s.src[rows, 1], s.dst[rows, 0], s.dst[rows, 1], s.dport[rows]))
+        ports = _ports(ns)
         buckets = ns.sysctl("ipv4/tcp_max_tw_buckets")
         bad = len(rows) >= view.options.flood
         if ports and worst * 2 >= ports:

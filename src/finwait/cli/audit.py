@@ -1,0 +1,135 @@
+"""``finwait audit``: judge the advice in files that people have."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from finwait.remedy.audit import AuditReport
+    from finwait.remedy.knowledge import Knowledge
+
+__all__ = ["add_parser"]
+
+_LARGEST = 64 << 20
+_FAIL_ON = ("harmful", "false", "no-effect", "conditional", "misread")
+_KINDS = ("sysctl", "shell", "markdown", "yaml", "haproxy", "nginx", "code")
+_EPILOG = """\
+examples:
+  finwait audit /etc/sysctl.conf /etc/sysctl.d/*.conf
+  kubectl -n kube-system get cm kube-proxy -o yaml | finwait audit --kind yaml -
+  finwait audit -o sarif deploy/*.yaml docs/*.md > audit.sarif
+
+exit status:
+  0  nothing of what --fail-on names    1  something of it
+  2  wrong usage                        3  a file or a place in one could not be read
+"""
+
+
+def _verdicts(text: str) -> frozenset[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["none"]:
+        return frozenset()
+    unknown = [name for name in names if name not in _FAIL_ON]
+    if unknown or not names:
+        shown = ", ".join(_FAIL_ON)
+        raise argparse.ArgumentTypeError(f"{unknown[0] if unknown else text!r} is none of {shown}, none")
+    return frozenset(names)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "audit",
+        help="say of advice in files whether it helps, does nothing or harms",
+        description="Read sysctl files, shell scripts, Markdown, Kubernetes YAML, HAProxy, nginx and Envoy\n"
+        "configurations, and say of each piece of advice on closing connections whether it is so,\n"
+        "with the reason, the source and what to do instead.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a file; `-` for standard input")
+    parser.add_argument(
+        "-o", "--output", choices=("text", "json", "sarif"), default="text", help="form of the answer"
+    )
+    parser.add_argument(
+        "--fail-on",
+        type=_verdicts,
+        default=frozenset(("harmful", "false")),
+        metavar="VERDICT,…",
+        help=f"exit 1 on these: {', '.join(_FAIL_ON)}, or none (default: harmful,false)",
+    )
+    parser.add_argument("--kind", choices=_KINDS, help="how to read the files (default: by name and content)")
+    parser.add_argument("--all", action="store_true", help="in text, also show what is right")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the command out and return its exit status."""
+    from finwait.shipped import knowledge
+
+    known = knowledge()
+    reports: list[AuditReport] = []
+    unread = False
+    for name in args.files:
+        data = _read(name)
+        if data is None:
+            unread = True
+        else:
+            reports.append(_judge(name, data, known, args.kind))
+    for report in reports:
+        for problem in report.problems:
+            print(f"finwait: {problem}", file=sys.stderr)
+    _show(args, reports, known)
+    if any(f.verdict in args.fail_on for report in reports for f in report.findings):
+        return 1
+    return 3 if unread or any(report.problems for report in reports) else 0
+
+
+def _judge(name: str, data: bytes, known: Knowledge, kind: str | None) -> AuditReport:
+    from finwait.remedy.audit import audit
+
+    return audit(name, data, known, kind=kind)
+
+
+def _read(name: str) -> bytes | None:
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(_LARGEST + 1)
+        else:
+            with open(name, "rb") as file:
+                data = file.read(_LARGEST + 1)
+    except OSError as error:
+        print(f"finwait: could not read `{name}`: {error.strerror}", file=sys.stderr)
+        if isinstance(error, IsADirectoryError):
+            print("hint: name the files in it, for example with a glob", file=sys.stderr)
+        return None
+    if len(data) > _LARGEST:
+        print(f"finwait: `{name}` is larger than {_LARGEST >> 20} MiB and was not read", file=sys.stderr)
+        print("hint: split it", file=sys.stderr)
+        return None
+    return data
+
+
+def _show(args: argparse.Namespace, reports: list[AuditReport], known: Knowledge) -> None:
+    import msgspec
+
+    from finwait import __version__
+
+    if args.output == "text":
+        from finwait.report.audit import audit_text
+
+        if reports:
+            for line in audit_text(reports, show_true=args.all):
+                print(line)
+        return
+    if args.output == "json":
+        from finwait.report.audit import audit_json
+
+        answer = audit_json(reports)
+    else:
+        from finwait.report.sarif import sarif
+
+        answer = sarif(reports, known, __version__)
+    print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())

@@ -1,0 +1,552 @@
+"""``finwait tune``: settings that bear on closing: show, explain, plan, apply, roll back."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from finwait.kernel.sysctl import Target
+    from finwait.remedy.journal import Journal
+    from finwait.remedy.tuning import Plan, Profile
+
+__all__ = ["Outcome", "add_parser", "apply_plan", "roll_back"]
+
+_EPILOG = """\
+examples:
+  finwait tune show --all-netns
+  finwait tune explain tcp_fin_timeout
+  finwait tune plan article-production
+  finwait tune plan tcp_keepalive_time=300 tcp_fin_timeout=30
+  sudo finwait tune apply kubernetes-node --persist --yes
+  sudo finwait tune apply pod --pod-uid 1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed --yes
+  sudo finwait tune rollback 17 --yes
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command with its subcommands."""
+    parser = subparsers.add_parser(
+        "tune",
+        help="show, judge and set the sysctls that bear on closing connections",
+        description="Show, explain, plan, apply and roll back the sysctls that bear on closing connections.\n"
+        "Each line of a plan says whether it helps, has no effect here, or harms, and why.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="tune_command", required=True, metavar="COMMAND")
+
+    show = commands.add_parser("show", help="the values in force, with what is unusual about them")
+    show.add_argument("keys", nargs="*", metavar="KEY", help="only these settings")
+    show.add_argument("--all-netns", action="store_true", help="in every network namespace that can be found")
+    _where(show)
+    show.add_argument("-o", "--output", choices=("text", "json"), default="text", help="form of the answer")
+    show.set_defaults(run=run_show)
+
+    explain = commands.add_parser("explain", help="all that is known of one setting")
+    explain.add_argument(
+        "key", metavar="KEY", help="for example net.ipv4.tcp_fin_timeout, or tcp_fin_timeout"
+    )
+    explain.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="form of the answer"
+    )
+    _diagnosis(explain)
+    explain.set_defaults(run=run_explain)
+
+    plan = commands.add_parser(
+        "plan", help="what a list of settings would change, with a verdict on each line"
+    )
+    _what(plan)
+    _where(plan)
+    _diagnosis(plan)
+    plan.add_argument("-o", "--output", choices=("text", "json"), default="text", help="form of the answer")
+    plan.set_defaults(run=run_plan)
+
+    apply = commands.add_parser("apply", help="set all of a list, or nothing; written to the journal first")
+    _what(apply)
+    _where(apply)
+    _diagnosis(apply)
+    apply.add_argument("--yes", action="store_true", help="do it; without this only the plan is shown")
+    apply.add_argument("--persist", action="store_true", help="also write a sysctl.d file for the next boot")
+    apply.add_argument(
+        "--allow-harmful", action="store_true", help="also set lines that the plan calls harmful"
+    )
+    apply.add_argument("--skip-blocked", action="store_true", help="leave out lines that cannot be set here")
+    apply.set_defaults(run=run_apply)
+
+    rollback = commands.add_parser("rollback", help="put back what an earlier apply changed")
+    rollback.add_argument("id", type=int, metavar="ID", help="the number that apply printed")
+    rollback.add_argument(
+        "--yes", action="store_true", help="do it; without this only what would be done is shown"
+    )
+    rollback.add_argument("--force", action="store_true", help="also where a value was changed since")
+    rollback.set_defaults(run=run_rollback)
+
+
+def _what(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="PROFILE|FILE|KEY=VALUE",
+        help="a profile of finwait's, a file (sysctl.conf or TOML profile), or settings; `list` lists profiles",
+    )
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--netns", metavar="NETNS", help="name, path, inode, or pid:PID (default: the one we are in)"
+    )
+    group.add_argument("--pod-uid", metavar="UID", help="the namespace of this pod on this node")
+
+
+def _diagnosis(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-diagnosis", action="store_true", help="do not look what is stuck now")
+
+
+@contextlib.contextmanager
+def _target(args: argparse.Namespace) -> Iterator[Target]:
+    from finwait.kernel import sysctl
+
+    try:
+        target = sysctl.pod_target(args.pod_uid) if args.pod_uid else sysctl.open_target(args.netns)
+    except ValueError as error:
+        raise _wrong(str(error), "as in `kubectl get pod -o jsonpath={.metadata.uid}`") from None
+    with target:
+        yield target
+
+
+def _name(target: Target) -> str:
+    return f"netns {target.inode} ({target.name}{', the initial one' if target.initial else ''})"
+
+
+def rule_counts(inode: int | None = None) -> dict[str, int] | None:
+    """Diagnose, and return how many connections each rule found; None where that was not possible.
+
+    Args:
+        inode: look only into this network namespace; None for the whole machine.
+    """
+    from finwait import session
+    from finwait.errors import FinwaitError
+    from finwait.kernel.observe import Plan as LookPlan
+
+    only = None if inode is None else frozenset((inode,))
+    try:
+        diagnosis = session.diagnose(how=session.Look(LookPlan(only=only)))
+    except FinwaitError as error:
+        print(f"finwait: could not look what is stuck now: {error}", file=sys.stderr)
+        return None
+    counts: dict[str, int] = {}
+    for finding in diagnosis.findings:
+        if finding.primary and (inode is None or finding.netns == inode):
+            counts[finding.rule] = counts.get(finding.rule, 0) + (finding.count or len(finding.rows))
+    return counts
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Print the values in force and return the exit status."""
+    import msgspec
+
+    from finwait.kernel import sysctl
+    from finwait.remedy.settings import CATALOGUE
+    from finwait.report.tune import show_json, show_text
+
+    settings = [_setting(key) for key in args.keys] or list(CATALOGUE)
+    keys = [setting.key for setting in settings]
+    gaps = []
+    answer = []
+    with contextlib.ExitStack() as stack:
+        if args.all_netns:
+            targets, missing = sysctl.all_targets()
+            gaps += missing
+            for target in targets:
+                stack.enter_context(target)
+        else:
+            targets = [stack.enter_context(_target(args))]
+        for number, target in enumerate(targets):
+            reading = sysctl.read(keys, target)
+            gaps += reading.gaps
+            if args.output == "json":
+                answer.append(show_json(settings, reading.values, target.identity()))
+                continue
+            if number:
+                print()
+            for line in show_text(settings, reading.values, _name(target)):
+                print(line)
+    if args.output == "json":
+        _json({"apiVersion": "finwait/v1", "kind": "Settings", "namespaces": answer, "gaps": [
+            msgspec.to_builtins(gap) for gap in gaps]})  # fmt: skip
+    for gap in gaps:
+        print(f"finwait: {gap}", file=sys.stderr)
+    return 3 if gaps else 0
+
+
+def _json(answer: object) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+
+
+def _setting(key: str) -> Any:  # noqa: ANN401 - Setting; imported where used
+    from finwait.remedy.settings import CATALOGUE, by_key
+
+    found = by_key(key)
+    if found is None:
+        import difflib
+
+        names = [s.key.rpartition(".")[2] for s in CATALOGUE]
+        near = difflib.get_close_matches(key.rpartition(".")[2], names, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "`finwait tune show` lists them"
+        raise _wrong(f"`{key}` is none of the settings that bear on closing", hint)
+    return found
+
+
+def _wrong(message: str, hint: str) -> Exception:
+    from finwait.remedy.tuning import ProfileError
+
+    error = ProfileError("command line", 0, message)
+    error.hint = hint
+    return error
+
+
+def run_explain(args: argparse.Namespace) -> int:
+    """Print what is known of a setting and return the exit status."""
+    from finwait.remedy.tuning import verdicts
+    from finwait.report.tune import explain_json, explain_text
+    from finwait.shipped import knowledge
+
+    setting = _setting(args.key)
+    counts = None if args.no_diagnosis else rule_counts()
+    here = verdicts((setting,), counts or {})[setting.key]
+    if args.output == "json":
+        _json(explain_json(setting, here))
+    else:
+        for line in explain_text(setting, knowledge(), here):
+            print(line)
+    return 0
+
+
+def load_profile(words: Sequence[str]) -> Profile:
+    """Return the settings that a command line asks for: a shipped profile, a file, or ``key=value`` words.
+
+    Raises:
+        ProfileError: there is no such profile, or the file or the words cannot be understood.
+    """
+    from finwait import shipped
+    from finwait.remedy.tuning import parse_assignments, parse_profile, parse_sysctl_conf
+
+    if all("=" in word for word in words) and not Path(words[0]).exists():
+        return parse_assignments(words)
+    if len(words) > 1:
+        raise _wrong(
+            "one profile or file at a time, or only KEY=VALUE words", "plan them one after the other"
+        )
+    name = words[0]
+    if name in shipped.profile_names():
+        return shipped.profiles()[name]
+    try:
+        data = Path(name).read_bytes()
+    except OSError as error:
+        known = ", ".join(shipped.profile_names())
+        raise _wrong(
+            f"no profile `{name}`, and no such file ({error.strerror})", f"profiles: {known}"
+        ) from None
+    if name.endswith(".toml"):
+        return parse_profile(name, data)
+    return parse_sysctl_conf(name, data.decode("utf-8", errors="replace"))
+
+
+def make_plan(profile: Profile, target: Target, counts: Mapping[str, int]) -> Plan:
+    """Read the values in force in a namespace and judge a profile against them."""
+    from finwait.kernel import sysctl
+    from finwait.remedy.tuning import EXTRA_KEYS, plan
+
+    keys = list(dict.fromkeys([*(line.key for line in profile.lines), *_RELATED, *EXTRA_KEYS]))
+    reading = sysctl.read(keys, target)
+    return plan(
+        profile,
+        reading.values,
+        initial_netns=target.initial,
+        counts=counts,
+        read_only=reading.read_only,
+    )
+
+
+_RELATED = (
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_orphan_retries",
+    "net.ipv4.tcp_rto_max_ms",
+    "net.netfilter.nf_conntrack_max",
+    "net.netfilter.nf_conntrack_buckets",
+    "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
+)
+"""Settings that others are judged together with."""
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Print a plan and return the exit status."""
+    if args.what == ["list"]:
+        return _list()
+    profile = load_profile(args.what)
+    with _target(args) as target:
+        counts = None if args.no_diagnosis else rule_counts(target.inode)
+        plan = make_plan(profile, target, counts or {})
+        _print_plan(plan, target, counts, args.output)
+    return 0
+
+
+def _list() -> int:
+    from finwait import shipped
+
+    for name, profile in shipped.profiles().items():
+        print(f"{name:<26} {profile.title}")
+    return 0
+
+
+def _print_plan(plan: Plan, target: Target, counts: Mapping[str, int] | None, output: str) -> None:
+    from finwait.report.tune import plan_json, plan_text
+
+    if output == "json":
+        _json(plan_json(plan, target.identity(), counted=counts is not None))
+        return
+    for line in plan_text(plan, _name(target), counted=counts is not None):
+        print(line)
+
+
+def run_apply(args: argparse.Namespace) -> int:
+    """Apply a plan and return the exit status."""
+    from finwait.kernel.journal import SqliteJournal
+
+    profile = load_profile(args.what)
+    with _target(args) as target:
+        counts = None if args.no_diagnosis else rule_counts(target.inode)
+        plan = make_plan(profile, target, counts or {})
+        _print_plan(plan, target, counts, "text")
+        if not args.yes and not (plan.changes and _agreed(f"Set these {len(plan.changes)} values?")):
+            print("nothing was done; `--yes` applies this plan", file=sys.stderr)
+            return 0
+        _guard(plan, target, args)
+        if not plan.changes and not args.persist:
+            print("nothing to change", file=sys.stderr)
+            return 0
+        with SqliteJournal() as journal:
+            outcome = apply_plan(plan, target, journal, persist=args.persist)
+    for line in outcome.lines:
+        print(line)
+    print(f"undo with: finwait tune rollback {outcome.act_id}")
+    return 0
+
+
+def _agreed(question: str) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _guard(plan: Plan, target: Target, args: argparse.Namespace) -> None:
+    from finwait.errors import Refused
+
+    if plan.harmful and not args.allow_harmful:
+        named = ", ".join(f"{line.key.rpartition('.')[2]}={line.wanted}" for line in plan.harmful)
+        raise Refused("harmful", f"{named} would make things worse", override="--allow-harmful")
+    if plan.blocked and not args.skip_blocked:
+        named = ", ".join(line.key.rpartition(".")[2] for line in plan.blocked)
+        raise Refused("all-or-nothing", f"{named} cannot be set in this namespace", override="--skip-blocked")
+    if args.persist and not target.initial:
+        raise Refused("persist", "a sysctl.d file sets the initial namespace only, and this is another one")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an act did."""
+
+    act_id: int
+    lines: tuple[str, ...]
+
+
+def apply_plan(
+    plan: Plan,
+    target: Target,
+    journal: Journal,
+    *,
+    persist: bool = False,
+    folder: Path | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Set what a plan changes, all of it or nothing, written down before it is done.
+
+    Args:
+        plan: what to set; lines that cannot be set are left out.
+        target: the namespace, still open since the plan was made.
+        journal: where the act is recorded before and completed after.
+        persist: also write a sysctl.d file with every line that is in force afterwards.
+        folder: where sysctl.d files are; None for ``/etc/sysctl.d``.
+        on_step: told each step as it begins: ``recorded ID``, those of `finwait.kernel.sysctl.apply`,
+            ``writing drop-in``, ``wrote drop-in``.
+
+    Raises:
+        KernelError: the journal or a sysctl could not be written, or a value changed since the plan; nothing is left
+            changed then, unless the message says so.
+    """
+    from finwait.kernel import sysctl
+    from finwait.remedy.journal import Act
+    from finwait.remedy.tuning import State, drop_in
+
+    tell = on_step or (lambda _step: None)
+    folder = folder if folder is not None else sysctl.SYSCTL_D
+    before: dict[str, Any] = {
+        "sysctl": {line.key: line.current for line in plan.lines if line.state is State.CHANGE}
+    }
+    after: dict[str, Any] = {"sysctl": plan.changes}
+    name = f"90-finwait-{plan.profile.name.rpartition('/')[2].removesuffix('.conf')}.conf"
+    if persist:
+        kept = {line.key: line.wanted for line in plan.lines if line.state in (State.CHANGE, State.SAME)}
+        text = drop_in(kept, f"written by `finwait tune apply`: {plan.profile.title}")
+        path = folder / name
+        before["drop_in"] = {"path": str(path), "text": sysctl.read_drop_in(name, folder=folder)}
+        after["drop_in"] = {"path": str(path), "text": text}
+    act_id = journal.record(
+        Act("sysctl", target.identity(), before, after, f"tune apply {plan.profile.name}")
+    )
+    tell(f"recorded {act_id}")
+    lines: list[str] = []
+    try:
+        applied = sysctl.apply(plan.changes, target, expected=before["sysctl"], on_step=on_step)
+        lines += [f"{key}: {applied.before[key]} -> {value}" for key, value in applied.after.items()]
+        if persist:
+            tell("writing drop-in")
+            try:
+                sysctl.write_drop_in(name, after["drop_in"]["text"], folder=folder)
+            except BaseException:
+                sysctl.restore(applied.before, target)
+                raise
+            tell("wrote drop-in")
+            lines.append(f"written: {folder / name}")
+    except Exception as error:
+        journal.complete(act_id, {"error": str(error)})
+        raise
+    journal.complete(act_id, {"values": dict(applied.after)})
+    return Outcome(act_id, tuple(lines))
+
+
+def run_rollback(args: argparse.Namespace) -> int:
+    """Take an act back and return the exit status."""
+    from finwait.kernel.journal import SqliteJournal
+
+    with SqliteJournal() as journal:
+        try:
+            entry = journal.get(args.id)
+        except (ValueError, OverflowError):
+            raise _wrong(f"the journal has no act {args.id}", "`finwait journal` lists the acts") from None
+        if entry.kind != "sysctl":
+            raise _wrong(f"act {args.id} set no sysctls", "`finwait journal` lists the acts")
+        yes = args.yes
+        if not yes:
+            for key, value in entry.before.get("sysctl", {}).items():
+                print(f"{key}: would be {value} again")
+            if "drop_in" in entry.before:
+                print(f"{entry.before['drop_in']['path']}: would be as before")
+            yes = _agreed(f"Take act {args.id} back?")
+        if not yes:
+            print("nothing was done; `--yes` puts these values back", file=sys.stderr)
+            return 0
+        outcome = roll_back(args.id, journal, force=args.force)
+    for line in outcome.lines:
+        print(line)
+    return 0
+
+
+def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Path | None = None) -> Outcome:
+    """Put back what an act changed, also one that was cut short; the taking back is an act of its own.
+
+    Args:
+        act_id: the act's number.
+        journal: where it was recorded.
+        force: also put back values that somebody changed since.
+        folder: where sysctl.d files are; None for ``/etc/sysctl.d``.
+
+    Raises:
+        ValueError: there is no such act, or it set no sysctls.
+        Refused: the namespace is gone and its values with it, a value was changed since, or the act was taken back
+            already.
+        KernelError: a value or file could not be put back; nothing is left changed then.
+    """
+    from finwait.errors import Refused
+    from finwait.kernel import sysctl
+    from finwait.remedy.journal import Act
+
+    entry = journal.get(act_id)
+    if entry.kind != "sysctl":
+        raise ValueError(f"act {act_id} set no sysctls")
+    if entry.undone_by is not None:
+        raise Refused("undone", f"act {act_id} was taken back already, by act {entry.undone_by}")
+    folder = folder if folder is not None else sysctl.SYSCTL_D
+    wanted: dict[str, str] = dict(entry.before.get("sysctl", {}))
+    was_set: dict[str, str] = dict(entry.after.get("sysctl", {}))
+    drop = entry.before.get("drop_in")
+    target, gone = _recorded_target(entry.target)
+    if target is None and drop is None:
+        raise Refused("namespace-gone", gone)
+    with target if target is not None else contextlib.nullcontext():
+        now = sysctl.read(list(wanted), target).values if target is not None else {}
+        changed = [k for k in wanted if k in now and now[k] not in (wanted[k], was_set.get(k))]
+        if changed and not force:
+            told = ", ".join(f"{k} is {now[k]}" for k in changed)
+            raise Refused("changed-since", f"{told}: somebody set it after act {act_id}", override="--force")
+        back = {k: v for k, v in reversed(wanted.items()) if k in now and now[k] != v}
+        before = {"sysctl": {k: now[k] for k in back}}
+        identity = target.identity() if target is not None else entry.target
+        new_id = journal.record(
+            Act("sysctl", identity, before, {"sysctl": back}, f"roll back {act_id}", undoes=act_id)
+        )
+        lines = [gone] if gone else []
+        try:
+            if back:
+                sysctl.apply(back, target, expected=before["sysctl"])
+                lines += [f"{key}: {now[key]} -> {value}" for key, value in back.items()]
+            if drop is not None:
+                lines.append(_drop_in_back(drop, entry.after["drop_in"], folder))
+        except Exception as error:
+            journal.complete(new_id, {"error": str(error)})
+            raise
+        journal.complete(new_id, {"values": back})
+    if not lines:
+        lines.append("nothing had to be put back: everything is as before already")
+    return Outcome(new_id, tuple(lines))
+
+
+def _drop_in_back(before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> str:
+    from finwait.kernel import sysctl
+
+    sysctl.remove_drop_in(sysctl.DropIn(before["path"], before["text"], after["text"]), folder=folder)
+    return f"{before['path']}: {'removed' if before['text'] is None else 'as before'}"
+
+
+def _recorded_target(identity: Mapping[str, Any]) -> tuple[Target | None, str]:
+    """Open the namespace that an act was done in; None and the reason if it is gone."""
+    from finwait.errors import KernelError
+    from finwait.kernel import sysctl
+
+    gone = f"network namespace {identity['netns']} is gone, and its values with it"
+    if identity.get("boot_id") != sysctl.boot_id():
+        return None, f"{gone}: the machine was restarted since"
+    try:
+        target = sysctl.open_target(f"netns:{identity['netns']}")
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None, gone
+        raise
+    if target.cookie != identity["cookie"]:
+        target.close()
+        return None, f"{gone}; another one has its number now"
+    return target, ""

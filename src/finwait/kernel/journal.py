@@ -1,0 +1,387 @@
+"""The journal: every act on the machine, written to disk before it is done.
+
+An SQLite file under the state directory (``/var/lib/finwait`` for root, ``$XDG_STATE_HOME/finwait`` for
+others, or ``$FINWAIT_STATE_DIR``). An act is one row: when, who, with which command line, what it is done
+to, how that was before, how it shall be, and, once it is over, what came of it. The row is committed with an
+fsync before the act begins, so a crash at any moment leaves either no act or an act that can be told and
+taken back: a row without a result whose process has gone is *incomplete*.
+
+If the row cannot be written, because the disk is full or the directory is read-only, the act is not done.
+
+The kinds of acts and their fields are the caller's; this module stores JSON. The one surprise: a write-ahead
+log with ``synchronous=FULL``, since the usual ``NORMAL`` would lose the last commits with the power.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pwd
+import sqlite3
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import msgspec
+
+from finwait.errors import KernelError, PermissionNeeded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+__all__ = ["JournalEntry", "SqliteJournal", "state_directory"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS acts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    started_ns INTEGER NOT NULL,
+    finished_ns INTEGER,
+    uid INTEGER NOT NULL,
+    user TEXT NOT NULL,
+    command TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    pid_start INTEGER NOT NULL,
+    boot_id TEXT NOT NULL,
+    target TEXT NOT NULL,
+    before TEXT NOT NULL,
+    after TEXT NOT NULL,
+    why TEXT NOT NULL,
+    undoes INTEGER REFERENCES acts(id),
+    result TEXT
+) STRICT;
+CREATE INDEX IF NOT EXISTS acts_open ON acts(id) WHERE finished_ns IS NULL;
+CREATE INDEX IF NOT EXISTS acts_undoes ON acts(undoes) WHERE undoes IS NOT NULL;
+"""
+_VERSION = 1
+_COLUMNS = (
+    "id, kind, started_ns, finished_ns, uid, user, command, pid, pid_start, boot_id, target,"
+    " before, after, why,"
+    " undoes, result, (SELECT max(u.id) FROM acts u WHERE u.undoes = acts.id AND u.finished_ns IS NOT NULL"
+    " AND json_extract(u.result, '$.error') IS NULL)"
+)
+
+
+class _ActLike(Protocol):
+    """What is asked of an act: `finwait.remedy.journal.Act` has it."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def target(self) -> Mapping[str, Any]: ...
+    @property
+    def before(self) -> Mapping[str, Any]: ...
+    @property
+    def after(self) -> Mapping[str, Any]: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def undoes(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """An act as it was written down."""
+
+    id: int
+    kind: str
+    started_ns: int
+    """When, in nanoseconds since 1970 UTC."""
+    finished_ns: int | None
+    uid: int
+    user: str
+    """Who: the login name, and for sudo ``name via root``."""
+    command: tuple[str, ...]
+    pid: int
+    pid_start: int
+    """The process's start time in clock ticks since boot: with the pid and the boot it names one process."""
+    boot_id: str
+    target: Mapping[str, Any]
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    why: str
+    undoes: int | None
+    result: Mapping[str, Any] | None
+    undone_by: int | None
+
+
+def state_directory() -> Path:
+    """Return where finwait keeps its state: ``$FINWAIT_STATE_DIR``, else by the user."""
+    named = os.environ.get("FINWAIT_STATE_DIR")
+    if named:
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/lib/finwait")
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base and base.startswith("/") else Path.home() / ".local/state") / "finwait"
+
+
+def _start_of(pid: int) -> int:
+    """Return when a process started, in ticks since boot; 0 where that cannot be read."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(text.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _user(uid: int) -> str:
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    before = os.environ.get("SUDO_USER")
+    return f"{before} via {name}" if before and before != name else name
+
+
+def _dump(value: Mapping[str, Any]) -> str:
+    return msgspec.json.encode(value).decode("utf-8")
+
+
+class SqliteJournal:
+    """The journal in a file. Use it as a context manager, or `close` it. One object, one thread."""
+
+    def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
+        """Open the journal, and make it if it is not there.
+
+        Args:
+            path: the file; None for ``journal.sqlite`` in the state directory.
+            read_only: only look; a journal that is not there is then an error.
+
+        Raises:
+            KernelError: it cannot be opened or is not a journal of this version.
+        """
+        self.path = path if path is not None else state_directory() / "journal.sqlite"
+        self._read_only = read_only
+        with self._errors("open"):
+            if read_only:
+                if not self.path.exists():
+                    raise KernelError(
+                        errno.ENOENT, f"open the journal `{self.path}`", hint="no act was recorded yet"
+                    )
+                self._db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+            else:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+                self.path.chmod(0o600)
+                self._prepare()
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+        elif version != _VERSION:
+            raise KernelError(
+                errno.EINVAL,
+                f"use the journal `{self.path}` of version {version}",
+                hint="a newer finwait wrote it; use that one, or move the file away",
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; closing twice is harmless."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, state: str = "nothing was done") -> Iterator[None]:
+        what = f"{doing} the journal `{self.path}`"
+        try:
+            yield
+        except PermissionError as error:
+            raise PermissionNeeded(
+                error.errno or errno.EACCES, what, "write access to its directory"
+            ) from error
+        except OSError as error:
+            number = error.errno or errno.EIO
+            raise KernelError(number, what, hint=f"{state}; {self._way_out(number, '')}") from error
+        except sqlite3.Error as error:
+            number = _errno_of(error)
+            raise KernelError(number, what, hint=f"{state}; {self._way_out(number, str(error))}") from error
+
+    def _way_out(self, number: int, said: str) -> str:
+        if number == errno.ENOSPC:
+            return f"free space under `{self.path.parent}`, or set FINWAIT_STATE_DIR"
+        if number in (errno.EROFS, errno.EACCES):
+            return "set FINWAIT_STATE_DIR to a directory that can be written"
+        return f"sqlite said: {said}" if said else "set FINWAIT_STATE_DIR to another directory"
+
+    def record(self, act: _ActLike) -> int:
+        """Write an act down before it is done; it is on the disk when this returns.
+
+        Returns:
+            The act's id, for `complete`.
+
+        Raises:
+            KernelError: it could not be written; the act must not be done. ENOSPC is a full disk.
+        """
+        return self.record_many((act,))[0]
+
+    def record_many(self, acts: Sequence[_ActLike]) -> list[int]:
+        """Write many acts down in one transaction, as `record` does one; all of them, or none.
+
+        Raises:
+            KernelError: they could not be written.
+        """
+        uid = os.getuid()
+        pid = os.getpid()
+        shared = (uid, _user(uid), json.dumps(sys.argv, ensure_ascii=False), pid, _start_of(pid), _boot())
+        now = time.time_ns()
+        rows = [
+            (
+                act.kind,
+                now,
+                *shared,
+                _dump(act.target),
+                _dump(act.before),
+                _dump(act.after),
+                act.why,
+                act.undoes,
+            )
+            for act in acts
+        ]
+        with self._errors("write"):
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany(
+                    "INSERT INTO acts (kind, started_ns, uid, user, command, pid, pid_start, boot_id,"
+                    " target, before, after, why, undoes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    rows,
+                )
+                # AUTOINCREMENT under the write lock: the rows just inserted have consecutive ids.
+                last = self._db.execute("SELECT coalesce(max(id), 0) FROM acts").fetchone()[0]
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        return list(range(last - len(rows) + 1, last + 1))
+
+    def complete(self, act_id: int, result: Mapping[str, Any]) -> None:
+        """Write down what came of an act. A key ``error`` in the result says that it failed.
+
+        Raises:
+            ValueError: there is no such act, or it is complete already.
+            KernelError: it could not be written; the act then stays incomplete.
+        """
+        self.complete_many({act_id: result})
+
+    def complete_many(self, results: Mapping[int, Mapping[str, Any]]) -> None:
+        """Write down what came of many acts, in one transaction.
+
+        Raises:
+            ValueError: one of them is not there or complete already; nothing was written then.
+            KernelError: it could not be written.
+        """
+        with self._errors("write", "the act was done, its result is not written down"):
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                now = time.time_ns()
+                changed = self._db.executemany(
+                    "UPDATE acts SET finished_ns = ?, result = ? WHERE id = ? AND finished_ns IS NULL",
+                    [(now, _dump(result), act_id) for act_id, result in results.items()],
+                )
+                _all_open(changed.rowcount, list(results))
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def get(self, act_id: int) -> JournalEntry:
+        """Return one act.
+
+        Raises:
+            ValueError: there is no such act.
+            KernelError: the file cannot be read.
+        """
+        found = self._select("WHERE id = ?", (act_id,))
+        if not found:
+            raise ValueError(f"the journal has no act {act_id}")
+        return found[0]
+
+    def entries(self, *, kind: str | None = None, limit: int = 100) -> list[JournalEntry]:
+        """Return the latest acts, the newest first."""
+        where = "WHERE kind = ? " if kind is not None else ""
+        values: tuple[object, ...] = (kind, limit) if kind is not None else (limit,)
+        return self._select(f"{where}ORDER BY id DESC LIMIT ?", values)
+
+    def incomplete(self) -> list[JournalEntry]:
+        """Return the acts that were begun and never ended: without a result, and their process is gone."""
+        boot = _boot()
+        return [
+            entry
+            for entry in self._select("WHERE finished_ns IS NULL ORDER BY id", ())
+            if entry.boot_id != boot or entry.pid_start == 0 or _start_of(entry.pid) != entry.pid_start
+        ]
+
+    def _select(self, tail: str, values: tuple[object, ...]) -> list[JournalEntry]:
+        with self._errors("read"):
+            rows = self._db.execute(f"SELECT {_COLUMNS} FROM acts {tail}", values).fetchall()  # noqa: S608 - constants
+        return [_entry(row) for row in rows]
+
+
+def _all_open(changed: int, ids: list[int]) -> None:
+    if changed != len(ids):
+        shown = ", ".join(map(str, ids[:5]))
+        raise ValueError(
+            f"the journal has no open act {shown}" if len(ids) == 1 else f"not all open: {shown}, …"
+        )
+
+
+def _entry(row: tuple[Any, ...]) -> JournalEntry:
+    (number, kind, started, finished, uid, user, command, pid, pid_start, boot, *rest) = row
+    target, before, after, why, undoes, result, undone_by = rest
+    return JournalEntry(
+        id=number,
+        kind=kind,
+        started_ns=started,
+        finished_ns=finished,
+        uid=uid,
+        user=user,
+        command=tuple(json.loads(command)),
+        pid=pid,
+        pid_start=pid_start,
+        boot_id=boot,
+        target=json.loads(target),
+        before=json.loads(before),
+        after=json.loads(after),
+        why=why,
+        undoes=undoes,
+        result=json.loads(result) if result is not None else None,
+        undone_by=undone_by,
+    )
+
+
+def _errno_of(error: sqlite3.Error) -> int:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return {
+        sqlite3.SQLITE_FULL: errno.ENOSPC,
+        sqlite3.SQLITE_READONLY: errno.EROFS,
+        sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+        sqlite3.SQLITE_PERM: errno.EACCES,
+        sqlite3.SQLITE_BUSY: errno.EBUSY,
+        sqlite3.SQLITE_LOCKED: errno.EBUSY,
+        sqlite3.SQLITE_NOTADB: errno.EINVAL,
+        sqlite3.SQLITE_CORRUPT: errno.EINVAL,
+    }.get(code, errno.EIO)

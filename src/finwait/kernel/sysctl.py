@@ -1,0 +1,572 @@
+"""Sysctls of a network namespace: read, set all or none, put back, keep for the next boot.
+
+``/proc/sys/net`` shows the namespace of the task that opens it, so everything here runs in a thread of its
+own that enters the namespace with setns(2), does its work and ends. A thread that has been elsewhere never
+goes back to a pool, and the calling thread never moves.
+
+A namespace is named by a `Target`: an open descriptor with the identity that tells whether it is still the
+same one later. The inode of a namespace can be used again; its cookie (``SO_NETNS_COOKIE``) together with
+the boot's id cannot.
+
+Setting several values is atomic as far as the kernel lets it be: each old value is read first, each new one
+is read back, and on the first failure those already written are put back, the last one first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import stat
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from finwait.errors import Gap, KernelError, PermissionNeeded
+from finwait.kernel import netns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from finwait.kernel.netns import NetNamespace
+
+__all__ = [
+    "Applied",
+    "DropIn",
+    "Reading",
+    "Target",
+    "all_targets",
+    "apply",
+    "boot_id",
+    "key_path",
+    "open_target",
+    "pod_target",
+    "read",
+    "read_drop_in",
+    "remove_drop_in",
+    "restore",
+    "temporarily",
+    "write_drop_in",
+]
+
+_T = TypeVar("_T")
+_SO_NETNS_COOKIE = 71
+_PROC_SYS = Path("/proc/sys")
+_ONLY_INITIAL = _PROC_SYS / "net/ipv4/tcp_max_orphans"
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*\Z")
+_NETNS_LINK = re.compile(r"net:\[(\d+)\]\Z")
+SYSCTL_D = Path("/etc/sysctl.d")
+
+
+def key_path(key: str) -> Path:
+    """Return the file of a sysctl given by its dotted name.
+
+    As sysctl(8) writes it, a ``/`` inside a dotted name stands for a dot
+    (``net.ipv4.conf.eth0/1.rp_filter``).
+
+    Raises:
+        ValueError: the name has an empty part, ``..``, or a character that no sysctl has.
+    """
+    parts = [part.replace("/", ".") for part in key.split(".")]
+    if len(parts) < 2 or not all(_PART.match(part) and part not in (".", "..") for part in parts):
+        raise ValueError(f"not the name of a sysctl: {key[:80]!r}")
+    return _PROC_SYS.joinpath(*parts)
+
+
+def boot_id() -> str:
+    """Return the kernel's id of this boot; an empty string where /proc does not say it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+@dataclass(slots=True)
+class Target:
+    """A network namespace, held open, with what identifies it. Close it, or use it as a context manager."""
+
+    fd: int
+    inode: int
+    cookie: int
+    """``SO_NETNS_COOKIE``; 0 on kernels before 5.14, which have none."""
+    name: str
+    initial: bool
+    """Whether it is the machine's first one: the only one in which tcp_max_orphans exists."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the namespace; closing twice is harmless."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def identity(self) -> dict[str, object]:
+        """Return what a journal needs to recognise the namespace later."""
+        return {"netns": self.inode, "cookie": self.cookie, "boot_id": boot_id(), "name": self.name}
+
+
+def _enter(fd: int, inode: int) -> None:
+    try:
+        netns.setns(fd)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        if number in (errno.EPERM, errno.EACCES):
+            raise PermissionNeeded(number, "enter it", "CAP_SYS_ADMIN", netns=inode) from error
+        raise KernelError(number, "enter it", netns=inode) from error
+
+
+def _inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
+    """Run ``work`` in a new thread that is in the namespace of ``fd`` (None: where we are) and then ends."""
+    if fd is not None and fd < 0:
+        raise ValueError("the namespace was closed already")
+    done: list[_T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if fd is not None and inode != netns.own_netns():  # our own needs no privilege
+                _enter(fd, inode)
+            done.append(work())
+        except BaseException as error:  # noqa: BLE001 - carried over to the calling thread, whatever it is
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name=f"netns-{inode}", daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+def _cookie() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError:
+            return 0
+    return int.from_bytes(raw, sys.byteorder)
+
+
+def _adopt(fd: int, name: str) -> Target:
+    inode = os.fstat(fd).st_ino
+    try:
+        cookie, initial = _inside(fd, inode, lambda: (_cookie(), _ONLY_INITIAL.exists()))
+    except KernelError:
+        os.close(fd)
+        raise
+    return Target(fd, inode, cookie, name, initial)
+
+
+def open_target(spec: str | int | None = None) -> Target:
+    """Open a network namespace.
+
+    Args:
+        spec: None for the caller's own; an open descriptor (int, duplicated); or text: a path
+            (``/run/netns/blue``, ``/proc/812/ns/net``), a name of ``ip netns``, ``pid:812``, or the inode as
+            ``netns:4026532281`` or a bare number.
+
+    Raises:
+        KernelError: there is no such namespace, or it cannot be opened or entered.
+    """
+    if spec is None:
+        return _adopt(_open("/proc/thread-self/ns/net"), "own")
+    if isinstance(spec, int):
+        return _adopt(os.dup(spec), f"fd {spec}")
+    text = spec.strip()
+    if "/" in text:
+        return _adopt(_open(text), text)
+    if text.startswith("pid:") and text[4:].isdigit():
+        return _adopt(_open(f"/proc/{int(text[4:])}/ns/net"), text)
+    number = text.removeprefix("netns:").removeprefix("net:[").rstrip("]")
+    if number.isdigit():
+        return _by_inode(int(number))
+    return _adopt(_open(f"/run/netns/{text}"), text)
+
+
+def _open(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (PermissionError, FileNotFoundError, OSError) as error:
+        number = error.errno or errno.EIO
+        if number in (errno.EPERM, errno.EACCES):
+            raise PermissionNeeded(number, f"open `{path}`", "CAP_SYS_PTRACE") from error
+        raise KernelError(number, f"open `{path}`", hint="`finwait netns` lists the namespaces") from error
+    if not _is_netns(fd):
+        os.close(fd)
+        raise KernelError(errno.EINVAL, f"use `{path}` as a network namespace", hint="it is something else")
+    return fd
+
+
+def _is_netns(fd: int) -> bool:
+    try:
+        link = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return False
+    if _NETNS_LINK.match(link):
+        return True
+    # A bind mount reads as its own path; the namespace file system has its own device.
+    with contextlib.suppress(OSError):
+        return os.fstat(fd).st_dev == os.stat("/proc/self/ns/net").st_dev and stat.S_ISREG(
+            os.fstat(fd).st_mode
+        )
+    return False
+
+
+def _pids() -> Iterator[int]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            yield int(entry.name)
+
+
+def _first_open(namespace: NetNamespace) -> Target:
+    refused: PermissionNeeded | None = None
+    for path in namespace.paths:
+        try:
+            target = _adopt(_open(path), namespace.names[0] if namespace.names else path)
+        except PermissionNeeded as error:
+            refused = error
+            continue
+        except KernelError:
+            continue  # that way is gone; another may be there
+        if target.inode == namespace.inode:
+            return target
+        target.close()
+    raise refused or KernelError(errno.ENOENT, "open it", netns=namespace.inode)
+
+
+def _by_inode(inode: int) -> Target:
+    refused: PermissionNeeded | None = None
+    for find in (netns.discover, _discover_descriptors):  # the second walks every descriptor of the machine
+        for namespace in find()[0]:
+            if namespace.inode != inode:
+                continue
+            try:
+                return _first_open(namespace)
+            except PermissionNeeded as error:
+                refused = error
+            except KernelError:
+                continue  # a thread that was only passing through led there; a descriptor may still
+    raise refused or KernelError(
+        errno.ENOENT, f"find the network namespace {inode}", hint="`finwait netns` lists them"
+    )
+
+
+def _discover_descriptors() -> tuple[list[NetNamespace], list[Gap]]:
+    from finwait.kernel import procfs  # loads numpy
+
+    return netns.discover(procfs.descriptors()[1])
+
+
+def all_targets() -> tuple[list[Target], list[Gap]]:
+    """Open every network namespace that can be found, each once, the initial one first."""
+    found: list[Target] = []
+    namespaces, seen = _discover_descriptors()
+    gaps = list(seen)
+    for namespace in namespaces:
+        try:
+            found.append(_first_open(namespace))
+        except PermissionNeeded as error:
+            gaps.append(Gap(f"netns {namespace.inode}", "enter it", error.capability))
+        except KernelError:
+            continue  # it ended while we looked
+    return sorted(found, key=lambda target: (not target.initial, target.inode)), gaps
+
+
+def pod_target(uid: str) -> Target:
+    """Open the network namespace of a pod, found by its uid in the cgroup path of a process.
+
+    Raises:
+        ValueError: it is not a uid.
+        KernelError: no process of such a pod is here, or its namespace cannot be opened.
+    """
+    plain = uid.strip().lower().removeprefix("pod").replace("_", "-")
+    if not re.fullmatch(r"[0-9a-f-]{8,64}", plain):
+        raise ValueError(f"not the uid of a pod: {uid[:80]!r}")
+    wanted = (f"pod{plain}", f"pod{plain.replace('-', '_')}")
+    for pid in _pids():
+        try:
+            cgroup = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        if any(form in cgroup for form in wanted):
+            target = open_target(f"pid:{pid}")
+            target.name = f"pod:{plain}"
+            return target
+    raise KernelError(errno.ENOENT, f"find a process of pod {plain}", hint="is the pod on this node?")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Sysctls as they were read."""
+
+    values: Mapping[str, str]
+    read_only: frozenset[str]
+    """Those whose file has no write permission in this namespace."""
+    gaps: tuple[Gap, ...]
+    """Those that are there and could not be read."""
+
+
+def read(keys: Sequence[str], target: Target | None = None) -> Reading:
+    """Read sysctls of a namespace; those that do not exist there are left out.
+
+    Args:
+        keys: dotted names.
+        target: the namespace; None for the caller's own.
+
+    Raises:
+        ValueError: a key is not the name of a sysctl.
+        KernelError: the namespace cannot be entered.
+    """
+    paths = [(key, key_path(key)) for key in keys]
+    inode = target.inode if target is not None else 0
+
+    def work() -> Reading:
+        values: dict[str, str] = {}
+        locked: set[str] = set()
+        gaps: list[Gap] = []
+        for key, path in paths:
+            try:
+                values[key] = _get(path)
+                if not path.stat().st_mode & stat.S_IWUSR:
+                    locked.add(key)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                gaps.append(Gap(key, "read it", "root" if error.errno in (errno.EPERM, errno.EACCES) else ""))
+        return Reading(values, frozenset(locked), tuple(gaps))
+
+    return _inside(target.fd if target is not None else None, inode, work)
+
+
+def _get(path: Path) -> str:
+    return " ".join(path.read_text(encoding="utf-8", errors="replace").split())
+
+
+def _put(path: Path, value: str) -> None:
+    # One write(2): procfs takes the value from a single call.
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode("utf-8") + b"\n")
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What was set: the values before and after, by key."""
+
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+
+
+def apply(
+    changes: Mapping[str, str],
+    target: Target | None = None,
+    *,
+    expected: Mapping[str, str] | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> Applied:
+    """Set several sysctls of a namespace: all of them, or none.
+
+    Args:
+        changes: the new values, by dotted name, written in this order.
+        target: the namespace; None for the caller's own.
+        expected: the values that must still be in force when the first is written.
+        on_step: told ``reading``, ``writing KEY``, ``wrote KEY`` and ``done`` as the work goes on.
+
+    Raises:
+        ValueError: a key is not the name of a sysctl.
+        KernelError: the kernel refused a value or the namespace, or a value was not what ``expected`` says.
+        All that
+            had been written is put back; where even that failed, the message names what was left changed.
+    """
+    paths = {key: key_path(key) for key in changes}
+    inode = target.inode if target is not None else None
+    tell = on_step or (lambda _step: None)
+
+    def work() -> Applied:
+        tell("reading")
+        before: dict[str, str] = {}
+        for key, path in paths.items():
+            with _doing(f"read {key}", inode):
+                before[key] = _get(path)
+        for key, value in (expected or {}).items():
+            if key in before and before[key] != value:
+                what = f"change {key}: it is {before[key]} now, not {value} as when the plan was made"
+                raise KernelError(errno.ESTALE, what, netns=inode, hint="plan again")
+        written: list[str] = []
+        try:
+            for key, value in changes.items():
+                tell(f"writing {key}")
+                written.append(key)
+                with _doing(f"set {key} to {value}", inode):
+                    _put(paths[key], value)
+                    now = _get(paths[key])
+                _same(key, value, now, inode)
+                tell(f"wrote {key}")
+        except BaseException as error:
+            left = _put_back(paths, before, written)
+            if left and isinstance(error, KernelError):
+                error.hint = f"could not put back {', '.join(left)}"
+            elif isinstance(error, KernelError) and not error.hint:
+                error.hint = "nothing was changed: what had been written was put back"
+            raise
+        after = {key: _get(path) for key, path in paths.items()}
+        tell("done")
+        return Applied(before, after)
+
+    return _inside(target.fd if target is not None else None, inode or 0, work)
+
+
+@contextlib.contextmanager
+def _doing(what: str, inode: int | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or errno.EIO
+        if number in (errno.EPERM, errno.EACCES):
+            raise PermissionNeeded(
+                number, what, "root in the namespace's user namespace", netns=inode
+            ) from error
+        raise KernelError(number, what, netns=inode) from error
+
+
+def _same(key: str, wanted: str, now: str, inode: int | None) -> None:
+    if now != " ".join(wanted.split()):
+        raise KernelError(errno.EINVAL, f"set {key} to {wanted}: it reads {now}", netns=inode)
+
+
+def _put_back(paths: Mapping[str, Path], before: Mapping[str, str], written: Sequence[str]) -> list[str]:
+    left: list[str] = []
+    for key in reversed(written):
+        try:
+            if _get(paths[key]) != before[key]:
+                _put(paths[key], before[key])
+        except OSError:
+            left.append(f"{key} (was {before[key]})")
+    return left
+
+
+def restore(before: Mapping[str, str], target: Target | None = None) -> Applied:
+    """Put values back, the last one set first; all or none, like `apply`."""
+    return apply(dict(reversed(list(before.items()))), target)
+
+
+@contextlib.contextmanager
+def temporarily(changes: Mapping[str, str], target: Target | None = None) -> Iterator[Applied]:
+    """Set sysctls for the length of a ``with`` block; the old values come back however it ends."""
+    applied = apply(changes, target)
+    try:
+        yield applied
+    finally:
+        restore(applied.before, target)
+
+
+@dataclass(frozen=True, slots=True)
+class DropIn:
+    """A file of sysctl.d that was written."""
+
+    path: str
+    before: str | None
+    """What the file held; None if there was none."""
+    after: str
+
+
+def write_drop_in(name: str, text: str, *, folder: Path = SYSCTL_D) -> DropIn:
+    """Write a file of sysctl.d whole or not at all, and on the disk when this returns.
+
+    Args:
+        name: the file's name without a folder, ending in ``.conf``.
+        text: what it shall hold.
+        folder: where.
+
+    Raises:
+        ValueError: the name has a slash or does not end in ``.conf``.
+        KernelError: it cannot be written; nothing was changed then.
+    """
+    path = _drop_in_path(name, folder)
+    temporary = folder / f".{name}.finwait-{os.getpid()}"
+    with _doing(f"write `{path}`", None):
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        before = read_drop_in(name, folder=folder)
+        try:
+            _write_synced(temporary, text)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(folder)
+    return DropIn(str(path), before, text)
+
+
+def read_drop_in(name: str, *, folder: Path = SYSCTL_D) -> str | None:
+    """Return what a file of sysctl.d holds; None if there is none.
+
+    Raises:
+        ValueError: the name has a slash or does not end in ``.conf``.
+        KernelError: it is there and cannot be read.
+    """
+    path = _drop_in_path(name, folder)
+    with _doing(f"read `{path}`", None):
+        try:
+            return path.read_text(encoding="utf-8", errors="surrogateescape")
+        except FileNotFoundError:
+            return None
+
+
+def remove_drop_in(dropped: DropIn, *, folder: Path = SYSCTL_D) -> None:
+    """Put back what a file of sysctl.d held before `write_drop_in`, or remove it if there was none.
+
+    Raises:
+        KernelError: the file was changed since, or cannot be written.
+    """
+    path = _drop_in_path(Path(dropped.path).name, folder)
+    with _doing(f"put back `{path}`", None):
+        now = read_drop_in(path.name, folder=folder)
+        if now == dropped.before:
+            return
+        if now != dropped.after:
+            raise KernelError(
+                errno.ESTALE, f"put back `{path}`: it was changed since", hint="edit it by hand"
+            )
+        if dropped.before is None:
+            path.unlink()
+        else:
+            temporary = folder / f".{path.name}.finwait-{os.getpid()}"
+            _write_synced(temporary, dropped.before)
+            temporary.replace(path)
+        _sync_folder(folder)
+
+
+def _drop_in_path(name: str, folder: Path) -> Path:
+    if "/" in name or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.conf", name):
+        raise ValueError(f"not the name of a sysctl.d file: {name[:80]!r}")
+    return folder / name
+
+
+def _write_synced(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

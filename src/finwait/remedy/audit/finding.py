@@ -1,0 +1,274 @@
+"""What an audit says: one `AuditFinding` for each piece of advice, and the `Judge` that writes them.
+
+Parsers recognise, the `Judge` decides: a parser calls it with what stands in the file and where, and the
+judge takes verdict, reason, source and what to do instead from the catalogue of settings and from the ledger.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from finwait.remedy.settings import Scope, Verdict, by_key, canonical_key
+from finwait.remedy.tuning import remarks
+
+if TYPE_CHECKING:
+    from finwait.remedy.knowledge import Knowledge
+
+__all__ = ["SEVERITY", "AuditFinding", "AuditReport", "Judge", "Problem"]
+
+SEVERITY: tuple[str, ...] = ("harmful", "false", "no-effect", "conditional", "misread", "true")
+"""The verdicts of findings, the gravest first."""
+
+_OF_SETTING = {
+    Verdict.HELPS: "true",
+    Verdict.ONLY_WHEN: "conditional",
+    Verdict.NO_EFFECT: "no-effect",
+    Verdict.HARMFUL: "harmful",
+}
+_WHOLE = re.compile(r"-?\d{1,19}\Z")
+_SNIPPET = 160
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFinding:
+    """One piece of advice, where it stands, and what is to be said of it."""
+
+    file: str
+    line: int
+    rule: str
+    """A ledger id (``S31``) where the claim has one, else the name of the advice."""
+    claim: str
+    """What the file says, in a few words."""
+    verdict: str
+    reason: str
+    source: str
+    instead: str
+    ledger: tuple[str, ...]
+    text: str
+    """The place itself, shortened."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """A place in a file that could not be understood."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What was found in one file."""
+
+    file: str
+    kind: str
+    """How it was read: ``sysctl``, ``shell``, ``markdown``, ``yaml``, ``haproxy``, ``nginx`` or ``code``."""
+    lines: int
+    findings: tuple[AuditFinding, ...]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opinion:
+    """What is to be said of a piece of advice, wherever it stands."""
+
+    rule: str
+    claim: str
+    verdict: str
+    reason: str
+    source: str
+    instead: str
+    ledger: tuple[str, ...]
+    judged: tuple[str, str] | None = None
+    """The sysctl and its value, where a catalogued setting was judged."""
+
+
+@dataclass(slots=True)
+class Judge:
+    """Collects findings for one file."""
+
+    file: str
+    knowledge: Knowledge
+    findings: list[AuditFinding] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    _seen: set[tuple[int, str, str]] = field(default_factory=set)
+    _values: dict[str, str] = field(default_factory=dict)
+    _opinions: dict[tuple[str, str | None, bool], _Opinion | None] = field(default_factory=dict)
+
+    def problem(self, line: int, reason: str) -> None:
+        """Note that a place could not be understood; ``line`` counts from 1."""
+        self.problems.append(Problem(self.file, max(line, 1), reason))
+
+    def _say(self, line: int, opinion: _Opinion, text: str) -> None:
+        key = (line, opinion.rule, opinion.claim)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.findings.append(
+            AuditFinding(
+                self.file,
+                max(line, 1),
+                opinion.rule,
+                opinion.claim,
+                opinion.verdict,
+                opinion.reason,
+                opinion.source,
+                opinion.instead,
+                opinion.ledger,
+                " ".join(text[: 4 * _SNIPPET].split())[:_SNIPPET],
+            )
+        )
+
+    def _opinion(  # noqa: PLR0913, RUF100 - the fields of a finding
+        self,
+        claim: str,
+        verdict: str,
+        reason: str,
+        ledger: tuple[str, ...],
+        *,
+        rule: str = "",
+        source: str = "",
+        instead: str = "",
+        judged: tuple[str, str] | None = None,
+    ) -> _Opinion:
+        cited = self.knowledge.cited(ledger)
+        reason = reason or (cited[0].reason if cited else "")
+        return _Opinion(
+            ledger[0] if ledger else rule,
+            claim,
+            verdict,
+            reason,
+            source or "; ".join(dict.fromkeys(part for c in cited for part in c.source.split("; "))),
+            instead or (cited[0].instead if cited else ""),
+            ledger,
+            judged,
+        )
+
+    def advice(self, line: int, name: str, text: str, *, detail: str = "", instead: str = "") -> None:
+        """Report the advice ``name`` of the knowledge base; ``detail`` is put before its reason."""
+        self._say(line, self._of_advice(name, detail=detail, instead=instead), text)
+
+    def _of_advice(self, name: str, *, claim: str = "", detail: str = "", instead: str = "") -> _Opinion:
+        item = self.knowledge.advice[name]
+        reason = item.reason or (self.knowledge.claims[item.claims[0]].reason if item.claims else "")
+        return self._opinion(
+            claim or item.title,
+            item.verdict,
+            f"{detail}{reason}",
+            item.claims,
+            rule=name,
+            source=item.source,
+            instead=instead or item.instead,
+        )
+
+    def sysctl(self, line: int, key: str, value: str | None, text: str, *, pod: bool = False) -> None:
+        """Judge one sysctl that a file names.
+
+        Args:
+            line: where it stands, from 1.
+            key: its name, in any spelling.
+            value: what it is set to; None where it is only read, or not set to a literal.
+            text: the place itself.
+            pod: whether a pod's manifest sets it.
+        """
+        asked = (key, value, pod)
+        if asked not in self._opinions:
+            self._opinions[asked] = self._of_sysctl(canonical_key(key), value, pod)
+        opinion = self._opinions[asked]
+        if opinion is None:
+            return
+        self._say(line, opinion, text)
+        if opinion.judged is not None and not pod:
+            self._together(line, *opinion.judged, text)
+
+    def _of_sysctl(self, name: str, value: str | None, pod: bool) -> _Opinion | None:
+        names = self.knowledge.names
+        claim = f"{name} = {value}" if value is not None else name
+        if name in names.gone:
+            fate = names.gone[name]
+            return self._of_advice("removed-sysctl", claim=claim, detail=f"{fate[0].upper()}{fate[1:]}. ")
+        if not self._exists(name):
+            return self._unknown(name, claim)
+        setting = by_key(name)
+        if setting is None or value is None:
+            return None
+        if pod and setting.scope is not Scope.NETNS:
+            return self._of_advice("pod-global-sysctl", claim=claim)
+        if not _WHOLE.match(value):
+            return None
+        number = int(value)
+        if not setting.low <= number <= setting.high:
+            detail = f"It takes {setting.low} to {setting.high} {setting.unit}. "
+            return self._of_advice("sysctl-out-of-range", claim=claim, detail=detail)
+        band = setting.band(number)
+        reason = band.why
+        if pod and name not in names.pod_safe:
+            reason += "; and a pod may set it only with the kubelet's --allowed-unsafe-sysctls"
+        sources = [setting.source, *(c.source for c in self.knowledge.cited(band.ledger[:1]))]
+        return self._opinion(
+            f"{name} = {number}",
+            _OF_SETTING[band.verdict],
+            _sentence(reason),
+            band.ledger,
+            rule=name,
+            source="; ".join(dict.fromkeys(part for text in sources for part in text.split("; "))),
+            instead=band.instead,
+            judged=(name, value),
+        )
+
+    def _together(self, line: int, name: str, value: str, text: str) -> None:
+        if self._values.get(name) == value:
+            return
+        self._values[name] = value
+        for remark in remarks(self._values):
+            if remark.verdict is Verdict.HARMFUL and name in remark.keys and len(remark.keys) > 1:
+                told = ", ".join(f"{k.rpartition('.')[2]} = {self._values[k]}" for k in remark.keys)
+                self._say(line, self._opinion(told, "harmful", _sentence(remark.text), remark.ledger), text)
+
+    def _exists(self, name: str) -> bool:
+        head, _, last = name.rpartition(".")
+        if last.startswith(("tcp_", "nf_conntrack", "ip_conntrack")) and last not in (
+            "tcp_",
+            "nf_conntrack_",
+        ):
+            return name in self.knowledge.names.sysctls or head.endswith(".conf") or "*" in last
+        return True
+
+    def _unknown(self, name: str, claim: str) -> _Opinion:
+        close = suggest(name, self.knowledge.names.sysctls)
+        detail = ""
+        instead = f"Near it are {', '.join(close)}." if close else ""
+        if "close_wait" in name and "conntrack" not in name:
+            detail = "CLOSE_WAIT has no timer: it ends when the program closes (X17). "
+            instead = (
+                "There is only nf_conntrack_tcp_timeout_close_wait, about translated flows; do not lower it."
+            )
+        elif "time_wait" in name or "timewait" in name:
+            detail = "TIME_WAIT lasts 60 s, a constant of the kernel (X03). "
+        elif "fin_wait" in name and "conntrack" not in name:
+            detail = "The kernel's timeout is tcp_fin_timeout, and it is for orphans only (S03). "
+        return self._of_advice("unknown-sysctl", claim=claim, detail=detail, instead=instead)
+
+
+def _sentence(text: str) -> str:
+    """Return a clause as a sentence: a capital where it starts with a word, and a full stop."""
+    first = text.split(" ", 1)[0]
+    text = text[0].upper() + text[1:] if first.isalpha() and first != "ss" else text
+    return text if text.endswith(".") else f"{text}."
+
+
+@lru_cache(maxsize=1024)
+def suggest(name: str, known: frozenset[str]) -> tuple[str, ...]:
+    """Return up to three existing names that are near ``name``, the nearest first."""
+    last = name.rpartition(".")[2]
+    by_last = {full.rpartition(".")[2]: full for full in known}
+    near = difflib.get_close_matches(last[:80], sorted(by_last), n=3, cutoff=0.6)
+    return tuple(by_last[name] for name in near)

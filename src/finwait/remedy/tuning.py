@@ -1,0 +1,449 @@
+"""From a list of wanted settings to a plan that says of each line whether it helps.
+
+A profile (TOML), a sysctl.conf or ``key=value`` words become a `Profile`; with the values in force and the
+number of connections that each diagnosis rule found, `plan` gives a `Plan`: for each line the change, a
+verdict with its reason, and what it would do for the connections that are stuck now. Lines are never
+corrected silently: a bad line stays in the plan with the verdict ``harmful``, and applying it takes an
+explicit wish.
+
+Nothing here reads or writes a sysctl; `finwait.kernel.sysctl` does.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from finwait.errors import FinwaitError
+from finwait.remedy.settings import RULES, Effect, Scope, Setting, Verdict, by_key, canonical_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = [
+    "EXTRA_KEYS",
+    "HereEffect",
+    "Line",
+    "Plan",
+    "PlanLine",
+    "Profile",
+    "ProfileError",
+    "Remark",
+    "State",
+    "drop_in",
+    "parse_assignments",
+    "parse_profile",
+    "parse_sysctl_conf",
+    "plan",
+    "remarks",
+    "verdicts",
+]
+
+EXTRA_KEYS = ("net.ipv4.tcp_timestamps",)
+"""Sysctls outside the catalogue whose present value `plan` uses."""
+
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@*-]*\Z")
+_VALUE = re.compile(r"-?\d{1,19}\Z")
+
+
+class ProfileError(FinwaitError):
+    """A list of settings that cannot be read: which file and line, and why."""
+
+    def __init__(self, name: str, line: int, reason: str) -> None:
+        self.name = name
+        self.line = line
+        self.reason = reason
+        where = f"{name}:{line}" if line else name
+        super().__init__(f"{where}: {reason}")
+        self.hint = "one `key = value` a line, as in sysctl.conf, or a TOML profile with [[line]] tables"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One wanted setting."""
+
+    key: str
+    value: str
+    source: str = ""
+    why: str = ""
+    optional: bool = False
+    """sysctl.conf's leading ``-``: no error where the sysctl is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A list of wanted settings."""
+
+    name: str
+    title: str
+    about: str
+    source: str
+    lines: tuple[Line, ...]
+
+
+class _TomlLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    key: str
+    value: str
+    source: str = ""
+    why: str = ""
+
+
+class _TomlProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    title: str
+    line: list[_TomlLine]
+    about: str = ""
+    source: str = ""
+
+
+def parse_profile(name: str, data: bytes) -> Profile:
+    """Read a profile in TOML.
+
+    Raises:
+        ProfileError: it is not TOML, has not the profile's fields, names a setting twice or with a value
+        that is
+            not a whole number.
+    """
+    try:
+        raw = msgspec.toml.decode(data, type=_TomlProfile)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        found = re.search(r"line (\d+)", str(error))
+        raise ProfileError(name, int(found[1]) if found else 0, str(error)) from error
+    lines = tuple(Line(canonical_key(x.key), x.value.strip(), x.source, x.why) for x in raw.line)
+    _check(name, [(0, line) for line in lines])
+    return Profile(name.removesuffix(".toml"), raw.title, raw.about, raw.source, lines)
+
+
+def parse_sysctl_conf(name: str, text: str) -> Profile:
+    """Read a list of settings in the syntax of sysctl.conf(5).
+
+    Raises:
+        ProfileError: a line is no comment and no assignment, or a value is not a whole number.
+    """
+    found: list[tuple[int, Line]] = []
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line[0] in "#;":
+            continue
+        optional = line.startswith("-")
+        key, equals, value = line.removeprefix("-").partition("=")
+        if not equals:
+            raise ProfileError(name, number, f"no `=` in {line[:60]!r}")
+        found.append((number, Line(canonical_key(key), value.strip(), f"{name}:{number}", optional=optional)))
+    _check(name, found)
+    return Profile(name, f"settings from {name}", "", name, tuple(line for _, line in found))
+
+
+def parse_assignments(words: Sequence[str]) -> Profile:
+    """Read ``key=value`` words of a command line.
+
+    Raises:
+        ProfileError: a word has no ``=`` or its value is not a whole number.
+    """
+    found = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ProfileError("command line", 0, f"no `=` in {word[:60]!r}")
+        found.append((0, Line(canonical_key(key), value.strip(), "command line")))
+    _check("command line", found)
+    return Profile("command-line", "settings from the command line", "", "", tuple(line for _, line in found))
+
+
+def _check(name: str, found: Sequence[tuple[int, Line]]) -> None:
+    seen: dict[str, str] = {}
+    for number, line in found:
+        if not _KEY.match(line.key) or ".." in line.key:
+            raise ProfileError(name, number, f"{line.key[:60]!r} is not the name of a sysctl")
+        if not _VALUE.match(line.value):
+            raise ProfileError(
+                name, number, f"the value of {line.key} is not a whole number: {line.value[:60]!r}"
+            )
+        if seen.get(line.key, line.value) != line.value:
+            raise ProfileError(
+                name, number, f"{line.key} is set twice, to {seen[line.key]} and to {line.value}"
+            )
+        seen[line.key] = line.value
+
+
+class State(StrEnum):
+    """What applying a line would mean in the namespace looked at."""
+
+    CHANGE = "change"
+    SAME = "same"
+    """The value is already in force."""
+    ABSENT = "absent"
+    """This namespace (or kernel) has no such sysctl."""
+    REFUSED = "refused"
+    """The kernel would not take it: out of range, or read-only here."""
+    UNKNOWN = "unknown"
+    """finwait has no opinion on this sysctl and does not set it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HereEffect:
+    """What a setting would do for connections that are stuck on this machine now."""
+
+    rule: str
+    count: int
+    effect: Effect
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLine:
+    """One line of a plan."""
+
+    key: str
+    wanted: str
+    current: str | None
+    state: State
+    verdict: Verdict
+    why: str
+    ledger: tuple[str, ...]
+    instead: str
+    source: str
+    here: tuple[HereEffect, ...]
+    setting: Setting | None
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something that follows from several settings together."""
+
+    verdict: Verdict
+    keys: tuple[str, ...]
+    text: str
+    ledger: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What applying a profile would change, with a verdict on each line."""
+
+    profile: Profile
+    lines: tuple[PlanLine, ...]
+    remarks: tuple[Remark, ...]
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """The sysctls that applying would write, with their new values, in the profile's order."""
+        return {line.key: line.wanted for line in self.lines if line.state is State.CHANGE}
+
+    @property
+    def harmful(self) -> tuple[PlanLine, ...]:
+        """The lines that would make something worse."""
+        return tuple(
+            line for line in self.lines if line.verdict is Verdict.HARMFUL and line.state is State.CHANGE
+        )
+
+    @property
+    def blocked(self) -> tuple[PlanLine, ...]:
+        """The lines that cannot be applied here and were not marked optional."""
+        optional = {line.key for line in self.profile.lines if line.optional}
+        return tuple(
+            line
+            for line in self.lines
+            if line.state in (State.ABSENT, State.REFUSED, State.UNKNOWN) and line.key not in optional
+        )
+
+
+def verdicts(
+    settings: Iterable[Setting], findings_count_by_rule: Mapping[str, int]
+) -> dict[str, tuple[HereEffect, ...]]:
+    """Say for each setting what changing it would do for what the diagnosis has found, by rule.
+
+    Args:
+        settings: the settings asked about.
+        findings_count_by_rule: how many connections each rule found; rules with none are left out of the
+        answer,
+            and so are rules that are no patterns of closing (names outside `RULES`).
+
+    Returns:
+        By the setting's key, one `HereEffect` for each rule with findings, in the order of `RULES`.
+    """
+    found = [
+        (rule, findings_count_by_rule[rule]) for rule in RULES if findings_count_by_rule.get(rule, 0) > 0
+    ]
+    answer: dict[str, tuple[HereEffect, ...]] = {}
+    for setting in settings:
+        effects = (setting.effect(rule) for rule, _ in found)
+        answer[setting.key] = tuple(
+            HereEffect(rule, count, effect.effect, effect.why)
+            for (rule, count), effect in zip(found, effects, strict=True)
+        )
+    return answer
+
+
+def plan(
+    profile: Profile,
+    current: Mapping[str, str],
+    *,
+    initial_netns: bool,
+    counts: Mapping[str, int],
+    read_only: frozenset[str] = frozenset(),
+) -> Plan:
+    """Compare what is wanted with what is in force and judge every line.
+
+    Args:
+        profile: what is wanted.
+        current: the values in force, by key; a key that is missing has no sysctl in this namespace.
+        initial_netns: whether the namespace is the machine's first one.
+        counts: how many connections each diagnosis rule found here, for the verdict on what is stuck now.
+        read_only: keys whose file cannot be written in this namespace.
+    """
+    lines = tuple(_judge(line, current, initial_netns, counts, read_only) for line in profile.lines)
+    future = dict(current) | {line.key: line.wanted for line in lines if line.state is State.CHANGE}
+    touched = frozenset(line.key for line in profile.lines)
+    return Plan(profile, lines, tuple(r for r in remarks(future) if touched.intersection(r.keys)))
+
+
+def _judge(
+    line: Line,
+    current: Mapping[str, str],
+    initial_netns: bool,
+    counts: Mapping[str, int],
+    read_only: frozenset[str],
+) -> PlanLine:
+    setting = by_key(line.key)
+    now = current.get(line.key)
+    if setting is None:
+        return PlanLine(
+            line.key, line.value, now, State.UNKNOWN, Verdict.NO_EFFECT,
+            "not a setting that bears on closing, so finwait has no opinion on it and does not set it",
+            (), "", line.source, (), None,
+        )  # fmt: skip
+    value = int(line.value)
+    present = int(now) if now is not None and _VALUE.match(now) else None
+    band = setting.band(value, present)
+    verdict, why, ledger, instead = band.verdict, band.why, band.ledger, band.instead
+    if present is not None and present != value:
+        before = setting.band(present, present)
+        if before.verdict is Verdict.HARMFUL and verdict in (Verdict.NO_EFFECT, Verdict.HELPS):
+            verdict, ledger = Verdict.HELPS, before.ledger
+            why = f"takes back a harmful value: {before.why}"
+    here = verdicts((setting,), counts)[setting.key] if present != value else ()
+    state = State.SAME if present == value else State.CHANGE
+    if not setting.low <= value <= setting.high:
+        state, verdict, instead = State.REFUSED, Verdict.NO_EFFECT, f"{setting.low} to {setting.high}"
+        why = f"the kernel refuses it: {setting.low} to {setting.high} {setting.unit} are accepted"
+    elif now is None:
+        state = State.ABSENT
+        why = f"{_why_absent(setting, initial_netns)}; where it can be set: {why}"
+    elif state is State.CHANGE and line.key in read_only:
+        state = State.REFUSED
+        why = (
+            f"read-only here; {why}"
+            if setting.scope is Scope.NETNS
+            else f"it is the machine's, and can be written in the initial namespace only; there: {why}"
+        )
+    elif state is State.SAME and verdict is not Verdict.HARMFUL:
+        why = f"already in force; {why}"
+    return PlanLine(
+        line.key, line.value, now, state, verdict, why, ledger, instead, line.source, here, setting
+    )
+
+
+def _why_absent(setting: Setting, initial_netns: bool) -> str:
+    if setting.scope is Scope.INIT_ONLY and not initial_netns:
+        return "this sysctl is the machine's and does not exist in this namespace"
+    if "netfilter" in setting.key:
+        return "this namespace has no conntrack (the module is not loaded, or hidden here)"
+    if setting.since:
+        return f"this kernel has no such sysctl ({setting.since})"
+    return "this namespace has no such sysctl"
+
+
+def _number(values: Mapping[str, str], key: str) -> int | None:
+    text = values.get(key, "")
+    return int(text) if _VALUE.match(text) else None
+
+
+_MOST_ENTRIES_A_CHAIN = 8
+"""Above this, a lookup in the conntrack table is no longer about constant; the kernel's default is 1."""
+
+
+def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
+    """Return what follows from several settings together, for the values in force after a change."""
+    answer: list[Remark] = []
+    entries = _number(values, "net.netfilter.nf_conntrack_max")
+    buckets = _number(values, "net.netfilter.nf_conntrack_buckets")
+    if entries and buckets and entries > _MOST_ENTRIES_A_CHAIN * buckets:
+        answer.append(
+            Remark(
+                Verdict.HARMFUL,
+                ("net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_buckets"),
+                f"{entries} entries on {buckets} chains is {entries // buckets} a chain when the"
+                f" table is full,"
+                " searched for every packet",
+                ("S36",),
+            )
+        )
+    idle = _number(values, "net.ipv4.tcp_keepalive_time")
+    interval = _number(values, "net.ipv4.tcp_keepalive_intvl")
+    probes = _number(values, "net.ipv4.tcp_keepalive_probes")
+    if idle is not None and interval is not None and probes is not None:
+        answer.append(
+            Remark(
+                Verdict.ONLY_WHEN,
+                (
+                    "net.ipv4.tcp_keepalive_time",
+                    "net.ipv4.tcp_keepalive_intvl",
+                    "net.ipv4.tcp_keepalive_probes",
+                ),
+                f"a dead peer is found after {idle} + {probes} * {interval} = {idle + probes * interval} s,"
+                " on sockets with SO_KEEPALIVE and no times of their own",
+                ("S19",),
+            )
+        )
+    half_closed = _number(values, "net.netfilter.nf_conntrack_tcp_timeout_close_wait")
+    if idle is not None and half_closed is not None and 0 < half_closed <= idle:
+        answer.append(
+            Remark(
+                Verdict.HARMFUL if half_closed < 60 else Verdict.ONLY_WHEN,
+                ("net.netfilter.nf_conntrack_tcp_timeout_close_wait",),
+                f"keepalive starts after {idle} s, when the translation of a half-closed flow has been gone"
+                f" since {half_closed} s: it cannot keep it alive",
+                ("S31", "X33"),
+            )
+        )
+    if _number(values, "net.ipv4.tcp_tw_reuse") == 1 and _number(values, "net.ipv4.tcp_timestamps") == 0:
+        answer.append(
+            Remark(
+                Verdict.NO_EFFECT,
+                ("net.ipv4.tcp_tw_reuse",),
+                "tcp_timestamps is 0, and without timestamps tcp_tw_reuse does nothing",
+                ("X41",),
+            )
+        )
+    rto_max = _number(values, "net.ipv4.tcp_rto_max_ms")
+    if rto_max is not None and rto_max < 5000 and _number(values, "net.ipv4.tcp_orphan_retries") == 0:
+        answer.append(
+            Remark(
+                Verdict.HARMFUL,
+                ("net.ipv4.tcp_rto_max_ms", "net.ipv4.tcp_orphan_retries"),
+                "with so small a tcp_rto_max_ms, tcp_orphan_retries=0 really means 0: orphans lose the end of"
+                " their data after about 3 s",
+                ("S21",),
+            )
+        )
+    return tuple(answer)
+
+
+def drop_in(values: Mapping[str, str], reason: str) -> str:
+    """Return the text of a sysctl.d file that sets these values at boot.
+
+    Raises:
+        ValueError: the reason or a value has a line break in it, or a key is not a sysctl's name.
+    """
+    if "\n" in reason or "\r" in reason:
+        raise ValueError("the reason must be one line")
+    out = [f"# {reason}", "# Applies to the initial network namespace only: pods keep their own values."]
+    for key, value in values.items():
+        if not _KEY.match(key) or not _VALUE.match(value):
+            raise ValueError(f"not a setting: {key!r} = {value!r}")
+        out.append(f"{key} = {value}")
+    return "\n".join(out) + "\n"

@@ -1,0 +1,150 @@
+"""The reference pages that are made from data: settings and ledger.
+
+``docs/reference/settings.md`` and ``docs/reference/ledger.md`` are what these two functions return; a test compares.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finwait.remedy.knowledge import VERDICTS
+from finwait.remedy.settings import RULES, Band, Effect, Setting, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finwait.remedy.knowledge import Knowledge
+
+__all__ = ["ledger_page", "settings_page"]
+
+_VERDICT = {
+    Verdict.HELPS: "helps",
+    Verdict.ONLY_WHEN: "only when",
+    Verdict.NO_EFFECT: "no effect",
+    Verdict.HARMFUL: "**harmful**",
+}
+_MADE = "<!-- Made from the sources by `make docs`; edit those. -->"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _values(band: Band) -> str:
+    if band.below_current:
+        return "below the value in force"
+    if band.low is not None and band.low == band.high:
+        return str(band.low)
+    if band.low is None and band.high is None:
+        return "anything else"
+    if band.low is None:
+        return f"≤ {band.high}"
+    return f"{band.low} to {band.high}" if band.high is not None else f"≥ {band.low}"
+
+
+def _links(ids: Sequence[str]) -> str:
+    return ", ".join(f"[{name}](ledger.md#{name.lower()})" for name in ids)
+
+
+def settings_page(settings: Sequence[Setting]) -> str:
+    """Return the reference page of the settings that bear on closing, in Markdown."""
+    out = [
+        _MADE,
+        "",
+        "# Settings that bear on closing",
+        "",
+        "What each sysctl does, on what, and what it does not do. `finwait tune explain KEY` prints the same with the",
+        "numbers of this machine. Ranges, defaults and scopes were read on Linux 6.18 in a fresh network namespace.",
+        "",
+        "| Effect on what a rule has found | Meaning |",
+        "|---|---|",
+        "| ends | shortens the life of the connections that are there now |",
+        "| bounds-new | nothing for those; the same later is bounded or prevented |",
+        "| harmful | makes this pattern worse or more frequent |",
+        "",
+        "A rule that a setting does not name is not affected by it at all.",
+        "",
+    ]
+    for setting in settings:
+        out += _setting(setting)
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _setting(setting: Setting) -> list[str]:
+    default = str(setting.default) if setting.default is not None else "computed from the machine's memory"
+    out = [
+        f"## `{setting.key}`",
+        "",
+        f"{setting.title[0].upper()}{setting.title[1:]}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| Scope | {setting.scope} |",
+        f"| Default | {default} |",
+        f"| Range | {setting.low} to {setting.high} {setting.unit} |",
+        f"| Acts on | {_cell(setting.acts_on)} |",
+    ]
+    if setting.since:
+        out.append(f"| Kernels | {setting.since} |")
+    out += [f"| Source | {_cell(setting.source)} |", f"| Ledger | {_links(setting.ledger)} |", ""]
+    out += [f"- {trap[0].upper()}{trap[1:]}." for trap in setting.traps]
+    out += ["", "| Value | Verdict | Why | Ledger |", "|---|---|---|---|"]
+    out += [
+        f"| {_values(band)} | {_VERDICT[band.verdict]} | {_cell(band.why)} | {_links(band.ledger)} |"
+        for band in setting.bands
+    ]
+    affected = [(rule, setting.effect(rule)) for rule in RULES]
+    told = [(rule, known) for rule, known in affected if known.effect is not Effect.NO_EFFECT]
+    if told:
+        out += ["", "| Rule | Effect | Why |", "|---|---|---|"]
+        out += [f"| `{rule}` | {known.effect} | {_cell(known.why)} |" for rule, known in told]
+    else:
+        out += ["", "No rule's findings are ended, bounded or made worse by it."]
+    out.append("")
+    return out
+
+
+def ledger_page(knowledge: Knowledge) -> str:
+    """Return the reference page of the ledger, in Markdown."""
+    out = [
+        _MADE,
+        "",
+        "# The ledger of claims",
+        "",
+        "What is said about connections that do not finish closing, and what is so. S01 to S41 are the claims of the",
+        "article that finwait started from, *Debugging persistent FIN_WAIT2 connections in Kubernetes kube-proxy*;",
+        "X01 to X55 are further claims that experts ask about.",
+        "",
+        "| Verdict | Meaning |",
+        "|---|---|",
+        *[f"| {verdict} | {meaning} |" for verdict, meaning in VERDICTS.items()],
+        "",
+        "*Measured*: tried on Linux 6.18 in private network namespaces. *Source*: read in the kernel's or the",
+        "program's source or documentation. *Reported*: taken from the threads named, not tried here. A demonstration",
+        "is run by `finwait lab prove ID`.",
+        "",
+    ]
+    heading = ""
+    for claim in knowledge.claims.values():
+        wanted = "The article" if claim.id.startswith("S") else "Further claims"
+        if wanted != heading:
+            heading = wanted
+            out += [f"## {heading}", ""]
+        verdict = claim.verdict + (f", {claim.also}" if claim.also else "")
+        out += [
+            f"### {claim.id}",
+            "",
+            f"> {claim.claim.replace('<', '&lt;')}",
+            "",
+            f"**{verdict}**. {claim.reason}",
+            "",
+        ]
+        if claim.observed:
+            out.append(f"- Observed: {claim.observed}.")
+        if claim.instead:
+            out.append(f"- Instead: {claim.instead}")
+        out += [f"- Source ({claim.evidence}): {claim.source}."]
+        if claim.demo:
+            out.append(f"- Demonstration: `finwait lab prove {claim.id}` ({claim.demo}).")
+        out.append("")
+    return "\n".join(out).rstrip() + "\n"

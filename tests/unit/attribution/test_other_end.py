@@ -1,0 +1,138 @@
+"""The other end: by the reversed tuple, through NAT, by the client alone; never by a guess."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from finwait.attribution.other_end import DIRECT, HALF, NAT, NONE, other_ends
+from finwait.diagnosis.assemble import loopback
+from finwait.table.flows import FlowTable
+from finwait.table.sockets import SocketTable, pack_address
+from finwait.uapi import tcp
+
+Row = tuple[int, str, int, str, int, int]  # netns, src, sport, dst, dport, state
+
+
+def table(rows: list[Row], **more: list[Any]) -> SocketTable:
+    return SocketTable.from_columns(
+        {
+            "netns": [r[0] for r in rows],
+            "protocol": [6] * len(rows),
+            "family": [10 if ":" in r[1] else 2 for r in rows],
+            "src": np.array([pack_address(r[1]) for r in rows], np.uint64).reshape(-1, 2),
+            "sport": [r[2] for r in rows],
+            "dst": np.array([pack_address(r[3]) for r in rows], np.uint64).reshape(-1, 2),
+            "dport": [r[4] for r in rows],
+            "state": [r[5] for r in rows],
+            **more,
+        }
+    )
+
+
+def flows(entries: list[tuple[tuple[str, int, str, int], tuple[str, int, str, int]]]) -> FlowTable:
+    def words(k: int, at: int) -> np.ndarray[Any, Any]:
+        return np.array([pack_address(e[k][at]) for e in entries], np.uint64).reshape(-1, 2)
+
+    columns: dict[str, Any] = {
+        "netns": [9] * len(entries),
+        "family": [2] * len(entries),
+        "protocol": [6] * len(entries),
+    }
+    for k, prefix in enumerate(("orig_", "reply_")):
+        columns |= {
+            prefix + "src": words(k, 0),
+            prefix + "sport": [e[k][1] for e in entries],
+            prefix + "dst": words(k, 2),
+            prefix + "dport": [e[k][3] for e in entries],
+        }
+    return FlowTable.from_columns(columns)
+
+
+def ends(sockets: SocketTable, entries: FlowTable | None = None) -> tuple[list[int], list[int]]:
+    found = other_ends(sockets, entries, loopback(sockets))
+    return found.row.tolist(), found.how.tolist()
+
+
+E, F1, F2, CW, LA = tcp.ESTABLISHED, tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK
+
+
+def test_the_reversed_tuple_in_another_namespace_is_the_other_end() -> None:
+    sockets = table([(1, "10.0.0.1", 4000, "10.0.0.2", 80, F2), (2, "10.0.0.2", 80, "10.0.0.1", 4000, CW)])
+    assert ends(sockets) == ([1, 0], [DIRECT, DIRECT])
+
+
+def test_a_mapped_address_and_its_ipv4_address_are_the_same() -> None:
+    sockets = table(
+        [(1, "10.0.0.1", 4000, "10.0.0.2", 80, E), (2, "10.0.0.2", 80, "10.0.0.1", 4000, E)], family=[2, 10]
+    )
+    assert ends(sockets)[0] == [1, 0]
+
+
+def test_loopback_addresses_are_compared_only_within_a_namespace() -> None:
+    rows = [
+        (n, *t)
+        for n in (1, 2)
+        for t in (("127.0.0.1", 5, "127.0.0.1", 6, E), ("127.0.0.1", 6, "127.0.0.1", 5, E))
+    ]
+    assert ends(table(rows))[0] == [1, 0, 3, 2]
+
+
+def test_a_socket_connected_to_itself_has_no_other_end() -> None:
+    assert ends(table([(1, "127.0.0.1", 5, "127.0.0.1", 5, E)])) == ([-1], [NONE])
+
+
+def test_two_candidates_are_none_and_said_to_be_two() -> None:
+    rows = [
+        (1, "10.0.0.1", 4000, "10.0.0.2", 80, E),
+        (2, "10.0.0.2", 80, "10.0.0.1", 4000, E),
+        (3, "10.0.0.2", 80, "10.0.0.1", 4000, E),
+    ]
+    found = other_ends(table(rows), None, loopback(table(rows)))
+    assert found.row.tolist() == [-1, 0, 0]
+    assert found.ambiguous.tolist() == [True, False, False]
+
+
+def test_a_listener_is_nobody_s_other_end() -> None:
+    rows = [(1, "10.0.0.1", 80, "0.0.0.0", 0, tcp.LISTEN), (1, "0.0.0.0", 0, "10.0.0.1", 80, tcp.CLOSE)]
+    assert ends(table(rows))[0] == [-1, -1]
+
+
+DNAT = (("10.0.0.1", 4000, "10.96.0.1", 80), ("10.1.0.2", 8080, "10.0.0.1", 4000))
+
+
+def test_a_translated_connection_is_followed_through_its_entry() -> None:
+    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, E), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, E)]
+    assert ends(table(rows)) == ([-1, -1], [NONE, NONE])
+    assert ends(table(rows), flows([DNAT])) == ([1, 0], [NAT, NAT])
+
+
+def test_destination_and_source_translated_in_two_places_are_followed() -> None:
+    masquerade = (("10.0.0.1", 4000, "10.1.0.2", 8080), ("10.1.0.2", 8080, "172.16.0.9", 61000))
+    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, E), (2, "10.1.0.2", 8080, "172.16.0.9", 61000, E)]
+    assert ends(table(rows), flows([DNAT, masquerade])) == ([1, 0], [NAT, NAT])
+
+
+def test_entries_that_translate_in_a_circle_end() -> None:
+    circle = [
+        (("10.0.0.1", 1, "10.0.0.2", 1), ("10.0.0.3", 1, "10.0.0.1", 1)),
+        (("10.0.0.1", 1, "10.0.0.3", 1), ("10.0.0.2", 1, "10.0.0.1", 1)),
+    ]
+    assert ends(table([(1, "10.0.0.1", 1, "10.0.0.2", 1, E)]), flows(circle)) == ([-1], [NONE])
+
+
+def test_without_an_entry_the_client_s_address_alone_joins_a_lost_pair() -> None:
+    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, LA), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, F2)]
+    assert ends(table(rows, timer=[1, 0])) == ([1, 0], [HALF, HALF])
+
+
+def test_a_client_that_is_not_retransmitting_is_not_joined_by_its_address() -> None:
+    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, E), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, F2)]
+    assert ends(table(rows, timer=[0, 0])) == ([-1, -1], [NONE, NONE])
+
+
+def test_an_entry_that_lives_is_not_a_lost_pair() -> None:
+    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, F1), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, F2)]
+    elsewhere = (("10.0.0.1", 4000, "10.96.0.1", 80), ("10.7.7.7", 8080, "10.0.0.1", 4000))
+    assert ends(table(rows, timer=[1, 0]), flows([elsewhere])) == ([-1, -1], [NONE, NONE])

@@ -1,0 +1,198 @@
+"""Each rule on the smallest view that it matches, and on the nearest one that it must not match."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finwait.attribution.process import ProcessView
+from finwait.diagnosis import catalogue, engine
+from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
+from finwait.uapi import tcp
+from tests.unit.diagnosis.views import socket, view
+
+E, F1, F2, CW, LA, TW = (
+    tcp.ESTABLISHED, tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.TIME_WAIT,
+)  # fmt: skip
+INFO: dict[str, Any] = {
+    "last_ack_recv_ms": 60_000, "last_data_recv_ms": 60_000, "last_data_sent_ms": 60_000, "bytes_received": 10,
+    "bytes_acked": 10, "snd_wnd": 65535, "backoff": 0, "unacked": 0,
+}  # fmt: skip
+HELD = socket(state=F2, inode=7, shutdown=2, cookie=1, **INFO)
+OWNED = {7: [500]}
+
+
+def rules_of(v: View) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = {k: set() for k in range(len(v))}
+    for f in engine.diagnose(v, catalogue.rules()):
+        for row in f.rows.tolist():
+            found[row].add(f.rule)
+    return found
+
+
+def primary(v: View) -> list[str]:
+    out = [""] * len(v)
+    for f in engine.diagnose(v, catalogue.rules()):
+        if f.primary:
+            for row in f.rows.tolist():
+                out[row] = f.rule
+    return out
+
+
+@pytest.mark.parametrize(
+    ("one", "rule"),
+    [
+        (HELD, "fin-wait2-held"),
+        (HELD | {"shutdown": 3}, "fin-wait2-shut-both"),
+        (socket(state=F2, timer=3, expires_ms=9000), "fin-wait2-orphan"),
+        (socket(state=F2, timer=2, expires_ms=9000, shutdown=3, **INFO), "fin-wait2-orphan-long"),
+        (HELD | {"state": CW, "shutdown": 1}, "close-wait-eof-read"),
+        (HELD | {"state": CW, "shutdown": 1, "rqueue": 1}, "close-wait-eof-unread"),
+        (HELD | {"state": CW, "shutdown": 1, "rqueue": 9}, "close-wait-eof-unread"),
+        (HELD | {"state": F1, "timer": 1, "retrans": 2}, "fin-unanswered-held"),
+        (HELD | {"state": F1, "timer": 1, "retrans": 1}, ""),
+        (HELD | {"state": LA, "timer": 1, "retrans": 5}, "fin-unanswered-held"),
+        (HELD | {"state": F1, "inode": 0, "timer": 1, "retrans": 2}, "fin-unanswered-orphan"),
+        (HELD | {"state": E, "shutdown": 0, "timer": 1, "retrans": 3, "unacked": 2}, "data-unanswered"),
+        (HELD | {"state": E, "shutdown": 0, "timer": 1, "retrans": 1, "unacked": 2}, ""),
+        (HELD | {"state": F1, "timer": 4, "snd_wnd": 0, "wqueue": 99}, "zero-window"),
+        (HELD | {"state": F1, "timer": 4, "snd_wnd": 5, "wqueue": 99}, ""),
+        (HELD | {"state": E, "shutdown": 0, "timer": 4, "snd_wnd": 0, "wqueue": 99, "backoff": 1}, ""),
+        (HELD | {"state": E, "shutdown": 0, "timer": 4, "snd_wnd": 0, "wqueue": 99, "backoff": 4}, "zero-window"),
+        (HELD | {"protocol": 262}, "mptcp-half-close"),
+        (HELD | {"protocol": 262, "state": E}, ""),
+        (HELD | {"state": E, "shutdown": 0}, ""),
+        (socket(state=TW, timer=3, expires_ms=30_000), ""),
+    ],
+)  # fmt: skip
+def test_one_socket_and_its_cause(one: dict[str, Any], rule: str) -> None:
+    assert primary(view(one, holders=OWNED)) == [rule]
+
+
+def test_bytes_that_arrive_between_two_looks_make_a_half_close_a_streaming_one() -> None:
+    v = view(HELD | {"bytes_received": 11}, holders=OWNED, earlier=[HELD], watched_ms=500)
+    assert primary(v) == ["fin-wait2-streaming"]
+    still = view(HELD, holders=OWNED, earlier=[HELD], watched_ms=500)
+    assert primary(still) == ["fin-wait2-held"]
+
+
+def test_an_answer_that_goes_out_makes_close_wait_no_leak() -> None:
+    one = HELD | {"state": CW, "shutdown": 1}
+    v = view(one | {"bytes_acked": 99}, holders=OWNED, earlier=[one], watched_ms=500)
+    assert primary(v) == [""]
+
+
+def test_nobody_holds_it_is_said_only_when_everybody_was_looked_into() -> None:
+    assert primary(view(HELD)) == ["holder-not-found"]
+    assert primary(view(HELD, unreadable=(1,))) == ["fin-wait2-held"]
+    assert primary(view(HELD, searched=False)) == ["fin-wait2-held"]
+
+
+def test_a_waiting_connection_is_never_accepted_only_if_its_listener_has_a_queue() -> None:
+    listener = socket(state=tcp.LISTEN, inode=5, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, rqueue=1)
+    waiting = socket(state=CW, inode=0, sport=80, dport=4000, rqueue=6, shutdown=1, **INFO)
+    assert primary(view(listener, waiting, holders={5: [9]})) == ["", "never-accepted"]
+    assert primary(view(listener | {"rqueue": 0}, waiting)) == ["", ""]
+    assert primary(view(listener | {"src": "10.0.0.9"}, waiting)) == ["", ""]
+    assert primary(view(listener | {"netns": 2}, waiting)) == ["", ""]
+    fresh = waiting | {"state": E, "last_ack_recv_ms": 10}
+    assert primary(view(listener, fresh)) == ["", ""]
+    assert primary(view(listener, fresh | {"last_ack_recv_ms": 5000})) == ["", "never-accepted"]
+
+
+def relay(**changes: Any) -> list[dict[str, Any]]:
+    door = socket(state=tcp.LISTEN, inode=5, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0)
+    wait = socket(state=CW, inode=7, sport=80, dport=4000, shutdown=1, **INFO)
+    half = socket(state=F2, inode=8, sport=5000, dport=8080, dst="192.0.2.9", shutdown=2, **INFO) | changes
+    return [door, wait, half]
+
+
+def test_two_legs_of_one_process_and_age_are_a_relay_pair() -> None:
+    one = {5: [9], 7: [9], 8: [9]}
+    assert primary(view(*relay(), holders=one)) == ["", "relay-pair", "relay-pair"]
+    assert "relay-pair" not in primary(view(*relay(), holders={5: [9], 7: [9], 8: [10]}))
+    assert "relay-pair" not in primary(view(*relay(last_ack_recv_ms=20_000), holders=one))
+    assert "relay-pair" not in primary(view(*relay(sport=80), holders=one))  # both accepted: a server
+    assert primary(view(*relay(last_ack_recv_ms=9, timer=2), holders=one))[2] == "relay-pair"  # keepalive
+
+
+def test_two_processes_on_one_stuck_socket_are_an_inherited_descriptor() -> None:
+    assert primary(view(HELD, holders={7: [500, 501]})) == ["inherited-descriptor"]
+    threads = view(HELD, holders={7: [500, 500]})
+    assert primary(threads) == ["fin-wait2-held"]
+
+
+def test_a_holder_younger_than_the_last_byte_has_inherited_it() -> None:
+    one = HELD | {"state": E, "shutdown": 0}
+    young = {500: ProcessView(500, "sleep", age_ms=1000)}
+    old = {500: ProcessView(500, "sshd", age_ms=100_000)}
+    assert primary(view(one, holders=OWNED, processes=young)) == ["inherited-descriptor"]
+    assert primary(view(one, holders=OWNED, processes=old)) == [""]
+    assert primary(view(one | {"last_data_recv_ms": 500}, holders=OWNED, processes=young)) == [""]
+    assert primary(view(one, holders=OWNED)) == [""]  # nothing is known of the process
+
+
+def test_a_long_silence_is_worth_a_probe_unless_keepalive_runs() -> None:
+    one = HELD | {"state": E, "shutdown": 0}
+    soon = Options(idle_ms=1000)
+    assert primary(view(one, holders=OWNED, options=soon)) == ["idle-unprobed"]
+    assert primary(view(one, holders=OWNED)) == [""]
+    assert primary(view(one | {"timer": 2}, holders=OWNED, options=soon)) == [""]
+
+
+def test_a_peer_that_should_be_here_and_is_not_is_evidence() -> None:
+    here = {1: NamespaceView(1, ("host",), addresses=frozenset({(0, 0xFFFF << 32 | 0xC0000201)}))}
+    v = view(HELD, holders=OWNED, namespaces=here)
+    assert primary(v) == ["idle-unprobed"]
+    (finding,) = [f for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+    assert finding.severity == "problem"
+    unseen = {1: NamespaceView(1, ("host",), addresses=here[1].addresses, dumped=False)}
+    assert primary(view(HELD, holders=OWNED, namespaces=unseen)) == ["fin-wait2-held"]
+
+
+def test_time_wait_is_a_flood_only_where_something_may_run_out() -> None:
+    many = [socket(state=TW, timer=3, expires_ms=30_000, sport=1000 + k) for k in range(60)]
+    few_ports = {1: NamespaceView(1, sysctls={"ipv4/ip_local_port_range": "1000 1099"})}
+    wide = {1: NamespaceView(1, sysctls={"ipv4/ip_local_port_range": "1000 60999"})}
+    assert set(primary(view(*many, namespaces=few_ports))) == {"time-wait-flood"}
+    assert set(primary(view(*many, namespaces=wide))) == {""}
+    spread = [one | {"dport": k} for k, one in enumerate(many)]
+    assert set(primary(view(*spread, namespaces=few_ports))) == {""}
+    buckets = {1: NamespaceView(1, sysctls={"ipv4/tcp_max_tw_buckets": "100"})}
+    assert set(primary(view(*many, namespaces=buckets))) == {"time-wait-flood"}
+
+
+def test_dead_descriptors_are_a_leak_from_five_on_and_only_if_they_were_looked_for() -> None:
+    hidden = tuple(HiddenDescriptor(500, fd, 900 + fd) for fd in range(5))
+
+    def leaks(v: View) -> list[int]:
+        return [f.count for f in engine.diagnose(v, catalogue.rules()) if f.rule == "hidden-leak"]
+
+    assert leaks(view(HELD, holders=OWNED, hidden=hidden)) == [5]
+    assert leaks(view(HELD, holders=OWNED, hidden=hidden[:4])) == []
+    assert leaks(view(HELD, holders=OWNED, hidden=hidden, hidden_known=False)) == []
+
+
+def test_a_secondary_cause_is_told_as_one() -> None:
+    found = {(f.rule, f.primary) for f in engine.diagnose(view(HELD), catalogue.rules())}
+    assert found == {("holder-not-found", True), ("fin-wait2-held", False)}
+
+
+def test_evidence_names_its_value_and_where_it_was_read() -> None:
+    (finding,) = engine.diagnose(view(HELD, holders=OWNED), catalogue.rules())
+    first = finding.evidence[0]
+    assert (first.column, first.value, first.read_from) == ("state", "FIN_WAIT2", "inet_diag_msg.idiag_state")
+
+
+def test_every_rule_names_what_ends_it_and_what_does_not() -> None:
+    for rule in catalogue.rules():
+        assert rule.ends, rule.name
+        assert rule.does_not, rule.name
+        assert catalogue.page(rule.name).startswith(f"{rule.name}: ")
+        for part in ("Seen as", "Why it stays", "Not this", "What ends it", "What does not", "Reproduce"):
+            assert part in catalogue.page(rule.name), (rule.name, part)
+
+
+def test_an_empty_machine_has_no_findings() -> None:
+    assert engine.diagnose(view(), catalogue.rules()) == ()

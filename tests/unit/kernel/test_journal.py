@@ -1,0 +1,182 @@
+import errno
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from finwait.errors import KernelError
+from finwait.kernel.journal import SqliteJournal, state_directory
+from finwait.remedy.journal import Act, Journal
+
+ACT = Act("sysctl", {"netns": 1}, {"sysctl": {"a.b": "1"}}, {"sysctl": {"a.b": "2"}}, "because")
+
+
+@pytest.fixture
+def journal(tmp_path):
+    with SqliteJournal(tmp_path / "state" / "journal.sqlite") as found:
+        yield found
+
+
+def test_an_act_is_written_down_with_who_what_and_why(journal):
+    as_the_core_sees_it: Journal = journal
+    number = as_the_core_sees_it.record(ACT)
+    entry = journal.get(number)
+    assert (entry.kind, entry.target, entry.before, entry.after, entry.why) == (
+        "sysctl", {"netns": 1}, {"sysctl": {"a.b": "1"}}, {"sysctl": {"a.b": "2"}}, "because",
+    )  # fmt: skip
+    assert (entry.uid, entry.pid, entry.command) == (os.getuid(), os.getpid(), tuple(sys.argv))
+    assert entry.finished_ns is None
+    assert entry.result is None
+    journal.complete(number, {"values": {"a.b": "2"}})
+    entry = journal.get(number)
+    assert entry.result == {"values": {"a.b": "2"}}
+    assert entry.finished_ns >= entry.started_ns
+
+
+def test_the_journal_is_for_its_owner_only(journal):
+    assert journal.path.stat().st_mode & 0o777 == 0o600
+    assert journal.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_another_process_sees_an_act_as_soon_as_it_is_recorded(journal):
+    number = journal.record(ACT)
+    with SqliteJournal(journal.path, read_only=True) as other:
+        assert other.get(number).why == "because"
+        with pytest.raises(KernelError, match="EROFS"):
+            other.record(ACT)
+
+
+def test_many_acts_are_written_at_once_and_in_order(journal):
+    ids = journal.record_many([Act("destroy", {"cookie": n}) for n in range(1000)])
+    assert ids == list(range(1, 1001))
+    assert [journal.get(i).target["cookie"] for i in (ids[0], ids[500], ids[-1])] == [0, 500, 999]
+    assert journal.record_many([]) == []
+    journal.complete_many({i: {"ok": True} for i in ids})
+    assert len(journal.entries(kind="destroy", limit=2000)) == 1000
+    assert not journal.entries(kind="sysctl")
+
+
+def test_an_act_cannot_be_completed_twice_nor_one_that_is_not_there(journal):
+    number = journal.record(ACT)
+    journal.complete(number, {})
+    for wrong in (number, 99):
+        with pytest.raises(ValueError, match="no open act"):
+            journal.complete(wrong, {})
+    with pytest.raises(ValueError, match="no act 99"):
+        journal.get(99)
+
+
+def test_of_several_completions_all_count_or_none(journal):
+    number = journal.record(ACT)
+    with pytest.raises(ValueError, match="not all open"):
+        journal.complete_many({number: {}, 99: {}})
+    assert journal.get(number).finished_ns is None
+
+
+def test_an_act_knows_what_took_it_back_but_not_a_failed_try(journal):
+    first = journal.record(ACT)
+    failed = journal.record(Act("sysctl", {}, undoes=first))
+    journal.complete(failed, {"error": "no"})
+    assert journal.get(first).undone_by is None
+    undo = journal.record(Act("sysctl", {}, undoes=first))
+    assert journal.get(first).undone_by is None
+    journal.complete(undo, {"values": {}})
+    assert journal.get(first).undone_by == undo
+
+
+def test_an_act_cut_short_by_sigkill_is_told_and_one_still_running_is_not(journal):
+    ours = journal.record(ACT)
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from finwait.kernel.journal import SqliteJournal\n"
+        "from finwait.remedy.journal import Act\n"
+        "journal = SqliteJournal(pathlib.Path(sys.argv[1]))\n"
+        "print(journal.record(Act('destroy', {'cookie': 7})), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, journal.path], capture_output=True, text=True)
+    assert done.returncode == -9
+    (left,) = journal.incomplete()
+    assert (left.id, left.kind, left.target) == (int(done.stdout), "destroy", {"cookie": 7})
+    assert left.id != ours
+
+
+def test_two_processes_write_at_once_without_losing_an_act(journal):
+    def write():
+        with SqliteJournal(journal.path) as own:
+            for _ in range(50):
+                own.complete(own.record(ACT), {})
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(journal.entries(limit=1000)) == 150
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk_refuses_the_act_and_says_so(tmp_path):
+    code = (
+        "import pathlib, sys\n"
+        "from finwait.errors import KernelError\n"
+        "from finwait.kernel.journal import SqliteJournal\n"
+        "from finwait.remedy.journal import Act\n"
+        "journal = SqliteJournal(pathlib.Path(sys.argv[1]) / 'journal.sqlite')\n"
+        "first = journal.record(Act('sysctl', {'netns': 1}))\n"
+        "(pathlib.Path(sys.argv[1]) / 'ballast').write_bytes(b'') \n"
+        "try:\n"
+        "    with open(pathlib.Path(sys.argv[1]) / 'ballast', 'wb') as file:\n"
+        "        while file.write(b'x' * 4096): file.flush()\n"
+        "except OSError:\n"
+        "    pass\n"
+        "try:\n"
+        "    for n in range(2000): journal.record(Act('sysctl', {'netns': n}, why='y' * 2000))\n"
+        "except KernelError as error:\n"
+        "    print(error.errno, '|', error, '|', error.hint)\n"
+        "(pathlib.Path(sys.argv[1]) / 'ballast').unlink()\n"
+        "print(journal.get(first).target, journal.record(Act('sysctl', {'netns': 2})) > first)\n"
+    )
+    script = f'mount -t tmpfs -o size=256k none "{tmp_path}" && exec "$0" -c "$1" "{tmp_path}"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, sys.executable, code], capture_output=True, text=True
+    )
+    if "permission denied" in done.stderr or "Operation not permitted" in done.stderr:
+        pytest.skip("this machine does not let us mount a tmpfs")
+    assert done.returncode == 0, done.stderr
+    refused, after = done.stdout.splitlines()
+    assert refused.startswith(f"{errno.ENOSPC} |")
+    assert "nothing was done; free space" in refused
+    assert after == "{'netns': 1} True"
+
+
+def test_what_is_no_journal_or_from_the_future_is_refused(tmp_path):
+    (tmp_path / "a").write_bytes(b"not a database, but long enough to be looked at" * 40)
+    with pytest.raises(KernelError):
+        SqliteJournal(tmp_path / "a")
+    with SqliteJournal(tmp_path / "b"):
+        pass
+    db = sqlite3.connect(tmp_path / "b")
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(KernelError, match="version 99"):
+        SqliteJournal(tmp_path / "b")
+    with pytest.raises(KernelError, match="ENOENT") as caught:
+        SqliteJournal(tmp_path / "c", read_only=True)
+    assert "no act" in caught.value.hint
+    with pytest.raises(KernelError):
+        SqliteJournal(tmp_path / "a" / "under-a-file" / "journal")
+
+
+def test_the_state_directory_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("FINWAIT_STATE_DIR", str(tmp_path))
+    assert state_directory() == tmp_path
+    monkeypatch.delenv("FINWAIT_STATE_DIR")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert str(state_directory()) == "/var/lib/finwait"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", "/x")
+    assert str(state_directory()) == "/x/finwait"

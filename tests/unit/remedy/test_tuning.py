@@ -1,0 +1,170 @@
+import pytest
+
+from finwait.remedy.settings import CATALOGUE, Effect, Verdict, by_key
+from finwait.remedy.tuning import (
+    Profile,
+    ProfileError,
+    State,
+    drop_in,
+    parse_assignments,
+    parse_profile,
+    parse_sysctl_conf,
+    plan,
+    verdicts,
+)
+from finwait.shipped import profiles
+
+DEFAULTS = {s.key: str(s.default) for s in CATALOGUE if s.default is not None} | {
+    "net.ipv4.tcp_max_orphans": "131072",
+    "net.ipv4.tcp_timestamps": "1",
+}
+
+
+def judged(profile: Profile, current=None, **wanted):
+    found = plan(
+        profile,
+        DEFAULTS if current is None else current,
+        initial_netns=wanted.pop("initial_netns", True),
+        counts=wanted.pop("counts", {}),
+        **wanted,
+    )
+    return found, {line.key.rpartition(".")[2]: line for line in found.lines}
+
+
+def test_the_articles_node_list_comes_out_with_the_ledgers_verdicts():
+    found, line = judged(profiles()["article-kube-proxy-node"])
+    assert [x.wanted for x in found.lines] == ["30", "600", "65536", "0", "1"]
+    assert {k: (str(x.verdict), x.ledger[0]) for k, x in line.items()} == {
+        "tcp_fin_timeout": ("no-effect", "S12"),
+        "tcp_keepalive_time": ("only-when", "S18"),
+        "tcp_max_orphans": ("harmful", "S20"),
+        "tcp_orphan_retries": ("no-effect", "S21"),
+        "tcp_rfc1337": ("no-effect", "S22"),
+    }
+    assert line["tcp_orphan_retries"].state is State.SAME
+
+
+def test_the_articles_production_list_comes_out_with_the_ledgers_verdicts():
+    found, line = judged(profiles()["article-production"])
+    assert {k: str(x.verdict) for k, x in line.items()} == {
+        "tcp_fin_timeout": "no-effect",
+        "tcp_keepalive_time": "only-when",
+        "tcp_keepalive_intvl": "only-when",
+        "tcp_keepalive_probes": "only-when",
+        "nf_conntrack_buckets": "harmful",
+        "nf_conntrack_max": "no-effect",
+        "nf_conntrack_tcp_timeout_close_wait": "harmful",
+    }
+    assert any("64 a chain" in r.text and r.verdict is Verdict.HARMFUL for r in found.remarks)
+    assert any("= 135 s" in r.text for r in found.remarks)
+
+
+@pytest.mark.parametrize("name", ["kubernetes-node", "proxy-host", "pod"])
+def test_our_own_profiles_have_no_harmful_line_and_a_source_for_each(name):
+    profile = profiles()[name]
+    found, _ = judged(profile)
+    assert not found.harmful
+    assert all(by_key(line.key) and line.source for line in profile.lines)
+    assert not [r for r in found.remarks if r.verdict is Verdict.HARMFUL]
+
+
+def test_the_pod_profile_names_only_sysctls_that_a_pod_may_set():
+    from finwait.shipped import knowledge
+
+    assert {line.key for line in profiles()["pod"].lines} <= knowledge().names.pod_safe
+
+
+def test_what_is_stuck_now_is_said_by_rule():
+    counts = {"fin-wait2-held": 3, "fin-unanswered-orphan": 2, "fin-wait2-orphan": 0, "made-up-rule": 9}
+    by_setting = verdicts(CATALOGUE, counts)
+    told = {e.rule: (e.count, e.effect) for e in by_setting["net.ipv4.tcp_orphan_retries"]}
+    assert told == {"fin-wait2-held": (3, Effect.NO_EFFECT), "fin-unanswered-orphan": (2, Effect.ENDS)}
+    assert all(e.effect is not Effect.ENDS for e in by_setting["net.ipv4.tcp_fin_timeout"])
+
+
+def test_taking_back_a_harmful_value_helps():
+    now = DEFAULTS | {"net.ipv4.tcp_abort_on_overflow": "1"}
+    _, line = judged(parse_assignments(["tcp_abort_on_overflow=0"]), now)
+    assert line["tcp_abort_on_overflow"].verdict is Verdict.HELPS
+    assert "takes back" in line["tcp_abort_on_overflow"].why
+
+
+def test_a_global_sysctl_cannot_be_set_in_another_namespace_and_the_plan_says_so():
+    now = {k: v for k, v in DEFAULTS.items() if not k.endswith("max_orphans")}
+    found, line = judged(
+        parse_assignments(["tcp_max_orphans=65536", "nf_conntrack_buckets=65536"]),
+        now,
+        initial_netns=False,
+        read_only=frozenset({"net.netfilter.nf_conntrack_buckets"}),
+    )
+    assert line["tcp_max_orphans"].state is State.ABSENT
+    assert "machine's" in line["tcp_max_orphans"].why
+    assert line["nf_conntrack_buckets"].state is State.REFUSED
+    assert not found.changes
+    assert len(found.blocked) == 2
+
+
+def test_a_value_that_the_kernel_refuses_is_said_before_it_is_tried():
+    found, line = judged(parse_assignments(["tcp_orphan_retries=256"]))
+    assert line["tcp_orphan_retries"].state is State.REFUSED
+    assert not found.changes
+
+
+def test_a_sysctl_that_is_none_of_ours_is_not_set():
+    found, line = judged(
+        parse_assignments(["net.ipv4.ip_forward=1"]), DEFAULTS | {"net.ipv4.ip_forward": "0"}
+    )
+    assert line["ip_forward"].state is State.UNKNOWN
+    assert not found.changes
+    assert found.blocked
+
+
+def test_a_missing_sysctl_marked_with_a_dash_blocks_nothing():
+    found, _ = judged(parse_sysctl_conf("x", "-net.ipv4.tcp_rto_max_ms = 60000\n"), {})
+    assert not found.blocked
+
+
+def test_reuse_without_timestamps_is_remarked():
+    found, _ = judged(parse_assignments(["tcp_tw_reuse=1"]), DEFAULTS | {"net.ipv4.tcp_timestamps": "0"})
+    assert any("timestamps" in r.text for r in found.remarks)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("net.ipv4.tcp_fin_timeout = 30\nnonsense\n", 2, "no `=`"),
+        ("net.ipv4.tcp_fin_timeout = thirty\n", 1, "whole number"),
+        ("a=1\n", 0, ""),
+        ("net..ipv4 = 1", 1, "not the name"),
+        ("net.ipv4.tcp_rfc1337=0\n# a\nnet.ipv4.tcp_rfc1337=1", 3, "set twice"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_with_its_line(text, line, said):
+    if not line:
+        parse_sysctl_conf("f.conf", text)
+        return
+    with pytest.raises(ProfileError) as caught:
+        parse_sysctl_conf("f.conf", text)
+    assert caught.value.line == line
+    assert f"f.conf:{line}: " in str(caught.value)
+    assert said in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "data", [b"title = ", b"\xff\xfe", b"title='x'\n[[line]]\nkey='a.b'\nvalue=3", b"x=1"]
+)
+def test_a_profile_that_does_not_follow_the_schema_is_refused(data):
+    with pytest.raises(ProfileError):
+        parse_profile("p.toml", data)
+
+
+def test_a_drop_in_sets_what_was_planned_and_cannot_be_split_by_a_line_break():
+    text = drop_in({"net.ipv4.tcp_rfc1337": "0"}, "why")
+    assert text.splitlines()[-1] == "net.ipv4.tcp_rfc1337 = 0"
+    again = parse_sysctl_conf("x", text)
+    assert [(x.key, x.value) for x in again.lines] == [("net.ipv4.tcp_rfc1337", "0")]
+    with pytest.raises(ValueError, match="one line"):
+        drop_in({}, "a\nkernel.core_pattern = |/bin/x")
+    with pytest.raises(ValueError, match="not a setting"):
+        drop_in({"net.ipv4.tcp_rfc1337": "0\nx = 1"}, "why")
