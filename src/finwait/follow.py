@@ -230,6 +230,11 @@ class Following:
             return
 
     @property
+    def looks_up(self) -> bool:
+        """Whether every row that is handed out was looked up in the sockets that were there after it."""
+        return self.mode != "tracing" or self._lookup
+
+    @property
     def cannot_see(self) -> tuple[str, ...]:
         """What the mode misses, one sentence each."""
         if self.mode != "tracing":

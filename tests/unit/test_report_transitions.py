@@ -96,6 +96,26 @@ def test_both_ends_of_a_connection_are_one_story():
     assert story[-1].split() == ["9.100", "ms", "server", "LAST_ACK→CLOSE"]
 
 
+def test_without_looking_up_nothing_is_said_of_minisockets():
+    (record,) = text.records(rows((0, 5, 7)), text.Names(looked_up=False))
+    assert record["note"] == ""
+
+
+def test_an_end_whose_namespace_is_not_known_joins_the_only_story_with_its_numbers():
+    local = {"src": pack_address("127.0.0.1"), "dst": pack_address("127.0.0.1")}
+    for known_first in (True, False):
+        stories = text.Stories()
+        known, unknown = {"netns": 7}, {}
+        first, second = (known, unknown) if known_first else (unknown, known)
+        list(stories.add(rows((0, 7, 2), **local, **first), NAMES))
+        list(stories.add(rows((1, 3, 1), ours=False, **local, **second), NAMES))
+        assert len(list(stories.rest())) == 1
+    stories = text.Stories()
+    list(stories.add(rows((0, 7, 2), **local, netns=7), NAMES))
+    list(stories.add(rows((0, 7, 2), **local, netns=8), NAMES))
+    assert len(list(stories.rest())) == 2
+
+
 def test_a_story_that_is_not_over_is_told_at_the_end():
     stories = text.Stories()
     list(stories.add(rows((0, 1, 4)), NAMES))

@@ -267,6 +267,7 @@ def _names(following: Following, found: Round) -> Names:
         pods={number: uid for number, path in paths.items() if (uid := pod_uid(path))},
         tasks=following.task_names(set(by_task)),
         reasons=following.reasons(),
+        looked_up=following.looks_up,
     )
 
 

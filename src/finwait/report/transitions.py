@@ -69,6 +69,8 @@ class Names:
     """pid → name of tasks that moved a connection."""
     reasons: Mapping[int, str] = field(default_factory=dict)
     """enum sk_rst_reason → word."""
+    looked_up: bool = True
+    """Whether each row was looked up; if not, that no minisocket was seen says nothing."""
 
 
 def duration(ns: int) -> str:
@@ -147,11 +149,13 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
         }
         if kind == tr.POLLED:
             record["after"] = _utc(cells["after_ns"][k] + names.wall_offset_ns)
-        record["note"] = _note(kind, cells["oldstate"][k], cells["newstate"][k], record)
+        record["note"] = _note(
+            kind, cells["oldstate"][k], cells["newstate"][k], record, looked_up=names.looked_up
+        )
         yield record
 
 
-def _note(kind: int, old: int, new: int, record: dict[str, Any]) -> str:
+def _note(kind: int, old: int, new: int, record: dict[str, Any], *, looked_up: bool) -> str:
     """Return what the row means where the two states do not say it."""
     if kind in (tr.RECEIVE_RESET, tr.SEND_RESET, tr.RETRANSMIT):
         said = {
@@ -172,12 +176,17 @@ def _note(kind: int, old: int, new: int, record: dict[str, Any]) -> str:
     if old == new:
         mover = record["moved_by"]
         return "closed by its owner" + (f", {mover['comm'] or 'pid'}[{mover['pid']}]" if mover else "")
-    if new == tcp.CLOSE and old in (
-        tcp.FIN_WAIT2,
-        tcp.CLOSING,
-        tcp.FIN_WAIT1,
-        tcp.ESTABLISHED,
-        tcp.CLOSE_WAIT,
+    if (
+        looked_up
+        and new == tcp.CLOSE
+        and old
+        in (
+            tcp.FIN_WAIT2,
+            tcp.CLOSING,
+            tcp.FIN_WAIT1,
+            tcp.ESTABLISHED,
+            tcp.CLOSE_WAIT,
+        )
     ):
         return "no minisocket was seen after it: destroyed, timed out, or over before we looked"
     return ""
@@ -269,7 +278,7 @@ class Stories:
             if not record["sport"] or not record["dport"]:
                 continue
             me, peer = (record["src"], record["sport"]), (record["dst"], record["dport"])
-            key = (*sorted((me, peer)), record["netns"] if me[0].startswith("127.") else None)
+            key = self._key(me, peer, record["netns"])
             self._open.setdefault(key, []).append(record)
             live = self._live.setdefault(key, set())
             if record["new"] in ("CLOSE", None) and record["kind"] in ("transition", "polled"):
@@ -279,6 +288,24 @@ class Stories:
                     yield self._tell(self._open.pop(key))
             else:
                 live.add(me)
+
+    def _key(self, me: tuple[str, int], peer: tuple[str, int], netns: int | None) -> tuple[Any, ...]:
+        """Return the story that a row belongs to; loopback addresses are one namespace's own.
+
+        An end whose namespace is not known joins the only open story with these numbers, if there is one.
+        """
+        first, second = sorted((me, peer))
+        if not (me[0].startswith("127.") or me[0] == "::1"):
+            return (first, second, None)
+        if netns is not None:
+            exact = (first, second, netns)
+            return (
+                exact
+                if exact in self._open or (first, second, None) not in self._open
+                else (first, second, None)
+            )
+        same = [key for key in self._open if key[:2] == (first, second)]
+        return same[0] if len(same) == 1 else (first, second, None)
 
     def rest(self) -> Iterator[list[str]]:
         """Yield what is not over yet."""
