@@ -45,6 +45,7 @@ _RESET_EVENTS: Final = ("tcp/tcp_send_reset", "tcp/tcp_receive_reset")
 _RETRANSMIT_EVENT: Final = "tcp/tcp_retransmit_skb"
 _GATHER_S: Final = 0.05  # after the first record: let more come, so that a burst costs one round
 _SHARE: Final = 10  # a look may take one tenth of the time
+_LIST_S: Final = 0.2
 _QUESTIONS: Final = 4000  # so many single questions cost about what a dump of a usual machine costs
 
 _SEES_NOT_TRACING: Final = (
@@ -162,6 +163,7 @@ class Following:
         self._seen: dict[int, tuple[int, int]] = {}
         self._owners: dict[int, tuple[Owner, ...]] = {}
         self._owners_at = 0.0
+        self._unlisted: list[int] = []
         self._cgroups: dict[int, str] = {}
         self._lost_told = 0
         self.follower = tr.Follower()
@@ -500,26 +502,40 @@ class Following:
         """Return what people call the namespaces of the last look."""
         return self._names
 
-    def owners(self, inodes: Iterable[int]) -> dict[int, tuple[Owner, ...]]:
-        """Return who holds the sockets, by inode; an inode whose holder is not known is not in it.
+    def owners(self, inodes: Iterable[int], likely: Iterable[int] = ()) -> dict[int, tuple[Owner, ...]]:
+        """Return who holds the sockets, by inode; an inode whose holder is not known (yet) is not in it.
 
-        Descriptors are listed again when an inode is new, but not more often than listing is cheap.
+        The descriptors of likely processes are listed first, those of all others a fifth of a second at a
+        time: with hundreds of thousands of descriptors that takes seconds, and transitions do not wait.
+
+        Args:
+            inodes: of the sockets; 0 is nobody's.
+            likely: processes that probably hold them, such as those that moved them.
         """
         wanted = {i for i in inodes if i}
+        if wanted - self._owners.keys():
+            self._list_descriptors(set(likely))
         now = time.monotonic()
-        if wanted - self._owners.keys() and now >= self._owners_at:
-            found, _ = procfs.descriptors()
-            cost = time.monotonic() - now
-            self._owners_at = now + max(0.5, _SHARE * cost)
-            fresh: dict[int, list[int]] = {}
-            for inode, pid in zip(found.inode.tolist(), found.pid.tolist(), strict=True):
-                fresh.setdefault(inode, []).append(pid)
-            names = {pid: _comm(pid) for pid in set(found.pid.tolist())}
-            for inode, pids in fresh.items():
-                self._owners[inode] = tuple(Owner(pid, names[pid]) for pid in sorted(set(pids)))
-            if len(self._owners) > 4 * len(fresh) + 10_000:  # closed long ago
-                self._owners = {i: self._owners[i] for i in fresh}
+        if wanted - self._owners.keys() and (self._unlisted or now >= self._owners_at):
+            if not self._unlisted:
+                self._unlisted = procfs.pids()
+                self._owners_at = now + 1.0
+                if len(self._owners) > 100_000:  # most of them were closed long ago
+                    self._owners = {}
+            while self._unlisted and time.monotonic() < now + _LIST_S:
+                self._list_descriptors([self._unlisted.pop(0)])
+            # As much time for everything else as for this, and much more when it is done.
+            self._owners_at = time.monotonic() + _SHARE * (time.monotonic() - now)
         return {i: self._owners[i] for i in wanted if i in self._owners}
+
+    def _list_descriptors(self, pids: Iterable[int]) -> None:
+        found, _ = procfs.descriptors(pids)
+        names: dict[int, str] = {}
+        for inode, pid in zip(found.inode.tolist(), found.pid.tolist(), strict=True):
+            known = self._owners.get(inode, ())
+            if all(owner.pid != pid for owner in known):
+                name = names[pid] if pid in names else names.setdefault(pid, _comm(pid))
+                self._owners[inode] = (*known, Owner(pid, name))
 
     def cgroups(self, ids: Iterable[int]) -> dict[int, str]:
         """Return the paths of cgroups by id; what was found once stays known after the cgroup is gone."""

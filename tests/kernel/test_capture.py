@@ -45,7 +45,9 @@ class Pair:
         if not line:
             assert self.process.wait(10) == 77
             _missing("no network namespace to be had")
-        inode, self.client, self.server = line.split()
+        inode, client, server = line.split()
+        self.client: str = client
+        self.server: str = server
         self.netns = int(inode)
 
     def do(self, step: str) -> None:

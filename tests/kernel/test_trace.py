@@ -141,7 +141,7 @@ def test_a_known_script_gives_exactly_its_transitions_and_none_is_lost(count):
     assert pairs(rows) == expected
     # In the order of time, and every life in the order of TCP.
     assert (np.diff(rows.time_ns) >= 0).all()
-    lives = Counter()
+    lives: Counter[tuple[int, ...]] = Counter()
     for life in np.unique(rows.life).tolist():
         some = rows.life == life
         old, new = rows.oldstate[some].tolist(), rows.newstate[some].tolist()
@@ -166,7 +166,7 @@ def test_an_orphan_that_the_kernel_calls_closed_is_told_as_a_minisocket_with_its
         rows = gather(following, lambda t: pairs(t)[5, 7] >= 20, script.host)
         closed = rows.select(rows.newstate == 7)
         assert closed.became.tolist() == [5] * 20
-        assert ((closed.expires_ms > 50_000) & (closed.expires_ms <= 60_000)).all()
+        assert ((closed.expires_ms > 59_000) & (closed.expires_ms <= 61_000)).all()
         assert closed.netns.tolist() == [script.netns] * 20
         assert len(set(closed.cookie.tolist())) == 20
 
@@ -177,9 +177,10 @@ def test_a_held_half_close_has_its_namespace_its_owner_and_its_age():
         rows = gather(following, lambda t: pairs(t)[4, 5] >= 5, script.host)
         half = rows.select(rows.newstate == 5)
         assert half.netns.tolist() == [script.netns] * 5
-        owners = following.owners(half.inode.tolist())
+        deadline = time.monotonic() + 20
+        while len(owners := following.owners(half.inode.tolist())) < 5:
+            assert time.monotonic() < deadline
         assert {o.pid for holders in owners.values() for o in holders} == {script.process.pid}
-        assert len(owners) == 5
         deadline = time.monotonic() + 20
         while True:
             following.look_now()

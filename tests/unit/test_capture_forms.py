@@ -9,7 +9,7 @@ from finwait.table.sockets import pack_address
 
 def flow(orig: tuple[str, int, str, int], reply: tuple[str, int, str, int]) -> dict[str, object]:
     return {
-        f"{way}_{name}": pack_address(value) if name in ("src", "dst") else value
+        f"{way}_{name}": pack_address(value) if isinstance(value, str) else value
         for way, ends in (("orig", orig), ("reply", reply))
         for name, value in zip(("src", "sport", "dst", "dport"), ends, strict=True)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -18,16 +19,16 @@ NAMES = text.Names(
 )  # fmt: skip
 
 
-def rows(*script: tuple[int, int, int], ours: bool = True, **columns: object) -> TransitionTable:
+def rows(*script: tuple[int, int, int], ours: bool = True, **columns: Any) -> TransitionTable:
     n = len(script)
-    given: dict[str, object] = {
+    given: dict[str, Any] = {
         "kind": [tr.TRANSITION] * n, "time_ns": [t for t, _, _ in script], "oldstate": [o for _, o, _ in script],
         "newstate": [s for _, _, s in script], "family": [2] * n, "src": [A if ours else B] * n,
         "dst": [B if ours else A] * n, "sport": [40000 if ours else 80] * n, "dport": [80 if ours else 40000] * n,
         "interrupt": [True] * n,
     }  # fmt: skip
     given |= {name: [value] * n for name, value in columns.items()}
-    return TransitionTable.from_columns(given)  # type: ignore[arg-type]
+    return TransitionTable.from_columns(given)
 
 
 def test_a_line_says_when_where_what_and_whose():
@@ -102,10 +103,11 @@ def test_without_looking_up_nothing_is_said_of_minisockets():
 
 
 def test_an_end_whose_namespace_is_not_known_joins_the_only_story_with_its_numbers():
-    local = {"src": pack_address("127.0.0.1"), "dst": pack_address("127.0.0.1")}
+    local: dict[str, Any] = {"src": pack_address("127.0.0.1"), "dst": pack_address("127.0.0.1")}
     for known_first in (True, False):
         stories = text.Stories()
-        known, unknown = {"netns": 7}, {}
+        known: dict[str, Any] = {"netns": 7}
+        unknown: dict[str, Any] = {}
         first, second = (known, unknown) if known_first else (unknown, known)
         list(stories.add(rows((0, 7, 2), **local, **first), NAMES))
         list(stories.add(rows((1, 3, 1), ours=False, **local, **second), NAMES))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def life(start: int, step: int, **more) -> list[tuple[int, bytes]]:
 
 def sockets(**columns) -> SocketTable:
     n = len(columns["cookie"])
-    given = {
+    given: dict[str, Any] = {
         "family": [2] * n,
         "sport": [1000] * n,
         "dport": [80] * n,
@@ -176,6 +178,15 @@ def test_an_orphan_that_the_tracepoint_calls_closed_became_a_minisocket():
     rows = follower.take(2000)
     assert rows.present("became").tolist() == [False] * 4 + [True]
     assert (rows.became[4], rows.expires_ms[4], rows.netns[4]) == (5, 59_900, 42)
+
+
+def test_the_time_left_counts_from_the_row_and_not_from_the_look():
+    follower = tr.Follower()
+    follower.feed(*events(*life(1000, 10)), 10**10)
+    mini = sockets(netns=[42], cookie=[77], inode=[0], state=[5], timer=[3], expires_ms=[56_000])
+    follower.look(tr.Look(mini, 4_000_001_040, 4_000_002_000))
+    rows = follower.take(4_000_001_040)
+    assert rows.expires_ms.tolist() == [0, 0, 0, 0, 60_000]
 
 
 def test_a_minisocket_with_another_cookie_than_a_look_gave_is_another_connections():

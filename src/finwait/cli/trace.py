@@ -257,7 +257,7 @@ def _names(following: Following, found: Round) -> Names:
 
     rows = found.rows
     by_task = rows.pid[~rows.interrupt & (rows.pid != 0)].tolist()
-    owners = following.owners(rows.inode.tolist())
+    owners = following.owners(rows.inode.tolist(), by_task)
     paths = following.cgroups(rows.cgroup_id.tolist())
     return Names(
         wall_offset_ns=time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC),

@@ -99,7 +99,7 @@ SCHEMA: Final = Schema(
         Column("uid", np.uint32, "the look", "User that made the socket.", (1,)),
         Column("cgroup_id", np.uint64, "the look", "Cgroup that it was made in.", (1,)),
         Column("became", np.uint8, "the look", "State of the minisocket that took over.", (1,)),
-        Column("expires_ms", np.uint32, "the look", "Time left to that minisocket when it was seen.", (1,)),
+        Column("expires_ms", np.uint32, "the look", "Time left to that minisocket, counted from the row.", (1,)),
         Column("reset", np.uint8, "tcp_receive_reset, tcp_send_reset",
                "2 when a reset from the peer ended this life, 3 when one of ours did.", (1,)),
     ]
@@ -698,7 +698,8 @@ class Follower:
         over = rows[ended[rows]]
         at = at[ended[rows]]
         lives["became"][over] = sockets["state"][at]
-        lives["expires"][over] = sockets["expires_ms"][at]
+        since = (look.begun_ns - lives["died"][over]) // 1_000_000
+        lives["expires"][over] = sockets["expires_ms"][at] + since
 
     def questions(self) -> NDArray[Any]:
         """Return the lives that a look could still tell us something about (see `staying` for the fields).
