@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -344,6 +346,53 @@ def test_what_a_killed_finwait_left_is_removed_by_the_next_start_and_nothing_els
     assert other not in instances()
 
 
+UNMOUNTED = """
+import os, subprocess
+from finwait.kernel.tracefs import Root, Tracing
+subprocess.run(["mount", "-t", "tracefs", "nodev", "/sys/kernel/tracing"], check=True)
+with Tracing(["sock/inet_sock_set_state"]) as tracing:
+    name = tracing.name
+    assert name in os.listdir("/sys/kernel/tracing/instances")
+    subprocess.run(["umount", "-l", "/sys/kernel/tracing"], check=True)
+    tracing.drain()
+with Root() as root:
+    assert root.private
+    assert name not in os.listdir(f"{root.path}/instances"), "left behind"
+print("gone")
+"""
+
+
+def test_tracefs_that_is_unmounted_meanwhile_is_left_clean():
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", UNMOUNTED], capture_output=True, text=True, timeout=60
+    )
+    if "permission denied" in done.stderr.lower():
+        _missing("no mount namespace to be had")
+    assert done.stdout == "gone\n", done.stderr
+
+
+UNPRIVILEGED = """
+import os, threading
+from finwait.follow import Following
+import finwait.kernel.lookup, finwait.table.decode
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+with Following() as following:
+    print(following.mode)
+    print(following.why_polling)
+"""
+
+
+def test_without_the_right_to_trace_it_polls_and_says_why():
+    if os.geteuid() != 0:
+        _missing("needs root to give its rights up")
+    done = subprocess.run([sys.executable, "-c", UNPRIVILEGED], capture_output=True, text=True, timeout=60)
+    mode, why = done.stdout.splitlines() or (done.stderr, "")
+    assert mode == "polling"
+    assert "CAP_SYS_ADMIN" in why
+
+
 @pytest.mark.slow
 def test_a_thousand_starts_and_stops_leave_nothing_behind():
     def descriptors() -> int:
@@ -367,3 +416,77 @@ def test_a_namespace_that_is_deleted_meanwhile_ends_nothing():
             script.wait()
         rows = gather(following, lambda t: pairs(t)[9, 7] >= 5, host)
         assert pairs(rows)[5, 7] == 5
+
+
+BPFTRACE = """
+tracepoint:sock:inet_sock_set_state /args->family == 2/ {
+  printf("%llu %d %d %d %d %s\\n", nsecs, args->oldstate, args->newstate, args->sport, args->dport,
+         ntop(2, args->saddr));
+}
+"""
+
+
+def test_order_and_times_agree_with_bpftrace_on_the_same_tracepoint(tmp_path):
+    if not shutil.which("bpftrace") or not shutil.which("unshare"):
+        pytest.skip("bpftrace is not installed")
+    script = tmp_path / "states.bt"
+    script.write_text(BPFTRACE)
+    mounted = f"mount -t tracefs nodev /sys/kernel/tracing; exec bpftrace -B line {script}"
+    with (
+        subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", mounted],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as other,
+        traffic(100) as script_,
+        Following() as following,
+    ):
+        assert other.stdout is not None
+        lines: list[list[str]] = []
+
+        def read() -> None:
+            lines.extend(line.split() for line in other.stdout)  # type: ignore[union-attr]
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            _until_it_reports(other, lines)
+            script_.go()
+            rows = gather(following, lambda t: pairs(t)[9, 7] >= 100, script_.host)
+            deadline = time.monotonic() + 20
+            while sum(w[-1:] == [script_.host] and w[1:3] == ["9", "7"] for w in lines) < 100:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            other.terminate()
+            reader.join(20)
+    theirs = [tuple(int(x) for x in w[:5]) for w in lines if len(w) == 6 and w[5] == script_.host]
+    some = rows.select((rows.kind == tr.TRANSITION) & (rows.newstate != 2))
+    ours = list(
+        zip(
+            some.oldstate.tolist(),
+            some.newstate.tolist(),
+            some.sport.tolist(),
+            some.dport.tolist(),
+            strict=True,
+        )
+    )
+    theirs = [t for t in theirs if t[2] != 2]  # a connection that begins has no port yet there; we fill it in
+    theirs.sort()
+    assert [t[1:] for t in theirs] == ours
+    # Two programs on one tracepoint run one after the other: microseconds, unless something comes between.
+    apart = np.abs(some.time_ns - np.array([t[0] for t in theirs]))
+    assert float(np.median(apart)) < 100_000
+
+
+def _until_it_reports(process: subprocess.Popen[str], lines: list[list[str]]) -> None:
+    """Make connections until bpftrace tells of one: it says nothing when it is ready."""
+    import socket
+
+    deadline = time.monotonic() + 40
+    while not lines:
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.skip("bpftrace cannot run here")
+        with socket.create_server(("127.0.0.1", 0)):
+            time.sleep(0.1)

@@ -88,23 +88,19 @@ class Root:
 
     def __init__(self) -> None:
         self._fd = -1
-        mounted = _mounted()
-        if mounted is not None and os.access(mounted + "/instances", os.R_OK | os.W_OK | os.X_OK):
-            self.path = mounted
-            return
-        try:
-            self._fd = _detached_mount()
-        except KernelError:
-            if mounted is None:
-                raise
-            self.path = mounted  # let the file itself say what is wrong with it
-            return
-        self.path = f"/proc/self/fd/{self._fd}"
-
-    @property
-    def private(self) -> bool:
+        self.private = False
         """Whether tracefs is mounted for us alone."""
-        return self._fd >= 0
+        mounted = _mounted()
+        if mounted is not None:
+            try:
+                # A descriptor, not the path: if it is unmounted (lazily) meanwhile, we still find our instance.
+                self._fd = os.open(mounted, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                mounted = None
+        if mounted is None:
+            self._fd = _detached_mount()
+            self.private = True
+        self.path = f"/proc/self/fd/{self._fd}"
 
     def read(self, name: str) -> bytes:
         """Return a file below the root.
@@ -115,7 +111,7 @@ class Root:
         return _read(f"{self.path}/{name}", f"read `{name}` of tracefs")
 
     def close(self) -> None:
-        """Give the private mount back; idempotent."""
+        """Give the mount back; idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
