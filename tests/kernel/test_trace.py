@@ -374,7 +374,8 @@ def test_tracefs_that_is_unmounted_meanwhile_is_left_clean():
 UNPRIVILEGED = """
 import os, threading
 from finwait.follow import Following
-import finwait.kernel.lookup, finwait.table.decode
+import encodings.ascii, finwait.kernel.lookup, finwait.table.decode
+from finwait.kernel.observe import Machine
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)

@@ -217,8 +217,9 @@ def run(args: argparse.Namespace) -> int:
         interval=parse_duration_ms(args.interval) / 1000,
         buffer_kb=args.buffer_kb,
     )
-    # SIGTERM must not leave the instance behind: it ends the loop as Ctrl-C does.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A closed terminal or a SIGTERM must not leave the instance behind: both end the loop as Ctrl-C does.
+    ending = (signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(number, signal.default_int_handler) for number in ending]
     try:
         with following:
             if not args.quiet:
@@ -226,7 +227,8 @@ def run(args: argparse.Namespace) -> int:
             end = None if limit is None else time.monotonic() + limit
             return _loop(following, args, end, stuck)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in zip(ending, previous, strict=True):
+            signal.signal(number, handler)
 
 
 def _by_numbers(wanted: Filter) -> bool:
