@@ -74,9 +74,12 @@ def test_a_summary_counts_every_state():
 
 def test_both_ends_are_told_as_one_story():
     host = own_address()
-    with traffic(1, "orphan") as script, trace(
-        "--follow-connection", "--for", "4s", f"sport = :{script.port} or dport = :{script.port}"
-    ) as process:
+    with (
+        traffic(1, "orphan") as script,
+        trace(
+            "--follow-connection", "--for", "4s", f"sport = :{script.port} or dport = :{script.port}"
+        ) as process,
+    ):
         script.go()
         out, _ = process.communicate(timeout=60)
     stories = [s for s in out.decode().split("connection ") if host in s]
