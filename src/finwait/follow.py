@@ -33,6 +33,7 @@ from finwait.kernel.tracefs import Statistics, Tracing
 from finwait.table import decode
 from finwait.table import transitions as tr
 from finwait.table.filter import Filter
+from finwait.table.schema import Mask
 from finwait.table.sockets import SocketTable
 from finwait.table.trace_filter import kernel_filter, only_ports_and_hosts
 from finwait.uapi import inet_diag, tcp, tracepoint
@@ -487,14 +488,18 @@ class Following:
         if self._wanted is None or not found:
             return found
         table = sockets.select(index)
+        keep = set(table["cookie"][self.matching(table)].tolist())
+        return [one for one in found if one.key in keep]
+
+    def matching(self, sockets: SocketTable) -> Mask:
+        """Return which sockets of a look are wanted."""
+        if self._wanted is None:
+            return np.ones(len(sockets), np.bool_)
         context = None
         if self._wanted.needs:
-            rows = tr.TransitionTable.from_columns(
-                {name: table[name] for name in ("netns", "inode", "cgroup_id")},
-            )
-            context = self._context(rows)
-        keep = set(table["cookie"][self._wanted.mask(table, context)].tolist())
-        return [one for one in found if one.key in keep]
+            names = ("netns", "inode", "cgroup_id")
+            context = self._context(tr.TransitionTable.from_columns({name: sockets[name] for name in names}))
+        return self._wanted.mask(sockets, context)
 
     # -- names -------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "check": "check",
     "trace": "trace",
     "capture": "capture",
+    "top": "top",
     "tune": "tune",
     "audit": "audit",
     "record": "record",
