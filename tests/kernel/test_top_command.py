@@ -91,6 +91,17 @@ def test_a_session_on_a_terminal():
         assert not [n for n in instances() if n.startswith(f"finwait-{terminal.process.pid}-")]
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_closed_terminal_leaves_nothing_behind(number):
+    with top() as terminal:
+        terminal.until(b"groups by state")
+        pid = terminal.process.pid
+        assert [n for n in instances() if n.startswith(f"finwait-{pid}-")]
+        os.kill(pid, number)
+        terminal.ended()
+        assert not [n for n in instances() if n.startswith(f"finwait-{pid}-")]
+
+
 def test_without_a_terminal_it_says_what_to_use_instead():
     done = subprocess.run(
         [sys.executable, "-m", "finwait", "top"], capture_output=True, stdin=subprocess.DEVNULL

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FinwaitError: the filter is wrong, the sockets cannot be looked at, or Textual is not installed.
     """
+    import signal
     import sys
 
     from finwait.errors import FinwaitError
@@ -51,6 +52,15 @@ def run(args: argparse.Namespace) -> int:
     from finwait.tui.feed import Live
 
     wanted = options.parse_filter(args.filter) if args.filter else None
-    with Live(wanted, refresh=args.refresh / 1000) as feed:
-        Top(feed).run()
+    # A closed terminal or a SIGTERM must not leave the tracing instance behind.
+    ending = (signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(number, signal.default_int_handler) for number in ending]
+    try:
+        with Live(wanted, refresh=args.refresh / 1000) as feed:
+            Top(feed).run()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        for number, handler in zip(ending, previous, strict=True):
+            signal.signal(number, handler)
     return 0
