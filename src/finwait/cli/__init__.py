@@ -2,8 +2,7 @@
 
 ``finwait`` alone, or followed by a FILTER, is ``finwait diagnose``.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something could not be seen (there were gaps),
-4 refused by a guard, 130 interrupted. ``finwait check`` has that of a Nagios plugin instead.
+What the exit status says is in `EXIT_STATUS`; ``finwait check`` has that of a Nagios plugin instead.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from finwait.errors import FilterError, FinwaitError, Refused
 from finwait.version import __version__
 
-__all__ = ["COMMANDS", "build_parser", "main"]
+__all__ = ["COMMANDS", "EXIT_STATUS", "build_parser", "main"]
 
 COMMANDS = {
     "diagnose": "diagnose",
@@ -29,12 +28,27 @@ COMMANDS = {
     "trace": "trace",
     "capture": "capture",
     "top": "top",
+    "clear": "clear",
+    "probe": "probe",
+    "arm": "arm",
+    "journal": "journal",
+    "undo": "journal",
     "tune": "tune",
     "audit": "audit",
     "record": "record",
     "lab": "lab",
 }
 """Command → module of this package."""
+
+EXIT_STATUS = {
+    0: "done; all that was asked for could be seen",
+    1: "failed: the message says what was tried and what the kernel said",
+    2: "wrong usage: an option, an argument or a FILTER that does not parse",
+    3: "done, but something could not be seen: the gaps are listed, with what would have let us look",
+    4: "refused by a guard: nothing was changed",
+    130: "interrupted (Ctrl-C)",
+}
+"""Exit status → meaning, of every command but `check`."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"finwait {__version__}")
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    for module in COMMANDS.values():
+    for module in dict.fromkeys(COMMANDS.values()):
         importlib.import_module(f"finwait.cli.{module}").add_parser(sub)
     return parser
 
@@ -93,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(error: FinwaitError, status: int) -> int:
     sys.stderr.write(f"finwait: error: {error}\n")
-    if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+    hint = error.hint
+    if not hint and isinstance(error, FilterError):
+        hint = "FILTER is the grammar of `ss` and our own predicates; finwait(8) has them"
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
     return status
