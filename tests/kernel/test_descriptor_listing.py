@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from finwait.kernel import netns, procfs
+from tests.kernel.needs import missing, root_and
 
 HOLDER = """
 import socket, sys
@@ -104,3 +105,27 @@ def test_processes_that_are_gone_are_left_out() -> None:
     child.wait()
     found, spaces = procfs.descriptors([child.pid, 1 << 22], processes=2)
     assert (len(found), spaces, found.unreadable) == (0, [], ())
+
+
+SEEN = "from finwait.kernel import procfs; print(procfs.descriptors()[0].unreadable)"
+
+
+def test_in_a_pid_namespace_of_its_own_a_list_says_that_there_may_be_processes_outside() -> None:
+    root_and("unshare")
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", SEEN]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "(0,)\n"
+
+
+def test_where_other_users_processes_are_hidden_a_list_says_so() -> None:
+    root_and("unshare", "setpriv", "mount")
+    # The word instead of a number is refused by kernels on which hidepid would not stay within this mount.
+    script = (
+        "mount -t proc -o hidepid=invisible proc /proc && "
+        'exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"'
+    )
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", SEEN]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "mount" in done.stderr:
+        missing(f"a /proc with hidepid cannot be mounted here: {done.stderr}")
+    assert done.stdout.startswith("(0,"), done.stderr

@@ -2,8 +2,7 @@
 
 ``finwait`` alone, or followed by a FILTER, is ``finwait diagnose``.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 done but something could not be seen (there were gaps),
-4 refused by a guard, 130 interrupted. ``finwait check`` has that of a Nagios plugin instead.
+What the exit status says is in `EXIT_STATUS`; ``finwait check`` has that of a Nagios plugin instead.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from finwait.errors import FilterError, FinwaitError, Refused
+from finwait.errors import DecodeError, FilterError, FinwaitError, Refused
 from finwait.version import __version__
 
-__all__ = ["COMMANDS", "build_parser", "main"]
+__all__ = ["COMMANDS", "EXIT_STATUS", "build_parser", "main"]
 
 COMMANDS = {
     "diagnose": "diagnose",
@@ -26,12 +25,30 @@ COMMANDS = {
     "netns": "netns",
     "rules": "rules",
     "check": "check",
+    "trace": "trace",
+    "capture": "capture",
+    "top": "top",
+    "clear": "clear",
+    "probe": "probe",
+    "arm": "arm",
+    "journal": "journal",
+    "undo": "journal",
     "tune": "tune",
     "audit": "audit",
     "record": "record",
     "lab": "lab",
 }
 """Command → module of this package."""
+
+EXIT_STATUS = {
+    0: "done; all that was asked for could be seen",
+    1: "failed: the message says what was tried and what the kernel said",
+    2: "wrong usage: an option, an argument or a FILTER that does not parse",
+    3: "done, but something could not be seen: the gaps are listed, with what would have let us look",
+    4: "refused by a guard: nothing was changed",
+    130: "interrupted (Ctrl-C)",
+}
+"""Exit status → meaning, of every command but `check`."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,13 +67,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"finwait {__version__}")
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    for module in COMMANDS.values():
+    for module in dict.fromkeys(COMMANDS.values()):
         importlib.import_module(f"finwait.cli.{module}").add_parser(sub)
     return parser
 
 
 def _with_command(argv: Sequence[str]) -> list[str]:
-    """Put `diagnose` in front where no command is named."""
+    """Put `diagnose` in front where no command is named, and join `--sort` with what it sorts by."""
+    argv = list(argv)
+    for k in range(len(argv) - 1, 0, -1):
+        if argv[k - 1] == "--sort" and argv[k].startswith("-"):  # argparse would take it for an option
+            argv[k - 1 : k + 1] = [f"--sort={argv[k]}"]
     if argv and (argv[0] in COMMANDS or argv[0] in ("-h", "--help", "--version")):
         return list(argv)
     return ["diagnose", *argv]
@@ -66,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     # numpy's OpenBLAS starts a thread for each processor when it is imported; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    args = argparse.Namespace()
     try:
         args = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
         status: int = args.run(args)
@@ -81,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except Refused as error:
         return _complain(error, 4)
+    except DecodeError as error:
+        return _complain(error, 1, getattr(args, "recording", None))
     except FinwaitError as error:
         return _complain(error, 1)
     except MemoryError as error:
@@ -88,8 +112,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _complain(error: FinwaitError, status: int) -> int:
-    sys.stderr.write(f"finwait: error: {error}\n")
-    if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+def _complain(error: FinwaitError, status: int, recording: str | None = None) -> int:
+    from finwait.cli.options import visible
+
+    hint, where = error.hint, ""
+    if recording:
+        where = f"in the recording `{recording}`: "
+        hint = hint or "it is whole, but no kernel answers so: was it made by `finwait record`?"
+    if not hint and isinstance(error, FilterError):
+        hint = "FILTER is the grammar of `ss` and our own predicates; finwait(8) has them"
+    sys.stderr.write(visible(f"finwait: error: {where}{error}\n"))
+    if hint:
+        sys.stderr.write(visible(f"hint: {hint}\n"))
     return status

@@ -151,11 +151,17 @@ def _honest(gap: Gap, capabilities: int) -> Gap:
 
 
 def _unreadable(found: Descriptors) -> list[Gap]:
-    if not found.unreadable:
-        return []
-    n = len(found.unreadable)
-    who = f"pid {found.unreadable[0]}" if n == 1 else f"{n} processes"
-    return [Gap(who, "list its descriptors" if n == 1 else "list their descriptors", "CAP_SYS_PTRACE")]
+    gaps = []
+    if 0 in found.unreadable:
+        needs = "the initial pid namespace: run on the host, or with hostPID"
+        gaps.append(Gap("pid 0", "see processes outside this pid namespace (or hidden by hidepid)", needs))
+    known = [pid for pid in found.unreadable if pid]
+    if known:
+        n = len(known)
+        who = f"pid {known[0]}" if n == 1 else f"{n} processes"
+        doing = "list its descriptors" if n == 1 else "list their descriptors"
+        gaps.append(Gap(who, doing, "CAP_SYS_PTRACE"))
+    return gaps
 
 
 def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:

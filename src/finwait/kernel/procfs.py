@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +24,7 @@ __all__ = [
     "processes",
     "read",
     "read_all",
+    "sees_all_processes",
     "socket_protocols",
 ]
 
@@ -96,6 +98,24 @@ def facts() -> Facts:
     )
 
 
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO of include/linux/proc_ns.h: the same on every machine."""
+
+
+def sees_all_processes() -> bool:
+    """Return whether /proc lists every process of the machine.
+
+    It does not in a container with a pid namespace of its own, nor for a plain user where /proc is mounted
+    with ``hidepid``. Both are silent: what is not listed looks like what does not exist.
+    """
+    try:
+        own = os.stat("/proc/self/ns/pid").st_ino
+        os.stat("/proc/1")
+    except OSError:
+        return False
+    return own == _INITIAL_PID_NAMESPACE
+
+
 Listing = tuple[Descriptors, list[tuple[int, int, int]]]
 
 _WORTH_A_PROCESS = 30_000
@@ -115,8 +135,13 @@ def descriptors(only: Iterable[int] | None = None, *, processes: int | None = No
         processes: how many may work on it; as many as there are processors, four at most, if not given.
 
     Returns:
-        The sockets' descriptors, and ``(inode, pid, fd)`` of those that refer to a network namespace.
+        The sockets' descriptors, and ``(inode, pid, fd)`` of those that refer to a network namespace. Where
+        /proc does not list every process, pid 0 is among the unreadable: the kernel's number for processes
+        that cannot be named here.
     """
+    if only is None and not sees_all_processes():
+        found, spaces = descriptors(pids(), processes=processes)
+        return replace(found, unreadable=(0, *found.unreadable)), spaces
     which = pids() if only is None else list(only)
     counts = _counts(which)
     if counts is None:

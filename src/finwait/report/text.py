@@ -73,8 +73,8 @@ def _evidence(finding: Finding, width: int) -> list[str]:
     return lines
 
 
-def headline(view: View, findings: Sequence[Finding], who: str) -> str:
-    """Return the sentence that everything else explains."""
+def headline(view: View, findings: Sequence[Finding], who: str, gaps: Sequence[Gap] = ()) -> str:
+    """Return the sentence that everything else explains; with gaps it vouches only for what was seen."""
     bad = sum(f.count for f in findings if f.primary and f.severity == "problem")
     notices = sum(f.count for f in findings if f.primary and f.severity == "notice")
     n = len(view)
@@ -85,6 +85,8 @@ def headline(view: View, findings: Sequence[Finding], who: str) -> str:
         return f"{who}: {bad} of {seen} {'does' if bad == 1 else 'do'} not finish closing."
     if notices:
         return f"{who}: nothing is stuck among {seen}; {notices} deserve a look."
+    if gaps:
+        return f"{who}: nothing wrong was seen in {seen}, but not everything could be seen."
     return f"{who}: nothing is wrong. {seen[0].upper() + seen[1:]}; none fails to finish closing."
 
 
@@ -107,7 +109,8 @@ def diagnosis(
         style: width and colour.
         limit: connections to show of each finding; 0 for all.
     """
-    yield style.paint(headline(view, findings, who), "bold") + "\n"
+    for line in textwrap.wrap(headline(view, findings, who, gaps), style.width, break_long_words=False):
+        yield style.paint(line, "bold") + "\n"
     shown = [f for f in findings if f.primary and f.severity != "healthy"]
     for finding in shown:
         yield "\n" + "\n".join(_finding(view, finding, style, limit)) + "\n"
