@@ -147,8 +147,8 @@ def summarise(view: View, column: str, rows: NDArray[np.int64]) -> str | None:
     if not present.any():
         return None
     cells = view.sockets.column(column)[rows[present]]
-    if column == "inode" and len(cells) > 1 and cells.all():
-        return f"≠ 0 ×{len(cells)}"  # which numbers they are matters to nobody
+    if column == "inode" and cells.all():
+        return "≠ 0"  # which numbers they are matters to nobody here; `explain` and `list` have them
     if cells.dtype.kind != "S" and (
         column.endswith(("_ms", "_us", "bytes")) or column in ("rqueue", "wqueue")
     ):

@@ -196,6 +196,7 @@ def _finding(view: View, finding: Finding, style: Style, limit: int) -> list[str
     lines += _evidence(finding, style.width)
     for k, r in enumerate(finding.ends_it):
         tag = "" if r.kind == "advice" else f" [{r.kind}]"
+        tag += f": `{r.command}`" if r.command else ""
         lines += _wrap("ends it" if k == 0 else "", f"· {r.text}{tag}", style.width, hang=2)
     for k, a in enumerate(finding.does_not):
         lines += _wrap("does not" if k == 0 else "", f"· {a.text}: {a.reason}", style.width, hang=2)

@@ -37,7 +37,7 @@ NOT_CONNTRACK = Advice(
 DESTROY = Remedy(
     "destroy this end (SOCK_DESTROY): the peer gets a RST; the descriptor stays open in the process",
     "destructive",
-    "ss -K …  (with the exact tuple and state)",
+    "finwait clear --with destroy FILTER",
 )
 CLOSE_AT_PEER = Remedy("close the connection at the other end: its FIN finishes this end properly")
 

@@ -63,7 +63,9 @@ RULE = Rule(
     ends=(
         Remedy("fix the program to close() on end of file; restarting it closes what it holds now"),
         Remedy(
-            "send the FIN from outside: pidfd_getfd and shutdown(); the peer sees a clean end", "destructive"
+            "send the FIN from outside: pidfd_getfd and shutdown(); the peer sees a clean end",
+            "destructive",
+            "finwait clear close-wait-eof-read",
         ),
         DESTROY,
     ),

@@ -52,7 +52,11 @@ RULE = Rule(
         Remedy(
             "evict idle connections from the pool before the server's keep-alive timeout; or unblock the reader"
         ),
-        Remedy("send the FIN from outside: pidfd_getfd and shutdown()", "destructive"),
+        Remedy(
+            "send the FIN from outside: pidfd_getfd and shutdown()",
+            "destructive",
+            "finwait clear close-wait-eof-unread",
+        ),
         DESTROY,
     ),
     does_not=(NOT_FIN_TIMEOUT, NOT_ANY_SYSCTL),

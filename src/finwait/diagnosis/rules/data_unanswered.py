@@ -61,6 +61,7 @@ RULE = Rule(
         Remedy(
             "set TCP_USER_TIMEOUT on the socket (pidfd_getfd): it then ends after so long unanswered",
             "reversible",
+            "finwait clear data-unanswered",
         ),
         DESTROY,
         Remedy("it ends by itself after `tcp_retries2` retransmissions", "read-only"),

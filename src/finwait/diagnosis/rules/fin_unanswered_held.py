@@ -55,7 +55,11 @@ RULE = Rule(
         Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
     ),
     ends=(
-        Remedy("set TCP_USER_TIMEOUT on the socket (pidfd_getfd)", "reversible"),
+        Remedy(
+            "set TCP_USER_TIMEOUT on the socket (pidfd_getfd)",
+            "reversible",
+            "finwait clear fin-unanswered-held",
+        ),
         Remedy("close() in the program: an orphan is given up after about 107 s"),
         DESTROY,
     ),

@@ -81,6 +81,7 @@ RULE = Rule(
         Remedy(
             "arm a keepalive on the socket (pidfd_getfd): harmless if the peer lives, the end if it is dead",
             "reversible",
+            "finwait probe rule = idle-unprobed",
         ),
         Remedy("SO_KEEPALIVE in the program, or pings in its protocol, prevents the next one"),
     ),

@@ -49,7 +49,11 @@ RULE = Rule(
     ),
     ends=(
         CLOSE_AT_PEER,
-        Remedy("destroy its subflows: the connection then has no path", "destructive", "ss -K …"),
+        Remedy(
+            "destroy its subflows: the connection then has no path",
+            "destructive",
+            "finwait clear --with destroy FILTER",
+        ),
     ),
     does_not=(Advice("look at the TCP rows", "subflows stay ESTABLISHED, shutdown bits 0"), NOT_FIN_TIMEOUT),
     confidence=_confidence,

@@ -86,7 +86,7 @@ RULE = Rule(
         Remedy(
             "destroy both ends, each in its namespace: no RST crosses either",
             "destructive",
-            "ss -K …  (in both)",
+            "finwait clear nat-entry-gone --override silent-orphan",
         ),
         Remedy("keepalive more often than the conntrack timeout, on either end, prevents the next one"),
         Remedy("`nf_conntrack_tcp_timeout_close_wait` at kube-proxy's 1 h instead of 60 s", "reversible"),

@@ -82,7 +82,11 @@ RULE = Rule(
         Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
     ),
     ends=(
-        Remedy("arm a keepalive on the socket (pidfd_getfd): the probe draws a RST", "reversible"),
+        Remedy(
+            "arm a keepalive on the socket (pidfd_getfd): the probe draws a RST",
+            "reversible",
+            "finwait clear nat-zombie",
+        ),
         DESTROY,
         Remedy("drop INVALID packets, or `nf_conntrack_tcp_be_liberal=1`, prevents the stray RST"),
     ),

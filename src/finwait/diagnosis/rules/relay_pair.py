@@ -153,7 +153,7 @@ RULE = Rule(
     ),
     ends=(
         Remedy("close at the far server: its FIN lets the relay finish both legs"),
-        Remedy("destroy both legs: each peer gets a RST", "destructive", "ss -K …  (both tuples)"),
+        Remedy("destroy both legs: each peer gets a RST", "destructive", "finwait clear relay-pair"),
         Remedy("a deadline for the second direction in the relay (bounded half-close) prevents the next one"),
     ),
     does_not=(

@@ -78,7 +78,11 @@ RULE = Rule(
     ),
     ends=(
         Remedy("make the peer's program read, or close it there"),
-        Remedy("set TCP_USER_TIMEOUT on the socket (pidfd_getfd, where it is held)", "reversible"),
+        Remedy(
+            "set TCP_USER_TIMEOUT on the socket (pidfd_getfd, where it is held)",
+            "reversible",
+            "finwait clear zero-window",
+        ),
         DESTROY,
     ),
     does_not=(
