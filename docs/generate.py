@@ -355,8 +355,7 @@ def cli_page() -> str:
                 ("`NO_COLOR`", "set to anything: no colour, as with `--color never` (`--color always` wins)"),
                 (
                     "`FINWAIT_STATE_DIR`",
-                    "where the journal is; else `/var/lib/finwait` for root, and for others `finwait` in "
-                    "`$XDG_STATE_HOME` (`~/.local/state`)",
+                    "where the journal is; else `/var/lib/finwait` (root), `~/.local/state/finwait` (others)",
                 ),
             ),
         ),
