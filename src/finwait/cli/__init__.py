@@ -31,6 +31,7 @@ COMMANDS = {
     "clear": "clear",
     "probe": "probe",
     "arm": "arm",
+    "conntrack": "conntrack",
     "journal": "journal",
     "undo": "journal",
     "tune": "tune",
