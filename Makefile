@@ -14,7 +14,7 @@ help: ## this list
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 venv: $(STAMP) ## make .venv with finwait (editable) and the development tools
@@ -55,7 +55,7 @@ bench: $(STAMP) system ## the benchmarks; results go to bench/RESULTS.md
 	@$(BIN)/python -m bench
 
 fuzz: $(STAMP) ## fuzz the decoders, a minute in all (FUZZ_SECONDS=60)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]' && $(BIN)/python -m fuzz --seconds $${FUZZ_SECONDS:-60}
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[fuzz]' && $(BIN)/python -m fuzz --seconds $${FUZZ_SECONDS:-60}
 
 fuzz-quick: $(STAMP)
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=$${FUZZ_SECONDS:-60}

@@ -351,7 +351,13 @@ def cli_page() -> str:
         "## Environment\n",
         table(
             ("variable", "meaning"),
-            (("`NO_COLOR`", "set to anything: no colour, as with `--color never` (`--color always` wins)"),),
+            (
+                ("`NO_COLOR`", "set to anything: no colour, as with `--color never` (`--color always` wins)"),
+                (
+                    "`FINWAIT_STATE_DIR`",
+                    "where the journal is; else `/var/lib/finwait` (root), `~/.local/state/finwait` (others)",
+                ),
+            ),
         ),
         "## Of the program itself\n",
         _md_options(program.options.get("options", [])),
@@ -500,6 +506,23 @@ PAGES: dict[str, Callable[[], str]] = {
     "share/completions/bash/finwait": lambda: completion("bash"),
     "share/completions/zsh/_finwait": lambda: completion("zsh"),
 }
+
+
+def _settings_page() -> str:
+    from finwait.remedy.settings import CATALOGUE
+    from finwait.report.reference_pages import settings_page
+
+    return settings_page(CATALOGUE)
+
+
+def _ledger_page() -> str:
+    from finwait.report.reference_pages import ledger_page
+    from finwait.shipped import knowledge
+
+    return ledger_page(knowledge())
+
+
+PAGES |= {"docs/reference/settings.md": _settings_page, "docs/reference/ledger.md": _ledger_page}
 
 
 def pages() -> dict[str, str]:

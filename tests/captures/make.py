@@ -24,13 +24,17 @@ from finwait.report import text
 from finwait.session import Diagnosis, Look
 
 HERE = Path(__file__).parent
-OPTIONS = {"idle-unprobed": Options(idle_ms=1)}
+
+
+def _options(name: str) -> Options:
+    idle_ms = scenarios()[name].idle_ms
+    return Options() if idle_ms is None else Options(idle_ms=idle_ms)
 
 
 def how(name: str, walled: frozenset[int] = frozenset(), only: frozenset[int] | None = None) -> Look:
     return Look(
         plan=Plan(only=only, established_limit=None),
-        options=OPTIONS.get(name, Options()),
+        options=_options(name),
         watch_ms=1,
         not_holders=walled,
     )

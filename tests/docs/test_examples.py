@@ -39,7 +39,9 @@ def test_there_are_sessions_of_both_kinds() -> None:
 
 
 def test_the_form_of_a_report_keeps_causes_counts_and_words() -> None:
-    report = "vm (Linux 6.1): 3 of 9 connections\n\nPROBLEM  3 × FIN_WAIT2  fin-wait2-held  in node\n  age    about 4.1 s\n"
+    report = (
+        "vm: 3 of 9 connections\n\nPROBLEM  3 × FIN_WAIT2  fin-wait2-held  in node\n  age    about 4.1 s\n"
+    )
     assert form(report) != form(report.replace("3 ×", "4 ×"))
     assert form(report) != form(report.replace("held", "orphan"))
     assert form(report) == form(report.replace("4.1 s", "12 min").replace("vm", "node-7"))

@@ -20,7 +20,7 @@ from tests.kernel.needs import missing
 pytestmark = pytest.mark.kernel
 
 Key = tuple[int, int, str, int, str, int]
-DEADLINE_S = 10.0
+DEADLINE_S = 40.0
 
 
 def key_of(one: Expected) -> Key:
@@ -47,22 +47,17 @@ def found(diagnosis: Diagnosis, *, primary: bool) -> dict[Key, str]:
     return result
 
 
-def looked(situation: Situation, *, watch_ms: int = 0, **options: int) -> Diagnosis:
+def looked(situation: Situation, scenario: Scenario) -> Diagnosis:
     plan = Plan(only=frozenset(situation.namespaces.values()), established_limit=None)
+    options = Options() if scenario.idle_ms is None else Options(idle_ms=scenario.idle_ms)
     return session.diagnose(
-        how=Look(plan=plan, options=Options(**options), watch_ms=watch_ms, not_holders=walled_off())
+        how=Look(plan=plan, options=options, watch_ms=scenario.watch_ms, not_holders=walled_off())
     )
 
 
 def walled_off() -> frozenset[int]:
     """Processes that even root may not look into here (a sandbox's init); they hold none of the lab's sockets."""
     return frozenset(procfs.descriptors()[0].unreadable) if os.geteuid() == 0 else frozenset()
-
-
-OPTIONS: dict[str, dict[str, int]] = {
-    "fin-wait2-streaming": {"watch_ms": 700},
-    "idle-unprobed": {"idle_ms": 1},
-}
 
 
 @pytest.mark.parametrize("scenario", scenarios().values(), ids=lambda s: s.name)
@@ -75,7 +70,7 @@ def test_a_scenario_is_explained_row_by_row(scenario: Scenario) -> None:
         end = time.monotonic() + DEADLINE_S
         # Retransmissions and accept queues become evidence with time; what is wrong stays wrong.
         while True:
-            diagnosis = looked(situation, **OPTIONS.get(scenario.name, {}))
+            diagnosis = looked(situation, scenario)
             got = found(diagnosis, primary=True)
             if got == wanted or time.monotonic() > end:
                 break
@@ -93,7 +88,7 @@ def test_the_holders_that_are_told_are_the_programs_that_hold(scenario: Scenario
         missing("; ".join(lacking))
     with Lab() as lab:
         situation = scenario.build(lab).settle()
-        view = looked(situation).view
+        view = looked(situation, scenario).view
         s = view.sockets
         rows = {
             (

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from finwait.errors import FilterError, FinwaitError, Refused
+from finwait.errors import DecodeError, FilterError, FinwaitError, Refused
 from finwait.version import __version__
 
 __all__ = ["COMMANDS", "EXIT_STATUS", "build_parser", "main"]
@@ -25,6 +25,15 @@ COMMANDS = {
     "netns": "netns",
     "rules": "rules",
     "check": "check",
+    "trace": "trace",
+    "capture": "capture",
+    "top": "top",
+    "clear": "clear",
+    "probe": "probe",
+    "arm": "arm",
+    "conntrack": "conntrack",
+    "journal": "journal",
+    "undo": "journal",
     "tune": "tune",
     "audit": "audit",
     "record": "record",
@@ -59,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"finwait {__version__}")
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    for module in COMMANDS.values():
+    for module in dict.fromkeys(COMMANDS.values()):
         importlib.import_module(f"finwait.cli.{module}").add_parser(sub)
     return parser
 
@@ -79,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     # numpy's OpenBLAS starts a thread for each processor when it is imported; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    args = argparse.Namespace()
     try:
         args = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
         status: int = args.run(args)
@@ -94,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except Refused as error:
         return _complain(error, 4)
+    except DecodeError as error:
+        return _complain(error, 1, getattr(args, "recording", None))
     except FinwaitError as error:
         return _complain(error, 1)
     except MemoryError as error:
@@ -101,11 +113,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _complain(error: FinwaitError, status: int) -> int:
-    sys.stderr.write(f"finwait: error: {error}\n")
-    hint = error.hint
+def _complain(error: FinwaitError, status: int, recording: str | None = None) -> int:
+    from finwait.cli.options import visible
+
+    hint, where = error.hint, ""
+    if recording:
+        where = f"in the recording `{recording}`: "
+        hint = hint or "it is whole, but no kernel answers so: was it made by `finwait record`?"
     if not hint and isinstance(error, FilterError):
         hint = "FILTER is the grammar of `ss` and our own predicates; finwait(8) has them"
+    sys.stderr.write(visible(f"finwait: error: {where}{error}\n"))
     if hint:
-        sys.stderr.write(f"hint: {hint}\n")
+        sys.stderr.write(visible(f"hint: {hint}\n"))
     return status

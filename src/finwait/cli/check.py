@@ -71,5 +71,6 @@ def run(args: argparse.Namespace) -> int:
             f" and {len(diagnosis.gaps) - 1} more" if len(diagnosis.gaps) > 1 else ""
         )
     perf = " ".join(f"'{rule}'={n}" for rule, n in sorted(counts.items()))
-    print(f"FINWAIT {word} - {said} | stuck={total};{args.warning};{args.critical};0 {perf}".rstrip())
+    line = f"FINWAIT {word} - {said} | stuck={total};{args.warning};{args.critical};0 {perf}"
+    print(options.visible(line).rstrip())
     return level

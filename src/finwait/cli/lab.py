@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from finwait.cli import options, prove
 
+if TYPE_CHECKING:
+    from finwait.lab.scenario import Situation
+    from finwait.session import Diagnosis
+
 __all__ = ["add_parser", "run"]
+
+PATIENCE_S = 15
+"""How long a scenario may take to become evident."""
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,9 +57,10 @@ def run_list(args: argparse.Namespace) -> int:  # noqa: ARG001 - the form of eve
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build a scenario and diagnose it."""
+    """Build a scenario and diagnose it; the status is 0 when what was built is what is found."""
     import sys
     import textwrap
+    import time
     from dataclasses import replace
 
     from finwait import session
@@ -68,20 +77,46 @@ def run(args: argparse.Namespace) -> int:
         error.hint = f"did you mean `{near[0]}`?" if near else "`finwait lab list` lists them"
         raise error
 
-    def diagnose(situation: object) -> int:
-        namespaces: dict[str, int] = situation.namespaces  # type: ignore[attr-defined]
+    scenario = scenarios()[args.scenario]
+
+    def diagnose(situation: Situation) -> int:
         look = options.how(args)
-        only = frozenset(namespaces.values())
-        diagnosis = session.diagnose(
-            session.live_machine(), how=replace(look, plan=replace(look.plan, only=only))
-        )
-        diagnosis = session.named(diagnosis, {inode: name for name, inode in namespaces.items()})
+        if not look.watch_ms:
+            look = replace(look, watch_ms=scenario.watch_ms)
+        if scenario.idle_ms is not None:
+            look = replace(look, options=replace(look.options, idle_ms=scenario.idle_ms))
+        only = frozenset(situation.namespaces.values())
+        look = replace(look, plan=replace(look.plan, only=only, established_limit=None))
+        end = time.monotonic() + PATIENCE_S
+        # Some evidence is made of time: retransmissions must fail, an accept queue must have waited.
+        while True:
+            diagnosis = session.diagnose(session.live_machine(), how=look)
+            seen = _as_built(situation, diagnosis)
+            if seen or time.monotonic() > end:
+                break
+            time.sleep(0.2)
+        diagnosis = session.named(diagnosis, {inode: name for name, inode in situation.namespaces.items()})
         if args.output in ("text", "wide"):
-            story = textwrap.fill(situation.story, 98, initial_indent="  ", subsequent_indent="  ")  # type: ignore[attr-defined]
-            sys.stdout.write(
-                f"What was built, with real sockets in private namespaces:\n{story}\n\nWhat finwait says:\n\n"
-            )
+            story = textwrap.fill(situation.story, 98, initial_indent="  ", subsequent_indent="  ")
+            sys.stdout.write(f"What was built, with real sockets in private namespaces:\n{story}\n\n")
+            sys.stdout.write("What finwait says:\n\n")
         show(args, diagnosis)
-        return options.status(diagnosis.gaps)
+        if seen:
+            return 0
+        sys.stdout.flush()
+        sys.stderr.write("finwait: not everything that was built is diagnosed as what it is\n")
+        return options.status(diagnosis.gaps) or 1
 
     return run_scenario(args.scenario, args.keep, diagnose)
+
+
+def _as_built(situation: Situation, diagnosis: Diagnosis) -> bool:
+    """Whether the rule of the scenario is found as the primary cause as often as it was built."""
+    from collections import Counter
+
+    wanted = Counter(one.rule for one in situation.expected)
+    found: Counter[str] = Counter()
+    for finding in diagnosis.findings:
+        if finding.primary:
+            found[finding.rule] += finding.count
+    return all(found[rule] >= n for rule, n in wanted.items())

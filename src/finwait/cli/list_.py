@@ -114,4 +114,4 @@ def _tell(gaps: object) -> None:
     import sys
 
     for gap in gaps:  # type: ignore[attr-defined]
-        sys.stderr.write(f"finwait: not seen: {gap}\n")
+        sys.stderr.write(options.visible(f"finwait: not seen: {gap}\n"))

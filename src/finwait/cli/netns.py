@@ -104,5 +104,5 @@ def run(args: argparse.Namespace) -> int:
         import sys
 
         for gap in shot.gaps:
-            sys.stderr.write(f"finwait: not seen: {gap}\n")
+            sys.stderr.write(options.visible(f"finwait: not seen: {gap}\n"))
     return options.status(shot.gaps)

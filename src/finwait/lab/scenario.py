@@ -213,6 +213,8 @@ class Scenario:
         needs: what the machine must have; see `finwait.lab.topology.unmet`.
         seconds: how long it takes to build and settle, roughly.
         build: makes the situation inside a lab.
+        watch_ms: time between two looks that it takes to see it; 0 when one look is enough.
+        idle_ms: what must count as long silence to see it; None for the usual.
     """
 
     name: str
@@ -222,6 +224,8 @@ class Scenario:
     needs: tuple[str, ...]
     seconds: float
     build: Callable[[Lab], Situation]
+    watch_ms: int = 0
+    idle_ms: int | None = None
 
 
 def expect(

@@ -9,7 +9,9 @@ Sizes are little-endian. Members are ``manifest`` (JSON), and for each look *k* 
 members are skipped, so that a later version can add some; an unknown major version is refused.
 
 There are no paths, no links and no table of contents in it: a reader goes forward only, allocates no more than
-it has checked against a limit, and decompresses no more than was declared. A hostile file costs an error.
+it has checked against a limit, and decompresses no more than was declared. A hostile file costs an error: not
+memory (at most `MAX_RATIO` times its own size), not time (datagrams may not overlap, so that every byte is
+decoded once), and no other exception (every number is checked against what the kernel could have said).
 """
 
 from __future__ import annotations
@@ -17,25 +19,48 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import stat
 import struct
+import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import IO, Final, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from finwait.errors import Gap, RecordingError
 from finwait.uapi.observation import Descriptors, Facts, Namespace, Observation, ProcessFiles
 from finwait.version import __version__
 
-__all__ = ["MAGIC", "MAX_MEMBER", "MAX_TOTAL", "Manifest", "read", "write"]
+__all__ = [
+    "MAGIC",
+    "MAX_JSON",
+    "MAX_LOOKS",
+    "MAX_MEMBER",
+    "MAX_RATIO",
+    "MAX_TOTAL",
+    "Manifest",
+    "read",
+    "write",
+    "writing",
+]
 
 MAGIC: Final = b"FINWAIT-RECORDING "
 MAJOR: Final = 1
 MAX_MEMBER: Final = 2 << 30
 """The largest member, decompressed: a million full sockets are 600 MB."""
+MAX_JSON: Final = 256 << 20
+"""The largest member that is JSON: parsed, it takes several times as much."""
 MAX_TOTAL: Final = 4 << 30
+MAX_RATIO: Final = 200
+"""How many times its packed size (beyond the first `SLACK` bytes) a member may be; sockets reach 15 to 40."""
+SLACK: Final = 1 << 20
+MAX_LOOKS: Final = 1000
 MAX_MEMBERS: Final = 4096
 _HEAD = struct.Struct("<QQ32s")
 _BLOCK: Final = 1 << 20
@@ -49,6 +74,14 @@ class Manifest(msgspec.Struct, frozen=True):
     looks: int
     redacted: bool = False
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a member held, and up to seven zeros after it."""
+
+    data: NDArray[np.uint8]
+    size: int
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -79,60 +112,156 @@ def _facts(look: Observation) -> _Facts:
         )
         for ns in look.namespaces
     )  # fmt: skip
+    facts = look.facts
     return _Facts(
-        look.facts,
+        replace(
+            facts,
+            kernel=_plain(facts.kernel),
+            hostname=_plain(facts.hostname),
+            boot_id=_plain(facts.boot_id),
+        ),
         spaces,
         look.processes,
         {number: _plain(path) for number, path in look.cgroups.items()},
         look.socket_protocols,
         tuple((pid, fd, flag) for (pid, fd), flag in look.close_on_exec.items()),
-        look.gaps,
+        tuple(Gap(_plain(gap.where), _plain(gap.doing), _plain(gap.needs)) for gap in look.gaps),
         look.descriptors.unreadable,
         look.descriptors.searched,
         look.complete,
     )
 
 
-def write(path: str, looks: Sequence[Observation], *, redacted: bool = False, note: str = "") -> None:
-    """Write a recording, whole or not at all.
+@contextlib.contextmanager
+def writing(
+    path: str, *, looks: int, redacted: bool = False, note: str = ""
+) -> Iterator[Callable[[Observation], None]]:
+    """Write a recording look by look, whole or not at all.
+
+    The file gets its name when the block ends well; until then, and for ever if it ends otherwise, what was at
+    its place stays.
+
+    Args:
+        path: of the file; a regular file that is there is replaced.
+        looks: how many will be added.
+        redacted: whether they went through `finwait.recording.redact`. If not, the file holds command lines, and
+            only its owner may read it.
+        note: a line for the reader.
+
+    Yields:
+        What adds a look to the file.
 
     Raises:
-        RecordingError: the file cannot be written (a full disk, no permission); nothing is left behind.
+        RecordingError: the file cannot be written (a full disk, no permission), or what is at its place is no
+            regular file; nothing is left behind.
     """
-    partial = f"{path}.{os.getpid()}.partial"
+    if not 1 <= looks <= MAX_LOOKS:
+        raise ValueError(f"a recording has 1 to {MAX_LOOKS} looks, not {looks}")
+    folder, name = os.path.split(path)
+    with _told(path):
+        _replaceable(path)
+        handle, partial = tempfile.mkstemp(".partial", f".{name[:60]}.", folder or ".")
+    added = 0
+    out = os.fdopen(handle, "wb")
+
+    def add(look: Observation) -> None:
+        nonlocal added
+        with _told(path):
+            _write_look(out, added, look)
+        added += 1
+
     try:
-        with open(partial, "xb") as out:
+        with _told(path):
             out.write(MAGIC + b"%d\n" % MAJOR)
-            manifest = Manifest(__version__, len(looks), redacted, note)
-            _member(out, "manifest", msgspec.json.encode(manifest))
-            for k, look in enumerate(looks):
-                _member(out, f"look/{k}/facts", msgspec.json.encode(_facts(look)))
-                _member(out, f"look/{k}/buffer", look.buffer.tobytes())
-                d = look.descriptors
-                columns = (
-                    d.pid.astype("<u4").tobytes()
-                    + d.fd.astype("<u4").tobytes()
-                    + d.inode.astype("<u8").tobytes()
-                )
-                _member(out, f"look/{k}/descriptors", columns)
+            _member(
+                out, "manifest", msgspec.json.encode(Manifest(__version__, looks, redacted, _plain(note)))
+            )
+        yield add
+        assert added == looks, f"{looks} looks were announced and {added} added"
+        with _told(path):
             _member(out, "end", b"")
             out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, path)
-    except OSError as error:
+            if redacted:
+                os.fchmod(handle, 0o644)
+            os.fsync(handle)
+            out.close()
+            os.rename(partial, path)
+    except BaseException:  # an interrupt, too, leaves nothing behind
+        with contextlib.suppress(OSError):
+            out.close()  # what is still in its buffer may not fit either
         with contextlib.suppress(OSError):
             os.unlink(partial)
+        raise
+    # The name is on the disk when its folder is; a file system that cannot promise that is no failure.
+    with contextlib.suppress(OSError):
+        directory = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def write(path: str, looks: Sequence[Observation], *, redacted: bool = False, note: str = "") -> None:
+    """Write a recording, whole or not at all; see `writing`.
+
+    Raises:
+        RecordingError: the file cannot be written; nothing is left behind.
+    """
+    with writing(path, looks=len(looks), redacted=redacted, note=note) as add:
+        for look in looks:
+            add(look)
+
+
+@contextlib.contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Turn what the kernel says about the file into our error."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
         raise RecordingError(
-            f"could not write the recording `{path}`: {error.strerror or error}",
+            f"could not write the recording `{_plain(path)}`: {reason}",
             hint="is there room on the disk, and may you write there?",
         ) from None
 
 
-def _member(out: IO[bytes], name: str, raw: bytes) -> None:
+def _replaceable(path: str) -> None:
+    """Refuse to replace anything but a file: as root, a rename would replace ``/dev/null`` as well."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
+        raise RecordingError(
+            f"could not write the recording `{_plain(path)}`: it is there, and it is {kind}; nothing was changed",
+            hint="name a new file, or a regular one that may be replaced",
+        )
+
+
+def _write_look(out: IO[bytes], k: int, look: Observation) -> None:
+    d = look.descriptors
+    _member(out, f"look/{k}/facts", msgspec.json.encode(_facts(look)))
+    _member(out, f"look/{k}/buffer", np.ascontiguousarray(look.buffer).data)
+    columns = [d.pid.astype("<u4"), d.fd.astype("<u4"), d.inode.astype("<u8")]
+    _member(out, f"look/{k}/descriptors", b"".join(column.tobytes() for column in columns))
+
+
+def _member(out: IO[bytes], name: str, raw: bytes | memoryview) -> None:
     packed = zlib.compress(raw, 6)
+    if len(raw) > _most(len(packed)):
+        # No reader takes what shrank so much, lest it be a bomb. Coded without repetitions it shrinks 8 times.
+        slow = zlib.compressobj(6, strategy=zlib.Z_HUFFMAN_ONLY)
+        packed = slow.compress(raw) + slow.flush()
     encoded = name.encode()
     out.write(bytes([len(encoded)]) + encoded)
-    out.write(_HEAD.pack(len(raw), len(packed), hashlib.sha256(raw).digest()) + packed)
+    out.write(_HEAD.pack(len(raw), len(packed), hashlib.sha256(raw).digest()))
+    out.write(packed)
+
+
+def _most(packed: int) -> int:
+    """How large a member of so many packed bytes may be."""
+    return SLACK + MAX_RATIO * packed
 
 
 def _exactly(file: IO[bytes], n: int, what: str) -> bytes:
@@ -142,8 +271,11 @@ def _exactly(file: IO[bytes], n: int, what: str) -> bytes:
     return data
 
 
-def _members(file: IO[bytes], size: int) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each member up to ``end``."""
+_KNOWN: Final = re.compile(r"manifest|look/(?:0|[1-9][0-9]{0,2})/(?:facts|buffer|descriptors)")
+
+
+def _members(file: IO[bytes]) -> Iterator[tuple[str, _Content]]:
+    """Yield name and content of each member that this version knows, up to ``end``."""
     total = 0
     for _ in range(MAX_MEMBERS):
         length = _exactly(file, 1, "a member's name")[0]
@@ -151,21 +283,36 @@ def _members(file: IO[bytes], size: int) -> Iterator[tuple[str, bytes]]:
             name = _exactly(file, length, "a member's name").decode("ascii")
         except UnicodeDecodeError:
             raise RecordingError("a member's name is not ASCII: this is no recording of finwait") from None
-        raw, packed, digest = _HEAD.unpack(_exactly(file, _HEAD.size, f"the head of `{name}`"))
-        total += raw
-        if raw > MAX_MEMBER or total > MAX_TOTAL:
-            raise RecordingError(f"member `{name}` claims {raw} bytes: more than any machine's sockets need")
-        if packed > size:
-            raise RecordingError(f"member `{name}` claims {packed} bytes in a file of {size}")
-        yield name, _unpack(file, name, raw, packed, digest)
+        raw, packed, digest = _HEAD.unpack(_exactly(file, _HEAD.size, f"the head of `{_shown(name)}`"))
         if name == "end":
             return
+        if not _KNOWN.fullmatch(name):
+            while packed:
+                packed -= len(_exactly(file, min(packed, _BLOCK), f"`{_shown(name)}`"))
+            continue
+        total += raw
+        most = MAX_MEMBER if name.endswith(("buffer", "descriptors")) else MAX_JSON
+        if raw > most or total > MAX_TOTAL:
+            raise RecordingError(f"member `{name}` claims {raw} bytes: more than any machine's sockets need")
+        if raw > _most(packed):
+            raise RecordingError(
+                f"member `{name}` claims {raw} bytes in {packed}: no answer of a kernel shrinks so much"
+            )
+        yield name, _unpack(file, name, raw, packed, digest)
     raise RecordingError(f"more than {MAX_MEMBERS} members: this is no recording of finwait")
 
 
-def _unpack(file: IO[bytes], name: str, raw: int, packed: int, digest: bytes) -> bytes:
+def _shown(name: str) -> str:
+    """A name from the file, fit for a message."""
+    return ascii(name[:40])[1:-1]
+
+
+def _unpack(file: IO[bytes], name: str, raw: int, packed: int, digest: bytes) -> _Content:
     unzip = zlib.decompressobj()
-    parts: list[bytes] = []
+    seal = hashlib.sha256()
+    # Whole words, as the live buffer has: the decoders look at it four bytes at a time. Zeros that nobody has
+    # touched cost no memory, so a file that is cut off costs what it holds and not what it declares.
+    data = np.zeros((raw + 7) & ~7, np.uint8)
     have = 0
     left = packed
     try:
@@ -175,23 +322,25 @@ def _unpack(file: IO[bytes], name: str, raw: int, packed: int, digest: bytes) ->
             while block:
                 # One byte more than declared is enough to know that it lies; never more is unpacked.
                 part = unzip.decompress(block, min(raw - have + 1, _BLOCK * 16))
-                have += len(part)
-                if have > raw:
+                if have + len(part) > raw:
                     raise RecordingError(f"member `{name}` holds more than the {raw} bytes that it declares")
-                parts.append(part)
+                data[have : have + len(part)] = np.frombuffer(part, np.uint8)
+                seal.update(part)
+                have += len(part)
                 block = unzip.unconsumed_tail
-                if not part and not block:
+                if not part:
                     break
+            if unzip.eof and left:
+                break
     except zlib.error as error:
         raise RecordingError(f"member `{name}` does not decompress: {error}") from None
-    data = b"".join(parts)
-    if len(data) != raw or not unzip.eof or unzip.unused_data:
+    if have != raw or left or not unzip.eof or unzip.unused_data:
         raise RecordingError(f"member `{name}` is not the {raw} bytes that it declares")
-    if hashlib.sha256(data).digest() != digest:
+    if seal.digest() != digest:
         raise RecordingError(
             f"member `{name}` is damaged: its hash does not fit", hint="was it copied completely?"
         )
-    return data
+    return _Content(data, raw)
 
 
 def read(path: str) -> tuple[Manifest, tuple[Observation, ...]]:
@@ -202,80 +351,69 @@ def read(path: str) -> tuple[Manifest, tuple[Observation, ...]]:
     """
     try:
         with open(path, "rb") as file:
-            return _read(file, os.fstat(file.fileno()).st_size)
-    except OSError as error:
+            return _read(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise RecordingError(
-            f"could not read the recording `{path}`: {error.strerror or error}",
-            hint="`finwait record FILE` makes one; is the path right, and may you read it?",
+            f"could not read the recording `{_plain(path)}`: {reason}",
+            hint="`finwait record FILE` makes one; is the name right, and may you read it?",
         ) from None
     except RecordingError as error:
         raise RecordingError(
-            f"`{path}`: {error}", hint=error.hint or "`finwait record FILE` makes another one"
+            f"`{_plain(path)}`: {error}", hint=error.hint or "`finwait record FILE` makes another one"
         ) from None
 
 
-def _read(file: IO[bytes], size: int) -> tuple[Manifest, tuple[Observation, ...]]:
+def _read(file: IO[bytes]) -> tuple[Manifest, tuple[Observation, ...]]:
     line = file.readline(64)
     if not line.startswith(MAGIC):
         raise RecordingError("not a recording of finwait", hint="`finwait record FILE` makes one")
     version = line[len(MAGIC) :].strip()
     if version != b"%d" % MAJOR:
-        shown = version[:16].decode("ascii", "replace")
         raise RecordingError(
-            f"a recording of version {shown}; this finwait reads version {MAJOR}", hint="upgrade finwait"
+            f"a recording of version {_shown(version.decode('latin-1'))}; this finwait reads version {MAJOR}",
+            hint="upgrade finwait",
         )
-    found: dict[str, bytes] = {}
-    for name, data in _members(file, size):
+    found: dict[str, _Content] = {}
+    for name, content in _members(file):
         if name in found:
             raise RecordingError(f"member `{name}` is there twice")
-        found[name] = data
-    manifest = _json(found.get("manifest"), Manifest, "manifest")
-    if not 1 <= manifest.looks <= 1000:
-        raise RecordingError(f"{manifest.looks} looks: a recording has 1 to 1000")
+        found[name] = content
+    manifest = _json(found.pop("manifest", None), Manifest, "manifest")
+    if not 1 <= manifest.looks <= MAX_LOOKS:
+        raise RecordingError(f"{manifest.looks} looks: a recording has 1 to {MAX_LOOKS}")
     return manifest, tuple(_look(found, k) for k in range(manifest.looks))
 
 
-def _json(data: bytes | None, kind: type[T], name: str) -> T:
-    if data is None:
+def _json(content: _Content | None, kind: type[T], name: str) -> T:
+    if content is None:
         raise RecordingError(f"member `{name}` is missing")
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(content.data.data[: content.size], type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordingError(f"member `{name}` is not what it should be: {error}") from None
 
 
-def _look(found: dict[str, bytes], k: int) -> Observation:
-    facts = _json(found.get(f"look/{k}/facts"), _Facts, f"look/{k}/facts")
-    raw, columns = found.get(f"look/{k}/buffer"), found.get(f"look/{k}/descriptors")
-    if raw is None or columns is None:
+def _look(found: dict[str, _Content], k: int) -> Observation:
+    facts = _json(found.pop(f"look/{k}/facts", None), _Facts, f"look/{k}/facts")
+    datagrams, columns = found.pop(f"look/{k}/buffer", None), found.pop(f"look/{k}/descriptors", None)
+    if datagrams is None or columns is None:
         raise RecordingError(f"look {k} is not complete: its buffer or its descriptors are missing")
-    if len(columns) % 16:
-        raise RecordingError(f"the descriptors of look {k} are {len(columns)} bytes, not a multiple of 16")
-    for ns in facts.namespaces:
-        for dump in ns.dumps:
-            if len(dump.starts) != len(dump.ends):
-                raise RecordingError(
-                    f"a dump of netns {ns.inode} has {len(dump.starts)} starts and {len(dump.ends)} ends"
-                )
-            for a, b in zip(dump.starts, dump.ends, strict=True):
-                if not 0 <= a <= b <= len(raw) or a % 4:
-                    raise RecordingError(
-                        f"a datagram of netns {ns.inode} lies at {a}…{b} of {len(raw)} bytes"
-                    )
-    n = len(columns) // 16
+    if columns.size % 16:
+        raise RecordingError(f"the descriptors of look {k} are {columns.size} bytes, not a multiple of 16")
+    _check_numbers(facts, k)
+    _check_places(facts.namespaces, datagrams.size)
+    n = columns.size // 16
     descriptors = Descriptors(
-        np.frombuffer(columns, "<u4", n).astype(np.uint32),
-        np.frombuffer(columns, "<u4", n, 4 * n).astype(np.uint32),
-        np.frombuffer(columns, "<u8", n, 8 * n).astype(np.uint64),
+        np.frombuffer(columns.data, "<u4", n).astype(np.uint32),
+        np.frombuffer(columns.data, "<u4", n, 4 * n).astype(np.uint32),
+        np.frombuffer(columns.data, "<u8", n, 8 * n).astype(np.uint64),
         facts.unreadable,
         facts.searched,
     )
-    # Whole words, as the live buffer has: the decoders look at it four bytes at a time.
-    buffer = np.zeros((len(raw) + 7) & ~7, np.uint8)
-    buffer[: len(raw)] = np.frombuffer(raw, np.uint8)
     return Observation(
         facts.facts,
-        buffer,
+        datagrams.data,
         facts.namespaces,
         descriptors,
         facts.processes,
@@ -285,3 +423,51 @@ def _look(found: dict[str, bytes], k: int) -> Observation:
         facts.gaps,
         facts.complete,
     )
+
+
+def _check_numbers(look: _Facts, k: int) -> None:
+    """Numbers beyond what their columns hold would be an error far away from here."""
+
+    def within(what: str, numbers: Iterable[int], bits: int, least: int = 0) -> None:
+        for number in numbers:
+            if not least <= number < 1 << bits:
+                raise RecordingError(f"look {k} gives {what} as {number}: no kernel does")
+
+    facts, spaces = look.facts, look.namespaces
+    within("a time", (facts.unix_ns, facts.boottime_ns, facts.boottime_end_ns), 63)
+    within("the clock's ticks a second", (facts.clock_ticks,), 31, 1)
+    within("the page size", (facts.page_size,), 31, 1)
+    within("a user", (facts.euid,), 32)
+    within("the capabilities", (facts.capabilities,), 64)
+    within("a namespace", (ns.inode for ns in spaces), 32)
+    within("a number of processes", (ns.process_count for ns in spaces), 31)
+    within("a number of sockets", (ns.established_skipped for ns in spaces), 63)
+    within("a process", (pid for ns in spaces for pid in ns.pids), 31)
+    within("a process", look.processes, 31)
+    within("a process", look.unreadable, 31)
+    within("a process's namespace", (p.netns for p in look.processes.values() if p.netns is not None), 32)
+    within("a cgroup", look.cgroups, 64)
+    within("an inode", look.socket_protocols, 64)
+    within("a process", (pid for pid, _, _ in look.close_on_exec), 31)
+    within("a descriptor", (fd for _, fd, _ in look.close_on_exec), 31)
+    if len({ns.inode for ns in spaces}) != len(spaces):
+        raise RecordingError(f"look {k} has a namespace twice")
+
+
+def _check_places(spaces: tuple[Namespace, ...], size: int) -> None:
+    """Datagrams lie in the buffer, and none in another: overlapping ones would be decoded again and again."""
+    places: list[tuple[int, int]] = []
+    for ns in spaces:
+        for dump in ns.dumps:
+            if len(dump.starts) != len(dump.ends):
+                raise RecordingError(
+                    f"a dump of netns {ns.inode} has {len(dump.starts)} starts and {len(dump.ends)} ends"
+                )
+            for a, b in zip(dump.starts, dump.ends, strict=True):
+                if not 0 <= a <= b <= size or a % 4:
+                    raise RecordingError(f"a datagram of netns {ns.inode} lies at {a}…{b} of {size} bytes")
+                places.append((a, b))
+    places.sort()
+    for (a, b), (c, d) in pairwise(places):
+        if c < b:
+            raise RecordingError(f"datagrams overlap, at {a}…{b} and {c}…{d}")

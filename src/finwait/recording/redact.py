@@ -4,9 +4,11 @@ A redacted recording decodes by the same code and gives the same findings: only 
 a person is replaced. Pseudonyms are derived from a random key that is made for the recording and forgotten,
 so they are equal where the originals are equal and cannot be turned back by guessing.
 
-* Addresses keep their class (first octet; first 16 bits of IPv6) and which subnets they share: each further
-  octet (16-bit group) is XORed with a hash of the key and everything before it. Loopback and wildcard stay.
-* Ports, states, counters, times, pids, inodes and cookies stay.
+* Addresses keep their class (first octet; first 16 bits of IPv6) and which subnets they share, to the bit: each
+  further octet (16-bit group) is XORed with a hash of the key and everything before it. What tells a private
+  network from a public one stays (10/8, 172.16/12, 192.168/16, 100.64/10, 169.254/16, fe80::/64), and so do
+  loopback and wildcard. Who knows one original address of a /24 can tell the others of the same /24.
+* Ports, states, counters, times, pids, inodes, cookies, user ids and the kernel's version stay.
 * Names (processes, namespaces, cgroups, host) become ``name-1a2b3c``; container and pod ids become other ids
   of the same shape; command lines and paths are dropped but for the pseudonym of the program.
 * Attributes whose content is not known to be harmless are zeroed.
@@ -32,7 +34,7 @@ from finwait.uapi import netlink as nl
 from finwait.uapi.layout import Rows
 from finwait.uapi.observation import Facts, Namespace, Observation, ProcessFiles
 
-__all__ = ["Pseudonyms", "redact"]
+__all__ = ["Pseudonyms", "redact", "redact_look"]
 
 _HARMLESS: Final = frozenset(
     (
@@ -62,6 +64,11 @@ _PREFIX: Final = re.compile(
 )
 
 
+_LINK_LOCAL: Final = b"\xfe\x80" + bytes(6)
+_SECOND_OCTET: Final = {172: 0x0F, 192: 0x00, 100: 0x3F, 169: 0x00}
+"""First octet → bits of the second that may change without leaving or entering a private network."""
+
+
 class Pseudonyms:
     """Names and addresses → pseudonyms, by a key that nobody keeps."""
 
@@ -69,6 +76,8 @@ class Pseudonyms:
         self._key = key if key is not None else os.urandom(32)
         self._keep = frozenset(keep)
         self._addresses: dict[bytes, bytes] = {}
+        self._names: dict[tuple[str, str], str] = {}
+        self._taken: set[str] = set()
 
     def _hash(self, *parts: bytes) -> bytes:
         return hmac.new(self._key, b"\0".join(parts), hashlib.sha256).digest()
@@ -77,7 +86,16 @@ class Pseudonyms:
         """Return ``kind-1a2b3c`` for a name; kept names and empty ones stay."""
         if not text or text in self._keep:
             return text
-        return f"{kind}-{self._hash(b'name', text.encode('utf-8', 'replace')).hex()[:6]}"
+        known = self._names.get((kind, text))
+        if known is not None:
+            return known
+        digits = self._hash(b"name", text.encode("utf-8", "surrogatepass")).hex()
+        size = 6  # longer where two names would look the same: one pseudonym never stands for two
+        while (made := f"{kind}-{digits[:size]}") in self._taken:
+            size += 2
+        self._taken.add(made)
+        self._names[kind, text] = made
+        return made
 
     def hexadecimal(self, text: str) -> str:
         """Return other hexadecimal digits of the same number and grouping."""
@@ -114,8 +132,9 @@ class Pseudonyms:
                 return raw[:12] + self.address(raw[12:])
             if raw[:15] == b"\0" * 15 and raw[15] <= 1:
                 return raw
-            out = raw[:2]
-            for at in range(2, 16, 2):
+            first = 8 if raw[:8] == _LINK_LOCAL else 2
+            out = raw[:first]
+            for at in range(first, 16, 2):
                 mask = self._hash(b"v6", raw[:at])[:2]
                 out += bytes(a ^ b for a, b in zip(raw[at : at + 2], mask, strict=True))
             return out
@@ -123,7 +142,10 @@ class Pseudonyms:
             return raw
         out = raw[:1]
         for at in range(1, 4):
-            out += bytes([raw[at] ^ self._hash(b"v4", raw[:at])[0]])
+            bits = self._hash(b"v4", raw[:at])[0]
+            if at == 1:
+                bits &= _SECOND_OCTET.get(raw[0], 0xFF)
+            out += bytes([raw[at] ^ bits])
         return out
 
 
@@ -141,16 +163,21 @@ def redact(
         DecodeError: the datagrams cannot be decoded, so that what they hold is not known.
     """
     names = Pseudonyms(key, keep_names)
-    return [_redact(look, names) for look in looks]
+    return [redact_look(look, names) for look in looks]
 
 
-def _redact(look: Observation, names: Pseudonyms) -> Observation:
+def redact_look(look: Observation, names: Pseudonyms) -> Observation:
+    """Return one look with everything that identifies replaced; see `redact`.
+
+    Raises:
+        DecodeError: the datagrams cannot be decoded, so that what they hold is not known.
+    """
     buffer = look.buffer.copy()
     known = replace(look, buffer=buffer)
     _sockets(known, names)
     _flows(known, names)
     _local_addresses(known, names)
-    _tails(known)
+    _unknown(known)
     renamed = {
         name: names.name(name, "netns") for ns in look.namespaces for name in ns.names if name != "host"
     }
@@ -190,18 +217,24 @@ def _facts(facts: Facts, names: Pseudonyms) -> Facts:
     return replace(facts, hostname=names.name(facts.hostname, "host"), boot_id=boot)
 
 
+def _bytes(name: str) -> bytes:
+    """A name as the kernel has it: one that is kept may not be UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 def _process(one: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
-    comm = ""
-    stat = one.stat
-    if stat is not None and b"(" in stat and b")" in stat:
-        begin, end = stat.index(b"(") + 1, stat.rindex(b")")
-        comm = stat[begin:end].decode("utf-8", "replace")
-        stat = stat[:begin] + names.name(comm, "comm").encode() + stat[end:]
+    comm, stat = "", None
+    if one.stat is not None and 0 <= one.stat.find(b"(") < one.stat.rfind(b")"):
+        begin, end = one.stat.index(b"(") + 1, one.stat.rindex(b")")
+        comm = one.stat[begin:end].decode("utf-8", "surrogateescape")
+        # Up to the start time, field 22 of proc(5): what follows are addresses of its memory.
+        fields = b" ".join(one.stat[end + 1 :].split()[:20])
+        stat = one.stat[:begin] + _bytes(names.name(comm, "comm")) + b") " + fields + b"\n"
     status = one.status
     if status is not None:
         kept = (b"Tgid:", b"Pid:", b"PPid:", b"Uid:", b"NSpid:", b"Threads:", b"Kthread:")
         lines = [line for line in status.split(b"\n") if line.startswith(kept)]
-        status = b"Name:\t" + names.name(comm, "comm").encode() + b"\n" + b"\n".join(lines) + b"\n"
+        status = b"Name:\t" + _bytes(names.name(comm, "comm")) + b"\n" + b"\n".join(lines) + b"\n"
     cgroup = one.cgroup
     if cgroup is not None:
         lines = []
@@ -214,7 +247,7 @@ def _process(one: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
         one,
         stat=stat,
         status=status,
-        cmdline=None if not one.cmdline else names.name(comm, "comm").encode() + b"\0",
+        cmdline=None if not one.cmdline else _bytes(names.name(comm, "comm")) + b"\0",
         cgroup=cgroup,
         exe=None if not one.exe else b"/" + names.name(one.exe.decode("utf-8", "replace"), "exe").encode(),
     )
@@ -285,11 +318,24 @@ def _local_addresses(look: Observation, names: Pseudonyms) -> None:
                 buffer[place] = 0
 
 
-def _tails(look: Observation) -> None:
-    """Zero what lies between and after the datagrams."""
-    used = np.zeros(len(look.buffer), np.bool_)
-    for ns in look.namespaces:
-        for dump in ns.dumps:
-            for a, b in zip(dump.starts, dump.ends, strict=True):
-                used[a:b] = True
-    look.buffer[~used] = 0
+_KNOWN: Final = {
+    "tcp": (inet_diag.SOCK_DIAG_BY_FAMILY, inet_diag.TCPDIAG_GETSOCK),
+    "mptcp": (inet_diag.SOCK_DIAG_BY_FAMILY, inet_diag.TCPDIAG_GETSOCK),
+    "conntrack": (conntrack.CT_NEW,),
+    "addresses": (rtnetlink.RTM_NEWADDR,),
+}
+"""Kind of dump → types of the messages in it that are redacted attribute by attribute."""
+
+
+def _unknown(look: Observation) -> None:
+    """Zero what nobody decodes: other messages, and what lies between and after the datagrams."""
+    step = np.zeros(
+        len(look.buffer) + 1, np.int8
+    )  # datagrams do not overlap: 1 where one begins, −1 where it ends
+    for kind, types in _KNOWN.items():
+        messages, _, _ = decode.chains(look, kind)
+        whole = np.isin(messages.type, types)
+        step[messages.offset] += 1
+        step[messages.offset + np.where(whole, messages.length, nl.NLMSG_HEADER)] -= 1
+    known = np.cumsum(step[:-1], dtype=np.int8) > 0
+    look.buffer[~known] = 0

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from finwait.recording.format import write
-from finwait.recording.redact import redact as redact_looks
+from finwait.recording.format import writing
+from finwait.recording.redact import Pseudonyms, redact_look
 from finwait.table import decode
 from finwait.uapi import tcp
 from finwait.uapi.observation import Descriptors, Observation, Plan, ProcessFiles
@@ -95,7 +95,7 @@ def record(
         machine: the running machine.
         path: of the file; replaced if it is there, and only by a complete recording.
         looks: how many looks.
-        interval_ms: time between them.
+        interval_ms: time from the start of one to the start of the next, if it does not itself take longer.
         only: inodes of namespaces; all if None.
         redact: replace addresses, names and command lines by pseudonyms.
         keep_names: process names that redaction leaves as they are.
@@ -107,13 +107,16 @@ def record(
         KernelError: the look failed.
     """
     plan = Plan(only=only, established_limit=None, progress=progress)
-    taken: list[Observation] = []
-    for k in range(looks):
-        if k:
-            time.sleep(interval_ms / 1000)
-        taken.append(complete(machine, plan))
-    rows = len(decode.sockets(taken[-1]))
-    if redact:
-        taken = redact_looks(taken, keep_names=keep_names)
-    write(path, taken, redacted=redact, note=note)
+    names = Pseudonyms(keep=keep_names) if redact else None
+    rows = 0
+    with writing(path, looks=looks, redacted=redact, note=note) as add:
+        due = time.monotonic()
+        for _ in range(looks):
+            time.sleep(max(0.0, due - time.monotonic()))
+            due = time.monotonic() + interval_ms / 1000
+            look = complete(machine, plan)
+            rows = len(decode.sockets(look))
+            if names is not None:
+                look = redact_look(look, names)
+            add(look)  # one at a time: a look at a million sockets is 600 MB
     return rows

@@ -33,7 +33,7 @@ def table(rows: list[Row], **more: list[Any]) -> SocketTable:
 
 def flows(entries: list[tuple[tuple[str, int, str, int], tuple[str, int, str, int]]]) -> FlowTable:
     def words(k: int, at: int) -> np.ndarray[Any, Any]:
-        return np.array([pack_address(e[k][at]) for e in entries], np.uint64).reshape(-1, 2)
+        return np.array([pack_address(str(e[k][at])) for e in entries], np.uint64).reshape(-1, 2)
 
     columns: dict[str, Any] = {
         "netns": [9] * len(entries),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +17,11 @@ import pytest
 
 from finwait.errors import FinwaitError, Gap, RecordingError
 from finwait.recording import open_recording, read, redact, write
+from finwait.recording.format import writing
 from finwait.recording.redact import Pseudonyms
+from finwait.uapi import netlink as nl
 from finwait.uapi.observation import Descriptors, Dump, Facts, Namespace, Observation, ProcessFiles
+from finwait.uapi.proc import parse_stat
 
 CAPTURE = next((Path(__file__).parents[2] / "captures").glob("*/kube-proxy-userspace.finwait"))
 
@@ -71,6 +77,91 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [full]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "link to nothing"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.finwait"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null" if kind == "link" else tmp_path / "nothing")
+    before = path.lstat()
+    with pytest.raises(RecordingError, match="nothing was changed") as caught:
+        write(str(path), [observation()])
+    assert caught.value.hint
+    assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("redacted", "mode"), [(False, 0o600), (True, 0o644)])
+def test_only_its_owner_reads_what_is_not_redacted(tmp_path: Path, redacted: bool, mode: int) -> None:
+    path = tmp_path / "a.finwait"
+    write(str(path), [observation()], redacted=redacted)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_an_interrupt_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.finwait"
+    path.write_text("before")
+
+    def interrupted() -> None:
+        with writing(str(path), looks=2) as add:
+            add(observation())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_what_was_there_and_says_so(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
+    path = tmp_path / "a.finwait"
+    path.write_text("before")
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from dataclasses import replace\n"
+        "from finwait.errors import RecordingError\n"
+        "from finwait.recording import read, write\n"
+        "(look, *_) = read(sys.argv[1])[1]\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: write(sys.argv[2], [look])\n"
+        "except RecordingError as error: print(error)\n"
+    )
+    source = tmp_path / "source.finwait"
+    write(str(source), [replace(observation(), buffer=noise)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source), str(path)], capture_output=True, text=True, check=False
+    )
+    assert "could not write" in done.stdout, done.stderr
+    assert path.read_text() == "before"
+    assert sorted(tmp_path.iterdir()) == [path, source]
+
+
+@pytest.mark.parametrize("path", ["a\0b", "no/such/file", "/"])
+def test_a_path_that_cannot_be_read_is_told(path: str) -> None:
+    with pytest.raises(RecordingError, match="could not read"):
+        read(path)
+
+
+def test_a_recording_can_come_from_a_pipe() -> None:
+    reading, writing_end = os.pipe()
+    with os.fdopen(writing_end, "wb") as out:
+        out.write(CAPTURE.read_bytes())
+    try:
+        assert read(f"/dev/fd/{reading}")[1][0].facts == read(str(CAPTURE))[1][0].facts
+    finally:
+        os.close(reading)
+
+
+def test_bytes_that_shrink_too_well_are_stored_so_that_they_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.finwait"
+    zeros = np.zeros(8 << 20, np.uint8)
+    write(str(path), [replace(observation(), buffer=zeros)])
+    assert not read(str(path))[1][0].buffer.any()
+
+
 def member(name: str, raw: bytes, *, claim: int | None = None, packed: bytes | None = None) -> bytes:
     body = zlib.compress(raw) if packed is None else packed
     head = struct.pack(
@@ -93,12 +184,16 @@ HEAD = b"FINWAIT-RECORDING 1\n"
         (HEAD + member("end", b""), "`manifest` is missing"),
         (HEAD + member("manifest", b"{}") + member("end", b""), "not what it should be"),
         (HEAD + member("manifest", b"[" * 100_000) + member("end", b""), "not what it should be"),
-        (HEAD + member("a", b"") + member("a", b"") + member("end", b""), "twice"),
-        (HEAD + member("x", b"a" * 10, claim=1 << 60), "more than any machine"),
-        (HEAD + member("x", b"\0" * 1_000_000, claim=10), "holds more than"),
-        (HEAD + member("x", b"abc", claim=5), "is not the 5 bytes"),
-        (HEAD + member("x", b"abc", packed=b"not zlib"), "does not decompress"),
-        (HEAD + member("x", b"abc", packed=zlib.compress(b"abd")), "damaged"),
+        (HEAD + member("manifest", b"") + member("manifest", b"") + member("end", b""), "twice"),
+        (HEAD + member("manifest", b"a" * 10, claim=1 << 60), "more than any machine"),
+        (HEAD + member("manifest", b"\0" * 1_000_000, claim=10), "holds more than"),
+        (HEAD + member("look/0/buffer", bytes(64 << 20)), "shrinks so much"),
+        (HEAD + member("manifest", b"", claim=1 << 30), "more than any machine"),
+        (HEAD + member("unknown", b"", claim=1 << 60), "cut off"),
+        (HEAD + b"\x01x" + struct.pack("<QQ32s", 5, 1 << 60, b""), "cut off"),
+        (HEAD + member("manifest", b"abc", claim=5), "is not the 5 bytes"),
+        (HEAD + member("manifest", b"abc", packed=b"not zlib"), "does not decompress"),
+        (HEAD + member("manifest", b"abc", packed=zlib.compress(b"abd")), "damaged"),
         (HEAD + b"\x02\xff\xfe", "not ASCII"),
         (HEAD + member("manifest", b'{"finwait":"1","looks":2000000000}') + member("end", b""), "looks"),
     ],
@@ -116,6 +211,29 @@ def test_a_member_of_a_later_version_is_skipped(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(HEAD + member("packets", b"unknown") + data[len(HEAD) :])
     assert read(str(path))[0].looks == 1
+
+
+def test_datagrams_may_not_overlap(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.finwait")
+    write(path, [_with_dump(observation(), Dump("tcp", (0, 8), (24, 16)))])
+    with pytest.raises(RecordingError, match="overlap"):
+        read(path)
+
+
+def test_numbers_that_no_kernel_gives_are_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.finwait")
+    one = observation()
+    for changed in (
+        replace(one, facts=replace(one.facts, clock_ticks=0)),
+        replace(one, facts=replace(one.facts, boottime_ns=-1)),
+        replace(one, namespaces=(replace(one.namespaces[0], inode=1 << 32),)),
+        replace(one, namespaces=one.namespaces * 2),
+        replace(one, processes={-1: ProcessFiles()}),
+        replace(one, cgroups={1 << 64: "/"}),
+    ):
+        write(path, [changed])
+        with pytest.raises(RecordingError, match=r"no kernel does|twice"):
+            read(path)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +311,37 @@ def test_pseudonyms_of_cgroups_keep_their_shape() -> None:
 
 def test_nothing_that_identifies_is_left_in_a_redacted_look() -> None:
     one = observation()
-    one = replace(one, namespaces=(replace(one.namespaces[0], names=("host", "payments"), dumps=()),))
+    stat_line = b"5 (a b) S 1 " + b"7 " * 18 + b"140728609843873 140728609843949\n"
+    one = replace(
+        one,
+        namespaces=(replace(one.namespaces[0], names=("host", "payments"), dumps=()),),
+        processes={
+            5: replace(one.processes[5], stat=stat_line, cgroup=b"0::/acme.slice/web\n"),
+            6: ProcessFiles(stat=b"no name in parentheses: secret"),
+        },
+    )
     (got,) = redact([one], key=os.urandom(32))
     text = repr(got)
-    for secret in ("vm'", "1234-abcd", "a b", "payments", "/bin", "x.slice"):
+    for secret in (
+        "vm'",
+        "1234-abcd",
+        "a b",
+        "payments",
+        "/bin",
+        "x.slice",
+        "acme",
+        "web",
+        "14072860",
+        "secret",
+    ):
         assert secret not in text
+    assert parse_stat(got.processes[5].stat or b"").start_ticks == 7
+
+
+def test_messages_that_nobody_decodes_are_blanked() -> None:
+    data = nl.message(99, 0, b"secret!!") + nl.message(nl.NLMSG_DONE, 0, b"\0\0\0\0secret!!")
+    buffer = np.frombuffer(data + b"secret!!", np.uint8)
+    one = replace(_with_dump(observation(), Dump("tcp", (0,), (len(data),))), buffer=buffer)
+    other = replace(_with_dump(observation(), Dump("later", (0,), (len(data),))), buffer=buffer)
+    for look in redact([one, other]):
+        assert b"secret" not in look.buffer.tobytes()

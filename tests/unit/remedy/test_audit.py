@@ -428,3 +428,10 @@ def test_binary_and_undecodable_input_is_answered_not_raised():
     assert audit("x", b"\xff\xfe sysctl -w net.ipv4.tcp_rfc1337=1", knowledge()).findings
     with pytest.raises(ValueError, match="no kind"):
         audit("x", b"", knowledge(), kind="toml")
+
+
+def test_lines_are_counted_as_every_reader_counts_them_whatever_yaml_takes_for_one():
+    text = "spec:\n  a: b\r\r\r\r\x85\u2028\n  b: [\n"
+    report = audit("pod.yaml", text.encode(), knowledge(), kind="yaml")
+    assert [problem.line for problem in report.problems] != []
+    assert all(problem.line <= 4 for problem in report.problems)

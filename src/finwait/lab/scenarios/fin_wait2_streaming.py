@@ -48,4 +48,5 @@ SCENARIO = Scenario(
     needs=("netns",),
     seconds=0.4,
     build=build,
+    watch_ms=700,
 )

@@ -57,4 +57,5 @@ SCENARIO = Scenario(
     needs=("netns",),
     seconds=0.4,
     build=build,
+    idle_ms=1,
 )

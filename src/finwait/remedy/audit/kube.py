@@ -82,6 +82,10 @@ class _Builder:
             self.stack[-1] = (parent, None)
 
 
+_OTHER_BREAKS = {ord(c): " " for c in "\r\x85\u2028\u2029"}
+"""What YAML takes for the end of a line and no editor, no `grep -n` and no reader does."""
+
+
 def parse_yaml(text: str, *, first_line: int = 1) -> list[Node]:
     """Read the documents of a YAML or JSON text.
 
@@ -101,7 +105,7 @@ def parse_yaml(text: str, *, first_line: int = 1) -> list[Node]:
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     builder = _Builder()
     try:
-        for event in yaml.parse(text, Loader=loader):
+        for event in yaml.parse(text.replace("\r\n", "\n").translate(_OTHER_BREAKS), Loader=loader):
             _feed(yaml, builder, event, first_line)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -1,0 +1,111 @@
+"""A descriptor of another process, for a moment: ``pidfd_open`` and ``pidfd_getfd``.
+
+What is done through the copy is done to the socket itself: options take effect at once, shutdown() sends the
+FIN. The identity is checked on the copy, by inode and by ``SO_COOKIE``, so a descriptor number that was reused
+since the look is never acted upon. While the copy is open the socket has one more holder; it is closed at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+from finwait.errors import KernelError, NotSupported, PermissionNeeded, TargetGone
+
+__all__ = ["KEEPALIVE_OPTIONS", "borrowed", "get_options", "reset", "set_options"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438  # the same number on every architecture (unified table)
+_SO_COOKIE = 57
+
+KEEPALIVE_OPTIONS = {
+    "keepidle": (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    "keepintvl": (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+    "keepcnt": (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+    "user_timeout_ms": (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    "keepalive": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+}
+"""Options by name; SO_KEEPALIVE last, so that it is armed with the times already set."""
+
+
+def _syscall(number: int, *args: int) -> int:
+    result = int(_libc.syscall(number, *args))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+@contextlib.contextmanager
+def borrowed(pid: int, fd: int, *, inode: int, cookie: int) -> Iterator[socket.socket]:
+    """Give a copy of a process's socket descriptor, and close it again.
+
+    Raises:
+        TargetGone: the process, the descriptor or the connection is another one by now.
+        PermissionNeeded: we may not (ptrace access, a security policy).
+        NotSupported: the kernel has no ``pidfd_getfd`` (before 5.6).
+    """
+    try:
+        handle = _syscall(_SYS_PIDFD_OPEN, pid, 0)
+    except OSError as error:
+        raise _explain(error, pid, fd, cookie) from None
+    try:
+        copy = _syscall(_SYS_PIDFD_GETFD, handle, fd, 0)
+    except OSError as error:
+        raise _explain(error, pid, fd, cookie) from None
+    finally:
+        os.close(handle)
+    if os.fstat(copy).st_ino != inode:
+        os.close(copy)
+        raise TargetGone(cookie, f"descriptor {fd} of pid {pid} is something else now")
+    with socket.socket(fileno=copy) as sock:
+        seen = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
+        if seen != cookie:
+            raise TargetGone(cookie, f"descriptor {fd} of pid {pid} is another connection now")
+        yield sock
+
+
+def _explain(error: OSError, pid: int, fd: int, cookie: int) -> Exception:
+    code = error.errno or errno.EIO
+    doing = f"borrow descriptor {fd} of pid {pid}"
+    if code in (errno.ESRCH, errno.EBADF):
+        return TargetGone(cookie, f"pid {pid} or its descriptor {fd} is gone")
+    if code == errno.EPERM:
+        return PermissionNeeded(
+            code, doing, "CAP_SYS_PTRACE (and yama's ptrace_scope, or a policy, to allow it)"
+        )
+    if code == errno.ENOSYS:
+        return NotSupported(code, doing, "pidfd_getfd (Linux 5.6)")
+    return KernelError(code, doing)
+
+
+def get_options(sock: socket.socket) -> dict[str, int]:
+    """Return the keepalive options and the user timeout of a socket, by name."""
+    return {name: sock.getsockopt(level, number) for name, (level, number) in KEEPALIVE_OPTIONS.items()}
+
+
+def set_options(sock: socket.socket, values: dict[str, int]) -> None:
+    """Set options by name.
+
+    Switching keepalive off first and on last arms its timer anew: a timer that is armed keeps the time it
+    was armed with.
+    """
+    if "keepalive" in values:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+    for name, (level, number) in KEEPALIVE_OPTIONS.items():
+        if name in values:
+            sock.setsockopt(level, number, values[name])
+
+
+def reset(sock: socket.socket) -> None:
+    """End a connection with a RST without SOCK_DESTROY: ``connect()`` to AF_UNSPEC disconnects it."""
+    address = struct.pack("=H", socket.AF_UNSPEC).ljust(16, b"\0")
+    buffer = ctypes.create_string_buffer(address, 16)
+    if _libc.connect(sock.fileno(), buffer, 16) != 0:
+        code = ctypes.get_errno()
+        raise KernelError(code, "disconnect a borrowed socket")

@@ -1,0 +1,130 @@
+"""Reasons not to touch a connection, each with a name by which it can be overridden.
+
+A guard looks at one row of a view and says why not, or nothing. Two guards look at the plan as a whole. A
+listener is never touched: that guard has no override.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from finwait.uapi import tcp
+
+if TYPE_CHECKING:
+    from finwait.diagnosis.view import View
+
+__all__ = ["GUARDS", "Limits", "Verdict", "guard_rows"]
+
+PROTECTED: Final = frozenset(
+    {
+        "systemd", "init", "kubelet", "containerd", "containerd-shim", "containerd-shim-runc-v2", "dockerd", "crio",
+        "conmon", "podman", "sshd", "sshd-session", "finwait",
+    }
+)  # fmt: skip
+"""Programs whose connections hold the machine (or the operator) up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the caller allows."""
+
+    max_connections: int = 100
+    """Refuse a plan that touches more."""
+    share: float = 0.9
+    """Refuse to touch more than this share of the connections that a process holds (of ten or more)."""
+    min_age_ms: int = 0
+    """Leave connections alone that are in their state for less, or for an unknown time."""
+    established_named: bool = False
+    """Whether the filter names ESTABLISHED (or a cookie or tuple) itself."""
+    override: frozenset[str] = frozenset()
+    """Names of guards that the caller overrules."""
+    own_pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a connection (or the whole plan) is left alone."""
+
+    guard: str
+    reason: str
+
+
+def _listener(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
+    if view.sockets.state[row] == tcp.LISTEN:
+        return "a listener: every connection in its queue would be reset, and the service gone"
+    return None
+
+
+def _minisocket(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
+    if view.sockets.timer[row] == 3:
+        left = int(view.sockets.expires_ms[row]) / 1000
+        return f"a minisocket: it is gone in {left:.0f} s by itself; destroying it strands the peer silently"
+    return None
+
+
+def _silent_orphan(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
+    state = int(view.sockets.state[row])
+    if state in (tcp.LAST_ACK, tcp.CLOSING) and not view.sockets.inode[row]:
+        return f"an orphan in {tcp.STATES[state]}: it ends within two minutes; destroying it sends no packet"
+    return None
+
+
+def _moving(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
+    if view.moved[row] or view.sent[row]:
+        return f"bytes moved within {view.watched_ms / 1000:.1f} s: data that is wanted would be cut off"
+    return None
+
+
+def _young(view: View, row: int, limits: Limits) -> str | None:
+    if not limits.min_age_ms:
+        return None
+    age = int(view.at_least_ms[row])
+    if age < limits.min_age_ms:
+        known = "for an unknown time" if age < 0 else f"for {age / 1000:.1f} s that we know of"
+        return f"in its state {known}, less than {limits.min_age_ms / 1000:g} s"
+    return None
+
+
+def _established(view: View, row: int, limits: Limits) -> str | None:
+    if view.sockets.state[row] == tcp.ESTABLISHED and not limits.established_named:
+        return "ESTABLISHED, and the filter does not name that state"
+    return None
+
+
+def _protected(view: View, row: int, limits: Limits) -> str | None:
+    for pid, _ in view.holders.of(row):
+        process = view.processes.get(pid)
+        comm = process.comm if process else "?"
+        if pid in (1, limits.own_pid) or comm in PROTECTED:
+            return f"held by {comm} (pid {pid}), which holds the machine up"
+    return None
+
+
+GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]]] = {
+    "listener": (_listener, "listeners, always; cannot be overridden"),
+    "minisocket": (_minisocket, "timewait minisockets, FIN_WAIT2 orphans among them"),
+    "silent-orphan": (_silent_orphan, "LAST_ACK and CLOSING orphans"),
+    "moving": (_moving, "connections on which bytes move"),
+    "min-age": (_young, "connections younger than --min-age"),
+    "established": (_established, "ESTABLISHED connections, unless the filter names them"),
+    "protected": (
+        _protected,
+        "connections of pid 1, the kubelet, container runtimes, sshd and finwait itself",
+    ),
+    "max": (lambda _view, _row, _limits: None, "plans for more than --max connections"),
+    "share": (lambda _view, _row, _limits: None, "plans for more than --share of what a process holds"),
+}
+"""Name → what it looks at, and in words. ``max`` and ``share`` look at the plan, see `finwait.remedy.plan`."""
+
+
+def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
+    """Return the first guard that speaks against touching a row, or None."""
+    for name, (look, _) in GUARDS.items():
+        if name in limits.override and name != "listener":
+            continue
+        reason = look(view, row, limits)
+        if reason is not None:
+            return Verdict(name, reason)
+    return None

@@ -1,0 +1,78 @@
+"""No name that a stranger chose reaches the terminal as a command to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finwait.cli import main
+from finwait.cli.options import visible
+from finwait.recording import read, write
+from finwait.report.text import Style
+from finwait.table import decode
+from finwait.uapi import tcp
+
+CAPTURE = next((Path(__file__).parents[2] / "captures").glob("*/fin-wait2-held.finwait"))
+_SOCKETS = decode.sockets(read(str(CAPTURE))[1][-1])
+COOKIE = hex(int(_SOCKETS.cookie[np.flatnonzero(_SOCKETS.state == tcp.FIN_WAIT2)[0]]))
+CLEAR = "\x1b[2J\x1b]0;owned\x07\r\x9b2J"
+
+
+def test_control_characters_are_written_as_escapes() -> None:
+    assert visible(f"a{CLEAR}b") == "a\\x1b[2J\\x1b]0;owned\\x07\\x0d\\x9b2Jb"
+    assert visible("caf\udce9") == "caf\\udce9"
+
+
+def test_text_tabs_line_ends_and_our_colours_stay() -> None:
+    for text in ("plain\ttext\n", "a,b\r\nc,d\r\n", "FIN_WAIT2 ≠ 0 — ж é"):
+        assert visible(text) == text
+    for role in ("problem", "notice", "healthy", "bold", "dim"):
+        painted = Style(color=True).paint("é text", role)
+        assert painted != "é text"
+        assert visible(painted) == painted
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["-o", "wide"], ["list"], ["list", "-o", "csv"], ["netns"], ["explain", COOKIE]],
+)
+def test_a_hostile_recording_says_nothing_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    path = str(tmp_path / "evil.finwait")
+    looks = [
+        replace(
+            look,
+            facts=replace(look.facts, hostname=CLEAR, kernel=CLEAR),
+            namespaces=tuple(replace(ns, names=(CLEAR,)) for ns in look.namespaces),
+            processes={
+                pid: replace(
+                    p, stat=(p.stat or b"").replace(b"(poller)", f"({CLEAR})".encode()), cmdline=b"\x1b[2J"
+                )
+                for pid, p in look.processes.items()
+            },
+            gaps=tuple(replace(gap, where=CLEAR, doing=CLEAR) for gap in look.gaps),
+        )
+        for look in read(str(CAPTURE))[1]
+    ]
+    write(path, looks)
+    assert main([*words, "--from", path]) in (0, 3)
+    out, err = capsys.readouterr()
+    assert len(out) > 100
+    assert not {*"\x1b\x07\x9b"} & {*out, *err}
+
+
+def test_bytes_that_do_not_decode_are_told_with_the_recording(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "odd.finwait")
+    looks = [replace(look, buffer=look.buffer * 0 + 7) for look in read(str(CAPTURE))[1]]
+    write(path, looks)
+    assert main(["--from", path]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"in the recording `{path}`" in err
+    assert "hint: " in err

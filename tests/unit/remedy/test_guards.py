@@ -1,0 +1,180 @@
+"""Guards and plans: what is never touched, what is left alone and why, and what a plan says of each step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finwait.attribution.process import ProcessView
+from finwait.diagnosis import catalogue, engine
+from finwait.diagnosis.view import View
+from finwait.errors import FinwaitError, Refused
+from finwait.remedy import plan as plans
+from finwait.remedy.guards import GUARDS, Limits, guard_rows
+from finwait.uapi import tcp
+from tests.unit.diagnosis.test_rules import HELD, INFO
+from tests.unit.diagnosis.views import socket, view
+
+OWNED = {7: [500]}
+APP = {500: ProcessView(500, "app")}
+
+
+def make(v: View, limits: Limits | None = None, **more: Any) -> plans.Plan:
+    findings = engine.diagnose(v, catalogue.rules())
+    return plans.make(v, findings, np.ones(len(v), np.bool_), limits or Limits(), **more)
+
+
+@pytest.mark.parametrize(
+    ("one", "guard"),
+    [
+        (socket(state=tcp.LISTEN, inode=7, src="0.0.0.0", dst="0.0.0.0", dport=0), "listener"),
+        (socket(state=tcp.FIN_WAIT2, timer=3, expires_ms=9000), "minisocket"),
+        (HELD | {"state": tcp.LAST_ACK, "inode": 0, "timer": 1, "retrans": 3}, "silent-orphan"),
+        (HELD | {"state": tcp.CLOSING, "inode": 0, "timer": 1, "retrans": 3}, "silent-orphan"),
+        (HELD | {"state": tcp.ESTABLISHED}, "established"),
+    ],
+)
+def test_a_guard_speaks_and_can_be_overruled_unless_it_is_that_of_listeners(
+    one: dict[str, Any], guard: str
+) -> None:
+    v = view(one, holders=OWNED, processes=APP)
+    verdict = guard_rows(v, 0, Limits())
+    assert verdict is not None
+    assert verdict.guard == guard
+    assert make(v).steps == ()
+    overruled = guard_rows(v, 0, Limits(override=frozenset({guard})))
+    assert (overruled is None) == (guard != "listener")
+
+
+def test_a_connection_on_which_bytes_move_is_left_alone() -> None:
+    v = view(HELD | {"bytes_received": 11}, holders=OWNED, earlier=[HELD], watched_ms=500)
+    assert make(v).left[0].guard == "moving"
+
+
+def test_a_young_connection_and_one_of_unknown_age_are_left_alone() -> None:
+    limits = Limits(min_age_ms=120_000)
+    assert make(view(HELD, holders=OWNED), limits).left[0].guard == "min-age"
+    assert make(view(HELD | {"last_ack_recv_ms": 130_000}, holders=OWNED), limits).steps
+    unknown = HELD | {"state": tcp.FIN_WAIT1, "timer": 1, "retrans": 4}
+    assert make(view(unknown, holders=OWNED), limits).left[0].guard == "min-age"
+
+
+@pytest.mark.parametrize("comm", ["kubelet", "sshd", "containerd"])
+def test_what_holds_the_machine_up_is_left_alone(comm: str) -> None:
+    v = view(HELD, holders=OWNED, processes={500: ProcessView(500, comm)})
+    assert make(v).left[0].guard == "protected"
+
+
+def test_finwait_s_own_connections_and_those_of_pid_1_are_left_alone() -> None:
+    assert (
+        make(view(HELD, holders={7: [1]}, processes={1: ProcessView(1, "app")})).left[0].guard == "protected"
+    )
+    assert make(view(HELD, holders=OWNED, processes=APP), Limits(own_pid=500)).left[0].guard == "protected"
+
+
+def many(n: int) -> list[dict[str, Any]]:
+    return [HELD | {"inode": 100 + k, "cookie": 100 + k, "sport": 4000 + k} for k in range(n)]
+
+
+def test_a_plan_that_is_too_large_is_refused_as_a_whole() -> None:
+    v = view(*many(9), holders={100 + k: [500 + k] for k in range(9)})
+    with pytest.raises(Refused, match="9 connections, more than 8"):
+        make(v, Limits(max_connections=8))
+    assert len(make(v, Limits(max_connections=8, override=frozenset({"max"}))).steps) == 9
+
+
+def test_most_of_what_a_process_holds_is_not_touched_at_once() -> None:
+    v = view(*many(10), holders={100 + k: [500] for k in range(10)}, processes=APP)
+    with pytest.raises(Refused, match="10 of the 10 connections of app"):
+        make(v)
+    assert len(make(v, Limits(share=1.0)).steps) == 10
+    few = view(*many(9), holders={100 + k: [500] for k in range(9)}, processes=APP)
+    assert len(make(few).steps) == 9  # of so few, all may be meant
+
+
+@pytest.mark.parametrize(
+    ("one", "means"),
+    [
+        (HELD, "destroy"),
+        (HELD | {"state": tcp.CLOSE_WAIT, "shutdown": 1}, "fin"),
+        (HELD | {"state": tcp.FIN_WAIT1, "timer": 1, "retrans": 3}, "user-timeout"),
+        (HELD | {"state": tcp.FIN_WAIT1, "timer": 4, "snd_wnd": 0, "wqueue": 9}, "user-timeout"),
+    ],
+)
+def test_the_gentlest_means_that_ends_it_is_chosen(one: dict[str, Any], means: str) -> None:
+    (step,) = make(view(one, holders=OWNED, processes=APP)).steps
+    assert step.means == means
+    assert step.holders == ((500, 3, "app"),)
+
+
+def test_without_a_holder_only_destroying_is_left() -> None:
+    (step,) = make(view(HELD | {"state": tcp.CLOSE_WAIT, "shutdown": 1}, unreadable=(1,))).steps
+    assert step.means == "destroy"
+    (left,) = make(view(HELD, unreadable=(1,)), force="keepalive").left
+    assert left.guard == "means"
+
+
+def test_what_the_peer_is_told_is_that_of_the_destroy_matrix() -> None:
+    told = plans.peer_told
+    for state in (tcp.LAST_ACK, tcp.CLOSING, tcp.TIME_WAIT, tcp.SYN_SENT, tcp.SYN_RECV):
+        assert told(state, orphan=False, minisocket=False).startswith("nothing")
+    assert told(tcp.FIN_WAIT2, orphan=True, minisocket=True).startswith("nothing")
+    assert "RST" in told(tcp.FIN_WAIT2, orphan=False, minisocket=False)
+    assert told(tcp.FIN_WAIT2, orphan=False, minisocket=False, nat_lost=True).startswith("nothing")
+
+
+def test_a_plan_is_read_back_as_it_was_written() -> None:
+    plan = make(view(HELD, socket(state=tcp.FIN_WAIT2, timer=3), holders=OWNED), boot_id="b", now_unix_ns=5)
+    assert plans.decode(plans.encode(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b'{"made_unix_ns":0,"boot_id":"","steps":[{}]}', b"\xff"]
+)
+def test_what_is_no_plan_is_told_so(data: bytes) -> None:
+    with pytest.raises(FinwaitError, match="not a plan"):
+        plans.decode(data)
+
+
+def test_a_plan_that_somebody_made_to_name_a_listener_is_refused() -> None:
+    plan = make(view(HELD, holders=OWNED))
+    forged = plans.encode(plan).replace(b'"FIN_WAIT2"', b'"LISTEN"')
+    with pytest.raises(Refused, match="listener"):
+        plans.decode(forged)
+
+
+STATES = st.sampled_from([1, 2, 3, 4, 5, 6, 8, 9, 10, 11])
+SOCKETS = st.lists(
+    st.builds(
+        lambda state, inode, timer, shutdown, rqueue, cookie: INFO
+        | socket(state=state, inode=inode, timer=timer, shutdown=shutdown, rqueue=rqueue, cookie=cookie, sport=cookie),
+        STATES, st.integers(0, 5), st.integers(0, 4), st.integers(0, 3), st.integers(0, 3), st.integers(1, 9),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@given(
+    SOCKETS, st.sets(st.sampled_from([g for g in GUARDS if g not in ("max", "share")])), st.integers(0, 12)
+)
+def test_no_plan_touches_a_listener_another_cookie_or_more_than_allowed(
+    sockets: list[dict[str, Any]], override: set[str], most: int
+) -> None:
+    v = view(*sockets, holders={k: [500 + k] for k in range(1, 6)})
+    limits = Limits(max_connections=most, override=frozenset(override))
+    try:
+        plan = make(v, limits)
+    except Refused:
+        return
+    assert len(plan.steps) <= most
+    cookies = {one["cookie"]: set() for one in sockets}  # type: ignore[var-annotated]
+    for one in sockets:
+        cookies[one["cookie"]].add(tcp.STATES[one["state"]])
+    for step in plan.steps:
+        assert step.state != "LISTEN"
+        assert step.state in cookies[int(step.cookie, 16)]
+    assert len({step.cookie for step in plan.steps}) == len(plan.steps)
