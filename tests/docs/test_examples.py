@@ -40,7 +40,8 @@ def test_there_are_sessions_of_both_kinds() -> None:
 
 def test_the_form_of_a_report_keeps_causes_counts_and_words() -> None:
     report = (
-        "vm: 3 of 9 connections\n\nPROBLEM  3 × FIN_WAIT2  fin-wait2-held  in node\n  age    about 4.1 s\n"
+        "vm (Linux 6.1): 3 of 9 connections\n\n"
+        "PROBLEM  3 × FIN_WAIT2  fin-wait2-held  in node\n  age    about 4.1 s\n"
     )
     assert form(report) != form(report.replace("3 ×", "4 ×"))
     assert form(report) != form(report.replace("held", "orphan"))
