@@ -351,7 +351,13 @@ def cli_page() -> str:
         "## Environment\n",
         table(
             ("variable", "meaning"),
-            (("`NO_COLOR`", "set to anything: no colour, as with `--color never` (`--color always` wins)"),),
+            (
+                ("`NO_COLOR`", "set to anything: no colour, as with `--color never` (`--color always` wins)"),
+                (
+                    "`FINWAIT_STATE_DIR`",
+                    "where the journal is; else `/var/lib/finwait` (root), `~/.local/state/finwait` (others)",
+                ),
+            ),
         ),
         "## Of the program itself\n",
         _md_options(program.options.get("options", [])),

@@ -30,7 +30,7 @@ def test_a_session_of_the_lab_has_the_form_of_what_is_pasted(one: Session) -> No
     scenario = scenarios()[one.command.split()[3]]
     if lacking := unmet(scenario.needs):
         missing("; ".join(lacking))
-    assert form(run(one.command)) == form(one.output)
+    assert form(run(one.command)).splitlines() == form(one.output).splitlines()
 
 
 def test_there_are_sessions_of_both_kinds() -> None:
