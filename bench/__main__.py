@@ -7,6 +7,7 @@ Names: snapshot, whole, stuck, million, namespaces, start. All if none is given,
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -20,7 +21,17 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from bench.load import Load
-from bench.measure import FINWAIT, RESULTS, Line, command_seconds, environment, rounds, seconds, write
+from bench.measure import (
+    FINWAIT,
+    RESULTS,
+    Line,
+    command_seconds,
+    environment,
+    processor_seconds,
+    rounds,
+    seconds,
+    write,
+)
 from bench.spaces import Namespaces
 from bench.timewait import TimeWait
 from finwait import session
@@ -87,11 +98,12 @@ def snapshot(load: Load, reader: Reader) -> None:
         return lambda: seconds(lambda: decode.sockets(Machine().observe(plan(extensions))))
 
     def every() -> float:
-        def work() -> None:
+        def work() -> SocketTable:
             table = decode.sockets(Machine().observe(plan(inet_diag.EXT_ALL)))
             table.load()
             assert len(table) >= ROWS
             assert all(len(table.column(name)) == len(table) for name in table.schema.names)
+            return table
 
         return seconds(work)
 
@@ -152,7 +164,11 @@ def whole(load: Load) -> None:
     ours = rounds(
         5, finwait("-o", "json"), finwait("list"), finwait(), finwait("list", "--no-owners", "-o", "csv")
     )
+    clock = resource.getrusage(resource.RUSAGE_CHILDREN)
     with_owners = ss(load, "-tanp")()
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    their_time = spent.ru_utime + spent.ru_stime - clock.ru_utime - clock.ru_stime
+    our_time = statistics.median(processor_seconds([FINWAIT, "-o", "json"]) for _ in range(3))
     everything = ss(load, "-tanoeip")()
     again = [finwait("-o", "json")(), finwait("list")()]
     as_json, as_list, as_text, as_csv = ours
@@ -167,6 +183,7 @@ where a socket in a closing state, anywhere on the machine, was made while they 
 """,
         [
             Line("`finwait -o json`", as_json, "`ss -tanp`, once", with_owners, 1 / 12),
+            Line("`finwait -o json`, processor time", our_time, "`ss -tanp`, once", their_time, 1 / 12),
             Line("`finwait list`", as_list, "`ss -tanoeip`, once", everything, 1 / 8),
             Line("`finwait` (text)", as_text, "`ss -tanp`, once", with_owners),
             Line("`finwait list --no-owners -o csv`", as_csv),
@@ -296,9 +313,11 @@ def namespaces() -> None:
         text, in_process = rounds(5, finwait(), look)
         # The number of the descriptor that lists the directory may differ; a leak would be one a namespace.
         left = max(len(more) for more in fds)
+    with Namespaces(500, stuck_every=1):
+        (all_stuck,) = rounds(5, finwait())
     write(
         "namespaces",
-        "500 network namespaces with a listener and two half-closed connections each.",
+        "500 network namespaces with a listener and two connections each, half-closed in every fiftieth.",
         """
 No process is in them and nothing is mounted: one process holds a descriptor of each. Every look is a
 `setns`, a dump of the namespace (the kernel walks the machine's one hash table each time), its addresses and its files.
@@ -306,6 +325,7 @@ No process is in them and nothing is mounted: one process holds a descriptor of 
         [
             Line("`finwait`, whole process", text, at_most=1),
             Line("look, in process", in_process, at_most=1),
+            Line("`finwait`, half-closed in every namespace: 1,000 findings", all_stuck),
             Line("descriptors left open", left, at_most=0, unit="descriptors"),
         ],
     )

@@ -6,6 +6,7 @@ import gc
 import os
 import platform
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -16,7 +17,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["FINWAIT", "RESULTS", "Line", "command_seconds", "environment", "rounds", "seconds", "write"]
+__all__ = [
+    "FINWAIT",
+    "RESULTS",
+    "Line",
+    "command_seconds",
+    "environment",
+    "processor_seconds",
+    "rounds",
+    "seconds",
+    "write",
+]
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 FINWAIT = str(Path(sys.executable).with_name("finwait"))
@@ -92,11 +103,13 @@ def environment() -> dict[str, str]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long some work took, without a garbage collection left over from what was before."""
+    """Return how long some work took; what it returned is freed after the clock was read."""
     gc.collect()
     begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+    result = work()
+    taken = time.perf_counter() - begun
+    del result
+    return taken
 
 
 def command_seconds(command: Sequence[str], *, statuses: tuple[int, ...] = (0, 3)) -> float:
@@ -119,6 +132,14 @@ def command_seconds(command: Sequence[str], *, statuses: tuple[int, ...] = (0, 3
     if done.returncode not in statuses:
         raise RuntimeError(f"`{' '.join(command)}` gave {done.returncode}: {done.stderr.decode()[-500:]}")
     return taken
+
+
+def processor_seconds(command: Sequence[str]) -> float:
+    """Return the processor time, user and kernel, of a command and its children: steadier on a busy machine."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command_seconds(command)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def rounds(number: int, *sides: Callable[[], float]) -> list[float]:

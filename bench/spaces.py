@@ -24,15 +24,18 @@ IFF_UP = 1
 
 
 class Namespaces:
-    """``count`` namespaces with a listener and ``pairs`` half-closed connections each; gone on leaving."""
+    """``count`` namespaces with a listener and ``pairs`` connections each; gone on leaving.
 
-    def __init__(self, count: int, pairs: int = 2) -> None:
-        self.count, self.pairs = count, pairs
+    The connections of every ``stuck_every``-th namespace are half-closed, the others ESTABLISHED.
+    """
+
+    def __init__(self, count: int, pairs: int = 2, stuck_every: int = 50) -> None:
+        self.count, self.pairs, self.stuck_every = count, pairs, stuck_every
         self.pid = 0
 
     def __enter__(self) -> Self:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "bench.spaces", str(self.count), str(self.pairs)],
+            [sys.executable, "-m", "bench.spaces", str(self.count), str(self.pairs), str(self.stuck_every)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -58,7 +61,8 @@ def main() -> int:
         return 1
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     kept: list[object] = []
-    for _ in range(int(sys.argv[1])):
+    count, pairs, stuck_every = (int(word) for word in sys.argv[1:4])
+    for number in range(count):
         if libc.unshare(CLONE_NEWNET):
             return 1
         kept.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
@@ -66,9 +70,10 @@ def main() -> int:
             fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
         listener = socket.create_server(("127.0.0.1", 8080))
         kept.append(listener)
-        for _ in range(int(sys.argv[2])):
+        for _ in range(pairs):
             client = socket.create_connection(listener.getsockname())
-            client.shutdown(socket.SHUT_WR)
+            if number % stuck_every == 0:
+                client.shutdown(socket.SHUT_WR)
             kept += [client, listener.accept()[0]]
     if libc.setns(home, CLONE_NEWNET):
         return 1

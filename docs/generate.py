@@ -25,7 +25,10 @@ from finwait.cli import EXIT_STATUS, build_parser
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.rule import Rule
 from finwait.lab.scenario import scenarios
+from finwait.remedy.settings import CATALOGUE
 from finwait.report.columns import DERIVED
+from finwait.report.reference_pages import ledger_page, settings_page
+from finwait.shipped import knowledge
 from finwait.table import flows, sockets
 from finwait.table.schema import Column, Schema
 
@@ -375,8 +378,8 @@ def cli_page() -> str:
                 out.append(_md_options(own))
             if title in shared:
                 out.append(f"Also the [options for {title}](#options-for-{_anchor(title)}).\n")
-        if c.parser.epilog:
-            out.append(f"{c.parser.epilog.strip()}\n")
+        if c.parser.epilog:  # laid out by hand: examples, statuses of its own
+            out.append(f"```text\n{c.parser.epilog.strip()}\n```\n")
     return "\n".join(out)
 
 
@@ -402,6 +405,12 @@ def roff(text: str) -> str:
         text = text.replace(plain, escaped)
     text = re.sub(r"`([^`]+)`", r"\\fB\1\\fP", text)
     return f"\\&{text}" if text[:1] in (".", "'") else text
+
+
+def _roff_lines(text: str) -> str:
+    """Return text line by line, each with its indent."""
+    lines = text.strip().splitlines()
+    return "".join(f"{' ' * (len(line) - len(line.lstrip()))}{roff(line)}\n" for line in lines)
 
 
 def _roff_option(action: argparse.Action) -> str:
@@ -434,7 +443,7 @@ def man_page() -> str:
             if title in shared:
                 body.append(f".PP\nAlso the options for {roff(title)}, see OPTIONS.\n")
         if c.parser.epilog:
-            body.append(f".PP\n{roff(c.parser.epilog)}\n")
+            body.append(f".PP\n.nf\n{_roff_lines(c.parser.epilog)}.fi\n")
     options = [_roff_option(a) for a in program.options.get("options", [])]
     for title, actions in shared.items():
         options.append(f".SS For {roff(title)}\n")
@@ -485,6 +494,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/rules.md": rules_page,
     "docs/reference/causes.md": causes_page,
     "docs/reference/cli.md": cli_page,
+    "docs/reference/settings.md": lambda: settings_page(CATALOGUE),
+    "docs/reference/ledger.md": lambda: ledger_page(knowledge()),
     "docs/man/finwait.8": man_page,
     "share/completions/bash/finwait": lambda: completion("bash"),
     "share/completions/zsh/_finwait": lambda: completion("zsh"),

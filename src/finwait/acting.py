@@ -12,6 +12,7 @@ take back.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +22,17 @@ from finwait.errors import FinwaitError, KernelError, Refused, TargetGone
 from finwait.kernel import netns as ns_edge
 from finwait.kernel import pidfd, procfs
 from finwait.kernel.destroy import GONE, Target, destroy
+from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
 from finwait.kernel.observe import Machine
 from finwait.remedy.journal import Act
 from finwait.remedy.plan import Plan, Step
 from finwait.table import decode
+from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable, pack_address
-from finwait.uapi import inet_diag, tcp
+from finwait.uapi import conntrack, inet_diag, tcp
 from finwait.uapi import observation as obs
 
-__all__ = ["Outcome", "Probe", "apply", "arm", "probe", "restore"]
+__all__ = ["Outcome", "Probe", "apply", "arm", "delete_entries", "probe", "restore"]
 
 Result = Literal["ended", "left before", "changed meanwhile", "set", "still there", "failed"]
 _SETTLE_S: Final = 3.0
@@ -572,3 +575,65 @@ def restore(act_id: int, journal: Journal) -> str:
         return f"put back {', '.join(f'{n}={v}' for n, v in options.items())} in {comm} (pid {pid}, fd {fd})"
     journal.complete_many({undo_id: {"error": str(last)}})
     raise last
+
+
+# ── connection tracking ──────────────────────────────────────────────────────────────────────────────────
+
+
+def delete_entries(
+    flows: FlowTable, which: Sequence[int], journal: Journal, described: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Delete tracking entries, each by tuple, zone and id, in its namespace; say of each what came of it.
+
+    The id is checked by the kernel: an entry that took over the tuple is not hit.
+
+    Raises:
+        KernelError: the journal could not be written; nothing was done.
+    """
+    acts = [Act("conntrack-delete", dict(one), dict(one), {}, "conntrack --delete") for one in described]
+    ids = journal.record_many(acts)
+    results = ["failed: its namespace could not be entered"] * len(which)
+    by_ns: dict[int, list[int]] = {}
+    for k, row in enumerate(which):
+        by_ns.setdefault(int(flows.netns[row]), []).append(k)
+
+    def inside(ns: ns_edge.NetNamespace) -> None:
+        with netlink_socket(NETLINK_NETFILTER, "open a conntrack socket") as sock:
+            for k in by_ns[ns.inode]:
+                results[k] = _delete_entry(sock, flows, which[k])
+
+    ns_edge.visit(_namespaces(by_ns), inside)
+    journal.complete_many(
+        {
+            act: {"result": said} if said in ("deleted", "gone before") else {"error": said}
+            for act, said in zip(ids, results, strict=True)
+        }
+    )
+    return results
+
+
+def _delete_entry(sock: Any, flows: FlowTable, row: int) -> str:  # noqa: ANN401 - socket.socket
+    family = int(flows.family[row])
+    ends = []
+    for name in ("orig_src", "orig_dst"):
+        high, low = (int(x) for x in flows[name][row])
+        ends.append(
+            (low & 0xFFFFFFFF).to_bytes(4, "big")
+            if family == inet_diag.AF_INET
+            else high.to_bytes(8, "big") + low.to_bytes(8, "big")
+        )
+    original = conntrack.FlowTuple(
+        family,
+        int(flows.protocol[row]),
+        ends[0],
+        ends[1],
+        int(flows.orig_sport[row]),
+        int(flows.orig_dport[row]),
+    )
+    zone = int(flows.zone[row]) if flows.present("zone")[row] else None
+    message = conntrack.entry_request(conntrack.CT_DELETE, original, zone=zone, identity=int(flows.id[row]))
+    try:
+        request(sock, message, "delete a conntrack entry")
+    except KernelError as error:
+        return "gone before" if error.errno == errno.ENOENT else f"failed: {error}"
+    return "deleted"

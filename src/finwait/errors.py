@@ -46,7 +46,9 @@ class Gap:
 
     def __str__(self) -> str:
         tail = f" (needs {self.needs})" if self.needs else ""
-        return f"{self.where}: could not {self.doing}{tail}"
+        text = f"{self.where}: could not {self.doing}{tail}"
+        # A gap can come out of somebody else's recording, and is printed on a terminal.
+        return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 class FinwaitError(Exception):

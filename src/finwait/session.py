@@ -28,6 +28,7 @@ from finwait.kernel.observe import Plan
 from finwait.table import decode
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
+from finwait.table.units import printable
 from finwait.uapi import tcp
 from finwait.uapi.observation import Descriptors, Observation, ProcessFiles
 
@@ -153,7 +154,7 @@ def _namespaces(observation: Observation, complete: bool) -> dict[int, Namespace
         }
         result[ns.inode] = NamespaceView(
             ns.inode,
-            ns.names,
+            tuple(printable(name) for name in ns.names),
             sysctls,
             process.counters(ns.files),
             addresses.get(ns.inode, frozenset()),
@@ -245,7 +246,7 @@ def look(machine: Machine, how: Look) -> Snapshot:
         missing = sorted({h.pid for h in hidden} - processes.keys())
         processes |= process.processes(machine.processes(missing), observation.facts)
     ids = np.unique(sockets.cgroup_id).tolist() if len(sockets) else []
-    paths = machine.cgroups(ids)
+    paths = {number: printable(path) for number, path in machine.cgroups(ids).items()}
     skipped = sum(ns.established_skipped for ns in observation.namespaces)
     view = assemble(
         sockets,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from finwait.errors import DecodeError
+from finwait.table.units import printable
 from finwait.uapi import conntrack, proc
 from finwait.uapi.observation import Facts, ProcessFiles
 
@@ -35,7 +36,7 @@ class ProcessView:
 
 
 def process(pid: int, files: ProcessFiles, facts: Facts) -> ProcessView:
-    """Return what the files of a process say."""
+    """Return what the files of a process say; names that it chose itself are made printable."""
     comm, ppid, age_ms, uid, cgroup = "?", 0, -1, -1, ""
     try:
         if files.stat is not None:
@@ -54,7 +55,17 @@ def process(pid: int, files: ProcessFiles, facts: Facts) -> ProcessView:
         pass
     words = proc.parse_cmdline(files.cmdline) if files.cmdline else ()
     exe = files.exe.decode("utf-8", "replace") if files.exe else ""
-    return ProcessView(pid, comm, " ".join(words), exe, uid, ppid, max(age_ms, -1), cgroup, files.netns)
+    return ProcessView(
+        pid,
+        printable(comm),
+        printable(" ".join(words)),
+        printable(exe),
+        uid,
+        ppid,
+        max(age_ms, -1),
+        printable(cgroup),
+        files.netns,
+    )
 
 
 def processes(files: Mapping[int, ProcessFiles], facts: Facts) -> dict[int, ProcessView]:

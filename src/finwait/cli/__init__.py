@@ -25,9 +25,13 @@ COMMANDS = {
     "netns": "netns",
     "rules": "rules",
     "check": "check",
+    "trace": "trace",
+    "capture": "capture",
+    "top": "top",
     "clear": "clear",
     "probe": "probe",
     "arm": "arm",
+    "conntrack": "conntrack",
     "journal": "journal",
     "undo": "journal",
     "tune": "tune",
@@ -70,7 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _with_command(argv: Sequence[str]) -> list[str]:
-    """Put `diagnose` in front where no command is named."""
+    """Put `diagnose` in front where no command is named, and join `--sort` with what it sorts by."""
+    argv = list(argv)
+    for k in range(len(argv) - 1, 0, -1):
+        if argv[k - 1] == "--sort" and argv[k].startswith("-"):  # argparse would take it for an option
+            argv[k - 1 : k + 1] = [f"--sort={argv[k]}"]
     if argv and (argv[0] in COMMANDS or argv[0] in ("-h", "--help", "--version")):
         return list(argv)
     return ["diagnose", *argv]

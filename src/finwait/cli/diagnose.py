@@ -39,12 +39,13 @@ def show(args: argparse.Namespace, diagnosis: object) -> None:
     from finwait.report import json, rows, text
     from finwait.report.columns import Cells
     from finwait.session import Diagnosis
+    from finwait.table.units import printable
 
     assert isinstance(diagnosis, Diagnosis)
     view, findings = diagnosis.view, diagnosis.findings
     facts = diagnosis.snapshot.observation.facts
     if args.output in ("text", "wide"):
-        who = f"{facts.hostname or 'this machine'} (Linux {facts.kernel})"
+        who = printable(f"{facts.hostname or 'this machine'} (Linux {facts.kernel})")
         limit = 0 if args.all or args.output == "wide" else 5
         options.write(
             text.diagnosis(view, findings, diagnosis.gaps, who, style=options.style(args), limit=limit)

@@ -7,7 +7,7 @@ import re
 
 from finwait.cli import options
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "connection_filter", "run"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,7 +18,10 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Explain one connection with all its evidence and a picture of both ends, or print the page of "
         "a rule. A connection is named by LOCAL:PORT, by LOCAL:PORT PEER:PORT, by its cookie (0x…), or by a FILTER.",
     )
-    parser.add_argument("what", nargs="+", metavar="CONNECTION|RULE", help="what to explain")
+    parser.add_argument("what", nargs="*", metavar="CONNECTION|RULE", help="what to explain")
+    parser.add_argument(
+        "--pcap", metavar="FILE", help="tell how connections closed from a capture (pcap, pcapng, gzip)"
+    )
     options.add_look(parser)
     options.add_output(parser, ("text", "json"))
     parser.set_defaults(run=run)
@@ -27,7 +30,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 _ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+|\*):(\d+|\*)$")
 
 
-def _filter(words: list[str]) -> list[str]:
+def connection_filter(words: list[str]) -> list[str]:
+    """Return the FILTER for a connection that is named by its ends or its cookie; other words as they are."""
     if len(words) == 1 and re.fullmatch(r"0x[0-9a-fA-F]+", words[0]):
         return ["cookie", "=", words[0]]
     ends = [w for w in words if w not in ("->", "→", "-")]
@@ -40,6 +44,17 @@ def _filter(words: list[str]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from finwait.diagnosis import catalogue
+
+    if args.pcap:
+        from finwait.cli.capture import explain_file
+
+        return explain_file(args.pcap, [word for word in args.what if word not in ("->", "→", "-")])
+    if not args.what:
+        from finwait.errors import FinwaitError
+
+        nothing = FinwaitError("nothing to explain was named")
+        nothing.hint = "name a connection, a rule, or a capture file with `--pcap`"
+        raise nothing
 
     if len(args.what) == 1 and args.what[0] in catalogue.NAMES:
         print(catalogue.page(args.what[0]))
@@ -65,7 +80,7 @@ def _explain(args: argparse.Namespace) -> int:
     from finwait.report import json, text
     from finwait.uapi import tcp
 
-    found = options.parse_filter(_filter(args.what))
+    found = options.parse_filter(connection_filter(args.what))
     diagnosis = session.diagnose(options.machine(args), how=options.how(args))
     mask = options.mask_of(found, diagnosis.snapshot, diagnosis.findings)
     rows = np.flatnonzero(mask & (diagnosis.view.sockets.state != tcp.LISTEN))

@@ -23,7 +23,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--columns", metavar="A,B,…", help="columns to print, in order; `--columns help` lists all"
     )
     parser.add_argument("--no-headers", action="store_true", help="no line with the names of the columns")
-    parser.add_argument("--sort", metavar="COLUMN", help="sort by a column; `-COLUMN` for descending")
+    parser.add_argument("--sort", metavar="COLUMN", help="sort by a column; `--sort=-COLUMN` for descending")
     parser.set_defaults(run=run, established_default="always")
 
 

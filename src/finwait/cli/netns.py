@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         table.append(
             {
                 "inode": ns.inode,
-                "names": list(ns.names),
+                "names": list(settings.names),
                 "processes": ns.process_count,
                 "first_pid": ns.pids[0] if ns.pids else None,
                 "comm": comm,

@@ -213,21 +213,19 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
 
 
 def _read_files(files: dict[str, bytes], first: bool) -> None:
-    """Read the files of the namespace that we are in.
-
-    Files below /proc/sys are dear: namespaces' files of one name share a chain of the kernel's dentry hash,
-    so each costs the more the more namespaces there are. Conntrack's settings are read only where it works.
-    """
+    """Read the files of the namespace that we are in; conntrack's settings only where conntrack works."""
     statistics = procfs.read(_NET + "stat/nf_conntrack")
     if statistics is not None:
         files["net/stat/nf_conntrack"] = statistics
     tracked = _conntrack_works(files.get("sys/netfilter/nf_conntrack_count"), statistics)
+    wanted: dict[str, list[str]] = {}
     for name in (*NAMESPACE_FILES, *(GLOBAL_FILES if first else ())):
-        if name in files or (name.startswith(_CONNTRACK) and not tracked):
-            continue
-        data = procfs.read(_SYS + name[4:] if name.startswith("sys/") else _NET + name[4:])
-        if data is not None:
-            files[name] = data
+        if name not in files and (tracked or not name.startswith(_CONNTRACK)):
+            directory, _, base = name.rpartition("/")
+            wanted.setdefault(directory, []).append(base)
+    for directory, names in wanted.items():
+        path = _SYS + directory[4:] if directory.startswith("sys/") else _NET + directory[4:]
+        files |= {f"{directory}/{name}": data for name, data in procfs.read_all(path, names).items()}
 
 
 def _conntrack_works(count: bytes | None, statistics: bytes | None) -> bool:

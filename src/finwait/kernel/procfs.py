@@ -23,15 +23,39 @@ __all__ = [
     "pids",
     "processes",
     "read",
+    "read_all",
     "sees_all_processes",
     "socket_protocols",
 ]
 
 
-def read(path: str, limit: int = 1 << 20) -> bytes | None:
-    """Return a file of /proc, or None if it is not there (any more) or may not be read."""
+def read_all(directory: str, names: Iterable[str]) -> dict[str, bytes]:
+    """Return those files of a directory of /proc that are there and may be read.
+
+    The directory is opened once. Below /proc/sys/net that is ten times as fast as whole paths where there are
+    hundreds of network namespaces: directories of one name share a chain of the kernel's dentry hash.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        found = ((name, read(name, at=at)) for name in names)
+        return {name: data for name, data in found if data is not None}
+    finally:
+        os.close(at)
+
+
+def read(path: str, limit: int = 1 << 20, *, at: int | None = None) -> bytes | None:
+    """Return a file of /proc, or None if it is not there (any more) or may not be read.
+
+    Args:
+        path: where it is; relative to the directory ``at`` if that is given.
+        limit: how many bytes to read at most, give or take a buffer.
+        at: descriptor of a directory.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
     except OSError:
         return None
     try:

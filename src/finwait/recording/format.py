@@ -356,10 +356,12 @@ def read(path: str) -> tuple[Manifest, tuple[Observation, ...]]:
         reason = getattr(error, "strerror", None) or error
         raise RecordingError(
             f"could not read the recording `{_plain(path)}`: {reason}",
-            hint="is the name right, and may you read it?",
+            hint="`finwait record FILE` makes one; is the name right, and may you read it?",
         ) from None
     except RecordingError as error:
-        raise RecordingError(f"`{_plain(path)}`: {error}", hint=error.hint) from None
+        raise RecordingError(
+            f"`{_plain(path)}`: {error}", hint=error.hint or "`finwait record FILE` makes another one"
+        ) from None
 
 
 def _read(file: IO[bytes]) -> tuple[Manifest, tuple[Observation, ...]]:

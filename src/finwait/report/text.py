@@ -109,7 +109,8 @@ def diagnosis(
         style: width and colour.
         limit: connections to show of each finding; 0 for all.
     """
-    yield style.paint(headline(view, findings, who, gaps), "bold") + "\n"
+    for line in textwrap.wrap(headline(view, findings, who, gaps), style.width, break_long_words=False):
+        yield style.paint(line, "bold") + "\n"
     shown = [f for f in findings if f.primary and f.severity != "healthy"]
     for finding in shown:
         yield "\n" + "\n".join(_finding(view, finding, style, limit)) + "\n"

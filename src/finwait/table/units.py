@@ -1,4 +1,4 @@
-"""Numbers as people read them: durations, counts, states, addresses."""
+"""Values as people read them: durations, counts, states, addresses, and names that others chose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from functools import lru_cache
 
 from finwait.uapi import tcp
 
-__all__ = ["cell_text", "duration_text", "parse_duration_ms", "span_text"]
+__all__ = ["cell_text", "duration_text", "parse_duration_ms", "printable", "span_text"]
+
+
+def printable(text: str) -> str:
+    r"""Return a name that somebody else chose, with everything escaped that a terminal would act upon.
+
+    A process may call itself ``\x1b[2J`` (prctl(2) takes any bytes), and so may a cgroup or a mount point.
+    Bytes that are no UTF-8 (surrogates here) cannot be printed at all.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
 
 _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
 

@@ -1,0 +1,264 @@
+"""``finwait conntrack``: tracking entries beside the sockets at both ends, mismatches first."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from finwait.cli import options
+
+if TYPE_CHECKING:
+    from finwait.attribution.tracked import Tracked
+    from finwait.session import Snapshot
+    from finwait.table.flows import FlowTable
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = sub.add_parser(
+        "conntrack",
+        help="connection tracking entries beside the sockets at both ends, mismatches first",
+        description="Join the TCP entries of every namespace's connection tracking with the sockets at both of their "
+        "ends, and show first where they disagree. A FILTER selects sockets; entries of either end are shown.",
+    )
+    options.add_filter(parser)
+    options.add_look(parser)
+    options.add_output(parser, ("text", "json"))
+    parser.add_argument("--all", action="store_true", help="show entries that agree with their sockets too")
+    act = parser.add_argument_group("acting")
+    act.add_argument(
+        "--delete",
+        action="store_true",
+        help="delete the mismatched entries that are shown; closes no connection, see CAVEATS",
+    )
+    act.add_argument(
+        "--yes", action="store_true", help="do it; without it only what would be deleted is shown"
+    )
+    act.add_argument("--max", type=int, default=100, metavar="N", help="refuse to delete more (default 100)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from finwait import session
+    from finwait.attribution.tracked import AGREE, tracked, untracked
+    from finwait.diagnosis.assemble import loopback
+    from finwait.errors import FinwaitError
+    from finwait.table.flows import FlowTable
+
+    if args.recording and args.delete:
+        raise FinwaitError("a recording cannot be acted upon")
+    args.established = "always" if args.established == "auto" else args.established
+    found = options.parse_filter(args.filter)
+    shot = session.look(options.machine(args), options.how(args))
+    flows = shot.flows if shot.flows is not None else FlowTable.empty()
+    near = loopback(shot.sockets)
+    local = frozenset(
+        a for ns in shot.view.namespaces.values() if ns.dumped for a in ns.addresses if not _loopback(a)
+    )
+    joined = tracked(shot.sockets, flows, local)
+    mask = options.mask_of(found, shot)
+    tracking = {
+        ns.inode for ns in shot.observation.namespaces if any(d.kind == "conntrack" for d in ns.dumps)
+    }
+    lone = [r for r in untracked(shot.sockets, shot.view.has_flow, near, tracking).tolist() if mask[r]]
+    order = [
+        k
+        for k in range(len(joined.flow))
+        if not args.filter or any(end >= 0 and mask[end] for end in (joined.client[k], joined.server[k]))
+    ]
+    order.sort(
+        key=lambda k: (
+            joined.verdict[k] == AGREE,
+            joined.verdict[k].startswith("forwarded"),
+            joined.verdict[k],
+        )
+    )
+    wrong = [k for k in order if joined.verdict[k] != AGREE and not joined.verdict[k].startswith("forwarded")]
+    shown = order if args.all else wrong
+    rules, more = _rules(tracking) if shot.machine.live else ({}, [])
+    if args.output == "json":
+        _json(shot, flows, joined, shown, lone, rules)
+    else:
+        _text(shot, flows, joined, shown, order, lone, rules)
+    if args.delete:
+        return _delete(args, flows, joined, wrong)
+    return options.status((*shot.gaps, *more))
+
+
+def _loopback(address: tuple[int, int]) -> bool:
+    return address == (0, 1) or (address[0] == 0 and address[1] >> 24 == (0xFFFF << 32 | 127 << 24) >> 24)
+
+
+def _rules(tracking: set[int]) -> tuple[dict[int, Any], list[Any]]:
+    from finwait.kernel import netns, procfs, ruleset
+    from finwait.uapi.ruleset import tracking_rules
+
+    spaces = [n for n in netns.discover(procfs.descriptors()[1])[0] if n.inode in tracking]
+    texts, gaps = ruleset.rulesets(spaces)
+    return {inode: rules for inode, text in texts.items() if (rules := tracking_rules(text))}, gaps
+
+
+def _tuple(f: FlowTable, k: int, which: str) -> str:
+    from finwait.table.sockets import address_text
+
+    src, dst = (address_text(*(int(x) for x in f[f"{which}_{end}"][k])) for end in ("src", "dst"))
+    return f"{src}:{int(f[f'{which}_sport'][k])} → {dst}:{int(f[f'{which}_dport'][k])}"
+
+
+def _end(shot: Snapshot, row: int) -> str:
+    import numpy as np
+
+    from finwait.report.columns import Cells
+
+    if row < 0:
+        return "-"
+    cells = Cells(shot.view, np.array([row], np.int64))
+    return f"{cells.column('state_name')[0]} {cells.column('owner')[0]}"
+
+
+def _entry(flows: FlowTable, k: int) -> dict[str, Any]:
+    from finwait.uapi.conntrack import STATUS_NAMES, TCP_STATES
+
+    status = int(flows.status[k])
+    return {
+        "netns": int(flows.netns[k]),
+        "original": _tuple(flows, k, "orig"),
+        "reply": _tuple(flows, k, "reply"),
+        "state": TCP_STATES.get(int(flows.tcp_state[k]), "?"),
+        "timeout_s": int(flows.timeout_s[k]) if flows.present("timeout_s")[k] else None,
+        "status": [name for bit, name in STATUS_NAMES.items() if status >> bit & 1],
+        "zone": int(flows.zone[k]),
+        "mark": int(flows.mark[k]),
+        "id": int(flows.id[k]),
+        "nat": bool(flows.natted()[k]),
+    }
+
+
+def _json(
+    shot: Snapshot,
+    flows: FlowTable,
+    joined: Tracked,
+    shown: list[int],
+    lone: list[int],
+    rules: dict[int, Any],
+) -> None:
+    import msgspec
+    import numpy as np
+
+    from finwait.report.json import connections
+
+    def socket(row: int) -> Any:  # noqa: ANN401
+        if row < 0:
+            return None
+        return msgspec.Raw(connections(shot.view, np.array([row], np.int64), with_other=False)[0].encode())
+
+    items = [
+        {
+            "entry": _entry(flows, int(joined.flow[k])),
+            "client": socket(int(joined.client[k])),
+            "server": socket(int(joined.server[k])),
+            "verdict": joined.verdict[k],
+        }
+        for k in shown
+    ]
+    out = {
+        "apiVersion": "finwait/v1",
+        "kind": "ConntrackList",
+        "items": items,
+        "sockets_without_entry": [socket(r) for r in lone],
+        "counters": {
+            str(n): {
+                k.removeprefix("conntrack."): v for k, v in ns.counters.items() if k.startswith("conntrack.")
+            }
+            for n, ns in shot.view.namespaces.items()
+        },
+        "rules": {str(n): list(found) for n, found in rules.items()},
+    }
+    sys.stdout.write(msgspec.json.encode(out).decode() + "\n")
+
+
+def _text(
+    shot: Snapshot,
+    flows: FlowTable,
+    joined: Tracked,
+    shown: list[int],
+    order: list[int],
+    lone: list[int],
+    rules: dict[int, Any],
+) -> None:
+    from collections import Counter
+
+    counted = Counter(joined.verdict[k] for k in order)
+    options.write(
+        [
+            f"{len(order)} TCP entries; "
+            + (", ".join(f"{n} × {v}" for v, n in counted.most_common()) or "none")
+            + "\n"
+        ]
+    )
+    for k in shown:
+        e = _entry(flows, int(joined.flow[k]))
+        label = shot.view.namespaces[e["netns"]].label if e["netns"] in shot.view.namespaces else e["netns"]
+        left = "offloaded" if e["timeout_s"] is None else f"{e['timeout_s']} s left"
+        lines = [f"\n{joined.verdict[k]}\n  entry    {e['original']}  {e['state']}, {left}, in {label}\n"]
+        if e["nat"]:
+            lines.append(f"  answers  {e['reply']}  (translated)\n")
+        lines.append(
+            f"  client   {_end(shot, int(joined.client[k]))}\n  server   {_end(shot, int(joined.server[k]))}\n"
+        )
+        options.write(lines)
+    if lone:
+        import numpy as np
+
+        from finwait.report.columns import Cells
+
+        cells = Cells(shot.view, np.array(lone[:20], np.int64))
+        options.write([f"\n{len(lone)} sockets without an entry, in namespaces that track connections:\n"])
+        for a, b, state, owner in zip(
+            cells.column("local"),
+            cells.column("peer"),
+            cells.column("state_name"),
+            cells.column("owner"),
+            strict=True,
+        ):
+            options.write([f"  {a} → {b}  {state}  {owner}\n"])
+        if len(lone) > 20:
+            options.write([f"  … and {len(lone) - 20} more\n"])
+    for number, ns in shot.view.namespaces.items():
+        counters = {
+            k: ns.counters.get(f"conntrack.{k}", 0)
+            for k in ("invalid", "drop", "early_drop", "insert_failed")
+        }
+        said = ", ".join(f"{k} {v}" for k, v in counters.items() if v)
+        if said:
+            options.write([f"\ncounters of {ns.label}: {said}\n"])
+        for rule in rules.get(number, ()):
+            options.write([f"rule of {ns.label}: {rule.kind} in {rule.where}: `{rule.rule}`\n"])
+    for gap in shot.gaps:
+        sys.stderr.write(f"finwait: not seen: {gap}\n")
+
+
+def _delete(args: argparse.Namespace, flows: FlowTable, joined: Tracked, wrong: list[int]) -> int:
+    from finwait.acting import delete_entries
+    from finwait.errors import Refused
+    from finwait.kernel.journal import SqliteJournal
+
+    if len(wrong) > args.max:
+        raise Refused("max", f"{len(wrong)} entries, more than {args.max}", override=f"--max {len(wrong)}")
+    sys.stderr.write(
+        "finwait: deleting an entry closes no connection. Where an end still lives, its next data makes a new entry, "
+        "but a FIN does not: it is lost, and the other end waits for ever.\n"
+    )
+    if not args.yes:
+        sys.stderr.write(f"finwait: nothing was done to {len(wrong)} entries; `--yes` does it\n")
+        return 0
+    which = [int(joined.flow[k]) for k in wrong]
+    with SqliteJournal() as journal:
+        results = delete_entries(flows, which, journal, [_entry(flows, k) for k in which])
+    for k, said in zip(which, results, strict=True):
+        sys.stdout.write(f"{said}: {_tuple(flows, k, 'orig')}\n")
+    return 0 if all(r in ("deleted", "gone before") for r in results) else 1

@@ -1,0 +1,129 @@
+"""Sessions in `examples/`: what is typed and what came of it, read, run again and compared.
+
+In an example, prose starts in the first column and a session is indented by four. A line of a session that
+starts with ``# `` was typed; what follows came out. What depends on a recording alone is compared to the letter;
+what the lab builds anew has other addresses, pids and ages each time, so its form is compared.
+
+    python -m tests.docs.sessions      writes the present output of what is compared to the letter
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*_example.txt"))
+INDENT = "    "
+_REFERENCE = re.compile(r"finwait (rules|lab list|explain [a-z0-9]+(-[a-z0-9]+)+)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One command of an example."""
+
+    path: Path
+    command: str
+    output: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether it says the same on every machine: it looks at a recording, or at nothing."""
+        return "--from tests/captures/" in self.command or bool(_REFERENCE.match(self.command))
+
+    @property
+    def lab(self) -> bool:
+        """Whether it builds what it looks at."""
+        return self.command.startswith("finwait lab run ") and "--keep" not in self.command
+
+
+def blocks(text: str) -> list[tuple[bool, str]]:
+    """Split a text into prose and indented parts, alternately; joined they are the text again."""
+    parts: list[tuple[bool, str]] = []
+    blank = ""
+    for line in text.splitlines(keepends=True):
+        if not line.strip():
+            blank += line
+            continue
+        inside = line.startswith(INDENT)
+        if parts and parts[-1][0] == inside:
+            parts[-1] = (inside, parts[-1][1] + blank + line)
+        elif inside and parts:
+            parts[-1] = (parts[-1][0], parts[-1][1] + blank)
+            parts.append((inside, line))
+        else:
+            parts.append((inside, blank + line))
+        blank = ""
+    return parts
+
+
+def sessions(path: Path) -> list[Session]:
+    """Return the sessions of an example, in order."""
+    found = []
+    for inside, part in blocks(path.read_text()):
+        if inside:
+            plain = "".join(line.removeprefix(INDENT) for line in part.splitlines(keepends=True))
+            for typed in re.split(r"^# ", plain, flags=re.MULTILINE)[1:]:
+                command, _, output = typed.partition("\n")
+                found.append(Session(path, command, output.strip("\n")))
+    return found
+
+
+def run(command: str) -> str:
+    """Return what a command prints on both streams, run from the root of the sources."""
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+    )
+    return done.stdout.decode().strip("\n")
+
+
+def form(report: str) -> str:
+    """Return a report of the lab without what differs from run to run."""
+    report = report.partition("\nNot seen:")[0]
+    report = re.sub(r"^\S+ \(Linux \S+\):", "MACHINE:", report, flags=re.MULTILINE)
+    report = re.sub(r"^ +(sockets )?.*:\d+ .*$", "CONNECTION", report, flags=re.MULTILINE)
+    report = re.sub(r"^  age .*$", "AGE", report, flags=re.MULTILINE)
+    report = re.sub(r"[\d.]+ (s|min|h|d)\b( … [\d.]+ (s|min|h|d)\b)?", "TIME", report)
+    report = re.sub(r"\(pid \d+", "(pid N", report)
+    # Groups of the same weight come in any order.
+    groups = sorted(re.sub(r"\s+", " ", group) for group in re.split(r"\n\n+", report))
+    return "\n".join(re.sub(r"(CONNECTION )+", "CONNECTION ", f"{group} ") for group in groups)
+
+
+def renewed(path: Path) -> str:
+    """Return an example with the present output of its exact sessions."""
+    out = []
+    for inside, part in blocks(path.read_text()):
+        if not inside or not part.lstrip("\n").startswith(f"{INDENT}# "):
+            out.append(part)
+            continue
+        lead = part[: len(part) - len(part.lstrip("\n"))]
+        plain = "".join(line.removeprefix(INDENT) for line in part.splitlines(keepends=True))
+        pieces = []
+        for typed in re.split(r"^# ", plain, flags=re.MULTILINE)[1:]:
+            command, _, output = typed.partition("\n")
+            one = Session(path, command, output.strip("\n"))
+            text = run(command) if one.exact or (one.lab and not one.output) else one.output
+            pieces.append(f"# {command}\n{text}".rstrip("\n"))
+        lines = "\n\n".join(pieces).splitlines()
+        out.append(lead + "".join(f"{INDENT}{line}".rstrip() + "\n" for line in lines))
+    return "".join(out)
+
+
+if __name__ == "__main__":
+    for example in EXAMPLES:
+        text = renewed(example)
+        if text != example.read_text():
+            example.write_text(text)
+            print(f"{example.relative_to(ROOT)}: written")

@@ -1,0 +1,277 @@
+"""The command as a process, further: what was not seen, hostile names, widths, signals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finwait.cli import EXIT_STATUS
+from finwait.lab import Lab
+from finwait.lab.actor import meet
+from finwait.lab.scenario import Situation, scenarios
+from finwait.lab.topology import unmet
+from tests.kernel.needs import missing, root_and
+
+ROOT = Path(__file__).parents[2]
+FINWAIT = [sys.executable, "-m", "finwait"]
+CAPTURES = ROOT / "tests/captures/linux-6.18"
+RELAY = CAPTURES / "kube-proxy-userspace.finwait"
+WHOLE = ["--from", str(RELAY), "--not-holder", "1"]
+"""A recording whose maker could not look into pid 1 of its sandbox, which held none of the lab's sockets."""
+FORMATS = ("text", "wide", "json", "jsonl", "csv", "parquet", "arrow")
+
+
+def environment(**more: str) -> dict[str, str]:
+    plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
+    return plain | more
+
+
+def finwait(*words: str, before: list[str] | None = None, **more: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*(before or []), *FINWAIT, *words],
+        capture_output=True,
+        env=environment(**more),
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+
+
+def said(done: subprocess.CompletedProcess[bytes]) -> str:
+    return done.stdout.decode()
+
+
+def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
+    return done.stderr.decode()
+
+
+def test_a_filter_error_points_at_the_place() -> None:
+    lines = complaint(finwait("list", "state", "fin-wait-2", "dport", "=", ":https443")).splitlines()
+    at = next(k for k, line in enumerate(lines) if line.strip() == "^")
+    assert lines[at - 1][lines[at].index("^") :].startswith(":https443")
+
+
+def test_a_near_miss_of_a_name_is_suggested() -> None:
+    assert "did you mean `fin-wait2-held`?" in complaint(finwait("explain", "fin-wait2-heldd"))
+    assert "did you mean `relay-pair`?" in complaint(finwait("lab", "run", "relay-pear"))
+
+
+# ── streams ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ctrl_c_ends_it_with_130_and_without_a_traceback() -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, "--for", "60s", "--no-owners"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "watching\n"
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert (running.returncode, out, err) == (130, "", "")
+
+
+INTERRUPTED = """
+import signal, sys, time
+from finwait import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def watching(seconds, sleep=time.sleep):
+    print("watching", flush=True)
+    sleep(seconds)
+time.sleep = watching
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_the_report_fits_into_100_columns() -> None:
+    for name in ("kube-proxy-userspace", "nat-entry-gone", "close-wait-eof-read", "hidden-leak"):
+        for width in ("40", "250"):
+            lines = said(finwait("--from", str(CAPTURES / f"{name}.finwait"), COLUMNS=width)).splitlines()
+            assert max(map(len, lines)) <= 100, name
+
+
+# ── formats ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("command", ["diagnose", "list"])
+def test_every_format_gives_the_same_number_of_connections(command: str) -> None:
+    documents = {form: finwait(command, *WHOLE, "-o", form) for form in FORMATS}
+    assert {form: (d.returncode, d.stderr) for form, d in documents.items()} == dict.fromkeys(
+        FORMATS, (0, b"")
+    )
+    whole = json.loads(documents["json"].stdout)
+    if command == "list":
+        n = len(whole["items"])
+        assert n == 36
+        assert len(documents["text"].stdout.splitlines()) == n + 1
+        assert [json.loads(line) for line in documents["jsonl"].stdout.splitlines()] == whole["items"]
+    else:
+        n = sum(len(f["sockets"]) for f in whole["findings"] if f["primary"])
+        lines = [json.loads(line) for line in documents["jsonl"].stdout.splitlines()]
+        assert [{k: v for k, v in one.items() if k != "kind"} for one in lines] == whole["findings"]
+    rows = list(csv.DictReader(io.StringIO(documents["csv"].stdout.decode())))
+    assert len(rows) == n
+    for form in ("parquet", "arrow"):
+        assert columns_of(form, documents[form].stdout) == (n, list(rows[0]))
+
+
+def columns_of(form: str, data: bytes) -> tuple[int, list[str]]:
+    arro3 = pytest.importorskip("arro3.io")
+    reader = arro3.read_parquet if form == "parquet" else arro3.read_ipc_stream
+    table = reader(io.BytesIO(data)).read_all()
+    return table.num_rows, list(table.column_names)
+
+
+def test_a_connection_is_explained_by_addresses_and_by_cookie_alike() -> None:
+    row = json.loads(
+        finwait("list", *WHOLE, "state", "close-wait", "-o", "json", "--columns", "local,peer,cookie").stdout
+    )["items"][0]
+    by_address = finwait("explain", row["local"], row["peer"], *WHOLE)
+    by_cookie = finwait("explain", hex(row["cookie"]), *WHOLE)
+    assert (by_address.returncode, by_address.stderr) == (0, b"")
+    assert by_address.stdout == by_cookie.stdout
+    assert "CLOSE_WAIT" in said(by_address)
+    assert row["local"] in said(by_address)
+
+
+def test_columns_and_headers_are_those_that_were_asked_for() -> None:
+    done = finwait("list", *WHOLE, "--columns", "state_name,dport", "--no-headers", "state", "listen")
+    assert [line.split() for line in said(done).splitlines()] == [["LISTEN", "0"]] * 2
+    assert said(finwait("list", *WHOLE, "--columns", "dport", "--sort", "-dport")).split()[0] == "DPORT"
+    ports = [
+        int(p) for p in said(finwait("list", *WHOLE, "--columns", "dport", "--sort", "-dport")).split()[1:]
+    ]
+    assert ports == sorted(ports, reverse=True)
+
+
+# ── status ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_report_full_of_problems_ends_with_0_and_one_with_gaps_with_3() -> None:
+    assert finwait(*WHOLE).returncode == 0
+    done = finwait("--from", str(RELAY))
+    assert done.returncode == 3
+    assert "Not seen:" in said(done)
+    assert {0, 3} <= set(EXIT_STATUS)
+
+
+def test_check_does_not_call_it_ok_where_not_everything_was_seen() -> None:
+    done = finwait("check", "--from", str(RELAY), "-w", "100", "-c", "200")
+    assert (done.returncode, said(done).split()[:2]) == (3, ["FINWAIT", "UNKNOWN"])
+    done = finwait("check", "--from", "/no/such/file")
+    assert (done.returncode, said(done).split()[:2]) == (3, ["FINWAIT", "UNKNOWN"])
+
+
+# ── this machine ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def half_closed() -> Iterator[Situation]:
+    """Three half-closed connections, held by a program of root's in a namespace of its own."""
+    if lacking := unmet(("netns",)):
+        missing("; ".join(lacking))
+    with Lab() as lab:
+        near, far = lab.netns("near"), lab.netns("far")
+        link = lab.link(near, far)
+        client, server = lab.actor(near, "client"), lab.actor(far, "server")
+        door = server.listen(link.b4, 8080)
+        ours, theirs = meet(client, link.b4, server, door, 3)
+        client.shutdown(ours)
+        server.read_to_end(theirs)
+        yield Situation(lab, "", ())
+
+
+def within(situation: Situation, name: str) -> list[str]:
+    netns = situation.lab.namespaces[name]
+    return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{netns.fd}"]
+
+
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+
+@pytest.mark.kernel
+def test_where_nothing_is_seen_to_be_wrong_a_plain_user_is_not_told_that_nothing_is() -> None:
+    root_and("unshare", "setpriv")
+    done = finwait(before=["unshare", "--net", *NOBODY])
+    assert done.returncode == 3
+    assert "nothing is wrong" not in said(done)
+    assert "not everything could be seen" in said(done)
+
+
+@pytest.mark.kernel
+def test_holders_outside_of_a_pid_namespace_are_not_said_to_be_nobody(half_closed: Situation) -> None:
+    root_and("nsenter", "unshare")
+    before = [*within(half_closed, "near"), "unshare", "--pid", "--fork", "--mount-proc"]
+    done = finwait("diagnose", "-o", "json", before=before)
+    document = json.loads(done.stdout)
+    assert done.returncode == 3
+    assert "holder-not-found" not in {f["rule"] for f in document["findings"]}
+    assert any(gap["where"] == "pid 0" for gap in document["gaps"])
+
+
+NAMED = """
+import socket, sys
+door = socket.create_server(("127.0.0.1", 0))
+near = socket.create_connection(door.getsockname())
+far, _ = door.accept()
+near.shutdown(socket.SHUT_WR)
+open("/proc/self/comm", "wb").write(b"\\x1b[31m\\nPWNED")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.kernel
+def test_a_hostile_name_reaches_no_terminal() -> None:
+    root_and("unshare", "ip")
+    enter = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    victim = subprocess.Popen(
+        [*enter, sys.executable, "-c", NAMED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "ready\n"
+        for command in ("diagnose", "list", "netns"):
+            out = finwait(command, "--netns", str(victim.pid)).stdout
+            assert b"\\x1b[31m\\nPWNED" in out
+            assert b"\x1b" not in out
+    finally:
+        victim.communicate()
+
+
+@pytest.mark.kernel
+def test_a_scenario_of_the_lab_is_built_diagnosed_and_removed() -> None:
+    if lacking := unmet(scenarios()["fin-wait2-shut-both"].needs):
+        missing("; ".join(lacking))
+    done = finwait("lab", "run", "fin-wait2-shut-both", "-o", "json")
+    assert done.returncode in (0, 3)
+    found = {
+        f["rule"] for f in json.loads(done.stdout)["findings"] if f["severity"] == "problem" and f["primary"]
+    }
+    assert "fin-wait2-shut-both" in found
+
+
+@pytest.mark.kernel
+def test_a_recording_made_now_is_diagnosed_as_the_machine_was(half_closed: Situation, tmp_path: Path) -> None:
+    file = tmp_path / "now.finwait"
+    inodes = [str(n.inode) for n in half_closed.lab.namespaces.values()]
+    where = [word for inode in inodes for word in ("--netns", inode)]
+    done = finwait("record", str(file), "--looks", "1", *where)
+    assert (done.returncode, done.stdout) == (0, b""), complaint(done)
+    live = json.loads(finwait("diagnose", "-o", "json", *where).stdout)["findings"]
+    kept = json.loads(finwait("diagnose", "-o", "json", "--from", str(file)).stdout)["findings"]
+    assert kept
+    assert [(f["rule"], f["count"], f["pids"]) for f in kept] == [
+        (f["rule"], f["count"], f["pids"]) for f in live
+    ]

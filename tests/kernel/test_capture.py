@@ -1,0 +1,249 @@
+"""Capturing real closings in real namespaces, and telling them from the file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from finwait import capturing
+from finwait.cli import main
+from finwait.diagnosis.closing import closings
+from finwait.errors import KernelError
+from finwait.kernel import netns
+from finwait.kernel.capture import Capture, space_of
+from finwait.kernel.lookup import ask
+from finwait.table.sockets import pack_address
+from finwait.uapi import pcap
+
+pytestmark = pytest.mark.kernel
+
+
+def _missing(what: str) -> None:
+    if os.environ.get("FINWAIT_KERNEL_TESTS") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+class Pair:
+    def __init__(self, host: str) -> None:
+        script = Path(__file__).with_name("closing_pair.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), host], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        line = self.process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            assert self.process.wait(10) == 77
+            _missing("no network namespace to be had")
+        inode, client, server = line.split()
+        self.client: str = client
+        self.server: str = server
+        self.netns = int(inode)
+
+    def do(self, step: str) -> None:
+        self.process.stdin.write(step + "\n")  # type: ignore[union-attr]
+        self.process.stdin.flush()  # type: ignore[union-attr]
+        assert self.process.stdout.readline().startswith("did")  # type: ignore[union-attr]
+
+    def tuple(self) -> pcap.Tuple:
+        (a, p), (b, q) = (end.rsplit(":", 1) for end in (self.client, self.server))
+        return pack_address(a.strip("[]")), int(p), pack_address(b.strip("[]")), int(q)
+
+    def end(self) -> None:
+        self.process.stdin.close()  # type: ignore[union-attr]
+        self.process.stdout.close()  # type: ignore[union-attr]
+        self.process.wait(10)
+
+
+@contextmanager
+def pair(host: str = "127.0.0.1") -> Iterator[Pair]:
+    running = Pair(host)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.fixture(autouse=True)
+def capturing_is_possible() -> None:
+    try:
+        with Capture(space_of(netns.own_netns()), [((0, 1), 1, (0, 1), 1)]):
+            pass
+    except KernelError as error:
+        _missing(f"no capturing here: {error}")
+
+
+def collect(captures: Capture, wanted: int) -> list[pcap.Segment]:
+    segments: list[pcap.Segment] = []
+    deadline = time.monotonic() + 20
+    while len(segments) < wanted:
+        captures.wait(0.1)
+        for packet in captures.drain():
+            found = pcap.parse_segment(pcap.Frame(packet.time_ns, 276, packet.data, packet.length))
+            assert found is not None
+            segments.append(found)
+        assert time.monotonic() < deadline, segments
+    return segments
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_half_close_in_another_namespace_is_captured_and_told(host):
+    with pair(host) as pair_, Capture(space_of(pair_.netns), [pair_.tuple()]) as capture:
+        assert capture.interfaces == {1: "lo"}
+        pair_.do("shutdown")
+        (closing,) = closings(collect(capture, 2))
+        ends = {closing.state_a, closing.state_b}
+        assert ends == {"FIN_WAIT2", "CLOSE_WAIT"}
+        assert closing.missing[0].startswith("a FIN from")
+        assert capture.dropped() == 0
+
+
+def test_only_the_chosen_connection_is_captured():
+    with pair() as one, pair() as other:
+        a, p, b, _ = one.tuple()
+        with Capture(space_of(one.netns), [(a, p, b, 1)]) as nothing:
+            with Capture(space_of(one.netns), [one.tuple()]) as capture:
+                other.do("shutdown")
+                one.do("shutdown")
+                collect(capture, 2)
+            assert list(nothing.drain()) == []
+
+
+def spaces_of_our_threads() -> set[int]:
+    found = set()
+    for tid in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.stat(f"/proc/self/task/{tid}/ns/net").st_ino)
+    return found
+
+
+def test_the_thread_that_entered_the_namespace_ends():
+    before = netns.own_netns()
+    with pair() as pair_, Capture(space_of(pair_.netns), [pair_.tuple()]):
+        assert netns.own_netns() == before
+        # A thread that has been joined may be seen in /proc for a moment longer.
+        deadline = time.monotonic() + 10
+        while spaces_of_our_threads() != {before}:
+            assert time.monotonic() < deadline
+
+
+def test_single_questions_find_both_ends_and_no_listener():
+    with pair() as pair_:
+        a, p, b, q = pair_.tuple()
+        space = space_of(pair_.netns)
+        sockets, gaps = ask([(a, b, p, q), (b, a, q, p), (b, a, q, 1), (a, b, 1, 2)], [space])
+        assert gaps == []
+        assert sorted(zip(sockets["sport"].tolist(), sockets["dport"].tolist(), strict=True)) == sorted(
+            [(p, q), (q, p)]
+        )
+        assert set(sockets["state"].tolist()) == {1}
+        assert set(sockets["netns"].tolist()) == {pair_.netns}
+
+
+def test_the_command_writes_pcapng_with_states_and_draws_the_closing(tmp_path, capsys):
+    path = tmp_path / "x.pcapng"
+    with pair() as pair_:
+        import threading
+
+        def act() -> None:
+            deadline = time.monotonic() + 20
+            # The head of the file is handed to the kernel in the first round, when the capture runs.
+            while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            pair_.do("shutdown")
+            time.sleep(0.6)  # so that the state in between is looked at; nothing is asserted on the time
+            pair_.do("data 3000")
+            pair_.do("close-server")
+
+        worker = threading.Thread(target=act)
+        worker.start()
+        status = main(
+            ["capture", pair_.client, pair_.server, "--until-closed", "--for", "30s", "-w", str(path)]
+        )
+        worker.join()
+        assert status == 0
+    printed = capsys.readouterr()
+    assert "Closed in order" in printed.out
+    assert "3000 bytes" in printed.out
+    frames = list(pcap.read(path.read_bytes()))
+    assert "is ESTABLISHED" in frames[0].comment
+    assert b"and is TIME_WAIT" in path.read_bytes()
+    assert {f.interface for f in frames if f.data} == {"lo"}
+    assert main(["explain", "--pcap", str(path)]) == 0
+    assert "Closed in order" in capsys.readouterr().out
+    packed = tmp_path / "x.pcapng.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert main(["explain", "--pcap", str(packed), pair_.client]) == 0
+    assert "Closed in order" in capsys.readouterr().out
+    if shutil.which("tshark"):
+        shown = subprocess.run(
+            ["tshark", "-r", str(path), "-Y", "tcp.flags.fin==1"], capture_output=True, text=True
+        )
+        assert shown.returncode == 0
+        assert len(shown.stdout.splitlines()) == 2
+
+
+def test_a_cut_file_is_told_as_far_as_it_goes(tmp_path, capsys):
+    with pair() as pair_, Capture(space_of(pair_.netns), [pair_.tuple()]) as capture:
+        pair_.do("reset")
+        writer = capturing.Writer(str(tmp_path / "y.pcapng"))
+        deadline = time.monotonic() + 20
+        wrote = 0
+        while not wrote:
+            capture.wait(0.1)
+            for packet in capture.drain():
+                writer.packet(pair_.netns, capture.interfaces, packet)
+                wrote += 1
+            assert time.monotonic() < deadline
+        writer.close()
+    data = (tmp_path / "y.pcapng").read_bytes()
+    (tmp_path / "z.pcapng").write_bytes(data + data[:50])
+    assert main(["explain", "--pcap", str(tmp_path / "z.pcapng")]) == 3
+    printed = capsys.readouterr()
+    assert "reset the connection" in printed.out
+    assert "the file ends badly" in printed.err
+
+
+def test_nothing_that_matches_is_an_error_with_a_hint(capsys):
+    assert main(["capture", "127.0.0.1:1", "127.0.0.1:2"]) == 1
+    assert "hint:" in capsys.readouterr().err
+
+
+def packet(number: int) -> object:
+    from finwait.kernel.capture import Packet
+
+    return Packet(number, bytes(1000), 1000, 1, outgoing=True)
+
+
+def test_a_ring_of_files_keeps_the_last(tmp_path):
+    writer = capturing.Writer(str(tmp_path / "r.pcapng"), limit=5000, files=2)
+    for number in range(40):
+        writer.packet(7, {1: "lo"}, packet(number))  # type: ignore[arg-type]
+    writer.close()
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert [os.path.basename(p) for p in writer.paths] == left
+    assert len(left) == 2
+    last = [f.time_ns for f in pcap.read((tmp_path / left[1]).read_bytes())]
+    assert last[-1] == 39
+
+
+def test_a_full_disk_is_said_and_ends_nothing():
+    if not os.path.exists("/dev/full"):
+        _missing("no /dev/full here")
+    writer = capturing.Writer("/dev/full")
+    writer.open()
+    for number in range(40):
+        writer.packet(7, {1: "lo"}, packet(number))  # type: ignore[arg-type]
+    writer.flush()
+    writer.close()
+    assert writer.failed == os.strerror(errno.ENOSPC)

@@ -1,0 +1,131 @@
+"""`finwait trace` as a process: what it prints, how it ends, what it leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.kernel.test_trace import instances, own_address, tracing_is_possible, traffic  # noqa: F401
+
+pytestmark = pytest.mark.kernel
+
+
+@contextmanager
+def trace(*options: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, from the moment on when it is tracing."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finwait", "trace", *options], stdout=stdout, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith(b"tracing"), line
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=30)
+
+
+def of(process: subprocess.Popen[bytes]) -> list[str]:
+    return [name for name in instances() if name.startswith(f"finwait-{process.pid}-")]
+
+
+def test_jsonl_is_one_object_a_line_and_count_is_exact():
+    host = own_address()
+    with traffic(20) as script, trace("-o", "jsonl", "--count", "30", "src", host) as process:
+        script.go()
+        out, _ = process.communicate(timeout=60)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert len(rows) == 30
+    assert {row["src"] for row in rows} == {host}
+    assert process.returncode in (0, 3)
+
+
+def test_parquet_holds_what_was_seen():
+    arro3 = pytest.importorskip("arro3.io")
+    host = own_address()
+    with traffic(10) as script, trace("-o", "parquet", "--count", "100", "src", host) as process:
+        script.go()
+        out, _ = process.communicate(timeout=60)
+    table = arro3.read_parquet(io.BytesIO(out)).read_all()
+    assert table.num_rows == 100
+    assert set(table.column("src").to_pylist()) == {host}
+    assert set(table.column("new").to_pylist()) >= {"FIN_WAIT2", "CLOSE_WAIT"}
+
+
+def test_a_summary_counts_every_state():
+    host = own_address()
+    with traffic(25) as script, trace("--summary", "--for", "4s", "src", host) as process:
+        script.go()
+        out, _ = process.communicate(timeout=60)
+    assert b"LAST_ACK: 25 times" in out
+    assert b"ESTABLISHED: 50 times" in out
+
+
+def test_both_ends_are_told_as_one_story():
+    host = own_address()
+    with (
+        traffic(1, "orphan") as script,
+        trace(
+            "--follow-connection", "--for", "4s", f"sport = :{script.port} or dport = :{script.port}"
+        ) as process,
+    ):
+        script.go()
+        out, _ = process.communicate(timeout=60)
+    stories = [s for s in out.decode().split("connection ") if host in s]
+    assert len(stories) == 1
+    assert "client FIN_WAIT1→FIN_WAIT2" in stories[0]
+    assert "server ESTABLISHED→CLOSE_WAIT" in stories[0]
+    assert "became a minisocket" in stories[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_leaves_nothing(number):
+    with trace() as process:
+        assert len(of(process)) == 1
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    assert of(process) == []
+    assert process.returncode == 130
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly():
+    read, write = os.pipe()
+    with trace("src", own_address(), stdout=write) as process, traffic(5) as script:
+        os.close(write)
+        os.close(read)
+        script.go()
+        deadline = time.monotonic() + 30
+        while process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        _, err = process.communicate()
+    assert b"Traceback" not in err
+    assert of(process) == []
+
+
+def test_a_wrong_filter_is_an_error_before_anything_is_traced():
+    done = subprocess.run(
+        [sys.executable, "-m", "finwait", "trace", "state", "fin-wait-9"], capture_output=True
+    )
+    assert done.returncode == 2
+    assert b"fin-wait-9" in done.stderr
+
+
+def test_polling_says_so():
+    done = subprocess.run(
+        [sys.executable, "-m", "finwait", "trace", "--poll", "--for", "1s", "sport", "=", ":1"],
+        capture_output=True,
+    )
+    assert done.stderr.startswith(b"polling, not tracing")
+    assert b"not seen this way" in done.stderr

@@ -1,0 +1,68 @@
+"""An entry and the sockets at its ends: when they disagree, and when that says nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finwait.attribution.tracked import tracked
+from finwait.table.flows import FlowTable
+from finwait.table.sockets import pack_address
+from finwait.uapi import conntrack as ct
+from finwait.uapi import tcp
+from tests.unit.attribution.test_other_end import table
+
+CLIENT, VIP, BACKEND = "10.0.0.1", "10.96.0.1", "10.1.0.2"
+HERE = frozenset({pack_address(CLIENT), pack_address(BACKEND)})
+
+
+def entry(state: str) -> FlowTable:
+    def words(text: str) -> Any:
+        return np.array([pack_address(text)], np.uint64)
+
+    return FlowTable.from_columns(
+        {
+            "netns": [1], "family": [2], "protocol": [6], "tcp_state": [ct.TCP_STATE_NUMBERS[state]],
+            "orig_src": words(CLIENT), "orig_sport": [4000], "orig_dst": words(VIP), "orig_dport": [80],
+            "reply_src": words(BACKEND), "reply_sport": [8080], "reply_dst": words(CLIENT), "reply_dport": [4000],
+        }
+    )  # fmt: skip
+
+
+def verdict(
+    state: str, client: int | None, server: int | None, local: frozenset[tuple[int, int]] = HERE
+) -> str:
+    rows = []
+    if client is not None:
+        rows.append((1, CLIENT, 4000, VIP, 80, client))
+    if server is not None:
+        rows.append((2, BACKEND, 8080, CLIENT, 4000, server))
+    (said,) = tracked(table(rows), entry(state), local).verdict
+    return said
+
+
+@pytest.mark.parametrize(
+    ("state", "client", "server", "said"),
+    [
+        ("ESTABLISHED", tcp.ESTABLISHED, tcp.ESTABLISHED, "agree"),
+        ("CLOSE_WAIT", tcp.CLOSE_WAIT, tcp.FIN_WAIT2, "agree"),
+        ("ESTABLISHED", tcp.ESTABLISHED, None, "the server end is gone"),
+        ("ESTABLISHED", None, tcp.ESTABLISHED, "the client end is gone"),
+        ("ESTABLISHED", None, None, "entry without sockets"),
+        ("TIME_WAIT", None, None, "agree"),
+        ("TIME_WAIT", tcp.TIME_WAIT, None, "agree"),
+        ("ESTABLISHED", tcp.CLOSE_WAIT, tcp.FIN_WAIT2, "the ends are closing"),
+        ("CLOSE", tcp.ESTABLISHED, tcp.ESTABLISHED, "the entry is closing"),
+    ],
+)
+def test_a_verdict_follows_from_both_ends(
+    state: str, client: int | None, server: int | None, said: str
+) -> None:
+    assert verdict(state, client, server).startswith(said)
+
+
+def test_an_end_on_another_machine_is_not_held_against_the_entry() -> None:
+    assert verdict("ESTABLISHED", tcp.ESTABLISHED, None, frozenset({pack_address(CLIENT)})) == "agree"
+    assert verdict("ESTABLISHED", None, None, frozenset()).startswith("forwarded")

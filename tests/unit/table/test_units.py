@@ -1,0 +1,32 @@
+"""Values as people read them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finwait.table.units import printable
+
+ANY = st.text(st.characters(codec=None))
+
+
+@given(ANY)
+def test_what_is_made_printable_can_be_printed_and_holds_no_control_character(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert shown.encode("utf-8").decode("utf-8") == shown
+
+
+@given(ANY)
+def test_making_it_printable_twice_changes_nothing_more(text: str) -> None:
+    assert printable(printable(text)) == printable(text)
+
+
+@pytest.mark.parametrize("name", ["nginx: worker", "Web Content", "größe", "日本語", ""])
+def test_ordinary_names_stay_as_they_are(name: str) -> None:
+    assert printable(name) == name
+
+
+def test_an_escape_sequence_a_newline_and_a_direction_override_become_visible() -> None:
+    assert printable("\x1b[2Jx\ny\u202ez") == "\\x1b[2Jx\\ny\\u202ez"

@@ -1,0 +1,143 @@
+"""Transitions as lines, records, stories and histograms."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from finwait.report import transitions as text
+from finwait.table import transitions as tr
+from finwait.table.sockets import pack_address
+from finwait.table.transitions import TransitionTable
+
+A, B = pack_address("10.0.0.1"), pack_address("10.0.0.2")
+NAMES = text.Names(
+    wall_offset_ns=1_700_000_000_000_000_000, netns={7: ("host",)}, owners={5: [(812, "nginx")]},
+    pods={9: "3f2a8c1e-0000-4000-8000-000000000001"}, tasks={812: "nginx"}, reasons={14: "TCP_STATE"},
+)  # fmt: skip
+
+
+def rows(*script: tuple[int, int, int], ours: bool = True, **columns: Any) -> TransitionTable:
+    n = len(script)
+    given: dict[str, Any] = {
+        "kind": [tr.TRANSITION] * n, "time_ns": [t for t, _, _ in script], "oldstate": [o for _, o, _ in script],
+        "newstate": [s for _, _, s in script], "family": [2] * n, "src": [A if ours else B] * n,
+        "dst": [B if ours else A] * n, "sport": [40000 if ours else 80] * n, "dport": [80 if ours else 40000] * n,
+        "interrupt": [True] * n,
+    }  # fmt: skip
+    given |= {name: [value] * n for name, value in columns.items()}
+    return TransitionTable.from_columns(given)
+
+
+def test_a_line_says_when_where_what_and_whose():
+    table = rows((1_500_000_000, 1, 4), netns=7, inode=5, in_old_ns=12_000_000_000)
+    (line,) = text.lines(table, NAMES)
+    assert line == (
+        "22:13:21.500 host     10.0.0.1:40000 > 10.0.0.2:80          ESTABLISHED→FIN_WAIT1      12s nginx[812]"
+    )
+    assert len(line) <= 100 + len("nginx[812]")
+
+
+def test_what_is_not_known_is_a_dash():
+    (line,) = text.lines(rows((0, 1, 4)), text.Names())
+    assert line.split()[1] == "-"
+    assert line.split()[-1] == "-"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (
+            rows((0, 5, 7), became=5, expires_ms=59_900),
+            "became a minisocket, still FIN_WAIT2; gone by itself in 59.9 s",
+        ),
+        (rows((0, 5, 7), became=6, expires_ms=60_000), "became a minisocket in TIME_WAIT; gone in 60.0 s"),
+        (rows((0, 1, 7), reset=2), "ended by a reset that was received"),
+        (rows((0, 5, 5), interrupt=False, pid=812), "closed by its owner, nginx[812]"),
+        (rows((0, 5, 7)), "no minisocket was seen after it: destroyed, timed out, or over before we looked"),
+        (rows((0, 9, 7)), ""),
+        (rows((0, 1, 1), kind=tr.SEND_RESET, reason=14), "reset sent (TCP_STATE)"),
+        (rows((0, 0, 8), kind=tr.POLLED, after_ns=0), "first seen"),
+        (rows((0, 8, 0), kind=tr.POLLED, after_ns=0), "gone"),
+    ],
+)
+def test_the_note_says_what_the_states_do_not(table, said):
+    (record,) = text.records(table, NAMES)
+    assert record["note"] == said
+
+
+def test_a_record_is_one_json_object_with_utc_time():
+    (record,) = text.records(rows((1, 1, 4), cgroup_id=9, inode=5), NAMES)
+    back = json.loads(text.encode(record))
+    assert back["time"] == "2023-11-14T22:13:20.000000Z"
+    assert back["owners"] == [{"pid": 812, "comm": "nginx"}]
+    assert back["pod_uid"].startswith("3f2a8c1e")
+    assert back["in_old_us"] is None
+
+
+def test_csv_quotes_what_needs_it():
+    (record,) = text.records(rows((1, 5, 5), interrupt=False, pid=812), NAMES)
+    line = text.csv_line(record)
+    assert line.endswith('"closed by its owner, nginx[812]"')
+    assert len(text.CSV_COLUMNS) == line.replace("owner, n", "owner; n").count(",") + 1
+
+
+def test_both_ends_of_a_connection_are_one_story():
+    stories = text.Stories()
+    client = rows((0, 7, 2), (1_000_000, 2, 1), (5_000_000, 1, 4), (7_000_000, 4, 5), (9_000_000, 5, 7))
+    server = rows((1_100_000, 3, 1), (5_100_000, 1, 8), (8_000_000, 8, 9), (9_100_000, 9, 7), ours=False)
+    assert list(stories.add(client.select([0, 1, 2]), NAMES)) == []  # type: ignore[arg-type]
+    assert list(stories.add(server, NAMES)) == []
+    (story,) = stories.add(client.select([3, 4]), NAMES)  # type: ignore[arg-type]
+    assert story[0] == "connection 10.0.0.1:40000 > 10.0.0.2:80"
+    assert [line.split()[2] for line in story[1:]] == ["client", "client", "server", "client", "server",
+                                                       "client", "server", "client", "server"]  # fmt: skip
+    assert story[-1].split() == ["9.100", "ms", "server", "LAST_ACK→CLOSE"]
+
+
+def test_without_looking_up_nothing_is_said_of_minisockets():
+    (record,) = text.records(rows((0, 5, 7)), text.Names(looked_up=False))
+    assert record["note"] == ""
+
+
+def test_an_end_whose_namespace_is_not_known_joins_the_only_story_with_its_numbers():
+    local: dict[str, Any] = {"src": pack_address("127.0.0.1"), "dst": pack_address("127.0.0.1")}
+    for known_first in (True, False):
+        stories = text.Stories()
+        known: dict[str, Any] = {"netns": 7}
+        unknown: dict[str, Any] = {}
+        first, second = (known, unknown) if known_first else (unknown, known)
+        list(stories.add(rows((0, 7, 2), **local, **first), NAMES))
+        list(stories.add(rows((1, 3, 1), ours=False, **local, **second), NAMES))
+        assert len(list(stories.rest())) == 1
+    stories = text.Stories()
+    list(stories.add(rows((0, 7, 2), **local, netns=7), NAMES))
+    list(stories.add(rows((0, 7, 2), **local, netns=8), NAMES))
+    assert len(list(stories.rest())) == 2
+
+
+def test_a_story_that_is_not_over_is_told_at_the_end():
+    stories = text.Stories()
+    list(stories.add(rows((0, 1, 4)), NAMES))
+    (story,) = stories.rest()
+    assert story[0].endswith("(not over yet)")
+
+
+@pytest.mark.parametrize(
+    ("ns", "shown"),
+    [(0, "0us"), (999_999, "999us"), (1_500_000, "1.5ms"), (250_000_000, "0.25s"), (41_000_000_000, "41s"),
+     (300_000_000_000, "5m00s"), (7_500_000_000_000, "2h05m"), (300_000_000_000_000, "3d11h")],
+)  # fmt: skip
+def test_a_duration_has_at_most_eight_characters(ns, shown):
+    assert text.duration(ns) == shown
+    assert len(shown) <= 8
+
+
+def test_the_summary_is_a_histogram_for_each_state():
+    table = rows((0, 1, 4), (0, 1, 4), (0, 4, 5), in_old_ns=3_000_000)
+    lines = text.summary(table)
+    assert lines[0] == "ESTABLISHED: 2 times, median 3.0ms"
+    assert lines[1].split("|")[0].split() == ["2.0ms", "…", "4.1ms", "2"]
+    assert lines[2].startswith("FIN_WAIT1: 1 times")
