@@ -234,7 +234,7 @@ def _replaceable(path: str) -> None:
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         raise RecordingError(
-            f"could not write the recording `{_plain(path)}`: it is there, and it is {kind}; nothing was changed",
+            f"could not write `{_plain(path)}`: it is {kind}, and was left alone",
             hint="name a new file, or a regular one that may be replaced",
         )
 

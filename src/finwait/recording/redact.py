@@ -53,16 +53,18 @@ _HARMLESS_FLOW: Final = frozenset(
     )
 )  # fmt: skip
 _STRUCTURE: Final = re.compile(
-    r"(?:kubepods(?:-besteffort|-burstable)?(?:\.slice)?|besteffort|burstable|system\.slice|user\.slice|machine\.slice"
-    r"|init\.scope|docker|containerd|crio|lxc|libpod_parent|user@?|container|kubelet|payload|supervisor)"
+    r"(?:kubelet-)?kubepods(?:-besteffort|-burstable)?(?:\.slice)?|besteffort|burstable"
+    r"|(?:system|user|machine|kubelet)\.slice|init\.scope|user@?|container|kubelet|payload|supervisor"
+    r"|docker|containerd|cri-containerd|crio|lxc|lxc\.(?:payload|monitor)|libpod_parent"
 )
 _HEX: Final = re.compile(r"[0-9a-f]{12,}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}([-_])[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}")
-_SUFFIX: Final = re.compile(r"\.(?:service|scope|slice|socket|mount)$")
+_SUFFIX: Final = re.compile(r"\.(?:service|scope|slice|socket|mount|swap)$")
 _PREFIX: Final = re.compile(
-    r"^(?:kubepods(?:-besteffort|-burstable)?-pod|pod|cri-containerd-|crio-|docker-|libpod-(?:conmon-)?)"
+    r"(?:kubelet-)?kubepods(?:-besteffort|-burstable)?-pod|pod|cri-containerd-|crio-(?:conmon-)?|docker-|nerdctl-"
+    r"|libpod-(?:conmon-|payload-)?|lxc\.(?:payload|monitor)\.|machine-"
 )
-
+_CLUSTER: Final = re.compile(r"(.+)-(kubepods[.-].*|kubepods)")
 
 _LINK_LOCAL: Final = b"\xfe\x80" + bytes(6)
 _SECOND_OCTET: Final = {172: 0x0F, 192: 0x00, 100: 0x3F, 169: 0x00}
@@ -98,14 +100,20 @@ class Pseudonyms:
         return made
 
     def hexadecimal(self, text: str) -> str:
-        """Return other hexadecimal digits of the same number and grouping."""
-        digits = (self._hash(b"hex", text.encode()) * (len(text) // 32 + 1)).hex()
+        """Return other hexadecimal digits of the same number and grouping, the same whatever separates groups."""
+        plain = text.replace("_", "-")
+        digits = (self._hash(b"hex", plain.encode()) * (len(text) // 32 + 1)).hex()
         return "".join(c if c in "-_" else digits[k] for k, c in enumerate(text))
 
     def component(self, text: str) -> str:
-        """Return one component of a cgroup path, its structure kept."""
+        """Return one component of a cgroup path, its structure kept: what a runtime is told by."""
         if not text or _STRUCTURE.fullmatch(text):
             return text
+        if ":" in text:  # what containerd makes of systemd's notation without systemd
+            return ":".join(map(self.component, text.split(":")))
+        cluster = _CLUSTER.fullmatch(text)
+        if cluster and cluster[1] != "kubelet":
+            return f"{self.name(cluster[1])}-{self.component(cluster[2])}"
         suffix = m[0] if (m := _SUFFIX.search(text)) else ""
         body = text.removesuffix(suffix) if suffix else text
         prefix = m[0] if (m := _PREFIX.match(body)) else ""
@@ -222,6 +230,11 @@ def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
+def _exe(path: str, names: Pseudonyms) -> bytes:
+    program = path.removesuffix(" (deleted)")  # which an update leaves behind: the kernel's word, not a name
+    return b"/" + _bytes(names.name(program, "exe")) + _bytes(path[len(program) :])
+
+
 def _process(one: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
     comm, stat = "", None
     if one.stat is not None and 0 <= one.stat.find(b"(") < one.stat.rfind(b")"):
@@ -249,7 +262,7 @@ def _process(one: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
         status=status,
         cmdline=None if not one.cmdline else _bytes(names.name(comm, "comm")) + b"\0",
         cgroup=cgroup,
-        exe=None if not one.exe else b"/" + names.name(one.exe.decode("utf-8", "replace"), "exe").encode(),
+        exe=None if not one.exe else _exe(one.exe.decode("utf-8", "surrogateescape"), names),
     )
 
 

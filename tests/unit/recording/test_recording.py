@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finwait.attribution.container import workload_of_path
 from finwait.errors import FinwaitError, Gap, RecordingError
 from finwait.recording import open_recording, read, redact, write
 from finwait.recording.format import writing
@@ -22,6 +23,7 @@ from finwait.recording.redact import Pseudonyms
 from finwait.uapi import netlink as nl
 from finwait.uapi.observation import Descriptors, Dump, Facts, Namespace, Observation, ProcessFiles
 from finwait.uapi.proc import parse_stat
+from tests.unit.attribution.test_container import HASH, ID, NODE, PATHS, UID, UID_
 
 CAPTURE = next((Path(__file__).parents[2] / "captures").glob("*/kube-proxy-userspace.finwait"))
 
@@ -85,7 +87,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
     else:
         path.symlink_to("/dev/null" if kind == "link" else tmp_path / "nothing")
     before = path.lstat()
-    with pytest.raises(RecordingError, match="nothing was changed") as caught:
+    with pytest.raises(RecordingError, match="left alone") as caught:
         write(str(path), [observation()])
     assert caught.value.hint
     assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
@@ -309,6 +311,23 @@ def test_pseudonyms_of_cgroups_keep_their_shape() -> None:
     assert "0a1b2c3d" not in got
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_pseudonym_of_a_cgroup_tells_the_runtime_and_the_class_and_nothing_else(path: str) -> None:
+    names = Pseudonyms(b"k")
+    before, after = workload_of_path(path), workload_of_path(names.path(path))
+    assert (after.runtime, after.qos) == (before.runtime, before.qos)
+    for name in ("container_id", "pod_uid", "unit"):
+        was, is_ = getattr(before, name), getattr(after, name)
+        assert bool(is_) == bool(was)
+        if name != "unit":
+            assert not was or is_ != was
+            assert len(is_) == len(was) or "name-" in is_
+    for secret in (ID, NODE, UID, UID_, HASH, "web", "nginx", "1000", "build", "delegating"):
+        assert secret not in names.path(path)
+    if UID in path or UID_ in path:  # however a driver spells it
+        assert after.pod_uid == names.hexadecimal(UID)
+
+
 def test_nothing_that_identifies_is_left_in_a_redacted_look() -> None:
     one = observation()
     stat_line = b"5 (a b) S 1 " + b"7 " * 18 + b"140728609843873 140728609843949\n"
@@ -336,6 +355,17 @@ def test_nothing_that_identifies_is_left_in_a_redacted_look() -> None:
     ):
         assert secret not in text
     assert parse_stat(got.processes[5].stat or b"").start_ticks == 7
+
+
+def test_that_a_program_was_deleted_is_still_told() -> None:
+    one = observation()
+    path = b"/opt/acme/serve (deleted)"
+    (got,) = redact(
+        [replace(one, namespaces=(), processes={5: replace(one.processes[5], exe=path)})], key=b"k"
+    )
+    exe = got.processes[5].exe or b""
+    assert exe.endswith(b" (deleted)")
+    assert b"acme" not in exe
 
 
 def test_messages_that_nobody_decodes_are_blanked() -> None:
