@@ -312,8 +312,8 @@ class Worker:
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self) -> None:
-        """Work until stopped: by `stop`, or when draining is over."""
+    def run(self, after: Callable[[], None] = lambda: None) -> None:
+        """Work until stopped: by `stop`, or when draining is over. ``after`` is called after every turn."""
         # Every cycle that a connection makes is taken apart when it ends, so collections find nothing; with
         # ten thousand connections a full one would hold up everybody for some 20 ms.
         gc.collect()
@@ -322,6 +322,7 @@ class Worker:
         try:
             while not self.stopped:
                 self.turn()
+                after()
         finally:
             self.close()
 
@@ -1115,7 +1116,7 @@ class Worker:
         for backend in route.balancer.backends:
             for idle in list(backend.idle):
                 if self.draining or (pool.idle_timeout and self.now - idle.opened >= pool.idle_timeout):
-                    self._drop_idle(idle)
+                    self.drop_idle(idle)
             usable = backend.up and not backend.ejected(self.now) and not self.draining
             while usable and len(backend.idle) < pool.max_idle:
                 try:
@@ -1135,11 +1136,12 @@ class Worker:
         if mask & (ERR | RDHUP | HUP):
             if not idle.ready:
                 idle.route.balancer.failed(idle.backend, self.now)
-            self._drop_idle(idle)
+            self.drop_idle(idle)
         elif mask & OUT and not idle.ready:
             idle.ready = True
 
-    def _drop_idle(self, idle: _Idle) -> None:
+    def drop_idle(self, idle: _Idle) -> None:
+        """Close a pre-opened connection."""
         idle.backend.idle.remove(idle)
         self.unwatch(idle.fd)
         self._graves.append(idle.fd)
@@ -1194,9 +1196,14 @@ class Worker:
     def drain(self, seconds: float | None = None) -> None:
         """Stop accepting; let connections end; cut what is left after the services' ``drain`` (or ``seconds``)."""
         self.now = time.monotonic()
-        self.draining = True
-        for key in list(self.listeners):
+        for key, listener in list(self.listeners.items()):
+            # Who waits in the queue was promised a connection: closing the listener would reset it.
+            before = -1
+            while before != listener.route.accepted and key not in self._paused:
+                before = listener.route.accepted
+                self._accept(listener)
             self.unlisten(key)
+        self.draining = True
         for conn in list(self.conns()):
             timeouts = conn.listener.route.service.timeouts
             patience = timeouts.drain if seconds is None else seconds
@@ -1223,7 +1230,7 @@ class Worker:
         for route in self.routes.values():
             for backend in route.balancer.backends:
                 for idle in list(backend.idle):
-                    self._drop_idle(idle)
+                    self.drop_idle(idle)
         for fd in (*self._graves, *(fd for pipe in self._pipes for fd in pipe)):
             os.close(fd)
         self._graves.clear()
