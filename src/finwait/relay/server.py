@@ -68,6 +68,8 @@ PIPES: Final = 64
 """Pipes at most; beyond, bulk is copied. Root aside, 64 of 1 MiB are what pipe-user-pages-soft allows."""
 TURN_BYTES: Final = 2 << 20
 """After so many bytes in one go the others get their turn."""
+BULK_TURN: Final = 1 << 18
+"""The same for splice; a round of it moves up to a pipe, so turns are short and the source has time to refill."""
 GRAIN: Final = 0.25
 """Seconds between turns of the timer wheel."""
 ACCEPTS: Final = 8
@@ -699,6 +701,8 @@ class Worker:
         moved = 0
         if leg.waiting and not self._deliver(leg):
             return
+        if leg.bulk and leg.pipe is None and not self._borrow(leg):
+            leg.bulk = False
         while not leg.bulk:
             try:
                 data = _read(source, CHUNK)
@@ -751,7 +755,10 @@ class Worker:
                 got = _splice(source, into, size, flags=SPLICE)
             except BlockingIOError:
                 self._give_back(leg)
+                # What moves little is read again the next time: two calls are cheaper than four.
+                leg.bulk = moved >= CHUNK
                 if leg.urgent or leg.rdhup:
+                    leg.bulk = False
                     self._pump(leg)
                 return
             except OSError as error:
@@ -782,9 +789,10 @@ class Worker:
                     return
             if leg.urgent:
                 self._give_back(leg)
+                leg.bulk = False
                 self._pump(leg)
                 return
-            if moved >= TURN_BYTES:
+            if moved >= BULK_TURN:
                 self._ready.append(leg)
                 return
 
@@ -849,7 +857,6 @@ class Worker:
     def _give_back(self, leg: Leg) -> None:
         """Return a leg's pipe; one that still holds bytes is closed, for nobody may get them."""
         pipe = leg.pipe
-        leg.bulk = False
         if pipe is None:
             return
         leg.pipe = None

@@ -2,7 +2,7 @@
 
 Theory of operation: the supervisor owns everything that must outlive a worker: the listening sockets, the
 configuration, what is known about backends, the admin socket. It never touches a relayed byte, so it may use
-asyncio and take its time. Workers are fresh processes; each has one Unix socket to here, over which it
+asyncio and take its time. Workers are forked; each has one Unix socket to here, over which it
 gets its configuration and its listening sockets. A worker that dies is replaced, with the same sockets: connections of
 others are not touched, and new ones wait in the kernel's queue meanwhile.
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import pwd
@@ -31,15 +32,16 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
 from finwait.errors import FinwaitError, KernelError
 from finwait.relay import config as configuration
-from finwait.relay import listeners, metrics
+from finwait.relay import listeners, metrics, worker
 from finwait.relay.config import ConfigError
 from finwait.relay.health import Checker
 from finwait.relay.resolve import Resolver
@@ -64,6 +66,62 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+class _Child:
+    """A forked worker.
+
+    Forked, not started anew: after ``user`` the interpreter may be out of reach, and the pages are shared. The child
+    never returns into the supervisor's frames, whose objects it must not touch: their descriptors are closed.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self.returncode: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        gc.collect()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be_a_worker(control.fileno())
+
+    @staticmethod
+    def _be_a_worker(control: int) -> NoReturn:
+        status = 1
+        try:
+            gc.freeze()
+            signal.set_wakeup_fd(-1)
+            kept = os.dup2(control, 3) if control != 3 else 3
+            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            os.close(null)
+            status = worker.main(kept)
+        except BaseException:  # noqa: BLE001  # the outermost frame of a process
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        """Return the exit status if it has ended."""
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Wait for its end; minus the signal's number when one ended it."""
+        status = self._wait(0)
+        assert status is not None
+        return status
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
 class _Line:
     """One worker process, and the socket to it."""
 
@@ -74,11 +132,7 @@ class _Line:
         self.started = time.monotonic()
         near, far = socket.socketpair()
         with far:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "finwait.relay.worker", str(far.fileno())],
-                pass_fds=(far.fileno(),),
-                stdin=subprocess.DEVNULL,
-            )
+            self.process = _Child(far)
         near.setblocking(False)
         self.sock = near
         self._queue: deque[tuple[bytes, list[int]]] = deque()

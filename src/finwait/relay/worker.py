@@ -45,7 +45,8 @@ class Process:
         self.log_flushed = 0.0
         self.configured = False
         self.worker.watch(control.fileno(), self.on_control)
-        signal.signal(signal.SIGTERM, lambda *_: self.worker.drain())
+        self.told_to_drain = False
+        signal.signal(signal.SIGTERM, self.on_term)
         for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGPIPE):
             signal.signal(ignored, signal.SIG_IGN)
 
@@ -197,25 +198,29 @@ class Process:
     def run(self) -> None:
         """Work until drained or stopped."""
         try:
-            self.worker.run(self.tend_log)
+            self.worker.run(self.tend)
         finally:
             self.flush_log()
 
-    def tend_log(self) -> None:
-        """Write out lines that have waited long enough."""
+    def on_term(self, *_: object) -> None:
+        """Note that somebody wants this worker to go. Handlers run between any two steps, so nothing more here."""
+        self.told_to_drain = True
+
+    def tend(self) -> None:
+        """Do what is due after a turn: drain when told so by a signal, write out the log."""
+        if self.told_to_drain and not self.worker.draining:
+            self.worker.drain()
         if self.log_lines and self.worker.now - self.log_flushed >= 0.5:
             self.log_flushed = self.worker.now
             self.flush_log()
 
 
-def main(argv: list[str]) -> int:
-    """Run a worker whose control socket is the descriptor named by the first argument."""
+def main(control: int) -> int:
+    """Run a worker whose line to the supervisor is this descriptor; return the exit status."""
     sockets.set_name("finwait-relay")
-    control = socket.socket(fileno=int(argv[0]))
-    control.set_inheritable(False)
-    Process(control).run()
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    sock = socket.socket(fileno=control)
+    sock.set_inheritable(False)
+    Process(sock).run()
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
