@@ -1,7 +1,8 @@
 """Benchmarks of the relay beside HAProxy, nginx, Envoy and a direct connection, all sides in one run.
 
-``python -m bench.relay [--rounds 5] [--seconds 1.5]``. Everything runs in a network namespace of its own over loopback. Load
-and server are pinned to the first processor, the relay alone to the second; on a machine with one they share it.
+``python -m bench.relay [--rounds 5] [--seconds 1.5]``. Everything runs in a network namespace of its own over
+loopback. Load and server are pinned to the first processor, the relay alone to the second; on a machine with one they
+share it.
 Rounds are interleaved and ratios are taken within a round, so that a neighbour's burst hits all sides alike.
 
 Each peer runs with one worker, with splice where it has it (HAProxy: forced, with 1 MiB pipes) and the features that
@@ -34,7 +35,9 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Side:
     """One way from client to server."""
 
-    def __init__(self, name: str, port: int, argv: list[str], netns: Netns, cpu: int | None, cwd: Path) -> None:
+    def __init__(
+        self, name: str, port: int, argv: list[str], netns: Netns, cpu: int | None, cwd: Path
+    ) -> None:
         self.name = name
         self.port = port
         self.process: subprocess.Popen[bytes] | None = None
@@ -43,7 +46,11 @@ class Side:
         pin = ["taskset", "-c", str(cpu)] if cpu is not None else []
         self.process = netns.call(
             lambda: subprocess.Popen(
-                [*pin, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=cwd
+                [*pin, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=cwd,
             )
         )
 
@@ -88,8 +95,24 @@ def commands(folder: Path, workers: int) -> dict[str, list[str]]:
 
     found: dict[str, list[str]] = {"direct": []}
     found["finwait"] = [
-        *(sys.executable, "-m", "finwait.relay", "run", "--listen", "127.0.0.1:7101", "--to", f"127.0.0.1:{BACKEND}"),
-        *("--admin", str(folder / "admin.sock"), "--workers", str(workers), "--max-connections", str(9000 * workers)),
+        *(
+            sys.executable,
+            "-m",
+            "finwait.relay",
+            "run",
+            "--listen",
+            "127.0.0.1:7101",
+            "--to",
+            f"127.0.0.1:{BACKEND}",
+        ),
+        *(
+            "--admin",
+            str(folder / "admin.sock"),
+            "--workers",
+            str(workers),
+            "--max-connections",
+            str(9000 * workers),
+        ),
     ]
     if shutil.which("haproxy") or Path("/usr/sbin/haproxy").exists():
         for name, port, extra in (
@@ -101,11 +124,17 @@ def commands(folder: Path, workers: int) -> dict[str, list[str]]:
                 f"defaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n{extra}"
                 f"listen t\n bind 127.0.0.1:{port}\n server s 127.0.0.1:{BACKEND}\n"
             )
-            found[name] = [shutil.which("haproxy") or "/usr/sbin/haproxy", "-db", "-f", str(folder / f"{name}.cfg")]
+            found[name] = [
+                shutil.which("haproxy") or "/usr/sbin/haproxy",
+                "-db",
+                "-f",
+                str(folder / f"{name}.cfg"),
+            ]
     module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
     if module.exists():
         (folder / "nginx.conf").write_text(
-            f"load_module {module};\ndaemon off; worker_processes {workers}; pid {folder}/pid; error_log stderr crit; user root;\n"
+            f"load_module {module};\ndaemon off; worker_processes {workers}; pid {folder}/pid;\n"
+            "error_log stderr crit; user root;\n"
             "events { worker_connections 9000; }\nstream { server { listen 127.0.0.1:7104; "
             f"proxy_pass 127.0.0.1:{BACKEND}; proxy_half_close on; tcp_nodelay on; }} }}\n"
         )
@@ -134,9 +163,18 @@ static_resources:
     circuit_breakers: {{ thresholds: [{{ max_connections: 20000, max_pending_requests: 20000 }}] }}
     load_assignment:
       cluster_name: s
-      endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {BACKEND} }} }} }} }}] }}]
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {BACKEND} }} }} }}
 """
-PORTS = {"direct": BACKEND, "finwait": 7101, "haproxy": 7102, "haproxy-splice": 7103, "nginx": 7104, "envoy": 7105}
+PORTS = {
+    "direct": BACKEND,
+    "finwait": 7101,
+    "haproxy": 7102,
+    "haproxy-splice": 7103,
+    "nginx": 7104,
+    "envoy": 7105,
+}
 LOADS = (("echo", 64), ("conn", 32), ("bulk", 1), ("bulk", 16))
 
 
@@ -192,14 +230,23 @@ def run(rounds: int, seconds: float, workers: int, only: list[str] | None) -> No
     show(results, rounds, seconds, workers)
 
 
-def show(results: dict[tuple[str, str], list[tuple[float, float, float, float]]], rounds: int, seconds: float, workers: int) -> None:
-    print(f"# {platform.release()}, {os.cpu_count()} processors, Python {platform.python_version()}, "
-          f"{rounds} rounds of {seconds:g} s, {workers} worker(s), {time.strftime('%Y-%m-%d')}; medians, "
-          "ratio = finwait/other within a round [least-most]\n")
+def show(
+    results: dict[tuple[str, str], list[tuple[float, float, float, float]]],
+    rounds: int,
+    seconds: float,
+    workers: int,
+) -> None:
+    print(
+        f"# {platform.release()}, {os.cpu_count()} processors, Python {platform.python_version()}, "
+        f"{rounds} rounds of {seconds:g} s, {workers} worker(s), {time.strftime('%Y-%m-%d')}; medians, "
+        "ratio = finwait/other within a round [least-most]\n"
+    )
     for load in dict.fromkeys(load for load, _ in results):
         unit = "GB/s" if load.startswith("bulk") else "1/s"
         cost = "CPU s/GB" if load.startswith("bulk") else "CPU us each"
-        print(f"| {load} | {unit} | p50 us | p99 us | {cost} | ratio | CPU ratio |\n|---|---|---|---|---|---|---|")
+        print(
+            f"| {load} | {unit} | p50 us | p99 us | {cost} | ratio | CPU ratio |\n|---|---|---|---|---|---|---|"
+        )
         ours = results.get((load, "finwait"), [])
         for (of, name), rows in results.items():
             if of != load:
@@ -208,7 +255,9 @@ def show(results: dict[tuple[str, str], list[tuple[float, float, float, float]]]
             shown = f"{rate / 1e9:.2f}" if unit == "GB/s" else f"{rate:,.0f}"
             ratios = [a[0] / b[0] for a, b in zip(ours, rows, strict=False)]
             costs = [a[3] / b[3] for a, b in zip(ours, rows, strict=False) if b[3]]
-            print(f"| {name} | {shown} | {p50:g} | {p99:g} | {spent:.3g} | {_spread(ratios)} | {_spread(costs)} |")
+            print(
+                f"| {name} | {shown} | {p50:g} | {p99:g} | {spent:.3g} | {_spread(ratios)} | {_spread(costs)} |"
+            )
         print()
 
 
@@ -230,7 +279,7 @@ def idle(count: int) -> None:
         wait_for(netns, [BACKEND, 7101])
         before, fds = relay.memory(), _fds(relay)
         socks = netns.call(lambda: [socket.create_connection(("127.0.0.1", 7101)) for _ in range(count)])
-        stack.callback(lambda: [sock.close() for sock in socks])
+        stack.callback(close_all, socks)
         for sock in socks:
             sock.sendall(b"E" * 64)
         for sock in socks:
@@ -240,8 +289,15 @@ def idle(count: int) -> None:
         cpu, began = relay.cpu(), time.monotonic()
         time.sleep(10)
         share = (relay.cpu() - cpu) / (time.monotonic() - began)
-        print(f"{count} idle: {used / 1e6:.1f} MB ({used / 1e6 * 10000 / count:.1f} MB per 10,000), "
-              f"{descriptors / count:.3f} descriptors each, {share * 100:.2f} % of a core")
+        print(
+            f"{count} idle: {used / 1e6:.1f} MB ({used / 1e6 * 10000 / count:.1f} MB per 10,000), "
+            f"{descriptors / count:.3f} descriptors each, {share * 100:.2f} % of a core"
+        )
+
+
+def close_all(socks: list[socket.socket]) -> None:
+    for sock in socks:
+        sock.close()
 
 
 def _fds(side: Side) -> int:
@@ -253,7 +309,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--only", action="append", help="direct, finwait, haproxy, haproxy-splice, nginx, envoy")
+    parser.add_argument(
+        "--only", action="append", help="direct, finwait, haproxy, haproxy-splice, nginx, envoy"
+    )
     parser.add_argument("--idle", type=int, metavar="N", help="measure N idle connections instead")
     args = parser.parse_args()
     if args.idle:

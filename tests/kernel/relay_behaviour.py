@@ -89,7 +89,9 @@ class Scene:
         fin_timeout: net.ipv4.tcp_fin_timeout of the ends, seconds.
     """
 
-    def __init__(self, kind: str = "finwait", *arguments: str, fin_timeout: int = 60, workers: int = 1) -> None:
+    def __init__(
+        self, kind: str = "finwait", *arguments: str, fin_timeout: int = 60, workers: int = 1
+    ) -> None:
         self.kind = kind
         self.arguments = arguments
         self.fin_timeout = fin_timeout
@@ -102,7 +104,9 @@ class Scene:
         self.lab = self.stack.enter_context(Lab())
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         self.folder.chmod(0o755)
-        self.client_ns, self.relay_ns, self.server_ns = (self.lab.netns(n) for n in ("client", "relay", "server"))
+        self.client_ns, self.relay_ns, self.server_ns = (
+            self.lab.netns(n) for n in ("client", "relay", "server")
+        )
         self.front = self.lab.link(self.client_ns, self.relay_ns)
         self.back = self.lab.link(self.relay_ns, self.server_ns)
         for netns in (self.client_ns, self.server_ns):
@@ -153,7 +157,9 @@ class Scene:
         argv = self.command()
         with open(self.folder / "said", "wb") as said:
             self.process = self.relay_ns.call(
-                lambda: subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=self.folder)
+                lambda: subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=self.folder
+                )
             )
         assert until(self.listens), f"{self.kind} did not start: {self.said()}"
         if self.kind == "finwait":
@@ -298,7 +304,15 @@ static_resources:
 """
     (scene.folder / "envoy.yaml").write_text(text)
     return [
-        *(envoy_binary() or "envoy", "-c", str(scene.folder / "envoy.yaml"), "--concurrency", "1", "-l", "off"),
+        *(
+            envoy_binary() or "envoy",
+            "-c",
+            str(scene.folder / "envoy.yaml"),
+            "--concurrency",
+            "1",
+            "-l",
+            "off",
+        ),
         *("--base-id", str(os.getpid() * 100 + time.monotonic_ns() % 97)),
     ]
 
@@ -327,7 +341,11 @@ def _later(function: Callable[[], object]) -> threading.Thread:
 
 
 def _freed(scene: Scene, seconds: float = WAIT) -> str:
-    return "" if until(lambda: not scene.legs(), seconds) else f"{len(scene.legs())} sockets left: {scene.legs()}"
+    return (
+        ""
+        if until(lambda: not scene.legs(), seconds)
+        else f"{len(scene.legs())} sockets left: {scene.legs()}"
+    )
 
 
 def _close(*socks: socket.socket) -> None:

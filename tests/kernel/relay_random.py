@@ -192,12 +192,18 @@ class Script:
         deadline = time.monotonic() + DEADLINE
         while True:
             mask = sum(mask for _, mask in poll.poll(0))
-            shown = (self.readable(end), bool(mask & (select.POLLRDHUP | select.POLLERR)), bool(mask & select.POLLERR))
+            shown = (
+                self.readable(end),
+                bool(mask & (select.POLLRDHUP | select.POLLERR)),
+                bool(mask & select.POLLERR),
+            )
             wanted = (end.unread, end.fin or end.rst, end.rst)
             if shown == wanted:
                 return
             if time.monotonic() > deadline:
-                raise self.disagree(f"{end.name} shows (unread, over, reset) {shown}, the model says {wanted}")
+                raise self.disagree(
+                    f"{end.name} shows (unread, over, reset) {shown}, the model says {wanted}"
+                )
             time.sleep(0.0002)
 
     @staticmethod
@@ -252,7 +258,9 @@ def main() -> int:
         run(scene, args.sequences, args.seed, tell=True)
         if args.kind == "finwait":
             assert scene.descriptors() <= before + 128, "descriptors were left"
-    sys.stdout.write(f"{args.sequences} sequences of seed {args.seed}: model and sockets agree, nothing left\n")
+    sys.stdout.write(
+        f"{args.sequences} sequences of seed {args.seed}: model and sockets agree, nothing left\n"
+    )
     return 0
 
 

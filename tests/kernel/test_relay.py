@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import select
 import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -19,10 +13,7 @@ from tests.kernel import needs
 from tests.kernel.relay_behaviour import (
     BACKEND,
     BEHAVIOURS,
-    MB,
-    PORT,
     Scene,
-    blob,
     is_reset,
     read_all,
     reset,
@@ -115,7 +106,10 @@ def test_a_peer_that_vanishes_in_any_state_leaves_nothing(state: str, lost: str)
             # The one that will vanish does not read, until nothing more goes.
             far.setblocking(False)
             with contextlib.suppress(BlockingIOError):
-                while stays(lambda: not select.select([], [far], [], 0)[1], 0) or select.select([], [far], [], 1.0)[1]:
+                while (
+                    stays(lambda: not select.select([], [far], [], 0)[1], 0)
+                    or select.select([], [far], [], 1.0)[1]
+                ):
                     far.send(b"z" * 65536)
         link = scene.front if lost == "client" else scene.back
         link.cut()
@@ -150,7 +144,16 @@ def test_another_backend_is_tried_when_one_refuses_or_is_a_black_hole() -> None:
         hole = scene.back.b4.rpartition(".")[0] + ".77"
         scene.relay_ns.ip(f"route add blackhole {hole}")
         scene.restart(
-            *("--to", f"{scene.backend[0]}:9", "--to", f"{hole}:{BACKEND}", "--connect-timeout", "0.5", "--tries", "3")
+            *(
+                "--to",
+                f"{scene.backend[0]}:9",
+                "--to",
+                f"{hole}:{BACKEND}",
+                "--connect-timeout",
+                "0.5",
+                "--tries",
+                "3",
+            )
         )
         for _ in range(4):
             client, server = scene.pair()

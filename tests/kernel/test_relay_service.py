@@ -18,7 +18,18 @@ import pytest
 
 from finwait.relay import proxy_protocol
 from tests.kernel import needs
-from tests.kernel.relay_behaviour import BACKEND, MB, PORT, Scene, blob, is_reset, read_all, reset, stays, until
+from tests.kernel.relay_behaviour import (
+    BACKEND,
+    MB,
+    PORT,
+    Scene,
+    blob,
+    is_reset,
+    read_all,
+    reset,
+    stays,
+    until,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -80,16 +91,17 @@ def test_workers_share_the_load_and_the_limits() -> None:
         assert until(lambda: len(scene.ask("ls", "-o", "json").splitlines()) == 8)
         assert stays(lambda: len(scene.ask("ls", "-o", "json").splitlines()) == 8, 1.0)
 
-        def let_go() -> None:
+        def let_go() -> bool:
             for client in select.select(clients, [], [], 0)[0] if clients else ():
                 assert client.recv(1) == b""
                 client.close()
                 clients.remove(client)
+            return not clients
 
         for _ in range(24):
-            assert until(lambda: let_go() or select.select([scene.listener], [], [], 0)[0])
+            assert until(lambda: (let_go(), select.select([scene.listener], [], [], 0)[0])[1])
             scene.accept().close()
-        assert until(lambda: let_go() or not clients)
+        assert until(let_go)
 
 
 def test_no_privilege_is_kept_after_bind() -> None:
@@ -148,7 +160,9 @@ def config_scene(half: str = '"5m"') -> Scene:
     return scene
 
 
-def write(scene: Scene, *, half: str = '"5m"', more: str = "", backend: str = "", text: str | None = None) -> None:
+def write(
+    scene: Scene, *, half: str = '"5m"', more: str = "", backend: str = "", text: str | None = None
+) -> None:
     values = {
         "folder": scene.folder,
         "front": scene.address[0],
@@ -200,7 +214,9 @@ def test_a_bad_configuration_is_refused_and_the_old_one_stays() -> None:
         echo(scene)
         write(scene, more=', "192.0.2.1:80"')
         os.kill(pid_of(scene), signal.SIGHUP)
-        assert until(lambda: "could not listen on 192.0.2.1:80: the kernel said EADDRNOTAVAIL" in scene.said())
+        assert until(
+            lambda: "could not listen on 192.0.2.1:80: the kernel said EADDRNOTAVAIL" in scene.said()
+        )
         echo(scene)
 
 
@@ -211,7 +227,7 @@ def test_an_upgrade_hands_the_listeners_over_without_refusing_anyone() -> None:
         os.kill(old, signal.SIGUSR2)
         successor = 0
         # New connections all through the change: not one may be refused or reset.
-        while not successor or Path(f"/proc/{old}/status").exists() and "draining" not in scene.said():
+        while not successor or (Path(f"/proc/{old}/status").exists() and "draining" not in scene.said()):
             echo(scene)
             if "to take over" in scene.said():
                 successor = int(scene.said().rpartition("started pid ")[2].split()[0])
@@ -453,7 +469,12 @@ def test_health_checks_take_a_backend_out_and_bring_it_back() -> None:
         address = scene.backend
         scene.listener.close()
         assert until(lambda: "is down: " in scene.said())
-        assert until(lambda: "finwait_relay_backend_up{" in scene.ask("stats") and "\"} 0\n# HELP finwait_relay_backend_c" in scene.ask("stats"))
+        assert until(
+            lambda: (
+                "finwait_relay_backend_up{" in scene.ask("stats")
+                and '"} 0\n# HELP finwait_relay_backend_c' in scene.ask("stats")
+            )
+        )
         scene.listener = scene.server_ns.call(lambda: socket.create_server(address, backlog=512))
         scene.listener.settimeout(10)
         assert until(lambda: "is up: " in scene.said())
@@ -487,7 +508,9 @@ def test_a_file_of_backends_is_watched() -> None:
 def test_idle_connections_are_opened_early_used_once_and_checked_before_use() -> None:
     with Scene("finwait", "--pool-max-idle", "2", "--pool-idle-timeout", "60") as scene:
         early = [scene.accept(), scene.accept()]
-        assert until(lambda: 'backend_idle{service="relay"' in scene.ask("stats") and '"} 2\n' in scene.ask("stats"))
+        assert until(
+            lambda: 'backend_idle{service="relay"' in scene.ask("stats") and '"} 2\n' in scene.ask("stats")
+        )
         client = scene.dial()
         client.sendall(b"quick")
         ready = select.select(early, [], [], 10)[0]
@@ -553,7 +576,9 @@ def test_every_kind_of_address() -> None:
         unix.bind(str(far))
         unix.listen()
         unix.settimeout(10)
-        scene.restart("--listen", f"unix:{path}", "--listen", "*:7040", "--listen", f"[{scene.front.b6}]:7050-7052")
+        scene.restart(
+            "--listen", f"unix:{path}", "--listen", "*:7040", "--listen", f"[{scene.front.b6}]:7050-7052"
+        )
         for where in (path, (scene.front.b4, 7040), (scene.front.b6, 7040), (scene.front.b6, 7051)):
 
             def dial(where: object = where) -> socket.socket:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from finwait.relay.config import Service
 
-__all__ = ["Backend", "Balancer"]
+__all__ = ["Address", "Backend", "Balancer"]
+
+Address = tuple[Any, ...] | str
+"""A socket address: (host, port, …), or a path."""
 
 _POINTS: Final = 128
 """Places on the ring for one unit of weight: shares differ by some 10 % then."""
@@ -63,7 +66,7 @@ class Backend:
     )
 
     def __init__(
-        self, name: str, family: int, address: Any, weight: int = 1, max_connections: int = 0
+        self, name: str, family: int, address: Address, weight: int = 1, max_connections: int = 0
     ) -> None:
         self.name = name
         self.family = family

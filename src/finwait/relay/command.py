@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_ADMIN", "RunParser", "add_parser", "build_config", "flag_of", "main"]
 
 DEFAULT_ADMIN = "/run/finwait-relay.sock"
-_SINGLE = ("service.listen", "service.backend.address", "service.backend.weight", "service.backend.max_connections")
+_SINGLE = (
+    "service.listen",
+    "service.backend.address",
+    "service.backend.weight",
+    "service.backend.max_connections",
+)
 """Options that have a form of their own on the command line."""
 _FLAGS = {
     "service.timeouts.connect": "connect-timeout",
@@ -51,11 +56,20 @@ class RunParser(argparse.ArgumentParser):
 
         from finwait.relay.config import options
 
-        self.add_argument("--config", metavar="FILE", help="TOML file; the options below go before what it says")
-        self.add_argument("--check", action="store_true", help="say whether the configuration is right, and exit")
-        self.add_argument("--explain", action="store_true", help="say what each option protects from, and exit")
         self.add_argument(
-            "--listen", action="append", metavar="ADDRESS", help="where clients connect, e.g. 0.0.0.0:80, *:80, unix:/path"
+            "--config", metavar="FILE", help="TOML file; the options below go before what it says"
+        )
+        self.add_argument(
+            "--check", action="store_true", help="say whether the configuration is right, and exit"
+        )
+        self.add_argument(
+            "--explain", action="store_true", help="say what each option protects from, and exit"
+        )
+        self.add_argument(
+            "--listen",
+            action="append",
+            metavar="ADDRESS",
+            help="where clients connect, e.g. 0.0.0.0:80, *:80, unix:/path",
         )
         self.add_argument(
             "--to",
@@ -83,7 +97,7 @@ class RunParser(argparse.ArgumentParser):
             self.add_argument(flag_of(path), **keywords)
         return self
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
         """Fill, then parse."""
         return self.fill()._parse(args, namespace)
 
@@ -112,30 +126,36 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
     parser = sub.add_parser(
         "relay",
         help="a TCP relay that closes correctly: run it, see its connections, end them",
-        description="A TCP relay that passes on FIN as FIN and RST as RST, holds a half-closed connection as long as both "
-        "peers live, and frees it when one is gone.",
+        description="A TCP relay that passes on FIN as FIN and RST as RST, holds a half-closed connection as long "
+        "as both peers live, and frees it when one is gone.",
     )
     add_commands(parser)
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands to a parser."""
-    what = parser.add_subparsers(dest="relay", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser)
+    what = parser.add_subparsers(
+        dest="relay", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
+    )
     # add_parser() makes parsers of one class; `run` needs its own.
-    what._parser_class = RunParser  # noqa: SLF001
+    what._parser_class = RunParser
     what.add_parser(
         "run",
         help="run a relay",
         description="Run a relay in the foreground. Every option is also a key of the configuration file.",
         epilog="A duration is a number of seconds or has a unit: 300ms, 5s, 10m, 1h. 0 means no limit.",
     ).set_defaults(run=_run)
-    what._parser_class = argparse.ArgumentParser  # noqa: SLF001
+    what._parser_class = argparse.ArgumentParser
     what.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
     what.add_parser("transitions", help="print the table of states and events").set_defaults(run=_transitions)
     ls = what.add_parser("ls", help="list the connections of a running relay")
-    ls.add_argument("--half-closed", action="store_true", help="only those of which one side has sent its FIN")
+    ls.add_argument(
+        "--half-closed", action="store_true", help="only those of which one side has sent its FIN"
+    )
     ls.add_argument("--service", help="only those of this service")
-    ls.add_argument("-o", "--output", choices=("text", "json"), default="text", help="json: one object a line")
+    ls.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="json: one object a line"
+    )
     ls.set_defaults(run=_ls)
     show = what.add_parser("show", help="tell all about connections, as JSON")
     show.add_argument("ids", nargs="+", metavar="ID", help="as `ls` shows it, for example 0-42")
@@ -144,14 +164,19 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     close.add_argument("ids", nargs="+", metavar="ID")
     close.set_defaults(run=_close)
     drain = what.add_parser("drain", help="stop accepting, let connections end, then exit")
-    drain.add_argument("--seconds", metavar="SECONDS", help="cut what is left after this long (default: as configured)")
+    drain.add_argument(
+        "--seconds", metavar="SECONDS", help="cut what is left after this long (default: as configured)"
+    )
     drain.set_defaults(run=_drain)
     stats = what.add_parser("stats", help="print the counts")
     stats.add_argument("-o", "--output", choices=("json", "prometheus"), default="prometheus")
     stats.set_defaults(run=_stats)
     for one in (ls, show, close, drain, stats):
         one.add_argument(
-            "--admin", metavar="PATH", default=DEFAULT_ADMIN, help=f"admin socket of the relay (default {DEFAULT_ADMIN})"
+            "--admin",
+            metavar="PATH",
+            default=DEFAULT_ADMIN,
+            help=f"admin socket of the relay (default {DEFAULT_ADMIN})",
         )
 
 
@@ -209,7 +234,9 @@ def _backend(text: str) -> dict[str, Any]:
     for part in rest:
         key, _, value = part.partition("=")
         if key not in ("weight", "max") or not value.isdecimal():
-            raise ConfigError(f"`--to {text}`: `{part}` is neither weight=N nor max=N", hint="e.g. 10.0.0.5:80,weight=2")
+            raise ConfigError(
+                f"`--to {text}`: `{part}` is neither weight=N nor max=N", hint="e.g. 10.0.0.5:80,weight=2"
+            )
         found["max_connections" if key == "max" else key] = int(value)
     return found
 
@@ -249,8 +276,15 @@ def _explain(args: argparse.Namespace) -> int:
         shown = "(must be given)" if value is msgspec.NODEFAULT else f"{_shown(value)}{unit}"
         if value == 0 and kind == "duration":
             shown = "0 (off)"
-        flag = "--listen" if path == "service.listen" else "--to" if path.startswith("service.backend") else flag_of(path)
-        sys.stdout.write(f"{path} = {shown}    [{flag}]\n{textwrap.fill(text, 92, initial_indent='    ', subsequent_indent='    ')}\n\n")
+        flag = (
+            "--listen"
+            if path == "service.listen"
+            else "--to"
+            if path.startswith("service.backend")
+            else flag_of(path)
+        )
+        body = textwrap.fill(text, 92, initial_indent="    ", subsequent_indent="    ")
+        sys.stdout.write(f"{path} = {shown}    [{flag}]\n{body}\n\n")
     return 0
 
 
@@ -283,7 +317,9 @@ def _ask(path: str, request: dict[str, Any]) -> Any:  # noqa: ANN401  # whatever
             answer = json.loads(sock.makefile("rb").readline() or b'{"error": "it closed without an answer"}')
         except OSError as error:
             failed = FinwaitError(f"could not ask the relay at `{path}`: {error.strerror or error}")
-            failed.hint = "is it running, with `--admin PATH`? Name the same path here; its owner and root may ask"
+            failed.hint = (
+                "is it running, with `--admin PATH`? Name the same path here; its owner and root may ask"
+            )
             raise failed from None
     if "error" in answer:
         raise FinwaitError(f"the relay at `{path}` said: {answer['error']}")
@@ -321,7 +357,9 @@ def _ls(args: argparse.Namespace) -> int:
 
 def _columns(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    sys.stdout.writelines("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows)
+    sys.stdout.writelines(
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )
 
 
 def _age(seconds: float | None) -> str:
@@ -364,7 +402,9 @@ def _all_found(count: int, ids: Iterable[str]) -> int:
 def _drain(args: argparse.Namespace) -> int:
     from finwait.relay.config import parse_duration
 
-    _ask(args.admin, {"do": "drain", "seconds": None if args.seconds is None else parse_duration(args.seconds)})
+    _ask(
+        args.admin, {"do": "drain", "seconds": None if args.seconds is None else parse_duration(args.seconds)}
+    )
     sys.stdout.write("draining\n")
     return 0
 
@@ -379,7 +419,9 @@ def _stats(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m finwait.relay``."""
-    parser = argparse.ArgumentParser(prog="python -m finwait.relay", description="A TCP relay that closes correctly.")
+    parser = argparse.ArgumentParser(
+        prog="python -m finwait.relay", description="A TCP relay that closes correctly."
+    )
     add_commands(parser)
     args = parser.parse_args(argv)
     try:
@@ -390,5 +432,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FinwaitError, ValueError) as error:
         sys.stderr.write(f"finwait relay: error: {error}\n")
         if getattr(error, "hint", ""):
-            sys.stderr.write(f"hint: {error.hint}\n")  # type: ignore[union-attr]
+            sys.stderr.write(f"hint: {error.hint}\n")
         return 1

@@ -109,20 +109,23 @@ class Timeouts(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     first_byte: Annotated[
         float,
         _time(
-            "Until anyone says anything. Against connections opened only to hold a descriptor (slowloris). Off, because "
+            "Until anyone says anything. Against connections opened only to hold a descriptor "
+            "(slowloris). Off, because "
             "clients with pools open connections early."
         ),
     ] = 0.0
     idle: Annotated[
         float,
         _time(
-            "No byte in either direction while both are open. Against sessions whose user has left but whose machine lives."
+            "No byte in either direction while both are open. Against sessions whose user has left "
+            "but whose machine lives."
         ),
     ] = 3600.0
     half_close: Annotated[
         float,
         _time(
-            "Half-closed, and no byte in the open direction. Against programs that never close, on machines that live; the "
+            "Half-closed, and no byte in the open direction. Against programs that never close, on "
+            "machines that live; the "
             "dead are found by keepalive, long before."
         ),
     ] = 300.0
@@ -144,7 +147,8 @@ class Timeouts(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=1,
-            description="Share of the drain time over which the cuts are spread at random. Against all clients coming back "
+            description="Share of the drain time over which the cuts are spread at random. Against "
+            "all clients coming back "
             "in the same instant.",
         ),
     ] = 0.0
@@ -169,7 +173,8 @@ class _Side(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     keepalive_idle: Annotated[
         float,
         _time(
-            "Silence before the first probe (TCP_KEEPIDLE, whole seconds); 0 sends none. Finds peers that are gone, and those "
+            "Silence before the first probe (TCP_KEEPIDLE, whole seconds); 0 sends none. Finds peers "
+            "that are gone, and those "
             "that closed fully behind a half-close; keeps conntrack entries alive."
         ),
     ] = 15.0
@@ -181,21 +186,24 @@ class _Side(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     user_timeout: Annotated[
         float,
         _time(
-            "How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT). Without it a vanished peer holds a sender for 15 "
+            "How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT). Without it a vanished "
+            "peer holds a sender for 15 "
             "minutes. A peer that lives and keeps its window shut is not held to it."
         ),
     ] = 30.0
     linger: Annotated[
         float,
         _time(
-            "After both sides have finished: how long the kernel may go on delivering to a reader whose window is shut. "
+            "After both sides have finished: how long the kernel may go on delivering to a reader "
+            "whose window is shut. "
             "Against losing the tail of an answer to a slow reader."
         ),
     ] = 300.0
     nodelay: Annotated[
         bool,
         Meta(
-            description="TCP_NODELAY: bytes go on at once. A relay that waits for more adds up to 40 ms to a small request."
+            description="TCP_NODELAY: bytes go on at once. A relay that waits for more adds up to 40 "
+            "ms to a small request."
         ),
     ] = True
     mark: Annotated[
@@ -204,7 +212,8 @@ class _Side(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     transparent: Annotated[
         bool,
         Meta(
-            description="IP_TRANSPARENT. Client side: take connections to addresses that are not ours. Server side: connect "
+            description="IP_TRANSPARENT. Client side: take connections to addresses that are not "
+            "ours. Server side: connect "
             "from the client's own address. Needs CAP_NET_ADMIN and routes that bring the answers back."
         ),
     ] = False
@@ -238,7 +247,8 @@ class ServerSide(_Side, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fast_open: Annotated[
         bool,
         Meta(
-            description="TCP_FASTOPEN_CONNECT: the SYN goes out with the client's first bytes. Only for protocols where the "
+            description="TCP_FASTOPEN_CONNECT: the SYN goes out with the client's first bytes. Only "
+            "for protocols where the "
             "client speaks first: until then nothing is sent."
         ),
     ] = False
@@ -250,7 +260,8 @@ class BackendConfig(_Options, frozen=True, kw_only=True, forbid_unknown_fields=T
     address: Annotated[
         str,
         Meta(
-            description="`10.0.0.5:80`, `[2001:db8::5]:80`, `unix:/run/app.sock`, `dns:app.example:80` (each address of the "
+            description="`10.0.0.5:80`, `[2001:db8::5]:80`, `unix:/run/app.sock`, "
+            "`dns:app.example:80` (each address of the "
             "name is a backend, asked for again and again) or `file:/etc/backends` (one address a line, watched)."
         ),
     ]
@@ -322,8 +333,10 @@ class Pool(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
-            description="Connections kept ready for each backend (and worker); 0 is off. Saves a round trip to distant "
-            "backends. Each is used once: after a byte was sent a TCP connection cannot be used again. Not for servers "
+            description="Connections kept ready for each backend (and worker); 0 is off. Saves a "
+            "round trip to distant "
+            "backends. Each is used once: after a byte was sent a TCP connection cannot be used "
+            "again. Not for servers "
             "that count or time out silent clients.",
         ),
     ] = 0
@@ -339,7 +352,8 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     listen: Annotated[
         tuple[str, ...],
         Meta(
-            description="`0.0.0.0:80`, `[::]:80` (IPv6 only), `*:80` (both families), `127.0.0.1:8000-8010` (a range), "
+            description="`0.0.0.0:80`, `[::]:80` (IPv6 only), `*:80` (both families), "
+            "`127.0.0.1:8000-8010` (a range), "
             "`unix:/run/relay.sock`, `fd:NAME` (a socket that systemd passes; `fd:` alone takes all of them)."
         ),
     ]
@@ -347,7 +361,8 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     balance: Annotated[
         Literal["round_robin", "least_connections", "source_hash"],
         Meta(
-            description="round_robin: in turn, by weight. least_connections: the one with fewest, by weight; for long "
+            description="round_robin: in turn, by weight. least_connections: the one with fewest, by "
+            "weight; for long "
             "connections. source_hash: by client address on a consistent ring, so that few move when backends change."
         ),
     ] = "round_robin"
@@ -360,7 +375,8 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     accept_proxy: Annotated[
         bool,
         Meta(
-            description="Clients begin with a PROXY protocol header (v1 or v2), and who does not is cut off. Only where "
+            description="Clients begin with a PROXY protocol header (v1 or v2), and who does not is "
+            "cut off. Only where "
             "nobody but a trusted proxy can connect: the header is believed."
         ),
     ] = False
@@ -437,7 +453,7 @@ class Config(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Listen(msgspec.Struct, frozen=True):
-    """One address to listen on. ``kind`` is ipv4, ipv6, dual, unix or fd; ``host`` a path or a name for the last two."""
+    """One address to listen on; ``host`` is a path for ``unix`` and a name for ``fd``."""
 
     kind: Literal["ipv4", "ipv6", "dual", "unix", "fd"]
     host: str
@@ -632,8 +648,7 @@ def parse(data: dict[str, Any], *, name: str = "configuration", lines: _Lines | 
     """
     try:
         config = msgspec.convert(_with_seconds(data, Config, ""), Config, strict=True)
-        for path, problem in check(config):
-            raise _Misplaced(problem, path)
+        wrong = next(check(config), None)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         path = where.rstrip("`").lstrip(".").replace("[...]", "[0]")
@@ -646,6 +661,8 @@ def parse(data: dict[str, Any], *, name: str = "configuration", lines: _Lines | 
         raise _at(name, lines, path, what[0].lower() + what[1:], hint) from None
     except _Misplaced as error:
         raise _at(name, lines, error.path, str(error), "") from None
+    if wrong is not None:
+        raise _at(name, lines, *wrong, "")
     return config
 
 
@@ -728,21 +745,21 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
                 yield f"{path}.server.bind", f"`{service.server.bind}` is not an IP address"
         for side, values in (("client", service.client), ("server", service.server)):
             if config.user and (values.mark or (values.transparent and side == "server")):
-                yield (
-                    f"{path}.{side}",
+                problem = (
                     "mark and transparent need CAP_NET_ADMIN for each connection, which `user` gives up; "
-                    "let systemd set the user with AmbientCapabilities=CAP_NET_ADMIN instead",
+                    "let systemd set the user with AmbientCapabilities=CAP_NET_ADMIN instead"
                 )
+                yield f"{path}.{side}", problem
             if 0 < values.keepalive_idle < 1 or 0 < values.keepalive_interval < 1:
                 yield f"{path}.{side}.keepalive_idle", "the kernel counts keepalive in whole seconds, from 1"
         if service.server.fast_open and service.pool.max_idle:
             yield f"{path}.pool", "a pool opens connections early, fast_open late: choose one"
         if service.send_proxy and service.pool.max_idle:
-            yield (
-                f"{path}.pool",
+            problem = (
                 "with send_proxy the server waits for the header of a client that is not there yet: "
-                "most count that as an error; choose one",
+                "most count that as an error; choose one"
             )
+            yield f"{path}.pool", problem
     if config.metrics:
         try:
             _port(split_address(config.metrics)[1], 0)

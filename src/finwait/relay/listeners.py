@@ -99,7 +99,11 @@ def bind_all(
         for service in config.service:
             for text in service.listen:
                 for at, listen in enumerate(parse_listen(text)):
-                    key = str(listen) if listen.port or listen.kind in ("unix", "fd") else f"{text}#{service.name}.{at}"
+                    key = (
+                        str(listen)
+                        if listen.port or listen.kind in ("unix", "fd")
+                        else f"{text}#{service.name}.{at}"
+                    )
                     for one in _bind(service, listen, key, config.workers, have, passed):
                         wanted[one.key] = one
                         if one.key not in have:
@@ -135,7 +139,8 @@ def _bind(
             )
         _set_options([sock for _, sock in socks], service)
         return [Bound(one.key, service.name, one.sockets) for one in present] + [
-            Bound(name if "/" in name else f"{name}/{sock.fileno()}", service.name, (sock,)) for name, sock in socks
+            Bound(name if "/" in name else f"{name}/{sock.fileno()}", service.name, (sock,))
+            for name, sock in socks
         ]
     ready = passed.pop(key, [])
     shared = listen.kind == "unix"
@@ -144,7 +149,9 @@ def _bind(
     try:
         for _ in range(count - len(ready)):
             port_of = [*ready, *socks_made]
-            socks_made.append(_open(service, listen, port_of[0].getsockname()[1] if port_of and not shared else None))
+            socks_made.append(
+                _open(service, listen, port_of[0].getsockname()[1] if port_of and not shared else None)
+            )
     except BaseException:
         for sock in socks_made:
             sock.close()
@@ -215,7 +222,9 @@ def remove_stale(path: str) -> None:
 def _refused(error: OSError, doing: str) -> KernelError:
     number = error.errno or 0
     if isinstance(error, PermissionError):
-        return PermissionNeeded(number, doing, "CAP_NET_BIND_SERVICE (below port 1024), CAP_NET_ADMIN or CAP_NET_RAW")
+        return PermissionNeeded(
+            number, doing, "CAP_NET_BIND_SERVICE (below port 1024), CAP_NET_ADMIN or CAP_NET_RAW"
+        )
     hint = {
         "EADDRINUSE": "`ss -ltnp` shows who has it",
         "EADDRNOTAVAIL": "no interface has this address; `ip address` lists those there are",

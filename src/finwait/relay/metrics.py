@@ -19,16 +19,25 @@ __all__ = ["METRICS", "render"]
 METRICS = {
     "finwait_relay_connections": ("gauge", "Connections now."),
     "finwait_relay_connections_accepted_total": ("counter", "Connections accepted."),
-    "finwait_relay_connections_rejected_total": ("counter", "Connections turned away, by why (acl, per_source, no_room)."),
+    "finwait_relay_connections_rejected_total": (
+        "counter",
+        "Connections turned away, by why (acl, per_source, no_room).",
+    ),
     "finwait_relay_connections_ended_total": ("counter", "Connections ended, by reason."),
     "finwait_relay_half_closed": ("gauge", "Connections of which one side has sent its FIN."),
     "finwait_relay_half_closed_longest_seconds": ("gauge", "Age of the oldest half-close."),
     "finwait_relay_bytes_total": ("counter", "Bytes read, by side (client: from clients)."),
     "finwait_relay_connect_seconds": ("histogram", "Time to connect to a backend (the try that succeeded)."),
     "finwait_relay_backend_connections": ("gauge", "Connections to a backend now."),
-    "finwait_relay_backend_up": ("gauge", "1 unless active checks, or any worker's passive ones, leave it out."),
+    "finwait_relay_backend_up": (
+        "gauge",
+        "1 unless active checks, or any worker's passive ones, leave it out.",
+    ),
     "finwait_relay_backend_connected_total": ("counter", "Connections to a backend that opened."),
-    "finwait_relay_backend_failed_total": ("counter", "Tries to connect that failed, and resets before the first byte."),
+    "finwait_relay_backend_failed_total": (
+        "counter",
+        "Tries to connect that failed, and resets before the first byte.",
+    ),
     "finwait_relay_backend_idle": ("gauge", "Connections opened in advance and not used yet."),
     "finwait_relay_workers": ("gauge", "Worker processes."),
     "finwait_relay_worker_restarts_total": ("counter", "Workers that ended unasked and were replaced."),
@@ -46,7 +55,7 @@ def render(workers: Iterable[dict[str, Any]], restarts: int) -> str:
         inside = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
         line = f"{name}{suffix}{{{inside}}}" if inside else f"{name}{suffix}"
         of_metric = samples[name]
-        if name in ("finwait_relay_half_closed_longest_seconds",):
+        if name == "finwait_relay_half_closed_longest_seconds":
             of_metric[line] = max(of_metric.get(line, 0.0), value)
         elif name == "finwait_relay_backend_up":
             of_metric[line] = min(of_metric.get(line, 1), value)
@@ -72,7 +81,12 @@ def _service(add: Any, name: str, counts: dict[str, Any]) -> None:  # noqa: ANN4
     for why in ("acl", "per_source", "no_room"):
         add("finwait_relay_connections_rejected_total", counts["rejected"].get(why, 0), service=name, why=why)
     for reason in Reason:
-        add("finwait_relay_connections_ended_total", counts["ended"].get(reason.value, 0), service=name, reason=reason)
+        add(
+            "finwait_relay_connections_ended_total",
+            counts["ended"].get(reason.value, 0),
+            service=name,
+            reason=reason,
+        )
     add("finwait_relay_half_closed", counts["half_closed"], service=name)
     add("finwait_relay_half_closed_longest_seconds", counts["half_closed_longest_s"], service=name)
     for side in ("client", "server"):

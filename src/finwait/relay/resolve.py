@@ -40,17 +40,23 @@ def parse_file(text: str, weight: int, max_connections: int) -> tuple[list[Row],
         if not words:
             continue
         try:
-            check_backend(words[0])
-            if words[0].startswith(("dns:", "file:")):
-                raise ValueError(f"`{words[0]}`: a file lists addresses, not names or files")
-            share = int(words[1]) if len(words) > 1 else weight
-            if not 0 <= share <= 256:
-                raise ValueError(f"weight {share} is not within 0 to 256")
+            share = _check_line(words, weight)
         except ValueError as error:
             wrong.append(f"{number}: {error}")
             continue
         rows.append(_fixed(words[0], share, max_connections))
     return rows, wrong
+
+
+def _check_line(words: list[str], weight: int) -> int:
+    """Return the weight that a line of a file of backends says; raise ValueError for what is wrong with it."""
+    check_backend(words[0])
+    if words[0].startswith(("dns:", "file:")):
+        raise ValueError(f"`{words[0]}`: a file lists addresses, not names or files")
+    share = int(words[1]) if len(words) > 1 else weight
+    if not 0 <= share <= 256:
+        raise ValueError(f"weight {share} is not within 0 to 256")
+    return share
 
 
 def _fixed(address: str, weight: int, most: int) -> Row:
@@ -166,7 +172,9 @@ class Resolver:
             text = Path(path).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             if self._stamps.get(key) != (0, 0, 0):
-                sys.stderr.write(f"finwait relay: could not read `{path}`: {error}; what was known before stays\n")
+                sys.stderr.write(
+                    f"finwait relay: could not read `{path}`: {error}; what was known before stays\n"
+                )
                 self._stamps[key] = (0, 0, 0)
             return
         self._stamps[key] = stamp

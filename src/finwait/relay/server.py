@@ -46,6 +46,7 @@ import random
 import select
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from finwait.errors import DecodeError
@@ -440,7 +441,7 @@ class Worker:
 
     def _accept(self, listener: Listener) -> None:
         route = listener.route
-        accept = listener.sock._accept  # no object for each of ten thousand descriptors
+        accept = listener.sock._accept  # type: ignore[attr-defined]  # no object for each of ten thousand descriptors
         for _ in range(ACCEPTS):
             if not self._has_room(route):
                 self._pause(listener, 0.0)
@@ -686,7 +687,8 @@ class Worker:
     def _ends(self, conn: Conn) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
         """Return the client's address and the one it connected to; None for Unix sockets."""
         if not conn.listener.tcp:
-            return conn.source, conn.source and ("0.0.0.0" if ":" not in conn.source[0] else "::", 0)
+            # The header must name a destination; a Unix socket has none to name.
+            return conn.source, conn.source and (conn.source[0], 0)
         here, _ = sockets.names(conn.client.fd)
         source = conn.source or conn.peer[:2]
         return source, (here[0], here[1]) if isinstance(here, tuple) else None
@@ -826,9 +828,8 @@ class Worker:
 
     def _borrow(self, leg: Leg) -> bool:
         """Get a pipe for a leg; return whether there was one."""
-        if not self._pipes:
-            if self._pipes_made >= PIPES or not self._make_pipe():
-                return False
+        if not self._pipes and (self._pipes_made >= PIPES or not self._make_pipe()):
+            return False
         leg.pipe = self._pipes.pop()
         leg.bulk = True
         return True
@@ -1081,9 +1082,11 @@ class Worker:
             # Still connecting: from now on a client that gives up is noticed.
             conn.client.armed = True
             self.epoll.register(conn.client.fd, MASK)
-        if conn.server is not None and conn.state is not _CONNECTING and conn.backend is not None:
-            if sockets.is_tcp(conn.backend.family):
-                self._keep_alive(conn.server, conn.listener.route)
+        backend = conn.backend
+        joined = conn.server is not None and conn.state is not _CONNECTING
+        if joined and backend is not None and sockets.is_tcp(backend.family):
+            assert conn.server is not None
+            self._keep_alive(conn.server, conn.listener.route)
 
     def _keep_alive(self, leg: Leg, route: Route) -> None:
         """Set keepalive and the user timeout on a server's socket; a client's has them from the listener."""
@@ -1136,7 +1139,7 @@ class Worker:
                     break
                 idle = _Idle(fd, backend, route, self.now)
                 backend.idle.append(idle)
-                self.watch(fd, lambda mask, idle=idle: self._idle_event(idle, mask), MASK)
+                self.watch(fd, partial(self._idle_event, idle), MASK)
 
     def _idle_event(self, idle: _Idle, mask: int) -> None:
         """A pre-opened connection opened, or ended before it was used."""

@@ -15,7 +15,8 @@ USR2      start the program anew with the same sockets, and drain when it is rea
 USR1      open the access log again (HUP does, too)
 ========  =====================================================================================
 
-Privileges: with ``user`` the supervisor gives them up after it has bound everything, and before the first worker starts.
+Privileges: with ``user`` the supervisor gives them up after it has bound everything, and before the first worker
+starts.
 """
 
 from __future__ import annotations
@@ -289,9 +290,15 @@ class Supervisor:
         if not path:
             return
         try:
-            fd = os.dup(1) if path == "-" else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fd = (
+                os.dup(1)
+                if path == "-"
+                else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            )
         except OSError as error:
-            raise KernelError(error.errno or 0, f"open the access log `{path}`", hint="may this user write there?") from None
+            raise KernelError(
+                error.errno or 0, f"open the access log `{path}`", hint="may this user write there?"
+            ) from None
         if self.log_fd >= 0:
             os.close(self.log_fd)
         self.log_fd = fd
@@ -309,7 +316,9 @@ class Supervisor:
             self.admin_inode = os.stat(path).st_ino
         except OSError as error:
             sock.close()
-            raise KernelError(error.errno or 0, f"bind the admin socket `{path}`", hint="another relay may have it") from None
+            raise KernelError(
+                error.errno or 0, f"bind the admin socket `{path}`", hint="another relay may have it"
+            ) from None
         finally:
             os.umask(mask)
         sock.listen(16)
@@ -435,7 +444,9 @@ class Supervisor:
             if not new:
                 break
         for service in self.config.service:
-            line.tell({"do": "backends", "service": service.name, "backends": self.resolver.found[service.name]})
+            line.tell(
+                {"do": "backends", "service": service.name, "backends": self.resolver.found[service.name]}
+            )
         for service_name, name in self.checker.down():
             line.tell({"do": "mark", "service": service_name, "backend": name, "up": False})
 
@@ -444,7 +455,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         pidfd = os.pidfd_open(line.process.pid)
         ended: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+        loop.add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
         try:
             await ended
         finally:
@@ -459,7 +470,8 @@ class Supervisor:
                 self.finished.set()
             return
         said = f"signal {-status}" if status < 0 else f"status {status}"
-        say(f"worker {line.index} (pid {line.process.pid}) ended with {said}; its connections are lost, starting another")
+        who = f"worker {line.index} (pid {line.process.pid})"
+        say(f"{who} ended with {said}; its connections are lost, starting another")
         self.restarts += 1
         if time.monotonic() - line.started < 2:
             await asyncio.sleep(1)
@@ -493,7 +505,9 @@ class Supervisor:
         self.draining = True
         _notify("STOPPING=1")
         if first:
-            longest = max(service.timeouts.drain for service in self.config.service) if seconds is None else seconds
+            longest = (
+                max(service.timeouts.drain for service in self.config.service) if seconds is None else seconds
+            )
             say("stopping now" if now else f"draining for up to {longest:g} s; once more to stop now")
             for one in self.bound.values():
                 one.close()
@@ -527,7 +541,9 @@ class Supervisor:
                     new = msgspec.structs.replace(new, **{field: getattr(self.config, field)})
             bound = listeners.bind_all(new, self.bound, {})
         except FinwaitError as error:
-            say(f"the configuration was not reloaded: {error}\nhint: {error.hint or 'the old one stays in force'}")
+            say(
+                f"the configuration was not reloaded: {error}\nhint: {error.hint or 'the old one stays in force'}"
+            )
             return
         old, self.config = self.config, new
         try:
@@ -646,7 +662,9 @@ def _become(user: str) -> None:
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
-        raise ConfigError(f"there is no user `{user}`", hint="`getent passwd` lists those there are") from None
+        raise ConfigError(
+            f"there is no user `{user}`", hint="`getent passwd` lists those there are"
+        ) from None
     if os.geteuid() == entry.pw_uid:
         return
     try:

@@ -155,7 +155,9 @@ class Process:
         self.worker.now = time.monotonic()
         numbers = order.get("numbers")
         return [
-            self.worker.describe(conn) for conn in self.worker.conns() if numbers is None or conn.number in numbers
+            self.worker.describe(conn)
+            for conn in self.worker.conns()
+            if numbers is None or conn.number in numbers
         ]
 
     def do_stats(self, order: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # the form of every order
