@@ -1,0 +1,436 @@
+"""``finwait relay``: the options, made from `finwait.relay.config`, and what each subcommand does.
+
+Each option of the configuration is an option of ``run``, so there is one list of them. The parser of ``run`` fills
+itself when it is used: the list needs msgspec, and the other commands of finwait should not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from finwait.errors import FinwaitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from finwait.relay.config import Config
+
+__all__ = ["DEFAULT_ADMIN", "RunParser", "add_parser", "build_config", "flag_of", "main"]
+
+DEFAULT_ADMIN = "/run/finwait-relay.sock"
+_SINGLE = (
+    "service.listen",
+    "service.backend.address",
+    "service.backend.weight",
+    "service.backend.max_connections",
+)
+"""Options that have a form of their own on the command line."""
+_FLAGS = {
+    "service.timeouts.connect": "connect-timeout",
+    "service.max_connections": "service-max-connections",
+}
+
+
+def flag_of(path: str) -> str:
+    """Return the option of ``run`` for a path of the configuration, for example ``--half-close``."""
+    if path in _FLAGS:
+        return f"--{_FLAGS[path]}"
+    name = path.removeprefix("service.").removeprefix("timeouts.")
+    return "--" + name.replace(".", "-").replace("_", "-")
+
+
+class RunParser(argparse.ArgumentParser):
+    """The parser of ``run``, which fills itself when it is first used."""
+
+    _filled = False
+
+    def fill(self) -> RunParser:
+        """Add the options; safe to call again."""
+        if self._filled:
+            return self
+        self._filled = True
+        import msgspec
+
+        from finwait.relay.config import options
+
+        self.add_argument(
+            "--config", metavar="FILE", help="TOML file; the options below go before what it says"
+        )
+        self.add_argument(
+            "--check", action="store_true", help="say whether the configuration is right, and exit"
+        )
+        self.add_argument(
+            "--explain", action="store_true", help="say what each option protects from, and exit"
+        )
+        self.add_argument(
+            "--listen",
+            action="append",
+            metavar="ADDRESS",
+            help="where clients connect, e.g. 0.0.0.0:80, *:80, unix:/path",
+        )
+        self.add_argument(
+            "--to",
+            action="append",
+            metavar="ADDRESS[,weight=N][,max=N]",
+            help="a backend, e.g. 10.0.0.5:80, dns:app.example:80, unix:/path, file:/etc/backends; may be repeated",
+        )
+        for path, kind, default, text in options():
+            if path in _SINGLE:
+                continue
+            unit = "SECONDS" if kind == "duration" else "N"
+            keywords: dict[str, Any] = {"dest": path, "default": None, "help": text.replace("%", "%%")}
+            if default is not msgspec.NODEFAULT and default not in ("", (), None):
+                keywords["help"] += f" (default {_shown(default)})"
+            if kind is bool:
+                keywords["action"] = argparse.BooleanOptionalAction
+            elif kind is tuple:
+                keywords |= {"action": "append", "metavar": "NETWORK"}
+            elif getattr(kind, "__args__", None):
+                keywords["choices"] = [choice for choice in kind.__args__ if choice]
+            elif kind is int:
+                keywords |= {"type": int, "metavar": "N"}
+            else:
+                keywords["metavar"] = "TEXT" if kind is str else unit
+            self.add_argument(flag_of(path), **keywords)
+        return self
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
+        """Fill, then parse."""
+        return self.fill()._parse(args, namespace)
+
+    def _parse(self, args: Any, namespace: Any) -> Any:  # noqa: ANN401
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        """Fill, then format."""
+        self.fill()
+        return super().format_help()
+
+    def error(self, message: str) -> Any:  # noqa: ANN401  # never returns
+        """Say what is wrong, with a hint."""
+        sys.stderr.write(f"finwait relay: error: {message}\nhint: `{self.prog} --help` lists what there is\n")
+        raise SystemExit(2)
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
+    """Register ``relay`` and its subcommands."""
+    parser = sub.add_parser(
+        "relay",
+        help="a TCP relay that closes correctly: run it, see its connections, end them",
+        description="A TCP relay that passes on FIN as FIN and RST as RST, holds a half-closed connection as long "
+        "as both peers live, and frees it when one is gone.",
+    )
+    add_commands(parser)
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands to a parser."""
+    what = parser.add_subparsers(
+        dest="relay", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
+    )
+    # add_parser() makes parsers of one class; `run` needs its own.
+    what._parser_class = RunParser
+    what.add_parser(
+        "run",
+        help="run a relay",
+        description="Run a relay in the foreground. Every option is also a key of the configuration file.",
+        epilog="A duration is a number of seconds or has a unit: 300ms, 5s, 10m, 1h. 0 means no limit.",
+    ).set_defaults(run=_run)
+    what._parser_class = argparse.ArgumentParser
+    what.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
+    what.add_parser("transitions", help="print the table of states and events").set_defaults(run=_transitions)
+    ls = what.add_parser("ls", help="list the connections of a running relay")
+    ls.add_argument(
+        "--half-closed", action="store_true", help="only those of which one side has sent its FIN"
+    )
+    ls.add_argument("--service", help="only those of this service")
+    ls.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="json: one object a line"
+    )
+    ls.set_defaults(run=_ls)
+    show = what.add_parser("show", help="tell all about connections, as JSON")
+    show.add_argument("ids", nargs="+", metavar="ID", help="as `ls` shows it, for example 0-42")
+    show.set_defaults(run=_show)
+    close = what.add_parser("close", help="end connections by RST on both sides")
+    close.add_argument("ids", nargs="+", metavar="ID")
+    close.set_defaults(run=_close)
+    drain = what.add_parser("drain", help="stop accepting, let connections end, then exit")
+    drain.add_argument(
+        "--seconds", metavar="SECONDS", help="cut what is left after this long (default: as configured)"
+    )
+    drain.set_defaults(run=_drain)
+    stats = what.add_parser("stats", help="print the counts")
+    stats.add_argument("-o", "--output", choices=("json", "prometheus"), default="prometheus")
+    stats.set_defaults(run=_stats)
+    for one in (ls, show, close, drain, stats):
+        one.add_argument(
+            "--admin",
+            metavar="PATH",
+            default=DEFAULT_ADMIN,
+            help=f"admin socket of the relay (default {DEFAULT_ADMIN})",
+        )
+
+
+# ── run ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def build_config(args: argparse.Namespace) -> Config:
+    """Return the configuration that file and options describe together.
+
+    Raises:
+        ConfigError: it cannot be; with file and line.
+    """
+    from pathlib import Path
+
+    from finwait.relay import config as c
+
+    given = {path: value for path, *_ in c.options() if (value := getattr(args, path, None)) is not None}
+    if args.config:
+        if not (given or args.listen or args.to):
+            return c.load(Path(args.config))
+        import msgspec
+
+        data: dict[str, Any] = msgspec.to_builtins(c.load(Path(args.config)))
+    else:
+        if not args.listen or not args.to:
+            raise c.ConfigError(
+                "nothing to relay: neither `--config` nor both of `--listen` and `--to`",
+                hint="for example `finwait relay run --listen 127.0.0.1:8080 --to 127.0.0.1:80`",
+            )
+        data = {"service": [{}]}
+    if args.listen or args.to:
+        if len(data["service"]) != 1:
+            raise c.ConfigError(
+                "`--listen` and `--to` are for a single service, and the file has several",
+                hint="change the file, or leave the options out",
+            )
+        if args.listen:
+            data["service"][0]["listen"] = args.listen
+        if args.to:
+            data["service"][0]["backend"] = [_backend(text) for text in args.to]
+    for path, value in given.items():
+        keys = path.split(".")
+        for table in [data] if keys[0] != "service" else data["service"]:
+            for key in keys[1 if keys[0] == "service" else 0 : -1]:
+                table = table.setdefault(key, {})
+            table[keys[-1]] = value
+    return c.parse(data, name="command line")
+
+
+def _backend(text: str) -> dict[str, Any]:
+    from finwait.relay.config import ConfigError
+
+    address, *rest = text.split(",")
+    found: dict[str, Any] = {"address": address}
+    for part in rest:
+        key, _, value = part.partition("=")
+        if key not in ("weight", "max") or not value.isdecimal():
+            raise ConfigError(
+                f"`--to {text}`: `{part}` is neither weight=N nor max=N", hint="e.g. 10.0.0.5:80,weight=2"
+            )
+        found["max_connections" if key == "max" else key] = int(value)
+    return found
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.explain:
+        return _explain(args)
+    if args.check:
+        config = build_config(args)
+        names = ", ".join(f"`{service.name}`" for service in config.service)
+        sys.stdout.write(f"the configuration is right: {names}, {config.workers} worker(s)\n")
+        return 0
+    from finwait.relay.supervisor import Supervisor
+
+    supervisor = Supervisor(lambda: build_config(args), [sys.executable, *sys.orig_argv[1:]])
+    supervisor.bind()
+    return supervisor.run()
+
+
+def _explain(args: argparse.Namespace) -> int:
+    """Print each option, what it is set to, and what it protects from."""
+    import textwrap
+
+    import msgspec
+
+    from finwait.relay.config import options
+
+    now: Any = msgspec.to_builtins(build_config(args)) if args.config or args.listen else None
+    for path, kind, default, text in options():
+        value = default
+        if now is not None:
+            value = now
+            for key in path.split("."):
+                value = value[0] if isinstance(value, list) else value
+                value = value[key]
+        unit = " s" if kind == "duration" else ""
+        shown = "(must be given)" if value is msgspec.NODEFAULT else f"{_shown(value)}{unit}"
+        if value == 0 and kind == "duration":
+            shown = "0 (off)"
+        flag = (
+            "--listen"
+            if path == "service.listen"
+            else "--to"
+            if path.startswith("service.backend")
+            else flag_of(path)
+        )
+        body = textwrap.fill(text, 92, initial_indent="    ", subsequent_indent="    ")
+        sys.stdout.write(f"{path} = {shown}    [{flag}]\n{body}\n\n")
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from finwait.relay.config import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    return 0
+
+
+def _transitions(_: argparse.Namespace) -> int:
+    from finwait.relay.machine import render_table
+
+    sys.stdout.write(render_table())
+    return 0
+
+
+# ── asking a running relay ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _ask(path: str, request: dict[str, Any]) -> Any:  # noqa: ANN401  # whatever JSON held
+    """Send one request to an admin socket and return the answer."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(30)
+        try:
+            sock.connect(path)
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(sock.makefile("rb").readline() or b'{"error": "it closed without an answer"}')
+        except OSError as error:
+            failed = FinwaitError(f"could not ask the relay at `{path}`: {error.strerror or error}")
+            failed.hint = (
+                "is it running, with `--admin PATH`? Name the same path here; its owner and root may ask"
+            )
+            raise failed from None
+    if "error" in answer:
+        raise FinwaitError(f"the relay at `{path}` said: {answer['error']}")
+    return answer["ok"]
+
+
+def _ls(args: argparse.Namespace) -> int:
+    found: list[dict[str, Any]] = _ask(args.admin, {"do": "ls"})
+    if args.service:
+        found = [conn for conn in found if conn["service"] == args.service]
+    if args.half_closed:
+        found = [conn for conn in found if "half_closed_s" in conn]
+    if args.output == "json":
+        sys.stdout.writelines(json.dumps(conn) + "\n" for conn in found)
+        return 0
+    rows = [("ID", "SERVICE", "STATE", "AGE", "SILENT", "ENDS-IN", "UP", "DOWN", "CLIENT", "SERVER")]
+    rows += [
+        (
+            conn["id"],
+            conn["service"],
+            conn["state"],
+            _age(conn["age_s"]),
+            _age(conn.get("silent_s")),
+            _age(conn.get("deadline_s")),
+            _bytes(conn["bytes_from_client"]),
+            _bytes(conn["bytes_from_server"]),
+            conn["client"].get("source") or conn["client"]["peer"],
+            conn["server"]["peer"],
+        )
+        for conn in sorted(found, key=lambda conn: -conn["age_s"])
+    ]
+    _columns(rows)
+    return 0
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    sys.stdout.writelines(
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
+    return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02d}m"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "K", "M", "G", "T"):
+        if count < 1000 or unit == "T":
+            break
+        count /= 1024
+    return f"{count:.0f}{unit}" if unit == "B" else f"{count:.1f}{unit}"
+
+
+def _show(args: argparse.Namespace) -> int:
+    found: list[dict[str, Any]] = _ask(args.admin, {"do": "show", "ids": args.ids})
+    sys.stdout.writelines(json.dumps(conn, indent=2) + "\n" for conn in found)
+    return _all_found(len(found), args.ids)
+
+
+def _close(args: argparse.Namespace) -> int:
+    count: int = _ask(args.admin, {"do": "close", "ids": args.ids})
+    sys.stdout.write(f"{count} of {len(args.ids)} ended by RST\n")
+    return _all_found(count, args.ids)
+
+
+def _all_found(count: int, ids: Iterable[str]) -> int:
+    if count == len(set(ids)):
+        return 0
+    sys.stderr.write("some are not there (any more)\nhint: `finwait relay ls` lists those there are\n")
+    return 1
+
+
+def _drain(args: argparse.Namespace) -> int:
+    from finwait.relay.config import parse_duration
+
+    _ask(
+        args.admin, {"do": "drain", "seconds": None if args.seconds is None else parse_duration(args.seconds)}
+    )
+    sys.stdout.write("draining\n")
+    return 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    if args.output == "prometheus":
+        sys.stdout.write(_ask(args.admin, {"do": "metrics"}))
+    else:
+        sys.stdout.write(json.dumps(_ask(args.admin, {"do": "stats"}), indent=2) + "\n")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m finwait.relay``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m finwait.relay", description="A TCP relay that closes correctly."
+    )
+    add_commands(parser)
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.run(args)
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except (FinwaitError, ValueError) as error:
+        sys.stderr.write(f"finwait relay: error: {error}\n")
+        if getattr(error, "hint", ""):
+            sys.stderr.write(f"hint: {error.hint}\n")
+        return 1

@@ -1,0 +1,804 @@
+"""What a relay can be told: one declaration for TOML, JSON Schema, command line, `--explain` and reference.
+
+Each option is a field of one of the structs below, with what it protects from as its description. A duration
+is a number of seconds or a string such as ``"5s"``, ``"300ms"``, ``"1h"``; 0 always means "no limit".
+
+Mistakes are reported with the line of the file they stand in. tomllib gives no positions for values, so
+`_Lines` finds them again; where it cannot (a key inside an inline table), the line of the table is named.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+import types
+import typing
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from finwait.errors import FinwaitError
+from finwait.relay.machine import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = [
+    "Affinity",
+    "BackendConfig",
+    "ClientSide",
+    "Config",
+    "ConfigError",
+    "Health",
+    "Listen",
+    "Outlier",
+    "Pool",
+    "ServerSide",
+    "Service",
+    "Timeouts",
+    "check",
+    "json_schema",
+    "load",
+    "options",
+    "parse",
+    "parse_duration",
+    "parse_listen",
+    "split_address",
+]
+
+
+class ConfigError(FinwaitError):
+    """A configuration that cannot be: where, what, and what would be right."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+_DURATION = {"type": ["number", "string"], "pattern": r"^[0-9.]+ *(ms|s|m|min|h|d)?$", "x-unit": "seconds"}
+
+
+def parse_duration(value: float | str) -> float:
+    """Return seconds.
+
+    Raises:
+        ValueError: neither a number nor a number with a unit.
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(ms|s|min|m|h|d)?", value.strip())
+        if match is None:
+            raise ValueError(f'`{value}` is not a duration; write for example 5, "5s", "300ms" or "1h"')
+        return float(match[1]) * _UNITS[match[2] or ""]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+        raise ValueError(f'`{value}` is not a duration; write for example 5, "5s", "300ms" or "1h"')
+    return float(value)
+
+
+def _time(description: str) -> Meta:
+    return Meta(ge=0, description=description, extra_json_schema=_DURATION, extra={"duration": True})
+
+
+class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all parts of the configuration have in common."""
+
+
+class Timeouts(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long things may take."""
+
+    connect: Annotated[
+        float,
+        _time(
+            "One try to reach a backend. Against a black hole, where SYNs vanish: the kernel alone would try 130 s."
+        ),
+    ] = 5.0
+    tries: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="Tries in all, each at another backend while there is one. Against one dead backend.",
+        ),
+    ] = 3
+    header: Annotated[
+        float, _time("Until the PROXY header is complete. Against clients that connect and say nothing.")
+    ] = 5.0
+    first_byte: Annotated[
+        float,
+        _time(
+            "Until anyone says anything. Against connections opened only to hold a descriptor "
+            "(slowloris). Off, because "
+            "clients with pools open connections early."
+        ),
+    ] = 0.0
+    idle: Annotated[
+        float,
+        _time(
+            "No byte in either direction while both are open. Against sessions whose user has left "
+            "but whose machine lives."
+        ),
+    ] = 3600.0
+    half_close: Annotated[
+        float,
+        _time(
+            "Half-closed, and no byte in the open direction. Against programs that never close, on "
+            "machines that live; the "
+            "dead are found by keepalive, long before."
+        ),
+    ] = 300.0
+    lifetime: Annotated[
+        float,
+        _time("The age at which a connection is cut whatever it does. For those who must rebalance; off."),
+    ] = 0.0
+    drain: Annotated[
+        float,
+        _time(
+            "From SIGTERM until what is left is cut by RST. Against a shutdown that waits for the last connection."
+        ),
+    ] = 30.0
+    drain_half_close: Annotated[
+        float, _time("What half_close becomes while draining. Against waiting for what is probably dead.")
+    ] = 5.0
+    drain_spread: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of the drain time over which the cuts are spread at random. Against "
+            "all clients coming back "
+            "in the same instant.",
+        ),
+    ] = 0.0
+
+    def limits(self) -> Limits:
+        """Return what the machine needs of it."""
+        return Limits(
+            header=self.header,
+            connect=self.connect,
+            tries=self.tries,
+            first_byte=self.first_byte,
+            idle=self.idle,
+            half_close=self.half_close,
+            lifetime=self.lifetime,
+            drain_half_close=self.drain_half_close,
+        )
+
+
+class _Side(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the sockets of one side."""
+
+    keepalive_idle: Annotated[
+        float,
+        _time(
+            "Silence before the first probe (TCP_KEEPIDLE, whole seconds); 0 sends none. Finds peers "
+            "that are gone, and those "
+            "that closed fully behind a half-close; keeps conntrack entries alive."
+        ),
+    ] = 15.0
+    keepalive_interval: Annotated[float, _time("Between probes (TCP_KEEPINTVL).")] = 5.0
+    keepalive_count: Annotated[
+        int,
+        Meta(ge=1, le=127, description="Unanswered probes before the peer is given up (TCP_KEEPCNT)."),
+    ] = 3
+    user_timeout: Annotated[
+        float,
+        _time(
+            "How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT). Without it a vanished "
+            "peer holds a sender for 15 "
+            "minutes. A peer that lives and keeps its window shut is not held to it."
+        ),
+    ] = 30.0
+    linger: Annotated[
+        float,
+        _time(
+            "After both sides have finished: how long the kernel may go on delivering to a reader "
+            "whose window is shut. "
+            "Against losing the tail of an answer to a slow reader."
+        ),
+    ] = 300.0
+    nodelay: Annotated[
+        bool,
+        Meta(
+            description="TCP_NODELAY: bytes go on at once. A relay that waits for more adds up to 40 "
+            "ms to a small request."
+        ),
+    ] = True
+    mark: Annotated[
+        int, Meta(ge=0, le=0xFFFFFFFF, description="SO_MARK, for routing and nftables; needs CAP_NET_ADMIN.")
+    ] = 0
+    transparent: Annotated[
+        bool,
+        Meta(
+            description="IP_TRANSPARENT. Client side: take connections to addresses that are not "
+            "ours. Server side: connect "
+            "from the client's own address. Needs CAP_NET_ADMIN and routes that bring the answers back."
+        ),
+    ] = False
+
+
+class ClientSide(_Side, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the sockets towards clients."""
+
+    fast_open: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Length of the TCP Fast Open queue; 0 is off. Saves returning clients a round trip.",
+        ),
+    ] = 0
+    backlog: Annotated[
+        int,
+        Meta(ge=1, description="Connections that may wait to be accepted (the kernel caps it at somaxconn)."),
+    ] = 4096
+    device: Annotated[
+        str, Meta(description="SO_BINDTODEVICE: accept only what comes in by this interface.")
+    ] = ""
+
+
+class ServerSide(_Side, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the sockets towards backends."""
+
+    bind: Annotated[
+        str, Meta(description="Source address of connections to backends; empty: the kernel chooses.")
+    ] = ""
+    fast_open: Annotated[
+        bool,
+        Meta(
+            description="TCP_FASTOPEN_CONNECT: the SYN goes out with the client's first bytes. Only "
+            "for protocols where the "
+            "client speaks first: until then nothing is sent."
+        ),
+    ] = False
+
+
+class BackendConfig(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One place to send connections to."""
+
+    address: Annotated[
+        str,
+        Meta(
+            description="`10.0.0.5:80`, `[2001:db8::5]:80`, `unix:/run/app.sock`, "
+            "`dns:app.example:80` (each address of the "
+            "name is a backend, asked for again and again) or `file:/etc/backends` (one address a line, watched)."
+        ),
+    ]
+    weight: Annotated[int, Meta(ge=0, le=256, description="Share of new connections; 0 takes none.")] = 1
+    max_connections: Annotated[
+        int, Meta(ge=0, description="Connections to this backend at once; 0: no limit. Against drowning it.")
+    ] = 0
+
+
+class Affinity(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether a source comes back to the same backend, as `sessionAffinity: ClientIP` of a Kubernetes Service."""
+
+    timeout: Annotated[
+        float, _time("How long a source stays with its backend after its last connection; 0 is off.")
+    ] = 0.0
+    max_sources: Annotated[
+        int, Meta(ge=1, description="Sources remembered; the oldest is forgotten. Bounds memory.")
+    ] = 65536
+
+
+class Health(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Active checks: connect now and then, whether or not there is traffic."""
+
+    interval: Annotated[
+        float, _time("Between checks of one backend; 0 is off. Finds the dead before a client does.")
+    ] = 0.0
+    timeout: Annotated[float, _time("Of one check.")] = 2.0
+    rise: Annotated[
+        int, Meta(ge=1, description="Successes before a backend counts as up again. Against flapping.")
+    ] = 2
+    fall: Annotated[
+        int, Meta(ge=1, description="Failures before it counts as down. Against one lost packet.")
+    ] = 3
+    send: Annotated[str, Meta(description="Bytes to send after connecting, for example an HTTP request.")] = (
+        ""
+    )
+    expect: Annotated[str, Meta(description="What the answer must contain; empty: connecting is enough.")] = (
+        ""
+    )
+
+
+class Outlier(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Passive checks: what real connections say about a backend."""
+
+    failures: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Failures in a row (connect, or reset before its first byte) that eject a backend; 0 is off.",
+        ),
+    ] = 3
+    eject: Annotated[float, _time("How long it is left out; doubles with each ejection, up to 10 times.")] = (
+        10.0
+    )
+    max_percent: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description="At most this share of the backends is left out. Against ejecting all in a bad minute.",
+        ),
+    ] = 50
+
+
+class Pool(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Idle connections to backends, opened before they are needed."""
+
+    max_idle: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Connections kept ready for each backend (and worker); 0 is off. Saves a "
+            "round trip to distant "
+            "backends. Each is used once: after a byte was sent a TCP connection cannot be used "
+            "again. Not for servers "
+            "that count or time out silent clients.",
+        ),
+    ] = 0
+    idle_timeout: Annotated[float, _time("After this long unused it is closed and opened anew.")] = 60.0
+
+
+class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Listeners, and the backends behind them."""
+
+    name: Annotated[
+        str, Meta(description="For logs, metrics and the command line.", pattern=r"^[A-Za-z0-9_.-]+$")
+    ] = "relay"
+    listen: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="`0.0.0.0:80`, `[::]:80` (IPv6 only), `*:80` (both families), "
+            "`127.0.0.1:8000-8010` (a range), "
+            "`unix:/run/relay.sock`, `fd:NAME` (a socket that systemd passes; `fd:` alone takes all of them)."
+        ),
+    ]
+    backend: Annotated[tuple[BackendConfig, ...], Meta(min_length=1, description="Where to.")]
+    balance: Annotated[
+        Literal["round_robin", "least_connections", "source_hash"],
+        Meta(
+            description="round_robin: in turn, by weight. least_connections: the one with fewest, by "
+            "weight; for long "
+            "connections. source_hash: by client address on a consistent ring, so that few move when backends change."
+        ),
+    ] = "round_robin"
+    slow_start: Annotated[
+        float,
+        _time(
+            "A backend that comes back gets its full share only after this long. Against crushing it cold."
+        ),
+    ] = 0.0
+    accept_proxy: Annotated[
+        bool,
+        Meta(
+            description="Clients begin with a PROXY protocol header (v1 or v2), and who does not is "
+            "cut off. Only where "
+            "nobody but a trusted proxy can connect: the header is believed."
+        ),
+    ] = False
+    send_proxy: Annotated[
+        Literal["", "v1", "v2"],
+        Meta(description="Tell the backend who the client is; it must expect the header."),
+    ] = ""
+    allow: Annotated[
+        tuple[str, ...], Meta(description="Source networks that may connect; empty: all. Others get RST.")
+    ] = ()
+    deny: Annotated[
+        tuple[str, ...], Meta(description="Source networks that may not; goes before allow.")
+    ] = ()
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="At once in this service; more wait in the kernel's queue. 0: only the global limit.",
+        ),
+    ] = 0
+    max_per_source: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="At once from one address; more get RST. 0: no limit. Against one client taking all.",
+        ),
+    ] = 0
+    timeouts: Timeouts = Timeouts()
+    client: ClientSide = ClientSide()
+    server: ServerSide = ServerSide()
+    affinity: Affinity = Affinity()
+    health: Health = Health()
+    outlier: Outlier = Outlier()
+    pool: Pool = Pool()
+
+
+class Config(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole relay."""
+
+    service: Annotated[tuple[Service, ...], Meta(min_length=1, description="At least one.")]
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024,
+            description="Processes that move bytes, each with sockets of its own (SO_REUSEPORT).",
+        ),
+    ] = 1
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="At once in the whole relay, each worker its share; more wait in the kernel's queue. "
+            "Bounds memory and descriptors.",
+        ),
+    ] = 9000
+    user: Annotated[
+        str,
+        Meta(
+            description="Become this user (and its groups) once the listeners are bound; no privilege is kept."
+        ),
+    ] = ""
+    admin: Annotated[
+        str, Meta(description="Unix socket for `finwait relay ls|show|close|drain`; empty: none. Mode 0600.")
+    ] = ""
+    metrics: Annotated[str, Meta(description="Address on which Prometheus finds /metrics; empty: none.")] = ""
+    access_log: Annotated[
+        str, Meta(description="File for one JSON line per ended connection, `-` for stdout; empty: none.")
+    ] = ""
+    resolve_interval: Annotated[float, _time("Between two questions for each `dns:` backend.")] = 10.0
+
+
+# ── addresses ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Listen(msgspec.Struct, frozen=True):
+    """One address to listen on; ``host`` is a path for ``unix`` and a name for ``fd``."""
+
+    kind: Literal["ipv4", "ipv6", "dual", "unix", "fd"]
+    host: str
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.kind in ("unix", "fd"):
+            return f"{self.kind}:{self.host}"
+        host = {"ipv6": f"[{self.host}]", "dual": "*"}.get(self.kind, self.host)
+        return f"{host}:{self.port}"
+
+
+def split_address(text: str) -> tuple[str, str]:
+    """Split ``host:port``, with brackets around an IPv6 address.
+
+    Raises:
+        ValueError: there is no port, or a bare IPv6 address is ambiguous.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port:
+        raise ValueError(f"`{text}` has no port; write for example 10.0.0.5:80")
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], port
+    if ":" in host:
+        raise ValueError(f"`{text}`: an IPv6 address stands in brackets, as in [{host}]:{port}")
+    return host, port
+
+
+def _port(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or not least <= int(text) <= 65535:
+        raise ValueError(f"`{text}` is not a port ({least} to 65535)")
+    return int(text)
+
+
+def parse_listen(text: str) -> tuple[Listen, ...]:
+    """Return the addresses that one entry of ``listen`` stands for (a range of ports stands for many).
+
+    Raises:
+        ValueError: it is no address to listen on.
+    """
+    if text.startswith("unix:"):
+        if not text[5:]:
+            raise ValueError("`unix:` needs a path, as in unix:/run/relay.sock")
+        return (Listen("unix", text[5:]),)
+    if text.startswith("fd:"):
+        return (Listen("fd", text[3:]),)
+    host, ports = split_address(text)
+    first, dash, last = ports.partition("-")
+    low = _port(first)
+    high = _port(last, low) if dash else low
+    if high - low > 1023:
+        raise ValueError(f"`{ports}` is {high - low + 1} ports; at most 1024 in one range")
+    if host in ("", "*"):
+        return tuple(Listen("dual", "::", port) for port in range(low, high + 1))
+    try:
+        kind: Literal["ipv4", "ipv6"] = "ipv6" if ipaddress.ip_address(host).version == 6 else "ipv4"
+    except ValueError:
+        raise ValueError(f"`{host}` is not an IP address; a listener needs one, or `*`") from None
+    return tuple(Listen(kind, host, port) for port in range(low, high + 1))
+
+
+def check_backend(text: str) -> None:
+    """Raise ValueError when ``text`` cannot be the address of a backend."""
+    kind, _, rest = text.partition(":")
+    if kind in ("unix", "file"):
+        if not rest:
+            raise ValueError(f"`{text}` needs a path")
+        return
+    host, port = split_address(rest if kind == "dns" else text)
+    _port(port, 1)
+    if kind == "dns":
+        if not host:
+            raise ValueError(f"`{text}` needs a name")
+        return
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"`{host}` is not an IP address; for a name write `dns:{host}:{port}`") from None
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+_KEY = re.compile(
+    r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*="""
+)
+_TABLE = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+
+
+class _Lines:
+    """Where in a TOML text a path such as ``service[0].timeouts.idle`` was written."""
+
+    def __init__(self, text: str) -> None:
+        self.lines: dict[str, int] = {}
+        counts: dict[str, int] = {}
+        prefix = ""
+        depth, quote = 0, ""
+        for number, line in enumerate(text.splitlines(), 1):
+            if not depth and not quote:
+                table = _TABLE.match(line)
+                key = None if table else _KEY.match(line)
+                if table:
+                    prefix = self._enter(table[2], table[1] == "[[", counts)
+                    self.lines.setdefault(prefix, number)
+                elif key:
+                    path = ".".join(filter(None, (prefix, re.sub(r"[\s\"']", "", key[1]))))
+                    self.lines.setdefault(path, number)
+            depth, quote = self._nesting(
+                line, depth, quote, starts_table=depth == 0 and bool(_TABLE.match(line))
+            )
+
+    @staticmethod
+    def _enter(name: str, array: bool, counts: dict[str, int]) -> str:
+        """Return the path of a table header; an array of tables counts its elements."""
+        path = ""
+        parts = [part.strip().strip("\"'") for part in name.split(".")]
+        for place, part in enumerate(parts):
+            path = f"{path}.{part}" if path else part
+            if array and place == len(parts) - 1:
+                counts[path] = counts.get(path, -1) + 1
+            if path in counts:
+                path = f"{path}[{counts[path]}]"
+        return path
+
+    @staticmethod
+    def _nesting(line: str, depth: int, quote: str, *, starts_table: bool) -> tuple[int, str]:
+        """Follow brackets and quotes that stay open at the end of a line."""
+        at = len(line) if starts_table else 0
+        while at < len(line):
+            if quote:
+                if line.startswith(quote, at):
+                    at, quote = at + len(quote), ""
+                else:
+                    at += 2 if line[at] == "\\" and quote[0] == '"' else 1
+                continue
+            if line[at] == "#":
+                break
+            if line.startswith(('"""', "'''"), at):
+                quote, at = line[at : at + 3], at + 3
+                continue
+            if line[at] in "\"'":
+                quote = line[at]
+            depth += (line[at] in "[{") - (line[at] in "]}")
+            at += 1
+        return max(depth, 0), quote if len(quote) == 3 else ""
+
+    def of(self, path: str) -> int:
+        """Return the line of a path, or of what is nearest above it; 1 when nothing is."""
+        while path:
+            if path in self.lines:
+                return self.lines[path]
+            cut = max(path.rfind("."), path.rfind("["))
+            path = path[:cut] if cut > 0 else ""
+        return 1
+
+
+def _with_seconds(data: Any, kind: Any, path: str) -> Any:  # noqa: ANN401  # whatever TOML held
+    """Return ``data`` with each duration as seconds, led by the declared types; wrong shapes pass unchanged.
+
+    Raises:
+        _Misplaced: a duration does not parse.
+    """
+    if typing.get_origin(kind) is Annotated:
+        kind, *notes = typing.get_args(kind)
+        if any(isinstance(note, Meta) and (note.extra or {}).get("duration") for note in notes):
+            try:
+                return parse_duration(data)
+            except ValueError as error:
+                raise _Misplaced(str(error), path) from None
+    if typing.get_origin(kind) is tuple and isinstance(data, list):
+        element = typing.get_args(kind)[0]
+        return [_with_seconds(item, element, f"{path}[{at}]") for at, item in enumerate(data)]
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(data, dict):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return {
+            key: _with_seconds(value, hints[key], f"{path}.{key}" if path else key) if key in hints else value
+            for key, value in data.items()
+        }
+    return data
+
+
+class _Misplaced(ValueError):  # internal: a mistake and the path to it
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def parse(data: dict[str, Any], *, name: str = "configuration", lines: _Lines | None = None) -> Config:
+    """Return the configuration that parsed TOML (or the command line) describes.
+
+    Raises:
+        ConfigError: with ``name:line:`` where lines are known.
+    """
+    try:
+        config = msgspec.convert(_with_seconds(data, Config, ""), Config, strict=True)
+        wrong = next(check(config), None)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        path = where.rstrip("`").lstrip(".").replace("[...]", "[0]")
+        unknown = re.search(r"unknown field `(.+)`", what)
+        if unknown:
+            path = f"{path}.{unknown[1]}".lstrip(".")
+            hint = _near(unknown[1])
+        else:
+            hint = f"`{path}` must be something else; `finwait relay run --explain` lists each option"
+        raise _at(name, lines, path, what[0].lower() + what[1:], hint) from None
+    except _Misplaced as error:
+        raise _at(name, lines, error.path, str(error), "") from None
+    if wrong is not None:
+        raise _at(name, lines, *wrong, "")
+    return config
+
+
+def _at(name: str, lines: _Lines | None, path: str, what: str, hint: str) -> ConfigError:
+    place = f"{name}:{lines.of(path)}" if lines is not None else name
+    where = f" (`{path}`)" if path else ""
+    return ConfigError(
+        f"{place}: {what}{where}", hint=hint or "`finwait relay run --explain` lists each option"
+    )
+
+
+def _near(unknown: str) -> str:
+    import difflib
+
+    names = [path.rpartition(".")[2] for path, *_ in options()]
+    near = difflib.get_close_matches(unknown, names, 1, 0.5)
+    return f"did you mean `{near[0]}`?" if near else "`finwait relay run --explain` lists each option"
+
+
+def load(path: Path) -> Config:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, is no TOML, or says something that cannot be; with file and line.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"could not read `{path}`: the kernel said {error.strerror}", hint="`--config` names a TOML file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}", hint="TOML is UTF-8") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        what, _, where = str(error).rpartition(" (at ")
+        found = re.search(r"line (\d+)", where)
+        line = int(found[1]) if found else len(text.splitlines())
+        raise ConfigError(f"{path}:{line}: {what or error}", hint="this is not TOML yet") from None
+    return parse(data, name=str(path), lines=_Lines(text))
+
+
+def check(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield what types cannot say: (path, what is wrong with it)."""
+    names: set[str] = set()
+    taken: dict[Listen, str] = {}
+    for at, service in enumerate(config.service):
+        path = f"service[{at}]"
+        if service.name in names:
+            yield f"{path}.name", f"there are two services `{service.name}`"
+        names.add(service.name)
+        if not service.listen:
+            yield f"{path}.listen", "a service needs an address to listen on"
+        for place, text in enumerate(service.listen):
+            try:
+                parsed = parse_listen(text)
+            except ValueError as error:
+                yield f"{path}.listen[{place}]", str(error)
+                continue
+            for listen in parsed:
+                if listen in taken and listen.port:
+                    yield f"{path}.listen[{place}]", f"{listen} is taken by service `{taken[listen]}` already"
+                taken[listen] = service.name
+        for place, backend in enumerate(service.backend):
+            try:
+                check_backend(backend.address)
+            except ValueError as error:
+                yield f"{path}.backend[{place}].address", str(error)
+        for key in ("allow", "deny"):
+            for place, network in enumerate(getattr(service, key)):
+                try:
+                    ipaddress.ip_network(network)
+                except ValueError as error:
+                    yield f"{path}.{key}[{place}]", f"{error}; write for example 10.0.0.0/8"
+        if service.server.bind:
+            try:
+                ipaddress.ip_address(service.server.bind)
+            except ValueError:
+                yield f"{path}.server.bind", f"`{service.server.bind}` is not an IP address"
+        for side, values in (("client", service.client), ("server", service.server)):
+            if config.user and (values.mark or (values.transparent and side == "server")):
+                problem = (
+                    "mark and transparent need CAP_NET_ADMIN for each connection, which `user` gives up; "
+                    "let systemd set the user with AmbientCapabilities=CAP_NET_ADMIN instead"
+                )
+                yield f"{path}.{side}", problem
+            if 0 < values.keepalive_idle < 1 or 0 < values.keepalive_interval < 1:
+                yield f"{path}.{side}.keepalive_idle", "the kernel counts keepalive in whole seconds, from 1"
+        if service.server.fast_open and service.pool.max_idle:
+            yield f"{path}.pool", "a pool opens connections early, fast_open late: choose one"
+        if service.send_proxy and service.pool.max_idle:
+            problem = (
+                "with send_proxy the server waits for the header of a client that is not there yet: "
+                "most count that as an error; choose one"
+            )
+            yield f"{path}.pool", problem
+    if config.metrics:
+        try:
+            _port(split_address(config.metrics)[1], 0)
+        except ValueError as error:
+            yield "metrics", str(error)
+
+
+# ── telling ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def options(kind: type[msgspec.Struct] = Config, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield each option: path, type, default (`msgspec.NODEFAULT` where it must be given), description."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in msgspec.structs.fields(kind):
+        hint = hints[field.name]
+        notes: tuple[Any, ...] = ()
+        if typing.get_origin(hint) is Annotated:
+            hint, *rest = typing.get_args(hint)
+            notes = tuple(rest)
+        text = " ".join(note.description for note in notes if isinstance(note, Meta) and note.description)
+        path = f"{prefix}{field.name}"
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            yield from options(inner, f"{path}.")
+            continue
+        if isinstance(hint, types.GenericAlias) and typing.get_origin(hint) is tuple:
+            hint = tuple
+        if any(isinstance(note, Meta) and (note.extra or {}).get("duration") for note in notes):
+            hint = "duration"
+        yield path, hint, field.default, text
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the TOML file."""
+    schema: dict[str, Any] = msgspec.json.schema(Config)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "finwait relay"
+    for part in schema["$defs"].values():
+        for field in part.get("properties", {}).values():
+            if field.get("x-unit") == "seconds":
+                field["type"] = ["number", "string"]
+    return schema

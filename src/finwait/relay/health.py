@@ -1,0 +1,108 @@
+"""Active checks: connect to each backend now and then, and say when one goes down or comes back.
+
+They run in the supervisor, once for all workers. What real connections find is judged by
+`finwait.relay.balance`, in each worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from finwait.relay.config import Config, Health
+
+__all__ = ["Checker", "check_once"]
+
+
+async def check_once(family: int, address: Any, health: Health) -> str:  # noqa: ANN401  # a socket address
+    """Check a backend; return why it is down, or an empty string."""
+    try:
+        async with asyncio.timeout(health.timeout or None):
+            if family == socket.AF_UNIX:
+                reader, writer = await asyncio.open_unix_connection(address)
+            else:
+                reader, writer = await asyncio.open_connection(address[0], address[1])
+            try:
+                if health.send:
+                    writer.write(health.send.encode().decode("unicode_escape").encode("latin-1"))
+                    await writer.drain()
+                answer = b""
+                expected = health.expect.encode()
+                while expected and expected not in answer:
+                    part = await reader.read(4096)
+                    if not part or len(answer) > 65536:
+                        return f"the answer has no `{health.expect}`"
+                    answer += part
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except TimeoutError:
+        return f"no answer in {health.timeout:g} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+class Checker:
+    """Runs the checks of all services.
+
+    Args:
+        marked: called with service, backend, up, and why, when a backend goes down or comes back.
+    """
+
+    def __init__(self, marked: Callable[[str, str, bool, str], None]) -> None:
+        self.marked = marked
+        self._tasks: dict[tuple[str, str], tuple[Any, asyncio.Task[None]]] = {}
+        self._down: set[tuple[str, str]] = set()
+
+    def use(self, config: Config, found: dict[str, list[list[Any]]]) -> None:
+        """Check these backends, and no others, from now on."""
+        wanted = {
+            (service.name, row[0]): (service.health, row)
+            for service in config.service
+            if service.health.interval
+            for row in found.get(service.name, ())
+        }
+        for key, (what, task) in list(self._tasks.items()):
+            if wanted.get(key) != what:
+                task.cancel()
+                del self._tasks[key]
+                if key not in wanted and key in self._down:
+                    # Nobody checks it any more, so nobody could bring it back.
+                    self._down.discard(key)
+                    self.marked(*key, True, "it is not checked any more")
+        for key, what in wanted.items():
+            if key not in self._tasks:
+                self._tasks[key] = (what, asyncio.get_running_loop().create_task(self._check(key, *what)))
+
+    def down(self) -> Iterator[tuple[str, str]]:
+        """Yield (service, backend) of all that are down."""
+        yield from sorted(self._down)
+
+    def close(self) -> None:
+        """Stop checking."""
+        for _, task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+
+    async def _check(self, key: tuple[str, str], health: Health, row: list[Any]) -> None:
+        streak = 0
+        while True:
+            why = await check_once(row[1], row[2], health)
+            up = key not in self._down
+            streak = streak + 1 if bool(why) == up else 0
+            if up and streak >= health.fall:
+                self._down.add(key)
+                streak = 0
+                self.marked(*key, False, why)
+            elif not up and streak >= health.rise:
+                self._down.discard(key)
+                streak = 0
+                self.marked(*key, True, f"{health.rise} checks in a row succeeded")
+            await asyncio.sleep(health.interval)

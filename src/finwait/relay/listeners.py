@@ -1,0 +1,251 @@
+"""Listening sockets: made here, passed by systemd, or handed over by the relay that ran before.
+
+Each worker gets a TCP socket of its own for each address (SO_REUSEPORT), so none is woken for another's
+connection; the supervisor keeps them all open, so a worker that dies leaves its queue to its successor.
+Unix sockets and sockets from systemd exist once, and all workers accept from them.
+
+The surprise: options set here are inherited by every accepted socket (``sk_clone_lock``), so keepalive, the user
+timeout and TCP_NODELAY cost the data path nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from finwait.errors import KernelError, PermissionNeeded
+from finwait.relay import sockets
+from finwait.relay.config import ConfigError, Listen, parse_listen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from finwait.relay.config import Config, Service
+
+__all__ = ["Bound", "bind_all", "hand_over", "inherited"]
+
+_FIRST_FD: Final = 3
+HANDED: Final = "FINWAIT_RELAY_SOCKETS"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An address and its sockets: one for each worker, or one that all of them share."""
+
+    key: str
+    service: str
+    sockets: tuple[socket.socket, ...]
+
+    def of(self, worker: int) -> socket.socket:
+        """Return the socket that a worker accepts from."""
+        return self.sockets[worker % len(self.sockets)]
+
+    def close(self) -> None:
+        """Close the supervisor's descriptors."""
+        for sock in self.sockets:
+            sock.close()
+
+
+def inherited(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.socket]]:
+    """Return sockets that were passed to this process, by name.
+
+    From systemd (sd_listen_fds(3)) the name is ``fd:`` and that in LISTEN_FDNAMES; from the relay that ran before it
+    is the address as written in the configuration.
+    """
+    found: dict[str, list[socket.socket]] = {}
+    if environ.get(HANDED):
+        for key, fds in json.loads(environ[HANDED]).items():
+            found[key] = [socket.socket(fileno=fd) for fd in fds]
+    elif environ.get("LISTEN_PID") == str(pid) and environ.get("LISTEN_FDS", "").isdecimal():
+        count = int(environ["LISTEN_FDS"])
+        names = environ.get("LISTEN_FDNAMES", "").split(":")
+        for at in range(count):
+            name = names[at] if at < len(names) else ""
+            found.setdefault(f"fd:{name}", []).append(socket.socket(fileno=_FIRST_FD + at))
+    for socks in found.values():
+        for sock in socks:
+            sock.set_inheritable(False)
+    return found
+
+
+def hand_over(bound: Mapping[str, Bound]) -> tuple[dict[str, str], list[int]]:
+    """Return the environment and the descriptors that give these sockets to a new process."""
+    fds = {key: [sock.fileno() for sock in one.sockets] for key, one in bound.items()}
+    return {HANDED: json.dumps(fds)}, [fd for some in fds.values() for fd in some]
+
+
+def bind_all(
+    config: Config, have: Mapping[str, Bound], passed: dict[str, list[socket.socket]]
+) -> dict[str, Bound]:
+    """Return the listeners that a configuration asks for, with those there are already kept as they are.
+
+    Args:
+        config: the configuration.
+        have: the present ones, by key.
+        passed: sockets from `inherited`; those taken are removed.
+
+    Raises:
+        KernelError: an address cannot be bound; whatever was bound by this call is closed again.
+        ConfigError: a socket that systemd should have passed is not there.
+    """
+    wanted: dict[str, Bound] = {}
+    fresh: list[Bound] = []
+    try:
+        for service in config.service:
+            for text in service.listen:
+                for at, listen in enumerate(parse_listen(text)):
+                    key = (
+                        str(listen)
+                        if listen.port or listen.kind in ("unix", "fd")
+                        else f"{text}#{service.name}.{at}"
+                    )
+                    for one in _bind(service, listen, key, config.workers, have, passed):
+                        wanted[one.key] = one
+                        if one.key not in have:
+                            fresh.append(one)
+    except Exception:
+        for one in fresh:
+            one.close()
+        raise
+    return wanted
+
+
+def _bind(
+    service: Service,
+    listen: Listen,
+    key: str,
+    workers: int,
+    have: Mapping[str, Bound],
+    passed: dict[str, list[socket.socket]],
+) -> list[Bound]:
+    if key in have:
+        kept = have[key]
+        _set_options(kept.sockets, service)
+        return [Bound(key, service.name, kept.sockets)]
+    if listen.kind == "fd":
+        mine = ("fd:",) if key == "fd:" else (key, f"{key}/")
+        names = [name for name in passed if name == key or name.startswith(mine[-1])]
+        socks = [(name, sock) for name in names for sock in passed.pop(name)]
+        present = [one for name, one in have.items() if name.startswith(mine[-1])]
+        if not socks and not present:
+            raise ConfigError(
+                f"service `{service.name}`: no socket `{key}` was passed to this process",
+                hint="start it by a systemd .socket unit with FileDescriptorName=, see `docs/how-to/relay.md`",
+            )
+        _set_options([sock for _, sock in socks], service)
+        return [Bound(one.key, service.name, one.sockets) for one in present] + [
+            Bound(name if "/" in name else f"{name}/{sock.fileno()}", service.name, (sock,))
+            for name, sock in socks
+        ]
+    ready = passed.pop(key, [])
+    shared = listen.kind == "unix"
+    count = 1 if shared else max(workers, len(ready))
+    socks_made: list[socket.socket] = []
+    try:
+        for _ in range(count - len(ready)):
+            port_of = [*ready, *socks_made]
+            socks_made.append(
+                _open(service, listen, port_of[0].getsockname()[1] if port_of and not shared else None)
+            )
+    except BaseException:
+        for sock in socks_made:
+            sock.close()
+        raise
+    every = (*ready, *socks_made)
+    _set_options(every, service)
+    return [Bound(key, service.name, every)]
+
+
+def _open(service: Service, listen: Listen, port: int | None) -> socket.socket:
+    """Bind and listen."""
+    if listen.kind == "unix":
+        return _open_unix(service, listen.host)
+    family = socket.AF_INET if listen.kind == "ipv4" else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(listen.kind == "ipv6"))
+        if service.client.transparent:
+            level, name = (
+                (socket.IPPROTO_IP, sockets.IP_TRANSPARENT)
+                if family == socket.AF_INET
+                else (socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT)
+            )
+            sock.setsockopt(level, name, 1)
+        if service.client.mark:
+            sock.setsockopt(socket.SOL_SOCKET, sockets.SO_MARK, service.client.mark)
+        if service.client.device:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, service.client.device.encode() + b"\0")
+        sock.bind((listen.host, port or listen.port))
+        sock.listen(service.client.backlog)
+    except OSError as error:
+        sock.close()
+        raise _refused(error, f"listen on {listen}") from None
+    return sock
+
+
+def _open_unix(service: Service, path: str) -> socket.socket:
+    """Bind a Unix socket; one that nobody listens on any more is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        remove_stale(path)
+        sock.bind(path)
+        sock.listen(service.client.backlog)
+    except OSError as error:
+        sock.close()
+        raise _refused(error, f"listen on unix:{path}") from None
+    return sock
+
+
+def remove_stale(path: str) -> None:
+    """Remove a Unix socket that nobody listens on; anything else stays and makes ``bind()`` fail."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+def _refused(error: OSError, doing: str) -> KernelError:
+    number = error.errno or 0
+    if isinstance(error, PermissionError):
+        return PermissionNeeded(
+            number, doing, "CAP_NET_BIND_SERVICE (below port 1024), CAP_NET_ADMIN or CAP_NET_RAW"
+        )
+    hint = {
+        "EADDRINUSE": "`ss -ltnp` shows who has it",
+        "EADDRNOTAVAIL": "no interface has this address; `ip address` lists those there are",
+        "ENODEV": "there is no such interface; `ip link` lists those there are",
+    }
+    return KernelError(number, doing, hint=hint.get(errno.errorcode.get(number, ""), ""))
+
+
+def _set_options(socks: tuple[socket.socket, ...] | list[socket.socket], service: Service) -> None:
+    """Set what accepted sockets inherit."""
+    from finwait.relay.server import liveness_options
+
+    side = service.client
+    for sock in socks:
+        if not sockets.is_tcp(sock.family):
+            continue
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(side.keepalive_idle > 0))
+        sock.setsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, 0)
+        for level, name, value in liveness_options(side):
+            sock.setsockopt(level, name, value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(side.nodelay))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if side.fast_open:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, side.fast_open)

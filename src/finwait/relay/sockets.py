@@ -1,0 +1,150 @@
+"""Calls on bare socket descriptors, for which Python wants a socket object.
+
+An object for each descriptor costs memory (a relay holds two for each connection) and a ``getsockname()``
+to make, so the calls that the data path needs now and then go to libc with the number. The constants are those
+of include/uapi/linux/tcp.h and asm-generic/socket.h that the socket module has no names for.
+
+Errors arrive as `OSError`, as from the socket module; on a dead socket most of them do not matter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = [
+    "TcpInfo",
+    "abort_on_close",
+    "error_of",
+    "is_tcp",
+    "names",
+    "queued",
+    "set_int",
+    "set_name",
+    "shut_write",
+    "tcp_info",
+]
+
+TCP_FASTOPEN_CONNECT: Final = 30
+TCP_USER_TIMEOUT: Final = 18
+IP_TRANSPARENT: Final = 19
+IPV6_TRANSPARENT: Final = 75
+IP_BIND_ADDRESS_NO_PORT: Final = 24
+SO_MARK: Final = 36
+_SIOCOUTQ: Final = 0x5411
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LINGER_ZERO: Final = struct.pack("ii", 1, 0)
+
+
+def _checked(result: int, doing: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)} ({doing})")
+
+
+def shut_write(fd: int) -> None:
+    """``shutdown(fd, SHUT_WR)``: send FIN after what is queued.
+
+    Raises:
+        OSError: ENOTCONN when the connection was reset meanwhile.
+    """
+    _checked(_LIBC.shutdown(fd, socket.SHUT_WR), "shutdown")
+
+
+def abort_on_close(fd: int) -> None:
+    """Make the coming ``close()`` send RST (SO_LINGER with zero seconds); no error on a dead socket."""
+    _LIBC.setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO, 8)
+
+
+def set_int(fd: int, level: int, name: int, value: int) -> None:
+    """``setsockopt`` with an int.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    number = ctypes.c_int(value)
+    _checked(_LIBC.setsockopt(fd, level, name, ctypes.byref(number), 4), f"setsockopt {name}")
+
+
+def error_of(fd: int) -> int:
+    """Return SO_ERROR, which reading clears; 0 when there is none."""
+    value, size = ctypes.c_int(0), ctypes.c_uint(4)
+    _LIBC.getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR, ctypes.byref(value), ctypes.byref(size))
+    return value.value
+
+
+def queued(fd: int) -> int:
+    """Return how many bytes were sent and are not acknowledged yet (SIOCOUTQ)."""
+    value = ctypes.c_int(0)
+    _checked(_LIBC.ioctl(fd, ctypes.c_ulong(_SIOCOUTQ), ctypes.byref(value)), "SIOCOUTQ")
+    return value.value
+
+
+def names(fd: int) -> tuple[object, object]:
+    """Return a socket's own and its peer's address; "" for one that it does not have any more."""
+    sock = socket.socket(fileno=os.dup(fd))
+    try:
+        found: list[object] = []
+        for ask in (sock.getsockname, sock.getpeername):
+            try:
+                found.append(ask())
+            except OSError:
+                found.append("")
+        return found[0], found[1]
+    finally:
+        sock.close()
+
+
+@dataclass(frozen=True, slots=True)
+class TcpInfo:
+    """The fields of ``struct tcp_info`` that tell a slow peer from a dead one."""
+
+    state: int
+    probes: int
+    """Zero-window or keepalive probes sent since the last answer."""
+    unacked: int
+    """Segments on the way."""
+    last_ack_recv_ms: int
+    """Since anything was acknowledged, in milliseconds."""
+    notsent: int
+    """Bytes that wait because the window or the path does not take them."""
+    window: int | None
+    """The peer's window in bytes (tcpi_snd_wnd, since Linux 5.4); None where the kernel does not say."""
+
+
+# Offsets in struct tcp_info, include/uapi/linux/tcp.h.
+_UNACKED, _LAST_ACK_RECV, _NOTSENT, _SND_WND = 24, 56, 144, 228
+
+
+def tcp_info(fd: int) -> TcpInfo | None:
+    """Return what the kernel knows of a TCP socket; None for anything else."""
+    data, size = ctypes.create_string_buffer(256), ctypes.c_uint(256)
+    if _LIBC.getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, data, ctypes.byref(size)) < 0:
+        return None
+    raw, length = data.raw, size.value
+    if length < _NOTSENT + 4:
+        return None
+
+    def word(offset: int) -> int:
+        return int.from_bytes(raw[offset : offset + 4], "little" if _LITTLE else "big")
+
+    window = word(_SND_WND) if length >= _SND_WND + 4 else None
+    return TcpInfo(raw[0], raw[3], word(_UNACKED), word(_LAST_ACK_RECV), word(_NOTSENT), window)
+
+
+_LITTLE = struct.pack("=H", 1) == b"\1\0"
+
+
+def is_tcp(family: int) -> bool:
+    """Return whether sockets of this family are TCP and take its options."""
+    return family in (socket.AF_INET, socket.AF_INET6)
+
+
+def set_name(name: str) -> None:
+    """Show this name for the process in ``ps`` and ``ss -p`` (PR_SET_NAME, 15 bytes)."""
+    _LIBC.prctl(15, name.encode()[:15], 0, 0, 0)

@@ -1,0 +1,689 @@
+"""The process that people talk to: it binds, starts workers, and answers for them.
+
+Theory of operation: the supervisor owns everything that must outlive a worker: the listening sockets, the
+configuration, what is known about backends, the admin socket. It never touches a relayed byte, so it may use
+asyncio and take its time. Workers are forked; each has one Unix socket to here, over which it
+gets its configuration and its listening sockets. A worker that dies is replaced, with the same sockets: connections of
+others are not touched, and new ones wait in the kernel's queue meanwhile.
+
+========  =====================================================================================
+signal    meaning
+========  =====================================================================================
+TERM INT  drain: stop accepting, let connections end, cut the rest after ``drain``. Again: stop now
+HUP       read the configuration again; connections that live keep what they began with
+USR2      start the program anew with the same sockets, and drain when it is ready
+USR1      open the access log again (HUP does, too)
+========  =====================================================================================
+
+Privileges: with ``user`` the supervisor gives them up after it has bound everything, and before the first worker
+starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import pwd
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import msgspec
+
+from finwait.errors import FinwaitError, KernelError
+from finwait.relay import config as configuration
+from finwait.relay import listeners, metrics, worker
+from finwait.relay.config import ConfigError
+from finwait.relay.health import Checker
+from finwait.relay.resolve import Resolver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from finwait.relay.config import Config
+    from finwait.relay.listeners import Bound
+
+__all__ = ["Supervisor"]
+
+_PREDECESSOR: Final = "FINWAIT_RELAY_PREDECESSOR"
+_GRACE: Final = 5.0
+"""Seconds a worker may take beyond its drain time before it is killed."""
+_SPARE_FDS: Final = 256
+
+
+def say(text: str) -> None:
+    """Tell the operator something, on stderr."""
+    sys.stderr.write(f"finwait relay: {text}\n")
+    sys.stderr.flush()
+
+
+class _Child:
+    """A forked worker.
+
+    Forked, not started anew: after ``user`` the interpreter may be out of reach, and the pages are shared. The child
+    never returns into the supervisor's frames, whose objects it must not touch: their descriptors are closed.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self.returncode: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        gc.collect()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be_a_worker(control.fileno())
+
+    @staticmethod
+    def _be_a_worker(control: int) -> NoReturn:
+        status = 1
+        try:
+            gc.freeze()
+            signal.set_wakeup_fd(-1)
+            kept = os.dup2(control, 3) if control != 3 else 3
+            os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            os.close(null)
+            status = worker.main(kept)
+        except BaseException:  # noqa: BLE001  # the outermost frame of a process
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        """Return the exit status if it has ended."""
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Wait for its end; minus the signal's number when one ended it."""
+        status = self._wait(0)
+        assert status is not None
+        return status
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class _Line:
+    """One worker process, and the socket to it."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.known: set[str] = set()
+        """Keys of the listeners that it has."""
+        self.started = time.monotonic()
+        near, far = socket.socketpair()
+        with far:
+            self.process = _Child(far)
+        near.setblocking(False)
+        self.sock = near
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._received = bytearray()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._count = 0
+        self._loop = asyncio.get_running_loop()
+        self._writing = False
+        self._loop.add_reader(near.fileno(), self._read)
+
+    def tell(self, order: dict[str, Any], fds: list[int] | None = None) -> None:
+        """Send an order; descriptors are duplicated, the caller keeps its own."""
+        copies = [os.dup(fd) for fd in fds or []]
+        self._queue.append((msgspec.json.encode(order) + b"\n", copies))
+        self._write()
+
+    async def ask(self, order: dict[str, Any], seconds: float = 10.0) -> Any:  # noqa: ANN401  # whatever JSON held
+        """Send an order and wait for its answer; None when the worker is gone or does not answer."""
+        self._count += 1
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting[self._count] = future
+        self.tell({**order, "n": self._count})
+        try:
+            return await asyncio.wait_for(future, seconds)
+        except TimeoutError:
+            return None
+        finally:
+            self._waiting.pop(self._count, None)
+
+    def _write(self) -> None:
+        try:
+            while self._queue:
+                data, fds = self._queue[0]
+                sent = socket.send_fds(self.sock, [data], fds) if fds else self.sock.send(data)
+                for fd in fds:
+                    os.close(fd)
+                if sent < len(data):
+                    self._queue[0] = (data[sent:], [])
+                else:
+                    self._queue.popleft()
+        except BlockingIOError:
+            if not self._writing:
+                self._writing = True
+                self._loop.add_writer(self.sock.fileno(), self._write)
+            return
+        except OSError:
+            self._drop_queue()
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self.sock.fileno())
+
+    def _drop_queue(self) -> None:
+        for _, fds in self._queue:
+            for fd in fds:
+                os.close(fd)
+        self._queue.clear()
+
+    def _read(self) -> None:
+        try:
+            data = self.sock.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self._received += data
+        while (end := self._received.find(b"\n")) >= 0:
+            answer = msgspec.json.decode(bytes(self._received[:end]))
+            del self._received[: end + 1]
+            future = self._waiting.get(answer["re"])
+            if future is not None and not future.done():
+                future.set_result(answer["ok"])
+
+    def close(self) -> None:
+        """Let go of the line; the worker drains when it notices. Safe to call twice."""
+        if self.sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self.sock.fileno())
+        if self._writing:
+            self._loop.remove_writer(self.sock.fileno())
+        self.sock.close()
+        self._drop_queue()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_result(None)
+
+
+class Supervisor:
+    """A running relay.
+
+    Args:
+        read: returns the configuration; called again on SIGHUP.
+        argv: how this program was started, for SIGUSR2.
+    """
+
+    def __init__(self, read: Callable[[], Config], argv: list[str]) -> None:
+        self.read = read
+        self.argv = argv
+        self.config = read()
+        self.bound: dict[str, Bound] = {}
+        self.lines: list[_Line] = []
+        self.log_fd = -1
+        self.draining = False
+        self.finished: asyncio.Event
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.checker: Checker
+        self.resolver: Resolver
+        self.admin_inode = 0
+        self.restarts = 0
+        self.successor: subprocess.Popen[bytes] | None = None
+
+    # ── starting ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def bind(self) -> None:
+        """Do what may need privileges, then give them up.
+
+        Raises:
+            FinwaitError: an address cannot be bound, a file not opened, or the user is not there.
+        """
+        passed = listeners.inherited(os.environ, os.getpid())
+        predecessor = os.environ.pop(_PREDECESSOR, "")
+        self.predecessor = int(predecessor) if predecessor.isdecimal() else 0
+        for name in (listeners.HANDED, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):
+            os.environ.pop(name, None)
+        self.bound = listeners.bind_all(self.config, {}, passed)
+        for left in passed.values():
+            for sock in left:
+                sock.close()
+        self._raise_limits()
+        self._open_log()
+        if self.config.admin:
+            self.admin = self._bind_admin(self.config.admin)
+        if self.config.metrics:
+            self.metrics = self._bind_metrics(self.config.metrics)
+        if self.config.user:
+            _become(self.config.user)
+
+    def _raise_limits(self) -> None:
+        """Raise the descriptor limit to what is allowed, and say so when that is too little."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        needed = 2 * -(-self.config.max_connections // self.config.workers) + _SPARE_FDS
+        if needed > hard:
+            say(
+                f"max_connections = {self.config.max_connections} needs {needed} descriptors a worker, "
+                f"the limit is {hard}; beyond it new connections wait\nhint: raise LimitNOFILE= or `ulimit -n`"
+            )
+
+    def _open_log(self) -> None:
+        """Open the access log, anew if it is open."""
+        path = self.config.access_log
+        if not path:
+            return
+        try:
+            fd = (
+                os.dup(1)
+                if path == "-"
+                else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            )
+        except OSError as error:
+            raise KernelError(
+                error.errno or 0, f"open the access log `{path}`", hint="may this user write there?"
+            ) from None
+        if self.log_fd >= 0:
+            os.close(self.log_fd)
+        self.log_fd = fd
+
+    def _bind_admin(self, path: str) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            if self.predecessor:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            else:
+                listeners.remove_stale(path)
+            sock.bind(path)
+            self.admin_inode = os.stat(path).st_ino
+        except OSError as error:
+            sock.close()
+            raise KernelError(
+                error.errno or 0, f"bind the admin socket `{path}`", hint="another relay may have it"
+            ) from None
+        finally:
+            os.umask(mask)
+        sock.listen(16)
+        return sock
+
+    def _bind_metrics(self, address: str) -> socket.socket:
+        host, port = configuration.split_address(address)
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind((host or "::", int(port)))
+        except OSError as error:
+            raise KernelError(error.errno or 0, f"listen on {address} for metrics") from None
+        return sock
+
+    def run(self) -> int:
+        """Serve until drained; return the exit status."""
+        return asyncio.run(self._run())
+
+    async def _run(self) -> int:
+        loop = asyncio.get_running_loop()
+        self.finished = asyncio.Event()
+        self.resolver = Resolver(self._backends_changed)
+        self.checker = Checker(self._backend_marked)
+        for number, handler in (
+            (signal.SIGTERM, self.on_term),
+            (signal.SIGINT, self.on_term),
+            (signal.SIGHUP, self.on_hup),
+            (signal.SIGUSR1, self.on_usr1),
+            (signal.SIGUSR2, self.on_usr2),
+        ):
+            loop.add_signal_handler(number, handler)
+        servers: list[asyncio.AbstractServer] = []
+        try:
+            await self.resolver.use(self.config)
+            for index in range(self.config.workers):
+                self._start_worker(index)
+            await asyncio.gather(*(line.ask({"do": "stats"}, 30) for line in self.lines))
+            self.checker.use(self.config, self.resolver.found)
+            if self.config.admin:
+                servers.append(await asyncio.start_unix_server(self._serve_admin, sock=self.admin))
+            if self.config.metrics:
+                servers.append(await asyncio.start_server(self._serve_metrics, sock=self.metrics))
+            self._announce()
+            await self.finished.wait()
+        finally:
+            for server in servers:
+                server.close()
+            for task in list(self.tasks):
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+            self.checker.close()
+            await self.resolver.close()
+            self._remove_admin()
+            for line in self.lines:
+                line.close()
+                if line.process.poll() is None:
+                    line.process.kill()
+                line.process.wait()
+            for one in self.bound.values():
+                one.close()
+        return 0
+
+    def _announce(self) -> None:
+        """Say that it works; and let a relay that ran before go."""
+        for one in self.bound.values():
+            service = next(s for s in self.config.service if s.name == one.service)
+            where = ", ".join(backend.address for backend in service.backend)
+            name = one.sockets[0].getsockname()
+            from finwait.relay.server import show
+
+            say(f"{show(name[:2] if isinstance(name, tuple) else name)} → {where} ({one.service})")
+        _notify(f"READY=1\nMAINPID={os.getpid()}")
+        if self.predecessor:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.predecessor, signal.SIGTERM)
+
+    def _remove_admin(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.config.admin and os.stat(self.config.admin).st_ino == self.admin_inode:
+                os.unlink(self.config.admin)
+        for one in self.bound.values():
+            for sock in one.sockets:
+                # The successor of an upgrade holds the same socket, by the same path.
+                if sock.fileno() >= 0 and sock.family == socket.AF_UNIX and self.successor is None:
+                    with contextlib.suppress(OSError):
+                        os.unlink(sock.getsockname())
+
+    # ── workers ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_worker(self, index: int) -> None:
+        line = _Line(index)
+        self.lines.append(line)
+        self._configure(line)
+        self._spawn(self._watch(line))
+
+    def _configure(self, line: _Line, *, log: bool = True) -> None:
+        """Give a worker the configuration, the listeners it lacks, and the backends."""
+        wanted = {key: one.service for key, one in self.bound.items()}
+        new = [key for key in wanted if key not in line.known]
+        fds = [self.bound[key].of(line.index).fileno() for key in new]
+        with_log = log and self.log_fd >= 0
+        # SCM_MAX_FD is 253: a long range of ports goes in several orders.
+        while True:
+            part, new = new[:200], new[200:]
+            known = line.known | set(part)
+            line.tell(
+                {
+                    "do": "apply",
+                    "config": msgspec.to_builtins(self.config),
+                    "index": line.index,
+                    "listeners": {key: name for key, name in wanted.items() if key in known},
+                    "new": part,
+                    "log": with_log,
+                },
+                fds[: len(part)] + ([self.log_fd] if with_log else []),
+            )
+            fds = fds[len(part) :]
+            line.known = known & set(wanted)
+            with_log = False
+            if not new:
+                break
+        for service in self.config.service:
+            line.tell(
+                {"do": "backends", "service": service.name, "backends": self.resolver.found[service.name]}
+            )
+        for service_name, name in self.checker.down():
+            line.tell({"do": "mark", "service": service_name, "backend": name, "up": False})
+
+    async def _watch(self, line: _Line) -> None:
+        """Wait for a worker's end; replace it unless it was told to go."""
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(line.process.pid)
+        ended: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
+        try:
+            await ended
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+        status = line.process.wait()
+        line.close()
+        if line in self.lines:
+            self.lines.remove(line)
+        if self.draining:
+            if not self.lines:
+                self.finished.set()
+            return
+        said = f"signal {-status}" if status < 0 else f"status {status}"
+        who = f"worker {line.index} (pid {line.process.pid})"
+        say(f"{who} ended with {said}; its connections are lost, starting another")
+        self.restarts += 1
+        if time.monotonic() - line.started < 2:
+            await asyncio.sleep(1)
+        if not self.draining:
+            self._start_worker(line.index)
+
+    def _spawn(self, work: Any) -> None:  # noqa: ANN401  # a coroutine
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _backends_changed(self, service: str, found: list[list[Any]]) -> None:
+        for line in self.lines:
+            line.tell({"do": "backends", "service": service, "backends": found})
+        self.checker.use(self.config, self.resolver.found)
+
+    def _backend_marked(self, service: str, name: str, up: bool, why: str) -> None:
+        say(f"backend {name} of `{service}` is {'up' if up else 'down'}: {why}")
+        for line in self.lines:
+            line.tell({"do": "mark", "service": service, "backend": name, "up": up})
+
+    # ── signals ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def on_term(self) -> None:
+        """Drain; the second time, stop."""
+        self.drain(now=self.draining)
+
+    def drain(self, *, seconds: float | None = None, now: bool = False) -> None:
+        """Stop accepting and let connections end, or end them all at once."""
+        first = not self.draining
+        self.draining = True
+        _notify("STOPPING=1")
+        if first:
+            longest = (
+                max(service.timeouts.drain for service in self.config.service) if seconds is None else seconds
+            )
+            say("stopping now" if now else f"draining for up to {longest:g} s; once more to stop now")
+            for one in self.bound.values():
+                one.close()
+            for line in self.lines:
+                line.tell({"do": "stop"} if now else {"do": "drain", "seconds": seconds})
+            self._spawn(self._kill_late(0 if now else longest))
+        elif now:
+            for line in self.lines:
+                line.tell({"do": "stop"})
+        if not self.lines:
+            self.finished.set()
+
+    async def _kill_late(self, seconds: float) -> None:
+        await asyncio.sleep(seconds + _GRACE)
+        for line in self.lines:
+            say(f"worker {line.index} (pid {line.process.pid}) did not end in time: killed")
+            line.process.kill()
+
+    def on_hup(self) -> None:
+        """Read the configuration again."""
+        self._spawn(self._reload())
+
+    async def _reload(self) -> None:
+        if self.draining:
+            return
+        try:
+            new = self.read()
+            for field in ("workers", "user", "admin", "metrics"):
+                if getattr(new, field) != getattr(self.config, field):
+                    say(f"`{field}` is taken from the old configuration: it needs a new start (SIGUSR2)")
+                    new = msgspec.structs.replace(new, **{field: getattr(self.config, field)})
+            bound = listeners.bind_all(new, self.bound, {})
+        except FinwaitError as error:
+            say(
+                f"the configuration was not reloaded: {error}\nhint: {error.hint or 'the old one stays in force'}"
+            )
+            return
+        old, self.config = self.config, new
+        try:
+            self._open_log()
+        except FinwaitError as error:
+            self.config = msgspec.structs.replace(new, access_log=old.access_log)
+            say(f"the access log stays where it was: {error}")
+        gone = [one for key, one in self.bound.items() if key not in bound]
+        self.bound = bound
+        await self.resolver.use(self.config)
+        for line in self.lines:
+            self._configure(line)
+        for one in gone:
+            one.close()
+        self.checker.use(self.config, self.resolver.found)
+        say("configuration reloaded")
+
+    def on_usr1(self) -> None:
+        """Open the access log again."""
+        try:
+            self._open_log()
+        except FinwaitError as error:
+            say(f"the access log stays where it was: {error}")
+            return
+        for line in self.lines:
+            self._configure(line)
+
+    def on_usr2(self) -> None:
+        """Start the program anew with these sockets; it will tell us to drain."""
+        if self.draining or (self.successor is not None and self.successor.poll() is None):
+            say("an upgrade is under way already")
+            return
+        handed, fds = listeners.hand_over(self.bound)
+        self.successor = subprocess.Popen(
+            self.argv, pass_fds=fds, env={**os.environ, **handed, _PREDECESSOR: str(os.getpid())}
+        )
+        say(f"started pid {self.successor.pid} to take over")
+        self._spawn(self._await_successor(self.successor))
+
+    async def _await_successor(self, successor: subprocess.Popen[bytes]) -> None:
+        """Notice when a successor fails before it takes over."""
+        while not self.draining:
+            if successor.poll() is not None:
+                say(f"the new process ended with status {successor.returncode}; this one goes on")
+                self.successor = None
+                return
+            await asyncio.sleep(0.2)
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def stats(self) -> list[dict[str, Any]]:
+        """Return the counts of every worker."""
+        answers = await asyncio.gather(*(line.ask({"do": "stats"}) for line in self.lines))
+        return [answer for answer in answers if answer is not None]
+
+    async def _serve_admin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                try:
+                    request = msgspec.json.decode(line)
+                    answer: dict[str, Any] = {"ok": await self._admin(request)}
+                except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+                    answer = {"error": f"{type(error).__name__}: {error}"}
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (ConnectionError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            writer.close()
+
+    async def _admin(self, request: dict[str, Any]) -> Any:  # noqa: ANN401
+        do = request["do"]
+        if do == "ls":
+            found = await asyncio.gather(*(line.ask({"do": "list"}) for line in self.lines))
+            return [conn for some in found if some is not None for conn in some]
+        if do in ("show", "close"):
+            numbers: dict[int, list[int]] = {}
+            for text in request["ids"]:
+                index, _, number = str(text).partition("-")
+                numbers.setdefault(int(index), []).append(int(number))
+            order = "list" if do == "show" else "close"
+            asked = [(line, numbers[line.index]) for line in self.lines if line.index in numbers]
+            found = await asyncio.gather(*(line.ask({"do": order, "numbers": some}) for line, some in asked))
+            if do == "close":
+                return sum(count or 0 for count in found)
+            return [conn for some in found if some is not None for conn in some]
+        if do == "drain":
+            self.drain(seconds=request.get("seconds"))
+            return None
+        if do == "stats":
+            return {"workers": await self.stats(), "restarts": self.restarts, "draining": self.draining}
+        if do == "metrics":
+            return metrics.render(await self.stats(), self.restarts)
+        raise ValueError(f"there is no request {do!r}")
+
+    async def _serve_metrics(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            found = head.startswith((b"GET /metrics ", b"GET /metrics?"))
+            body = metrics.render(await self.stats(), self.restarts).encode() if found else b"see /metrics\n"
+            status = b"200 OK" if found else b"404 Not Found"
+            writer.write(
+                b"HTTP/1.1 %s\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+                b"Content-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(body))
+            )
+            writer.write(body)
+            await writer.drain()
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            writer.close()
+
+
+def _become(user: str) -> None:
+    """Give up root for a user, for good."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigError(
+            f"there is no user `{user}`", hint="`getent passwd` lists those there are"
+        ) from None
+    if os.geteuid() == entry.pw_uid:
+        return
+    try:
+        os.initgroups(user, entry.pw_gid)
+        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    except OSError as error:
+        raise KernelError(error.errno or 0, f"become user `{user}`", hint="only root can") from None
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), if it listens."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+        sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+def read_file(path: Path) -> Callable[[], Config]:
+    """Return what reads a configuration file, for `Supervisor`."""
+    return lambda: configuration.load(path)

@@ -1,0 +1,228 @@
+"""The process around `finwait.relay.server.Worker`: orders come over a Unix socket, descriptors with them.
+
+One order or answer is one line of JSON. Listening sockets and the access log travel beside an order as
+SCM_RIGHTS, in the order in which it names them. Answers are queued and never block the data path. When the
+supervisor's end closes, whatever the reason, the worker drains: it never serves without somebody who
+can be asked about it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any, Final
+
+import msgspec
+
+from finwait.relay import sockets
+from finwait.relay.balance import Backend
+from finwait.relay.config import Config
+from finwait.relay.server import IN, OUT, Route, Worker
+
+__all__ = ["Process", "main"]
+
+_LOG_BYTES: Final = 32768
+_MAX_FDS: Final = 250
+"""SCM_MAX_FD is 253 (include/net/scm.h)."""
+
+
+class Process:
+    """A worker and its line to the supervisor."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        control.setblocking(False)
+        self.worker = Worker(log=None)
+        self.received = bytearray()
+        self.fds: list[int] = []
+        self.unsent = bytearray()
+        self.log_fd = -1
+        self.log_lines: list[bytes] = []
+        self.log_size = 0
+        self.log_flushed = 0.0
+        self.configured = False
+        self.worker.watch(control.fileno(), self.on_control)
+        self.told_to_drain = False
+        signal.signal(signal.SIGTERM, self.on_term)
+        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGPIPE):
+            signal.signal(ignored, signal.SIG_IGN)
+
+    # ── the line ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def on_control(self, mask: int) -> None:
+        """Take what the supervisor sent, and send what waits for it."""
+        if mask & OUT:
+            self.send_unsent()
+        if not mask & ~OUT:
+            return
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.control, 65536, _MAX_FDS)
+            except BlockingIOError:
+                break
+            except OSError:
+                data, fds = b"", []
+            self.fds += fds
+            if not data:
+                self.worker.unwatch(self.control.fileno())
+                self.control.close()
+                self.worker.drain()
+                return
+            self.received += data
+        while (end := self.received.find(b"\n")) >= 0:
+            order = msgspec.json.decode(bytes(self.received[:end]))
+            del self.received[: end + 1]
+            answer = getattr(self, f"do_{order['do']}")(order)
+            if "n" in order:
+                self.send({"re": order["n"], "ok": answer})
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Queue a message."""
+        self.unsent += msgspec.json.encode(message) + b"\n"
+        self.send_unsent()
+
+    def send_unsent(self) -> None:
+        """Send as much as goes."""
+        try:
+            while self.unsent:
+                sent = self.control.send(self.unsent[:262144])
+                del self.unsent[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.unsent.clear()
+        self.worker.epoll.modify(self.control.fileno(), IN | OUT if self.unsent else IN)
+
+    # ── orders ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def do_apply(self, order: dict[str, Any]) -> None:
+        """Take a configuration; the descriptors are new listeners and, if named, the access log."""
+        worker = self.worker
+        config = msgspec.convert(order["config"], Config)
+        worker.index, worker.share = order["index"], config.workers
+        worker.max_connections = -(-config.max_connections // config.workers)
+        routes = {}
+        for service in config.service:
+            route = worker.routes.get(service.name)
+            if route is None:
+                route = Route(service, config.workers)
+            else:
+                route.set(service, config.workers)
+            routes[service.name] = route
+        wanted: dict[str, str] = order["listeners"]
+        for key in [key for key in worker.listeners if key not in wanted]:
+            worker.unlisten(key)
+        worker.routes = {**worker.routes, **routes}
+        for name in [name for name, route in worker.routes.items() if name not in routes and not route.count]:
+            del worker.routes[name]
+        for key, name in wanted.items():
+            if key in worker.listeners:
+                worker.listeners[key].route = routes[name]
+        for key in order["new"]:
+            sock = socket.socket(fileno=self.fds.pop(0))
+            worker.listen(key, sock, routes[wanted[key]])
+        if order["log"]:
+            self.flush_log()
+            if self.log_fd >= 0:
+                os.close(self.log_fd)
+            self.log_fd = self.fds.pop(0)
+        worker.log = self.log if self.log_fd >= 0 else None
+
+    def do_backends(self, order: dict[str, Any]) -> None:
+        """Take the backends of a service."""
+        route = self.worker.routes.get(order["service"])
+        if route is None:
+            return
+        found = [
+            Backend(name, family, tuple(address) if isinstance(address, list) else address, weight, most)
+            for name, family, address, weight, most in order["backends"]
+        ]
+        for gone in route.balancer.update(found):
+            for idle in list(gone.idle):
+                self.worker.drop_idle(idle)
+
+    def do_mark(self, order: dict[str, Any]) -> None:
+        """Take what a check says about a backend."""
+        route = self.worker.routes.get(order["service"])
+        if route is not None:
+            route.balancer.mark(order["backend"], order["up"], time.monotonic())
+
+    def do_list(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        """Describe all connections, or those whose numbers are asked for."""
+        self.worker.now = time.monotonic()
+        numbers = order.get("numbers")
+        return [
+            self.worker.describe(conn)
+            for conn in self.worker.conns()
+            if numbers is None or conn.number in numbers
+        ]
+
+    def do_stats(self, order: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # the form of every order
+        """Return the counts."""
+        self.worker.now = time.monotonic()
+        return {**self.worker.stats(), "pid": os.getpid(), "index": self.worker.index}
+
+    def do_close(self, order: dict[str, Any]) -> int:
+        """End connections by RST."""
+        return self.worker.kill(order["numbers"])
+
+    def do_drain(self, order: dict[str, Any]) -> None:
+        """Begin to shut down."""
+        self.worker.drain(order.get("seconds"))
+
+    def do_stop(self, order: dict[str, Any]) -> None:  # noqa: ARG002
+        """End everything now."""
+        self.worker.stop()
+
+    # ── the access log ───────────────────────────────────────────────────────────────────────────────────
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Queue a line; lines go out together, at the latest a second later."""
+        line = msgspec.json.encode(entry) + b"\n"
+        self.log_lines.append(line)
+        self.log_size += len(line)
+        if self.log_size >= _LOG_BYTES:
+            self.flush_log()
+
+    def flush_log(self) -> None:
+        """Write the queued lines with one call, so that lines of several workers never mix (O_APPEND)."""
+        if self.log_lines and self.log_fd >= 0:
+            try:
+                os.write(self.log_fd, b"".join(self.log_lines))
+            except OSError as error:  # a full disk must not end connections
+                sys.stderr.write(f"finwait relay: could not write the access log: {error.strerror}\n")
+        self.log_lines.clear()
+        self.log_size = 0
+
+    def run(self) -> None:
+        """Work until drained or stopped."""
+        try:
+            self.worker.run(self.tend)
+        finally:
+            self.flush_log()
+
+    def on_term(self, *_: object) -> None:
+        """Note that somebody wants this worker to go. Handlers run between any two steps, so nothing more here."""
+        self.told_to_drain = True
+
+    def tend(self) -> None:
+        """Do what is due after a turn: drain when told so by a signal, write out the log."""
+        if self.told_to_drain and not self.worker.draining:
+            self.worker.drain()
+        if self.log_lines and self.worker.now - self.log_flushed >= 0.5:
+            self.log_flushed = self.worker.now
+            self.flush_log()
+
+
+def main(control: int) -> int:
+    """Run a worker whose line to the supervisor is this descriptor; return the exit status."""
+    sockets.set_name("finwait-relay")
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    sock = socket.socket(fileno=control)
+    sock.set_inheritable(False)
+    Process(sock).run()
+    return 0
