@@ -61,7 +61,10 @@ class Command:
             if isinstance(action, argparse._SubParsersAction):
                 helps = {a.dest: a.help or "" for a in action._choices_actions}
                 done: set[int] = set()
-                for name, parser in action.choices.items():
+                for name, choice in action.choices.items():
+                    parser = (
+                        choice.fill() if hasattr(choice, "fill") else choice
+                    )  # `relay run` fills itself late
                     if id(parser) not in done:  # an alias is the same parser again
                         done.add(id(parser))
                         found.append(Command((*self.words, name), helps.get(name, ""), parser))
@@ -484,6 +487,8 @@ def completion(shell: str) -> str:
 
 
 def _complete_files(parser: argparse.ArgumentParser, shtab: Any) -> None:  # noqa: ANN401 - a module
+    if hasattr(parser, "fill"):
+        parser.fill()
     """Mark what takes a file name, all the way down."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -4,7 +4,8 @@ In an example, prose starts in the first column and a session is indented by fou
 starts with ``# `` was typed; what follows came out. What depends on a recording alone is compared to the letter;
 what the lab builds anew has other addresses, pids and ages each time, so its form is compared.
 
-    python -m tests.docs.sessions      writes the present output of what is compared to the letter
+    python -m tests.docs.sessions          writes the present output of what is compared to the letter
+    python -m tests.docs.sessions --lab    that of the lab too
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def form(report: str) -> str:
     return "\n".join(re.sub(r"(CONNECTION )+", "CONNECTION ", f"{group} ") for group in groups)
 
 
-def renewed(path: Path) -> str:
-    """Return an example with the present output of its exact sessions."""
+def renewed(path: Path, *, lab: bool = False) -> str:
+    """Return an example with the present output of its exact sessions, and of those of the lab if asked."""
     out = []
     for inside, part in blocks(path.read_text()):
         if not inside or not part.lstrip("\n").startswith(f"{INDENT}# "):
@@ -115,7 +116,7 @@ def renewed(path: Path) -> str:
         for typed in re.split(r"^# ", plain, flags=re.MULTILINE)[1:]:
             command, _, output = typed.partition("\n")
             one = Session(path, command, output.strip("\n"))
-            text = run(command) if one.exact or (one.lab and not one.output) else one.output
+            text = run(command) if one.exact or (one.lab and (lab or not one.output)) else one.output
             pieces.append(f"# {command}\n{text}".rstrip("\n"))
         lines = "\n\n".join(pieces).splitlines()
         out.append(lead + "".join(f"{INDENT}{line}".rstrip() + "\n" for line in lines))
@@ -124,7 +125,7 @@ def renewed(path: Path) -> str:
 
 if __name__ == "__main__":
     for example in EXAMPLES:
-        text = renewed(example)
+        text = renewed(example, lab="--lab" in sys.argv[1:])
         if text != example.read_text():
             example.write_text(text)
             print(f"{example.relative_to(ROOT)}: written")

@@ -36,6 +36,7 @@ COMMANDS = {
     "undo": "journal",
     "tune": "tune",
     "audit": "audit",
+    "relay": "relay",
     "record": "record",
     "lab": "lab",
 }

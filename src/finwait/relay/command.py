@@ -161,7 +161,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     show.add_argument("ids", nargs="+", metavar="ID", help="as `ls` shows it, for example 0-42")
     show.set_defaults(run=_show)
     close = what.add_parser("close", help="end connections by RST on both sides")
-    close.add_argument("ids", nargs="+", metavar="ID")
+    close.add_argument("ids", nargs="+", metavar="ID", help="as `ls` shows it")
     close.set_defaults(run=_close)
     drain = what.add_parser("drain", help="stop accepting, let connections end, then exit")
     drain.add_argument(
@@ -169,7 +169,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     )
     drain.set_defaults(run=_drain)
     stats = what.add_parser("stats", help="print the counts")
-    stats.add_argument("-o", "--output", choices=("json", "prometheus"), default="prometheus")
+    stats.add_argument(
+        "-o", "--output", choices=("json", "prometheus"), default="prometheus", help="form of the answer"
+    )
     stats.set_defaults(run=_stats)
     for one in (ls, show, close, drain, stats):
         one.add_argument(
@@ -431,6 +433,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (FinwaitError, ValueError) as error:
         sys.stderr.write(f"finwait relay: error: {error}\n")
-        if getattr(error, "hint", ""):
-            sys.stderr.write(f"hint: {error.hint}\n")
+        if hint := getattr(error, "hint", ""):
+            sys.stderr.write(f"hint: {hint}\n")
         return 1

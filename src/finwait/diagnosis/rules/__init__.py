@@ -9,12 +9,12 @@ from finwait.diagnosis.finding import Advice, Confidence, Remedy
 
 __all__ = [
     "CLOSE_AT_PEER",
-    "DESTROY",
     "NOT_CONNTRACK",
     "NOT_FIN_TIMEOUT",
     "NOT_KEEPALIVE_ALIVE",
     "NOT_USER_TIMEOUT_IDLE",
     "certain",
+    "destroy",
     "likely",
     "possible",
 ]
@@ -34,11 +34,6 @@ NOT_CONNTRACK = Advice(
     "lower `nf_conntrack_tcp_timeout_close_wait`",
     "conntrack closes no socket; it forgets the NAT mapping, and then the missing FIN can never arrive",
 )
-DESTROY = Remedy(
-    "destroy this end (SOCK_DESTROY): the peer gets a RST; the descriptor stays open in the process",
-    "destructive",
-    "finwait clear --with destroy FILTER",
-)
 CLOSE_AT_PEER = Remedy("close the connection at the other end: its FIN finishes this end properly")
 
 
@@ -55,3 +50,12 @@ def likely(reason: str) -> Confidence:
 def possible(reason: str) -> Confidence:
     """Return the confidence of a suspicion that only a probe or a second look can settle."""
     return Confidence("possible", reason)
+
+
+def destroy(rule: str) -> Remedy:
+    """Return the remedy that always works on a socket of a rule, and always leaves something behind."""
+    return Remedy(
+        "destroy this end (SOCK_DESTROY): the peer gets a RST; the descriptor stays open in the process",
+        "destructive",
+        f"finwait clear --with destroy {rule}",
+    )

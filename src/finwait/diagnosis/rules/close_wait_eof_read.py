@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, certain, possible
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, possible
 from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
@@ -67,7 +67,7 @@ RULE = Rule(
             "destructive",
             "finwait clear close-wait-eof-read",
         ),
-        DESTROY,
+        destroy("close-wait-eof-read"),
     ),
     does_not=(NOT_FIN_TIMEOUT, NOT_ANY_SYSCTL),
     confidence=_confidence,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, certain
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy
 from finwait.diagnosis.rules.close_wait_eof_read import NOT_ANY_SYSCTL
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
@@ -57,7 +57,7 @@ RULE = Rule(
             "destructive",
             "finwait clear close-wait-eof-unread",
         ),
-        DESTROY,
+        destroy("close-wait-eof-unread"),
     ),
     does_not=(NOT_FIN_TIMEOUT, NOT_ANY_SYSCTL),
     confidence=_confidence,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, certain
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -63,7 +63,7 @@ RULE = Rule(
             "reversible",
             "finwait clear data-unanswered",
         ),
-        DESTROY,
+        destroy("data-unanswered"),
         Remedy("it ends by itself after `tcp_retries2` retransmissions", "read-only"),
     ),
     does_not=(NOT_KEEPALIVE_IN_FLIGHT, NOT_FIN_TIMEOUT),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import DESTROY, certain
+from finwait.diagnosis.rules import certain, destroy
 from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
@@ -61,7 +61,7 @@ RULE = Rule(
             "finwait clear fin-unanswered-held",
         ),
         Remedy("close() in the program: an orphan is given up after about 107 s"),
-        DESTROY,
+        destroy("fin-unanswered-held"),
     ),
     does_not=(
         NOT_FIN_TIMEOUT_HERE,

@@ -20,12 +20,12 @@ from finwait.diagnosis.finding import Confidence, Evidence
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import (
     CLOSE_AT_PEER,
-    DESTROY,
     NOT_CONNTRACK,
     NOT_FIN_TIMEOUT,
     NOT_KEEPALIVE_ALIVE,
     NOT_USER_TIMEOUT_IDLE,
     certain,
+    destroy,
     possible,
 )
 from finwait.diagnosis.view import View
@@ -90,7 +90,7 @@ RULE = Rule(
         Clue("shutdown", "2: the program shut down sending and can still receive"),
         Clue("last_data_recv_ms", "since the peer last sent data"),
     ),
-    ends=(CLOSE_AT_PEER, DESTROY),
+    ends=(CLOSE_AT_PEER, destroy("fin-wait2-held")),
     does_not=(NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, NOT_USER_TIMEOUT_IDLE, NOT_CONNTRACK),
     confidence=_confidence,
     match=match,

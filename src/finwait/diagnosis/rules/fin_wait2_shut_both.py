@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from finwait.diagnosis.finding import Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import (
-    DESTROY,
     NOT_FIN_TIMEOUT,
     NOT_KEEPALIVE_ALIVE,
     NOT_USER_TIMEOUT_IDLE,
     certain,
+    destroy,
 )
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
@@ -53,7 +53,7 @@ RULE = Rule(
     ),
     ends=(
         Remedy("fix the program: close() after shutdown(); restarting it closes what it holds now"),
-        DESTROY,
+        destroy("fin-wait2-shut-both"),
     ),
     does_not=(NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, NOT_USER_TIMEOUT_IDLE),
     confidence=_confidence,

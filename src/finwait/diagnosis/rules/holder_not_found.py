@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, certain
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -48,7 +48,7 @@ RULE = Rule(
     ),
     ends=(
         Remedy("look at programs of its cgroup that pass descriptors over Unix sockets or use io_uring"),
-        DESTROY,
+        destroy("holder-not-found"),
     ),
     does_not=(
         Advice("kill the owner", "no process can be named; the one that made it may have ended long ago"),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, certain, likely
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, likely
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -97,7 +97,7 @@ RULE = Rule(
     ends=(
         Remedy("end the child that holds it, or close the descriptor there"),
         Remedy("open sockets with SOCK_CLOEXEC and accept4(), so that no child inherits the next one"),
-        DESTROY,
+        destroy("inherited-descriptor"),
     ),
     does_not=(
         Advice("close it in the parent", "no FIN is sent while another process holds the socket"),

@@ -52,7 +52,7 @@ RULE = Rule(
         Remedy(
             "destroy its subflows: the connection then has no path",
             "destructive",
-            "finwait clear --with destroy FILTER",
+            "finwait clear --with destroy mptcp-half-close",
         ),
     ),
     does_not=(Advice("look at the TCP rows", "subflows stay ESTABLISHED, shutdown bits 0"), NOT_FIN_TIMEOUT),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import DESTROY, NOT_FIN_TIMEOUT, likely
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, destroy, likely
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -87,7 +87,7 @@ RULE = Rule(
             "reversible",
             "finwait clear nat-zombie",
         ),
-        DESTROY,
+        destroy("nat-zombie"),
         Remedy("drop INVALID packets, or `nf_conntrack_tcp_be_liberal=1`, prevents the stray RST"),
     ),
     does_not=(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import DESTROY, certain
+from finwait.diagnosis.rules import certain, destroy
 from finwait.diagnosis.rules.data_unanswered import NOT_KEEPALIVE_IN_FLIGHT
 from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
 from finwait.diagnosis.view import View
@@ -83,7 +83,7 @@ RULE = Rule(
             "reversible",
             "finwait clear zero-window",
         ),
-        DESTROY,
+        destroy("zero-window"),
     ),
     does_not=(
         NOT_FIN_TIMEOUT_HERE,
