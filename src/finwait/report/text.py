@@ -302,7 +302,12 @@ def _who(view: View, row: int, cells: Cells) -> str:
     text: str = cells.column("owner")[0]
     if text != "-" or view.held[row]:
         return text
-    waiting = int(view.sockets.state[row]) in (tcp.SYN_RECV, tcp.NEW_SYN_RECV, tcp.ESTABLISHED, tcp.CLOSE_WAIT)
+    waiting = int(view.sockets.state[row]) in (
+        tcp.SYN_RECV,
+        tcp.NEW_SYN_RECV,
+        tcp.ESTABLISHED,
+        tcp.CLOSE_WAIT,
+    )
     return "not accepted yet" if waiting else "closed: an orphan"
 
 
