@@ -103,12 +103,34 @@ def test_a_held_half_close_is_destroyed_and_its_peer_is_told(journal: SqliteJour
         pair = Pair(lab, 3)
         pair.near.shutdown(pair.ours[:2], "WR")
         diagnosis = settled(pair, pair.ours[:2], "FIN_WAIT2")
-        outcomes = acting.apply(planned(diagnosis, pair.ours[:2]), journal, boot_id="")
+        outcomes = acting.apply(planned(diagnosis, pair.ours[:2], "destroy"), journal, boot_id="")
         assert [o.result for o in outcomes] == ["ended", "ended"]
         assert [o.step.means for o in outcomes] == ["destroy", "destroy"]
+        assert [(o.other, o.detail) for o in outcomes] == [("gone", "both ends are gone")] * 2
+        assert {(pid, fd) for o in outcomes for pid, fd, _ in o.stays_open} == {
+            c.owner for c in pair.ours[:2]
+        }
         assert pair.states(pair.ours) == ["gone", "gone", "ESTABLISHED"]  # the third is nobody's business
         assert pair.states(pair.theirs) == ["gone", "gone", "ESTABLISHED"]
         assert journal.get(outcomes[0].act_id).result == {"result": "ended", "detail": outcomes[0].detail}
+
+
+def test_a_half_close_whose_other_end_is_here_is_finished_from_there_without_a_reset(
+    journal: SqliteJournal,
+) -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 2)
+        pair.near.shutdown(pair.ours[:1], "WR")
+        pair.far.read_to_end(pair.theirs[:1])
+        settled(pair, pair.theirs[:1], "CLOSE_WAIT")
+        plan = planned(settled(pair, pair.ours[:1], "FIN_WAIT2"), pair.ours[:1])
+        (step,) = plan.steps
+        assert (step.means, step.sport) == ("fin", pair.theirs[0].sport)
+        assert f":{pair.ours[0].sport} " in step.selected
+        (outcome,) = acting.apply(plan, journal, boot_id="")
+        assert (outcome.result, outcome.detail) == ("ended", "both ends are gone")
+        assert pair.near.await_reset(pair.ours[:1]) == 0  # end of file, no error
+        assert pair.states([*pair.ours, *pair.theirs]) == ["gone", "ESTABLISHED", "gone", "ESTABLISHED"]
 
 
 def test_a_close_wait_leak_gets_a_fin_and_the_peer_sees_a_proper_end(journal: SqliteJournal) -> None:
@@ -182,7 +204,7 @@ def test_what_changed_since_the_plan_is_left_alone(journal: SqliteJournal) -> No
         pair = Pair(lab, 3)
         pair.near.shutdown(pair.ours, "WR")
         diagnosis = settled(pair, pair.ours, "FIN_WAIT2")
-        plan = planned(diagnosis, pair.ours)
+        plan = planned(diagnosis, pair.ours, "destroy")
         pair.far.send(pair.theirs[:1], "an answer after all")
         pair.near.recv(pair.ours[:1], 19)
         pair.far.close(pair.theirs[1:2])
