@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,18 +18,18 @@ import numpy as np
 import pytest
 
 from finwait import acting, session
-from finwait.diagnosis.view import View
 from finwait.errors import Refused, TargetGone
 from finwait.kernel import pidfd, procfs
 from finwait.kernel.destroy import GONE, Target, destroy
 from finwait.kernel.journal import SqliteJournal
-from finwait.lab.actor import Actor, Conn, meet
+from finwait.lab.actor import Conn
 from finwait.lab.topology import Lab, unmet
 from finwait.remedy import plan as plans
 from finwait.remedy.guards import Limits
-from finwait.session import Diagnosis, Look
+from finwait.session import Look
 from finwait.uapi import inet_diag, tcp
 from finwait.uapi.observation import Plan
+from tests.kernel.acting_pair import Pair, cookie_of, planned, row_of, settled, state_of
 from tests.kernel.needs import missing
 
 pytestmark = pytest.mark.kernel
@@ -45,57 +45,6 @@ def _needs() -> None:
 def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
     with SqliteJournal(tmp_path / "journal") as opened:
         yield opened
-
-
-class Pair:
-    """Two namespaces, a program in each, and connections between them."""
-
-    def __init__(self, lab: Lab, n: int = 1) -> None:
-        self.lab = lab
-        self.a, self.b = lab.netns("near"), lab.netns("far")
-        self.link = lab.link(self.a, self.b)
-        self.near: Actor = lab.actor(self.a, "near")
-        self.far: Actor = lab.actor(self.b, "far")
-        self.ours, self.theirs = meet(
-            self.near, self.link.b4, self.far, self.far.listen(self.link.b4, 8080), n
-        )
-
-    def look(self, until: Callable[[View], bool] = lambda _: True) -> Diagnosis:
-        end = time.monotonic() + 20
-        while True:
-            plan = Plan(only=frozenset({self.a.inode, self.b.inode}), established_limit=None)
-            diagnosis = session.diagnose(how=Look(plan=plan))
-            if until(diagnosis.view) or time.monotonic() > end:
-                return diagnosis
-            time.sleep(0.02)
-
-    def states(self, conns: list[Conn]) -> list[str]:
-        view = self.look().view
-        return [state_of(view, conn) for conn in conns]
-
-
-def row_of(view: View, conn: Conn) -> int:
-    s = view.sockets
-    hit = np.flatnonzero((s.inode == conn.inode) & (s.state != tcp.LISTEN))
-    return int(hit[0]) if len(hit) else -1
-
-
-def state_of(view: View, conn: Conn) -> str:
-    row = row_of(view, conn)
-    return tcp.STATES[int(view.sockets.state[row])] if row >= 0 else "gone"
-
-
-def planned(
-    diagnosis: Diagnosis, conns: list[Conn], means: str | None = None, **limits: object
-) -> plans.Plan:
-    mask = np.zeros(len(diagnosis.view), np.bool_)
-    mask[[row_of(diagnosis.view, c) for c in conns]] = True
-    allowed = Limits(share=1.0, established_named=True, **limits)  # type: ignore[arg-type]
-    return plans.make(diagnosis.view, diagnosis.findings, mask, allowed, force=means)  # type: ignore[arg-type]
-
-
-def settled(pair: Pair, conns: list[Conn], state: str) -> Diagnosis:
-    return pair.look(lambda view: all(state_of(view, c) == state for c in conns))
 
 
 def test_a_held_half_close_is_destroyed_and_its_peer_is_told(journal: SqliteJournal) -> None:
@@ -234,10 +183,6 @@ def replace_boot(plan: plans.Plan, boot_id: str) -> plans.Plan:
 def options_of(conn: Conn, cookie: int) -> dict[str, int]:
     with pidfd.borrowed(conn.actor.pid, conn.fd, inode=conn.inode, cookie=cookie) as sock:
         return pidfd.get_options(sock)
-
-
-def cookie_of(view: View, conn: Conn) -> int:
-    return int(view.sockets.cookie[row_of(view, conn)])
 
 
 def probed(pair: Pair, conns: list[Conn], journal: SqliteJournal) -> dict[int, str]:
