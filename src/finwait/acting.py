@@ -175,8 +175,8 @@ def _identity(step: Step) -> dict[str, Any]:
 def abilities(view: View, rows: Iterable[int]) -> Abilities:
     """Find out what cannot be done to connections, without doing anything to any.
 
-    SOCK_DESTROY is asked for of a connection that cannot exist, in each namespace; of each process that holds
-    one of them, one descriptor is borrowed and given back.
+    SOCK_DESTROY is tried on a socket of our own, in each namespace; of each process that holds one of them, one
+    descriptor is borrowed and given back.
     """
     s = view.sockets
     rows = list(rows)

@@ -5,8 +5,9 @@ took over tuple, pid or inode meanwhile is never hit: it is ENOENT, which is `Ta
 go through the connection's own namespace. Many are packed into one datagram: the kernel works them off in order,
 answers each that fails, and of those that succeed only the last, which asks for it.
 
-Whether the kernel can do it at all is found out without hurting anything: a request for a connection that
-cannot exist is answered EOPNOTSUPP, EPERM or ENOENT.
+Whether the kernel can do it, and lets us, is found out without hurting anything: a listener of our own, made for
+the purpose on a loopback port that nobody knows, is destroyed. A request for a connection that cannot exist would
+not do, since the kernel looks for the socket first (ENOENT) and at our capability only then (EPERM).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _PER_DATAGRAM = 500
 """Requests of 72 bytes in one send(); the kernel takes as many as the socket's send buffer holds."""
 _PER_READ = 100
 """Answers of up to a few kB each, all in the receive buffer before the first is fetched."""
+_SO_COOKIE, _IP_FREEBIND = 57, 15
 _NOBODY = inet_diag.SocketId(1, 1, bytes(4), bytes(4), 0, 1)
 
 
@@ -49,15 +51,24 @@ def check(sock: socket.socket, protocol: int = inet_diag.IPPROTO_TCP) -> None:
     """Find out whether connections can be destroyed from here.
 
     Args:
-        sock: a sock_diag socket of the namespace.
+        sock: a sock_diag socket of the namespace, which the calling thread is in.
         protocol: TCP, or MPTCP, whose handler has no ``destroy`` up to (at least) Linux 6.18.
 
     Raises:
         NotSupported: the kernel is built without CONFIG_INET_DIAG_DESTROY, or cannot do it for this protocol.
         PermissionNeeded: we lack CAP_NET_ADMIN over the namespace.
     """
-    sock.send(inet_diag.socket_request(inet_diag.SOCK_DESTROY, inet_diag.AF_INET, protocol, _NOBODY))
-    code = _codes(sock.recv(1 << 16)).get(1, errno.EIO)
+    if protocol == inet_diag.IPPROTO_TCP:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as own:
+            own.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # the loopback device may be down
+            own.bind(("127.0.0.1", 0))
+            own.listen(0)
+            cookie = struct.unpack("=Q", own.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
+            here = socket.inet_aton("127.0.0.1")
+            whom = inet_diag.SocketId(own.getsockname()[1], 0, here, bytes(4), 0, cookie)
+            code = _asked(sock, protocol, whom)
+    else:
+        code = _asked(sock, protocol, _NOBODY)
     if code in (errno.EPERM, errno.EACCES):
         raise PermissionNeeded(code, "destroy a connection", "CAP_NET_ADMIN")
     if code in (errno.EOPNOTSUPP, errno.EINVAL):
@@ -65,6 +76,11 @@ def check(sock: socket.socket, protocol: int = inet_diag.IPPROTO_TCP) -> None:
         raise NotSupported(
             code, "destroy a connection", "SOCK_DESTROY for MPTCP" if mptcp else "CONFIG_INET_DIAG_DESTROY"
         )
+
+
+def _asked(sock: socket.socket, protocol: int, whom: inet_diag.SocketId) -> int:
+    sock.send(inet_diag.socket_request(inet_diag.SOCK_DESTROY, inet_diag.AF_INET, protocol, whom))
+    return _codes(sock.recv(1 << 16)).get(1, errno.EIO)
 
 
 def lacking(
