@@ -87,6 +87,8 @@ def chosen(args: argparse.Namespace, verb: str) -> tuple[list[Step], tuple[objec
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    import msgspec
+
     from finwait import acting
     from finwait.cli.clear import tell
     from finwait.cli.journal import opened, tell_unfinished
@@ -106,8 +108,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.recording:
         tell_unfinished()
     steps, gaps = chosen(args, "arm")
+    options.tell_gaps(gaps)
     if not args.yes:
-        options.write(_plan(steps, values))
+        if args.output == "json":
+            plan = {"apiVersion": "finwait/v1", "kind": "ArmPlan", "options": values, "steps": steps}
+            sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
+        else:
+            options.write(_plan(steps, values))
         sys.stderr.write("finwait: nothing was done; `--yes` does it\n")
         return options.status(gaps)
     with opened() as journal:

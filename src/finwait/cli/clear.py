@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "json" and not args.yes:
         sys.stdout.write(plans.encode(plan).decode())
         return options.status(gaps)
+    options.tell_gaps(gaps)
     acting = bool(plan.steps) and args.yes and not args.dry_run
     if args.output == "text":
         options.write(left_lines(plan) if acting else plan_lines(plan))

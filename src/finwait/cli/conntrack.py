@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         _json(shot, flows, joined, shown, lone, rules)
     else:
         _text(shot, flows, joined, shown, order, lone, rules)
+    options.tell_gaps((*shot.gaps, *more))
     if args.delete:
         return _delete(args, flows, joined, wrong)
     return options.status((*shot.gaps, *more))
@@ -238,8 +239,6 @@ def _text(
             options.write([f"\ncounters of {ns.label}: {said}\n"])
         for rule in rules.get(number, ()):
             options.write([f"rule of {ns.label}: {rule.kind} in {rule.where}: `{rule.rule}`\n"])
-    for gap in shot.gaps:
-        sys.stderr.write(f"finwait: not seen: {gap}\n")
 
 
 def _delete(args: argparse.Namespace, flows: FlowTable, joined: Tracked, wrong: list[int]) -> int:

@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.recording:
         tell_unfinished()
     steps, gaps = chosen(args, "probe")
+    options.tell_gaps(gaps)
     try:
         with opened() as journal:
             found = acting.probe(

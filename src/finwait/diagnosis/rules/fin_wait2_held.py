@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Confidence, Evidence
-from finwait.diagnosis.rule import Clue, Remedy, Rule
+from finwait.diagnosis.finding import Confidence, Evidence, Remedy
+from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import (
     CLOSE_AT_PEER,
     NOT_CONNTRACK,
