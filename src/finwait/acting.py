@@ -179,13 +179,15 @@ def abilities(view: View, rows: Iterable[int]) -> Abilities:
     descriptor is borrowed and given back.
     """
     s = view.sockets
-    rows = list(rows)
-    rows += [int(view.other[r]) for r in rows if view.other[r] >= 0]
+    which = np.fromiter(rows, np.int64)
+    other = view.other[which]
+    which = np.concatenate([which, other[other >= 0]])
     holders: dict[int, tuple[int, int, int]] = {}
-    for row in rows:
+    for row in which[view.holder_found[which]].tolist():
         for pid, fd in view.holders.of(row):
-            holders.setdefault(pid, (fd, int(s.inode[row]), int(s.cookie[row])))
-    wanted = {(int(s.netns[r]), int(s.protocol[r])) for r in rows}
+            if pid not in holders:
+                holders[pid] = (fd, int(s.inode[row]), int(s.cookie[row]))
+    wanted = set(zip(s.netns[which].tolist(), s.protocol[which].tolist(), strict=True))
     return Abilities(_no_destroy(wanted), _no_borrow(holders))
 
 
@@ -282,13 +284,15 @@ def apply(
     fault("before reading")
     now = _reread(plan.steps)
     rows = _rows_by_cookie(now)
+    states, known = now.state.tolist(), now.present("bytes_received").tolist()
+    moved = list(zip(now.bytes_received.tolist(), now.bytes_acked.tolist(), strict=True))
     outcomes: dict[int, Outcome] = {}
     todo: list[int] = []
     for k, step in enumerate(plan.steps):
-        row = rows.get((step.netns, int(step.cookie, 16)))
+        row = rows.get(_key(step))
         if row is None:
             outcomes[k] = Outcome(step, "left before", "it was gone when it was looked for again")
-        elif (changed := _changed(step, now, row)) is not None:
+        elif (changed := _changed(step, states[row], moved[row] if known[row] else None)) is not None:
             outcomes[k] = Outcome(step, "changed meanwhile", changed)
         else:
             todo.append(k)
@@ -297,14 +301,13 @@ def apply(
     return [outcomes[k] for k in range(len(plan.steps))]
 
 
-def _changed(step: Step, now: SocketTable, row: int) -> str | None:
-    state = tcp.STATES.get(int(now.state[row]), "?")
+def _changed(step: Step, number: int, moved: tuple[int, int] | None) -> str | None:
+    state = tcp.STATES.get(number, "?")
     if state == "LISTEN":
         return "it is a listener"
     if state != step.state:
         return f"it is in {state} now, not in {step.state}"
-    received, acked = int(now.bytes_received[row]), int(now.bytes_acked[row])
-    if now.present("bytes_received")[row] and (received, acked) != (step.bytes_received, step.bytes_acked):
+    if moved is not None and moved != (step.bytes_received, step.bytes_acked):
         return "bytes moved since the plan was made"
     return None
 
@@ -507,12 +510,15 @@ def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
 def _left(ends: Sequence[Step | End]) -> dict[Key, _Seen]:
     table = _reread(ends)
     rows = _rows_by_cookie(table)
+    states, timers = table.state.tolist(), table.timer.tolist()
     left = {}
     for one in ends:
         row = rows.get(key := _key(one))
-        state = tcp.STATES.get(int(table.state[row]), "?") if row is not None else ""
-        if row is not None and state not in ("TIME_WAIT", "CLOSE"):
-            left[key] = _Seen(state, int(table.timer[row]) in (1, 4))
+        if row is None:
+            continue
+        state = tcp.STATES.get(states[row], "?")
+        if state not in ("TIME_WAIT", "CLOSE"):
+            left[key] = _Seen(state, timers[row] in (1, 4))
     return left
 
 

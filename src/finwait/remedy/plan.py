@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
@@ -257,6 +258,43 @@ def _text(view: View, row: int) -> str:
     return f"{src}:{int(s.sport[row])} → {dst}:{int(s.dport[row])} {tcp.STATES.get(int(s.state[row]), '?')}"
 
 
+class _Cells:
+    """The columns that steps are made of, as lists, for some rows: one numpy cell at a time is slow by the million."""
+
+    NAMES = (
+        "netns", "protocol", "family", "sport", "dport", "state", "cookie", "ifindex", "inode", "timer",
+        "rqueue", "bytes_received", "bytes_acked",
+    )  # fmt: skip
+
+    def __init__(self, view: View, rows: NDArray[np.int64]) -> None:
+        other = view.other[rows]
+        rows = np.unique(np.concatenate([rows, other[other >= 0]]))
+        s = view.sockets
+        self.at = {row: k for k, row in enumerate(rows.tolist())}
+        self.of = {name: s.column(name)[rows].tolist() for name in self.NAMES}
+        self.src, self.dst = s.src[rows].tolist(), s.dst[rows].tolist()
+        self.listener: list[int] = view.listener[rows].tolist()
+
+    def end(self, row: int) -> dict[str, Any]:
+        """Return the identity of a row."""
+        k, of = self.at[row], self.of
+        return {
+            "netns": of["netns"][k],
+            "protocol": of["protocol"][k],
+            "family": of["family"][k],
+            "src": _address(*self.src[k]),
+            "sport": of["sport"][k],
+            "dst": _address(*self.dst[k]),
+            "dport": of["dport"][k],
+            "state": tcp.STATES.get(of["state"][k], str(of["state"][k])),
+            "cookie": f"{of['cookie'][k]:#x}",
+            "ifindex": of["ifindex"][k],
+        }
+
+
+_address = lru_cache(maxsize=8192)(address_text)
+
+
 def _means(view: View, row: int, rule: str) -> Means:
     state = int(view.sockets.state[row])
     held = bool(view.holder_found[row])
@@ -320,17 +358,18 @@ def _possible(view: View, row: int, means: Means, can: Abilities) -> str | None:
 
 
 def _planned(
-    view: View, row: int, rule: str, force: Means | None, limits: Limits, can: Abilities
+    view: View, row: int, rule: str, force: Means | None, limits: Limits, can: Abilities, cells: _Cells
 ) -> Step | str:
     """Return the step that ends a connection, or why there is none."""
     if force is None and (other := _closer(view, row, rule, limits, can)) is not None:
-        return step_of(view, other, rule, "fin", selected=_text(view, row))
+        return step_of(view, other, rule, "fin", selected=_text(view, row), cells=cells)
     means = force or _means(view, row, rule)
     why_not = _possible(view, row, means, can)
     if why_not is None:
-        return step_of(view, row, rule, means)
+        return step_of(view, row, rule, means, cells=cells)
     if means == "destroy" and _possible(view, row, "reset", can) is None:
-        return step_of(view, row, rule, "reset", note=f"{why_not}; a reset tells the peer the same")
+        note = f"{why_not}; a reset tells the peer the same"
+        return step_of(view, row, rule, "reset", note=note, cells=cells)
     return why_not
 
 
@@ -369,12 +408,14 @@ def make(
     left: list[Left] = []
     seen: set[tuple[int, int]] = set()
     can = can or Abilities()
-    for row in np.flatnonzero(rows).tolist():
+    chosen = np.flatnonzero(rows)
+    cells = _Cells(view, chosen)
+    for row in chosen.tolist():
         verdict = guard_rows(view, row, limits)
         if verdict is not None:
             left.append(Left(_text(view, row), verdict.guard, verdict.reason))
             continue
-        step = _planned(view, row, cause.get(row, ""), force, limits, can)
+        step = _planned(view, row, cause.get(row, ""), force, limits, can, cells)
         if isinstance(step, str):
             left.append(Left(_text(view, row), "means", step))
         elif (key := (step.netns, int(step.cookie, 16))) not in seen:
@@ -384,34 +425,43 @@ def make(
     return Plan(now_unix_ns, boot_id, tuple(steps), tuple(left), _advice(steps))
 
 
-def step_of(view: View, row: int, rule: str, means: Means, *, selected: str = "", note: str = "") -> Step:
+def step_of(
+    view: View,
+    row: int,
+    rule: str,
+    means: Means,
+    *,
+    selected: str = "",
+    note: str = "",
+    cells: _Cells | None = None,
+) -> Step:
     """Return the step that acts on a row, with the identity that it is checked by."""
-    s = view.sockets
-    state = int(s.state[row])
+    cells = cells or _Cells(view, np.array([row], np.int64))
+    k, of = cells.at[row], cells.of
+    state, rqueue, inode = of["state"][k], of["rqueue"][k], of["inode"][k]
+    processes = view.processes
     holders = tuple(
-        (pid, fd, view.processes[pid].comm if pid in view.processes else "?")
-        for pid, fd in view.holders.of(row)
-    )
-    rst = peer_told(
-        state,
-        orphan=not s.inode[row],
-        minisocket=int(s.timer[row]) == 3,
-        nat_lost=rule == "nat-entry-gone",
+        (pid, fd, processes[pid].comm if pid in processes else "?") for pid, fd in view.holders.of(row)
     )
     if means == "fin":
         told = "a FIN: it sees a proper end"
-        if int(s.rqueue[row]) > 1:
+        if rqueue > 1:
             told = "a FIN now; a RST when the program closes it with data unread"
     elif means == "keepalive":
         told = "a probe: a live peer answers it and nothing else happens"
     elif means == "user-timeout":
         told = "nothing new: what is in flight is given up after the time set"
     else:
-        told = rst
+        told = peer_told(
+            state,
+            orphan=not inode and cells.listener[k] < 0,
+            minisocket=of["timer"][k] == 3,
+            nat_lost=rule == "nat-entry-gone",
+        )
     stays = ""
     if holders and means in ("fin", "reset", "destroy"):
         stays = _descriptors(holders)
-    elif not s.inode[row] and state in (tcp.ESTABLISHED, tcp.CLOSE_WAIT) and view.listener[row] >= 0:
+    elif not inode and state in (tcp.ESTABLISHED, tcp.CLOSE_WAIT) and cells.listener[k] >= 0:
         stays = "its place in the accept queue stays taken: a later accept() returns a dead socket"
     other = int(view.other[row])
     return Step(
@@ -419,15 +469,15 @@ def step_of(view: View, row: int, rule: str, means: Means, *, selected: str = ""
         kind=_CLASS[means],
         rule=rule,
         holders=holders,
-        inode=int(s.inode[row]),
-        bytes_received=int(s.bytes_received[row]),
-        bytes_acked=int(s.bytes_acked[row]),
+        inode=inode,
+        bytes_received=of["bytes_received"][k],
+        bytes_acked=of["bytes_acked"][k],
         peer_told=told,
         stays=stays,
-        other=End(**_end(view, other)) if other >= 0 and not view.other_ambiguous[row] else None,
+        other=End(**cells.end(other)) if other >= 0 and not view.other_ambiguous[row] else None,
         selected=selected,
         note=note,
-        **_end(view, row),
+        **cells.end(row),
     )
 
 
@@ -436,22 +486,6 @@ def _descriptors(holders: Sequence[tuple[int, int, str]]) -> str:
     if len(holders) > 3:
         first += f" and {len(holders) - 3} more"
     return ("the descriptor stays" if len(holders) == 1 else "the descriptors stay") + f" open in {first}"
-
-
-def _end(view: View, row: int) -> dict[str, Any]:
-    s = view.sockets
-    return {
-        "netns": int(s.netns[row]),
-        "protocol": int(s.protocol[row]),
-        "family": int(s.family[row]),
-        "src": address_text(*(int(x) for x in s.src[row])),
-        "sport": int(s.sport[row]),
-        "dst": address_text(*(int(x) for x in s.dst[row])),
-        "dport": int(s.dport[row]),
-        "state": tcp.STATES.get(int(s.state[row]), str(int(s.state[row]))),
-        "cookie": f"{int(s.cookie[row]):#x}",
-        "ifindex": int(s.column("ifindex")[row]),
-    }
 
 
 def _whole(view: View, steps: Sequence[Step], limits: Limits) -> None:
