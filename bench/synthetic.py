@@ -89,6 +89,7 @@ class Crowd:
 
     count: int
     live: bool = False
+    again: bool = False
     observed: Observation | None = None
 
     def observe(self, plan: Plan) -> Observation:  # noqa: ARG002

@@ -11,6 +11,7 @@ this Python's argparse would lay out its help.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,9 @@ from finwait.cli import EXIT_STATUS, build_parser
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.rule import Rule
 from finwait.lab.scenario import scenarios
+from finwait.relay.command import default_text, flag_of
+from finwait.relay.config import json_schema, options
+from finwait.relay.machine import render_table
 from finwait.remedy.settings import CATALOGUE
 from finwait.report.columns import DERIVED
 from finwait.report.reference_pages import ledger_page, settings_page
@@ -498,6 +502,58 @@ def _complete_files(parser: argparse.ArgumentParser, shtab: Any) -> None:  # noq
             action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
+# ── the relay ────────────────────────────────────────────────────────────────────────────────────────────
+
+RELAY = """# Relay: configuration and transitions
+
+`finwait relay run --config FILE` reads TOML; `--check` says whether it is right, with file and line, and
+[relay.schema.json](relay.schema.json) (or `finwait relay schema`) is its JSON Schema. A duration is a number of seconds
+or has a unit: `"300ms"`, `"5s"`, `"10m"`, `"1h"`; 0 means no limit. Options of the command line go before the file.
+
+```toml
+workers = 2
+admin = "/run/finwait-relay.sock"
+
+[[service]]
+name = "web"
+listen = ["*:8080"]
+backend = [{ address = "10.0.0.5:80", weight = 2 }, { address = "10.0.0.6:80" }]
+
+[service.timeouts]
+half_close = "5m"
+```
+
+[How to run it](../how-to/run-the-relay.md).
+
+## Options
+
+"""
+TRANSITIONS = """
+## Transitions
+
+What one connection does, in whole (`finwait relay transitions`). Every row is a transition of
+`finwait.relay.machine`, a pure state machine that any event loop can drive; an event that no row takes in a state
+changes nothing there.
+
+"""
+
+
+def relay_page() -> str:
+    """Return the page of the relay's configuration and states."""
+    rows = ["| key | option | default | what it is for |", "|---|---|---|---|"]
+    for path, kind, default, text in options():
+        table, _, key = path.removeprefix("service.").rpartition(".")
+        place = f"[service.{table}]" if path.startswith("service.") and table else ""
+        place = f"[{place}]" if table == "backend" else place
+        place = place or ("[[service]]" if path.startswith("service.") else "")
+        name = f"{place} {key}".strip()
+        flag = "--listen" if path == "service.listen" else flag_of(path)
+        flag = "--to" if path.startswith("service.backend.") else flag
+        shown = default_text(default, kind)
+        rows.append(f"| `{name}` | `{flag}` | {shown} | {cell(text)} |")
+    return MARK + RELAY + "\n".join(rows) + "\n" + TRANSITIONS + render_table().rstrip() + "\n"
+
+
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -507,27 +563,12 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/cli.md": cli_page,
     "docs/reference/settings.md": lambda: settings_page(CATALOGUE),
     "docs/reference/ledger.md": lambda: ledger_page(knowledge()),
+    "docs/reference/relay.md": relay_page,
+    "docs/reference/relay.schema.json": lambda: json.dumps(json_schema(), indent=2) + "\n",
     "docs/man/finwait.8": man_page,
     "share/completions/bash/finwait": lambda: completion("bash"),
     "share/completions/zsh/_finwait": lambda: completion("zsh"),
 }
-
-
-def _settings_page() -> str:
-    from finwait.remedy.settings import CATALOGUE
-    from finwait.report.reference_pages import settings_page
-
-    return settings_page(CATALOGUE)
-
-
-def _ledger_page() -> str:
-    from finwait.report.reference_pages import ledger_page
-    from finwait.shipped import knowledge
-
-    return ledger_page(knowledge())
-
-
-PAGES |= {"docs/reference/settings.md": _settings_page, "docs/reference/ledger.md": _ledger_page}
 
 
 def pages() -> dict[str, str]:

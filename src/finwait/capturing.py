@@ -22,7 +22,7 @@ from finwait.kernel import netns
 from finwait.kernel.capture import Capture, Packet, space_of
 from finwait.kernel.lookup import ask
 from finwait.table.flows import FlowTable
-from finwait.table.sockets import SocketTable, address_text
+from finwait.table.sockets import SocketTable, endpoint_text
 from finwait.uapi import pcap, tcp
 
 __all__ = ["Chosen", "Recorder", "Writer", "choose", "follow", "forms", "read_file"]
@@ -46,13 +46,7 @@ class Chosen:
 
     def __str__(self) -> str:
         src, sport, dst, dport = self.ends
-        return f"{endpoint(src, sport)} > {endpoint(dst, dport)}"
-
-
-def endpoint(address: tuple[int, int], port: int) -> str:
-    """Return ``10.0.0.1:80`` or ``[2001:db8::1]:80``."""
-    text = address_text(*address)
-    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+        return f"{endpoint_text(*src, sport)} > {endpoint_text(*dst, dport)}"
 
 
 def forms(one: pcap.Tuple, flows: FlowTable | None) -> tuple[pcap.Tuple, ...]:

@@ -52,6 +52,10 @@ class Machine(Protocol):
     def live(self) -> bool:
         """Whether it is the machine that we run on."""
 
+    @property
+    def again(self) -> bool:
+        """Whether a second look can show something new; False where a recording has no further look."""
+
     def observe(self, plan: Plan) -> Observation:
         """Look once (a recording: give its next look)."""
 
@@ -220,7 +224,7 @@ def look(machine: Machine, how: Look) -> Snapshot:
     watched = 0
     begun = time.monotonic()
     observation = machine.observe(plan)
-    if how.watch_ms:
+    if how.watch_ms and machine.again:
         earlier = decode.sockets(observation)
         first_ns = observation.facts.boottime_ns
         if machine.live:
@@ -228,6 +232,8 @@ def look(machine: Machine, how: Look) -> Snapshot:
                 how.progress(f"watching for {how.watch_ms / 1000:g} s")
             time.sleep(max(0.0, how.watch_ms / 1000 - (time.monotonic() - begun)))
         observation = machine.observe(plan)
+        while not machine.live and machine.again:  # the longer between the first and the last, the surer
+            observation = machine.observe(plan)
         watched = (observation.facts.boottime_ns - first_ns) // 1_000_000
     sockets = decode.sockets(observation)
     flows = decode.flows(observation)

@@ -95,7 +95,7 @@ def form(report: str) -> str:
     report = re.sub(r"^\S+ \(Linux \S+\):", "MACHINE:", report, flags=re.MULTILINE)
     report = re.sub(r"^ +(sockets )?.*:\d+ .*$", "CONNECTION", report, flags=re.MULTILINE)
     report = re.sub(r"^  age .*$", "AGE", report, flags=re.MULTILINE)
-    report = re.sub(r"[\d.]+ (s|min|h|d)\b( … [\d.]+ (s|min|h|d)\b)?", "TIME", report)
+    report = re.sub(r"[\d.]+ (ms|s|min|h|d)\b( … [\d.]+ (ms|s|min|h|d)\b)?", "TIME", report)
     report = re.sub(r"\(pid \d+", "(pid N", report)
     report = re.sub(r"\binode [1-9]\d*", "inode N", report)  # 0 says something: nobody holds it
     # Groups of the same weight come in any order.

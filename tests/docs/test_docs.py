@@ -14,11 +14,14 @@ from typing import get_args
 
 import jsonschema
 import pytest
+import yaml
 
 from finwait.cli import COMMANDS, EXIT_STATUS, _with_command, build_parser
 from finwait.diagnosis import catalogue, finding
 from finwait.diagnosis.rule import Rule
 from finwait.lab.scenario import scenarios
+from finwait.relay.command import build_config
+from finwait.relay.config import load
 from finwait.report.columns import DERIVED, NAMES
 from finwait.table import flows, sockets
 from finwait.uapi import tcp
@@ -301,6 +304,24 @@ def test_each_command_has_an_example_session() -> None:
     there = {p.name.removesuffix("_example.txt") for p in (ROOT / "examples").glob("*_example.txt")}
     # `rules` prints a list; `top` is a full screen, which docs/how-to/watch-live.md describes.
     assert set(COMMANDS) - {"rules", "top"} <= there
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples/relay").glob("*.toml")), ids=lambda p: p.name)
+def test_an_example_configuration_of_the_relay_is_right(path: Path) -> None:
+    assert load(path).service
+
+
+def test_the_relay_s_arguments_in_kubernetes_are_right() -> None:
+    text = (ROOT / "examples/relay/kubernetes-sidecar.yaml").read_text()
+    args = [c["args"] for c in yaml.safe_load(text)["spec"]["initContainers"]]
+    for words in args:
+        assert build_config(build_parser().parse_args(words)).service
+
+
+def test_the_unit_of_the_relay_names_an_option_that_exists() -> None:
+    unit = (ROOT / "examples/relay/finwait-relay.service").read_text()
+    for line in re.findall(r"^Exec\w+=\S+/finwait (.*)$", unit, re.MULTILINE):
+        build_parser().parse_args(shlex.split(line))
 
 
 # ── the schema ───────────────────────────────────────────────────────────────────────────────────────────

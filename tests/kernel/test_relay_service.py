@@ -672,3 +672,15 @@ def test_random_scripts_agree_with_the_model() -> None:
 
     with Scene() as scene:
         relay_random.run(scene, 300, seed=2026)
+
+
+def test_a_running_configuration_is_explained_with_its_values() -> None:
+    argv = [sys.executable, "-m", "finwait.relay", "run", "--explain"]
+    plain = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert "service.listen = (must be given)" in plain
+    given = ["--listen", "127.0.0.1:1", "--to", "127.0.0.1:2,weight=3", "--half-close", "7m"]
+    told = subprocess.run([*argv, *given], capture_output=True, text=True, check=True).stdout
+    assert "service.listen = 127.0.0.1:1 " in told
+    assert "service.backend.weight = 3 " in told
+    assert "service.timeouts.half_close = 420 s" in told
+    assert "service.send_proxy = none" in told

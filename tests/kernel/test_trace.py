@@ -400,6 +400,7 @@ def test_without_the_right_to_trace_it_polls_and_says_why():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_thousand_starts_and_stops_leave_nothing_behind():
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))

@@ -269,6 +269,7 @@ def explain_file(path: str, wanted: list[str]) -> int:
 
 
 def _is(end: tuple[tuple[int, int], int], word: str) -> bool:
-    from finwait.capturing import endpoint
+    from finwait.table.sockets import endpoint_text
 
-    return endpoint(*end) == word
+    address, port = end
+    return endpoint_text(*address, port) == word

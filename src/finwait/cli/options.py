@@ -83,7 +83,8 @@ def add_look(parser: argparse.ArgumentParser) -> None:
         type=duration_ms,
         default=0,
         metavar="DURATION",
-        help="look twice, so long apart: tells a streaming half-close from a stuck one",
+        help="look twice, so long apart: tells a streaming half-close from a stuck one; of a recording, its "
+        "first and last look are always compared",
     )
     group.add_argument(
         "--established",
@@ -203,7 +204,7 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
     return Look(
         plan=plan,
         options=Options(idle_ms=args.idle, flood=args.flood),
-        watch_ms=args.watch,
+        watch_ms=args.watch or (1 if args.recording else 0),
         not_holders=frozenset(args.not_holder),
         progress=progress(),
     )

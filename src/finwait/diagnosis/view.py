@@ -19,7 +19,7 @@ from finwait.attribution.join import matches
 from finwait.attribution.owners import Holders
 from finwait.attribution.process import ProcessView
 from finwait.table.schema import Mask
-from finwait.table.sockets import MAPPED, SocketTable
+from finwait.table.sockets import MAPPED, SocketTable, endpoint_text
 from finwait.uapi import tcp
 
 __all__ = ["HiddenDescriptor", "NamespaceView", "Options", "ProcessView", "View"]
@@ -121,6 +121,15 @@ class View:
 
     def __len__(self) -> int:
         return len(self.sockets)
+
+    def ends(self, row: int) -> tuple[str, str]:
+        """Return the local and the remote address of a row, each with its port."""
+        s = self.sockets
+        (src_high, src_low), (dst_high, dst_low) = s.src[row].tolist(), s.dst[row].tolist()
+        return (
+            endpoint_text(src_high, src_low, int(s.sport[row])),
+            endpoint_text(dst_high, dst_low, int(s.dport[row])),
+        )
 
     def in_state(self, *states: int) -> Mask:
         """Return which rows are in one of the states (MPTCP rows left out; see `mptcp`)."""

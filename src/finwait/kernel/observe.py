@@ -84,6 +84,7 @@ class Machine:
     """The running machine, as `finwait.session` reads it."""
 
     live: Final = True
+    again: Final = True
 
     def observe(self, plan: Plan) -> Observation:
         """Look once."""

@@ -27,6 +27,11 @@ class Replay:
         return len(self._looks)
 
     @property
+    def again(self) -> bool:
+        """Whether there is a look that was not given yet."""
+        return self._next < len(self._looks)
+
+    @property
     def _now(self) -> Observation:
         return self._looks[max(self._next - 1, 0)]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from finwait.relay.config import Config
 
-__all__ = ["DEFAULT_ADMIN", "RunParser", "add_parser", "build_config", "flag_of", "main"]
+__all__ = ["DEFAULT_ADMIN", "RunParser", "add_parser", "build_config", "default_text", "flag_of", "main"]
 
 DEFAULT_ADMIN = "/run/finwait-relay.sock"
 _SINGLE = (
@@ -115,7 +115,22 @@ class RunParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def default_text(value: object, kind: str) -> str:
+    """Return what an option is set to, as `--explain` and the reference page show it."""
+    import msgspec
+
+    if value is msgspec.NODEFAULT:
+        return "(must be given)"
+    if kind == "duration":
+        return "0 (off)" if value == 0 else f"{_shown(value)} s"
+    return _shown(value)
+
+
 def _shown(default: object) -> str:
+    if isinstance(default, (list, tuple)):
+        return ", ".join(map(_shown, default)) or "none"
+    if default == "":
+        return "none"
     if isinstance(default, bool):
         return "yes" if default else "no"
     return f"{default:g}" if isinstance(default, float) else str(default)
@@ -268,16 +283,8 @@ def _explain(args: argparse.Namespace) -> int:
 
     now: Any = msgspec.to_builtins(build_config(args)) if args.config or args.listen else None
     for path, kind, default, text in options():
-        value = default
-        if now is not None:
-            value = now
-            for key in path.split("."):
-                value = value[0] if isinstance(value, list) else value
-                value = value[key]
-        unit = " s" if kind == "duration" else ""
-        shown = "(must be given)" if value is msgspec.NODEFAULT else f"{_shown(value)}{unit}"
-        if value == 0 and kind == "duration":
-            shown = "0 (off)"
+        value = default if now is None else _value(now, path, default)
+        shown = default_text(value, kind)
         flag = (
             "--listen"
             if path == "service.listen"
@@ -288,6 +295,17 @@ def _explain(args: argparse.Namespace) -> int:
         body = textwrap.fill(text, 92, initial_indent="    ", subsequent_indent="    ")
         sys.stdout.write(f"{path} = {shown}    [{flag}]\n{body}\n\n")
     return 0
+
+
+def _value(config: Any, path: str, default: object) -> Any:  # noqa: ANN401 - of a configuration as plain values
+    """Return what an option is set to; of several services or backends, in the first."""
+    for key in path.split("."):
+        if isinstance(config, (list, tuple)):
+            config = next(iter(config), None)
+        if not isinstance(config, dict):
+            return default
+        config = config.get(key, default)
+    return config
 
 
 def _schema(_: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ _CHUNK = 4096
 
 
 def _texts(cells: Cells, name: str) -> list[str]:
-    values = cells.column(name)
+    values = cells.column("state_name" if name == "state" else name)
     if name == "cookie":
         return [f"{v:x}" for v in values]
     kinds = set(map(type, values))

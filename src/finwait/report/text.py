@@ -275,7 +275,7 @@ def connection(view: View, row: int, findings: Sequence[Finding], style: Style =
     cells = Cells(view, rows, findings)
     yield "\n".join(_picture(view, row, cells)) + "\n"
     facts = [
-        ("netns", f"{cells.column('netns_name')[0]} ({cells.column('netns')[0]})"),
+        ("netns", _namespace(view, row)),
         ("cookie", f"{cells.column('cookie')[0]:#x}, inode {cells.column('inode')[0]}"),
         ("age", cells.column("age")[0]),
         ("timer", cells.column("timer_name")[0] or "none: nothing will fire"),
@@ -295,6 +295,32 @@ def connection(view: View, row: int, findings: Sequence[Finding], style: Style =
         yield "\n" + "\n".join(_finding(view, finding, style, 1)) + "\n"
         yield f"            `finwait explain {finding.rule}` has the page of this rule.\n"
     yield "\n" + "\n".join(_all_columns(view, row, style)) + "\n"
+
+
+def _who(view: View, row: int, cells: Cells) -> str:
+    """Return who holds a socket, for the picture: a closed one has nobody, which is no gap."""
+    text: str = cells.column("owner")[0]
+    if text != "-" or view.held[row]:
+        return text
+    waiting = int(view.sockets.state[row]) in (
+        tcp.SYN_RECV,
+        tcp.NEW_SYN_RECV,
+        tcp.ESTABLISHED,
+        tcp.CLOSE_WAIT,
+    )
+    return "not accepted yet" if waiting else "closed: an orphan"
+
+
+def _label(view: View, row: int) -> str:
+    inode = int(view.sockets.netns[row])
+    namespace = view.namespaces.get(inode)
+    return namespace.label if namespace else f"netns {inode}"
+
+
+def _namespace(view: View, row: int) -> str:
+    """Return the name of a row's network namespace, and its inode if that is not the name already."""
+    label, inode = _label(view, row), str(int(view.sockets.netns[row]))
+    return label.removeprefix("netns ") if label.endswith(inode) else f"{label} ({inode})"
 
 
 def _owner_text(view: View, row: int, cells: Cells) -> str:
@@ -319,20 +345,18 @@ def _picture(view: View, row: int, cells: Cells) -> list[str]:
     """Both ends in their states, with what stands between them."""
     state = cells.column("state_name")[0]
     other = int(view.other[row])
-    owner = cells.column("owner")[0]
-    left = [cells.column("local")[0], state, owner]
+    left = [cells.column("local")[0], state, _who(view, row, cells)]
     if other >= 0:
         end = Cells(view, np.array([other], np.int64))
-        right = [end.column("local")[0], end.column("state_name")[0], end.column("owner")[0]]
-        ns = view.namespaces.get(int(view.sockets.netns[other]))
-        right.append(ns.label if ns else "")
+        right = [end.column("local")[0], end.column("state_name")[0], _who(view, other, end)]
+        right.append(_label(view, other))
     else:
         right = [cells.column("peer")[0], "not on this machine", "", ""]
         if view.other_ambiguous[row]:
             right[1] = "several candidates here"
         elif view.peer_here[row]:
             right[1] = "should be here: it is gone"
-    left.append(cells.column("netns_name")[0])
+    left.append(_label(view, row))
     link = {0: "──────────", 1: "──────────", 2: "──( NAT )──", 3: "─ ─ ✕ ─ ─ "}[int(view.other_how[row])]
     width = max(len(t) for t in left)
     reach = max(len(t) for t in right)

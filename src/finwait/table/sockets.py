@@ -22,7 +22,15 @@ from finwait.uapi.netlink import NLMSG_HEADER
 if TYPE_CHECKING:
     from finwait.uapi.layout import Rows
 
-__all__ = ["MAPPED", "SCHEMA", "SocketTable", "address_text", "pack_address", "words_of_addresses"]
+__all__ = [
+    "MAPPED",
+    "SCHEMA",
+    "SocketTable",
+    "address_text",
+    "endpoint_text",
+    "pack_address",
+    "words_of_addresses",
+]
 
 MAPPED: Final = 0xFFFF << 32
 """The low word of ``::ffff:0.0.0.0``; the high word of every IPv4 address is 0."""
@@ -311,6 +319,12 @@ def address_text(high: int, low: int) -> str:
     if high == 0 and low >> 32 == 0xFFFF:
         return f"{low >> 24 & 255}.{low >> 16 & 255}.{low >> 8 & 255}.{low & 255}"
     return str(ipaddress.IPv6Address(high << 64 | low))
+
+
+def endpoint_text(high: int, low: int, port: int) -> str:
+    """Return ``10.0.0.1:80`` or ``[2001:db8::1]:80``."""
+    text = address_text(high, low)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
 
 def pack_address(text: str) -> tuple[int, int]:

@@ -26,12 +26,14 @@ _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
 
 @lru_cache(maxsize=1 << 16)  # a quarter of a million rows have some thousand different ages
 def duration_text(ms: int) -> str:
-    """Return a duration in the unit that a person would use: ``0.4 s``, ``12 s``, ``119 min``, ``3.2 h``.
+    """Return a duration in the unit that a person would use: ``40 ms``, ``0.4 s``, ``12 s``, ``119 min``, ``3.2 h``.
 
     Minutes go on to 120 and hours to 48, as people say them.
     """
     if ms < 0:
         return "?"
+    if 0 < ms < 100:
+        return f"{ms} ms"
     for unit, name in _STEPS:
         if ms >= 2 * unit or (name == "s"):
             value = ms / unit

@@ -122,20 +122,33 @@ def match(view: View) -> NDArray[np.bool_]:
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     wait, half, agree = pairs(view)
     mine = np.isin(wait, rows) | np.isin(half, rows)
-    n = int(mine.sum())
+    n = "1 pair" if mine.sum() == 1 else f"{mine.sum()} pairs"
     if agree[mine].all():
-        return likely(f"{n} pairs in one process, each of equal age within {TOLERANCE_MS} ms")
-    return possible(f"{n} pairs in one process; keepalive hides the age of some FIN_WAIT2 legs")
+        return likely(f"{n} in one process, the legs of equal age within {TOLERANCE_MS} ms")
+    return possible(f"{n} in one process; keepalive hides the age of some FIN_WAIT2 legs")
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    state = view.sockets.state[rows]
+    wait, half, _ = pairs(view)
+    mine = np.isin(wait, rows) | np.isin(half, rows)
+    legs = Evidence(
+        "legs",
+        f"CLOSE_WAIT ×{mine.sum()}, FIN_WAIT2 ×{mine.sum()}",
+        "sock_diag and /proc/PID/fd",
+        "the same process holds both: it relays, and passed one side's FIN on to the other",
+    )
+    if len(rows) > 1:
+        return (legs,)
+    # Asked about one leg: say which the other is.
+    row = int((half if wait[mine][0] == rows[0] else wait)[mine][0])
+    fds = ", ".join(f"fd {fd}" for _, fd in view.holders.of(row)[:1])
     return (
+        legs,
         Evidence(
-            "legs",
-            f"CLOSE_WAIT ×{int((state == tcp.CLOSE_WAIT).sum())}, FIN_WAIT2 ×{int((state == tcp.FIN_WAIT2).sum())}",
+            "other leg",
+            " → ".join(view.ends(row)),
             "sock_diag and /proc/PID/fd",
-            "the same process holds both: it relays, and passed one side's FIN on to the other",
+            f"{tcp.STATES[int(view.sockets.state[row])]}, {fds}",
         ),
     )
 
