@@ -441,6 +441,8 @@ def _through_descriptor(step: Step, values: Mapping[str, dict[str, int]]) -> Non
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError as error:
+                if error.errno == errno.ENOTCONN:
+                    raise TargetGone(int(step.cookie, 16), "it ended by itself meanwhile") from None
                 raise KernelError(error.errno or 0, "shut the connection down") from None
         else:
             pidfd.set_options(sock, values[step.means])
@@ -558,12 +560,16 @@ def _outcome(
     if seen is None or (step.means == "fin" and seen.state == "LAST_ACK"):
         if seen is not None:
             said = "the FIN is out; it is in LAST_ACK until the peer acknowledges it"
+        elif step.means == "keepalive":
+            said = "no peer answered: it was gone, and now this end is too"
         elif step.other is None:
-            said = "its peer is told " + step.peer_told if _told(step) else "gone"
+            told = f"its peer is not on this machine; it was told {step.peer_told}"
+            said = told if _told(step) else "its peer was told " + step.peer_told
         elif other == "gone":
             said = "both ends are gone"
         else:
-            said = f"the other end is still in {other}" + ("" if _told(step) else ": it was not told")
+            why = "what it was told did not arrive" if _told(step) else "it was not told"
+            said = f"the other end is still in {other}: {why}"
         return Outcome(step, "ended", said, act_id, other, open_)
     if step.means == "fin":
         said = f"the FIN is out; it is in {seen.state} until the peer closes"

@@ -300,12 +300,12 @@ def _means(view: View, row: int, rule: str) -> Means:
     held = bool(view.holder_found[row])
     if rule == "nat-entry-gone":
         return "destroy"
+    if rule in ("data-unanswered", "fin-unanswered-held", "zero-window") and held:
+        return "user-timeout"  # a FIN would only queue up behind what is not acknowledged
     if state == tcp.CLOSE_WAIT and held:
         return "fin"
     if rule in ("idle-unprobed", "nat-zombie") and held:
         return "keepalive"
-    if rule in ("data-unanswered", "fin-unanswered-held", "zero-window") and held:
-        return "user-timeout"
     return "destroy"
 
 
