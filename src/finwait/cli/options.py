@@ -326,6 +326,12 @@ def visible(text: str) -> str:
     return _UNSAFE.sub(lambda m: m[1] or f"\\x{ord(m[0]):02x}", raw.decode())
 
 
+def tell_gaps(gaps: Iterable[object]) -> None:
+    """Say on standard error what could not be seen."""
+    for gap in gaps:
+        sys.stderr.write(visible(f"finwait: not seen: {gap}\n"))
+
+
 def status(gaps: Iterable[object]) -> int:
     """Return 3 when something could not be seen, else 0."""
     return 3 if any(True for _ in gaps) else 0
