@@ -666,7 +666,7 @@ def _with_seconds(data: Any, kind: Any, path: str) -> Any:  # noqa: ANN401  # wh
                 return parse_duration(data)
             except ValueError as error:
                 raise _Misplaced(str(error), path) from None
-    if typing.get_origin(kind) is tuple and isinstance(data, list):
+    if typing.get_origin(kind) is tuple and isinstance(data, (list, tuple)):
         element = typing.get_args(kind)[0]
         return [_with_seconds(item, element, f"{path}[{at}]") for at, item in enumerate(data)]
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(data, dict):
