@@ -323,6 +323,14 @@ def test_the_unit_of_the_relay_names_an_option_that_exists() -> None:
         build_parser().parse_args(shlex.split(line))
 
 
+def test_the_idioms_of_other_languages_are_those_of_the_programs_that_were_tried() -> None:
+    page = (ROOT / "docs/explanation/half-close-idioms.md").read_text()
+    programs = "\n".join(path.read_text() for path in (ROOT / "examples/relay/half-close").iterdir())
+    found = re.findall(r"^```(go|rust|java|js|python)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert {language for language, _ in found} == {"go", "rust", "java", "js", "python"}
+    assert [text for _, text in found if text not in programs] == []
+
+
 # ── the schema ───────────────────────────────────────────────────────────────────────────────────────────
 
 
