@@ -36,7 +36,9 @@ from finwait.table.filter import Filter
 from finwait.table.schema import Mask
 from finwait.table.sockets import SocketTable
 from finwait.table.trace_filter import kernel_filter, only_ports_and_hosts
+from finwait.table.units import printable
 from finwait.uapi import inet_diag, tcp, tracepoint
+from finwait.uapi.observation import Namespace
 
 __all__ = ["Following", "Owner", "Round", "Stuck", "pod_uid"]
 
@@ -379,7 +381,7 @@ class Following:
         if now >= self._spaces_until:
             self._spaces, _ = netns.discover()
             self._spaces_until = now + max(1.0, _SHARE * (time.monotonic() - now))
-            self._names = {space.inode: space.names for space in self._spaces}
+            self._names = _names(self._spaces)
             if self._destroys is not None:
                 with suppress(KernelError):
                     self._destroys.learn(self._spaces)
@@ -421,7 +423,7 @@ class Following:
         sockets = decode.sockets(observation)
         ended = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self._next_look = time.monotonic() + max(self._interval, _SHARE * (ended - begun) / 1e9)
-        self._names = {space.inode: space.names for space in observation.namespaces}
+        self._names = _names(observation.namespaces)
         self.looks += 1
         look = self.last_look = tr.Look(sockets, begun, ended)
         self._first_seen(look)
@@ -564,7 +566,8 @@ class Following:
         wanted = set(pids)
         found = {pid: name for pid in wanted if (name := _comm(pid))}
         if self._tracing is not None and wanted - found.keys():
-            found |= self._tracing.task_names(wanted - found.keys())
+            named = self._tracing.task_names(wanted - found.keys())
+            found |= {pid: printable(name) for pid, name in named.items()}
         return found
 
 
@@ -577,6 +580,10 @@ def pod_uid(path: str) -> str:
     return match[1].replace("_", "-") if match else ""
 
 
+def _names(spaces: Iterable[netns.NetNamespace | Namespace]) -> dict[int, tuple[str, ...]]:
+    return {space.inode: tuple(map(printable, space.names)) for space in spaces}
+
+
 def _comm(pid: int) -> str:
     data = procfs.read(f"/proc/{pid}/comm")
-    return "" if data is None else data.rstrip(b"\n").decode("utf-8", "replace")
+    return "" if data is None else printable(data.removesuffix(b"\n").decode("utf-8", "surrogateescape"))

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: FinwaitError, status: int, recording: str | None = None) -> int:
-    from finwait.cli.options import visible
+    from finwait.table.units import printable
 
     hint, where = error.hint, ""
     if recording:
@@ -123,7 +123,7 @@ def _complain(error: FinwaitError, status: int, recording: str | None = None) ->
         hint = hint or "it is whole, but no kernel answers so: was it made by `finwait record`?"
     if not hint and isinstance(error, FilterError):
         hint = "FILTER is the grammar of `ss` and our own predicates; finwait(8) has them"
-    sys.stderr.write(visible(f"finwait: error: {where}{error}\n"))
+    sys.stderr.write(printable(f"finwait: error: {where}{error}\n", lines=True))
     if hint:
-        sys.stderr.write(visible(f"hint: {hint}\n"))
+        sys.stderr.write(printable(f"hint: {hint}\n", lines=True))
     return status

@@ -71,6 +71,7 @@ def _learn(shot: Snapshot, chosen: Sequence[Chosen]) -> dict[Chosen, str]:
     from finwait.attribution.owners import holders
     from finwait.diagnosis import catalogue, engine
     from finwait.kernel import procfs
+    from finwait.table.units import printable
     from finwait.uapi.proc import parse_sockstat
 
     notes: dict[Chosen, list[str]] = {one: [] for one in chosen}
@@ -89,8 +90,8 @@ def _learn(shot: Snapshot, chosen: Sequence[Chosen]) -> dict[Chosen, str]:
     for k, one in enumerate(chosen):
         names = []
         for pid in sorted({pid for pid, _ in found.of(k)}):
-            comm = (procfs.read(f"/proc/{pid}/comm") or b"?").decode("utf-8", "replace").strip()
-            names.append(f"{comm}[{pid}]")
+            comm = (procfs.read(f"/proc/{pid}/comm") or b"?").removesuffix(b"\n")
+            names.append(f"{printable(comm.decode('utf-8', 'surrogateescape'))}[{pid}]")
         if names:
             notes[one].append("held by " + ", ".join(names))
         elif not one.inode:

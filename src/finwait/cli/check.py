@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from collections import Counter
 
     from finwait.errors import FinwaitError
+    from finwait.table.units import printable
 
     try:
         diagnosis = options.diagnose(args)
@@ -72,5 +73,5 @@ def run(args: argparse.Namespace) -> int:
         )
     perf = " ".join(f"'{rule}'={n}" for rule, n in sorted(counts.items()))
     line = f"FINWAIT {word} - {said} | stuck={total};{args.warning};{args.critical};0 {perf}"
-    print(options.visible(line).rstrip())
+    print(printable(line).rstrip())
     return level

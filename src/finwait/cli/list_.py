@@ -113,5 +113,7 @@ def _order(cells: object, name: str) -> list[int]:
 def _tell(gaps: object) -> None:
     import sys
 
+    from finwait.table.units import printable
+
     for gap in gaps:  # type: ignore[attr-defined]
-        sys.stderr.write(options.visible(f"finwait: not seen: {gap}\n"))
+        sys.stderr.write(printable(f"finwait: not seen: {gap}\n", lines=True))

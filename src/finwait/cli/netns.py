@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
             options.write([text.rstrip() + "\n"])
         import sys
 
+        from finwait.table.units import printable
+
         for gap in shot.gaps:
-            sys.stderr.write(options.visible(f"finwait: not seen: {gap}\n"))
+            sys.stderr.write(printable(f"finwait: not seen: {gap}\n", lines=True))
     return options.status(shot.gaps)

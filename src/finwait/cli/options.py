@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,6 @@ __all__ = [
     "progress",
     "status",
     "style",
-    "visible",
     "write",
 ]
 
@@ -300,30 +298,12 @@ def diagnose(args: argparse.Namespace) -> Diagnosis:
 
 
 def write(pieces: Iterable[str]) -> None:
-    """Write text to standard output, see `visible`."""
+    """Write text to standard output, see `finwait.table.units.printable`."""
+    from finwait.table.units import printable
+
     out = sys.stdout
     for piece in pieces:
-        out.write(visible(piece))
-
-
-_CONTROL = bytes({*range(0x20), 0x7F} - set(b"\t\n\r"))
-_UNSAFE = re.compile("(\x1b\\[(?:0|1|2|3[1-3](?:;1)?)m)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
-
-
-def visible(text: str) -> str:
-    """Return text in which control characters are written as escapes, but for our own colours and line ends.
-
-    Any user may call a process by a name that clears the screen of whoever looks at it, and a recording comes
-    from strangers. What is not Unicode (a name of bytes that are not UTF-8) becomes an escape, too.
-    """
-    raw = text.encode("utf-8", "backslashreplace")
-    if (
-        len(raw.translate(None, _CONTROL)) == len(raw)
-        and raw.count(b"\r") == raw.count(b"\r\n")
-        and b"\xc2" not in raw  # how U+0080 to U+009F begin, which some terminals obey
-    ):
-        return text if text.isascii() else raw.decode()
-    return _UNSAFE.sub(lambda m: m[1] or f"\\x{ord(m[0]):02x}", raw.decode())
+        out.write(printable(piece, lines=True))
 
 
 def tell_gaps(gaps: Iterable[object]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import os
 from collections.abc import Iterable
 
 from finwait.kernel import procfs
+from finwait.table.units import printable
 
 __all__ = ["KernelSymbols", "user_frames"]
 
@@ -49,7 +51,7 @@ def user_frames(pid: int, addresses: Iterable[int]) -> list[str]:
     for line in (data or b"").splitlines():
         words = line.split(None, 5)
         low, _, high = words[0].partition(b"-")
-        name = words[5].decode("utf-8", "replace") if len(words) > 5 else "[anonymous]"
+        name = printable(os.fsdecode(words[5])) if len(words) > 5 else "[anonymous]"
         spaces.append((int(low, 16), int(high, 16), int(words[2], 16), name))
     out = []
     for address in addresses:

@@ -453,11 +453,11 @@ class Tracing:
         assert self._root is not None
         wanted = set(pids)
         try:
-            text = self._root.read("saved_cmdlines").decode("utf-8", "replace")
+            text = self._root.read("saved_cmdlines").decode("utf-8", "surrogateescape")
         except KernelError:
             return {}
         found = {}
-        for line in text.splitlines():
+        for line in text.split("\n"):  # a name may hold what splitlines() takes for an end
             number, _, name = line.partition(" ")
             if number.isdigit() and int(number) in wanted:
                 found[int(number)] = name

@@ -10,15 +10,38 @@ from finwait.uapi import tcp
 __all__ = ["cell_text", "duration_text", "parse_duration_ms", "printable", "span_text"]
 
 
-def printable(text: str) -> str:
-    r"""Return a name that somebody else chose, with everything escaped that a terminal would act upon.
+_LINES = re.compile(r"(\x1b\[(?:0|1|2|3[1-3](?:;1)?)m|\r\n|[\t\n])")
+"""What a whole text of ours holds beside printable characters: our colours, tabs, line ends."""
 
-    A process may call itself ``\x1b[2J`` (prctl(2) takes any bytes), and so may a cgroup or a mount point.
-    Bytes that are no UTF-8 (surrogates here) cannot be printed at all.
-    """
+
+def _escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""Return text with everything escaped that a terminal would act upon; the one place that decides this.
+
+    A process may call itself ``\x1b[2J`` (prctl(2) takes any bytes), and so may a cgroup or a mount point; a
+    recording comes from strangers. Control characters (C0, DEL and C1, which some terminals obey as UTF-8 too),
+    what turns the direction of writing, and bytes that are no UTF-8 (surrogates here) become escapes.
+
+    Args:
+        text: a name that somebody else chose, or with ``lines`` a whole text that we are about to print.
+        lines: leave tabs, line ends and our own colours (`finwait.report.text.Style`) as they are.
+    """
+    if text.isprintable() or not lines:
+        return _escaped(text)
+    # Megabytes of a list go through here: nearly all of them are plain, which bytes tell fastest.
+    if text.isascii() and not text.encode().translate(None, _PLAIN):
+        return text
+    parts = _LINES.split(text)
+    parts[::2] = map(_escaped, parts[::2])
+    return "".join(parts)
+
+
+_PLAIN = bytes({*range(0x20, 0x7F), *b"\t\n"})
 
 
 _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from finwait.cli import main
-from finwait.cli.options import visible
 from finwait.recording import read, write
 from finwait.report.text import Style
 from finwait.table import decode
+from finwait.table.units import printable
 from finwait.uapi import tcp
 
 CAPTURE = next((Path(__file__).parents[2] / "captures").glob("*/fin-wait2-held.finwait"))
@@ -22,17 +22,17 @@ CLEAR = "\x1b[2J\x1b]0;owned\x07\r\x9b2J"
 
 
 def test_control_characters_are_written_as_escapes() -> None:
-    assert visible(f"a{CLEAR}b") == "a\\x1b[2J\\x1b]0;owned\\x07\\x0d\\x9b2Jb"
-    assert visible("caf\udce9") == "caf\\udce9"
+    assert printable(f"a{CLEAR}b", lines=True) == "a\\x1b[2J\\x1b]0;owned\\x07\\r\\x9b2Jb"
+    assert printable("caf\udce9", lines=True) == "caf\\udce9"
 
 
 def test_text_tabs_line_ends_and_our_colours_stay() -> None:
     for text in ("plain\ttext\n", "a,b\r\nc,d\r\n", "FIN_WAIT2 ≠ 0 — ж é"):
-        assert visible(text) == text
+        assert printable(text, lines=True) == text
     for role in ("problem", "notice", "healthy", "bold", "dim"):
         painted = Style(color=True).paint("é text", role)
         assert painted != "é text"
-        assert visible(painted) == painted
+        assert printable(painted, lines=True) == painted
 
 
 @pytest.mark.parametrize(
