@@ -354,7 +354,7 @@ def start() -> None:
     )
 
 
-NAMES = ("start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit")
+NAMES = ("start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit", "top")
 
 
 def main(names: list[str]) -> int:
@@ -371,7 +371,7 @@ def main(names: list[str]) -> int:
         start()
     if "namespaces" in chosen:
         namespaces()
-    if {"snapshot", "whole"} & set(chosen):
+    if {"snapshot", "whole", "top"} & set(chosen):
         reader = Reader()
         try:
             with Load(PROCESSES, PAIRS, PROCESSES * PAIRS // 2) as load:
@@ -379,6 +379,10 @@ def main(names: list[str]) -> int:
                     snapshot(load, reader)
                 if "whole" in chosen:
                     whole(load)
+                if "top" in chosen:
+                    from bench import top
+
+                    top.measure(load)
         finally:
             reader.close()
     if "stuck" in chosen:

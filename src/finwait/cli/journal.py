@@ -112,11 +112,11 @@ _ADVICE = {
 
 
 def _whom(entry: JournalEntry) -> str:
-    from finwait.cli.options import visible
+    from finwait.table.units import printable
 
     target = entry.target
     text = target.get("connection") or target.get("original") or f"netns {target.get('inode', '?')}"
-    return visible(str(text))
+    return printable(str(text))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,8 +125,8 @@ def run(args: argparse.Namespace) -> int:
 
     import msgspec
 
-    from finwait.cli.options import visible
     from finwait.kernel.journal import SqliteJournal, state_directory
+    from finwait.table.units import printable
 
     if not (state_directory() / "journal.sqlite").exists() and not list(state_directory().glob("journal*")):
         if args.output == "json":
@@ -158,7 +158,9 @@ def run(args: argparse.Namespace) -> int:
         )
         undone = f"  (undone by {e.undone_by})" if e.undone_by else ""
         sys.stdout.write(
-            visible(f"{e.id:>5}  {when}  {e.user:<10} {e.kind:<10} {what}  {e.why}: {said}{undone}\n")
+            printable(
+                f"{e.id:>5}  {when}  {e.user:<10} {e.kind:<10} {what}  {e.why}: {said}{undone}\n", lines=True
+            )
         )
     return 0
 

@@ -308,8 +308,10 @@ def write(pieces: Iterable[str]) -> None:
 
 def tell_gaps(gaps: Iterable[object]) -> None:
     """Say on standard error what could not be seen."""
+    from finwait.table.units import printable
+
     for gap in gaps:
-        sys.stderr.write(visible(f"finwait: not seen: {gap}\n"))
+        sys.stderr.write(printable(f"finwait: not seen: {gap}\n", lines=True))
 
 
 def status(gaps: Iterable[object]) -> int:
