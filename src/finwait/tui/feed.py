@@ -34,7 +34,7 @@ __all__ = ["Feed", "Live", "Picture", "Recorded"]
 Choose = Callable[[Filter, session.Diagnosis], NDArray[np.bool_]]
 """Which rows of a diagnosis a FILTER selects."""
 
-COUNT_SHARE: Final = 0.085
+COUNT_SHARE: Final = 0.075
 DIAGNOSE_SHARE: Final = 0.01
 """Of one CPU, at most: for the numbers of the diagram, and for the diagnosis."""
 ESTABLISHED_LIMIT: Final = 2_000
