@@ -564,7 +564,7 @@ def _outcome(
         elif step.means == "keepalive":
             said = "no peer answered: it was gone, and now this end is too"
         elif step.other is None:
-            told = f"its peer is not on this machine; it was told {step.peer_told}"
+            told = f"its other end was not looked at; it was told {step.peer_told}"
             said = told if _told(step) else "its peer was told " + step.peer_told
         elif other == "gone":
             said = "both ends are gone"

@@ -11,7 +11,7 @@ from finwait.cli import options
 if TYPE_CHECKING:
     from finwait.acting import Outcome
     from finwait.remedy.guards import Limits
-    from finwait.remedy.plan import Plan, Step
+    from finwait.remedy.plan import Left, Plan, Step
 
 __all__ = [
     "add_parser",
@@ -247,7 +247,7 @@ def plan_lines(plan: Plan) -> list[str]:
             lines += _connection(step, f"pid:fd {at}" if at else "")
         if len(steps) > _EACH:
             lines.append(f"    … and {len(steps) - _EACH} more; `-o json` lists them\n")
-    return lines + left_lines(plan) + [f"\n{line}" for line in _advice(plan)]
+    return lines + left_lines(plan) + _advice(plan)
 
 
 def left_lines(plan: Plan) -> list[str]:
@@ -255,15 +255,19 @@ def left_lines(plan: Plan) -> list[str]:
     from collections import Counter
 
     lines = []
-    counted = Counter((one.guard, one.reason) for one in plan.left)
-    for (guard, reason), n in counted.most_common(12):
-        lines += [f"\nleft alone ×{n} by guard `{guard}`:\n", *wrapped(reason)]
-        shown = [one.connection for one in plan.left if (one.guard, one.reason) == (guard, reason)]
-        lines += [f"    {text}\n" for text in shown[:3]]
-        if n > 3:
-            lines.append(f"    … and {n - 3} more\n")
-    if len(counted) > 12:
-        lines.append(f"\nleft alone for {len(counted) - 12} more reasons; `-o json` lists them\n")
+    guards: dict[str, list[Left]] = {}
+    for one in plan.left:
+        guards.setdefault(one.guard, []).append(one)
+    for guard, members in guards.items():
+        lines.append(f"\nleft alone ×{len(members)} by guard `{guard}`:\n")
+        counted = Counter(one.reason for one in members)
+        for reason, n in counted.most_common(3):
+            lines += wrapped(reason + (f" (×{n})" if len(counted) > 1 else ""))
+        if len(counted) > 3:
+            lines.append(f"  … and {len(counted) - 3} more reasons; `-o json` lists them\n")
+        lines += [f"    {one.connection}\n" for one in members[:3]]
+        if len(members) > 3:
+            lines.append(f"    … and {len(members) - 3} more\n")
     if plan.left and not plan.steps:
         names = sorted({one.guard for one in plan.left} - {"listener", "means"})
         if names:
@@ -272,7 +276,7 @@ def left_lines(plan: Plan) -> list[str]:
 
 
 def _advice(plan: Plan) -> list[str]:
-    return [line for text in plan.advice for line in wrapped(f"advice: {text}", indent="")]
+    return [line for text in plan.advice for line in ("\n", *wrapped(f"advice: {text}", indent=""))]
 
 
 def _connections(n: int) -> str:
