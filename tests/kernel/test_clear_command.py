@@ -88,6 +88,7 @@ def test_the_guard_of_orphans_that_end_in_silence(tmp_path: Path) -> None:
         pair, command = Pair(lab), Command(lab, tmp_path)
         pair.far.shutdown(pair.theirs, "WR")
         pair.near.read_to_end(pair.ours)
+        settled(pair, pair.theirs, "FIN_WAIT2")
         pair.link.cut(a=False)
         pair.near.close(pair.ours)
         pair.look(lambda v: 9 in v.sockets.state.tolist())
