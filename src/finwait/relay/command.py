@@ -108,8 +108,8 @@ class RunParser(argparse.ArgumentParser):
                 keywords |= {"action": "append", "metavar": "NETWORK"}
             elif getattr(kind, "__args__", None):
                 keywords["choices"] = [choice for choice in kind.__args__ if choice]
-            elif kind is int:
-                keywords |= {"type": int, "metavar": "N"}
+            elif kind in (int, float):
+                keywords |= {"type": kind, "metavar": "N"}
             else:
                 keywords["metavar"] = "TEXT" if kind is str else unit
             self.add_argument(flag_of(path), **keywords)
