@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from finwait import session
+from finwait.diagnosis.finding import Finding
+from finwait.kernel.observe import Plan
+from finwait.session import Look
 from tests.kernel import needs
 from tests.kernel.relay_behaviour import BACKEND, PORT, Scene, is_reset, read_all, reset, until
 from tests.kernel.test_relay_service import (
@@ -32,6 +36,32 @@ pytestmark = pytest.mark.kernel
 @pytest.fixture(autouse=True)
 def _needs() -> None:
     needs.root_and("ip", "ss", "nft")
+
+
+# ── seen from outside ──
+
+
+def test_finwait_knows_a_half_closed_pair_of_its_own_relay() -> None:
+    """The keepalive timer is armed on both legs while nothing is on its way, so the finding is a notice."""
+    with Scene() as scene:
+        client, server = scene.pair()
+        client.sendall(b"request")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(server) == (b"request", "FIN")
+        look = Look(plan=Plan(only=frozenset({scene.relay_ns.inode}), established_limit=None))
+        found: list[Finding] = []
+
+        def seen() -> bool:
+            found[:] = [one for one in session.diagnose(how=look).findings if one.rule == "relay-pair"]
+            return bool(found) and found[0].severity == "notice"
+
+        assert until(seen), found
+        assert len(found[0].rows) == 2
+        holder = next(evidence for evidence in found[0].evidence if evidence.column == "holder")
+        assert holder.value == "finwait-relay"
+        server.sendall(b"answer")
+        server.close()
+        assert read_all(client) == (b"answer", "FIN")
 
 
 # ── descriptors ──────────────────────────────────────────────────────────────────────────────────────────────
