@@ -30,6 +30,7 @@ from tests.kernel.relay_behaviour import (
     stays,
     until,
 )
+from tests.kernel.relay_soak import Soak
 
 pytestmark = pytest.mark.kernel
 
@@ -672,6 +673,13 @@ def test_random_scripts_agree_with_the_model() -> None:
 
     with Scene() as scene:
         relay_random.run(scene, 300, seed=2026)
+
+
+def test_under_everything_at_once_no_byte_is_lost_and_nothing_is_left() -> None:
+    soak = Soak(seconds=6, seed=3, clients=12)
+    assert soak.run() == []
+    assert set(soak.acts) == {"reload", "restart_backend", "cut", "starve", "kill"}
+    assert soak.ends["FIN/FIN"] > 50
 
 
 def test_a_running_configuration_is_explained_with_its_values() -> None:

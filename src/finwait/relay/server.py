@@ -69,6 +69,8 @@ CHUNK: Final = 16384
 PIPE_BYTES: Final = 1 << 20
 PIPES: Final = 64
 """Pipes at most; beyond, bulk is copied. Root aside, 64 of 1 MiB are what pipe-user-pages-soft allows."""
+PIPE_REST: Final = 5.0
+"""Seconds after which a pipe that was not needed is closed: it counts against its user's pipe-user-pages-soft."""
 TURN_BYTES: Final = 2 << 20
 """After so many bytes in one go the others get their turn."""
 BULK_TURN: Final = 1 << 18
@@ -305,6 +307,9 @@ class Worker:
         self._pipes: list[tuple[int, int]] = []
         self._pipes_made = 0
         self._pipe_bytes = PIPE_BYTES
+        self._pipes_spare = 0
+        """The fewest pipes that lay in the pool at once since it was last looked at."""
+        self._pipes_checked = self.now
         self._wheel: dict[int, set[Conn]] = {}
         self._turned = int(self.now / GRAIN)
         self._paused: set[str] = set()
@@ -865,6 +870,7 @@ class Worker:
         if not self._pipes and (self._pipes_made >= PIPES or not self._make_pipe()):
             return False
         leg.pipe = self._pipes.pop()
+        self._pipes_spare = min(self._pipes_spare, len(self._pipes))
         leg.bulk = True
         return True
 
@@ -888,6 +894,15 @@ class Worker:
         self._pipes.append(pipe)
         self._pipes_made += 1
         return True
+
+    def _close_spare_pipes(self) -> None:
+        """Close the pipes that nobody has needed for a while."""
+        for pipe in self._pipes[: self._pipes_spare]:
+            self._graves += pipe
+            self._pipes_made -= 1
+        del self._pipes[: self._pipes_spare]
+        self._pipes_spare = len(self._pipes)
+        self._pipes_checked = self.now
 
     def _give_back(self, leg: Leg) -> None:
         """Return a leg's pipe; one that still holds bytes is closed, for nobody may get them."""
@@ -1098,6 +1113,8 @@ class Worker:
         self._turned = at
         if self._paused:
             self._resume()
+        if self.now - self._pipes_checked >= PIPE_REST:
+            self._close_spare_pipes()
         if self.now - self._idle_checked >= 1.0:
             self._idle_checked = self.now
             for route in self.routes.values():
