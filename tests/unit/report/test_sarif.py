@@ -1,4 +1,4 @@
-"""SARIF as its 2.1.0 schema requires it: the constraints on what we write; properties that it does not know are errors."""
+"""SARIF as its 2.1.0 schema requires it: the constraints on what we write; unknown properties are errors."""
 
 from __future__ import annotations
 
