@@ -163,6 +163,29 @@ def test_the_guards_of_the_plan_as_a_whole(tmp_path: Path) -> None:
         assert set(pair.states([*pair.ours, *pair.theirs])) == {"gone"}
 
 
+def test_a_reviewed_plan_is_held_to_the_guards_again(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair, command = Pair(lab, 3), Command(lab, tmp_path)
+        guarded = lab.actor(pair.a, "kubelet")
+        ours, _ = meet(guarded, pair.link.b4, pair.far, pair.far.listen(pair.link.b4, 8081), 1)
+        pair.near.shutdown(pair.ours, "WR")
+        guarded.shutdown(ours, "WR")
+        settled(pair, [*pair.ours, *ours], "FIN_WAIT2")
+        words = ["--with", "destroy", "fin-wait2-held", "--min-age", "0", "--share", "1", "-o", "json"]
+        plan = command(*words, "--override", "protected")
+        forged = tmp_path / "plan.json"
+        forged.write_text(plan.replace('"kubelet"', '"innocent"'))
+        command("--plan", str(forged), "--yes", code=4)
+        assert "guard `protected`" in command.errors
+        assert "kubelet" in command.errors
+        forged.write_text(command(*words))
+        command("--plan", str(forged), "--yes", "--max", "2", code=4)
+        assert "guard `max`" in command.errors
+        assert set(pair.states([*pair.ours, *ours])) == {"FIN_WAIT2"}
+        assert "3 ended." in command("--plan", str(forged), "--yes", code=0)
+        assert pair.states([*pair.ours, *ours]) == ["gone", "gone", "gone", "FIN_WAIT2"]
+
+
 def test_the_guard_of_listeners_has_no_override(tmp_path: Path) -> None:
     with Lab() as lab:
         _, command = Pair(lab), Command(lab, tmp_path)

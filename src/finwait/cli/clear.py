@@ -110,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     gaps: tuple[object, ...] = ()
     if args.plan_file:
         plan = plans.decode(_read(args.plan_file), args.plan_file)
+        plans.check_again(plan, _limits(args, established=True), _names(plan))
     else:
         plan, gaps = make_plan(args)
     if args.output == "json" and not args.yes:
@@ -134,6 +135,19 @@ def _read(name: str) -> bytes:
             return file.read(64 << 20)
     except OSError as error:
         raise FinwaitError(f"could not read the plan `{name}`: {error.strerror}") from None
+
+
+def _names(plan: Plan) -> dict[int, str]:
+    """Return the names that the holders of a plan have now, of those that are there."""
+    from pathlib import Path
+
+    names = {}
+    for pid in {pid for step in plan.steps for pid, _, _ in step.holders}:
+        try:
+            names[pid] = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        except OSError:
+            continue
+    return names
 
 
 def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:

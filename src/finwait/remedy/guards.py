@@ -15,7 +15,7 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
 
-__all__ = ["ENTRY_GUARDS", "GUARDS", "Limits", "Verdict", "guard_entry", "guard_rows"]
+__all__ = ["ENTRY_GUARDS", "GUARDS", "PROTECTED", "Limits", "Verdict", "guard_entry", "guard_rows"]
 
 PROTECTED: Final = frozenset(
     {
