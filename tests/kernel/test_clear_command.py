@@ -186,6 +186,17 @@ def test_a_reviewed_plan_is_held_to_the_guards_again(tmp_path: Path) -> None:
         assert pair.states([*pair.ours, *ours]) == ["gone", "gone", "gone", "FIN_WAIT2"]
 
 
+WRONG = [("--max", "-1"), ("--rate", "nan"), ("--rate", "-5"), ("--share", "x"), ("--min-age", "soon")]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_a_limit_that_is_none_is_wrong_usage(tmp_path: Path, words: tuple[str, str]) -> None:
+    with Lab() as lab:
+        command = Command(lab, tmp_path)
+        command(f"{words[0]}={words[1]}", code=2)
+        assert words[0] in command.errors
+
+
 def test_the_guard_of_listeners_has_no_override(tmp_path: Path) -> None:
     with Lab() as lab:
         _, command = Pair(lab), Command(lab, tmp_path)

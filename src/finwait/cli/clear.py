@@ -54,11 +54,15 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "descriptor, where SOCK_DESTROY (`destroy`) is not to be had",
     )
     act.add_argument(
-        "--max", type=int, default=100, metavar="N", help="refuse a plan for more connections (default 100)"
+        "--max",
+        type=options.count,
+        default=100,
+        metavar="N",
+        help="refuse a plan for more connections (default 100)",
     )
     act.add_argument(
         "--share",
-        type=float,
+        type=options.positive,
         default=0.9,
         metavar="X",
         help="refuse a plan for more than this share of a process's connections (default 0.9)",
@@ -72,7 +76,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--rate",
-        type=float,
+        type=options.positive,
         default=0.0,
         metavar="N",
         help="destroy at most so many a second (default: no limit)",
@@ -225,8 +229,13 @@ _EACH = 20
 """So many connections of a group are shown one by one; `-o json` has all."""
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """Return a plan as lines for a person: steps of one kind, reason and program together."""
+def plan_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
+    """Return a plan as lines for a person: steps of one kind, reason and program together.
+
+    Args:
+        plan: the plan.
+        overrule: whether the reader has `--override` at hand.
+    """
     from collections import Counter
 
     classes = Counter(step.kind for step in plan.steps)
@@ -261,10 +270,10 @@ def plan_lines(plan: Plan) -> list[str]:
             lines += _connection(step, f"pid:fd {at}" if at else "")
         if len(steps) > _EACH:
             lines.append(f"    … and {len(steps) - _EACH} more; `-o json` lists them\n")
-    return lines + left_lines(plan) + _advice(plan)
+    return lines + left_lines(plan, overrule=overrule) + _advice(plan)
 
 
-def left_lines(plan: Plan) -> list[str]:
+def left_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
     """Return what a plan leaves alone, and why, as lines for a person."""
     from collections import Counter
 
@@ -282,7 +291,7 @@ def left_lines(plan: Plan) -> list[str]:
         lines += [f"    {one.connection}\n" for one in members[:3]]
         if len(members) > 3:
             lines.append(f"    … and {len(members) - 3} more\n")
-    if plan.left and not plan.steps:
+    if overrule and plan.left and not plan.steps:
         names = sorted({one.guard for one in plan.left} - {"listener", "means"})
         if names:
             lines.append("\n" + "".join(f"`--override {name}` overrules that guard.\n" for name in names))

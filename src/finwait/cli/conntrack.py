@@ -38,7 +38,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     act.add_argument(
         "--yes", action="store_true", help="do it; without it only what would be deleted is shown"
     )
-    act.add_argument("--max", type=int, default=100, metavar="N", help="refuse to delete more (default 100)")
+    act.add_argument(
+        "--max", type=options.count, default=100, metavar="N", help="refuse to delete more (default 100)"
+    )
     act.add_argument(
         "--override",
         action="append",

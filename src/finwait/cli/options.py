@@ -51,6 +51,26 @@ def duration_ms(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def count(text: str) -> int:
+    """Read a number of things (argparse type)."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 12):
+        raise argparse.ArgumentTypeError(f"`{text}`: write a number, 0 or more")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """Read a number that is 0 or more (argparse type)."""
+    import math
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"`{text}`: write a number, 0 or more")
+    return value
+
+
 def add_filter(parser: argparse.ArgumentParser, what: str = "connections") -> None:
     """Add FILTER."""
     parser.add_argument(

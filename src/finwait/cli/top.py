@@ -59,7 +59,7 @@ class Clear:
 
         import numpy as np
 
-        from finwait import session
+        from finwait import acting, session
         from finwait.cli.clear import plan_lines
         from finwait.remedy import plan as plans
         from finwait.remedy.guards import Limits
@@ -77,11 +77,12 @@ class Clear:
             diagnosis.findings,
             rows,
             Limits(min_age_ms=self._min_age_ms, established_named=True, own_pid=os.getpid()),
+            can=acting.abilities(view, np.flatnonzero(rows).tolist()),
             now_unix_ns=facts.unix_ns,
             boot_id=facts.boot_id,
         )
         gone = len(marked) - int(rows.sum())
-        text = "".join(plan_lines(self._plan))
+        text = "".join(plan_lines(self._plan, overrule=False))
         return text + (f"  {gone} of the marked are gone meanwhile\n" if gone else ""), bool(self._plan.steps)
 
     def act(self) -> str:
@@ -90,9 +91,8 @@ class Clear:
         Raises:
             FinwaitError: the journal cannot be written.
         """
-        from collections import Counter
-
         from finwait import acting
+        from finwait.cli.clear import outcome_lines
         from finwait.kernel import procfs
         from finwait.kernel.journal import SqliteJournal
 
@@ -101,13 +101,7 @@ class Clear:
             return "nothing was planned\n"
         with SqliteJournal() as journal:
             outcomes = acting.apply(plan, journal, boot_id=procfs.facts().boot_id)
-        counted = Counter(o.result for o in outcomes)
-        lines = [", ".join(f"{n} {result}" for result, n in counted.most_common())]
-        for o in outcomes:
-            act = f"  (act {o.act_id})" if o.act_id else ""
-            where = f"{o.step.src}:{o.step.sport} → {o.step.dst}:{o.step.dport}"
-            lines.append(f"  {o.result}: {where}  {o.detail}{act}")
-        return "\n".join(lines) + "\n\n`finwait journal` has them.\n"
+        return "".join(outcome_lines(outcomes)).lstrip("\n") + "\n`finwait journal` has them.\n"
 
 
 def choose(wanted: Filter, diagnosis: Diagnosis) -> Any:  # noqa: ANN401 - a mask
