@@ -264,6 +264,7 @@ def _delete(
     from finwait.cli.journal import opened, tell_unfinished
     from finwait.errors import Refused
     from finwait.remedy.guards import ENTRY_GUARDS, guard_entry
+    from finwait.table.units import printable
 
     tell_unfinished()
     limits = _limits(args)
@@ -287,7 +288,7 @@ def _delete(
     for (guard, reason), n in left.most_common():
         said += [f"\nleft alone ×{n} by guard `{guard}`:\n", *wrapped(reason)]
         said.append(f"  `--override {guard}` overrules that guard.\n")
-    tell.writelines(map(options.visible, said))
+    tell.writelines(printable(text, lines=True) for text in said)
     assert {guard for guard, _ in left} <= set(ENTRY_GUARDS)
     sys.stderr.write(
         "finwait: deleting an entry closes no connection. Where an end still lives, its next data\n"
@@ -302,7 +303,7 @@ def _delete(
     with opened() as journal:
         results = delete_entries(flows, which, journal, [_entry(flows, k) for k in which])
     for k, result in zip(which, results, strict=True):
-        tell.write(options.visible(f"{result}: {_tuple(flows, k, 'orig')}\n"))
+        tell.write(printable(f"{result}: {_tuple(flows, k, 'orig')}\n", lines=True))
     return 0 if all(r in ("deleted", "gone before") for r in results) else 1
 
 
