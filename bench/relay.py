@@ -281,11 +281,12 @@ def targets(results: Rows) -> list[str]:
     def column(load: str, side: str, place: int) -> list[float]:
         return [row[place] for row in results.get((load, side), [])]
 
-    def against(load: str, place: int, others: list[str], best: Callable[[list[float]], float]) -> float:
-        ours = column(load, "finwait", place)
-        theirs = [column(load, other, place) for other in others if (load, other) in results]
-        per_round = [mine / best(list(peers)) for mine, *peers in zip(ours, *theirs, strict=True)]
-        return statistics.median(per_round)
+    def against(load: str, place: int, others: list[str], best: Callable[..., str]) -> float:
+        """Return the median ratio to the one that has the best median: the best of each round would be its luck."""
+        there = {other: column(load, other, place) for other in others if (load, other) in results}
+        rival = best(there, key=lambda other: statistics.median(there[other]))
+        ratios = [a / b for a, b in zip(column(load, "finwait", place), there[rival], strict=True)]
+        return statistics.median(ratios)
 
     peers = [side for side in PORTS if side not in ("direct", "finwait")]
     proxies = ["haproxy", "haproxy-splice"]
@@ -397,7 +398,7 @@ def _freed(count: int, cap: float = 8.0) -> float:
         return time.monotonic() - deadline
 
 
-def measure(rounds: int = 5, seconds: float = 1.5) -> None:
+def measure(rounds: int = 5, seconds: float = 0.8) -> None:
     """Measure all, and write the section of RESULTS.md."""
     one = run(rounds, seconds, 1, None)
     two = run(rounds, seconds, 2, None)
@@ -430,7 +431,7 @@ def measure(rounds: int = 5, seconds: float = 1.5) -> None:
         "processor and the relay alone to the other. With two workers relay, load and server share the two\n"
         "processors of this machine, so doubling cannot show. *haproxy-splice* has `option splice-request`,\n"
         "`splice-response` and pipes of 1 MiB; *go* is the algorithm of kube-proxy's userspace mode\n"
-        "(bench/relay_kube.go).\n"
+        "(bench/relay_kube.go). The spreads in brackets say how quiet the machine was.\n"
         f"{'; '.join(versions)}.\n"
     )
     put(

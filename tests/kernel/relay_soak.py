@@ -273,6 +273,7 @@ class Soak:
         self.acts: Counter[str] = Counter()
         self.bytes = 0
         self.stop = threading.Event()
+        self.had_all = threading.Event()
         self.bad_times: list[tuple[float, float, str]] = []
 
     def run(self) -> list[str]:
@@ -296,6 +297,7 @@ class Soak:
             for thread in (*threads, *people, trouble):
                 thread.start()
             self.stop.wait(self.seconds)
+            self.had_all.wait(60)  # however short it is to be, each kind of trouble comes once
             self.stop.set()
             for thread in (trouble, *people):
                 thread.join()
@@ -341,6 +343,7 @@ class Soak:
             talk.plan()
             if victim:
                 talk.disturbed = "its path is cut at times"
+            sock: socket.socket | None = None
             try:
                 sock = netns.call(lambda: socket.create_connection(address, timeout=PATIENCE))
                 talk.port = sock.getsockname()[1]
@@ -349,6 +352,8 @@ class Soak:
                     sock.setsockopt(level, name, value)
                 sock.sendall(HEADER.pack(talk.number))
             except OSError as error:
+                if sock is not None:
+                    sock.close()
                 self.judge(talk, f"could not connect: {error}")
                 continue
             play(sock, talk, True)
@@ -399,11 +404,13 @@ class Soak:
         """Do something to them every second or so."""
         acts: list[Callable[[], None]] = [self.reload, self.restart_backend, self.cut, self.starve, self.kill]
         turn: list[Callable[[], None]] = []
-        while not self.stop.wait(self.dice.uniform(0.2, 1.2)):
+        while not self.stop.wait(self.dice.uniform(0.2, 0.9)):
             turn = turn or self.dice.sample(acts, len(acts))
             act = turn.pop()
             act()
             self.acts[act.__name__] += 1
+            if not turn:
+                self.had_all.set()
 
     def reload(self) -> None:
         """Read a changed configuration."""
@@ -446,7 +453,7 @@ class Soak:
         """End a connection by the admin socket."""
         found = [json.loads(line) for line in self.scene.ask("ls", "-o", "json").splitlines()]
         if not found:
-            return
+            return  # nobody is connected at this moment
         conn = self.dice.choice(found)
         port = int(conn["client"]["peer"].rpartition(":")[2])
         with self.lock:
