@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian packages that the tests and the demo use as real counterparts and oracles.
-APT := iproute2 nftables conntrack gcc libc6-dev
+APT := iproute2 nftables conntrack gcc libc6-dev tmux
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -29,7 +29,8 @@ system: # Debian packages, quietly, when we are root and something is missing
 	fi
 
 demo: $(STAMP) system ## build the classic FIN_WAIT2 leak in a private namespace and diagnose it
-	@$(BIN)/finwait lab demo || [ $$? = 3 ]  # 3: done, but not every process of this machine could be seen
+	@own=; [ "$$(id -u)" = 0 ] || own="unshare --user --map-root-user --net"; \
+	$$own $(BIN)/finwait lab demo || [ $$? = 3 ]  # 3: done, but not every process of this machine could be seen
 
 test: $(STAMP) system ## every test
 	@$(BIN)/pytest -q

@@ -1,7 +1,7 @@
 """``python -m bench [NAME…]``: the benchmarks, each beside what it is compared with, in one run.
 
-Names: snapshot, whole, stuck, million, namespaces, start. All if none is given, which takes some minutes:
-``ss -tanp`` alone is half a minute a time. Needs root, gcc, iproute2 and util-linux.
+Names: snapshot, whole, stuck, million, namespaces, start, destroy, audit. All if none is given, which takes some
+minutes: ``ss -tanp`` alone is half a minute a time. Needs root, gcc, iproute2 and util-linux.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 # As the command does, and before numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from bench import audit, destroy
 from bench.load import Load
 from bench.measure import (
     FINWAIT,
@@ -353,7 +354,7 @@ def start() -> None:
     )
 
 
-NAMES = ("start", "namespaces", "snapshot", "whole", "stuck", "million")
+NAMES = ("start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit", "top")
 
 
 def main(names: list[str]) -> int:
@@ -370,7 +371,7 @@ def main(names: list[str]) -> int:
         start()
     if "namespaces" in chosen:
         namespaces()
-    if {"snapshot", "whole"} & set(chosen):
+    if {"snapshot", "whole", "top"} & set(chosen):
         reader = Reader()
         try:
             with Load(PROCESSES, PAIRS, PROCESSES * PAIRS // 2) as load:
@@ -378,12 +379,20 @@ def main(names: list[str]) -> int:
                     snapshot(load, reader)
                 if "whole" in chosen:
                     whole(load)
+                if "top" in chosen:
+                    from bench import top
+
+                    top.measure(load)
         finally:
             reader.close()
     if "stuck" in chosen:
         stuck()
     if "million" in chosen:
         million()
+    if "destroy" in chosen:
+        destroy.measure()
+    if "audit" in chosen:
+        audit.measure()
     print(f"\nwritten to {os.path.relpath(RESULTS)}")
     return 0
 

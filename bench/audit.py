@@ -1,10 +1,11 @@
 """How long `finwait audit` takes for a 10,000-line file of each kind, sparse and dense with advice.
 
-Run it: ``python -m bench.audit``. It prints lines, findings and seconds, the best of three.
+Run it: ``python -m bench audit``.
 """
 
 import time
 
+from bench.measure import Line, write
 from finwait.remedy.audit import audit
 from finwait.shipped import knowledge
 
@@ -58,9 +59,10 @@ CASES = {
 }
 
 
-def main() -> None:
+def measure() -> None:
+    """Measure each kind of file three times and write the section."""
     known = knowledge()
-    print(f"{'file of 10,000 lines':<26}{'findings':>10}{'seconds':>10}")
+    lines = []
     for name, (file, data) in CASES.items():
         best = float("inf")
         found = 0
@@ -68,8 +70,10 @@ def main() -> None:
             start = time.perf_counter()
             found = len(audit(file, data, known).findings)
             best = min(best, time.perf_counter() - start)
-        print(f"{name:<26}{found:>10}{best:>10.3f}")
-
-
-if __name__ == "__main__":
-    main()
+        lines.append(Line(f"{name}: {found:,} findings", best, at_most=1))
+    write(
+        "audit",
+        f"`finwait audit` of files of {LINES:,} lines, sparse and dense with advice, in process.",
+        "Reading the file, the start of Python and printing are not included; the best of three.",
+        lines,
+    )

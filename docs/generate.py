@@ -26,7 +26,7 @@ from finwait.cli import EXIT_STATUS, build_parser
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.rule import Rule
 from finwait.lab.scenario import scenarios
-from finwait.relay.command import default_text, flag_of
+from finwait.relay.command import default_text, option_of
 from finwait.relay.config import json_schema, options
 from finwait.relay.machine import render_table
 from finwait.remedy.settings import CATALOGUE
@@ -547,10 +547,8 @@ def relay_page() -> str:
         place = f"[{place}]" if table == "backend" else place
         place = place or ("[[service]]" if path.startswith("service.") else "")
         name = f"{place} {key}".strip()
-        flag = "--listen" if path == "service.listen" else flag_of(path)
-        flag = "--to" if path.startswith("service.backend.") else flag
         shown = default_text(default, kind)
-        rows.append(f"| `{name}` | `{flag}` | {shown} | {cell(text)} |")
+        rows.append(f"| `{name}` | `{option_of(path)}` | {shown} | {cell(text)} |")
     return MARK + RELAY + "\n".join(rows) + "\n" + TRANSITIONS + render_table().rstrip() + "\n"
 
 

@@ -13,26 +13,48 @@ take back.
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import socket
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+import numpy as np
 
 from finwait.errors import FinwaitError, KernelError, Refused, TargetGone
 from finwait.kernel import netns as ns_edge
 from finwait.kernel import pidfd, procfs
-from finwait.kernel.destroy import GONE, Target, destroy
+from finwait.kernel.destroy import GONE, Target, destroy, lacking, read_back
 from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
 from finwait.kernel.observe import Machine
-from finwait.remedy.journal import Act
-from finwait.remedy.plan import Plan, Step
+from finwait.remedy.journal import Act, Kind
+from finwait.remedy.plan import Abilities, End, Plan, Step
 from finwait.table import decode
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable, pack_address
 from finwait.uapi import conntrack, inet_diag, tcp
+from finwait.uapi import netlink as nl
 from finwait.uapi import observation as obs
 
-__all__ = ["Outcome", "Probe", "apply", "arm", "delete_entries", "probe", "restore"]
+if TYPE_CHECKING:
+    from finwait.diagnosis.view import View
+
+__all__ = [
+    "Outcome",
+    "Probe",
+    "abilities",
+    "apply",
+    "arm",
+    "delete_entries",
+    "probe",
+    "restore",
+    "settle",
+]
 
 Result = Literal["ended", "left before", "changed meanwhile", "set", "still there", "failed"]
 _SETTLE_S: Final = 3.0
@@ -56,19 +78,48 @@ class Outcome:
     result: Result
     detail: str = ""
     act_id: int = 0
+    other: str = ""
+    """State of the other end afterwards, or ``gone``; empty when it is not on this machine."""
+    stays_open: tuple[tuple[int, int, str], ...] = ()
+    """(pid, fd, comm) of each descriptor that still refers to the socket."""
 
 
 def _quiet(_: str) -> None:
     return
 
 
-def _reread(netns: Iterable[int]) -> SocketTable:
-    """Read the sockets of some namespaces again: all states, no owners, no files."""
+_DUMP_FROM: Final = 20_000
+"""So many connections of a namespace are read again by a dump rather than one by one."""
+
+
+def _reread(ends: Iterable[Step | End]) -> SocketTable:
+    """Read connections again, without owners and files: each by its cookie, or (very many, MPTCP) by a dump."""
+    by_ns: dict[int, list[Step | End]] = {}
+    for end in ends:
+        by_ns.setdefault(end.netns, []).append(end)
+    dumped = {n for n, mine in by_ns.items() if len(mine) >= _DUMP_FROM or any(e.protocol != 6 for e in mine)}
+    if not dumped:
+        return _read_each([e for mine in by_ns.values() for e in mine])
     plan = obs.Plan(
-        extensions=inet_diag.extension_mask(inet_diag.INFO), only=frozenset(netns), conntrack=False, files=False,
+        extensions=inet_diag.extension_mask(inet_diag.INFO), only=frozenset(by_ns), conntrack=False, files=False,
         descriptors=False, established_limit=None,
     )  # fmt: skip
     return decode.sockets(Machine().observe(plan))
+
+
+def _read_each(ends: Sequence[Step | End]) -> SocketTable:
+    targets = [_target(end) for end in ends]
+    answers, _ = read_back(
+        _namespaces({e.netns for e in ends}), targets, inet_diag.extension_mask(inet_diag.INFO)
+    )
+    if not answers:
+        return SocketTable.empty()
+    lengths = np.array([len(data) for _, data in answers], np.int64)
+    stops = np.cumsum(lengths)
+    buffer = np.frombuffer(b"".join(data for _, data in answers), np.uint8)
+    rows = inet_diag.find_rows(buffer, nl.walk(buffer, stops - lengths, stops))
+    netns = np.array([targets[k].netns for k, _ in answers], np.uint32)
+    return SocketTable.from_rows(rows, netns[rows.chain], np.full(len(rows), 6, np.uint16))
 
 
 def _rows_by_cookie(table: SocketTable) -> dict[tuple[int, int], int]:
@@ -78,27 +129,41 @@ def _rows_by_cookie(table: SocketTable) -> dict[tuple[int, int], int]:
 
 
 def _namespaces(which: Iterable[int]) -> list[ns_edge.NetNamespace]:
+    """Return namespaces by inode; descriptors, which may keep one alive, are listed only when they must be."""
     wanted = set(which)
-    return [n for n in ns_edge.discover(procfs.descriptors()[1])[0] if n.inode in wanted]
+    found = [n for n in ns_edge.discover()[0] if n.inode in wanted]
+    if len(found) < len(wanted):
+        found = [n for n in ns_edge.discover(procfs.descriptors()[1])[0] if n.inode in wanted]
+    return found
 
 
-def _address(step: Step, text: str) -> bytes:
+@lru_cache(maxsize=4096)
+def _address(family: int, text: str) -> bytes:
     high, low = pack_address(text)
-    if step.family == inet_diag.AF_INET:
+    if family == inet_diag.AF_INET:
         return (low & 0xFFFFFFFF).to_bytes(4, "big")
     return high.to_bytes(8, "big") + low.to_bytes(8, "big")
 
 
-def _target(step: Step) -> Target:
+def _target(end: Step | End) -> Target:
     identity = inet_diag.SocketId(
-        step.sport, step.dport, _address(step, step.src), _address(step, step.dst), 0, int(step.cookie, 16)
-    )
-    return Target(step.netns, step.family, step.protocol, identity)
+        end.sport, end.dport, _address(end.family, end.src), _address(end.family, end.dst), end.ifindex,
+        int(end.cookie, 16),
+    )  # fmt: skip
+    return Target(end.netns, end.family, end.protocol, identity)
 
 
 def _identity(step: Step) -> dict[str, Any]:
     return {
+        "means": step.means,
         "netns": step.netns,
+        "protocol": step.protocol,
+        "family": step.family,
+        "src": step.src,
+        "sport": step.sport,
+        "dst": step.dst,
+        "dport": step.dport,
+        "ifindex": step.ifindex,
         "cookie": step.cookie,
         "inode": step.inode,
         "connection": f"{step.src}:{step.sport} {step.dst}:{step.dport}",
@@ -107,7 +172,82 @@ def _identity(step: Step) -> dict[str, Any]:
     }
 
 
-_KIND: Final = {"destroy": "destroy", "fin": "shutdown", "keepalive": "sockopt", "user-timeout": "sockopt"}
+def abilities(view: View, rows: Iterable[int]) -> Abilities:
+    """Find out what cannot be done to connections, without doing anything to any.
+
+    SOCK_DESTROY is tried on a socket of our own, in each namespace; of each process that holds one of them, one
+    descriptor is borrowed and given back.
+    """
+    s = view.sockets
+    which = np.fromiter(rows, np.int64)
+    other = view.other[which]
+    which = np.concatenate([which, other[other >= 0]])
+    holders: dict[int, tuple[int, int, int]] = {}
+    for row in which[view.holder_found[which]].tolist():
+        for pid, fd in view.holders.of(row):
+            if pid not in holders:
+                holders[pid] = (fd, int(s.inode[row]), int(s.cookie[row]))
+    wanted = set(zip(s.netns[which].tolist(), s.protocol[which].tolist(), strict=True))
+    return Abilities(_no_destroy(wanted), _no_borrow(holders))
+
+
+def _no_destroy(wanted: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    found = lacking(_namespaces({n for n, _ in wanted}), wanted) if wanted else {}
+    return {key: f"{error} ({error.hint.partition(';')[0]})" for key, error in found.items()}
+
+
+def _no_borrow(holders: Mapping[int, tuple[int, int, int]]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for pid, (fd, inode, cookie) in holders.items():
+        try:
+            with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie):
+                pass
+        except TargetGone:  # not a matter of rights
+            continue
+        except FinwaitError as error:
+            found[pid] = f"{error} ({error.hint.partition('; try')[0]})"
+    return found
+
+
+_KIND: Final[Mapping[str, Kind]] = {
+    "destroy": "destroy",
+    "reset": "destroy",
+    "fin": "shutdown",
+    "keepalive": "sockopt",
+    "user-timeout": "sockopt",
+}
+
+
+def _check(steps: Sequence[Step]) -> None:
+    """Find out whether a plan can be carried out here, before anything of it is.
+
+    Raises:
+        Refused: it cannot, with the substitute that would work.
+    """
+    wanted = {(s.netns, s.protocol) for s in steps if s.means == "destroy"}
+    missing = _no_destroy(wanted)
+    if missing:
+        (netns, protocol), why = next(iter(missing.items()))
+        lost = [s for s in steps if s.means == "destroy" and (s.netns, s.protocol) == (netns, protocol)]
+        held = [s for s in lost if s.holders]
+        refusal = Refused("means", f"{why}; {len(lost)} connections of the plan need it; nothing was done")
+        refusal.hint = (
+            f"plan again with `--with reset`: {len(held)} of them are held by a process whose descriptor may do"
+            if held
+            else "no process holds them: only SOCK_DESTROY can end them"
+        )
+        raise refusal
+    through = [s for s in steps if s.means != "destroy" and s.holders]
+    first = {pid: (fd, s.inode, int(s.cookie, 16)) for s in reversed(through) for pid, fd, _ in s.holders}
+    unborrowed = _no_borrow(first)
+    for step in through:
+        if all(pid in unborrowed for pid, _, _ in step.holders):
+            refusal = Refused("means", f"{unborrowed[step.holders[0][0]]}; nothing was done")
+            if not _no_destroy({(step.netns, step.protocol)}):
+                refusal.hint = (
+                    "plan again with `--with destroy`, which needs no descriptor: the peer gets a RST"
+                )
+            raise refusal
 
 
 def apply(
@@ -134,24 +274,25 @@ def apply(
         say: told what is being done.
 
     Raises:
-        Refused: the plan was made on another boot.
+        Refused: the plan was made on another boot, or what it needs cannot be done here; nothing was done.
         KernelError: the journal could not be written; nothing was done.
-        NotSupported: the kernel cannot destroy connections; nothing was done.
-        PermissionNeeded: we may not; nothing was done.
     """
     if plan.boot_id and boot_id and plan.boot_id != boot_id:
         raise Refused("boot", "the plan was made before this machine was started: its connections are gone")
+    _check(plan.steps)
     say("reading the connections again")
     fault("before reading")
-    now = _reread({s.netns for s in plan.steps})
+    now = _reread(plan.steps)
     rows = _rows_by_cookie(now)
+    states, known = now.state.tolist(), now.present("bytes_received").tolist()
+    moved = list(zip(now.bytes_received.tolist(), now.bytes_acked.tolist(), strict=True))
     outcomes: dict[int, Outcome] = {}
     todo: list[int] = []
     for k, step in enumerate(plan.steps):
-        row = rows.get((step.netns, int(step.cookie, 16)))
+        row = rows.get(_key(step))
         if row is None:
             outcomes[k] = Outcome(step, "left before", "it was gone when it was looked for again")
-        elif (changed := _changed(step, now, row)) is not None:
+        elif (changed := _changed(step, states[row], moved[row] if known[row] else None)) is not None:
             outcomes[k] = Outcome(step, "changed meanwhile", changed)
         else:
             todo.append(k)
@@ -160,14 +301,13 @@ def apply(
     return [outcomes[k] for k in range(len(plan.steps))]
 
 
-def _changed(step: Step, now: SocketTable, row: int) -> str | None:
-    state = tcp.STATES.get(int(now.state[row]), "?")
+def _changed(step: Step, number: int, moved: tuple[int, int] | None) -> str | None:
+    state = tcp.STATES.get(number, "?")
     if state == "LISTEN":
         return "it is a listener"
     if state != step.state:
         return f"it is in {state} now, not in {step.state}"
-    received, acked = int(now.bytes_received[row]), int(now.bytes_acked[row])
-    if now.present("bytes_received")[row] and (received, acked) != (step.bytes_received, step.bytes_acked):
+    if moved is not None and moved != (step.bytes_received, step.bytes_acked):
         return "bytes moved since the plan was made"
     return None
 
@@ -205,7 +345,7 @@ def _do(
     todo = [k for k in todo if k not in outcomes]
     acts = [
         Act(
-            kind=_KIND[steps[k].means],  # type: ignore[arg-type]
+            kind=_KIND[steps[k].means],
             target=_identity(steps[k]),
             before={"options": {n: before[k][n] for n in values[steps[k].means]}} if k in before else {},
             after={"options": values[steps[k].means]} if k in before else {},
@@ -216,63 +356,100 @@ def _do(
     say("writing the journal")
     ids = dict(zip(todo, journal.record_many(acts), strict=True))
     fault("journaled")
-    errors: dict[int, FinwaitError | int] = {}
+    errors: dict[int, FinwaitError] = {}
+    wait = _SETTLE_S
+    if any(steps[k].means == "keepalive" for k in todo):
+        wait = keepalive[0] + keepalive[1] * keepalive[2] + 2.0
     try:
-        for k in todo:
+        # The gentle means first: a RST on one leg may make its program close the other by itself.
+        for k in sorted(todo, key=lambda k: steps[k].means == "reset"):
             if steps[k].means != "destroy":
                 try:
                     _through_descriptor(steps[k], values)
                 except FinwaitError as error:
                     errors[k] = error
-        # The gentle means first: a RST on one leg may make its program close the other by itself.
         _destroy([k for k in todo if steps[k].means == "destroy"], steps, rate, errors)
-    except FinwaitError as error:
-        # Nothing (more) was done: every act that has no result yet failed for this reason.
-        journal.complete_many({ids[k]: {"error": str(error)} for k in todo})
+        fault("acted")
+        say("looking at what came of it")
+        done = [steps[k] for k in todo if k not in errors]
+        left = _wait_gone([step for step in done if step.means != "user-timeout"], wait)
+        fault("verified")
+    except BaseException as error:
+        # Interrupted, or the kernel refused in the middle: what was done is done, and written down as it is.
+        with _uninterrupted():
+            left = _left([end for k in todo for end in (steps[k], steps[k].other) if end is not None])
+            why = FinwaitError(f"interrupted: {error or type(error).__name__}")
+            for k in todo:
+                if _key(steps[k]) in left and steps[k].means != "fin":
+                    errors.setdefault(k, why)
+            _finish(todo, steps, before, errors, left, ids, journal)
         raise
-    fault("acted")
-    say("looking at what came of it")
-    wait = _SETTLE_S
-    if any(steps[k].means == "keepalive" for k in todo):
-        wait = keepalive[0] + keepalive[1] * keepalive[2] + 2.0
-    left = _wait_gone([steps[k] for k in todo if k not in errors and steps[k].means != "user-timeout"], wait)
-    for k in todo:
-        outcomes[k] = _outcome(steps[k], errors.get(k), left, ids[k])
-    _put_back(
-        [k for k in todo if steps[k].means == "keepalive" and outcomes[k].result == "still there"],
-        steps,
-        before,
-    )
-    fault("verified")
+    with _uninterrupted():
+        outcomes.update(_finish(todo, steps, before, errors, left, ids, journal))
+
+
+def _finish(
+    todo: Sequence[int],
+    steps: Mapping[int, Step],
+    before: Mapping[int, dict[str, int]],
+    errors: Mapping[int, FinwaitError],
+    left: Mapping[Key, _Seen],
+    ids: Mapping[int, int],
+    journal: Journal,
+) -> dict[int, Outcome]:
+    """Say what came of each step, put options back that did not end theirs, and write it all down."""
+    still_open = _still_open([steps[k] for k in todo if k not in errors])
+    outcomes = {k: _outcome(steps[k], errors.get(k), left, still_open, ids[k]) for k in todo}
+    answered = [k for k in todo if steps[k].means == "keepalive" and outcomes[k].result != "ended"]
+    for k, why in _restored({k: steps[k] for k in answered}, before).items():
+        outcomes[k] = replace(outcomes[k], result="failed", detail=why)
     journal.complete_many({ids[k]: _journaled(outcomes[k]) for k in todo})
+    return outcomes
 
 
 def _journaled(o: Outcome) -> dict[str, str]:
     return {"error": o.detail} if o.result == "failed" else {"result": o.result, "detail": o.detail}
 
 
-def _borrow(step: Step) -> Any:  # noqa: ANN401 - a context manager of a socket
-    if not step.holders:
-        raise TargetGone(int(step.cookie, 16), "no process holds it")
-    pid, fd, _ = step.holders[0]
-    return pidfd.borrowed(pid, fd, inode=step.inode, cookie=int(step.cookie, 16))
+@contextmanager
+def _borrow(step: Step) -> Iterator[socket.socket]:
+    """Borrow the descriptor of whichever holder lets us.
+
+    Raises:
+        TargetGone: no process holds the connection any more.
+        PermissionNeeded: none of them lets us.
+    """
+    cookie = int(step.cookie, 16)
+    last: FinwaitError = TargetGone(cookie, "no process holds it")
+    with ExitStack() as stack:
+        for pid, fd, _ in step.holders:
+            try:
+                sock = stack.enter_context(pidfd.borrowed(pid, fd, inode=step.inode, cookie=cookie))
+            except (TargetGone, KernelError) as error:
+                last = error
+                continue
+            yield sock
+            return
+    raise last
 
 
 def _through_descriptor(step: Step, values: Mapping[str, dict[str, int]]) -> None:
-    import socket as sockets
-
     with _borrow(step) as sock:
-        if step.means == "fin":
+        if step.means == "reset":
+            pidfd.reset(sock)
+        elif step.means == "fin":
             try:
-                sock.shutdown(sockets.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
             except OSError as error:
+                if error.errno == errno.ENOTCONN:
+                    raise TargetGone(int(step.cookie, 16), "it ended by itself meanwhile") from None
                 raise KernelError(error.errno or 0, "shut the connection down") from None
         else:
             pidfd.set_options(sock, values[step.means])
 
 
 def _destroy(
-    mine: Sequence[int], steps: Mapping[int, Step], rate: float, errors: dict[int, FinwaitError | int]
+    mine: Sequence[int], steps: Mapping[int, Step], rate: float, errors: dict[int, FinwaitError]
 ) -> None:
     if not mine:
         return
@@ -289,62 +466,126 @@ def _destroy(
             errors[k] = KernelError(code, "destroy it", netns=steps[k].netns)
 
 
-def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[str, str]:
-    """Wait until connections are gone, for a while; return cookie → state of those that are not.
+Key = tuple[int, int]
+"""Namespace and cookie: what names a connection end."""
 
-    LAST_ACK and TIME_WAIT are on their way out: the connection is over for both programs.
+
+def _key(end: Step | End) -> Key:
+    return end.netns, int(end.cookie, 16)
+
+
+def _told(step: Step) -> bool:
+    """Whether the plan says that the other end hears of it, so that it should go too."""
+    return step.means in ("fin", "reset", "destroy") and not step.peer_told.startswith("nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A connection that is still there."""
+
+    state: str
+    in_flight: bool
+    """Whether data or a FIN waits to be acknowledged, so that no keepalive runs."""
+
+
+def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
+    """Wait until connections are gone, for a while; return each end that is not.
+
+    Their other ends are waited for too, where they are here and hear of it. LAST_ACK and TIME_WAIT are on their
+    way out: the connection is over for both programs.
     """
     if not steps:
         return {}
     end = time.monotonic() + wait_s
-    netns = {s.netns for s in steps}
+    ends: list[Step | End] = [*steps, *(s.other for s in steps if s.other is not None)]
+    awaited = {_key(s) for s in steps} | {_key(s.other) for s in steps if s.other is not None and _told(s)}
+    pause = 0.02
     while True:
-        table = _reread(netns)
-        rows = _rows_by_cookie(table)
-        left = {}
-        for step in steps:
-            row = rows.get((step.netns, int(step.cookie, 16)))
-            state = tcp.STATES.get(int(table.state[row]), "?") if row is not None else ""
-            if row is not None and state not in ("TIME_WAIT", "CLOSE"):
-                left[step.cookie] = state
-        if not left or time.monotonic() > end:
+        left = _left(ends)
+        if awaited.isdisjoint(left) or time.monotonic() > end:
             return left
-        time.sleep(0.05)
+        ends = [e for e in ends if _key(e) in left]
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.25)
 
 
-def _outcome(step: Step, error: FinwaitError | int | None, left: Mapping[str, str], act_id: int) -> Outcome:
-    if isinstance(error, TargetGone):
-        return Outcome(step, "left before", str(error), act_id)
-    if isinstance(error, FinwaitError):
-        return Outcome(step, "failed", f"{error}" + (f" ({error.hint})" if error.hint else ""), act_id)
+def _left(ends: Sequence[Step | End]) -> dict[Key, _Seen]:
+    table = _reread(ends)
+    rows = _rows_by_cookie(table)
+    states, timers = table.state.tolist(), table.timer.tolist()
+    left = {}
+    for one in ends:
+        row = rows.get(key := _key(one))
+        if row is None:
+            continue
+        state = tcp.STATES.get(states[row], "?")
+        if state not in ("TIME_WAIT", "CLOSE"):
+            left[key] = _Seen(state, timers[row] in (1, 4))
+    return left
+
+
+def _still_open(steps: Sequence[Step]) -> dict[Key, tuple[tuple[int, int, str], ...]]:
+    """Return which descriptors refer to the sockets of the steps still: an ended connection leaves them open."""
+    found = {}
+    for step in steps:
+        here = []
+        for pid, fd, comm in step.holders:
+            try:
+                link = os.readlink(f"/proc/{pid}/fd/{fd}")
+            except OSError:
+                continue
+            if link == f"socket:[{step.inode}]":
+                here.append((pid, fd, comm))
+        found[_key(step)] = tuple(here)
+    return found
+
+
+def _outcome(
+    step: Step,
+    error: FinwaitError | None,
+    left: Mapping[Key, _Seen],
+    still_open: Mapping[Key, tuple[tuple[int, int, str], ...]],
+    act_id: int,
+) -> Outcome:
+    if error is not None:
+        return _failed(step, error, act_id)
     if step.means == "user-timeout":
         return Outcome(step, "set", "it ends when nothing is acknowledged for the time set", act_id)
-    state = left.get(step.cookie)
-    if state is None:
-        return Outcome(step, "ended", step.stays, act_id)
+    seen = left.get(_key(step))
+    open_ = still_open.get(_key(step), ())
+    other = ""
+    if step.other is not None:
+        there = left.get(_key(step.other))
+        other = there.state if there is not None else "gone"
+    if seen is None or (step.means == "fin" and seen.state == "LAST_ACK"):
+        if seen is not None:
+            said = "the FIN is out; it is in LAST_ACK until the peer acknowledges it"
+        elif step.means == "keepalive":
+            said = "no peer answered: it was gone, and now this end is too"
+        elif step.other is None:
+            told = f"its peer is not on this machine; it was told {step.peer_told}"
+            said = told if _told(step) else "its peer was told " + step.peer_told
+        elif other == "gone":
+            said = "both ends are gone"
+        else:
+            why = "what it was told did not arrive" if _told(step) else "it was not told"
+            said = f"the other end is still in {other}: {why}"
+        return Outcome(step, "ended", said, act_id, other, open_)
     if step.means == "fin":
-        told = f"the FIN is out; it is in {state} until the peer acknowledges it"
-        return Outcome(step, "ended" if state == "LAST_ACK" else "still there", told, act_id)
-    if step.means == "keepalive":
-        return Outcome(
-            step, "still there", "its peer answered every probe: it lives; the options are put back", act_id
-        )
-    return Outcome(step, "still there", f"it is in {state}", act_id)
+        said = f"the FIN is out; it is in {seen.state} until the peer closes"
+    elif step.means == "keepalive" and seen.in_flight:
+        said = "data is in flight, so keepalive did not run; the options are put back"
+    elif step.means == "keepalive":
+        said = "its peer answered every probe: it lives; the options are put back"
+    else:
+        said = f"it is in {seen.state}"
+    return Outcome(step, "still there", said, act_id, other, open_)
 
 
-def _failed(step: Step, error: FinwaitError) -> Outcome:
+def _failed(step: Step, error: FinwaitError, act_id: int = 0) -> Outcome:
     if isinstance(error, TargetGone):
-        return Outcome(step, "left before", str(error))
-    return Outcome(step, "failed", f"{error}" + (f" ({error.hint})" if error.hint else ""))
-
-
-def _put_back(mine: Sequence[int], steps: Mapping[int, Step], before: Mapping[int, dict[str, int]]) -> None:
-    for k in mine:
-        try:
-            with _borrow(steps[k]) as sock:
-                pidfd.set_options(sock, before[k])
-        except FinwaitError:  # it ended after all
-            continue
+        return Outcome(step, "left before", str(error), act_id)
+    return Outcome(step, "failed", f"{error}" + (f" ({error.hint})" if error.hint else ""), act_id)
 
 
 # ── probing ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -390,20 +631,15 @@ def probe(
     idle, interval, count = keepalive
     wanted = {"keepidle": idle, "keepintvl": interval, "keepcnt": count, "user_timeout_ms": 0, "keepalive": 1}
     armed = sorted(before)
-    ids = dict(
-        zip(
-            armed,
-            journal.record_many(
-                [
-                    Act("sockopt", _identity(steps[k]), {"options": before[k]}, {"options": wanted}, "probe")
-                    for k in armed
-                ]
-            ),
-            strict=True,
-        )
-    )
-    fault("journaled")
+    acts = [
+        Act("sockopt", _identity(steps[k]), {"options": before[k]}, {"options": wanted}, "probe")
+        for k in armed
+    ]
+    ids: dict[int, int] = {}
     try:
+        with _uninterrupted():
+            ids = dict(zip(armed, journal.record_many(acts), strict=True))
+        fault("journaled")
         for k in list(armed):
             try:
                 with _borrow(steps[k]) as sock:
@@ -416,31 +652,56 @@ def probe(
         say(f"probing {len(armed)} connections for up to {idle + interval * count + 1} s")
         _watch({k: steps[k] for k in armed if k not in found}, found, idle, idle + interval * count + 1.0)
     finally:
-        for k in armed:
-            try:
-                with _borrow(steps[k]) as sock:
-                    pidfd.set_options(sock, before[k])
-            except FinwaitError:  # it ended: there is nothing to put back
-                continue
-        journal.complete_many(
-            {
-                ids[k]: {"result": found[k].verdict if k in found else "interrupted", "restored": True}
-                for k in armed
-            }
-        )
+        with _uninterrupted():
+            ended = _restored({k: steps[k] for k in ids}, before)
+            journal.complete_many(
+                {
+                    act: {"error": ended[k]}
+                    if k in ended
+                    else {"result": found[k].verdict if k in found else "interrupted", "restored": True}
+                    for k, act in ids.items()
+                }
+            )
     return [found[k] for k in range(len(steps))]
+
+
+def _restored(steps: Mapping[int, Step], before: Mapping[int, dict[str, int]]) -> dict[int, str]:
+    """Put options back; return why, of each that could not be."""
+    failed: dict[int, str] = {}
+    for k, step in steps.items():
+        try:
+            with _borrow(step) as sock:
+                pidfd.set_options(sock, before[k])
+        except TargetGone:  # it ended: there is nothing to put back
+            continue
+        except FinwaitError as error:
+            failed[k] = f"the options could not be put back: {error}"
+    return failed
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back SIGINT, SIGTERM and SIGHUP: what is put back is put back whole. They arrive afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _watch(steps: Mapping[int, Step], found: dict[int, Probe], idle_s: float, wait_s: float) -> None:
     """Poll until each connection is judged: an answer, a row that vanished, or data in flight."""
     begun = time.monotonic()
     probes: dict[int, int] = dict.fromkeys(steps, 0)
-    netns = {s.netns for s in steps.values()}
     open_ = dict(steps)
     while open_:
         time.sleep(0.05)
         elapsed = time.monotonic() - begun
-        table = _reread(netns)
+        table = _reread(open_.values())
         rows = _rows_by_cookie(table)
         for k, step in list(open_.items()):
             row = rows.get((step.netns, int(step.cookie, 16)))
@@ -477,6 +738,7 @@ def arm(
     journal: Journal,
     values: Mapping[str, int],
     *,
+    fault: Callable[[str], None] = _quiet,
     say: Say = _quiet,
 ) -> list[Outcome]:
     """Give live sockets of running programs options that they lack, for good.
@@ -485,6 +747,7 @@ def arm(
         steps: the connections, as a plan names them.
         journal: keeps the old values, so that `restore` can put them back.
         values: names of `finwait.kernel.pidfd.KEEPALIVE_OPTIONS`.
+        fault: called with the name of each stage; a test's way to stop in the middle.
         say: told what is being done.
 
     Raises:
@@ -509,31 +772,27 @@ def arm(
         )
         for k in todo
     ]
-    ids = dict(zip(todo, journal.record_many(acts), strict=True))
     say(f"setting options of {len(todo)} connections")
-    for k in todo:
-        try:
-            with _borrow(steps[k]) as sock:
-                pidfd.set_options(sock, dict(values))
-                now = pidfd.get_options(sock)
-            wrong = {n: now[n] for n, v in values.items() if now[n] != v}
-            detail = ", ".join(f"{n} {before[k][n]} → {v}" for n, v in values.items())
-            outcomes[k] = (
-                Outcome(steps[k], "failed", f"the kernel took {wrong}", ids[k]) if wrong
-                else Outcome(steps[k], "set", detail, ids[k])
-            )  # fmt: skip
-        except FinwaitError as error:
-            one = _failed(steps[k], error)
-            outcomes[k] = Outcome(one.step, one.result, one.detail, ids[k])
-    journal.complete_many(
-        {
-            ids[k]: {"error": outcomes[k].detail}
-            if outcomes[k].result == "failed"
-            else {"result": outcomes[k].result}
-            for k in todo
-        }
-    )
+    with _uninterrupted():  # it is a matter of milliseconds
+        ids = dict(zip(todo, journal.record_many(acts), strict=True))
+        fault("journaled")
+        for k in todo:
+            outcomes[k] = _armed(steps[k], values, before[k], ids[k])
+        fault("armed")
+        journal.complete_many({ids[k]: _journaled(outcomes[k]) for k in todo})
     return [outcomes[k] for k in range(len(steps))]
+
+
+def _armed(step: Step, values: Mapping[str, int], before: Mapping[str, int], act_id: int) -> Outcome:
+    try:
+        with _borrow(step) as sock:
+            pidfd.set_options(sock, dict(values))
+            now = pidfd.get_options(sock)
+    except FinwaitError as error:
+        return _failed(step, error, act_id)
+    if wrong := {n: now[n] for n, v in values.items() if now[n] != v}:
+        return Outcome(step, "failed", f"the kernel took {wrong}", act_id)
+    return Outcome(step, "set", ", ".join(f"{n} {before[n]} → {v}" for n, v in values.items()), act_id)
 
 
 def restore(act_id: int, journal: Journal) -> str:
@@ -561,7 +820,10 @@ def restore(act_id: int, journal: Journal) -> str:
     )
     (undo_id,) = journal.record_many([undo])
     last: FinwaitError = TargetGone(cookie, "no process holds it")
-    for pid, fd, comm in target["holders"]:
+    holders = target["holders"]
+    if entry.boot_id != procfs.facts().boot_id:
+        last, holders = TargetGone(cookie, "the machine was started again since"), []
+    for pid, fd, comm in holders:
         try:
             with pidfd.borrowed(int(pid), int(fd), inode=inode, cookie=cookie) as sock:
                 pidfd.set_options(sock, options)
@@ -571,17 +833,59 @@ def restore(act_id: int, journal: Journal) -> str:
         except FinwaitError as error:
             journal.complete_many({undo_id: {"error": str(error)}})
             raise
-        journal.complete_many({undo_id: {"result": "restored"}})
+        _close_open(
+            entry, journal, {undo_id: {"result": "restored"}}, f"cut short; act {undo_id} put it back"
+        )
         return f"put back {', '.join(f'{n}={v}' for n, v in options.items())} in {comm} (pid {pid}, fd {fd})"
-    journal.complete_many({undo_id: {"error": str(last)}})
+    _close_open(entry, journal, {undo_id: {"error": str(last)}}, "cut short; its connection has ended since")
     raise last
+
+
+def _close_open(entry: Any, journal: Journal, results: dict[int, dict[str, str]], said: str) -> None:  # noqa: ANN401
+    """Write results down, and that of an act which was cut short: it is told no more."""
+    if entry.result is None:
+        results = results | {entry.id: {"result": said}}
+    journal.complete_many(results)
+
+
+def settle(act_id: int, journal: Journal) -> str:
+    """Find out what came of an act that was cut short and cannot be taken back; write it down and return it.
+
+    Raises:
+        ValueError: there is no such act, or it is not one that was cut short.
+    """
+    entry = journal.get(act_id)
+    if entry.result is not None:
+        raise ValueError(f"act {act_id} is complete")
+    target = entry.target
+    if entry.kind == "conntrack-delete":
+        said = "whether the entry was deleted is not known; `finwait conntrack` shows what is there"
+    elif entry.boot_id != procfs.facts().boot_id:
+        said = "the machine was started again since: its connection is gone"
+    else:
+        end = End(
+            **{
+                name: target[name]
+                for name in (
+                    "netns", "protocol", "family", "src", "sport", "dst", "dport", "state", "cookie", "ifindex",
+                )
+            }
+        )  # fmt: skip
+        seen = _left([end]).get(_key(end))
+        said = "its connection is gone" if seen is None else f"its connection is still there, in {seen.state}"
+    journal.complete_many({act_id: {"result": f"cut short; {said}"}})
+    return said
 
 
 # ── connection tracking ──────────────────────────────────────────────────────────────────────────────────
 
 
 def delete_entries(
-    flows: FlowTable, which: Sequence[int], journal: Journal, described: Sequence[Mapping[str, Any]]
+    flows: FlowTable,
+    which: Sequence[int],
+    journal: Journal,
+    described: Sequence[Mapping[str, Any]],
+    fault: Callable[[str], None] = _quiet,
 ) -> list[str]:
     """Delete tracking entries, each by tuple, zone and id, in its namespace; say of each what came of it.
 
@@ -592,6 +896,7 @@ def delete_entries(
     """
     acts = [Act("conntrack-delete", dict(one), dict(one), {}, "conntrack --delete") for one in described]
     ids = journal.record_many(acts)
+    fault("journaled")
     results = ["failed: its namespace could not be entered"] * len(which)
     by_ns: dict[int, list[int]] = {}
     for k, row in enumerate(which):
@@ -603,6 +908,7 @@ def delete_entries(
                 results[k] = _delete_entry(sock, flows, which[k])
 
     ns_edge.visit(_namespaces(by_ns), inside)
+    fault("acted")
     journal.complete_many(
         {
             act: {"result": said} if said in ("deleted", "gone before") else {"error": said}

@@ -34,6 +34,8 @@ class Session:
     @property
     def exact(self) -> bool:
         """Whether it says the same on every machine: it looks at a recording, or at nothing."""
+        if self.command.startswith("finwait top "):  # a whole screen, which tests/tui compares
+            return False
         return "--from tests/captures/" in self.command or bool(_REFERENCE.match(self.command))
 
     @property

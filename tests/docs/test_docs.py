@@ -302,8 +302,7 @@ def test_the_targets_of_make_in_the_readme_exist() -> None:
 
 def test_each_command_has_an_example_session() -> None:
     there = {p.name.removesuffix("_example.txt") for p in (ROOT / "examples").glob("*_example.txt")}
-    # `rules` prints a list; `top` is a full screen, which docs/how-to/watch-live.md describes.
-    assert set(COMMANDS) - {"rules", "top"} <= there
+    assert set(COMMANDS) - {"rules"} <= there  # which prints a list
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples/relay").glob("*.toml")), ids=lambda p: p.name)
@@ -322,6 +321,14 @@ def test_the_unit_of_the_relay_names_an_option_that_exists() -> None:
     unit = (ROOT / "examples/relay/finwait-relay.service").read_text()
     for line in re.findall(r"^Exec\w+=\S+/finwait (.*)$", unit, re.MULTILINE):
         build_parser().parse_args(shlex.split(line))
+
+
+def test_the_idioms_of_other_languages_are_those_of_the_programs_that_were_tried() -> None:
+    page = (ROOT / "docs/explanation/half-close-idioms.md").read_text()
+    programs = "\n".join(path.read_text() for path in (ROOT / "examples/relay/half-close").iterdir())
+    found = re.findall(r"^```(go|rust|java|js|python)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert {language for language, _ in found} == {"go", "rust", "java", "js", "python"}
+    assert [text for _, text in found if text not in programs] == []
 
 
 # ── the schema ───────────────────────────────────────────────────────────────────────────────────────────

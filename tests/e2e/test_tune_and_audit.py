@@ -11,6 +11,7 @@ import pytest
 from finwait.cli import audit, tune
 from finwait.errors import FinwaitError, Refused
 from finwait.lab import Lab
+from tests.kernel import needs
 
 HARMFUL = "net.netfilter.nf_conntrack_tcp_timeout_close_wait = 30\n"
 
@@ -103,6 +104,7 @@ def test_sarif_has_a_rule_for_every_result_and_lines_from_one(tmp_path, capsys):
 
 @pytest.mark.kernel
 def test_tune_plans_applies_and_rolls_back_in_a_namespace(capsys):
+    needs.root_and()
     with Lab() as lab:
         where = f"/proc/self/fd/{lab.netns('pod').fd}"
         assert command("tune", "apply", "pod", "--netns", where, "--no-diagnosis") == 0
@@ -122,6 +124,7 @@ def test_tune_plans_applies_and_rolls_back_in_a_namespace(capsys):
 
 @pytest.mark.kernel
 def test_tune_refuses_what_harms_and_what_cannot_be_whole(capsys):
+    needs.root_and()
     with Lab() as lab:
         where = f"/proc/self/fd/{lab.netns('pod').fd}"
         with pytest.raises(Refused, match="close_wait=30") as caught:

@@ -84,8 +84,8 @@ class Scene:
     """A relay of some kind between a client and a server.
 
     Args:
-        kind: ``finwait``, ``haproxy``, ``nginx``, ``envoy`` or ``direct``.
-        arguments: further options of `finwait relay run`.
+        kind: ``finwait``, ``haproxy``, ``nginx``, ``envoy``, ``program`` or ``direct``.
+        arguments: further options of `finwait relay run`; for ``program`` its command line.
         fin_timeout: net.ipv4.tcp_fin_timeout of the ends, seconds.
     """
 
@@ -338,8 +338,14 @@ static_resources:
     ]
 
 
+def _program(scene: Scene) -> list[str]:
+    """Any relay that is called with where to listen and where to connect to."""
+    return [*scene.arguments, f"{scene.address[0]}:{PORT}", f"{scene.backend[0]}:{BACKEND}"]
+
+
 COMMANDS: dict[str, Callable[[Scene], list[str]]] = {
     "finwait": _finwait,
+    "program": _program,
     "haproxy": _haproxy,
     "nginx": _nginx,
     "envoy": _envoy,

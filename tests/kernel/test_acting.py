@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,18 +18,18 @@ import numpy as np
 import pytest
 
 from finwait import acting, session
-from finwait.diagnosis.view import View
 from finwait.errors import Refused, TargetGone
 from finwait.kernel import pidfd, procfs
 from finwait.kernel.destroy import GONE, Target, destroy
 from finwait.kernel.journal import SqliteJournal
-from finwait.lab.actor import Actor, Conn, meet
+from finwait.lab.actor import Conn
 from finwait.lab.topology import Lab, unmet
 from finwait.remedy import plan as plans
 from finwait.remedy.guards import Limits
-from finwait.session import Diagnosis, Look
+from finwait.session import Look
 from finwait.uapi import inet_diag, tcp
 from finwait.uapi.observation import Plan
+from tests.kernel.acting_pair import Pair, cookie_of, planned, row_of, settled, state_of
 from tests.kernel.needs import missing
 
 pytestmark = pytest.mark.kernel
@@ -47,68 +47,39 @@ def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
         yield opened
 
 
-class Pair:
-    """Two namespaces, a program in each, and connections between them."""
-
-    def __init__(self, lab: Lab, n: int = 1) -> None:
-        self.lab = lab
-        self.a, self.b = lab.netns("near"), lab.netns("far")
-        self.link = lab.link(self.a, self.b)
-        self.near: Actor = lab.actor(self.a, "near")
-        self.far: Actor = lab.actor(self.b, "far")
-        self.ours, self.theirs = meet(
-            self.near, self.link.b4, self.far, self.far.listen(self.link.b4, 8080), n
-        )
-
-    def look(self, until: Callable[[View], bool] = lambda _: True) -> Diagnosis:
-        end = time.monotonic() + 20
-        while True:
-            plan = Plan(only=frozenset({self.a.inode, self.b.inode}), established_limit=None)
-            diagnosis = session.diagnose(how=Look(plan=plan))
-            if until(diagnosis.view) or time.monotonic() > end:
-                return diagnosis
-            time.sleep(0.02)
-
-    def states(self, conns: list[Conn]) -> list[str]:
-        view = self.look().view
-        return [state_of(view, conn) for conn in conns]
-
-
-def row_of(view: View, conn: Conn) -> int:
-    s = view.sockets
-    hit = np.flatnonzero((s.inode == conn.inode) & (s.state != tcp.LISTEN))
-    return int(hit[0]) if len(hit) else -1
-
-
-def state_of(view: View, conn: Conn) -> str:
-    row = row_of(view, conn)
-    return tcp.STATES[int(view.sockets.state[row])] if row >= 0 else "gone"
-
-
-def planned(
-    diagnosis: Diagnosis, conns: list[Conn], means: str | None = None, **limits: object
-) -> plans.Plan:
-    mask = np.zeros(len(diagnosis.view), np.bool_)
-    mask[[row_of(diagnosis.view, c) for c in conns]] = True
-    allowed = Limits(share=1.0, established_named=True, **limits)  # type: ignore[arg-type]
-    return plans.make(diagnosis.view, diagnosis.findings, mask, allowed, force=means)  # type: ignore[arg-type]
-
-
-def settled(pair: Pair, conns: list[Conn], state: str) -> Diagnosis:
-    return pair.look(lambda view: all(state_of(view, c) == state for c in conns))
-
-
 def test_a_held_half_close_is_destroyed_and_its_peer_is_told(journal: SqliteJournal) -> None:
     with Lab() as lab:
         pair = Pair(lab, 3)
         pair.near.shutdown(pair.ours[:2], "WR")
         diagnosis = settled(pair, pair.ours[:2], "FIN_WAIT2")
-        outcomes = acting.apply(planned(diagnosis, pair.ours[:2]), journal, boot_id="")
+        outcomes = acting.apply(planned(diagnosis, pair.ours[:2], "destroy"), journal, boot_id="")
         assert [o.result for o in outcomes] == ["ended", "ended"]
         assert [o.step.means for o in outcomes] == ["destroy", "destroy"]
+        assert [(o.other, o.detail) for o in outcomes] == [("gone", "both ends are gone")] * 2
+        assert {(pid, fd) for o in outcomes for pid, fd, _ in o.stays_open} == {
+            c.owner for c in pair.ours[:2]
+        }
         assert pair.states(pair.ours) == ["gone", "gone", "ESTABLISHED"]  # the third is nobody's business
         assert pair.states(pair.theirs) == ["gone", "gone", "ESTABLISHED"]
         assert journal.get(outcomes[0].act_id).result == {"result": "ended", "detail": outcomes[0].detail}
+
+
+def test_a_half_close_whose_other_end_is_here_is_finished_from_there_without_a_reset(
+    journal: SqliteJournal,
+) -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 2)
+        pair.near.shutdown(pair.ours[:1], "WR")
+        pair.far.read_to_end(pair.theirs[:1])
+        settled(pair, pair.theirs[:1], "CLOSE_WAIT")
+        plan = planned(settled(pair, pair.ours[:1], "FIN_WAIT2"), pair.ours[:1])
+        (step,) = plan.steps
+        assert (step.means, step.sport) == ("fin", pair.theirs[0].sport)
+        assert f":{pair.ours[0].sport} " in step.selected
+        (outcome,) = acting.apply(plan, journal, boot_id="")
+        assert (outcome.result, outcome.detail) == ("ended", "both ends are gone")
+        assert pair.near.await_reset(pair.ours[:1]) == 0  # end of file, no error
+        assert pair.states([*pair.ours, *pair.theirs]) == ["gone", "ESTABLISHED", "gone", "ESTABLISHED"]
 
 
 def test_a_close_wait_leak_gets_a_fin_and_the_peer_sees_a_proper_end(journal: SqliteJournal) -> None:
@@ -182,7 +153,7 @@ def test_what_changed_since_the_plan_is_left_alone(journal: SqliteJournal) -> No
         pair = Pair(lab, 3)
         pair.near.shutdown(pair.ours, "WR")
         diagnosis = settled(pair, pair.ours, "FIN_WAIT2")
-        plan = planned(diagnosis, pair.ours)
+        plan = planned(diagnosis, pair.ours, "destroy")
         pair.far.send(pair.theirs[:1], "an answer after all")
         pair.near.recv(pair.ours[:1], 19)
         pair.far.close(pair.theirs[1:2])
@@ -212,10 +183,6 @@ def replace_boot(plan: plans.Plan, boot_id: str) -> plans.Plan:
 def options_of(conn: Conn, cookie: int) -> dict[str, int]:
     with pidfd.borrowed(conn.actor.pid, conn.fd, inode=conn.inode, cookie=cookie) as sock:
         return pidfd.get_options(sock)
-
-
-def cookie_of(view: View, conn: Conn) -> int:
-    return int(view.sockets.cookie[row_of(view, conn)])
 
 
 def probed(pair: Pair, conns: list[Conn], journal: SqliteJournal) -> dict[int, str]:

@@ -9,6 +9,7 @@ from finwait.cli import main
 from finwait.lab.proofs import Measured, Outcome, Proof, proofs, prove
 from finwait.lab.topology import unmet
 from finwait.shipped import knowledge
+from tests.kernel import needs
 
 pytestmark = pytest.mark.kernel
 
@@ -43,6 +44,7 @@ def test_one_measurement_that_differs_means_that_it_did_not_hold():
 
 
 def test_the_command_tells_the_claim_the_values_and_whether_it_held(capsys):
+    needs.root_and()
     assert main(["lab", "prove", "s41", "fresh-namespace"]) == 0
     out = capsys.readouterr().out
     assert out.count("Demonstration fresh-namespace on Linux") == 1

@@ -9,8 +9,16 @@ from finwait.errors import KernelError
 from finwait.kernel import sysctl
 from finwait.lab import Lab
 from finwait.remedy.settings import CATALOGUE, Scope
+from tests.kernel import needs
 
 pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(autouse=True)
+def _needs():
+    needs.root_and()
+
+
 FIN, ORPHANS, RFC = "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_orphan_retries", "net.ipv4.tcp_rfc1337"
 
 

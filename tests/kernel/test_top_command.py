@@ -6,7 +6,9 @@ import fcntl
 import os
 import pty
 import select
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -17,6 +19,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from finwait import session
+from finwait.cli.top import Clear
+from finwait.lab.topology import Lab
+from tests.kernel.needs import missing
 from tests.kernel.test_trace import instances, tracing_is_possible  # noqa: F401
 
 pytest.importorskip("textual")
@@ -64,8 +70,8 @@ class Terminal:
 
 
 @contextmanager
-def top() -> Iterator[Terminal]:
-    terminal = Terminal(sys.executable, "-m", "finwait", "top", "--refresh", "500ms")
+def top(*arguments: str) -> Iterator[Terminal]:
+    terminal = Terminal(sys.executable, "-m", "finwait", "top", "--refresh", "500ms", *arguments)
     try:
         yield terminal
     finally:
@@ -78,9 +84,9 @@ def top() -> Iterator[Terminal]:
 def test_a_session_on_a_terminal():
     with top() as terminal:
         terminal.until(b"ESTABLISHED")
-        terminal.until(b"groups by state")
+        terminal.until(b"groups by cause")
         terminal.key("g")
-        terminal.until(b"groups by peer")
+        terminal.until(b"groups by process")
         terminal.resize(40, 120)
         os.kill(terminal.process.pid, signal.SIGWINCH)
         terminal.key("?")
@@ -94,7 +100,7 @@ def test_a_session_on_a_terminal():
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_closed_terminal_leaves_nothing_behind(number):
     with top() as terminal:
-        terminal.until(b"groups by state")
+        terminal.until(b"groups by cause")
         pid = terminal.process.pid
         assert [n for n in instances() if n.startswith(f"finwait-{pid}-")]
         os.kill(pid, number)
@@ -108,3 +114,111 @@ def test_without_a_terminal_it_says_what_to_use_instead():
     )
     assert done.returncode == 1
     assert b"finwait trace" in done.stderr
+
+
+def test_a_recording_is_shown():
+    path = "tests/captures/linux-6.18/relay-pair.finwait"
+    with top("--from", path) as terminal:
+        terminal.until(b"look 2 of 2")
+        terminal.until(b"relay-pair [problem]")
+        terminal.key("q")
+        assert terminal.ended() == 0
+
+
+def test_a_file_that_is_no_recording_is_told_before_the_screen_is_taken():
+    with top("--from", "/etc/hostname") as terminal:
+        assert terminal.ended() == 1
+
+
+def test_marked_connections_are_cleared_by_the_plan_of_clear(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINWAIT_STATE_DIR", str(tmp_path))
+    with Lab() as lab:
+        here, there = lab.netns("here"), lab.netns("there")
+        link = lab.link(here, there)
+        listener = there.call(lambda: socket.create_server((link.b4, 0)))
+        with listener:
+            client = here.call(lambda: socket.create_connection(listener.getsockname()))
+            server, _ = listener.accept()
+            with client, server:
+                client.shutdown(socket.SHUT_WR)
+                table = session.snapshot().sockets
+                mine = (table.sport == client.getsockname()[1]) & (table.state == 5)
+                keys = list(zip(table.netns[mine].tolist(), table.cookie[mine].tolist(), strict=True))
+                assert len(keys) == 1
+                clearing = Clear(min_age_ms=0)
+                # The test itself holds the socket, and finwait leaves its own process alone.
+                text, ready = clearing.plan([*keys, (1, 2)])
+                assert not ready
+                assert "left alone" in text
+                assert "1 of the marked are gone" in text
+                assert clearing.act().startswith("nothing")
+
+
+SCRIPT = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+server, _ = listener.accept()
+client.shutdown(socket.SHUT_WR)
+print(client.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_session_in_tmux_marks_plans_and_clears(tmp_path):
+    """As a person would: FILTER, group, mark, plan, agree, and see that it is gone."""
+    tmux = shutil.which("tmux")
+    if tmux is None:
+        missing("tmux is not installed")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdin
+    assert holder.stdout
+    port = holder.stdout.readline().strip()
+    born = time.monotonic()
+    at = [tmux, "-f", "/dev/null", "-S", str(tmp_path / "tmux")]
+
+    def screen() -> str:
+        return subprocess.run([*at, "capture-pane", "-p"], capture_output=True, text=True, check=True).stdout
+
+    def until(*texts: str) -> None:
+        deadline = time.monotonic() + 60
+        while not all(text in screen() for text in texts):
+            assert time.monotonic() < deadline, screen()
+            time.sleep(0.1)
+
+    def keys(*names: str) -> None:
+        subprocess.run([*at, "send-keys", *names], check=True)
+
+    command = (
+        f"FINWAIT_STATE_DIR={tmp_path} NO_COLOR=1 {sys.executable} -m finwait top --refresh 300ms"
+        f" sport = :{port} state fin-wait-2"
+    )
+    try:
+        subprocess.run([*at, "new-session", "-d", "-x", "80", "-y", "24", command], check=True)
+        until("groups by cause", "fin-wait2-held")
+        subprocess.run([*at, "resize-window", "-x", "120", "-y", "40"], check=True)
+        keys("Enter")
+        until("127.0.0.1:" + port, "sorted by age")
+        keys("m", "c")
+        until("left alone ×1 [min-age]", "Nothing to do")  # too young: the guard of `clear`
+        keys("Escape")
+        until("sorted by age", "1 marked")
+        time.sleep(max(0.0, born + 11 - time.monotonic()))
+        keys("c")
+        until("destroy [destructive]", "`y` does this")
+        keys("y")
+        until("1 ended", "finwait journal")
+        keys("Escape")
+        until("0 of fin-wait2-held")
+        assert "marked" not in screen()
+        keys("q")
+        deadline = time.monotonic() + 20
+        while subprocess.run([*at, "has-session"], capture_output=True, check=False).returncode == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        subprocess.run([*at, "kill-server"], capture_output=True, check=False)
+        with holder:
+            holder.stdin.close()

@@ -11,8 +11,16 @@ from finwait.kernel import sysctl
 from finwait.kernel.journal import SqliteJournal
 from finwait.lab import Lab
 from finwait.remedy.tuning import parse_assignments, plan
+from tests.kernel import needs
 
 pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(autouse=True)
+def _needs():
+    needs.root_and()
+
+
 FIN, RETRIES, RFC = "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_orphan_retries", "net.ipv4.tcp_rfc1337"
 WANTED = [f"{FIN}=30", f"{RETRIES}=3", f"{RFC}=1"]
 BEFORE = {FIN: "60", RETRIES: "0", RFC: "0"}

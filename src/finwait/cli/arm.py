@@ -10,6 +10,8 @@ from finwait.cli import options
 from finwait.cli.probe import keepalive
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from finwait.remedy.plan import Step
 
 __all__ = ["add_parser", "chosen", "run"]
@@ -85,10 +87,12 @@ def chosen(args: argparse.Namespace, verb: str) -> tuple[list[Step], tuple[objec
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    import msgspec
+
     from finwait import acting
     from finwait.cli.clear import tell
+    from finwait.cli.journal import opened, tell_unfinished
     from finwait.errors import FinwaitError
-    from finwait.kernel.journal import SqliteJournal
 
     values: dict[str, int] = {}
     if args.keepalive:
@@ -101,15 +105,44 @@ def run(args: argparse.Namespace) -> int:
         error = FinwaitError("nothing to set")
         error.hint = "`--keepalive 60/15/5`, `--user-timeout 30s`, or both"
         raise error
+    if not args.recording:
+        tell_unfinished()
     steps, gaps = chosen(args, "arm")
+    options.tell_gaps(gaps)
     if not args.yes:
-        for step in steps:
-            who = ", ".join(f"{comm}({pid}:{fd})" for pid, fd, comm in step.holders[:1])
-            sys.stdout.write(
-                f"would set {values} on {step.src}:{step.sport} → {step.dst}:{step.dport} {step.state} {who}\n"
-            )
+        if args.output == "json":
+            plan = {"apiVersion": "finwait/v1", "kind": "ArmPlan", "options": values, "steps": steps}
+            sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
+        else:
+            options.write(_plan(steps, values))
         sys.stderr.write("finwait: nothing was done; `--yes` does it\n")
         return options.status(gaps)
-    with SqliteJournal() as journal:
+    with opened() as journal:
         outcomes = acting.arm(steps, journal, values, say=options.progress() or (lambda _: None))
     return tell(args, outcomes) or options.status(gaps)
+
+
+def _plan(steps: list[Step], values: dict[str, int]) -> Iterator[str]:
+    from itertools import groupby
+
+    from finwait.cli.clear import where
+
+    yield f"Would set, on {len(steps)} connection{'s' if len(steps) != 1 else ''} [reversible]:\n"
+    if "keepalive" in values:
+        idle, interval, count = values["keepidle"], values["keepintvl"], values["keepcnt"]
+        yield (
+            f"  keepalive on: first probe after {idle} s of silence, then every {interval} s, {count} in all:\n"
+            f"    a peer that is gone is noticed after {idle + interval * count} s\n"
+        )
+    if "user_timeout_ms" in values:
+        ms = values["user_timeout_ms"]
+        yield f"  user timeout: what is not acknowledged for {ms / 1000:g} s is given up\n"
+    by = sorted(steps, key=lambda s: s.holders[0])
+    for (pid, comm), group in groupby(by, key=lambda s: (s.holders[0][0], s.holders[0][2])):
+        members = list(group)
+        yield f"\nin {comm} (pid {pid}), {len(members)}:\n"
+        for step in members[:20]:
+            src, dst = where(step)
+            yield f"  fd {step.holders[0][1]:<5} {src} → {dst}  {step.state}\n"
+        if len(members) > 20:
+            yield f"  … and {len(members) - 20} more\n"

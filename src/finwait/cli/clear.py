@@ -11,9 +11,9 @@ from finwait.cli import options
 if TYPE_CHECKING:
     from finwait.acting import Outcome
     from finwait.remedy.guards import Limits
-    from finwait.remedy.plan import Plan
+    from finwait.remedy.plan import Plan, Step
 
-__all__ = ["add_parser", "make_plan", "run"]
+__all__ = ["add_parser", "left_lines", "make_plan", "outcome_lines", "plan_lines", "run", "tell", "where"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,8 +39,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     act.add_argument(
         "--with",
         dest="means",
-        choices=("fin", "keepalive", "user-timeout", "destroy"),
-        help="use this means for all",
+        choices=("fin", "keepalive", "user-timeout", "reset", "destroy"),
+        help="use this means for all, at the end that was selected; `reset` is a RST through the borrowed "
+        "descriptor, where SOCK_DESTROY (`destroy`) is not to be had",
     )
     act.add_argument(
         "--max", type=int, default=100, metavar="N", help="refuse a plan for more connections (default 100)"
@@ -86,6 +87,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from finwait.cli.journal import tell_unfinished
     from finwait.errors import FinwaitError
     from finwait.remedy import plan as plans
 
@@ -93,16 +95,20 @@ def run(args: argparse.Namespace) -> int:
         error = FinwaitError("a recording cannot be acted upon")
         error.hint = "`--dry-run` shows what would be planned"
         raise error
+    if not args.recording:
+        tell_unfinished()
     gaps: tuple[object, ...] = ()
     if args.plan_file:
-        plan = plans.decode(_read(args.plan_file))
+        plan = plans.decode(_read(args.plan_file), args.plan_file)
     else:
         plan, gaps = make_plan(args)
     if args.output == "json" and not args.yes:
         sys.stdout.write(plans.encode(plan).decode())
         return options.status(gaps)
+    options.tell_gaps(gaps)
+    acting = bool(plan.steps) and args.yes and not args.dry_run
     if args.output == "text":
-        options.write(plan_lines(plan))
+        options.write(left_lines(plan) if acting else plan_lines(plan))
     if not plan.steps or args.dry_run or not _agreed(args, plan):
         return 4 if plan.left and not plan.steps else options.status(gaps)
     return _act(args, plan)
@@ -129,7 +135,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     """
     import numpy as np
 
-    from finwait import session
+    from finwait import acting, session
     from finwait.diagnosis import catalogue
     from finwait.remedy import plan as plans
 
@@ -157,6 +163,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
         rows,
         limits,
         force=args.means,
+        can=None if args.recording else acting.abilities(view, np.flatnonzero(rows).tolist()),
         now_unix_ns=facts.unix_ns,
         boot_id=facts.boot_id,
     )
@@ -190,23 +197,97 @@ def _limits(args: argparse.Namespace, established: bool) -> Limits:
     return Limits(args.max, args.share, args.min_age, established, frozenset(args.override), os.getpid())
 
 
+_EACH = 20
+"""So many connections of a group are shown one by one; `-o json` has all."""
+
+
 def plan_lines(plan: Plan) -> list[str]:
-    """Return a plan as lines for a person."""
+    """Return a plan as lines for a person: steps of one kind, reason and program together."""
     from collections import Counter
 
-    lines = [f"{len(plan.steps)} connections to end, {len(plan.left)} left alone.\n"]
-    for k, step in enumerate(plan.steps, 1):
-        who = ", ".join(f"{comm}({pid}:{fd})" for pid, fd, comm in step.holders[:2]) or "-"
-        lines.append(
-            f"{k:>3}. {step.means} [{step.kind}]  {step.src}:{step.sport} → {step.dst}:{step.dport} {step.state}"
-            f"  {who}\n     {step.rule or 'no rule'}; the peer is told: {step.peer_told}\n"
+    classes = Counter(step.kind for step in plan.steps)
+    how = ", ".join(f"{n} {kind}" for kind, n in classes.most_common())
+    lines = [f"{_connections(len(plan.steps))} to end" + (f" ({how})" if how else "")]
+    lines[0] += f", {len(plan.left)} left alone.\n"
+    groups: dict[tuple[object, ...], list[Step]] = {}
+    for step in plan.steps:
+        who = step.holders[:1] and (step.holders[0][0], step.holders[0][2])
+        key = (step.means, step.rule, step.state, step.peer_told, who, bool(step.selected), step.note)
+        groups.setdefault(key, []).append(step)
+    for steps in groups.values():
+        one = steps[0]
+        held = (
+            f", held by {one.holders[0][2]} (pid {one.holders[0][0]})" if one.holders else ", held by nobody"
         )
-        if step.stays:
-            lines.append(f"     {step.stays}\n")
-    for (guard, reason), n in Counter((one.guard, one.reason) for one in plan.left).most_common(12):
-        lines.append(f"  left alone ×{n} [{guard}]: {reason}\n")
-    lines += [f"  advice: {text}\n" for text in plan.advice]
+        lines.append(
+            f"\n{one.means} [{one.kind}] ×{len(steps)}: {one.rule or 'no rule'}, {one.state}{held}\n"
+        )
+        if one.selected:
+            lines += _wrapped("done at the other end of what was selected: its FIN finishes both ends")
+        if one.note:
+            lines += _wrapped(one.note)
+        lines += _wrapped(f"the peer is told: {one.peer_told}")
+        if one.stays:
+            said = "the descriptor stays open" if one.holders else one.stays
+            lines += _wrapped(
+                said if len(steps) == 1 else said.replace("descriptor stays", "descriptors stay")
+            )
+        for step in steps[:_EACH]:
+            at = ", ".join(f"{pid}:{fd}" for pid, fd, _ in step.holders[:3])
+            lines += _connection(step, f"pid:fd {at}" if at else "")
+        if len(steps) > _EACH:
+            lines.append(f"    … and {len(steps) - _EACH} more; `-o json` lists them\n")
+    return lines + left_lines(plan) + [f"\n{line}" for line in _advice(plan)]
+
+
+def left_lines(plan: Plan) -> list[str]:
+    """Return what a plan leaves alone, and why, as lines for a person."""
+    from collections import Counter
+
+    lines = []
+    counted = Counter((one.guard, one.reason) for one in plan.left)
+    for (guard, reason), n in counted.most_common(12):
+        lines += [f"\nleft alone ×{n} by guard `{guard}`:\n", *_wrapped(reason)]
+        shown = [one.connection for one in plan.left if (one.guard, one.reason) == (guard, reason)]
+        lines += [f"    {text}\n" for text in shown[:3]]
+        if n > 3:
+            lines.append(f"    … and {n - 3} more\n")
+    if len(counted) > 12:
+        lines.append(f"\nleft alone for {len(counted) - 12} more reasons; `-o json` lists them\n")
+    if plan.left and not plan.steps:
+        names = sorted({one.guard for one in plan.left} - {"listener", "means"})
+        if names:
+            lines.append("\n" + "".join(f"`--override {name}` overrules that guard.\n" for name in names))
     return lines
+
+
+def _advice(plan: Plan) -> list[str]:
+    return [line for text in plan.advice for line in _wrapped(f"advice: {text}", indent="")]
+
+
+def _connections(n: int) -> str:
+    return "1 connection" if n == 1 else f"{n} connections"
+
+
+def _wrapped(text: str, indent: str = "  ") -> list[str]:
+    import textwrap
+
+    return [line + "\n" for line in textwrap.wrap(text, 98, initial_indent=indent, subsequent_indent=indent)]
+
+
+def where(step: Step) -> tuple[str, str]:
+    """Return both addresses of a step, with their ports."""
+    ends = ((step.src, step.sport), (step.dst, step.dport))
+    src, dst = (f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a, port in ends)
+    return src, dst
+
+
+def _connection(step: Step, tail: str) -> list[str]:
+    src, dst = where(step)
+    line = f"    {src} → {dst}"
+    if len(line) + len(tail) + 2 <= 98:
+        return [f"{line}  {tail}".rstrip() + "\n"]
+    return [f"    {src}\n", f"      → {dst}  {tail}".rstrip() + "\n"]
 
 
 def _agreed(args: argparse.Namespace, plan: Plan) -> bool:
@@ -216,17 +297,17 @@ def _agreed(args: argparse.Namespace, plan: Plan) -> bool:
         sys.stderr.write("finwait: nothing was done; `--yes` does it\n")
         return False
     sys.stdout.flush()
-    sys.stderr.write(f"Do this to {len(plan.steps)} connections? [y/N] ")
+    sys.stderr.write(f"Do this to {_connections(len(plan.steps))}? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _act(args: argparse.Namespace, plan: Plan) -> int:
     from finwait import acting
+    from finwait.cli.journal import opened
     from finwait.kernel import procfs
-    from finwait.kernel.journal import SqliteJournal
 
-    with SqliteJournal() as journal:
+    with opened() as journal:
         outcomes = acting.apply(
             plan,
             journal,
@@ -239,24 +320,53 @@ def _act(args: argparse.Namespace, plan: Plan) -> int:
 
 
 def tell(args: argparse.Namespace, outcomes: list[Outcome]) -> int:
-    """Print what came of each step; 1 when something failed."""
-    from collections import Counter
-
+    """Print what came of each step; 1 when something failed or is still there."""
     import msgspec
 
     if args.output == "json":
         items = [
-            {"step": o.step, "result": o.result, "detail": o.detail, "act": o.act_id or None}
+            {
+                "step": o.step,
+                "result": o.result,
+                "detail": o.detail,
+                "act": o.act_id or None,
+                "other": o.other or None,
+                "stays_open": o.stays_open,
+            }
             for o in outcomes
         ]
         out = {"apiVersion": "finwait/v1", "kind": "OutcomeList", "items": items}
         sys.stdout.write(msgspec.json.encode(out).decode() + "\n")
     else:
-        counted = Counter(o.result for o in outcomes)
-        sys.stdout.write("\n" + ", ".join(f"{n} {result}" for result, n in counted.most_common()) + "\n")
-        for o in outcomes:
-            if o.result not in ("ended", "set") or len(outcomes) <= 20:
-                act = f"  (act {o.act_id})" if o.act_id else ""
-                where = f"{o.step.src}:{o.step.sport} → {o.step.dst}:{o.step.dport}"
-                sys.stdout.write(f"  {o.result}: {where}  {o.detail}{act}\n")
+        options.write(outcome_lines(outcomes))
     return 1 if any(o.result in ("failed", "still there") for o in outcomes) else 0
+
+
+def outcome_lines(outcomes: list[Outcome]) -> list[str]:
+    """Return what came of each step as lines for a person."""
+    from collections import Counter
+
+    counted = Counter(o.result for o in outcomes)
+    lines = ["\n" + ", ".join(f"{n} {result}" for result, n in counted.most_common()) + ".\n"]
+    groups: dict[tuple[str, str, str], list[Outcome]] = {}
+    for o in outcomes:
+        groups.setdefault((o.step.means, o.result, o.detail), []).append(o)
+    for (means, result, detail), members in groups.items():
+        lines += ["\n", *_wrapped(f"{means}, {result} ×{len(members)}: {detail}", indent="")]
+        for o in members[:_EACH]:
+            lines += _connection(o.step, f"(act {o.act_id})" if o.act_id else "")
+        if len(members) > _EACH:
+            first, last = members[_EACH].act_id, members[-1].act_id
+            lines.append(f"    … and {len(members) - _EACH} more (acts {first} to {last})\n")
+    still = Counter((pid, comm) for o in outcomes if o.result == "ended" for pid, _, comm in o.stays_open)
+    for (pid, comm), n in still.most_common():
+        one = n == 1
+        lines += [
+            "\n",
+            *_wrapped(
+                f"{'1 descriptor is' if one else f'{n} descriptors are'} still open in {comm} (pid {pid}): only its "
+                f"close(), or its restart, frees {'it' if one else 'them'}.",
+                indent="",
+            ),
+        ]
+    return lines

@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         _json(shot, flows, joined, shown, lone, rules)
     else:
         _text(shot, flows, joined, shown, order, lone, rules)
+    options.tell_gaps((*shot.gaps, *more))
     if args.delete:
         return _delete(args, flows, joined, wrong)
     return options.status((*shot.gaps, *more))
@@ -238,15 +239,14 @@ def _text(
             options.write([f"\ncounters of {ns.label}: {said}\n"])
         for rule in rules.get(number, ()):
             options.write([f"rule of {ns.label}: {rule.kind} in {rule.where}: `{rule.rule}`\n"])
-    for gap in shot.gaps:
-        sys.stderr.write(f"finwait: not seen: {gap}\n")
 
 
 def _delete(args: argparse.Namespace, flows: FlowTable, joined: Tracked, wrong: list[int]) -> int:
     from finwait.acting import delete_entries
+    from finwait.cli.journal import opened, tell_unfinished
     from finwait.errors import Refused
-    from finwait.kernel.journal import SqliteJournal
 
+    tell_unfinished()
     if len(wrong) > args.max:
         raise Refused("max", f"{len(wrong)} entries, more than {args.max}", override=f"--max {len(wrong)}")
     sys.stderr.write(
@@ -257,7 +257,7 @@ def _delete(args: argparse.Namespace, flows: FlowTable, joined: Tracked, wrong: 
         sys.stderr.write(f"finwait: nothing was done to {len(wrong)} entries; `--yes` does it\n")
         return 0
     which = [int(joined.flow[k]) for k in wrong]
-    with SqliteJournal() as journal:
+    with opened() as journal:
         results = delete_entries(flows, which, journal, [_entry(flows, k) for k in which])
     for k, said in zip(which, results, strict=True):
         sys.stdout.write(f"{said}: {_tuple(flows, k, 'orig')}\n")

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-__all__ = ["add_parser", "run", "undo"]
+if TYPE_CHECKING:
+    from finwait.kernel.journal import JournalEntry, SqliteJournal
+
+__all__ = ["add_parser", "opened", "run", "tell_unfinished", "undo"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,8 +36,87 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="take back an act of the journal, where that is possible",
         description="Put back what an act changed: socket options, sysctls. What was sent stays sent.",
     )
-    back.add_argument("act", type=int, metavar="ID", help="number of the act; see `finwait journal`")
+    back.add_argument(
+        "acts",
+        nargs="*",
+        type=_numbers,
+        metavar="ID|FIRST-LAST",
+        help="number of an act, or from one to another; see `finwait journal`",
+    )
+    back.add_argument(
+        "--incomplete", action="store_true", help="every act that was begun and never finished (a crash)"
+    )
     back.set_defaults(run=undo)
+
+
+def _numbers(text: str) -> range:
+    """Read ``7`` or ``7-12`` (argparse type)."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) < 1 << 63):
+        raise argparse.ArgumentTypeError(f"`{text}`: write the number of an act, or FIRST-LAST")
+    return range(int(first), int(last or first) + 1)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[SqliteJournal]:
+    """Open the journal for acting; SIGTERM and SIGHUP end what is done inside as Ctrl-C does, tidily."""
+    from finwait.kernel.journal import SqliteJournal
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with SqliteJournal() as journal:
+            yield journal
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tell_unfinished() -> None:
+    """Say on standard error which acts were begun and never finished, and what to do about each kind."""
+    from finwait.errors import FinwaitError
+    from finwait.kernel.journal import SqliteJournal, state_directory
+
+    try:
+        if not (state_directory() / "journal.sqlite").exists():
+            return
+        with SqliteJournal(read_only=True) as journal:
+            cut = journal.incomplete()
+    except (FinwaitError, OSError):  # the act itself will say so, before it is done
+        return
+    if not cut:
+        return
+    sys.stderr.write(
+        f"finwait: {len(cut)} acts of the journal were begun and never finished (a crash, or a kill):\n"
+        if len(cut) > 1
+        else "finwait: an act of the journal was begun and never finished (a crash, or a kill):\n"
+    )
+    for entry in cut[:5]:
+        sys.stderr.write(f"  act {entry.id}, {entry.kind} of {_whom(entry)}: {_ADVICE[entry.kind]}\n")
+    if len(cut) > 5:
+        sys.stderr.write(f"  … and {len(cut) - 5} more; `finwait journal --incomplete` lists them\n")
+    sys.stderr.write(
+        "hint: `finwait undo --incomplete` puts back what can be, and looks what came of the rest\n"
+    )
+
+
+_ADVICE = {
+    "sockopt": "its options may still be changed",
+    "sysctl": "settings may still be changed",
+    "destroy": "it may have been ended",
+    "shutdown": "its FIN may have been sent",
+    "conntrack-delete": "it may have been deleted",
+}
+
+
+def _whom(entry: JournalEntry) -> str:
+    from finwait.table.units import printable
+
+    target = entry.target
+    text = target.get("connection") or target.get("original") or f"netns {target.get('inode', '?')}"
+    return printable(str(text))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
 
     from finwait.kernel.journal import SqliteJournal, state_directory
+    from finwait.table.units import printable
 
     if not (state_directory() / "journal.sqlite").exists() and not list(state_directory().glob("journal*")):
         if args.output == "json":
@@ -56,33 +143,79 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for e in entries:
         when = datetime.fromtimestamp(e.started_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        what = e.target.get("connection") or e.target.get("netns") or ""
+        what = _whom(e)
         result = e.result or {}
         said = (
             result.get("error")
             or result.get("result")
-            or ("cut short: `finwait undo`" if e.id in cut else "…")
+            or (
+                f"cut short: `finwait undo {e.id}`"
+                if e.id in cut
+                else "being done"
+                if e.result is None
+                else "done"
+            )
         )
         undone = f"  (undone by {e.undone_by})" if e.undone_by else ""
-        sys.stdout.write(f"{e.id:>5}  {when}  {e.user:<10} {e.kind:<10} {what}  {e.why}: {said}{undone}\n")
+        sys.stdout.write(
+            printable(
+                f"{e.id:>5}  {when}  {e.user:<10} {e.kind:<10} {what}  {e.why}: {said}{undone}\n", lines=True
+            )
+        )
     return 0
 
 
 def undo(args: argparse.Namespace) -> int:
-    """Take back an act."""
+    """Take back acts, the last first; go on when one cannot be taken back, and say so."""
+    from finwait.errors import FinwaitError, Refused
+
+    ids = sorted({number for part in args.acts for number in _bounded(part)}, reverse=True)
+    if not ids and not args.incomplete:
+        error = FinwaitError("which act?")
+        error.hint = "`finwait journal` lists them; `--incomplete` takes those that were cut short"
+        raise error
+    with opened() as journal:
+        if args.incomplete:
+            ids = sorted({*ids, *(entry.id for entry in journal.incomplete())}, reverse=True)
+            if not ids:
+                sys.stdout.write("no act was cut short\n")
+        failed: list[FinwaitError] = []
+        for number in ids:
+            try:
+                sys.stdout.write(f"act {number}: {_undo_one(number, journal)}\n")
+            except FinwaitError as error:
+                if len(ids) == 1:
+                    raise
+                sys.stderr.write(f"finwait: act {number}: {error}\n")
+                failed.append(error)
+    if not failed:
+        return 0
+    return 4 if all(isinstance(error, Refused) for error in failed) else 1
+
+
+def _bounded(part: range) -> range:
+    from finwait.errors import FinwaitError
+
+    if len(part) > 1_000_000:
+        raise FinwaitError(f"{len(part)} acts are more than a journal has")
+    return part
+
+
+def _undo_one(number: int, journal: SqliteJournal) -> str:
     from finwait import acting
     from finwait.cli.tune import roll_back
-    from finwait.errors import FinwaitError
-    from finwait.kernel.journal import SqliteJournal
+    from finwait.errors import FinwaitError, TargetGone
 
-    with SqliteJournal() as journal:
-        try:
-            entry = journal.get(args.act)
-            if entry.kind == "sysctl":
-                roll_back(args.act, journal)
-                sys.stdout.write(f"put back the settings of act {args.act}\n")
-            else:
-                sys.stdout.write(acting.restore(args.act, journal) + "\n")
-        except ValueError as error:
-            raise FinwaitError(str(error)) from None
-    return 0
+    try:
+        entry = journal.get(number)
+        if entry.kind == "sysctl":
+            return "; ".join(roll_back(number, journal).lines)
+        if entry.kind != "sockopt" and entry.result is None:
+            return f"cut short, and cannot be taken back; {acting.settle(number, journal)}"
+        return acting.restore(number, journal)
+    except TargetGone as error:
+        if entry.result is None:  # which is what one wanted to know of an act that was cut short
+            return f"nothing to put back: {error}"
+        raise
+    except ValueError as error:
+        raise FinwaitError(str(error)) from None

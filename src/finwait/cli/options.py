@@ -306,6 +306,14 @@ def write(pieces: Iterable[str]) -> None:
         out.write(printable(piece, lines=True))
 
 
+def tell_gaps(gaps: Iterable[object]) -> None:
+    """Say on standard error what could not be seen."""
+    from finwait.table.units import printable
+
+    for gap in gaps:
+        sys.stderr.write(printable(f"finwait: not seen: {gap}\n", lines=True))
+
+
 def status(gaps: Iterable[object]) -> int:
     """Return 3 when something could not be seen, else 0."""
     return 3 if any(True for _ in gaps) else 0

@@ -47,34 +47,36 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    import signal
+    from collections import Counter
 
     import msgspec
 
     from finwait import acting
     from finwait.cli.arm import chosen
-    from finwait.kernel.journal import SqliteJournal
+    from finwait.cli.clear import where
+    from finwait.cli.journal import opened, tell_unfinished
 
+    if not args.recording:
+        tell_unfinished()
     steps, gaps = chosen(args, "probe")
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
+    options.tell_gaps(gaps)
     try:
-        with SqliteJournal() as journal:
+        with opened() as journal:
             found = acting.probe(
                 steps, journal, keepalive=args.keepalive, say=options.progress() or (lambda _: None)
             )
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    except KeyboardInterrupt:
+        sys.stderr.write("finwait: interrupted; every option is as it was before\n")
+        raise
     if args.output == "json":
         items = [{"step": p.step, "verdict": p.verdict, "detail": p.detail} for p in found]
         out = {"apiVersion": "finwait/v1", "kind": "ProbeList", "items": items}
         sys.stdout.write(msgspec.json.encode(out).decode() + "\n")
     else:
+        counted = Counter(p.verdict for p in found)
+        options.write([", ".join(f"{n} {verdict}" for verdict, n in counted.most_common()) + "\n"])
         for p in found:
             who = ", ".join(f"{comm}({pid}:{fd})" for pid, fd, comm in p.step.holders[:1]) or "-"
-            where = f"{p.step.src}:{p.step.sport} → {p.step.dst}:{p.step.dport}"
-            sys.stdout.write(f"{p.verdict:<10}  {where}  {p.step.state}  {who}  {p.detail}\n")
+            src, dst = where(p.step)
+            options.write([f"\n{p.verdict}  {src} → {dst}  {p.step.state}  {who}\n", f"  {p.detail}\n"])
     return options.status(gaps)

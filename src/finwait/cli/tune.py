@@ -324,8 +324,9 @@ def _print_plan(plan: Plan, target: Target, counts: Mapping[str, int] | None, ou
 
 def run_apply(args: argparse.Namespace) -> int:
     """Apply a plan and return the exit status."""
-    from finwait.kernel.journal import SqliteJournal
+    from finwait.cli.journal import opened, tell_unfinished
 
+    tell_unfinished()
     profile = load_profile(args.what)
     with _target(args) as target:
         counts = None if args.no_diagnosis else rule_counts(target.inode)
@@ -338,7 +339,7 @@ def run_apply(args: argparse.Namespace) -> int:
         if not plan.changes and not args.persist:
             print("nothing to change", file=sys.stderr)
             return 0
-        with SqliteJournal() as journal:
+        with opened() as journal:
             outcome = apply_plan(plan, target, journal, persist=args.persist)
     for line in outcome.lines:
         print(line)
@@ -441,9 +442,9 @@ def apply_plan(
 
 def run_rollback(args: argparse.Namespace) -> int:
     """Take an act back and return the exit status."""
-    from finwait.kernel.journal import SqliteJournal
+    from finwait.cli.journal import opened
 
-    with SqliteJournal() as journal:
+    with opened() as journal:
         try:
             entry = journal.get(args.id)
         except (ValueError, OverflowError):
@@ -496,6 +497,8 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
     drop = entry.before.get("drop_in")
     target, gone = _recorded_target(entry.target)
     if target is None and drop is None:
+        if entry.result is None:
+            journal.complete(act_id, {"result": f"cut short; {gone}"})
         raise Refused("namespace-gone", gone)
     with target if target is not None else contextlib.nullcontext():
         now = sysctl.read(list(wanted), target).values if target is not None else {}
@@ -520,6 +523,8 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
             journal.complete(new_id, {"error": str(error)})
             raise
         journal.complete(new_id, {"values": back})
+        if entry.result is None:
+            journal.complete(act_id, {"result": f"cut short; act {new_id} put it back"})
     if not lines:
         lines.append("nothing had to be put back: everything is as before already")
     return Outcome(new_id, tuple(lines))

@@ -2,10 +2,12 @@
 
 The cookie goes into every request and the kernel compares it (``sock_diag_check_cookie``), so a connection that
 took over tuple, pid or inode meanwhile is never hit: it is ENOENT, which is `TargetGone` and no error. Requests
-go through the connection's own namespace. Many are packed into one datagram; each is answered on its own.
+go through the connection's own namespace. Many are packed into one datagram: the kernel works them off in order,
+answers each that fails, and of those that succeed only the last, which asks for it.
 
-Whether the kernel can do it at all is found out without hurting anything: a request for a connection that
-cannot exist is answered EOPNOTSUPP, EPERM or ENOENT.
+Whether the kernel can do it, and lets us, is found out without hurting anything: a listener of our own, made for
+the purpose on a loopback port that nobody knows, is destroyed. A request for a connection that cannot exist would
+not do, since the kernel looks for the socket first (ENOENT) and at our capability only then (EPERM).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import errno
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from finwait.errors import Gap, KernelError, NotSupported, PermissionNeeded
@@ -23,11 +25,15 @@ from finwait.kernel.netlink import NETLINK_SOCK_DIAG, netlink_socket
 from finwait.uapi import inet_diag
 from finwait.uapi import netlink as nl
 
-__all__ = ["GONE", "Target", "check", "destroy", "read_back"]
+__all__ = ["GONE", "Target", "check", "destroy", "lacking", "read_back"]
 
 GONE = -1
 """Result of a connection that had left before."""
-_PER_DATAGRAM = 200
+_PER_DATAGRAM = 500
+"""Requests of 72 bytes in one send(); the kernel takes as many as the socket's send buffer holds."""
+_PER_READ = 100
+"""Answers of up to a few kB each, all in the receive buffer before the first is fetched."""
+_SO_COOKIE, _IP_FREEBIND = 57, 15
 _NOBODY = inet_diag.SocketId(1, 1, bytes(4), bytes(4), 0, 1)
 
 
@@ -41,22 +47,74 @@ class Target:
     identity: inet_diag.SocketId
 
 
-def check(sock: socket.socket) -> None:
+def check(sock: socket.socket, protocol: int = inet_diag.IPPROTO_TCP) -> None:
     """Find out whether connections can be destroyed from here.
 
+    Args:
+        sock: a sock_diag socket of the namespace, which the calling thread is in.
+        protocol: TCP, or MPTCP, whose handler has no ``destroy`` up to (at least) Linux 6.18.
+
     Raises:
-        NotSupported: the kernel is built without CONFIG_INET_DIAG_DESTROY.
+        NotSupported: the kernel is built without CONFIG_INET_DIAG_DESTROY, or cannot do it for this protocol.
         PermissionNeeded: we lack CAP_NET_ADMIN over the namespace.
     """
-    request = inet_diag.socket_request(
-        inet_diag.SOCK_DESTROY, inet_diag.AF_INET, inet_diag.IPPROTO_TCP, _NOBODY
-    )
-    sock.send(request)
-    code = _codes(sock.recv(1 << 16)).get(1, errno.EIO)
+    if protocol == inet_diag.IPPROTO_TCP:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as own:
+            own.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # the loopback device may be down
+            own.bind(("127.0.0.1", 0))
+            own.listen(0)
+            cookie = struct.unpack("=Q", own.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
+            here = socket.inet_aton("127.0.0.1")
+            whom = inet_diag.SocketId(own.getsockname()[1], 0, here, bytes(4), 0, cookie)
+            code = _asked(sock, protocol, whom)
+    else:
+        code = _asked(sock, protocol, _NOBODY)
     if code in (errno.EPERM, errno.EACCES):
         raise PermissionNeeded(code, "destroy a connection", "CAP_NET_ADMIN")
     if code in (errno.EOPNOTSUPP, errno.EINVAL):
-        raise NotSupported(code, "destroy a connection", "CONFIG_INET_DIAG_DESTROY")
+        mptcp = protocol == inet_diag.IPPROTO_MPTCP
+        raise NotSupported(
+            code, "destroy a connection", "SOCK_DESTROY for MPTCP" if mptcp else "CONFIG_INET_DIAG_DESTROY"
+        )
+
+
+def _asked(sock: socket.socket, protocol: int, whom: inet_diag.SocketId) -> int:
+    sock.send(inet_diag.socket_request(inet_diag.SOCK_DESTROY, inet_diag.AF_INET, protocol, whom))
+    return _codes(sock.recv(1 << 16)).get(1, errno.EIO)
+
+
+def lacking(
+    namespaces: Sequence[ns_edge.NetNamespace], wanted: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], KernelError]:
+    """Return where connections cannot be destroyed, and why; nothing is touched.
+
+    Args:
+        namespaces: see `finwait.kernel.netns.discover`.
+        wanted: (inode of the namespace, protocol) pairs to ask about.
+    """
+    by_ns: dict[int, set[int]] = {}
+    for inode, protocol in wanted:
+        by_ns.setdefault(inode, set()).add(protocol)
+    found: dict[tuple[int, int], KernelError] = {}
+
+    def inside(ns: ns_edge.NetNamespace) -> None:
+        with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
+            for protocol in by_ns[ns.inode]:
+                try:
+                    check(sock, protocol)
+                except (NotSupported, PermissionNeeded) as error:
+                    found[ns.inode, protocol] = error
+
+    seen, gaps = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside)
+    for inode, protocols in by_ns.items():
+        if inode not in seen:
+            gap = next((g for g in gaps if g.where.startswith(f"netns {inode}")), None)
+            needs = gap.needs if gap is not None and gap.needs else "a namespace that is still there"
+            for protocol in protocols:
+                found[inode, protocol] = PermissionNeeded(
+                    errno.EPERM, "enter the connection's namespace", needs, netns=inode
+                )
+    return found
 
 
 def _codes(data: bytes) -> dict[int, int]:
@@ -102,7 +160,8 @@ def destroy(
 
     def inside(ns: ns_edge.NetNamespace) -> None:
         with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
-            check(sock)
+            for protocol in {targets[k].protocol for k in by_ns[ns.inode]}:
+                check(sock, protocol)
             _batches(sock, by_ns[ns.inode], targets, rate, before, results)
 
     _, gaps = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside)
@@ -125,55 +184,76 @@ def _batches(
             before(part[0])
         if rate > 0:
             time.sleep(max(0.0, begun + start / rate - time.monotonic()))
-        sock.send(
-            b"".join(
-                inet_diag.socket_request(
-                    inet_diag.SOCK_DESTROY,
-                    targets[k].family,
-                    targets[k].protocol,
-                    targets[k].identity,
-                    seq=k + 2,
-                )
-                for k in part
+        # What fails is always answered; of what succeeds only the last, whose answer ends the batch.
+        requests = [
+            inet_diag.socket_request(
+                inet_diag.SOCK_DESTROY,
+                targets[k].family,
+                targets[k].protocol,
+                targets[k].identity,
+                seq=k + 2,
+                acknowledge=k == part[-1],
             )
-        )
-        waiting = {k + 2 for k in part}
-        while waiting:
+            for k in part
+        ]
+        sock.send(b"".join(requests))
+        failed: dict[int, int] = {}
+        last = part[-1] + 2
+        while last not in failed:
             try:
-                codes = _codes(sock.recv(1 << 18))
+                failed.update(_codes(sock.recv(1 << 18)))
             except BlockingIOError:
                 raise KernelError(errno.ETIMEDOUT, "destroy connections") from None
-            for seq, code in codes.items():
-                if seq in waiting:
-                    waiting.discard(seq)
-                    results[seq - 2] = GONE if code == errno.ENOENT else code
+        for k in part:
+            code = failed.get(k + 2, 0)
+            results[k] = GONE if code == errno.ENOENT else code
 
 
 def read_back(
-    namespaces: Sequence[ns_edge.NetNamespace], targets: Sequence[Target]
-) -> tuple[dict[int, bytes | None], list[Gap]]:
-    """Read connections again, each by its cookie.
+    namespaces: Sequence[ns_edge.NetNamespace], targets: Sequence[Target], extensions: int
+) -> tuple[list[tuple[int, bytes]], list[Gap]]:
+    """Read single connections again, each by its tuple and cookie; what is gone is not answered.
+
+    MPTCP connections cannot be read so: the kernel takes the cookie of such a request for a token.
+
+    Args:
+        namespaces: where the targets are.
+        targets: whom.
+        extensions: attributes wanted, see `finwait.uapi.inet_diag.extension_mask`.
 
     Returns:
-        Index → the netlink message of its row, or None when it is gone; and what could not be entered.
+        (index into ``targets``, netlink message of its row) of each that is there; what could not be entered.
     """
     by_ns: dict[int, list[int]] = {}
     for k, target in enumerate(targets):
         by_ns.setdefault(target.netns, []).append(k)
-    found: dict[int, bytes | None] = {}
+    found: list[tuple[int, bytes]] = []
 
     def inside(ns: ns_edge.NetNamespace) -> None:
+        mine = by_ns[ns.inode]
         with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
-            for k in by_ns[ns.inode]:
-                t = targets[k]
-                sock.send(
+            for start in range(0, len(mine), _PER_READ):
+                part = mine[start : start + _PER_READ]
+                requests = [
                     inet_diag.socket_request(
-                        inet_diag.SOCK_DIAG_BY_FAMILY, t.family, t.protocol, t.identity, seq=k + 2
+                        inet_diag.SOCK_DIAG_BY_FAMILY,
+                        targets[k].family,
+                        targets[k].protocol,
+                        targets[k].identity,
+                        seq=k + 2,
+                        extensions=extensions,
                     )
-                )
-                data = sock.recv(1 << 16)
-                kind = struct.unpack_from("=H", data, 4)[0]
-                found[k] = None if kind == nl.NLMSG_ERROR else data
+                    for k in part
+                ]
+                sock.send(b"".join(requests))
+                for _ in part:  # each is answered on its own, by its row or by an error
+                    try:
+                        data = sock.recv(1 << 16)
+                    except BlockingIOError:
+                        raise KernelError(errno.ETIMEDOUT, "read connections again") from None
+                    _, kind, _, seq, _ = struct.unpack_from("=IHHII", data)
+                    if kind != nl.NLMSG_ERROR:
+                        found.append((seq - 2, data))
 
     _, gaps = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside)
     return found, gaps

@@ -217,7 +217,15 @@ class SqliteJournal:
             raise KernelError(number, what, hint=f"{state}; {self._way_out(number, '')}") from error
         except sqlite3.Error as error:
             number = _errno_of(error)
+            if number == errno.EIO and self._full():  # sqlite calls ENOSPC in its shared memory an I/O error
+                number = errno.ENOSPC
             raise KernelError(number, what, hint=f"{state}; {self._way_out(number, str(error))}") from error
+
+    def _full(self) -> bool:
+        try:
+            return os.statvfs(self.path.parent).f_bavail == 0
+        except OSError:
+            return False
 
     def _way_out(self, number: int, said: str) -> str:
         if number == errno.ENOSPC:

@@ -86,19 +86,22 @@ class Machine:
     live: Final = True
     again: Final = True
 
+    def __init__(self) -> None:
+        # Namespaces that only a descriptor keeps, as of the last listing: looks without one go there too.
+        self._spaces: list[tuple[int, int, int]] = []
+
     def observe(self, plan: Plan) -> Observation:
         """Look once."""
         say = plan.progress or (lambda _: None)
         gaps: list[Gap] = []
         facts = procfs.facts()
         found = Descriptors.none()
-        spaces: list[tuple[int, int, int]] = []
         if plan.descriptors:
             say("listing descriptors")
-            found, spaces = procfs.descriptors()
+            found, self._spaces = procfs.descriptors()
             gaps += _unreadable(found)
         say("finding network namespaces")
-        namespaces, more = netns.discover(spaces)
+        namespaces, more = netns.discover(self._spaces)
         gaps += more
         if plan.only is not None:
             namespaces = [ns for ns in namespaces if ns.inode in plan.only]

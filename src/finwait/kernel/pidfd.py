@@ -14,14 +14,16 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded, TargetGone
 
-__all__ = ["KEEPALIVE_OPTIONS", "borrowed", "get_options", "reset", "set_options"]
+__all__ = ["KEEPALIVE_OPTIONS", "borrowed", "get_options", "reset", "set_options", "yama_scope"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438  # the same number on every architecture (unified table)
 _SO_COOKIE = 57
+YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 KEEPALIVE_OPTIONS = {
     "keepidle": (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
@@ -75,13 +77,29 @@ def _explain(error: OSError, pid: int, fd: int, cookie: int) -> Exception:
     doing = f"borrow descriptor {fd} of pid {pid}"
     if code in (errno.ESRCH, errno.EBADF):
         return TargetGone(cookie, f"pid {pid} or its descriptor {fd} is gone")
-    if code == errno.EPERM:
-        return PermissionNeeded(
-            code, doing, "CAP_SYS_PTRACE (and yama's ptrace_scope, or a policy, to allow it)"
-        )
+    if code in (errno.EPERM, errno.EACCES):
+        return PermissionNeeded(code, doing, _right_to_borrow())
     if code == errno.ENOSYS:
         return NotSupported(code, doing, "pidfd_getfd (Linux 5.6)")
     return KernelError(code, doing)
+
+
+def yama_scope() -> int | None:
+    """Return yama's ``ptrace_scope``; None where the kernel has no yama (or hides it)."""
+    try:
+        return int(YAMA.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _right_to_borrow() -> str:
+    """Say what would have let us: pidfd_getfd asks for the right to attach (ptrace_may_access)."""
+    scope = yama_scope()
+    if scope == 3:
+        return "`kernel.yama.ptrace_scope` below 3, which takes a reboot: nobody may attach to a process here"
+    if scope:
+        return f"CAP_SYS_PTRACE (`kernel.yama.ptrace_scope` is {scope}: the same user does not suffice)"
+    return "the same user as the process, or CAP_SYS_PTRACE; a policy (LSM, seccomp) may forbid it still"
 
 
 def get_options(sock: socket.socket) -> dict[str, int]:
@@ -103,7 +121,14 @@ def set_options(sock: socket.socket, values: dict[str, int]) -> None:
 
 
 def reset(sock: socket.socket) -> None:
-    """End a connection with a RST without SOCK_DESTROY: ``connect()`` to AF_UNSPEC disconnects it."""
+    """End a connection with a RST without SOCK_DESTROY: ``connect()`` to AF_UNSPEC disconnects it.
+
+    Needs no CAP_NET_ADMIN, only the descriptor. The socket becomes an unconnected one, as after socket(2): its
+    program could even connect it again. MPTCP sends its fast close, which ends every subflow at both ends.
+
+    Raises:
+        KernelError: the kernel refused; EBUSY while a program waits in connect() on it.
+    """
     address = struct.pack("=H", socket.AF_UNSPEC).ljust(16, b"\0")
     buffer = ctypes.create_string_buffer(address, 16)
     if _libc.connect(sock.fileno(), buffer, 16) != 0:

@@ -27,6 +27,11 @@ class Replay:
         return len(self._looks)
 
     @property
+    def looks(self) -> tuple[Observation, ...]:
+        """All looks, in the order in which they were taken."""
+        return self._looks
+
+    @property
     def again(self) -> bool:
         """Whether there is a look that was not given yet."""
         return self._next < len(self._looks)

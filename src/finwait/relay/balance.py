@@ -104,17 +104,21 @@ class Balancer:
         self._ring: list[tuple[int, Backend]] = []
         self._sources: OrderedDict[str, tuple[Backend, float]] = OrderedDict()
 
-    def update(self, backends: Iterable[Backend]) -> list[Backend]:
+    def update(self, backends: Iterable[Backend], now: float = float("-inf")) -> list[Backend]:
         """Take the backends there are now; those known by name keep their history.
+
+        A backend that joins others begins its slow start ``now``; the first ones have nobody to lean on.
 
         Returns:
             Those that are gone. Their connections live on.
         """
         known = {backend.name: backend for backend in self.backends}
+        joins = bool(known)
         now_there: list[Backend] = []
         for new in backends:
             old = known.pop(new.name, None)
             if old is None:
+                new.up_since = now if joins else new.up_since
                 now_there.append(new)
                 continue
             old.weight, old.max_connections = new.weight, new.max_connections

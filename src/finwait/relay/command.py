@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
 
     from finwait.relay.config import Config
 
-__all__ = ["DEFAULT_ADMIN", "RunParser", "add_parser", "build_config", "default_text", "flag_of", "main"]
+__all__ = [
+    "DEFAULT_ADMIN",
+    "RunParser",
+    "add_parser",
+    "build_config",
+    "default_text",
+    "flag_of",
+    "main",
+    "option_of",
+]
 
 DEFAULT_ADMIN = "/run/finwait-relay.sock"
 _SINGLE = (
@@ -40,6 +50,14 @@ def flag_of(path: str) -> str:
         return f"--{_FLAGS[path]}"
     name = path.removeprefix("service.").removeprefix("timeouts.")
     return "--" + name.replace(".", "-").replace("_", "-")
+
+
+def option_of(path: str) -> str:
+    """Return the option of ``run`` that sets a path, ``service[0].listen`` too; ``--to`` for all of a backend's."""
+    plain = re.sub(r"\[\d*\]", "", path)
+    if plain == "service.listen":
+        return "--listen"
+    return "--to" if plain.startswith("service.backend") else flag_of(plain)
 
 
 class RunParser(argparse.ArgumentParser):
@@ -240,7 +258,7 @@ def build_config(args: argparse.Namespace) -> Config:
             for key in keys[1 if keys[0] == "service" else 0 : -1]:
                 table = table.setdefault(key, {})
             table[keys[-1]] = value
-    return c.parse(data, name="command line")
+    return c.parse(data, name="command line", shown=option_of)
 
 
 def _backend(text: str) -> dict[str, Any]:
@@ -281,19 +299,12 @@ def _explain(args: argparse.Namespace) -> int:
 
     from finwait.relay.config import options
 
-    now: Any = msgspec.to_builtins(build_config(args)) if args.config or args.listen else None
+    now: Any = msgspec.to_builtins(build_config(args)) if args.config or args.listen or args.to else None
     for path, kind, default, text in options():
         value = default if now is None else _value(now, path, default)
         shown = default_text(value, kind)
-        flag = (
-            "--listen"
-            if path == "service.listen"
-            else "--to"
-            if path.startswith("service.backend")
-            else flag_of(path)
-        )
         body = textwrap.fill(text, 92, initial_indent="    ", subsequent_indent="    ")
-        sys.stdout.write(f"{path} = {shown}    [{flag}]\n{body}\n\n")
+        sys.stdout.write(f"{path} = {shown}    [{option_of(path)}]\n{body}\n\n")
     return 0
 
 
@@ -420,11 +431,13 @@ def _all_found(count: int, ids: Iterable[str]) -> int:
 
 
 def _drain(args: argparse.Namespace) -> int:
-    from finwait.relay.config import parse_duration
+    from finwait.relay.config import ConfigError, parse_duration
 
-    _ask(
-        args.admin, {"do": "drain", "seconds": None if args.seconds is None else parse_duration(args.seconds)}
-    )
+    try:
+        seconds = None if args.seconds is None else parse_duration(args.seconds)
+    except ValueError as error:
+        raise ConfigError(f"`--seconds`: {error}", hint="0 cuts what is left at once") from None
+    _ask(args.admin, {"do": "drain", "seconds": seconds})
     sys.stdout.write("draining\n")
     return 0
 

@@ -23,7 +23,7 @@ from finwait.errors import FinwaitError
 from finwait.relay.machine import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = [
@@ -46,7 +46,9 @@ __all__ = [
     "parse",
     "parse_duration",
     "parse_listen",
+    "probe_bytes",
     "split_address",
+    "tables",
 ]
 
 
@@ -62,24 +64,38 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d"
 _DURATION = {"type": ["number", "string"], "pattern": r"^[0-9.]+ *(ms|s|m|min|h|d)?$", "x-unit": "seconds"}
 
 
+_LONGEST: Final = 1e6
+"""Seconds, some eleven days. TCP_USER_TIMEOUT counts milliseconds in 31 bits; nothing here needs more."""
+_C_INT: Final = 0x7FFFFFFF
+_MAX_KEEPALIVE: Final = 32767
+"""MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL, include/net/tcp.h."""
+_MAX_PATH: Final = 107
+"""Bytes in the name of a Unix socket: sun_path less its final NUL, unix(7)."""
+
+
 def parse_duration(value: float | str) -> float:
     """Return seconds.
 
     Raises:
-        ValueError: neither a number nor a number with a unit.
+        ValueError: neither a number nor a number with a unit, or longer than a million seconds.
     """
+    seconds = -1.0
     if isinstance(value, str):
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(ms|s|min|m|h|d)?", value.strip())
-        if match is None:
-            raise ValueError(f'`{value}` is not a duration; write for example 5, "5s", "300ms" or "1h"')
-        return float(match[1]) * _UNITS[match[2] or ""]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
-        raise ValueError(f'`{value}` is not a duration; write for example 5, "5s", "300ms" or "1h"')
-    return float(value)
+        match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) *(ms|s|min|m|h|d)?", value.strip(), re.ASCII)
+        if match is not None:
+            seconds = float(match[1]) * _UNITS[match[2] or ""]
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LONGEST:
+        seconds = float(value)
+    if not 0 <= seconds <= _LONGEST:
+        shown = str(value) if len(str(value)) < 40 else f"{str(value)[:40]}…"
+        raise ValueError(
+            f'`{shown}` is not a duration of at most 1000000 s; write for example 5, "5s", "300ms" or "1h"'
+        )
+    return seconds
 
 
-def _time(description: str) -> Meta:
-    return Meta(ge=0, description=description, extra_json_schema=_DURATION, extra={"duration": True})
+def _time(description: str, most: float = _LONGEST) -> Meta:
+    return Meta(ge=0, le=most, description=description, extra_json_schema=_DURATION, extra={"duration": True})
 
 
 class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -175,10 +191,11 @@ class _Side(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _time(
             "Silence before the first probe (TCP_KEEPIDLE, whole seconds); 0 sends none. Finds peers "
             "that are gone, and those "
-            "that closed fully behind a half-close; keeps conntrack entries alive."
+            "that closed fully behind a half-close; keeps conntrack entries alive.",
+            _MAX_KEEPALIVE,
         ),
     ] = 15.0
-    keepalive_interval: Annotated[float, _time("Between probes (TCP_KEEPINTVL).")] = 5.0
+    keepalive_interval: Annotated[float, _time("Between probes (TCP_KEEPINTVL).", _MAX_KEEPALIVE)] = 5.0
     keepalive_count: Annotated[
         int,
         Meta(ge=1, le=127, description="Unanswered probes before the peer is given up (TCP_KEEPCNT)."),
@@ -226,12 +243,17 @@ class ClientSide(_Side, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
+            le=_C_INT,
             description="Length of the TCP Fast Open queue; 0 is off. Saves returning clients a round trip.",
         ),
     ] = 0
     backlog: Annotated[
         int,
-        Meta(ge=1, description="Connections that may wait to be accepted (the kernel caps it at somaxconn)."),
+        Meta(
+            ge=1,
+            le=_C_INT,
+            description="Connections that may wait to be accepted (the kernel caps it at somaxconn).",
+        ),
     ] = 4096
     device: Annotated[
         str, Meta(description="SO_BINDTODEVICE: accept only what comes in by this interface.")
@@ -267,7 +289,12 @@ class BackendConfig(_Options, frozen=True, kw_only=True, forbid_unknown_fields=T
     ]
     weight: Annotated[int, Meta(ge=0, le=256, description="Share of new connections; 0 takes none.")] = 1
     max_connections: Annotated[
-        int, Meta(ge=0, description="Connections to this backend at once; 0: no limit. Against drowning it.")
+        int,
+        Meta(
+            ge=0,
+            le=_C_INT,
+            description="Connections to this backend at once; 0: no limit. Against drowning it.",
+        ),
     ] = 0
 
 
@@ -278,7 +305,7 @@ class Affinity(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, _time("How long a source stays with its backend after its last connection; 0 is off.")
     ] = 0.0
     max_sources: Annotated[
-        int, Meta(ge=1, description="Sources remembered; the oldest is forgotten. Bounds memory.")
+        int, Meta(ge=1, le=_C_INT, description="Sources remembered; the oldest is forgotten. Bounds memory.")
     ] = 65536
 
 
@@ -290,10 +317,11 @@ class Health(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 0.0
     timeout: Annotated[float, _time("Of one check.")] = 2.0
     rise: Annotated[
-        int, Meta(ge=1, description="Successes before a backend counts as up again. Against flapping.")
+        int,
+        Meta(ge=1, le=_C_INT, description="Successes before a backend counts as up again. Against flapping."),
     ] = 2
     fall: Annotated[
-        int, Meta(ge=1, description="Failures before it counts as down. Against one lost packet.")
+        int, Meta(ge=1, le=_C_INT, description="Failures before it counts as down. Against one lost packet.")
     ] = 3
     send: Annotated[str, Meta(description="Bytes to send after connecting, for example an HTTP request.")] = (
         ""
@@ -310,6 +338,7 @@ class Outlier(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
+            le=_C_INT,
             description="Failures in a row (connect, or reset before its first byte) that eject a backend; 0 is off.",
         ),
     ] = 3
@@ -333,6 +362,7 @@ class Pool(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
+            le=_C_INT,
             description="Connections kept ready for each backend (and worker); 0 is off. Saves a "
             "round trip to distant "
             "backends. Each is used once: after a byte was sent a TCP connection cannot be used "
@@ -394,6 +424,7 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
+            le=_C_INT,
             description="At once in this service; more wait in the kernel's queue. 0: only the global limit.",
         ),
     ] = 0
@@ -401,6 +432,7 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
+            le=_C_INT,
             description="At once from one address; more get RST. 0: no limit. Against one client taking all.",
         ),
     ] = 0
@@ -429,6 +461,7 @@ class Config(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=1,
+            le=_C_INT,
             description="At once in the whole relay, each worker its share; more wait in the kernel's queue. "
             "Bounds memory and descriptors.",
         ),
@@ -483,7 +516,7 @@ def split_address(text: str) -> tuple[str, str]:
 
 
 def _port(text: str, least: int = 0) -> int:
-    if not text.isdecimal() or not least <= int(text) <= 65535:
+    if not (text.isascii() and text.isdecimal() and len(text) < 7 and least <= int(text) <= 65535):
         raise ValueError(f"`{text}` is not a port ({least} to 65535)")
     return int(text)
 
@@ -497,6 +530,7 @@ def parse_listen(text: str) -> tuple[Listen, ...]:
     if text.startswith("unix:"):
         if not text[5:]:
             raise ValueError("`unix:` needs a path, as in unix:/run/relay.sock")
+        _check_path(text[5:])
         return (Listen("unix", text[5:]),)
     if text.startswith("fd:"):
         return (Listen("fd", text[3:]),)
@@ -515,12 +549,22 @@ def parse_listen(text: str) -> tuple[Listen, ...]:
     return tuple(Listen(kind, host, port) for port in range(low, high + 1))
 
 
+def _check_path(path: str) -> None:
+    """Raise ValueError when a path cannot be that of a Unix socket."""
+    if "\0" in path or len(path.encode("utf-8", "surrogateescape")) > _MAX_PATH:
+        raise ValueError(f"a Unix socket's path has at most {_MAX_PATH} bytes and no NUL")
+
+
 def check_backend(text: str) -> None:
     """Raise ValueError when ``text`` cannot be the address of a backend."""
     kind, _, rest = text.partition(":")
     if kind in ("unix", "file"):
         if not rest:
             raise ValueError(f"`{text}` needs a path")
+        if kind == "unix":
+            _check_path(rest)
+        elif "\0" in rest:
+            raise ValueError("a path has no NUL")
         return
     host, port = split_address(rest if kind == "dns" else text)
     _port(port, 1)
@@ -622,7 +666,7 @@ def _with_seconds(data: Any, kind: Any, path: str) -> Any:  # noqa: ANN401  # wh
                 return parse_duration(data)
             except ValueError as error:
                 raise _Misplaced(str(error), path) from None
-    if typing.get_origin(kind) is tuple and isinstance(data, list):
+    if typing.get_origin(kind) is tuple and isinstance(data, (list, tuple)):
         element = typing.get_args(kind)[0]
         return [_with_seconds(item, element, f"{path}[{at}]") for at, item in enumerate(data)]
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(data, dict):
@@ -640,8 +684,20 @@ class _Misplaced(ValueError):  # internal: a mistake and the path to it
         self.path = path
 
 
-def parse(data: dict[str, Any], *, name: str = "configuration", lines: _Lines | None = None) -> Config:
+def parse(
+    data: dict[str, Any],
+    *,
+    name: str = "configuration",
+    lines: _Lines | None = None,
+    shown: Callable[[str], str] = str,
+) -> Config:
     """Return the configuration that parsed TOML (or the command line) describes.
+
+    Args:
+        data: the tables.
+        name: what it was read from.
+        lines: where in the text things are.
+        shown: how a path such as ``service[0].timeouts.idle`` is written there.
 
     Raises:
         ConfigError: with ``name:line:`` where lines are known.
@@ -652,34 +708,92 @@ def parse(data: dict[str, Any], *, name: str = "configuration", lines: _Lines | 
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         path = where.rstrip("`").lstrip(".").replace("[...]", "[0]")
-        unknown = re.search(r"unknown field `(.+)`", what)
+        unknown = re.fullmatch(r".*unknown field `(.+)`", what, re.DOTALL)
+        lacking = re.fullmatch(r".*missing required field `(.+)`", what, re.DOTALL)
         if unknown:
-            path = f"{path}.{unknown[1]}".lstrip(".")
-            hint = _near(unknown[1])
+            table, path = path, f"{path}.{unknown[1]}".lstrip(".")
+            what, hint = "there is no such key here", _elsewhere(unknown[1], _plain(table))
+        elif lacking:
+            what = f"`{lacking[1]}` is missing"
+            hint = _wanted(f"{_plain(path)}.{lacking[1]}".lstrip("."))
         else:
-            hint = f"`{path}` must be something else; `finwait relay run --explain` lists each option"
-        raise _at(name, lines, path, what[0].lower() + what[1:], hint) from None
+            what, hint = what[0].lower() + what[1:], _wanted(_plain(path))
+        raise _at(name, lines, path, shown, what, hint) from None
     except _Misplaced as error:
-        raise _at(name, lines, error.path, str(error), "") from None
+        raise _at(name, lines, error.path, shown, str(error), "") from None
     if wrong is not None:
-        raise _at(name, lines, *wrong, "")
+        raise _at(name, lines, wrong[0], shown, wrong[1], "")
     return config
 
 
-def _at(name: str, lines: _Lines | None, path: str, what: str, hint: str) -> ConfigError:
+def _at(
+    name: str, lines: _Lines | None, path: str, shown: Callable[[str], str], what: str, hint: str
+) -> ConfigError:
     place = f"{name}:{lines.of(path)}" if lines is not None else name
-    where = f" (`{path}`)" if path else ""
-    return ConfigError(
-        f"{place}: {what}{where}", hint=hint or "`finwait relay run --explain` lists each option"
-    )
+    where = f" (`{shown(path)}`)" if path else ""
+    return ConfigError(f"{place}: {what}{where}", hint=hint or _EXPLAIN)
 
 
-def _near(unknown: str) -> str:
+_EXPLAIN: Final = "`finwait relay run --explain` lists each option"
+
+
+def _plain(path: str) -> str:
+    """Return a path without the numbers of its elements."""
+    return re.sub(r"\[\d*\]", "", path)
+
+
+def _wanted(path: str) -> str:
+    """Return what the value of an option must be."""
+    for known, kind, _, _ in options():
+        if known != path:
+            continue
+        choices = getattr(kind, "__args__", None)
+        if kind == "duration":
+            return 'it is a duration, for example 5, "5s", "300ms" or "1h"'
+        if choices:
+            return "it is one of " + ", ".join(f'"{choice}"' for choice in choices)
+        if kind is tuple:
+            return 'it is a list of text, for example ["*:8080"]' if path.endswith("listen") else _NETWORKS
+        return {
+            bool: "it is true or false",
+            int: "it is a whole number",
+            float: "it is a number",
+            str: 'it is text, in quotes: "…"',
+        }[kind]
+    return {
+        "service": "it is a table that begins with [[service]]",
+        "service.backend": 'it is a list of tables, for example backend = [{ address = "10.0.0.5:80" }]',
+    }.get(path, f"it is a table that begins with [{path}]" if path in dict(tables()) else _EXPLAIN)
+
+
+_NETWORKS: Final = 'it is a list of text, for example ["10.0.0.0/8"]'
+
+
+def _elsewhere(unknown: str, here: str) -> str:
+    """Return where a key that does not belong here might belong, or what it might have meant."""
     import difflib
 
-    names = [path.rpartition(".")[2] for path, *_ in options()]
-    near = difflib.get_close_matches(unknown, names, 1, 0.5)
-    return f"did you mean `{near[0]}`?" if near else "`finwait relay run --explain` lists each option"
+    homes: dict[str, list[str]] = {}
+    for path, *_ in options():
+        table, _, key = path.rpartition(".")
+        homes.setdefault(key, []).append(table)
+    for path, _ in tables():
+        table, _, key = path.rpartition(".")
+        if key:
+            homes.setdefault(key, []).append(table)
+    same_table = difflib.get_close_matches(unknown, [key for key in homes if here in homes[key]], 1, 0.7)
+    near = [unknown] if unknown in homes else same_table or difflib.get_close_matches(unknown, homes, 1, 0.5)
+    if not near:
+        return _EXPLAIN
+    key = near[0]
+    if here in homes[key]:
+        return f"did you mean `{key}`?"
+    told = " or ".join(f"`{_header(table)}`" if table else "the top level" for table in homes[key])
+    return f"`{key}` belongs to {told}"
+
+
+def _header(table: str) -> str:
+    return f"[[{table}]]" if table in ("service", "service.backend") else f"[{table}]"
 
 
 def load(path: Path) -> Config:
@@ -695,15 +809,28 @@ def load(path: Path) -> Config:
             f"could not read `{path}`: the kernel said {error.strerror}", hint="`--config` names a TOML file"
         ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}", hint="TOML is UTF-8") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 at byte {error.start}", hint="TOML is UTF-8") from None
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         what, _, where = str(error).rpartition(" (at ")
         found = re.search(r"line (\d+)", where)
-        line = int(found[1]) if found else len(text.splitlines())
+        line = int(found[1]) if found else max(1, len(text.splitlines()))
         raise ConfigError(f"{path}:{line}: {what or error}", hint="this is not TOML yet") from None
+    except (ValueError, RecursionError) as error:
+        # tomllib lets through what int() and the stack say about numbers of 5,000 digits and tables 1,000 deep.
+        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(
+            f"{path}:{_longest_line(text)}: {what}", hint="no configuration needs that"
+        ) from None
     return parse(data, name=str(path), lines=_Lines(text))
+
+
+def _longest_line(text: str) -> int:
+    """Return the number of the longest line, where what is too long or too deep must be."""
+    lines = text.splitlines() or [""]
+    return max(range(len(lines)), key=lambda at: len(lines[at])) + 1
 
 
 def check(config: Config) -> Iterator[tuple[str, str]]:
@@ -738,6 +865,16 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
                     ipaddress.ip_network(network)
                 except ValueError as error:
                     yield f"{path}.{key}[{place}]", f"{error}; write for example 10.0.0.0/8"
+        if service.health.send:
+            try:
+                probe_bytes(service.health.send)
+            except ValueError:
+                yield (
+                    f"{path}.health.send",
+                    r"an escape is none of \r \n \t \xHH, or a character is no byte",
+                )
+        if "\0" in service.client.device or len(service.client.device.encode()) > 15:
+            yield f"{path}.client.device", "the name of an interface has at most 15 bytes and no NUL"
         if service.server.bind:
             try:
                 ipaddress.ip_address(service.server.bind)
@@ -762,9 +899,29 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
             yield f"{path}.pool", problem
     if config.metrics:
         try:
-            _port(split_address(config.metrics)[1], 0)
+            host, port = split_address(config.metrics)
+            _port(port)
+            if host not in ("", "*"):
+                ipaddress.ip_address(host)
         except ValueError as error:
-            yield "metrics", str(error)
+            yield "metrics", f"{error}; write for example 127.0.0.1:9464 or *:9464"
+    if config.admin:
+        try:
+            _check_path(config.admin)
+        except ValueError as error:
+            yield "admin", str(error)
+    for field in ("access_log", "user"):
+        if "\0" in getattr(config, field):
+            yield field, "a name has no NUL"
+
+
+def probe_bytes(text: str) -> bytes:
+    r"""Return the bytes that a health check sends; ``\r``, ``\n``, ``\x00`` are escapes, for the command line.
+
+    Raises:
+        ValueError: an escape that is none, or a character that is no byte.
+    """
+    return text.encode().decode("unicode_escape").encode("latin-1")
 
 
 # ── telling ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -790,6 +947,15 @@ def options(kind: type[msgspec.Struct] = Config, prefix: str = "") -> Iterator[t
         if any(isinstance(note, Meta) and (note.extra or {}).get("duration") for note in notes):
             hint = "duration"
         yield path, hint, field.default, text
+
+
+def tables(kind: type[msgspec.Struct] = Config, path: str = "") -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    """Yield each table of the configuration: its path, empty for the top level, and its declaration."""
+    yield path, kind
+    for name, hint in typing.get_type_hints(kind).items():
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            yield from tables(inner, f"{path}.{name}" if path else name)
 
 
 def json_schema() -> dict[str, Any]:

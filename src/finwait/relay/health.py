@@ -11,6 +11,9 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
+from finwait.relay import proxy_protocol
+from finwait.relay.config import probe_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -19,8 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Checker", "check_once"]
 
 
-async def check_once(family: int, address: Any, health: Health) -> str:  # noqa: ANN401  # a socket address
-    """Check a backend; return why it is down, or an empty string."""
+async def check_once(family: int, address: Any, health: Health, header: str = "") -> str:  # noqa: ANN401  # a socket address
+    """Check a backend; return why it is down, or an empty string.
+
+    ``header`` is the version of the PROXY protocol that the backend expects: a check speaks for itself (LOCAL).
+    """
     try:
         async with asyncio.timeout(health.timeout or None):
             if family == socket.AF_UNIX:
@@ -28,8 +34,10 @@ async def check_once(family: int, address: Any, health: Health) -> str:  # noqa:
             else:
                 reader, writer = await asyncio.open_connection(address[0], address[1])
             try:
+                if header:
+                    writer.write(proxy_protocol.encode(header, None, None))
                 if health.send:
-                    writer.write(health.send.encode().decode("unicode_escape").encode("latin-1"))
+                    writer.write(probe_bytes(health.send))
                     await writer.drain()
                 answer = b""
                 expected = health.expect.encode()
@@ -64,7 +72,7 @@ class Checker:
     def use(self, config: Config, found: dict[str, list[list[Any]]]) -> None:
         """Check these backends, and no others, from now on."""
         wanted = {
-            (service.name, row[0]): (service.health, row)
+            (service.name, row[0]): (service.health, row, service.send_proxy)
             for service in config.service
             if service.health.interval
             for row in found.get(service.name, ())
@@ -91,10 +99,10 @@ class Checker:
             task.cancel()
         self._tasks.clear()
 
-    async def _check(self, key: tuple[str, str], health: Health, row: list[Any]) -> None:
+    async def _check(self, key: tuple[str, str], health: Health, row: list[Any], header: str) -> None:
         streak = 0
         while True:
-            why = await check_once(row[1], row[2], health)
+            why = await check_once(row[1], row[2], health, header)
             up = key not in self._down
             streak = streak + 1 if bool(why) == up else 0
             if up and streak >= health.fall:

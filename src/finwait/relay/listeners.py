@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from finwait.relay.config import Config, Service
 
-__all__ = ["Bound", "bind_all", "hand_over", "inherited"]
+__all__ = ["Bound", "bind_all", "hand_over", "inherited", "refused", "remove_stale"]
 
 _FIRST_FD: Final = 3
 HANDED: Final = "FINWAIT_RELAY_SOCKETS"
@@ -73,9 +73,12 @@ def inherited(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.soc
     return found
 
 
-def hand_over(bound: Mapping[str, Bound]) -> tuple[dict[str, str], list[int]]:
+def hand_over(
+    bound: Mapping[str, Bound], own: Mapping[str, list[socket.socket]]
+) -> tuple[dict[str, str], list[int]]:
     """Return the environment and the descriptors that give these sockets to a new process."""
-    fds = {key: [sock.fileno() for sock in one.sockets] for key, one in bound.items()}
+    every = {**{key: one.sockets for key, one in bound.items()}, **own}
+    fds = {key: [sock.fileno() for sock in some] for key, some in every.items()}
     return {HANDED: json.dumps(fds)}, [fd for some in fds.values() for fd in some]
 
 
@@ -135,7 +138,7 @@ def _bind(
         if not socks and not present:
             raise ConfigError(
                 f"service `{service.name}`: no socket `{key}` was passed to this process",
-                hint="start it by a systemd .socket unit with FileDescriptorName=, see `docs/how-to/relay.md`",
+                hint="start it by a systemd .socket unit with FileDescriptorName=, as examples/relay/ has one",
             )
         _set_options([sock for _, sock in socks], service)
         return [Bound(one.key, service.name, one.sockets) for one in present] + [
@@ -144,10 +147,10 @@ def _bind(
         ]
     ready = passed.pop(key, [])
     shared = listen.kind == "unix"
-    count = 1 if shared else max(workers, len(ready))
+    count = 1 if shared else workers
     socks_made: list[socket.socket] = []
     try:
-        for _ in range(count - len(ready)):
+        for _ in range(max(0, count - len(ready))):
             port_of = [*ready, *socks_made]
             socks_made.append(
                 _open(service, listen, port_of[0].getsockname()[1] if port_of and not shared else None)
@@ -156,8 +159,19 @@ def _bind(
         for sock in socks_made:
             sock.close()
         raise
+    if not shared and len(ready) > workers:
+        # Handed over by a relay with more workers. A socket that nobody accepts from would swallow its share of
+        # clients; the relay that ran before empties its queue when it drains.
+        for sock in ready[workers:]:
+            sock.close()
+        del ready[workers:]
     every = (*ready, *socks_made)
-    _set_options(every, service)
+    try:
+        _set_options(every, service)
+    except OSError as error:
+        for sock in socks_made:
+            sock.close()
+        raise refused(error, f"set the options of the listener {listen}") from None
     return [Bound(key, service.name, every)]
 
 
@@ -187,7 +201,7 @@ def _open(service: Service, listen: Listen, port: int | None) -> socket.socket:
         sock.listen(service.client.backlog)
     except OSError as error:
         sock.close()
-        raise _refused(error, f"listen on {listen}") from None
+        raise refused(error, f"listen on {listen}") from None
     return sock
 
 
@@ -200,7 +214,7 @@ def _open_unix(service: Service, path: str) -> socket.socket:
         sock.listen(service.client.backlog)
     except OSError as error:
         sock.close()
-        raise _refused(error, f"listen on unix:{path}") from None
+        raise refused(error, f"listen on unix:{path}") from None
     return sock
 
 
@@ -219,7 +233,8 @@ def remove_stale(path: str) -> None:
             os.unlink(path)
 
 
-def _refused(error: OSError, doing: str) -> KernelError:
+def refused(error: OSError, doing: str) -> KernelError:
+    """Return the error for something that the kernel refused, with the hint that belongs to it."""
     number = error.errno or 0
     if isinstance(error, PermissionError):
         return PermissionNeeded(

@@ -162,6 +162,8 @@ class Event(IntEnum):
     """An administrator ended it."""
     EXHAUSTED = 25
     """The relay has no descriptor, port or memory left to connect with."""
+    UNWANTED = 26
+    """The PROXY header names a client that has as many connections as it may."""
 
 
 class Command(IntEnum):
@@ -201,6 +203,7 @@ class Reason(StrEnum):
     CONNECT_TIMEOUT = "connect_timeout"
     NO_BACKEND = "no_backend"
     HEADER = "header"
+    PER_SOURCE = "per_source"
     FIRST_BYTE = "first_byte"
     IDLE = "idle"
     HALF_CLOSE = "half_close"
@@ -261,6 +264,7 @@ TRANSITIONS: Final[tuple[Row, ...]] = (
     # ── before there is a server ─────────────────────────────────────────────────────────────────────────
     Row((S.HEADER,), E.HEADER_READ, S.CONNECTING, (C.CONNECT,), None, "now it is known who the client is"),
     Row((S.HEADER,), E.HEADER_BAD, S.CLOSED, (C.ABORT,), R.HEADER, "no header: not from a trusted proxy"),
+    Row((S.HEADER,), E.UNWANTED, S.CLOSED, (C.ABORT,), R.PER_SOURCE, "one client must not take all"),
     Row((S.HEADER,), E.HEADER_TIMER, S.CLOSED, (C.ABORT,), R.HEADER, "a descriptor is not held for silence"),
     Row((S.CONNECTING,), E.CONNECTED, S.OPEN, (C.PUMP,), None, "both ends are there"),
     Row((S.CONNECTING,), E.CONNECT_REFUSED, None, (C.CONNECT,), None, "another backend may accept"),

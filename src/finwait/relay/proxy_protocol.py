@@ -107,7 +107,7 @@ def encode(version: str, source: tuple[str, int] | None, destination: tuple[str,
     """
     hosts = None
     if source is not None and destination is not None:
-        hosts = [ipaddress.ip_address(end[0].partition("%")[0]) for end in (source, destination)]
+        hosts = [_plain(ipaddress.ip_address(end[0].partition("%")[0])) for end in (source, destination)]
         if hosts[0].version != hosts[1].version:
             hosts = [_as_v6(host) for host in hosts]
     if version == "v1":
@@ -121,6 +121,13 @@ def encode(version: str, source: tuple[str, int] | None, destination: tuple[str,
     family = _INET if hosts[0].version == 4 else _INET6
     body = hosts[0].packed + hosts[1].packed + struct.pack("!HH", source[1], destination[1])
     return SIGNATURE + struct.pack("!BBH", 0x21, family, len(body)) + body
+
+
+def _plain(
+    host: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return what a dual-stack listener shows as ``::ffff:192.0.2.1`` as the IPv4 address that it is."""
+    return host if host.version == 4 else host.ipv4_mapped or host
 
 
 def _as_v6(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv6Address:

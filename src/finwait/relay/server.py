@@ -45,7 +45,9 @@ import os
 import random
 import select
 import socket
+import sys
 import time
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -165,6 +167,7 @@ class Conn(Machine):
         "checked",
         "client",
         "connected_at",
+        "counted",
         "listener",
         "number",
         "peer",
@@ -190,6 +193,8 @@ class Conn(Machine):
         self.backend: Backend | None = None
         self.tried: tuple[Backend, ...] = ()
         self.connected_at = 0.0
+        self.counted = ""
+        """The source that this connection counts for in `Route.sources`; empty: for none."""
         self.checked = 0.0
         self.wheel = 0
         self.young = True
@@ -225,6 +230,10 @@ class Route:
         self.young = max(GRAIN, min([1.0, *known]))
         tightest = min([x.user_timeout for x in (service.client, service.server) if x.user_timeout] or [30.0])
         self.watch = max(1.0, min(10.0, tightest / 3))
+
+    def is_crowded(self, source: str) -> bool:
+        """Return whether a source has as many connections as it may."""
+        return 0 < self.max_per_source <= self.sources.get(source, 0)
 
     def reject(self, why: str) -> None:
         """Count a connection that was turned away."""
@@ -339,32 +348,41 @@ class Worker:
         self.now = now = time.monotonic()
         table = self.table
         pump = self._pump
-        for fd, mask in events:
-            leg = table[fd]
-            if type(leg) is not Leg:
-                if leg is not None:
-                    leg(mask)
-                continue
-            if mask & ERR:
-                self._failed(leg)
-                continue
-            conn = leg.conn
-            state = conn.state
-            if state is _CONNECTING or state is _HEADER:
-                self._early(leg, mask)
-                continue
-            if mask & RDHUP:
-                leg.rdhup = True
-            if mask & PRI:
-                leg.urgent = True
-            if mask & OUT and leg.peer.waiting:
-                pump(leg.peer)
-                if leg.fd < 0:
-                    continue
-            if mask & READABLE and not leg.waiting and not leg.eof:
-                pump(leg)
-            if leg.rdhup and not leg.eof and not leg.told and leg.fd >= 0:
-                self._tell_fin(leg)
+        # A mistake of ours ends the connection that it happened to; the worker's other thousands go on.
+        todo = iter(events)
+        while True:
+            leg = None
+            try:
+                for fd, mask in todo:
+                    leg = table[fd]
+                    if type(leg) is not Leg:
+                        if leg is not None:
+                            leg(mask)
+                        continue
+                    if mask & ERR:
+                        self._failed(leg)
+                        continue
+                    state = leg.conn.state
+                    if state is _CONNECTING or state is _HEADER:
+                        self._early(leg, mask)
+                        continue
+                    if mask & RDHUP:
+                        leg.rdhup = True
+                    if mask & PRI:
+                        leg.urgent = True
+                    if mask & OUT and leg.peer.waiting:
+                        pump(leg.peer)
+                        if leg.fd < 0:
+                            continue
+                    if mask & READABLE and not leg.waiting and not leg.eof:
+                        pump(leg)
+                    if leg.rdhup and not leg.eof and not leg.told and leg.fd >= 0:
+                        self._tell_fin(leg)
+                break
+            except Exception:  # the outermost loop of a worker
+                if type(leg) is not Leg:
+                    raise
+                self._our_mistake(leg)
         if self._accepting:
             accepting, self._accepting = self._accepting, []
             for listener in accepting:
@@ -373,7 +391,10 @@ class Worker:
             ready, self._ready = self._ready, []
             for leg in ready:
                 if leg.fd >= 0 and not leg.waiting and not leg.eof:
-                    pump(leg)
+                    try:
+                        pump(leg)
+                    except Exception:  # noqa: BLE001  # the outermost loop of a worker
+                        self._our_mistake(leg)
         at = int(now / GRAIN)
         if at > self._turned:
             self._turn_wheel(at)
@@ -457,10 +478,15 @@ class Worker:
                     return
                 continue  # accept(2): errors of a connection that ended while it waited
             os.set_blocking(fd, False)
-            if route.needs_source and not self._admit(route, listener, fd, peer):
-                continue
+            source = ""
+            if route.needs_source and listener.tcp:
+                source = str(peer[0])
+                if not self._admit(route, source, fd):
+                    continue
             self._number += 1
             conn = Conn(listener, peer, self._number, self.now)
+            if source and route.max_per_source and not route.service.accept_proxy:
+                self._count_source(conn, source)
             leg = Leg(fd, conn, True)
             conn.client = leg
             self._own(fd, leg)
@@ -474,23 +500,24 @@ class Worker:
             else:
                 self._connect(conn)
 
-    def _admit(self, route: Route, listener: Listener, fd: int, peer: Any) -> bool:  # noqa: ANN401
+    def _admit(self, route: Route, source: str, fd: int) -> bool:
         """Say whether this source may connect; if not, it gets RST."""
         why = ""
-        if listener.tcp:
-            source = str(peer[0])
-            if not route.acl.admits(source):
-                why = "acl"
-            elif route.max_per_source:
-                if route.sources.get(source, 0) >= route.max_per_source:
-                    why = "per_source"
-                else:
-                    route.sources[source] = route.sources.get(source, 0) + 1
+        if not route.acl.admits(source):
+            why = "acl"
+        elif route.is_crowded(source) and not route.service.accept_proxy:
+            why = "per_source"
         if why:
             route.reject(why)
             sockets.abort_on_close(fd)
             os.close(fd)
         return not why
+
+    def _count_source(self, conn: Conn, source: str) -> None:
+        """Count a connection for its source until it ends."""
+        conn.counted = source
+        sources = conn.listener.route.sources
+        sources[source] = sources.get(source, 0) + 1
 
     # ── before the connection is open ────────────────────────────────────────────────────────────────────
 
@@ -535,6 +562,13 @@ class Worker:
         leg.waiting = bool(leg.buf)
         if leg.buf:
             conn.last_client = self.now
+        route = conn.listener.route
+        if route.max_per_source and conn.source is not None:
+            if route.is_crowded(conn.source[0]):
+                route.reject("per_source")
+                self._step(conn, Event.UNWANTED)
+                return
+            self._count_source(conn, conn.source[0])
         self._step(conn, Event.HEADER_READ)
 
     def source_of(self, conn: Conn) -> str:
@@ -895,6 +929,23 @@ class Worker:
             event = Event.SERVER_VANISHED if number in VANISHED else Event.SERVER_RESET
         self._step(conn, event)
 
+    def _our_mistake(self, leg: Leg) -> None:
+        """End the connection at which the code failed, by RST, and say so."""
+        sys.stderr.write(f"finwait relay: a mistake of ours ends a connection of worker {self.index}:\n")
+        traceback.print_exc()
+        if leg.fd < 0:
+            return
+        conn = leg.conn
+        try:
+            if conn.state is not _CLOSED:
+                self._step(conn, Event.KILL)
+                return
+            # It fell between the transition and the last command.
+            conn.reason = conn.reason or Reason.KILLED
+            self._abort(conn)
+        except Exception:  # noqa: BLE001  # told above; this one would be the same
+            traceback.print_exc()
+
     def _shut_server(self, conn: Conn) -> None:
         assert conn.server is not None
         self._shut(conn.server)
@@ -981,13 +1032,12 @@ class Worker:
         route.bytes_client += client.total
         self.count -= 1
         route.count -= 1
-        if route.max_per_source and conn.listener.tcp:
-            source = str(conn.peer[0])
-            left = route.sources.get(source, 0) - 1
-            if left > 0:
-                route.sources[source] = left
+        if conn.counted:
+            left = route.sources[conn.counted] - 1
+            if left:
+                route.sources[conn.counted] = left
             else:
-                route.sources.pop(source, None)
+                del route.sources[conn.counted]
         if conn.wheel:
             bucket = self._wheel.get(conn.wheel)
             if bucket is not None:
@@ -1041,7 +1091,10 @@ class Worker:
             for conn in self._wheel.pop(slot, ()):
                 conn.wheel = 0
                 if conn.state is not _CLOSED:
-                    self._visit(conn)
+                    try:
+                        self._visit(conn)
+                    except Exception:  # noqa: BLE001  # the outermost loop of a worker
+                        self._our_mistake(conn.client)
         self._turned = at
         if self._paused:
             self._resume()
@@ -1163,14 +1216,8 @@ class Worker:
                 continue
             backend.idle.remove(idle)
             self.unwatch(idle.fd)
-            with socket.socket(fileno=os.dup(idle.fd)) as look:
-                try:
-                    good = bool(look.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-                except BlockingIOError:
-                    good = True
-                except OSError:
-                    good = False
-            if not good:
+            # Bytes are welcome: a server that speaks first has spoken. An end of file or an error is not.
+            if not sockets.is_usable(idle.fd):
                 self._graves.append(idle.fd)
                 continue
             leg = Leg(idle.fd, conn, False)

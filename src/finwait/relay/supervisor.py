@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 __all__ = ["Supervisor"]
 
 _PREDECESSOR: Final = "FINWAIT_RELAY_PREDECESSOR"
+_ADMIN, _METRICS = "#admin", "#metrics"
+"""Under these names the sockets for questions are handed over; no address begins so."""
 _GRACE: Final = 5.0
 """Seconds a worker may take beyond its drain time before it is killed."""
 _SPARE_FDS: Final = 256
@@ -243,6 +245,9 @@ class Supervisor:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.checker: Checker
         self.resolver: Resolver
+        self.admin: socket.socket | None = None
+        self.metrics: socket.socket | None = None
+        self.servers: list[asyncio.AbstractServer] = []
         self.admin_inode = 0
         self.restarts = 0
         self.successor: subprocess.Popen[bytes] | None = None
@@ -260,16 +265,18 @@ class Supervisor:
         self.predecessor = int(predecessor) if predecessor.isdecimal() else 0
         for name in (listeners.HANDED, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):
             os.environ.pop(name, None)
+        admin, counts = passed.pop(_ADMIN, []), passed.pop(_METRICS, [])
         self.bound = listeners.bind_all(self.config, {}, passed)
         for left in passed.values():
             for sock in left:
                 sock.close()
         self._raise_limits()
         self._open_log()
-        if self.config.admin:
-            self.admin = self._bind_admin(self.config.admin)
-        if self.config.metrics:
-            self.metrics = self._bind_metrics(self.config.metrics)
+        self.admin = self._bind_admin(self.config.admin, admin) if self.config.admin else None
+        self.metrics = self._bind_metrics(self.config.metrics, counts) if self.config.metrics else None
+        for sock in (*admin, *counts):
+            if sock not in (self.admin, self.metrics):
+                sock.close()
         if self.config.user:
             _become(self.config.user)
 
@@ -299,41 +306,54 @@ class Supervisor:
             raise KernelError(
                 error.errno or 0, f"open the access log `{path}`", hint="may this user write there?"
             ) from None
+        if self.config.user and os.geteuid() == 0:
+            # Or it could not be opened again after a rotation.
+            with contextlib.suppress(KeyError, OSError):
+                os.fchown(fd, pwd.getpwnam(self.config.user).pw_uid, -1)
         if self.log_fd >= 0:
             os.close(self.log_fd)
         self.log_fd = fd
 
-    def _bind_admin(self, path: str) -> socket.socket:
+    def _bind_admin(self, path: str, passed: list[socket.socket]) -> socket.socket:
+        for sock in passed:
+            # After `user` this process could neither remove the old socket nor make a new one in /run.
+            if sock.getsockname() == path:
+                with contextlib.suppress(OSError):
+                    self.admin_inode = os.stat(path).st_ino
+                return sock
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
-            if self.predecessor:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-            else:
-                listeners.remove_stale(path)
+            listeners.remove_stale(path)
             sock.bind(path)
             self.admin_inode = os.stat(path).st_ino
         except OSError as error:
             sock.close()
             raise KernelError(
-                error.errno or 0, f"bind the admin socket `{path}`", hint="another relay may have it"
+                error.errno or 0,
+                f"bind the admin socket `{path}`",
+                hint="another relay may have it, or the path be something else",
             ) from None
         finally:
             os.umask(mask)
         sock.listen(16)
         return sock
 
-    def _bind_metrics(self, address: str) -> socket.socket:
+    def _bind_metrics(self, address: str, passed: list[socket.socket]) -> socket.socket:
         host, port = configuration.split_address(address)
+        host = "::" if host in ("", "*") else host
+        for sock in passed:
+            if sock.getsockname()[:2] == (host, int(port)):
+                return sock
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind((host or "::", int(port)))
+            if host == "::":
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind((host, int(port)))
         except OSError as error:
-            raise KernelError(error.errno or 0, f"listen on {address} for metrics") from None
+            sock.close()
+            raise listeners.refused(error, f"listen on {address} for metrics") from None
         return sock
 
     def run(self) -> int:
@@ -353,21 +373,24 @@ class Supervisor:
             (signal.SIGUSR2, self.on_usr2),
         ):
             loop.add_signal_handler(number, handler)
-        servers: list[asyncio.AbstractServer] = []
         try:
             await self.resolver.use(self.config)
             for index in range(self.config.workers):
                 self._start_worker(index)
             await asyncio.gather(*(line.ask({"do": "stats"}, 30) for line in self.lines))
             self.checker.use(self.config, self.resolver.found)
-            if self.config.admin:
-                servers.append(await asyncio.start_unix_server(self._serve_admin, sock=self.admin))
-            if self.config.metrics:
-                servers.append(await asyncio.start_server(self._serve_metrics, sock=self.metrics))
+            if self.admin is not None:
+                # From 3.13 on asyncio removes the path at close, also when a successor listens there.
+                keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+                self.servers.append(
+                    await asyncio.start_unix_server(self._serve_admin, sock=self.admin, **keep)
+                )
+            if self.metrics is not None:
+                self.servers.append(await asyncio.start_server(self._serve_metrics, sock=self.metrics))
             self._announce()
             await self.finished.wait()
         finally:
-            for server in servers:
+            for server in self.servers:
                 server.close()
             for task in list(self.tasks):
                 task.cancel()
@@ -400,7 +423,12 @@ class Supervisor:
 
     def _remove_admin(self) -> None:
         with contextlib.suppress(OSError):
-            if self.config.admin and os.stat(self.config.admin).st_ino == self.admin_inode:
+            # The successor of an upgrade answers at the same path.
+            if (
+                self.successor is None
+                and self.config.admin
+                and os.stat(self.config.admin).st_ino == self.admin_inode
+            ):
                 os.unlink(self.config.admin)
         for one in self.bound.values():
             for sock in one.sockets:
@@ -511,6 +539,10 @@ class Supervisor:
             say("stopping now" if now else f"draining for up to {longest:g} s; once more to stop now")
             for one in self.bound.values():
                 one.close()
+            if self.successor is not None:
+                # It answers questions from now on; both hold the same sockets.
+                for server in self.servers:
+                    server.close()
             for line in self.lines:
                 line.tell({"do": "stop"} if now else {"do": "drain", "seconds": seconds})
             self._spawn(self._kill_late(0 if now else longest))
@@ -576,7 +608,8 @@ class Supervisor:
         if self.draining or (self.successor is not None and self.successor.poll() is None):
             say("an upgrade is under way already")
             return
-        handed, fds = listeners.hand_over(self.bound)
+        own = {name: [s] for name, s in ((_ADMIN, self.admin), (_METRICS, self.metrics)) if s is not None}
+        handed, fds = listeners.hand_over(self.bound, own)
         self.successor = subprocess.Popen(
             self.argv, pass_fds=fds, env={**os.environ, **handed, _PREDECESSOR: str(os.getpid())}
         )
@@ -609,7 +642,7 @@ class Supervisor:
                     answer = {"error": f"{type(error).__name__}: {error}"}
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
-        except (ConnectionError, asyncio.LimitOverrunError):
+        except (ConnectionError, ValueError):  # ValueError: a line of more than 64 KiB
             pass
         finally:
             writer.close()
@@ -631,7 +664,8 @@ class Supervisor:
                 return sum(count or 0 for count in found)
             return [conn for some in found if some is not None for conn in some]
         if do == "drain":
-            self.drain(seconds=request.get("seconds"))
+            seconds = request.get("seconds")
+            self.drain(seconds=None if seconds is None else configuration.parse_duration(seconds))
             return None
         if do == "stats":
             return {"workers": await self.stats(), "restarts": self.restarts, "draining": self.draining}

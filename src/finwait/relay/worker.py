@@ -9,6 +9,7 @@ can be asked about it.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,13 +21,22 @@ import msgspec
 from finwait.relay import sockets
 from finwait.relay.balance import Backend
 from finwait.relay.config import Config
-from finwait.relay.server import IN, OUT, Route, Worker
+from finwait.relay.server import IN, OUT, PIPES, Route, Worker
 
 __all__ = ["Process", "main"]
 
 _LOG_BYTES: Final = 32768
 _MAX_FDS: Final = 250
 """SCM_MAX_FD is 253 (include/net/scm.h)."""
+
+
+_SPARE_FDS: Final = 2 * PIPES + 32
+
+
+def _room(listeners: int) -> int:
+    """Return how many connections the descriptor limit leaves room for: two sockets each, and our own things."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (limit - _SPARE_FDS - listeners) // 2)
 
 
 class Process:
@@ -103,7 +113,9 @@ class Process:
         worker = self.worker
         config = msgspec.convert(order["config"], Config)
         worker.index, worker.share = order["index"], config.workers
-        worker.max_connections = -(-config.max_connections // config.workers)
+        worker.max_connections = min(
+            -(-config.max_connections // config.workers), _room(len(order["listeners"]))
+        )
         routes = {}
         for service in config.service:
             route = worker.routes.get(service.name)
@@ -122,9 +134,12 @@ class Process:
             if key in worker.listeners:
                 worker.listeners[key].route = routes[name]
         for key in order["new"]:
+            if not self.fds:  # the kernel drops descriptors for which the receiver has no room (MSG_CTRUNC)
+                sys.stderr.write(f"finwait relay: no descriptor left to take over the listener {key}\n")
+                break
             sock = socket.socket(fileno=self.fds.pop(0))
             worker.listen(key, sock, routes[wanted[key]])
-        if order["log"]:
+        if order["log"] and self.fds:
             self.flush_log()
             if self.log_fd >= 0:
                 os.close(self.log_fd)
@@ -140,7 +155,7 @@ class Process:
             Backend(name, family, tuple(address) if isinstance(address, list) else address, weight, most)
             for name, family, address, weight, most in order["backends"]
         ]
-        for gone in route.balancer.update(found):
+        for gone in route.balancer.update(found, time.monotonic()):
             for idle in list(gone.idle):
                 self.worker.drop_idle(idle)
 

@@ -1,8 +1,10 @@
 """Findings → steps: for each connection the gentlest means that really ends it.
 
-In this order: a FIN from the CLOSE_WAIT end (the peer sees a proper end), a keepalive whose verdict is awaited
-(harmless to a live peer), SOCK_DESTROY (a RST). "Restart this process" is never a step, only advice: it is the
-one thing that a plan cannot take back or aim.
+In this order: a FIN from the CLOSE_WAIT end (the peer sees a proper end), which may be the *other* end of the
+connection that was selected; a keepalive whose verdict is awaited (harmless to a live peer); SOCK_DESTROY (a
+RST). Where that is not to be had, a RST through the borrowed descriptor, which tells the peer the same; a means
+that tells the peer *less* is never taken unasked. "Restart this process" is never a step, only advice: it is
+the one thing that a plan cannot take back or aim.
 
 A plan is a value. It can be printed, written to a file, reviewed, and applied later, when everything that it
 rests on is read again.
@@ -10,9 +12,12 @@ rests on is read again.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -20,23 +25,61 @@ from numpy.typing import NDArray
 
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy.guards import Limits, guard_rows
-from finwait.table.sockets import address_text
+from finwait.table.sockets import address_text, pack_address
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:
     from finwait.diagnosis.finding import Finding
     from finwait.diagnosis.view import View
 
-__all__ = ["MEANS", "Left", "Plan", "Step", "decode", "encode", "make", "peer_told", "step_of"]
+__all__ = [
+    "MEANS",
+    "Abilities",
+    "End",
+    "Left",
+    "Plan",
+    "Step",
+    "decode",
+    "encode",
+    "make",
+    "peer_told",
+    "step_of",
+]
 
-Means = Literal["fin", "keepalive", "user-timeout", "destroy"]
-MEANS: Final[tuple[Means, ...]] = ("fin", "keepalive", "user-timeout", "destroy")
+Means = Literal["fin", "keepalive", "user-timeout", "reset", "destroy"]
+MEANS: Final[tuple[Means, ...]] = ("fin", "keepalive", "user-timeout", "reset", "destroy")
 _CLASS: Final = {
     "fin": "destructive",
     "keepalive": "reversible",
     "user-timeout": "reversible",
+    "reset": "destructive",
     "destroy": "destructive",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What cannot be done here, found out before anything is tried. Empty: everything can."""
+
+    no_destroy: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """(namespace, protocol) → why SOCK_DESTROY does not work there."""
+    no_borrow: Mapping[int, str] = field(default_factory=dict)
+    """pid → why its descriptors cannot be borrowed."""
+
+
+class End(msgspec.Struct, frozen=True):
+    """The other end of a connection, when it is on this machine too."""
+
+    netns: int
+    protocol: int
+    family: int
+    src: str
+    sport: int
+    dst: str
+    dport: int
+    state: str
+    cookie: str
+    ifindex: int = 0
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -64,6 +107,14 @@ class Step(msgspec.Struct, frozen=True):
     """What the other end gets to know."""
     stays: str = ""
     """What is still there afterwards."""
+    ifindex: int = 0
+    """Interface that the socket is bound to; 0 for none."""
+    other: End | None = None
+    """The other end, when it is here: it is looked at afterwards, too."""
+    selected: str = ""
+    """The end that was selected, when the act is done at its other end."""
+    note: str = ""
+    """Why it is this means, where another would be expected."""
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -91,26 +142,103 @@ def encode(plan: Plan) -> bytes:
     return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
 
 
-def decode(data: bytes) -> Plan:
-    """Read a plan again.
+_NO_COOKIE: Final = (1 << 64) - 1
+"""INET_DIAG_NOCOOKIE: to the kernel it means *any* socket of that tuple, so no plan may carry it."""
+
+
+def decode(data: bytes, name: str = "the plan") -> Plan:
+    """Read a plan again, perhaps one that somebody edited.
+
+    Args:
+        data: the file.
+        name: of the file, for errors.
 
     Raises:
-        FinwaitError: it is not one.
+        FinwaitError: it is not one; the message begins with the file and the line.
+        Refused: it names a listener.
     """
     try:
         plan = msgspec.json.decode(data, type=Plan)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FinwaitError(f"not a plan of `finwait clear -o json`: {error}") from None
+        line = _line_of_error(data, str(error))
+        raise FinwaitError(f"{name}:{line}: not a plan of `finwait clear -o json`: {error}") from None
     if plan.kind != "ClearPlan" or plan.apiVersion != "finwait/v1":
-        raise FinwaitError(f"not a plan of this finwait: {plan.apiVersion} {plan.kind}")
-    for step in plan.steps:
+        where = f"{name}:{_line_of(data, ['kind'])}"
+        raise FinwaitError(f"{where}: not a plan of this finwait: {plan.apiVersion} {plan.kind}")
+    for k, step in enumerate(plan.steps):
+        where = f"{name}:{_line_of(data, ['steps', k])}"
         if step.state == "LISTEN":
-            raise Refused("listener", f"the plan names the listener {step.src}:{step.sport}")
-        try:
-            int(step.cookie, 16)
-        except ValueError:
-            raise FinwaitError(f"`{step.cookie}` is not a cookie") from None
+            raise Refused("listener", f"{where}: the plan names the listener {step.src}:{step.sport}")
+        for end in (step, step.other):
+            if end is not None and (wrong := _unsound(end)) is not None:
+                raise FinwaitError(f"{where}: {wrong}")
+        for pid, fd, _ in step.holders:
+            if not (0 < pid < 1 << 31 and 0 <= fd < 1 << 31):
+                raise FinwaitError(f"{where}: pid {pid}, descriptor {fd}: there is no such holder")
     return plan
+
+
+def _unsound(end: Step | End) -> str | None:
+    """Return what is wrong with an identity, or None. Only what identifies one socket may go to the kernel."""
+    try:
+        cookie = int(end.cookie, 16)
+    except ValueError:
+        cookie = -1
+    if not 0 < cookie < _NO_COOKIE:
+        return f"`{end.cookie}` is not a cookie"
+    if end.family not in (2, 10):
+        return f"{end.family} is not an address family of TCP"
+    if end.protocol not in (6, 262):
+        return f"protocol {end.protocol} is neither TCP nor MPTCP"
+    if not (0 <= end.netns < 1 << 32 and 0 <= end.ifindex < 1 << 32):
+        return f"{end.netns}, {end.ifindex}: not a namespace and an interface"
+    if not (0 <= end.sport < 1 << 16 and 0 <= end.dport < 1 << 16):
+        return f"{end.sport}, {end.dport}: not ports"
+    for address in (end.src, end.dst):
+        try:
+            pack_address(address)
+        except ValueError:
+            return f"`{address}` is not an address"
+        if end.family == 2 and ":" in address:
+            return f"`{address}` is not an IPv4 address"
+    return None
+
+
+def _line_of_error(data: bytes, said: str) -> int:
+    """Return the line that msgspec's message points at, by a byte or by a path."""
+    if at := re.search(r"\(byte (\d+)\)", said):
+        return data.count(b"\n", 0, int(at[1])) + 1
+    if at := re.search(r"`\$(\S*)`", said):
+        words = re.findall(r"\[(\d+)\]|\.?([^.\[\]]+)", at[1])
+        return _line_of(data, [int(number) if number else word for number, word in words])
+    return data.count(b"\n") + 1
+
+
+_TOKEN: Final = re.compile(rb'"(?:\\.|[^"\\])*"|[{}\[\]:,]', re.DOTALL)
+
+
+def _line_of(data: bytes, path: Sequence[str | int]) -> int:
+    """Return the line (from 1) on which the value at a path of well-formed JSON begins, as far as it is there."""
+    wanted, line = list(path), 1
+    here: list[str | int] = []
+    pending = b""
+    for token in _TOKEN.finditer(data):
+        word = token[0]
+        if word in b"{[":
+            if here and here == wanted[: len(here)]:
+                line = data.count(b"\n", 0, token.start()) + 1
+            here.append("" if word == b"{" else 0)
+        elif word in b"}]":
+            if here:
+                here.pop()
+        elif word == b":" and here:
+            here[-1] = pending[1:-1].decode("utf-8", "replace")
+        elif word == b"," and here and isinstance(here[-1], int):
+            here[-1] += 1
+        pending = word
+        if here == wanted:
+            return data.count(b"\n", 0, token.start()) + 1
+    return line
 
 
 def peer_told(state: int, *, orphan: bool, minisocket: bool, nat_lost: bool = False) -> str:
@@ -130,25 +258,96 @@ def _text(view: View, row: int) -> str:
     return f"{src}:{int(s.sport[row])} → {dst}:{int(s.dport[row])} {tcp.STATES.get(int(s.state[row]), '?')}"
 
 
+class _Cells:
+    """The columns that steps are made of, as lists, for some rows: one numpy cell at a time is slow by the million."""
+
+    NAMES = (
+        "netns", "protocol", "family", "sport", "dport", "state", "cookie", "ifindex", "inode", "timer",
+        "rqueue", "bytes_received", "bytes_acked",
+    )  # fmt: skip
+
+    def __init__(self, view: View, rows: NDArray[np.int64]) -> None:
+        other = view.other[rows]
+        rows = np.unique(np.concatenate([rows, other[other >= 0]]))
+        s = view.sockets
+        self.at = {row: k for k, row in enumerate(rows.tolist())}
+        self.of = {name: s.column(name)[rows].tolist() for name in self.NAMES}
+        self.src, self.dst = s.src[rows].tolist(), s.dst[rows].tolist()
+        self.listener: list[int] = view.listener[rows].tolist()
+
+    def end(self, row: int) -> dict[str, Any]:
+        """Return the identity of a row."""
+        k, of = self.at[row], self.of
+        return {
+            "netns": of["netns"][k],
+            "protocol": of["protocol"][k],
+            "family": of["family"][k],
+            "src": _address(*self.src[k]),
+            "sport": of["sport"][k],
+            "dst": _address(*self.dst[k]),
+            "dport": of["dport"][k],
+            "state": tcp.STATES.get(of["state"][k], str(of["state"][k])),
+            "cookie": f"{of['cookie'][k]:#x}",
+            "ifindex": of["ifindex"][k],
+        }
+
+
+_address = lru_cache(maxsize=8192)(address_text)
+
+
 def _means(view: View, row: int, rule: str) -> Means:
     state = int(view.sockets.state[row])
     held = bool(view.holder_found[row])
     if rule == "nat-entry-gone":
         return "destroy"
+    if rule in ("data-unanswered", "fin-unanswered-held", "zero-window") and held:
+        return "user-timeout"  # a FIN would only queue up behind what is not acknowledged
     if state == tcp.CLOSE_WAIT and held:
         return "fin"
     if rule in ("idle-unprobed", "nat-zombie") and held:
         return "keepalive"
-    if rule in ("data-unanswered", "fin-unanswered-held", "zero-window") and held:
-        return "user-timeout"
     return "destroy"
 
 
-def _possible(view: View, row: int, means: Means) -> str | None:
-    """Return why a forced means does nothing here, or None."""
-    state = int(view.sockets.state[row])
-    if means != "destroy" and not view.holder_found[row]:
+def _closer(view: View, row: int, rule: str, limits: Limits, can: Abilities) -> int | None:
+    """Return the other end of a half-close of ours, when a FIN from there is possible and finishes both ends."""
+    other = int(view.other[row])
+    if (
+        rule == "nat-entry-gone"
+        or other < 0
+        or view.other_ambiguous[row]
+        or int(view.other_how[row]) not in (1, 2)
+        or view.sockets.state[row] != tcp.FIN_WAIT2
+        or view.sockets.timer[row] == 3
+        or view.sockets.state[other] != tcp.CLOSE_WAIT
+        or not view.holder_found[other]
+        or guard_rows(view, other, limits) is not None
+        or _not_borrowed(view, other, can) is not None
+    ):
+        return None
+    return other
+
+
+def _not_borrowed(view: View, row: int, can: Abilities) -> str | None:
+    """Return why no descriptor of a socket can be borrowed, or None when one can."""
+    holders = view.holders.of(row)
+    if not holders:
         return "no process was found that holds it, and this means goes through its descriptor"
+    if all(pid in can.no_borrow for pid, _ in holders):
+        return can.no_borrow[holders[0][0]]
+    return None
+
+
+def _possible(view: View, row: int, means: Means, can: Abilities) -> str | None:
+    """Return why a means does nothing here, or None."""
+    state = int(view.sockets.state[row])
+    key = (int(view.sockets.netns[row]), int(view.sockets.protocol[row]))
+    if means == "destroy":
+        return can.no_destroy.get(key)
+    if (why := _not_borrowed(view, row, can)) is not None:
+        if not view.holder_found[row] or means == "reset":
+            return why
+        return why + ("; `--with destroy` would end it" if key not in can.no_destroy else "")
     if means == "fin" and state not in (tcp.CLOSE_WAIT, tcp.ESTABLISHED):
         return "its FIN is sent already"
     if means == "keepalive" and view.sockets.timer[row] in (1, 4):
@@ -158,6 +357,22 @@ def _possible(view: View, row: int, means: Means) -> str | None:
     return None
 
 
+def _planned(
+    view: View, row: int, rule: str, force: Means | None, limits: Limits, can: Abilities, cells: _Cells
+) -> Step | str:
+    """Return the step that ends a connection, or why there is none."""
+    if force is None and (other := _closer(view, row, rule, limits, can)) is not None:
+        return step_of(view, other, rule, "fin", selected=_text(view, row), cells=cells)
+    means = force or _means(view, row, rule)
+    why_not = _possible(view, row, means, can)
+    if why_not is None:
+        return step_of(view, row, rule, means, cells=cells)
+    if means == "destroy" and _possible(view, row, "reset", can) is None:
+        note = f"{why_not}; a reset tells the peer the same"
+        return step_of(view, row, rule, "reset", note=note, cells=cells)
+    return why_not
+
+
 def make(
     view: View,
     findings: Sequence[Finding],
@@ -165,6 +380,7 @@ def make(
     limits: Limits,
     *,
     force: Means | None = None,
+    can: Abilities | None = None,
     now_unix_ns: int = 0,
     boot_id: str = "",
 ) -> Plan:
@@ -175,7 +391,8 @@ def make(
         findings: what was found.
         rows: which of them may be touched (the FILTER).
         limits: see `Limits`.
-        force: use this means for all.
+        force: use this means for all, at the end that was selected.
+        can: what cannot be done here; None for no limits.
         now_unix_ns: when, for the reader of the file.
         boot_id: of the machine; cookies mean nothing on another boot.
 
@@ -190,70 +407,85 @@ def make(
     steps: list[Step] = []
     left: list[Left] = []
     seen: set[tuple[int, int]] = set()
-    for row in np.flatnonzero(rows).tolist():
+    can = can or Abilities()
+    chosen = np.flatnonzero(rows)
+    cells = _Cells(view, chosen)
+    for row in chosen.tolist():
         verdict = guard_rows(view, row, limits)
         if verdict is not None:
             left.append(Left(_text(view, row), verdict.guard, verdict.reason))
             continue
-        rule = cause.get(row, "")
-        means = force or _means(view, row, rule)
-        why_not = _possible(view, row, means)
-        if why_not is not None:
-            left.append(Left(_text(view, row), "means", why_not))
-            continue
-        step = step_of(view, row, rule, means)
-        if (key := (step.netns, int(step.cookie, 16))) not in seen:
+        step = _planned(view, row, cause.get(row, ""), force, limits, can, cells)
+        if isinstance(step, str):
+            left.append(Left(_text(view, row), "means", step))
+        elif (key := (step.netns, int(step.cookie, 16))) not in seen:
             seen.add(key)
             steps.append(step)
     _whole(view, steps, limits)
     return Plan(now_unix_ns, boot_id, tuple(steps), tuple(left), _advice(steps))
 
 
-def step_of(view: View, row: int, rule: str, means: Means) -> Step:
+def step_of(
+    view: View,
+    row: int,
+    rule: str,
+    means: Means,
+    *,
+    selected: str = "",
+    note: str = "",
+    cells: _Cells | None = None,
+) -> Step:
     """Return the step that acts on a row, with the identity that it is checked by."""
-    s = view.sockets
-    state = int(s.state[row])
+    cells = cells or _Cells(view, np.array([row], np.int64))
+    k, of = cells.at[row], cells.of
+    state, rqueue, inode = of["state"][k], of["rqueue"][k], of["inode"][k]
+    processes = view.processes
     holders = tuple(
-        (pid, fd, view.processes[pid].comm if pid in view.processes else "?")
-        for pid, fd in view.holders.of(row)
+        (pid, fd, processes[pid].comm if pid in processes else "?") for pid, fd in view.holders.of(row)
     )
-    orphan = not s.inode[row]
-    told = {
-        "fin": "a FIN: it sees a proper end"
-        + (" (a RST if data is unread here)" if int(s.rqueue[row]) > 1 else ""),
-        "keepalive": "a probe: a live peer answers it and nothing else happens",
-        "user-timeout": "nothing new: what is in flight is given up after the time set",
-        "destroy": peer_told(
-            state, orphan=bool(orphan), minisocket=int(s.timer[row]) == 3, nat_lost=rule == "nat-entry-gone"
-        ),
-    }[means]
-    if means == "fin" and int(s.rqueue[row]) > 1:
-        told = "a FIN now; a RST when the program closes it with data unread"
-    stays = ""
-    if holders and means in ("fin", "destroy"):
-        stays = "the descriptor stays open in " + ", ".join(
-            f"{comm} ({pid}:{fd})" for pid, fd, comm in holders[:3]
+    if means == "fin":
+        told = "a FIN: it sees a proper end"
+        if rqueue > 1:
+            told = "a FIN now; a RST when the program closes it with data unread"
+    elif means == "keepalive":
+        told = "a probe: a live peer answers it and nothing else happens"
+    elif means == "user-timeout":
+        told = "nothing new: what is in flight is given up after the time set"
+    else:
+        told = peer_told(
+            state,
+            orphan=not inode and cells.listener[k] < 0,
+            minisocket=of["timer"][k] == 3,
+            nat_lost=rule == "nat-entry-gone",
         )
+    stays = ""
+    if holders and means in ("fin", "reset", "destroy"):
+        stays = _descriptors(holders)
+    elif not inode and state in (tcp.ESTABLISHED, tcp.CLOSE_WAIT) and cells.listener[k] >= 0:
+        stays = "its place in the accept queue stays taken: a later accept() returns a dead socket"
+    other = int(view.other[row])
     return Step(
         means=means,
         kind=_CLASS[means],
         rule=rule,
-        netns=int(s.netns[row]),
-        protocol=int(s.protocol[row]),
-        family=int(s.family[row]),
-        src=address_text(*(int(x) for x in s.src[row])),
-        sport=int(s.sport[row]),
-        dst=address_text(*(int(x) for x in s.dst[row])),
-        dport=int(s.dport[row]),
-        state=tcp.STATES.get(state, str(state)),
-        cookie=f"{int(s.cookie[row]):#x}",
-        inode=int(s.inode[row]),
-        bytes_received=int(s.bytes_received[row]),
-        bytes_acked=int(s.bytes_acked[row]),
         holders=holders,
+        inode=inode,
+        bytes_received=of["bytes_received"][k],
+        bytes_acked=of["bytes_acked"][k],
         peer_told=told,
         stays=stays,
+        other=End(**cells.end(other)) if other >= 0 and not view.other_ambiguous[row] else None,
+        selected=selected,
+        note=note,
+        **cells.end(row),
     )
+
+
+def _descriptors(holders: Sequence[tuple[int, int, str]]) -> str:
+    first = ", ".join(f"{comm} ({pid}:{fd})" for pid, fd, comm in holders[:3])
+    if len(holders) > 3:
+        first += f" and {len(holders) - 3} more"
+    return ("the descriptor stays" if len(holders) == 1 else "the descriptors stay") + f" open in {first}"
 
 
 def _whole(view: View, steps: Sequence[Step], limits: Limits) -> None:
@@ -282,9 +514,13 @@ def _inodes(view: View, pid: int) -> NDArray[np.uint32]:
 
 def _advice(steps: Sequence[Step]) -> tuple[str, ...]:
     leaky = Counter(
-        (pid, comm) for step in steps if step.means in ("fin", "destroy") for pid, _, comm in step.holders
+        (pid, comm)
+        for step in steps
+        if step.means in ("fin", "reset", "destroy")
+        for pid, _, comm in step.holders
     )
     return tuple(
-        f"{n} descriptors stay open in {comm} (pid {pid}): only its close(), or its restart, frees them"
+        f"{'1 descriptor stays' if n == 1 else f'{n} descriptors stay'} open in {comm} (pid {pid}): "
+        f"only its close(), or its restart, frees {'it' if n == 1 else 'them'}"
         for (pid, comm), n in leaky.most_common()
     )

@@ -6,20 +6,11 @@ The picture that says where things pile up: a state whose inflow is larger than 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
-from finwait.report.json import addresses
-from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
 
-__all__ = ["GROUPINGS", "diagram", "groups"]
-
-GROUPINGS = ("state", "peer", "local port", "netns", "cgroup")
-"""What connections can be grouped by."""
+__all__ = ["diagram"]
 
 
 def _count(counts: Mapping[int, int], state: int) -> str:
@@ -66,63 +57,3 @@ def diagram(counts: Mapping[int, int], flows: Mapping[tuple[int, int], float] | 
         f"reset or destroyed: {r((e, cl), (w1, cl), (cw, cl), (ss, cl), (sr, cl)) or 'not known'}",
     ]
     return [line.rstrip() for line in lines]
-
-
-def groups(
-    sockets: SocketTable,
-    by: str,
-    names: Mapping[int, Sequence[str]],
-    paths: Mapping[int, str],
-    *,
-    most: int = 200,
-) -> list[tuple[str, int, dict[int, int]]]:
-    """Return the largest groups: (label, connections, state → connections).
-
-    Args:
-        sockets: connections, listeners left out by the caller.
-        by: one of `GROUPINGS`.
-        names: namespace → what people call it.
-        paths: cgroup id → path.
-        most: groups to return.
-
-    Raises:
-        ValueError: no such grouping.
-    """
-    key: NDArray[Any]
-    if by == "state":
-        key = sockets["state"].astype(np.uint64)
-    elif by == "peer":
-        key = sockets["dst"][:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ sockets["dst"][:, 1]
-    elif by == "local port":
-        key = sockets["sport"].astype(np.uint64)
-    elif by == "netns":
-        key = sockets["netns"].astype(np.uint64)
-    elif by == "cgroup":
-        key = sockets["cgroup_id"].astype(np.uint64)
-    else:
-        raise ValueError(f"connections cannot be grouped by {by}")
-    if not len(key):
-        return []
-    values, first, inverse, counts = np.unique(
-        key, return_index=True, return_inverse=True, return_counts=True
-    )
-    state = sockets["state"].astype(np.int64)
-    matrix = np.bincount(inverse.reshape(-1) * 16 + state, minlength=len(values) * 16).reshape(-1, 16)
-    order = np.argsort(-counts, kind="stable")[:most]
-    peers = addresses(sockets["dst"][first[order]]) if by == "peer" else []
-    out = []
-    for place, group in enumerate(order.tolist()):
-        value = int(values[group])
-        if by == "state":
-            label = tcp.STATES.get(value, str(value))
-        elif by == "peer":
-            label = peers[place]
-        elif by == "netns":
-            label = next(iter(names.get(value, ())), str(value))
-        elif by == "cgroup":
-            label = paths.get(value, "removed" if value else "unknown (minisockets have none)")
-        else:
-            label = str(value)
-        states = {s: int(n) for s, n in enumerate(matrix[group].tolist()) if n}
-        out.append((label, int(counts[group]), states))
-    return out

@@ -1,58 +1,117 @@
 """What the live view shows, one picture at a time.
 
-A picture is a look at the sockets and what passed between the states since the picture before. Looks are
-paced by `finwait.follow`: at most a tenth of one CPU, however many sockets there are.
+Two things are looked at, each at its own pace. The numbers of the diagram come from a dump without attributes, and
+where there are very many ESTABLISHED sockets without those, which are then counted by the kernel's own counter: a
+sixth of a second with 216,000 sockets. The groups, connections and causes come from a whole diagnosis, which
+lists descriptors and costs some times as much; it is renewed as often as a hundredth of one CPU allows. Both
+paces are kept by what the last look cost: with the picture as a whole at most a tenth of one CPU.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from finwait import session
 from finwait.follow import Following
+from finwait.kernel.observe import Machine
+from finwait.recording.replay import Replay
+from finwait.table import decode
 from finwait.table.filter import Filter
-from finwait.table.sockets import SocketTable
+from finwait.table.trace_filter import only_ports_and_hosts
 from finwait.uapi import tcp
+from finwait.uapi.observation import Observation, Plan
 
-__all__ = ["Feed", "Live", "Picture"]
+__all__ = ["Feed", "Live", "Picture", "Recorded"]
+
+Choose = Callable[[Filter, session.Diagnosis], NDArray[np.bool_]]
+"""Which rows of a diagnosis a FILTER selects."""
+
+COUNT_SHARE: Final = 0.075
+DIAGNOSE_SHARE: Final = 0.01
+"""Of one CPU, at most: for the numbers of the diagram, and for the diagnosis."""
+ESTABLISHED_LIMIT: Final = 2_000
+"""Above this many sockets in a namespace its ESTABLISHED ones are counted and not dumped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """One moment."""
 
-    sockets: SocketTable
-    """Connections that the FILTER wants; no listeners."""
     counts: Mapping[int, int]
-    """State → connections, listeners included."""
+    """State → sockets that the FILTER wants, listeners included."""
     flows: Mapping[tuple[int, int], float] | None
-    """(old, new) → a second, of everything traced; None when polling."""
-    names: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    paths: Mapping[int, str] = field(default_factory=dict)
+    """(old, new) → a second, of everything traced; None when they are not known."""
+    diagnosis: session.Diagnosis | None
+    """The newest diagnosis, which may be older than the numbers; None before the first."""
+    rows: NDArray[np.int64]
+    """Its rows that the FILTER wants, no listeners; the same array as before where they are the same rows."""
     note: str = ""
-    """How it is watched, or why not better."""
+    """How it is watched, and how old the diagnosis is."""
+
+
+_NONE: Final = np.empty(0, np.int64)
 
 
 class Feed(Protocol):
-    """What gives pictures."""
+    """What gives pictures. `next` is called from a thread; the rest from another."""
 
-    def next(self) -> Picture:
-        """Return the next picture; may block for as long as the refresh interval and a look."""
+    def next(self) -> Picture | None:
+        """Return the next picture, after waiting for it; None when there is nothing new."""
+
+    def choose(self, wanted: Filter | None) -> None:
+        """Want other connections from the next picture on."""
+
+    def renew(self) -> None:
+        """Diagnose again now."""
+
+    def turn(self, by: int) -> None:
+        """Go to another look of a recording."""
+
+    def end(self) -> None:
+        """Let `next` return soon."""
+
+
+def _connections(diagnosis: session.Diagnosis, wanted: Filter | None, choose: Choose) -> NDArray[np.int64]:
+    mask = diagnosis.view.sockets.state != tcp.LISTEN
+    if wanted is not None:
+        mask = mask & choose(wanted, diagnosis)
+    return np.flatnonzero(mask)
 
 
 class Live:
-    """Pictures of the running machine; a context manager."""
+    """Pictures of the running machine; a context manager.
 
-    def __init__(self, wanted: Filter | None, *, refresh: float) -> None:
-        self._following = Following(wanted, lookup=False, interval=refresh)
+    Args:
+        wanted: which connections; None for all.
+        choose: applies a FILTER to a diagnosis.
+        refresh: seconds between two pictures, where the machine allows it.
+    """
+
+    def __init__(self, wanted: Filter | None, choose: Choose, *, refresh: float) -> None:
+        self._wanted = wanted
+        self._choose = choose
         self._refresh = refresh
-        self._counts: dict[tuple[int, int], int] = {}
-        self._at = 0.0
+        self._machine = Machine()
+        self._following: Following | None = None
+        self._traced: Filter | None = None
+        self._edges: dict[tuple[int, int], int] = {}
+        self._edges_at = 0.0
+        self._begun = False
+        self._wake = threading.Event()
+        self._next_count = 0.0
+        self._next_diagnosis = 0.0
+        self._diagnosis: session.Diagnosis | None = None
+        self._diagnosed_at = 0.0
+        self._rows: tuple[session.Diagnosis | None, Filter | None, NDArray[np.int64]] = (None, None, _NONE)
+        self._ended = False
 
     def __enter__(self) -> Self:
         """Begin to follow.
@@ -60,43 +119,212 @@ class Live:
         Raises:
             KernelError: the sockets cannot be looked at.
         """
-        self._following.__enter__()
-        self._at = time.monotonic()
+        self._follow()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._following.__exit__(kind, error, trace)
+        self.end()
+        if self._following is not None:
+            self._following.__exit__(kind, error, trace)
+            self._following = None
 
-    def next(self) -> Picture:
+    def _follow(self) -> None:
+        """Trace what is wanted; polling, where that is not permitted, gives no flows."""
+        if self._following is not None:
+            self._following.__exit__(None, None, None)
+        self._traced = self._wanted
+        self._following = Following(self._wanted, lookup=False, interval=3600.0)
+        self._following.__enter__()
+        self._edges = {}
+        self._edges_at = time.monotonic()
+
+    def choose(self, wanted: Filter | None) -> None:
+        """Want other connections from the next picture on."""
+        self._wanted = wanted
+        self._next_count = 0.0
+        self._wake.set()
+
+    def renew(self) -> None:
+        """Diagnose again now."""
+        self._next_diagnosis = 0.0
+        self._next_count = 0.0
+        self._wake.set()
+
+    def turn(self, by: int) -> None:
+        """Do nothing: the present has one look."""
+
+    def end(self) -> None:
+        """Let `next` return soon."""
+        self._ended = True
+        self._wake.set()
+
+    def next(self) -> Picture | None:
         """Return the next picture."""
+        self._wait()
+        if self._ended:
+            return None
+        if self._traced is not self._wanted:
+            self._follow()
+        wanted = self._wanted
+        begun = time.monotonic(), time.process_time()
+        counts = self._counts(wanted)
+        cost = time.process_time() - begun[1]
+        if self._begun and time.monotonic() >= self._next_diagnosis:
+            self._diagnose()
+        self._next_count = begun[0] + max(self._refresh, cost / COUNT_SHARE)
+        if not self._begun:  # the first picture comes at once, the second with the causes
+            self._next_count = 0.0
+            self._begun = True
+        found = self._diagnosis
+        if found is not None and (found is not self._rows[0] or wanted is not self._rows[1]):
+            self._rows = found, wanted, _connections(found, wanted, self._choose)
+        rows = self._rows[2]
+        if counts is None:
+            state = found.view.sockets.state[rows] if found is not None else np.empty(0, np.uint8)
+            counts = {s: int(n) for s, n in enumerate(np.bincount(state, minlength=16).tolist()) if n}
+        return Picture(counts, self._flows(), found, rows, self._note())
+
+    def _wait(self) -> None:
         following = self._following
-        end = self._at + self._refresh if following.last_look is not None else 0.0
-        while (left := end - time.monotonic()) > 0:
-            following.step(left)
-        following.look_now()
-        look = following.last_look
-        assert look is not None, "the first call looks, and a look stays"
-        now = time.monotonic()
-        flows = None
-        if following.mode == "tracing":
-            counts = dict(following.follower.counts)
-            span = max(now - self._at, 1e-3)
-            flows = {edge: (n - self._counts.get(edge, 0)) / span for edge, n in counts.items()}
-            self._counts = counts
-        self._at = now
-        wanted = look.sockets.select(following.matching(look.sockets))
-        state = wanted["state"].astype(np.int64)
-        totals = np.bincount(state, minlength=16)
-        connections = wanted.select(state != tcp.LISTEN)
-        paths = following.cgroups(np.unique(connections["cgroup_id"]).tolist())
-        note = "tracing" if flows is not None else f"polling: {following.why_polling}"
-        return Picture(
-            connections,
-            {s: int(n) for s, n in enumerate(totals.tolist()) if n},
-            flows,
-            following.netns_names(),
-            paths,
-            note,
+        while not self._ended and (left := self._next_count - time.monotonic()) > 0:
+            if following is not None and following.mode == "tracing" and not self._wake.is_set():
+                following.step(min(left, 0.25))
+            elif self._wake.wait(left):
+                break
+            if self._wake.is_set():
+                break
+        self._wake.clear()
+
+    def _counts(self, wanted: Filter | None) -> dict[int, int] | None:
+        """Return state → sockets; None where only a diagnosis knows what the FILTER asks for."""
+        kernel = wanted is None or only_ports_and_hosts(wanted.root)
+        if not kernel:
+            return None
+        plan = Plan(
+            states=tcp.ALL_STATES,
+            extensions=0,
+            bytecode=b"" if wanted is None else wanted.bytecode(),
+            mptcp=False,
+            conntrack=False,
+            files=False,
+            descriptors=False,
+            established_limit=ESTABLISHED_LIMIT if wanted is None else None,
         )
+        observation = self._machine.observe(plan)
+        sockets = decode.sockets(observation)
+        if wanted is not None:
+            sockets = sockets.select(wanted.mask(sockets, None))
+        totals = np.bincount(sockets.state, minlength=16)
+        for space in observation.namespaces:
+            if space.established_skipped:
+                # The kernel's counter has every full socket; what was dumped are the others.
+                here = sockets.netns == space.inode
+                full = (
+                    here & (sockets.timer != 3) & ~np.isin(sockets.state, (tcp.TIME_WAIT, tcp.NEW_SYN_RECV))
+                )
+                totals[tcp.ESTABLISHED] += max(space.established_skipped - int(full.sum()), 0)
+        return {s: int(n) for s, n in enumerate(totals.tolist()) if n}
+
+    def _diagnose(self) -> None:
+        begun = time.monotonic(), time.process_time()
+        self._diagnosis = session.diagnose(self._machine)
+        cost = time.process_time() - begun[1]
+        self._diagnosed_at = time.monotonic()
+        self._next_diagnosis = begun[0] + max(self._refresh, cost / DIAGNOSE_SHARE)
+
+    def _flows(self) -> dict[tuple[int, int], float] | None:
+        following = self._following
+        if following is None or following.mode != "tracing":
+            return None
+        now = time.monotonic()
+        counts = dict(following.follower.counts)
+        span = max(now - self._edges_at, 1e-3)
+        flows = {edge: (n - self._edges.get(edge, 0)) / span for edge, n in counts.items()}
+        self._edges, self._edges_at = counts, now
+        return flows
+
+    def _note(self) -> str:
+        following = self._following
+        how = "tracing"
+        if following is not None and following.mode != "tracing":
+            how = f"no flows: {following.why_polling or 'polling'}"
+        if self._diagnosis is None:
+            return f"{how}; diagnosing …"
+        old = time.monotonic() - self._diagnosed_at
+        return how if old < 2 * self._refresh else f"{how}; diagnosed {old:.0f} s ago"
+
+
+class Recorded:
+    """The looks of a recording as pictures, at the pace of the refresh; the last one stays.
+
+    Args:
+        recording: an open recording.
+        wanted: which connections; None for all.
+        choose: applies a FILTER to a diagnosis.
+        refresh: seconds between two looks.
+    """
+
+    def __init__(self, recording: Replay, wanted: Filter | None, choose: Choose, *, refresh: float) -> None:
+        self._looks = recording.looks
+        self._wanted = wanted
+        self._choose = choose
+        self._refresh = refresh
+        self._at = -1
+        self._turn: int | None = None
+        self._stay = False
+        self._again = False
+        self._ended = False
+        self._wake = threading.Event()
+        self._diagnosis: session.Diagnosis | None = None
+
+    def choose(self, wanted: Filter | None) -> None:
+        """Want other connections from the next picture on."""
+        self._wanted = wanted
+        self.renew()
+
+    def renew(self) -> None:
+        """Show the same look again."""
+        self._again = True
+        self._wake.set()
+
+    def turn(self, by: int) -> None:
+        """Go to another look, and stay there."""
+        self._turn = by
+        self._stay = True
+        self._wake.set()
+
+    def end(self) -> None:
+        """Let `next` return soon."""
+        self._ended = True
+        self._wake.set()
+
+    def next(self) -> Picture | None:
+        """Return the next picture; None when the last look is being shown already."""
+        if self._at >= 0:
+            stays = self._stay or self._at == len(self._looks) - 1
+            self._wake.wait(None if stays else self._refresh)
+        if self._ended:
+            return None
+        self._wake.clear()
+        by = self._turn if self._turn is not None else 0 if self._again else 1
+        self._turn, self._again = None, False
+        at = max(0, min(self._at + by, len(self._looks) - 1))
+        if at != self._at or self._diagnosis is None:
+            self._at = at
+            self._diagnosis = session.diagnose(Replay(self._looks[max(at - 1, 0) : at + 1]), how=_BOTH)
+        found = self._diagnosis
+        state = found.view.sockets.state
+        mask = np.ones(len(state), np.bool_) if self._wanted is None else self._choose(self._wanted, found)
+        counts = {s: int(n) for s, n in enumerate(np.bincount(state[mask], minlength=16).tolist()) if n}
+        rows = _connections(found, self._wanted, self._choose)
+        return Picture(counts, None, found, rows, self._note(self._looks[at]))
+
+    def _note(self, look: Observation) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(look.facts.unix_ns / 1e9))
+        return f"look {self._at + 1} of {len(self._looks)}, {when} UTC; no flows"
+
+
+_BOTH: Final = replace(session.Look(), watch_ms=1)
+"""Of a recording: compare a look with the one before it."""

@@ -177,17 +177,19 @@ def socket_request(
     states: int = 0xFFF,
     seq: int = 1,
     extensions: int = EXT_ALL,
+    acknowledge: bool = True,
 ) -> bytes:
     """Return a request about one socket: ``SOCK_DIAG_BY_FAMILY`` reads it, ``SOCK_DESTROY`` ends it.
 
-    The kernel compares the cookie, so a socket that took over the tuple is never hit (ENOENT instead).
+    The kernel compares the cookie, so a socket that took over the tuple is never hit (ENOENT instead). Without
+    ``acknowledge`` a success of ``SOCK_DESTROY`` is not answered; a failure is, always.
     """
     extra = b""
     if protocol > 0xFF:
         extra = netlink.attribute(REQ_PROTOCOL, struct.pack("=I", protocol))
         protocol = 0xFF
     body = _REQ_V2.pack(family, protocol, extensions, 0, states) + identity.pack() + extra
-    flags = netlink.NLM_F_REQUEST | (netlink.NLM_F_ACK if kind == SOCK_DESTROY else 0)
+    flags = netlink.NLM_F_REQUEST | (netlink.NLM_F_ACK if kind == SOCK_DESTROY and acknowledge else 0)
     return netlink.message(kind, flags, body, seq=seq)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Confidence, Evidence
+from finwait.diagnosis.finding import Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import (
     CLOSE_AT_PEER,
@@ -90,7 +90,15 @@ RULE = Rule(
         Clue("shutdown", "2: the program shut down sending and can still receive"),
         Clue("last_data_recv_ms", "since the peer last sent data"),
     ),
-    ends=(CLOSE_AT_PEER, destroy("fin-wait2-held")),
+    ends=(
+        CLOSE_AT_PEER,
+        Remedy(
+            "where the other end is on this machine too: send the FIN that its program owes; else as below",
+            "destructive",
+            "finwait clear fin-wait2-held",
+        ),
+        destroy("fin-wait2-held"),
+    ),
     does_not=(NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, NOT_USER_TIMEOUT_IDLE, NOT_CONNTRACK),
     confidence=_confidence,
     match=match,

@@ -50,9 +50,10 @@ RULE = Rule(
     ends=(
         CLOSE_AT_PEER,
         Remedy(
-            "destroy its subflows: the connection then has no path",
+            "a FIN from its CLOSE_WAIT end where that is here, else a reset (MPTCP's fast close) through the "
+            "descriptor: SOCK_DESTROY does not know MPTCP",
             "destructive",
-            "finwait clear --with destroy mptcp-half-close",
+            "finwait clear mptcp-half-close",
         ),
     ),
     does_not=(Advice("look at the TCP rows", "subflows stay ESTABLISHED, shutdown bits 0"), NOT_FIN_TIMEOUT),

@@ -166,7 +166,11 @@ RULE = Rule(
     ),
     ends=(
         Remedy("close at the far server: its FIN lets the relay finish both legs"),
-        Remedy("destroy both legs: each peer gets a RST", "destructive", "finwait clear relay-pair"),
+        Remedy(
+            "end both legs: a FIN to the one peer, and from the far end to the relay where that is here (else a RST)",
+            "destructive",
+            "finwait clear relay-pair",
+        ),
         Remedy("a deadline for the second direction in the relay (bounded half-close) prevents the next one"),
     ),
     does_not=(

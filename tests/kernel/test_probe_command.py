@@ -1,0 +1,151 @@
+"""`finwait probe` and `finwait arm` as they are typed: options come back, whatever ends the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from finwait import acting
+from finwait.kernel import pidfd
+from finwait.kernel.journal import SqliteJournal
+from finwait.lab.actor import Conn
+from finwait.lab.topology import Lab, unmet
+from finwait.remedy import plan as plans
+from tests.kernel.acting_pair import Pair, cookie_of, row_of
+from tests.kernel.needs import missing
+
+pytestmark = pytest.mark.kernel
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    if lacking := unmet(("netns", "tool:nft")):
+        missing("; ".join(lacking))
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "finwait", *words], text=True, cwd=ROOT, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "FINWAIT_STATE_DIR": str(folder)},
+    )  # fmt: skip
+
+
+def options_of(conn: Conn, cookie: int) -> dict[str, int]:
+    with pidfd.borrowed(conn.actor.pid, conn.fd, inode=conn.inode, cookie=cookie) as sock:
+        return pidfd.get_options(sock)
+
+
+def until_armed(conn: Conn, cookie: int) -> None:
+    end = time.monotonic() + 20
+    while options_of(conn, cookie)["keepidle"] != 30:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_probe_that_is_interrupted_puts_every_option_back(tmp_path: Path, number: signal.Signals) -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 5)
+        pair.near.setsockopt(pair.ours[:2], socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        pair.near.setsockopt(pair.ours[1:3], socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 11)
+        view = pair.look().view
+        cookies = [cookie_of(view, c) for c in pair.ours]
+        before = [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)]
+        where = ["--netns", str(pair.a.inode), "state established"]
+        running = start(tmp_path, "probe", "--keepalive", "30/30/3", *where)
+        until_armed(pair.ours[-1], cookies[-1])
+        running.send_signal(number)
+        _, said = running.communicate(timeout=20)
+        assert running.returncode == 130, said
+        assert "interrupted; every option is as it was before" in said
+        assert [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)] == before
+        with SqliteJournal(tmp_path / "journal.sqlite") as journal:
+            assert journal.incomplete() == []
+            assert {e.result["result"] for e in journal.entries()} == {"interrupted"}  # type: ignore[index]
+
+
+def test_a_probe_that_is_killed_is_put_back_by_undo(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 3)
+        view = pair.look().view
+        cookies = [cookie_of(view, c) for c in pair.ours]
+        before = [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)]
+        where = ["--netns", str(pair.a.inode), "state established"]
+        running = start(tmp_path, "probe", "--keepalive", "30/30/3", *where)
+        until_armed(pair.ours[-1], cookies[-1])
+        running.kill()
+        running.communicate(timeout=20)
+        assert [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)] != before
+        undone = start(tmp_path, "undo", "1-3")
+        told, _ = undone.communicate(timeout=20)
+        assert undone.returncode == 0
+        assert told.count("put back ") == 3
+        assert [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)] == before
+
+
+def test_a_thousand_connections_are_probed_at_once(tmp_path: Path) -> None:
+    with Lab() as lab, SqliteJournal(tmp_path / "journal") as journal:
+        pair = Pair(lab, 1000)
+        view = pair.look().view
+        cookies = [cookie_of(view, c) for c in pair.ours]
+        before = [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)]
+        # Nobody is there any more for fifty of them: their RST got lost.
+        pair.link.cut(a=True, b=False)
+        pair.far.reset(pair.theirs[:50])
+        pair.a.run("nft", "flush", "ruleset")
+        steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
+        found = acting.probe(steps, journal, keepalive=(1, 1, 3))
+        verdicts = {p.step.sport: p.verdict for p in found}
+        assert len(verdicts) == 1000
+        assert {verdicts[c.sport] for c in pair.ours[:50]} == {"reset"}
+        assert {verdicts[c.sport] for c in pair.ours[50:]} == {"alive"}
+        after = [options_of(c, k) for c, k in zip(pair.ours[50:], cookies[50:], strict=True)]
+        assert after == before[50:]
+        assert journal.incomplete() == []
+
+
+def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 2)
+        words = [
+            "arm",
+            "--netns",
+            str(pair.a.inode),
+            "--keepalive",
+            "60/15/5",
+            "--user-timeout",
+            "30s",
+        ]
+        shown, said = start(tmp_path, *words, "state established").communicate()
+        assert "Would set, on 2 connections [reversible]:" in shown
+        assert "noticed after 135 s" in shown
+        assert "not acknowledged for 30 s is given up" in shown
+        assert f"in near (pid {pair.near.pid}), 2:" in shown
+        assert "{" not in shown
+        assert max(map(len, shown.splitlines())) < 100
+        assert "nothing was done; `--yes` does it" in said
+        view = pair.look().view
+        one = pair.ours[0]
+        assert options_of(one, cookie_of(view, one))["keepidle"] == 7200
+        done, said = start(tmp_path, *words, "--yes", "state established").communicate()
+        assert "2 set." in done, said
+        assert max(map(len, done.splitlines())) <= 100
+        assert options_of(one, cookie_of(view, one)) == {
+            "keepidle": 60, "keepintvl": 15, "keepcnt": 5, "user_timeout_ms": 30_000, "keepalive": 1,
+        }  # fmt: skip
+        as_json, _ = start(tmp_path, *words, "-o", "json", "state established").communicate()
+        plan = json.loads(as_json)
+        assert plan["kind"] == "ArmPlan"
+        assert [s["sport"] for s in plan["steps"]] == [c.sport for c in pair.ours]
+        back, _ = start(tmp_path, "undo", "1-2").communicate()
+        assert back.count("put back") == 2
+        assert options_of(one, cookie_of(view, one))["keepidle"] == 7200

@@ -1,0 +1,116 @@
+"""Every command that a rule prints is typed in the situation that the rule sees: it does what it says, or says why not.
+
+What it may touch are the rows of the finding and their other ends; everything else must be as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from finwait import session
+from finwait.diagnosis import catalogue
+from finwait.diagnosis.view import Options
+from finwait.kernel import procfs
+from finwait.lab.scenario import Expected, Scenario, Situation, scenarios
+from finwait.lab.topology import Lab, unmet
+from finwait.session import Look
+from finwait.uapi.observation import Plan
+from tests.kernel.needs import missing
+
+pytestmark = pytest.mark.kernel
+ROOT = Path(__file__).parents[2]
+OVER = ("gone", "TIME_WAIT", "CLOSE", "LAST_ACK")
+"""The program has nothing to wait for any more."""
+PRINTED = [
+    pytest.param(scenarios()[rule.name], remedy.command, id=remedy.command)
+    for rule in catalogue.rules()
+    for remedy in rule.ends
+    if remedy.command
+]
+
+
+def evident(situation: Situation, scenario: Scenario) -> None:
+    """Wait until the rule sees all that was built: failed retransmissions, ages."""
+    options = Options() if scenario.idle_ms is None else Options(idle_ms=scenario.idle_ms)
+    plan = Plan(only=frozenset(situation.namespaces.values()), established_limit=None)
+    walled = frozenset(procfs.descriptors()[0].unreadable)
+    end = time.monotonic() + 40
+    while True:
+        look = Look(plan=plan, options=options, watch_ms=scenario.watch_ms, not_holders=walled)
+        found = session.diagnose(how=look).findings
+        if sum(f.count for f in found if f.rule == scenario.name and f.primary) == len(situation.expected):
+            return
+        assert time.monotonic() < end, [f.rule for f in found]
+        time.sleep(0.1)
+
+
+def typed(situation: Situation, scenario: Scenario, state: Path, command: str, *more: str) -> str:
+    words = shlex.split(command)[1:]
+    options = [w for inode in situation.namespaces.values() for w in ("--netns", str(inode))]
+    for pid in procfs.descriptors()[0].unreadable:
+        options += ["--not-holder", str(pid)]
+    if scenario.idle_ms is not None:
+        options += ["--idle", f"{scenario.idle_ms}ms"]
+    if words[0] == "clear":
+        # As documented, but for what takes long: nobody waits for half a minute here.
+        options += ["--yes", "--min-age", "0", "--share", "1", "--user-timeout", "1s"]
+    done = subprocess.run(
+        [sys.executable, "-m", "finwait", words[0], *options, *more, *words[1:]],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=ROOT,
+        env={**os.environ, "FINWAIT_STATE_DIR": str(state)},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    assert all(len(line) <= 100 for line in done.stdout.splitlines()), done.stdout
+    assert all(len(line) <= 100 for line in done.stderr.splitlines()), done.stderr
+    return f"{done.returncode}\n{done.stdout}{done.stderr}"
+
+
+def state_now(situation: Situation, one: Expected) -> str:
+    row = situation.rows().get(one.key)
+    return "gone" if row is None else row.state
+
+
+@pytest.mark.parametrize(("scenario", "command"), PRINTED)
+def test_a_printed_command_does_what_it_says(scenario: Scenario, command: str, tmp_path: Path) -> None:
+    if lacking := unmet(scenario.needs):
+        missing("; ".join(lacking))
+    with Lab() as lab:
+        situation = scenario.build(lab).settle()
+        evident(situation, scenario)
+        touched = {both_ends(e) for e in situation.expected}
+        others = [e for e in (*situation.others, *situation.healthy) if both_ends(e) not in touched]
+        before = {e.key: state_now(situation, e) for e in others}
+        said = typed(situation, scenario, tmp_path, command)
+        assert said.startswith("0\n"), said
+        end = time.monotonic() + 20
+        while left := [e for e in situation.expected if not over(e, state_now(situation, e))]:
+            assert time.monotonic() < end, (left, said)
+            time.sleep(0.1)
+        assert {e.key: state_now(situation, e) for e in others} == before
+        if command.startswith("finwait probe"):
+            assert f"{len(situation.expected)} dead" in said
+        elif "--with" not in command and scenario.name in GENTLE:
+            assert "destroy" not in said
+
+
+def over(one: Expected, state: str) -> bool:
+    return state in OVER and state != one.state
+
+
+GENTLE = {"fin-wait2-held", "close-wait-eof-read", "close-wait-eof-unread", "relay-pair", "mptcp-half-close"}
+"""Where both ends are here, as in the lab, nobody needs to see a RST."""
+
+
+def both_ends(one: Expected) -> frozenset[tuple[str, int]]:
+    """Return what the rows of both ends of a connection (and of MPTCP's subflows) have in common."""
+    return frozenset(
+        (address.removeprefix("::ffff:"), port)
+        for address, port in ((one.src, one.sport), (one.dst, one.dport))
+    )

@@ -1,0 +1,327 @@
+"""The live view: the picture that it draws, its groups, and its keys, driven by Textual's pilot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("textual")
+
+from textual.widgets import Static
+
+from finwait import session
+from finwait.cli import options
+from finwait.cli.top import choose
+from finwait.errors import Refused
+from finwait.recording import open_recording
+from finwait.report.groups import GROUPINGS, SORTS, groups
+from finwait.report.state_diagram import diagram
+from finwait.tui.app import Top
+from finwait.tui.feed import Recorded
+from finwait.tui.rows import Rows
+from finwait.uapi import tcp
+from tests.tui.pictures import CAPTURES, FOLDER, ROOT, SCENES, play, settle, text_of
+
+COUNTS = {8: 3, 5: 1, 1: 2, 10: 4}
+FLOWS = {(1, 8): 2.5, (8, 9): 0.5}
+KUBE = str(CAPTURES / "kube-proxy-userspace.finwait")
+
+
+def test_the_diagram_fits_80_columns_and_says_counts_and_flows() -> None:
+    lines = diagram(
+        dict.fromkeys(range(1, 12), 1234567), {(a, b): 123_456.0 for a in range(13) for b in range(13)}
+    )
+    assert max(map(len, lines)) <= 79
+    text = "\n".join(diagram(COUNTS, FLOWS))
+    assert "CLOSE_WAIT 3" in text
+    assert "2.5/s" in text
+    assert "we close too 0.5/s" in text
+
+
+def test_without_flows_no_number_is_invented() -> None:
+    assert "/s" not in "\n".join(diagram(COUNTS, None))
+
+
+# ── groups ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def diagnosis() -> session.Diagnosis:
+    return session.diagnose(open_recording(KUBE))
+
+
+def connections(diagnosis: session.Diagnosis) -> Any:
+    return np.flatnonzero(diagnosis.view.sockets.state != tcp.LISTEN)
+
+
+@pytest.mark.parametrize("by", GROUPINGS)
+def test_groups_hold_every_connection_once(diagnosis: session.Diagnosis, by: str) -> None:
+    rows = connections(diagnosis)
+    found = groups(diagnosis.view, diagnosis.findings, rows, by)
+    assert found.counts.sum() == len(rows)
+    assert (found.states.sum(axis=1) == found.counts).all()
+    assert sorted(np.concatenate([found.members(label) for label in found.labels]).tolist()) == rows.tolist()
+    for sort in SORTS:
+        assert sorted(found.order(sort).tolist()) == list(range(len(found)))
+    assert (np.diff(found.counts[found.order("connections")]) <= 0).all()
+    assert (np.diff(found.oldest_ms[found.order("oldest", reverse=True)]) >= 0).all()
+
+
+def test_groups_are_named(diagnosis: session.Diagnosis) -> None:
+    def labels(by: str) -> set[str]:
+        return set(groups(diagnosis.view, diagnosis.findings, connections(diagnosis), by).labels)
+
+    assert {"relay-pair [problem]", "fin-wait2-orphan [healthy]", "no finding"} <= labels("cause")
+    assert {"kube-proxy (23568)", "nobody: closed, or not accepted yet"} <= labels("process")
+    assert any(label.startswith("pod ") for label in labels("pod"))
+    assert {"FIN_WAIT2", "CLOSE_WAIT", "ESTABLISHED"} == labels("state")
+    none = groups(diagnosis.view, diagnosis.findings, np.empty(0, np.int64), "peer")
+    assert len(none) == 0
+    with pytest.raises(ValueError, match="cannot be grouped by colour"):
+        groups(diagnosis.view, diagnosis.findings, connections(diagnosis), "colour")
+
+
+# ── pictures ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_screen_shows_what_its_picture_shows(name: str) -> None:
+    shown = text_of(asyncio.run(play(SCENES[name])))
+    assert shown == text_of((FOLDER / f"{name}.svg").read_text()), "`python -m tests.tui.pictures` draws it"
+
+
+def test_a_picture_fits_its_terminal() -> None:
+    for name, scene in SCENES.items():
+        lines = text_of((FOLDER / f"{name}.svg").read_text()).splitlines()
+        assert len(lines) <= scene.size[1]
+        assert max(map(len, lines)) <= scene.size[0]
+
+
+# ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def until(pilot: Any, condition: Any, tries: int = 500) -> None:
+    """Wait for what a thread does; a FILTER may bring no new picture."""
+    for _ in range(tries):
+        if condition():
+            return
+        await pilot.pause(0.01)
+
+
+class Driver:
+    """The view on a recording, with what the status line said after each key."""
+
+    def __init__(self, path: Any = KUBE, clearing: Any = None, size: tuple[int, int] = (160, 40)) -> None:
+        feed = Recorded(open_recording(path), None, choose, refresh=0.01)
+        self.app = Top(feed, options.parse_filter, clearing=clearing)
+        self.size = size
+        self.said: list[str] = []
+
+    def press(self, *keys: str) -> list[str]:
+        async def go() -> None:
+            async with self.app.run_test(size=self.size) as pilot:
+                await settle(pilot, self.app)
+                for key in keys:
+                    before = self.app.newest
+                    await pilot.press(key)
+                    await pilot.pause()
+                    if key in "pn":
+                        await until(pilot, lambda old=before: self.app.newest is not old)
+                    if key == "enter" and self.app.query_one("#rows").has_focus:
+                        await until(pilot, lambda old=before: self.app.newest is not old, 20)
+                    await pilot.pause()
+                    base = self.app.screen_stack[0]
+                    self.said.append(str(base.query_one("#status", Static).render()))
+                    self.seen = self.screen()
+                self.rows = self.app.screen_stack[0].query_one("#rows", Rows)
+
+        asyncio.run(go())
+        return self.said
+
+    def screen(self) -> str:
+        return text_of(self.app.export_screenshot())
+
+
+def test_groups_open_and_close_and_the_cursor_returns() -> None:
+    driver = Driver()
+    said = driver.press("g", "down", "enter", "escape")
+    assert "by process" in said[0]
+    assert "of backend (23569)" in said[2]
+    assert "by process" in said[3]
+    assert driver.rows.cursor == 1
+
+
+def test_lists_are_sorted_and_turned_around() -> None:
+    said = Driver().press("s", "s", "r", "enter", "s", "r")
+    assert "sorted by oldest" in said[0]
+    assert "sorted by name" in said[1]
+    assert "sorted by name, reversed" in said[2]
+    assert "sorted by age" in said[3]
+    assert "sorted by state" in said[4]
+    assert "sorted by state, reversed" in said[5]
+
+
+def test_a_pause_holds_the_picture() -> None:
+    said = Driver().press("space", "p", "h", "h", "space")
+    assert said[0].startswith("PAUSED")
+    assert said[3].startswith("PAUSED")
+    assert "look 2 of 2" in said[3]
+    assert "look 1 of 2" in said[4]
+
+
+def test_a_recording_is_turned_and_stays() -> None:
+    said = Driver().press("p", "h", "h", "h", "n", "h", "h", "h")
+    assert "look 1 of 2" in said[3]
+    assert "look 2 of 2" in said[7]
+
+
+def test_marks_are_counted_on_connections_and_groups_and_taken_back() -> None:
+    said = Driver().press("enter", "m", "m", "up", "m", "escape", "m", "u")
+    assert "1 marked" in said[1]
+    assert "2 marked" in said[2]
+    assert "1 marked" in said[4]
+    assert "14 marked" in said[6]  # relay-pair: one of them was marked before
+    assert "marked" not in said[7]
+
+
+def test_a_filter_is_taken_and_a_wrong_one_is_told_with_its_place() -> None:
+    driver = Driver()
+    said = driver.press("slash", *"held", "space", *"agee", "enter")
+    assert "FILTER" not in said[-1]
+    assert "^" in driver.seen
+    good = Driver()
+    said = good.press("slash", *"held", "enter", "space", "space")
+    assert "FILTER held" in said[-1]
+    assert "orphan" not in good.seen
+
+
+def test_the_evidence_of_a_connection_is_that_of_explain() -> None:
+    driver = Driver()
+    driver.press("enter", "enter")
+    assert "│ FIN_WAIT2" in driver.seen
+    assert "relay-pair" in driver.seen
+
+
+def test_the_help_opens_and_any_key_closes_it() -> None:
+    driver = Driver()
+    said = driver.press("question_mark", "x", "g")
+    assert "by process" in said[2]
+
+
+def test_escape_sequences_of_others_do_nothing() -> None:
+    driver = Driver()
+    assert "\x1b" not in (driver.press("g"), driver.seen)[1]
+
+
+# ── marks and the plan ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Clearing:
+    """Remembers what was asked of it."""
+
+    def __init__(self, refuse: bool = False) -> None:
+        self.keys: Sequence[tuple[int, int]] = ()
+        self.acted = 0
+        self.refuse = refuse
+
+    def plan(self, keys: Sequence[tuple[int, int]]) -> tuple[str, bool]:
+        if self.refuse:
+            raise Refused("max", "200 connections are more than 100", override="fewer marks")
+        self.keys = keys
+        return f"{len(keys)} connections to end\n", True
+
+    def act(self) -> str:
+        self.acted += 1
+        return f"{len(self.keys)} ended\n"
+
+
+def test_nothing_is_done_before_the_plan_was_agreed_to() -> None:
+    clearing = Clearing()
+    driver = Driver(clearing=clearing)
+    driver.press("m", "c", "escape")
+    assert len(clearing.keys) == 14
+    assert clearing.acted == 0
+
+
+def test_a_plan_is_carried_out_once() -> None:
+    clearing = Clearing()
+    driver = Driver(clearing=clearing)
+    driver.press("m", "c", "h", "y", "h", "y")
+    assert clearing.acted == 1
+    assert "14 ended" in driver.seen
+
+
+def test_a_refusal_is_told_and_cannot_be_agreed_to() -> None:
+    clearing = Clearing(refuse=True)
+    driver = Driver(clearing=clearing)
+    driver.press("m", "c", "h", "y", "h")
+    assert clearing.acted == 0
+    assert "200 connections are more than 100" in driver.seen
+    assert "fewer marks" in driver.seen
+
+
+def test_without_marks_there_is_no_plan() -> None:
+    driver = Driver(clearing=Clearing())
+    driver.press("c")
+    assert "Nothing is marked" in driver.seen
+
+
+# ── a long list ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_only_the_lines_on_the_screen_are_made() -> None:
+    from textual.app import App, ComposeResult
+
+    from finwait.tui.rows import Listing
+
+    made: list[tuple[int, int]] = []
+
+    def cells(begin: int, end: int) -> list[tuple[str, str]]:
+        made.append((begin, end))
+        return [(str(n), f"line {n}") for n in range(begin, end)]
+
+    class One(App[None]):
+        def compose(self) -> ComposeResult:
+            yield Rows(id="rows")
+
+    async def go() -> str:
+        app = One()
+        async with app.run_test(size=(80, 24)) as pilot:
+            rows = app.query_one(Rows)
+            rows.focus()
+            rows.put(
+                Listing(
+                    ("n", "what"), 1_000_000, cells, lambda n: n, lambda k: k if isinstance(k, int) else None
+                )
+            )
+            await pilot.pause()
+            await pilot.press("end")
+            await pilot.pause()
+            last = text_of(app.export_screenshot())
+            assert rows.cursor == 999_999
+            await pilot.press("home", "pagedown", "down")
+            await pilot.pause()
+            assert rows.chosen == 23
+            await pilot.resize_terminal(40, 10)
+            await pilot.pause()
+            return last
+
+    last = asyncio.run(go())
+    assert "line 999999" in last
+    assert sum(end - begin for begin, end in made) < 1000
+
+
+def test_the_cursor_stays_with_its_line() -> None:
+    driver = Driver()
+    driver.press("down", "p")
+    assert driver.rows.chosen == "close-wait-eof-read [problem]"
+
+
+def test_the_example_is_a_picture() -> None:
+    text = (ROOT / "examples/top_example.txt").read_text()
+    shown = text_of((FOLDER / "top-causes.svg").read_text()).rstrip()
+    assert "".join(f"    {line}".rstrip() + "\n" for line in shown.splitlines()) in text
