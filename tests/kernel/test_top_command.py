@@ -247,7 +247,7 @@ def test_a_terminal_that_is_killed_takes_the_view_and_its_trace_with_it(tmp_path
         assert [n for n in instances() if n.startswith(f"finwait-{pid}-")]
         ask("resize-window", "-x", "20", "-y", "4")  # too small for anything, and no reason to fall over
         ask("resize-window", "-x", "300", "-y", "100")
-        wait_for(lambda: max(map(len, ask("capture-pane", "-p").splitlines())) > 80)
+        wait_for(lambda: "quit" in (ask("capture-pane", "-p").splitlines()[99:] or [""])[0])
         ask("kill-session")
         wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
         assert not [n for n in instances() if n.startswith(f"finwait-{pid}-")]
