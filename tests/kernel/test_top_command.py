@@ -229,7 +229,7 @@ def test_a_terminal_that_is_killed_takes_the_view_and_its_trace_with_it(tmp_path
     if tmux is None:
         missing("tmux is not installed")
     at = [tmux, "-f", "/dev/null", "-S", str(tmp_path / "tmux")]
-    command = f"exec env NO_COLOR=1 {sys.executable} -m finwait top --refresh 300ms"
+    command = f"exec env NO_COLOR=1 COLUMNS=80 LINES=24 {sys.executable} -m finwait top --refresh 300ms"
 
     def ask(*words: str) -> str:
         return subprocess.run([*at, *words], capture_output=True, text=True, check=True).stdout

@@ -134,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         FinwaitError: the filter is wrong, the sockets cannot be looked at, or Textual is not installed.
     """
     import contextlib
+    import os
     import signal
     import sys
 
@@ -143,6 +144,11 @@ def run(args: argparse.Namespace) -> int:
         error = FinwaitError("`finwait top` needs a terminal")
         error.hint = "`finwait trace` and `finwait list` print lines"
         raise error
+    for name in (
+        "COLUMNS",
+        "LINES",
+    ):  # exported (`docker exec -e COLUMNS`) they would hide every later resize
+        os.environ.pop(name, None)
     try:
         from finwait.tui.app import Top
     except ImportError:
