@@ -1,6 +1,6 @@
 """``python -m bench [NAME…]``: the benchmarks, each beside what it is compared with, in one run.
 
-Names: snapshot, whole, stuck, million, namespaces, start, destroy, audit. All if none is given, which takes some
+Names: snapshot, whole, stuck, million, namespaces, start, destroy, audit, trace. All if none is given, which takes some
 minutes: ``ss -tanp`` alone is half a minute a time. Needs root, gcc, iproute2 and util-linux.
 """
 
@@ -354,7 +354,7 @@ def start() -> None:
     )
 
 
-NAMES = ("start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit", "top")
+NAMES = ("start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit", "top", "trace")
 
 
 def main(names: list[str]) -> int:
@@ -393,6 +393,10 @@ def main(names: list[str]) -> int:
         destroy.measure()
     if "audit" in chosen:
         audit.measure()
+    if "trace" in chosen:
+        from bench import trace
+
+        trace.measure()
     print(f"\nwritten to {os.path.relpath(RESULTS)}")
     return 0
 
