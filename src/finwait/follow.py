@@ -535,6 +535,11 @@ class Following:
             self._owners_at = time.monotonic() + _SHARE * (time.monotonic() - now)
         return {i: self._owners[i] for i in wanted if i in self._owners}
 
+    @property
+    def listing(self) -> bool:
+        """Whether there are processes that `owners` has not looked into yet."""
+        return bool(self._unlisted)
+
     def _list_descriptors(self, pids: Iterable[int]) -> None:
         found, _ = procfs.descriptors(pids)
         names: dict[int, str] = {}

@@ -38,6 +38,7 @@ __all__ = [
     "Machine",
     "Snapshot",
     "diagnose",
+    "findings_of",
     "live_machine",
     "look",
     "named",
@@ -314,6 +315,13 @@ def diagnose(
     chosen = catalogue.rules() if rules is None else tuple(catalogue.rule(name) for name in rules)
     mask = only(shot) if only is not None else None
     return Diagnosis(shot, engine.diagnose(shot.view, chosen, mask), shot.gaps)
+
+
+def findings_of(diagnosis: Diagnosis, row: int) -> tuple[Finding, ...]:
+    """Return what the rules say about one connection; the other rows still serve as other ends."""
+    alone = np.zeros(len(diagnosis.view), np.bool_)
+    alone[row] = True
+    return tuple(f for f in engine.diagnose(diagnosis.view, catalogue.rules(), alone) if len(f.rows))
 
 
 def named(diagnosis: Diagnosis, names: Mapping[int, str]) -> Diagnosis:

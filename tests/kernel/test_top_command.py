@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -145,7 +145,7 @@ def test_marked_connections_are_cleared_by_the_plan_of_clear(tmp_path, monkeypat
                 mine = (table.sport == client.getsockname()[1]) & (table.state == 5)
                 keys = list(zip(table.netns[mine].tolist(), table.cookie[mine].tolist(), strict=True))
                 assert len(keys) == 1
-                clearing = Clear(min_age_ms=0)
+                clearing = Clear("--min-age", "0")
                 # The test itself holds the socket, and finwait leaves its own process alone.
                 text, ready = clearing.plan([*keys, (1, 2)])
                 assert not ready
@@ -222,3 +222,34 @@ def test_a_session_in_tmux_marks_plans_and_clears(tmp_path):
         subprocess.run([*at, "kill-server"], capture_output=True, check=False)
         with holder:
             holder.stdin.close()
+
+
+def test_a_terminal_that_is_killed_takes_the_view_and_its_trace_with_it(tmp_path):
+    tmux = shutil.which("tmux")
+    if tmux is None:
+        missing("tmux is not installed")
+    at = [tmux, "-f", "/dev/null", "-S", str(tmp_path / "tmux")]
+    command = f"exec env NO_COLOR=1 COLUMNS=80 LINES=24 {sys.executable} -m finwait top --refresh 300ms"
+
+    def ask(*words: str) -> str:
+        return subprocess.run([*at, *words], capture_output=True, text=True, check=True).stdout
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    try:
+        ask("new-session", "-d", "-x", "80", "-y", "24", command)
+        pid = int(ask("list-panes", "-F", "#{pane_pid}"))
+        wait_for(lambda: "groups by cause" in ask("capture-pane", "-p"))
+        assert [n for n in instances() if n.startswith(f"finwait-{pid}-")]
+        ask("resize-window", "-x", "20", "-y", "4")  # too small for anything, and no reason to fall over
+        ask("resize-window", "-x", "300", "-y", "100")
+        wait_for(lambda: "quit" in (ask("capture-pane", "-p").splitlines()[99:] or [""])[0])
+        ask("kill-session")
+        wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+        assert not [n for n in instances() if n.startswith(f"finwait-{pid}-")]
+    finally:
+        subprocess.run([*at, "kill-server"], capture_output=True, check=False)

@@ -129,3 +129,41 @@ def test_polling_says_so():
     )
     assert done.stderr.startswith(b"polling, not tracing")
     assert b"not seen this way" in done.stderr
+
+
+EVIL = """
+import ctypes, socket, sys
+ctypes.CDLL(None).prctl(15, b"\\x1b[2J\\x07[b]x", 0, 0, 0)
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+for line in sys.stdin:
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+    client.close()
+    server.close()
+    print("did", flush=True)
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "wide", "csv", "jsonl"])
+def test_a_program_of_a_hostile_name_says_nothing_to_the_terminal(form):
+    with subprocess.Popen(
+        [sys.executable, "-c", EVIL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as evil:
+        assert evil.stdin
+        assert evil.stdout
+        port = evil.stdout.readline().strip()
+        command = [sys.executable, "-m", "finwait", "trace", "-o", form, "--for", "20s", "--count", "4"]
+        with subprocess.Popen(
+            [*command, "dport", "=", f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as trace:
+            assert trace.stderr
+            assert trace.stdout
+            trace.stderr.readline()  # it traces
+            evil.stdin.write("go\n")
+            evil.stdin.flush()
+            said = trace.stdout.read()
+            trace.stderr.read()
+        evil.stdin.close()
+    assert "\\x1b[2J\\x07[b]x" in said.replace("\\\\", "\\")
+    assert not {"\x1b", "\x07"} & set(said)

@@ -16,7 +16,7 @@ from textual.widgets import Static
 from finwait import session
 from finwait.cli import options
 from finwait.cli.top import choose
-from finwait.errors import Refused
+from finwait.errors import KernelError, Refused
 from finwait.recording import open_recording
 from finwait.report.groups import GROUPINGS, SORTS, groups
 from finwait.report.state_diagram import diagram
@@ -325,3 +325,55 @@ def test_the_example_is_a_picture() -> None:
     text = (ROOT / "examples/top_example.txt").read_text()
     shown = text_of((FOLDER / "top-causes.svg").read_text()).rstrip()
     assert "".join(f"    {line}".rstrip() + "\n" for line in shown.splitlines()) in text
+
+
+def test_the_evidence_is_to_the_letter_what_explain_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    from finwait.cli import main
+    from finwait.tui.app import Page
+
+    recording = str(CAPTURES / "relay-pair.finwait")
+
+    async def go() -> tuple[int, str]:
+        feed = Recorded(open_recording(recording), None, choose, refresh=0.01)
+        app = Top(feed, options.parse_filter)
+        async with app.run_test(size=(102, 30)) as pilot:
+            await settle(pilot, app)
+            await pilot.press("enter")
+            await pilot.pause()
+            chosen = app.query_one("#rows", Rows).chosen
+            assert isinstance(chosen, tuple)
+            await pilot.press("enter")
+            await pilot.pause()
+            assert isinstance(app.screen, Page)
+            return int(chosen[1]), str(app.screen.query_one("#text", Static).content)
+
+    cookie, shown = asyncio.run(go())
+    main(["explain", hex(cookie), "--from", recording])
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("sort", ["netns", "owner", "recv-q", "send-q", "received", "acked"])
+def test_what_connections_are_sorted_by_is_a_column_at_80_columns(sort: str) -> None:
+    driver = Driver(size=(80, 24))
+    presses = ["age", "state", "local", "peer", "netns", "owner", "recv-q", "send-q", "received", "acked"]
+    said = driver.press("enter", *["s"] * presses.index(sort))
+    assert f"sorted by {sort}" in said[-1]
+    assert sort in driver.seen.splitlines()[12]
+
+
+def test_a_feed_that_fails_ends_the_view_and_says_why() -> None:
+    class Failing(Recorded):
+        def next(self) -> None:
+            raise KernelError(1, "open a sock_diag socket")
+
+    async def go() -> Top:
+        feed = Failing(open_recording(str(CAPTURES / "relay-pair.finwait")), None, choose, refresh=0.01)
+        app = Top(feed, options.parse_filter)
+        async with app.run_test() as pilot:
+            for _ in range(500):
+                if app.failed is not None:
+                    break
+                await pilot.pause(0.01)
+        return app
+
+    assert isinstance(asyncio.run(go()).failed, KernelError)

@@ -35,9 +35,23 @@ def test_a_line_says_when_where_what_and_whose():
     table = rows((1_500_000_000, 1, 4), netns=7, inode=5, in_old_ns=12_000_000_000)
     (line,) = text.lines(table, NAMES)
     assert line == (
-        "22:13:21.500 host     10.0.0.1:40000 > 10.0.0.2:80          ESTABLISHED→FIN_WAIT1      12s nginx[812]"
+        "22:13:21.500 host    10.0.0.1:40000 > 10.0.0.2:80     ESTABLISHED→FIN_WAIT1     12s nginx[812]"
     )
-    assert len(line) <= 100 + len("nginx[812]")
+
+
+def test_nothing_is_wider_than_100_columns_unless_wide_is_asked_for():
+    table = rows(
+        (0, 5, 7), inode=5, netns=4_026_532_247, cgroup_id=1, src=[[0x20010DB8 << 32, 1]], dst=[[1 << 60, 2]]
+    )
+    names = text.Names(owners={5: [(4_194_303, "a-name-of-15-ch")]}, pods={1: "1" * 36})
+    (shown,) = text.lines(table, names)
+    _, *more = shown.splitlines()
+    assert len(more) >= 1
+    assert max(map(len, more)) <= 100
+    assert all(line.startswith(" " * 21) for line in more)
+    assert "a-name-of-15-ch[4194303]" in shown
+    (wide,) = text.lines(table, names, wide=True)
+    assert len(wide.splitlines()) == 1
 
 
 def test_what_is_not_known_is_a_dash():

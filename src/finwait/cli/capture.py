@@ -157,7 +157,9 @@ def run(args: argparse.Namespace) -> int:
     recorder = capturing.Recorder()
     status = 0
     begun = time.monotonic()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A closed terminal or a SIGTERM ends the capture as Ctrl-C does: the file is closed, the closing drawn.
+    ending = (signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(number, signal.default_int_handler) for number in ending]
     told = ""
     try:
         for recorder in capturing.follow(  # noqa: B007 - the last one is what is drawn
@@ -179,7 +181,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         status = 130
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in zip(ending, previous, strict=True):
+            signal.signal(number, handler)
         if writer is not None:
             writer.close()
     _draw(recorder.segments)

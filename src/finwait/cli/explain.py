@@ -75,7 +75,6 @@ def _explain(args: argparse.Namespace) -> int:
     import numpy as np
 
     from finwait import session
-    from finwait.diagnosis import catalogue, engine
     from finwait.errors import FinwaitError
     from finwait.report import json, text
     from finwait.uapi import tcp
@@ -100,10 +99,8 @@ def _explain(args: argparse.Namespace) -> int:
     for k, row in enumerate(rows.tolist()):
         if k:
             options.write(["\n" + "─" * style.width + "\n"])
-        alone = np.zeros(len(diagnosis.view), np.bool_)
-        alone[row] = True
-        mine = engine.diagnose(diagnosis.view, catalogue.rules(), alone)
-        options.write(text.connection(diagnosis.view, row, [f for f in mine if len(f.rows)], style))
+        mine = session.findings_of(diagnosis, row)
+        options.write(text.connection(diagnosis.view, row, mine, style))
     if diagnosis.gaps:
         options.write(["\nNot seen:\n", *(f"  {gap}\n" for gap in diagnosis.gaps)])
     return options.status(diagnosis.gaps)

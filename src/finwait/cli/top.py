@@ -38,15 +38,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 class Clear:
-    """Plans for marked connections: those of `finwait clear`, behind the same guards.
+    """Plans for marked connections: made by `finwait clear` itself, with its defaults and its guards.
 
     Args:
-        min_age_ms: leave connections alone that are in their state for less.
+        options: of `finwait clear`, in place of its defaults.
     """
 
-    def __init__(self, min_age_ms: int = 10_000) -> None:
-        self._min_age_ms = min_age_ms
+    def __init__(self, *options: str) -> None:
+        self._options = options
         self._plan: Plan | None = None
+
+    def _args(self, words: str) -> argparse.Namespace:
+        from finwait.cli import build_parser
+
+        return build_parser().parse_args(["clear", *self._options, words])
 
     def plan(self, keys: Sequence[tuple[int, int]]) -> tuple[str, bool]:
         """Look again, twice, and plan for the marked connections that are still there.
@@ -55,35 +60,19 @@ class Clear:
             Refused: more than may be ended at once.
             FinwaitError: the look failed.
         """
-        import os
+        from finwait.cli import clear
+        from finwait.table.units import printable
 
-        import numpy as np
-
-        from finwait import acting, session
-        from finwait.cli.clear import plan_lines
-        from finwait.remedy import plan as plans
-        from finwait.remedy.guards import Limits
-
-        diagnosis = session.diagnose(how=session.Look(watch_ms=500))
-        view, facts = diagnosis.view, diagnosis.snapshot.observation.facts
-        marked = set(keys)
-        s = view.sockets
-        rows = np.array(
-            [pair in marked for pair in zip(s.netns.tolist(), s.column("cookie").tolist(), strict=True)],
-            np.bool_,
-        )
-        self._plan = plans.make(
-            view,
-            diagnosis.findings,
-            rows,
-            Limits(min_age_ms=self._min_age_ms, established_named=True, own_pid=os.getpid()),
-            can=acting.abilities(view, np.flatnonzero(rows).tolist()),
-            now_unix_ns=facts.unix_ns,
-            boot_id=facts.boot_id,
-        )
-        gone = len(marked) - int(rows.sum())
-        text = "".join(plan_lines(self._plan, overrule=False))
-        return text + (f"  {gone} of the marked are gone meanwhile\n" if gone else ""), bool(self._plan.steps)
+        words = [f"cookie = {cookie:#x}" for _, cookie in keys]
+        self._plan, gaps = clear.make_plan(self._args(" or ".join(words)))
+        lines = clear.plan_lines(self._plan)
+        if gone := _gone(keys):
+            lines.append(f"\n{gone} of the marked are gone meanwhile\n")
+        if gaps:
+            lines += ["\nNot seen:\n", *(f"  {gap}\n" for gap in gaps)]
+        more = " or …" if len(words) > 3 else ""
+        lines.append(f"\nThe same: `finwait clear '{' or '.join(words[:3])}{more}'`\n")
+        return printable("".join(lines), lines=True), bool(self._plan.steps)
 
     def act(self) -> str:
         """Carry out the plan that was made last, journaled, by cookie.
@@ -92,16 +81,39 @@ class Clear:
             FinwaitError: the journal cannot be written.
         """
         from finwait import acting
-        from finwait.cli.clear import outcome_lines
+        from finwait.cli import clear
         from finwait.kernel import procfs
         from finwait.kernel.journal import SqliteJournal
+        from finwait.table.units import printable
 
         plan, self._plan = self._plan, None
         if plan is None or not plan.steps:
             return "nothing was planned\n"
+        args = self._args("")
+        # A thread of its own, which a closed terminal does not cut short: what was begun is finished and journaled.
         with SqliteJournal() as journal:
-            outcomes = acting.apply(plan, journal, boot_id=procfs.facts().boot_id)
-        return "".join(outcome_lines(outcomes)).lstrip("\n") + "\n`finwait journal` has them.\n"
+            outcomes = acting.apply(
+                plan,
+                journal,
+                boot_id=procfs.facts().boot_id,
+                rate=args.rate,
+                user_timeout_ms=args.user_timeout,
+            )
+        text = "".join(clear.outcome_lines(outcomes)).lstrip("\n")
+        return printable(text, lines=True) + "\n`finwait journal` has them.\n"
+
+
+def _gone(keys: Sequence[tuple[int, int]]) -> int:
+    """Return how many connections are in no dump any more."""
+    from finwait.kernel.observe import Machine
+    from finwait.kernel.observe import Plan as What
+    from finwait.table import decode
+
+    what = What(
+        extensions=0, conntrack=False, files=False, established_limit=None,
+        only=frozenset(netns for netns, _ in keys),
+    )  # fmt: skip
+    return len({cookie for _, cookie in keys} - set(decode.sockets(Machine().observe(what)).cookie.tolist()))
 
 
 def choose(wanted: Filter, diagnosis: Diagnosis) -> Any:  # noqa: ANN401 - a mask
@@ -116,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
         FinwaitError: the filter is wrong, the sockets cannot be looked at, or Textual is not installed.
     """
     import contextlib
+    import os
     import signal
     import sys
 
@@ -125,6 +138,11 @@ def run(args: argparse.Namespace) -> int:
         error = FinwaitError("`finwait top` needs a terminal")
         error.hint = "`finwait trace` and `finwait list` print lines"
         raise error
+    for name in (
+        "COLUMNS",
+        "LINES",
+    ):  # exported (`docker exec -e COLUMNS`) they would hide every later resize
+        os.environ.pop(name, None)
     try:
         from finwait.tui.app import Top
     except ImportError:
@@ -148,7 +166,10 @@ def run(args: argparse.Namespace) -> int:
             else:
                 feed = stack.enter_context(Live(wanted, choose, refresh=refresh))
             clearing = None if args.recording else Clear()
-            Top(feed, options.parse_filter, clearing=clearing, wanted=args.filter).run()
+            app = Top(feed, options.parse_filter, clearing=clearing, wanted=args.filter)
+            app.run()
+            if app.failed is not None:
+                raise app.failed
     except KeyboardInterrupt:
         return 130
     finally:

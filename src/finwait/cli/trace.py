@@ -322,6 +322,8 @@ def _loop(following: Following, args: argparse.Namespace, end: float | None, stu
                 going = _stuck(following, sink, stuck, told)
         if going:
             show(following.finish())
+            if stuck is not None:
+                _stuck(following, sink, stuck, told, last=True)
     except KeyboardInterrupt:
         status = 130
     if stories is not None and not args.summary:
@@ -353,7 +355,10 @@ def _account(following: Following, lost: int) -> int:
     return lost
 
 
-def _stuck(following: Following, sink: _Sink, limit: float, told: set[tuple[int, int]]) -> bool:
+def _stuck(
+    following: Following, sink: _Sink, limit: float, told: set[tuple[int, int]], *, last: bool = False
+) -> bool:
+    """Print what is newly stuck; with ``last`` also that whose holder is still being looked for."""
     from finwait.follow import pod_uid
     from finwait.report.transitions import duration, endpoint
     from finwait.table.sockets import address_text
@@ -366,6 +371,8 @@ def _stuck(following: Following, sink: _Sink, limit: float, told: set[tuple[int,
     paths = following.cgroups(one.cgroup_id for one in found)
     names = following.netns_names()
     for one in found:
+        if one.inode and one.inode not in owners and following.listing and not last:
+            continue  # it stays stuck, and is told when every process has been looked into
         told.add((one.key, one.state))
         space = next(iter(names.get(one.netns or 0, ())), str(one.netns))
         ends = (

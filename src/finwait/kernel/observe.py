@@ -203,6 +203,8 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
         files["net/sockstat"] = v4
     if v6 is not None:
         files["net/sockstat6"] = v6
+    if skipped and (snmp := procfs.read(_NET + "snmp")) is not None:
+        files["net/snmp"] = snmp  # its CurrEstab counts what was left out, at the moment of the dump
     entries = procfs.read(_SYS + "netfilter/nf_conntrack_count")
     if entries is not None:
         files["sys/netfilter/nf_conntrack_count"] = entries

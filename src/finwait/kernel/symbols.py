@@ -5,11 +5,16 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Iterable
+from typing import Final
 
 from finwait.kernel import procfs
 from finwait.table.units import printable
 
 __all__ = ["KernelSymbols", "user_frames"]
+
+
+_TRACING: Final = ("trace_event_raw_event_", "trace_event_buffer_", "__traceiter_", "__do_trace_")
+"""How the functions between the traced one and the recorder begin."""
 
 
 class KernelSymbols:
@@ -36,11 +41,13 @@ class KernelSymbols:
         return bool(self._names)
 
     def frames(self, addresses: Iterable[int]) -> list[str]:
-        """Return a name (or the address in hex) for each."""
+        """Return a name (or the address in hex) for each; those of the tracing itself are left out."""
         out = []
         for address in addresses:
             at = bisect.bisect_right(self._addresses, address) - 1
-            out.append(self._names[at] if at >= 0 else f"{address:#x}")
+            name = self._names[at] if at >= 0 else f"{address:#x}"
+            if not name.startswith(_TRACING):
+                out.append(name)
         return out
 
 

@@ -26,12 +26,15 @@ def _rate(flows: Mapping[tuple[int, int], float] | None, *edges: tuple[int, int]
     return f"{rate:.1f}/s" if rate < 100 else f"{rate:,.0f}/s"
 
 
-def diagram(counts: Mapping[int, int], flows: Mapping[tuple[int, int], float] | None) -> list[str]:
+def diagram(
+    counts: Mapping[int, int], flows: Mapping[tuple[int, int], float] | None, why_no_flows: str = ""
+) -> list[str]:
     """Return the diagram as lines of at most 79 characters.
 
     Args:
         counts: state → connections in it.
-        flows: (old, new) → transitions a second; None when they are not known (polling).
+        flows: (old, new) → transitions a second; None when they are not known.
+        why_no_flows: said in place of them.
     """
 
     def c(state: int) -> str:
@@ -54,6 +57,8 @@ def diagram(counts: Mapping[int, int], flows: Mapping[tuple[int, int], float] | 
         f"{'':8}{c(w2):<18}{c(cg):<18}{c(la)}",
         f"{'':8}{'done ' + r((w2, cl)):<18}{'done ' + r((cg, cl)):<18}{'done ' + r((la, cl))}",
         f"{'':8}{c(tw):<36}(closed)",
-        f"reset or destroyed: {r((e, cl), (w1, cl), (cw, cl), (ss, cl), (sr, cl)) or 'not known'}",
+        f"reset or destroyed: {r((e, cl), (w1, cl), (cw, cl), (ss, cl), (sr, cl))}",
     ]
+    if flows is None:
+        lines[-1] = f"no flows: {why_no_flows or 'not known'}"[:79]
     return [line.rstrip() for line in lines]

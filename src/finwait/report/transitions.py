@@ -97,7 +97,7 @@ def endpoint(address: str, port: int) -> str:
 
 def header() -> str:
     """Return the line above the lines."""
-    return f"{'TIME':12} {'NETNS':8} {'LOCAL > PEER':37} {'OLD→NEW':22} {'IN OLD':>7} OWNER"
+    return f"{'TIME':12} {'NETNS':7} {'LOCAL > PEER':32} {'OLD→NEW':22} {'IN OLD':>6} OWNER"
 
 
 def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
@@ -206,16 +206,26 @@ def _owner(record: dict[str, Any]) -> str:
     return first + (f"+{len(holders) - 1}" if len(holders) > 1 else "")
 
 
+_WIDTH: Final = 100
+_HANG: Final = 21  # under the addresses
+
+
 def line(record: dict[str, Any], names: Names, *, wide: bool = False) -> str:
-    """Return a record as a line of text; ``wide`` does not shorten names."""
+    """Return a record as text: one line, or more where it would be wider than 100 columns.
+
+    Args:
+        record: of `records`.
+        names: what things are called.
+        wide: always one line, and no name shortened.
+    """
     at = record["time"]
     hour = f"{at[11:23]}"
     if names.utc_offset_s:
         moment = dt.datetime.fromisoformat(at) + dt.timedelta(seconds=names.utc_offset_s)
         hour = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
     space = record["netns_name"] or ("-" if record["netns"] is None else str(record["netns"]))
-    if not wide and len(space) > 8:
-        space = "…" + space[-7:]
+    if not wide and len(space) > 7:
+        space = "…" + space[-6:]
     ends = f"{endpoint(record['src'], record['sport'])} > {endpoint(record['dst'], record['dport'])}"
     old, new = record["old"] or "-", record["new"] or "-"
     change = f"{old}→{new}" if record["kind"] in ("transition", "polled") else old
@@ -225,12 +235,19 @@ def line(record: dict[str, Any], names: Names, *, wide: bool = False) -> str:
     if owner == "-" and record["moved_by"]:
         mover = record["moved_by"]
         owner = f"by {mover['comm'] or 'pid'}[{mover['pid']}]"
-    text = f"{hour:12} {space:8} {ends:37} {change:22} {shown:>7} {owner}"
-    if record["pod_uid"]:
-        text += f" pod={record['pod_uid']}" if wide else f" pod={record['pod_uid'][:8]}"
-    if record["note"]:
-        text += f"  {record['note']}"
-    return text
+    pod = record["pod_uid"] or ""
+    rest = [owner, f"pod={pod if wide else pod[:8]}" if pod else "", record["note"]]
+    # Long addresses take their room from short states, so that the times stay in their column.
+    both = f"{ends:32} {change}"
+    out = [f"{hour:12} {space:7} {both:55} {shown:>6}"]
+    for part, gap in zip(rest, (" ", " ", "  "), strict=True):
+        if not part:
+            continue
+        if wide or len(out[-1]) + len(gap) + len(part) <= _WIDTH:
+            out[-1] += gap + part
+        else:
+            out.append(" " * _HANG + part)
+    return "\n".join(out)
 
 
 def lines(table: TransitionTable, names: Names, *, wide: bool = False) -> Iterator[str]:
@@ -331,9 +348,13 @@ class Stories:
             after = "" if spent is None else f" after {duration(spent * 1000)}"
             owner = _owner(record)
             who = f"  {owner}" if owner != "-" else ""
-            note = f"  {record['note']}" if record["note"] else ""
             change = f"{record['old'] or '-'}→{record['new'] or '-'}"
-            out.append(f"  {ms:>10.3f} ms  {side:6} {change}{after}{who}{note}")
+            text = f"  {ms:>10.3f} ms  {side:6} {change}{after}{who}"
+            if record["note"] and len(text) + 2 + len(record["note"]) <= _WIDTH:
+                text += f"  {record['note']}"
+            elif record["note"]:
+                text += f"\n{' ' * 24}{record['note']}"
+            out.append(text)
         return out
 
 

@@ -21,9 +21,9 @@ from finwait.report.columns import Cells
 from finwait.report.groups import GROUPINGS, SORTS, Groups, groups
 from finwait.report.state_diagram import diagram
 from finwait.report.text import Style, connection
-from finwait.session import Diagnosis
+from finwait.session import Diagnosis, findings_of
 from finwait.table.filter import Filter
-from finwait.table.units import duration_text
+from finwait.table.units import duration_text, printable
 from finwait.tui.feed import Feed, Picture
 from finwait.tui.rows import Listing, Rows
 
@@ -38,12 +38,25 @@ _COLUMNS = {
     "cause": "rule",
     "netns": "netns_name",
 }
-"""Title → column of the list of connections."""
-_AGE = list(_COLUMNS).index("age")
-"""Shown as the time that is sure; `explain` has both bounds."""
-_ROW_SORTS = ("age", "state", "peer", "recv-q", "send-q", "received")
-"""What connections can be sorted by; the oldest, or the most, first."""
-_COUNTERS = {"recv-q": "rqueue", "send-q": "wqueue", "received": "bytes_received"}
+"""Title → column of the list of connections; ages are shown as the time that is sure, `explain` has both bounds."""
+_COUNTERS = {
+    "recv-q": "rqueue",
+    "send-q": "wqueue",
+    "received": "bytes_received",
+    "acked": "bytes_acked",
+}
+_ROW_SORTS = ("age", "state", "local", "peer", "netns", "owner", *_COUNTERS)
+"""What connections can be sorted by; the oldest, or the most, first. A counter is then a column, too."""
+
+
+def _columns(sort: str) -> dict[str, str]:
+    """Return title → column: what is sorted by comes before what may not fit."""
+    if sort in ("age", "state", "local", "peer"):
+        return _COLUMNS
+    first = {name: _COLUMNS[name] for name in ("state", "local", "peer", "age")}
+    return {**first, sort: _COUNTERS.get(sort) or _COLUMNS[sort], **_COLUMNS}
+
+
 _HELP = """\
 The upper half is the TCP state diagram: how many sockets are in each state now, and how many
 pass each arrow a second. Where more comes in than goes out, connections pile up.
@@ -59,6 +72,7 @@ The lower half groups the connections by their cause, and by whatever else one a
   u          unmark all
   c          a plan that would clear what is marked, with what the peers will be told
   d          diagnose again now
+  e          list ESTABLISHED connections too, where they are so many that they are only counted
   n  p       the next look of a recording, the one before
   space      pause and go on
   q          quit
@@ -199,7 +213,7 @@ class PlanPage(Page):
 
 
 def _told(error: FinwaitError) -> str:
-    return f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else "")
+    return printable(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""), lines=True)
 
 
 class Top(App[None]):
@@ -224,6 +238,7 @@ class Top(App[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "quit"),
+        Binding("question_mark", "help", "help", key_display="?"),
         Binding("g", "group(1)", "group"),
         Binding("G", "group(-1)", show=False),
         Binding("s", "sort", "sort"),
@@ -237,7 +252,7 @@ class Top(App[None]):
         Binding("p", "turn(-1)", show=False),
         Binding("space", "pause", "pause"),
         Binding("escape", "leave", "back"),
-        Binding("question_mark", "help", "help"),
+        Binding("e", "established", show=False),
     ]
     ENABLE_COMMAND_PALETTE = False
     TITLE = "finwait top"
@@ -265,6 +280,8 @@ class Top(App[None]):
         self._marked: set[tuple[int, int]] = set()
         self._paused = False
         self._stop = False
+        self._every = False
+        self._failed: FinwaitError | None = None
         self._shown = "looking …"
         self._grouped: tuple[NDArray[np.int64], Groups] | None = None
         self._listed: tuple[NDArray[np.int64], tuple[object, ...]] | None = None
@@ -273,6 +290,11 @@ class Top(App[None]):
     def picture(self) -> Picture | None:
         """What is shown; None before the first."""
         return self._picture
+
+    @property
+    def failed(self) -> FinwaitError | None:
+        """Why the view ended by itself, if it did."""
+        return self._failed
 
     @property
     def newest(self) -> Picture | None:
@@ -301,7 +323,13 @@ class Top(App[None]):
 
     def _follow(self) -> None:
         while not self._stop:
-            picture = self._feed.next()
+            try:
+                picture = self._feed.next()
+            except FinwaitError as error:
+                self._failed = error
+                if self.is_running:
+                    self.call_from_thread(self.exit)
+                return
             if self._stop or not self.is_running:
                 return
             if picture is not None:
@@ -321,7 +349,9 @@ class Top(App[None]):
         picture = self._picture
         if picture is None:
             return
-        self.query_one("#diagram", Static).update("\n".join(diagram(picture.counts, picture.flows)))
+        self.query_one("#diagram", Static).update(
+            "\n".join(diagram(picture.counts, picture.flows, picture.why_no_flows))
+        )
         if picture.diagnosis is not None:
             self._list(picture, picture.diagnosis, top)
         parts = [
@@ -386,6 +416,12 @@ class Top(App[None]):
             keys = (longest, s.state[rows])
         elif what == "peer":
             keys = (s.dport[rows], s.dst[rows, 1], s.dst[rows, 0])
+        elif what == "local":
+            keys = (s.sport[rows], s.src[rows, 1], s.src[rows, 0])
+        elif what == "netns":
+            keys = (longest, s.netns[rows])
+        elif what == "owner":
+            keys = (longest, view.holders.first_pid()[rows])
         elif what != "age":
             keys = (longest, -s.column(_COUNTERS[what])[rows].astype(np.int64))
         order = np.lexsort(keys)
@@ -394,12 +430,15 @@ class Top(App[None]):
     def _show_connections(self, found: Diagnosis, rows: NDArray[np.int64], top: bool) -> None:
         s = found.view.sockets
         netns, cookie = s.netns[rows], s.column("cookie")[rows]
+        titles = _columns(_ROW_SORTS[self._row_sort])
 
         def cells(begin: int, end: int) -> list[list[str]]:
             table = Cells(found.view, rows[begin:end], found.findings)
-            columns = [[str(v or "-") for v in table.column(name)] for name in _COLUMNS.values()]
+            columns = [
+                ["-" if v in (None, "") else str(v) for v in table.column(name)] for name in titles.values()
+            ]
             least = found.view.at_least_ms[rows[begin:end]].tolist()
-            columns[_AGE] = [duration_text(ms) if ms >= 0 else "?" for ms in least]
+            columns[list(titles).index("age")] = [duration_text(ms) if ms >= 0 else "?" for ms in least]
             return [list(row) for row in zip(*columns, strict=True)]
 
         def key(n: int) -> tuple[int, int] | None:
@@ -411,7 +450,7 @@ class Top(App[None]):
             where = np.flatnonzero((netns == wanted[0]) & (cookie == wanted[1]))
             return int(where[0]) if len(where) else None
 
-        listing = Listing(tuple(_COLUMNS), len(rows), cells, key, place)
+        listing = Listing(tuple(titles), len(rows), cells, key, place)
         self.query_one("#rows", Rows).put(listing, self._marked, top=top)
 
     # ── going about ──────────────────────────────────────────────────────────────────────────────────────
@@ -432,9 +471,12 @@ class Top(App[None]):
         s = found.view.sockets
         where = np.flatnonzero((s.netns == key[0]) & (s.column("cookie") == key[1]))
         if len(where):
-            style = Style(width=max(min(self.size.width - 2, 120), 40))
-            pieces = connection(found.view, int(where[0]), found.findings, style)
-            self.push_screen(Page("".join(pieces)))
+            # As `finwait explain` prints it: what the rules say of this connection, and what could not be seen.
+            row, style = int(where[0]), Style(width=max(min(self.size.width - 2, 120), 40))
+            pieces = list(connection(found.view, row, findings_of(found, row), style))
+            if found.gaps:
+                pieces += ["\nNot seen:\n", *(f"  {gap}\n" for gap in found.gaps)]
+            self.push_screen(Page(printable("".join(pieces), lines=True)))
 
     def action_leave(self) -> None:
         """Close the FILTER line, or leave a group."""
@@ -480,6 +522,11 @@ class Top(App[None]):
     def action_renew(self) -> None:
         """Diagnose again now."""
         self._feed.renew()
+
+    def action_established(self) -> None:
+        """List ESTABLISHED connections too, or not."""
+        self._every = not self._every
+        self._feed.list_established(self._every)
 
     def action_turn(self, by: int) -> None:
         """Go to another look of a recording."""

@@ -20,14 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait import session
+from finwait.errors import DecodeError, FinwaitError
 from finwait.follow import Following
 from finwait.kernel.observe import Machine
 from finwait.recording.replay import Replay
 from finwait.table import decode
 from finwait.table.filter import Filter
+from finwait.table.sockets import SocketTable
 from finwait.table.trace_filter import only_ports_and_hosts
 from finwait.uapi import tcp
-from finwait.uapi.observation import Observation, Plan
+from finwait.uapi.observation import Namespace, Observation, Plan
+from finwait.uapi.proc import parse_snmp
 
 __all__ = ["Feed", "Live", "Picture", "Recorded"]
 
@@ -55,6 +58,8 @@ class Picture:
     """Its rows that the FILTER wants, no listeners; the same array as before where they are the same rows."""
     note: str = ""
     """How it is watched, and how old the diagnosis is."""
+    why_no_flows: str = ""
+    """Said where `flows` is None."""
 
 
 _NONE: Final = np.empty(0, np.int64)
@@ -74,6 +79,9 @@ class Feed(Protocol):
 
     def turn(self, by: int) -> None:
         """Go to another look of a recording."""
+
+    def list_established(self, wanted: bool) -> None:
+        """List ESTABLISHED connections too, where they are so many that they are only counted."""
 
     def end(self) -> None:
         """Let `next` return soon."""
@@ -112,6 +120,9 @@ class Live:
         self._diagnosed_at = 0.0
         self._rows: tuple[session.Diagnosis | None, Filter | None, NDArray[np.int64]] = (None, None, _NONE)
         self._ended = False
+        self._every = False
+        self._lost = 0
+        self._trace_ended = ""
 
     def __enter__(self) -> Self:
         """Begin to follow.
@@ -139,6 +150,8 @@ class Live:
         self._following.__enter__()
         self._edges = {}
         self._edges_at = time.monotonic()
+        self._lost = 0
+        self._trace_ended = ""
 
     def choose(self, wanted: Filter | None) -> None:
         """Want other connections from the next picture on."""
@@ -154,6 +167,11 @@ class Live:
 
     def turn(self, by: int) -> None:
         """Do nothing: the present has one look."""
+
+    def list_established(self, wanted: bool) -> None:
+        """List ESTABLISHED connections too, where they are so many that they are only counted."""
+        self._every = wanted
+        self.renew()
 
     def end(self) -> None:
         """Let `next` return soon."""
@@ -184,13 +202,18 @@ class Live:
         if counts is None:
             state = found.view.sockets.state[rows] if found is not None else np.empty(0, np.uint8)
             counts = {s: int(n) for s, n in enumerate(np.bincount(state, minlength=16).tolist()) if n}
-        return Picture(counts, self._flows(), found, rows, self._note())
+        return Picture(counts, self._flows(), found, rows, self._note(), self._why_no_flows())
 
     def _wait(self) -> None:
         following = self._following
         while not self._ended and (left := self._next_count - time.monotonic()) > 0:
             if following is not None and following.mode == "tracing" and not self._wake.is_set():
-                following.step(min(left, 0.25))
+                try:
+                    self._lost += following.step(min(left, 0.25)).lost
+                except (FinwaitError, DecodeError) as error:  # somebody removed the instance
+                    following.__exit__(None, None, None)
+                    following = self._following = None
+                    self._trace_ended = f"the trace was taken away: {error}"
             elif self._wake.wait(left):
                 break
             if self._wake.is_set():
@@ -219,17 +242,13 @@ class Live:
         totals = np.bincount(sockets.state, minlength=16)
         for space in observation.namespaces:
             if space.established_skipped:
-                # The kernel's counter has every full socket; what was dumped are the others.
-                here = sockets.netns == space.inode
-                full = (
-                    here & (sockets.timer != 3) & ~np.isin(sockets.state, (tcp.TIME_WAIT, tcp.NEW_SYN_RECV))
-                )
-                totals[tcp.ESTABLISHED] += max(space.established_skipped - int(full.sum()), 0)
+                totals[tcp.ESTABLISHED] += _not_dumped(space, sockets)
         return {s: int(n) for s, n in enumerate(totals.tolist()) if n}
 
     def _diagnose(self) -> None:
         begun = time.monotonic(), time.process_time()
-        self._diagnosis = session.diagnose(self._machine)
+        how = session.Look(plan=Plan(established_limit=None)) if self._every else None
+        self._diagnosis = session.diagnose(self._machine, how=how)
         cost = time.process_time() - begun[1]
         self._diagnosed_at = time.monotonic()
         self._next_diagnosis = begun[0] + max(self._refresh, cost / DIAGNOSE_SHARE)
@@ -246,14 +265,37 @@ class Live:
         return flows
 
     def _note(self) -> str:
-        following = self._following
-        how = "tracing"
-        if following is not None and following.mode != "tracing":
-            how = f"no flows: {following.why_polling or 'polling'}"
+        parts = [f"{self._lost:,} events lost, flows are too low"] if self._lost else []
         if self._diagnosis is None:
-            return f"{how}; diagnosing …"
+            return "; ".join([*parts, "diagnosing …"])
         old = time.monotonic() - self._diagnosed_at
-        return how if old < 2 * self._refresh else f"{how}; diagnosed {old:.0f} s ago"
+        if old >= 2 * self._refresh:
+            parts.append(f"diagnosed {old:.0f} s ago")
+        if left := self._diagnosis.view.established_skipped:
+            parts.append(f"ESTABLISHED only counted in namespaces of {left:,} sockets (e lists them)")
+        return "; ".join(parts)
+
+    def _why_no_flows(self) -> str:
+        following = self._following
+        if following is None:
+            return self._trace_ended
+        return "" if following.mode == "tracing" else f"not tracing: {following.why_polling}"
+
+
+def _not_dumped(space: Namespace, sockets: SocketTable) -> int:
+    """Return how many ESTABLISHED connections of a namespace were left out, by the kernel's own count.
+
+    CurrEstab is ESTABLISHED and CLOSE_WAIT together (tcp_set_state, net/ipv4/tcp.c), and the latter were dumped.
+    """
+    data = space.files.get("net/snmp")
+    if data is None:
+        return 0
+    try:
+        both = parse_snmp(data).get("Tcp.CurrEstab", 0)
+    except DecodeError:
+        return 0
+    waiting = (sockets.netns == space.inode) & (sockets.state == tcp.CLOSE_WAIT)
+    return max(both - int(waiting.sum()), 0)
 
 
 class Recorded:
@@ -283,6 +325,9 @@ class Recorded:
         """Want other connections from the next picture on."""
         self._wanted = wanted
         self.renew()
+
+    def list_established(self, wanted: bool) -> None:
+        """Do nothing: a recording lists what was recorded."""
 
     def renew(self) -> None:
         """Show the same look again."""
@@ -319,12 +364,13 @@ class Recorded:
         mask = np.ones(len(state), np.bool_) if self._wanted is None else self._choose(self._wanted, found)
         counts = {s: int(n) for s, n in enumerate(np.bincount(state[mask], minlength=16).tolist()) if n}
         rows = _connections(found, self._wanted, self._choose)
-        return Picture(counts, None, found, rows, self._note(self._looks[at]))
+        return Picture(counts, None, found, rows, self._note(self._looks[at]), _NO_FLOWS)
 
     def _note(self, look: Observation) -> str:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(look.facts.unix_ns / 1e9))
-        return f"look {self._at + 1} of {len(self._looks)}, {when} UTC; no flows"
+        return f"look {self._at + 1} of {len(self._looks)}, {when} UTC"
 
 
+_NO_FLOWS: Final = "a recording holds looks, not what passed between them"
 _BOTH: Final = replace(session.Look(), watch_ms=1)
 """Of a recording: compare a look with the one before it."""

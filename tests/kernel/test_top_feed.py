@@ -1,0 +1,108 @@
+"""What `finwait top` counts and says, on real sockets: exact where it counts, honest where it does not know."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from finwait import session
+from finwait.errors import KernelError
+from finwait.follow import Following, Round
+from finwait.kernel.observe import Machine
+from finwait.lab.topology import Lab
+from finwait.table import decode
+from finwait.table.filter import Filter
+from finwait.tui import feed as feeds
+from finwait.tui.feed import Live, Picture
+from finwait.uapi import tcp
+from finwait.uapi.observation import Plan
+from tests.kernel.test_trace import tracing_is_possible  # noqa: F401
+
+pytestmark = pytest.mark.kernel
+
+
+def everything(_: Filter, diagnosis: session.Diagnosis) -> NDArray[np.bool_]:
+    return np.ones(len(diagnosis.view), np.bool_)
+
+
+def pictures(feed: Live, number: int) -> Picture:
+    for _ in range(number):
+        picture = feed.next()
+    assert picture is not None
+    return picture
+
+
+@contextmanager
+def pairs(half_closed: int, whole: int, unaccepted: int) -> Iterator[int]:
+    """Loopback connections in a namespace of their own; gives its inode."""
+    with Lab() as lab, ExitStack() as stack:
+        space = lab.netns("busy")
+        listener = stack.enter_context(space.call(lambda: socket.create_server(("127.0.0.1", 0), backlog=64)))
+        address = listener.getsockname()
+
+        def client() -> socket.socket:
+            return stack.enter_context(space.call(lambda: socket.create_connection(address)))
+
+        for k in range(half_closed + whole):
+            one = client()
+            stack.enter_context(listener.accept()[0])
+            if k < half_closed:
+                one.shutdown(socket.SHUT_WR)
+        for _ in range(unaccepted):
+            client()
+        yield space.inode
+
+
+def test_established_connections_that_are_only_counted_are_counted_exactly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feeds, "ESTABLISHED_LIMIT", 5)
+    with pairs(3, 11, 2) as inode:
+        what = Plan(
+            only=frozenset({inode}),
+            extensions=0,
+            conntrack=False,
+            files=False,
+            descriptors=True,  # nothing but a descriptor keeps a namespace of the lab
+            established_limit=None,
+        )
+        truth = decode.sockets(Machine().observe(what))
+        assert (truth.state == tcp.ESTABLISHED).sum() == 2 * (11 + 2)
+        lean = Machine().observe(replace(what, established_limit=5))
+        (space,) = lean.namespaces
+        assert space.established_skipped
+        rows = decode.sockets(lean)
+        assert not (rows.state == tcp.ESTABLISHED).any()
+        assert feeds._not_dumped(space, rows) == 2 * (11 + 2)
+
+
+def test_a_trace_that_is_taken_away_costs_the_flows_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Live(None, everything, refresh=0.3) as feed:
+        assert pictures(feed, 1).flows is not None
+
+        def gone(_: Following, __: float) -> None:
+            raise KernelError(19, "read the trace")
+
+        monkeypatch.setattr(Following, "step", gone)
+        picture = pictures(feed, 4)
+        assert picture.flows is None
+        assert "the trace was taken away: could not read the trace" in picture.why_no_flows
+        assert picture.counts
+
+
+def test_lost_events_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Live(None, everything, refresh=0.3) as feed:
+        pictures(feed, 2)
+        plain = Following.step
+
+        def losing(self: Following, timeout: float) -> Round:
+            return replace(plain(self, timeout), lost=7)
+
+        monkeypatch.setattr(Following, "step", losing)
+        assert "events lost, flows are too low" in pictures(feed, 1).note
