@@ -328,10 +328,13 @@ def write(pieces: Iterable[str]) -> None:
 
 def tell_gaps(gaps: Iterable[object]) -> None:
     """Say on standard error what could not be seen."""
+    import textwrap
+
     from finwait.table.units import printable
 
     for gap in gaps:
-        sys.stderr.write(printable(f"finwait: not seen: {gap}\n", lines=True))
+        text = printable(f"finwait: not seen: {gap}")
+        sys.stderr.write(textwrap.fill(text, 99, subsequent_indent="    ", break_on_hyphens=False) + "\n")
 
 
 def status(gaps: Iterable[object]) -> int:
