@@ -95,7 +95,7 @@ def test_a_mistake_at_the_very_end_leaves_no_socket(rig: Rig, capsys: pytest.Cap
 
 
 def test_pipes_that_nobody_needs_are_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "PIPE_REST", 0.3)
+    monkeypatch.setattr(server, "PIPE_REST", 1e9)
     client, far = rig.pair()
     data = bytes(1 << 20)
     client.setblocking(False)
@@ -107,6 +107,7 @@ def test_pipes_that_nobody_needs_are_closed(rig: Rig, monkeypatch: pytest.Monkey
         if readable(far):
             got += len(far.recv(1 << 20))
     assert rig.worker.stats()["pipes"] >= 1
+    monkeypatch.setattr(server, "PIPE_REST", 0.1)
     rig.until(lambda: rig.worker.stats()["pipes"] == 0)
     rig.until(lambda: not rig.worker._graves)
 
