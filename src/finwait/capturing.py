@@ -325,13 +325,24 @@ def _changes(
     said: Callable[[str], None],
 ) -> None:
     """Ask for the state of each connection; a change becomes a comment and a line."""
-    for inode, space in spaces.items():
+    for inode, space in list(spaces.items()):
         mine = [one for one in chosen if one.netns == inode]
         try:
             sockets, gaps = ask([(a, b, p, q) for a, p, b, q in (one.ends for one in mine)], [space])
         except KernelError:
             continue
-        if gaps:  # the namespace is gone as far as its files go; its sockets may live on
+        if gaps:  # what led there is gone; something else may
+            again = next((space for space in netns.discover()[0] if space.inode == inode), None)
+            if again is not None:
+                spaces[inode] = again
+                continue
+            for one in mine:
+                if states[one] != "gone":
+                    gone = f"{one} was {states[one]} and is gone with its namespace"
+                    states[one] = "gone"
+                    recorder.changes.append((time.time_ns(), one, gone))
+                    pending.setdefault(inode, []).append(gone)
+                    said(f"{gone}, which only this capture keeps until it ends")
             continue
         found = {
             ((a[0], a[1]), int(p), (b[0], b[1]), int(q)): (int(s), int(t), int(ms))

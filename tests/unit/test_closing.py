@@ -166,7 +166,7 @@ def test_the_diagram_of_a_half_close():
         "   40.000 ms |<-------------- ACK --------------| acknowledges the FIN",
         "             |<........... never came ..........| a FIN from 10.0.0.2:80",
         "             FIN_WAIT2                           CLOSE_WAIT",
-        "Half closed: 10.0.0.1:40000 is done, 10.0.0.2:80 acknowledged it and never closed.",
+        "Half closed: 10.0.0.1:40000 is done, 10.0.0.2:80 acknowledged it and has not closed.",
     ]
 
 

@@ -120,14 +120,17 @@ def run(args: argparse.Namespace) -> int:
     whole = bool(found.needs & {"rule", "severity"})
     # Who holds a socket takes seconds on a busy machine. Packets do not wait: it is found out afterwards,
     # unless the FILTER asks for it.
-    shot = session.snapshot(
-        states=tcp.ALL_STATES if whole else found.states,
-        bytecode=b"" if whole else found.bytecode(),
-        descriptors=whole or bool(found.needs & {"pid", "comm"}),
-    )
-    findings = engine.diagnose(shot.view, catalogue.rules()) if whole else None
-    mask = options.mask_of(found, shot, findings) & (shot.sockets.state != tcp.LISTEN)
-    rows = np.flatnonzero(mask & (shot.sockets.dport != 0)).tolist()
+    for owners in (whole or bool(found.needs & {"pid", "comm"}), True):
+        shot = session.snapshot(
+            states=tcp.ALL_STATES if whole else found.states,
+            bytecode=b"" if whole else found.bytecode(),
+            descriptors=owners,
+        )
+        findings = engine.diagnose(shot.view, catalogue.rules()) if whole else None
+        mask = options.mask_of(found, shot, findings) & (shot.sockets.state != tcp.LISTEN)
+        rows = np.flatnonzero(mask & (shot.sockets.dport != 0)).tolist()
+        if rows or owners:  # else it may be in a namespace that nothing but a descriptor leads to
+            break
     if not rows:
         error = FinwaitError(f"no connection is `{' '.join(args.what)}`")
         error.hint = "`finwait list` shows what is there; connections that begin later are not captured"
@@ -185,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
             signal.signal(number, handler)
         if writer is not None:
             writer.close()
-    _draw(recorder.segments)
+    _draw(recorder.segments, time.time_ns())
     return _account(recorder, writer, status)
 
 
@@ -208,13 +211,13 @@ def _account(recorder: object, writer: object, status: int) -> int:
     return status or (3 if recorder.dropped else 0)
 
 
-def _draw(segments: Iterable[Segment]) -> None:
+def _draw(segments: Iterable[Segment], until_ns: int) -> None:
     from finwait.diagnosis.closing import closings, diagram
 
     for number, closing in enumerate(closings(segments)):
         if number:
             print()
-        for line in diagram(closing):
+        for line in diagram(closing, until_ns=until_ns):
             print(line)
 
 
@@ -240,11 +243,12 @@ def explain_file(path: str, wanted: list[str]) -> int:
         error.hint = "a pcap or pcapng file, also gzip-compressed, is wanted"
         raise error from None
     segments = []
-    packets = others = 0
+    packets = others = last_ns = 0
     broken: DecodeError | None = None
     try:
         for frame in pcap.read(data):
             packets += 1
+            last_ns = max(last_ns, frame.time_ns)
             segment = pcap.parse_segment(frame)
             if segment is None:
                 others += 1
@@ -258,7 +262,7 @@ def explain_file(path: str, wanted: list[str]) -> int:
     segments.sort(key=lambda s: s.time_ns)
     shown = 0
     for closing in closings(segments):
-        lines = diagram(closing)
+        lines = diagram(closing, until_ns=last_ns)
         if wanted and not all(any(_is(end, word) for end in (closing.a, closing.b)) for word in wanted):
             continue
         if shown:

@@ -256,10 +256,12 @@ def _verdict(a: _End, b: _End, names: tuple[str, str]) -> tuple[str, tuple[str, 
         return f"{name} sent a FIN{tries} and nobody acknowledged it.", tuple(missing)
     if second.fin is None:
         sent = f" and went on sending ({second.after_peer_fin} bytes)" if second.after_peer_fin else ""
-        return f"Half closed: {name} is done, {other} acknowledged it{sent} and never closed.", tuple(missing)
+        return f"Half closed: {name} is done, {other} acknowledged it{sent} and has not closed.", tuple(
+            missing
+        )
     if not second.fin_acked_ns:
         tries = f" ({second.fins} times)" if second.fins > 1 else ""
-        return f"{other} answered the FIN with its own{tries}, and that one was never acknowledged.", tuple(
+        return f"{other} answered the FIN with its own{tries}, and that one was not acknowledged.", tuple(
             missing
         )
     return f"{name} sent the first FIN; it was not acknowledged, although {other} closed too.", tuple(missing)
@@ -295,12 +297,14 @@ def _state(me: _End, peer: _End) -> str:
     return "CLOSED" if not first and peer.fin_acked_ns <= me.fin_ns else "TIME_WAIT"
 
 
-def diagram(closing: Closing, *, most: int = 40) -> list[str]:
+def diagram(closing: Closing, *, most: int = 40, until_ns: int = 0) -> list[str]:
     """Return the sequence diagram of a closing as lines of at most 100 characters.
 
     Args:
         closing: what to draw.
         most: arrows; of more, the first and the last are drawn.
+        until_ns: when the capture ended, as far as is known: what is missing may only not have come *yet*. 0 for
+            not known.
     """
     a, b = _name(closing.a), _name(closing.b)
     role = ("client", "server") if closing.opened else ("", "")
@@ -329,4 +333,8 @@ def diagram(closing: Closing, *, most: int = 40) -> list[str]:
         out.append(f"{'':12} |{'<' + bar if from_b else bar + '>'}| {phrase}")
     if closing.steps:
         out.append(f"{'':12} {closing.state_a:<{_WIDTH}}  {closing.state_b}")
-    return [*out, *textwrap.wrap(closing.verdict, 98, break_long_words=False, break_on_hyphens=False)]
+    verdict = closing.verdict
+    if closing.missing and closing.steps and until_ns:
+        left = until_ns - closing.steps[-1].time_ns
+        verdict += f" The capture went on for {_span(left)}." if left > 0 else " The capture ends there."
+    return [*out, *textwrap.wrap(verdict, 98, break_long_words=False, break_on_hyphens=False)]

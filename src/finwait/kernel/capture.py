@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded
-from finwait.kernel import netns
+from finwait.kernel import netns, procfs
 from finwait.uapi import pcap
 
 __all__ = ["Capture", "Packet", "space_of"]
@@ -205,8 +205,9 @@ def space_of(inode: int) -> netns.NetNamespace:
     Raises:
         KernelError: there is none (any more).
     """
-    spaces, _ = netns.discover()
-    for space in spaces:
-        if space.inode == inode:
-            return space
+    for held in (False, True):  # listing descriptors is slow, and rarely the only thing that leads there
+        spaces, _ = netns.discover(procfs.descriptors()[1] if held else ())
+        for space in spaces:
+            if space.inode == inode:
+                return space
     raise KernelError(errno.ENOENT, f"find network namespace {inode} ({os.strerror(errno.ENOENT)})")
