@@ -31,7 +31,7 @@ def printable(text: str, *, lines: bool = False) -> str:
         text: a name that somebody else chose, or with ``lines`` a whole text that we are about to print.
         lines: leave tabs, line ends and our own colours (`finwait.report.text.Style`) as they are.
     """
-    if text.isprintable() or not lines:
+    if not lines:
         return _escaped(text)
     # Megabytes of a list go through here: nearly all of them are plain, which bytes tell fastest.
     if text.isascii() and not text.encode().translate(None, _PLAIN):
