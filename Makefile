@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian packages that the tests and the demo use as real counterparts and oracles.
-APT := iproute2 nftables conntrack gcc libc6-dev tmux
+APT := iproute2 iptables nftables conntrack gcc libc6-dev tmux
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -55,6 +55,9 @@ check: lint types imports fuzz-quick test ## what CI runs
 bench: $(STAMP) system ## the benchmarks; results go to bench/RESULTS.md
 	@$(BIN)/python -m bench
 
+soak: $(STAMP) system ## the relay under everything at once, ten minutes (SOAK_SECONDS=600)
+	@$(BIN)/python -m tests.kernel.relay_soak --seconds $${SOAK_SECONDS:-600}
+
 fuzz: $(STAMP) ## fuzz the decoders, a minute in all (FUZZ_SECONDS=60)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[fuzz]' && $(BIN)/python -m fuzz --seconds $${FUZZ_SECONDS:-60}
 
@@ -64,4 +67,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test format lint types imports docs check bench fuzz fuzz-quick clean
+.PHONY: help venv system demo test format lint types imports docs check bench soak fuzz fuzz-quick clean

@@ -1,7 +1,7 @@
 """``python -m bench [NAME…]``: the benchmarks, each beside what it is compared with, in one run.
 
-Names: snapshot, whole, stuck, million, namespaces, start, destroy, audit, trace. All if none is given, which takes some
-minutes: ``ss -tanp`` alone is half a minute a time. Needs root, gcc, iproute2 and util-linux.
+Names: snapshot, whole, stuck, million, namespaces, start, destroy, audit, top, trace, relay. All if none is given, and
+that takes a quarter of an hour: ``ss -tanp`` alone is half a minute a time. Needs root, gcc, iproute2 and util-linux.
 """
 
 from __future__ import annotations
@@ -354,7 +354,9 @@ def start() -> None:
     )
 
 
-NAMES = ("start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit", "top", "trace")
+NAMES = (
+    "start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit", "top", "trace", "relay",
+)  # fmt: skip
 
 
 def main(names: list[str]) -> int:
@@ -393,6 +395,10 @@ def main(names: list[str]) -> int:
         destroy.measure()
     if "audit" in chosen:
         audit.measure()
+    if "relay" in chosen:
+        from bench import relay
+
+        relay.measure()
     if "trace" in chosen:
         from bench import trace
 

@@ -23,7 +23,9 @@ __all__ = [
     "Line",
     "command_seconds",
     "environment",
+    "machine",
     "processor_seconds",
+    "put",
     "rounds",
     "seconds",
     "write",
@@ -186,7 +188,12 @@ def write(name: str, title: str, notes: str, lines: Sequence[Line]) -> None:
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, width, strict=True)) + " |" for row in table
     ]
     rendered.insert(1, "|" + "|".join("-" * (w + 2) for w in width) + "|")
-    section = f"## {name}\n\n{title}\n\n{machine()}\n\n" + "\n".join(rendered) + f"\n\n{notes.strip()}\n"
+    put(name, f"{title}\n\n{machine()}\n\n" + "\n".join(rendered) + f"\n\n{notes.strip()}\n")
+
+
+def put(name: str, text: str) -> None:
+    """Put a section into RESULTS.md, in place of its earlier self."""
+    section = f"## {name}\n\n{text}"
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else HEAD
     parts = re.split(r"(?m)^(?=## )", old)
     kept = {part.split("\n", 1)[0][3:].strip(): part.rstrip() + "\n" for part in parts[1:]}

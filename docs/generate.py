@@ -29,6 +29,7 @@ from finwait.lab.scenario import scenarios
 from finwait.relay.command import default_text, option_of
 from finwait.relay.config import json_schema, options
 from finwait.relay.machine import render_table
+from finwait.relay.metrics import METRICS
 from finwait.remedy.settings import CATALOGUE
 from finwait.report.columns import DERIVED
 from finwait.report.reference_pages import ledger_page, settings_page
@@ -528,12 +529,18 @@ half_close = "5m"
 ## Options
 
 """
+RELAY_METRICS = """
+## Metrics
+
+`finwait relay stats`, and `/metrics` at the address `metrics`. Counts are of all workers together, by `service`.
+
+"""
 TRANSITIONS = """
 ## Transitions
 
 What one connection does, in whole (`finwait relay transitions`). Every row is a transition of
 `finwait.relay.machine`, a pure state machine that any event loop can drive; an event that no row takes in a state
-changes nothing there.
+cannot happen there, and is refused with `ImpossibleEvent`.
 
 """
 
@@ -542,14 +549,27 @@ def relay_page() -> str:
     """Return the page of the relay's configuration and states."""
     rows = ["| key | option | default | what it is for |", "|---|---|---|---|"]
     for path, kind, default, text in options():
-        table, _, key = path.removeprefix("service.").rpartition(".")
-        place = f"[service.{table}]" if path.startswith("service.") and table else ""
-        place = f"[{place}]" if table == "backend" else place
+        place_of, _, key = path.removeprefix("service.").rpartition(".")
+        place = f"[service.{place_of}]" if path.startswith("service.") and place_of else ""
+        place = f"[{place}]" if place_of == "backend" else place
         place = place or ("[[service]]" if path.startswith("service.") else "")
         name = f"{place} {key}".strip()
         shown = default_text(default, kind)
         rows.append(f"| `{name}` | `{option_of(path)}` | {shown} | {cell(text)} |")
-    return MARK + RELAY + "\n".join(rows) + "\n" + TRANSITIONS + render_table().rstrip() + "\n"
+    counts = table(
+        ("metric", "type", "meaning"), ((f"`{n}`", kind, text) for n, (kind, text) in METRICS.items())
+    )
+    return (
+        MARK
+        + RELAY
+        + "\n".join(rows)
+        + "\n"
+        + RELAY_METRICS
+        + counts
+        + TRANSITIONS
+        + render_table().rstrip()
+        + "\n"
+    )
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────

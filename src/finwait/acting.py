@@ -16,6 +16,7 @@ import errno
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -563,7 +564,7 @@ def _outcome(
         elif step.means == "keepalive":
             said = "no peer answered: it was gone, and now this end is too"
         elif step.other is None:
-            told = f"its peer is not on this machine; it was told {step.peer_told}"
+            told = f"its other end was not looked at; it was told {step.peer_told}"
             said = told if _told(step) else "its peer was told " + step.peer_told
         elif other == "gone":
             said = "both ends are gone"
@@ -812,20 +813,23 @@ def restore(act_id: int, journal: Journal) -> str:
             entry.kind, f"it is a {entry.kind}"
         )
         raise Refused("irreversible", f"act {act_id} cannot be taken back: {sent}")
-    options = {name: int(value) for name, value in entry.before["options"].items()}
     target = entry.target
-    cookie, inode = int(target["cookie"], 16), int(target["inode"])
+    with _whole_act(act_id):
+        options = {name: int(entry.before["options"][name]) for name in entry.before["options"]}
+        cookie, inode = int(target["cookie"], 16), int(target["inode"])
+        holders = [(int(pid), int(fd), str(comm)) for pid, fd, comm in target["holders"]]
+        if not options.keys() <= pidfd.KEEPALIVE_OPTIONS.keys():
+            raise ValueError("an option that is none of ours")
     undo = Act(
         "sockopt", dict(target), dict(entry.after), {"options": options}, f"undo {act_id}", undoes=act_id
     )
     (undo_id,) = journal.record_many([undo])
     last: FinwaitError = TargetGone(cookie, "no process holds it")
-    holders = target["holders"]
     if entry.boot_id != procfs.facts().boot_id:
         last, holders = TargetGone(cookie, "the machine was started again since"), []
     for pid, fd, comm in holders:
         try:
-            with pidfd.borrowed(int(pid), int(fd), inode=inode, cookie=cookie) as sock:
+            with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie) as sock:
                 pidfd.set_options(sock, options)
         except TargetGone as error:
             last = error
@@ -848,6 +852,15 @@ def _close_open(entry: Any, journal: Journal, results: dict[int, dict[str, str]]
     journal.complete_many(results)
 
 
+@contextmanager
+def _whole_act(act_id: int) -> Iterator[None]:
+    """Say of an act whose record is not what we write that it is damaged."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, struct.error) as error:
+        raise FinwaitError(f"act {act_id} of the journal is damaged: {error!r}") from None
+
+
 def settle(act_id: int, journal: Journal) -> str:
     """Find out what came of an act that was cut short and cannot be taken back; write it down and return it.
 
@@ -863,14 +876,10 @@ def settle(act_id: int, journal: Journal) -> str:
     elif entry.boot_id != procfs.facts().boot_id:
         said = "the machine was started again since: its connection is gone"
     else:
-        end = End(
-            **{
-                name: target[name]
-                for name in (
-                    "netns", "protocol", "family", "src", "sport", "dst", "dport", "state", "cookie", "ifindex",
-                )
-            }
-        )  # fmt: skip
+        with _whole_act(act_id):
+            end = End(**{name: target[name] for name in End.__struct_fields__})
+            _key(end)
+            _target(end)
         seen = _left([end]).get(_key(end))
         said = "its connection is gone" if seen is None else f"its connection is still there, in {seen.state}"
     journal.complete_many({act_id: {"result": f"cut short; {said}"}})

@@ -22,6 +22,7 @@ from finwait.diagnosis.rule import Rule
 from finwait.lab.scenario import scenarios
 from finwait.relay.command import build_config
 from finwait.relay.config import load
+from finwait.relay.metrics import METRICS, render
 from finwait.report.columns import DERIVED, NAMES
 from finwait.table import flows, sockets
 from finwait.uapi import tcp
@@ -321,6 +322,12 @@ def test_the_unit_of_the_relay_names_an_option_that_exists() -> None:
     unit = (ROOT / "examples/relay/finwait-relay.service").read_text()
     for line in re.findall(r"^Exec\w+=\S+/finwait (.*)$", unit, re.MULTILINE):
         build_parser().parse_args(shlex.split(line))
+
+
+def test_every_metric_of_the_relay_is_documented_and_said() -> None:
+    page = (REFERENCE / "relay.md").read_text()
+    said = render([], 0)
+    assert [name for name in METRICS if f"| `{name}` |" not in page or f"# TYPE {name} " not in said] == []
 
 
 def test_the_idioms_of_other_languages_are_those_of_the_programs_that_were_tried() -> None:

@@ -148,6 +148,62 @@ def test_another_cookie_is_never_hit() -> None:
         assert pair.states(pair.ours) == ["ESTABLISHED"]
 
 
+def test_a_plan_never_hits_what_took_over_its_ports_its_descriptor_and_its_process(
+    journal: SqliteJournal,
+) -> None:
+    """The same four-tuple and the same descriptor number in the same process, a hundred times over."""
+    with Lab() as lab:
+        pair = Pair(lab)
+        door = pair.far.listen(pair.link.b4, 0)
+
+        pair.a.sysctl("net.ipv4.ip_local_port_range", "45000 45000")
+
+        def fresh() -> tuple[Conn, Conn]:
+            return pair.near.connect(pair.link.b4, door.sport), pair.far.accept(door)
+
+        client, accepted = fresh()
+        diagnosis = settled(pair, [client], "ESTABLISHED")
+        old = [
+            planned(diagnosis, [client], means).steps[0] for means in ("destroy", "reset", "fin", "keepalive")
+        ]
+        inodes = {client.inode}
+        for _ in range(100):
+            pair.near.reset([client])
+            pair.far.await_reset([accepted])
+            pair.far.close([accepted])
+            again, accepted = fresh()
+            assert (again.sport, again.fd) == (client.sport, client.fd)
+            client = again
+            inodes.add(client.inode)
+            steps = [replace_inode(step, client.inode) for step in old]
+            told = acting.apply(plans.Plan(0, "", (*old, *steps)), journal, boot_id="")
+            assert {o.result for o in told} == {"left before"}
+        assert len(inodes) > 50
+        assert pair.states([client, accepted]) == ["ESTABLISHED", "ESTABLISHED"]
+        step = replace_inode(old[3], client.inode)  # even with the right inode, only the cookie counts
+        with pytest.raises(TargetGone), acting._borrow(step):
+            pass
+        assert journal.entries() == []
+
+
+def replace_inode(step: plans.Step, inode: int) -> plans.Step:
+    return msgspec.structs.replace(step, inode=inode)
+
+
+@pytest.mark.parametrize(("rate", "most"), [(0.0, 500), (200.0, 20), (5.0, 1)])
+def test_a_rate_is_kept_by_small_batches(rate: float, most: int) -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 40 if rate != 5.0 else 2)
+        view = pair.look().view
+        targets = [acting._target(plans.step_of(view, row_of(view, c), "", "destroy")) for c in pair.ours]
+        begun: list[int] = []
+        results, gaps = destroy(acting._namespaces({pair.a.inode}), targets, rate=rate, before=begun.append)
+        assert gaps == []
+        assert set(results.values()) == {0}
+        assert begun == list(range(0, len(targets), most))
+        assert set(pair.states(pair.ours)) == {"gone"}
+
+
 def test_what_changed_since_the_plan_is_left_alone(journal: SqliteJournal) -> None:
     with Lab() as lab:
         pair = Pair(lab, 3)

@@ -88,6 +88,7 @@ def test_the_guard_of_orphans_that_end_in_silence(tmp_path: Path) -> None:
         pair, command = Pair(lab), Command(lab, tmp_path)
         pair.far.shutdown(pair.theirs, "WR")
         pair.near.read_to_end(pair.ours)
+        settled(pair, pair.theirs, "FIN_WAIT2")
         pair.link.cut(a=False)
         pair.near.close(pair.ours)
         pair.look(lambda v: 9 in v.sockets.state.tolist())
@@ -160,6 +161,40 @@ def test_the_guards_of_the_plan_as_a_whole(tmp_path: Path) -> None:
         done = command(*words, "--max", "11", "--override", "max", "--override", "share", code=0)
         assert "12 ended." in done
         assert set(pair.states([*pair.ours, *pair.theirs])) == {"gone"}
+
+
+def test_a_reviewed_plan_is_held_to_the_guards_again(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair, command = Pair(lab, 3), Command(lab, tmp_path)
+        guarded = lab.actor(pair.a, "kubelet")
+        ours, _ = meet(guarded, pair.link.b4, pair.far, pair.far.listen(pair.link.b4, 8081), 1)
+        pair.near.shutdown(pair.ours, "WR")
+        guarded.shutdown(ours, "WR")
+        settled(pair, [*pair.ours, *ours], "FIN_WAIT2")
+        words = ["--with", "destroy", "fin-wait2-held", "--min-age", "0", "--share", "1", "-o", "json"]
+        plan = command(*words, "--override", "protected")
+        forged = tmp_path / "plan.json"
+        forged.write_text(plan.replace('"kubelet"', '"innocent"'))
+        command("--plan", str(forged), "--yes", code=4)
+        assert "guard `protected`" in command.errors
+        assert "kubelet" in command.errors
+        forged.write_text(command(*words))
+        command("--plan", str(forged), "--yes", "--max", "2", code=4)
+        assert "guard `max`" in command.errors
+        assert set(pair.states([*pair.ours, *ours])) == {"FIN_WAIT2"}
+        assert "3 ended." in command("--plan", str(forged), "--yes", code=0)
+        assert pair.states([*pair.ours, *ours]) == ["gone", "gone", "gone", "FIN_WAIT2"]
+
+
+WRONG = [("--max", "-1"), ("--rate", "nan"), ("--rate", "-5"), ("--share", "x"), ("--min-age", "soon")]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_a_limit_that_is_none_is_wrong_usage(tmp_path: Path, words: tuple[str, str]) -> None:
+    with Lab() as lab:
+        command = Command(lab, tmp_path)
+        command(f"{words[0]}={words[1]}", code=2)
+        assert words[0] in command.errors
 
 
 def test_the_guard_of_listeners_has_no_override(tmp_path: Path) -> None:

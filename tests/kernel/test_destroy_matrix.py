@@ -65,6 +65,7 @@ def into_the_void(pair: Pair) -> None:
 
 def answer_into_the_void(pair: Pair) -> None:
     be_half_closed(pair)
+    settled(pair, pair.theirs, "FIN_WAIT2")  # our acknowledgement of the FIN may be delayed
     pair.link.cut(a=False)
     pair.near.shutdown(pair.ours, "WR")
 
@@ -147,6 +148,7 @@ def close_into_the_void(pair: Pair) -> None:
 
 def last_into_the_void(pair: Pair) -> None:
     be_half_closed(pair)
+    settled(pair, pair.theirs, "FIN_WAIT2")  # our acknowledgement of the FIN may be delayed
     pair.link.cut(a=False)
     pair.near.close(pair.ours)
 

@@ -27,7 +27,7 @@ PROBES = (
     *("--client-keepalive-idle", "1", "--client-keepalive-interval", "1", "--client-keepalive-count", "2"),
     *("--server-keepalive-idle", "1", "--server-keepalive-interval", "1", "--server-keepalive-count", "2"),
 )
-USER_TIMEOUT = ("--client-user-timeout", "3", "--server-user-timeout", "3")
+USER_TIMEOUT = ("--client-user-timeout", "2", "--server-user-timeout", "2")
 
 
 @pytest.fixture(autouse=True)
@@ -58,13 +58,13 @@ def test_a_half_closed_client_with_live_peers_is_held() -> None:
 
 
 def test_a_half_close_is_capped_from_its_last_byte() -> None:
-    with Scene("finwait", "--half-close", "2") as scene:
+    with Scene("finwait", "--half-close", "1.5") as scene:
         client, server = scene.pair()
         client.shutdown(socket.SHUT_WR)
         assert read_all(server) == (b"", "FIN")
-        # Bytes that trickle hold it: five of them, one a second, are longer than the cap.
+        # Bytes that trickle hold it: five of them, two a second, are longer than the cap.
         for _ in range(5):
-            assert stays(lambda: len(scene.legs()) == 2, 1.0)
+            assert stays(lambda: len(scene.legs()) == 2, 0.5)
             server.sendall(b".")
         assert read_all(client, 5) == (b".....", "more")
         assert is_reset(client)

@@ -202,12 +202,12 @@ def test_a_session_in_tmux_marks_plans_and_clears(tmp_path):
         keys("Enter")
         until("127.0.0.1:" + port, "sorted by age")
         keys("m", "c")
-        until("left alone ×1 by guard `min-age`", "Nothing to do")  # too young: the guard of `clear`
+        until("left alone ×1", "min-age", "Nothing to do")  # too young: the guard of `clear`
         keys("Escape")
         until("sorted by age", "1 marked")
         time.sleep(max(0.0, born + 11 - time.monotonic()))
         keys("c")
-        until("fin [destructive]", "`y` does this")
+        until("fin [destructive]", "its FIN finishes both ends", "`y` does this")
         keys("y")
         until("1 ended", "finwait journal")
         keys("Escape")

@@ -45,7 +45,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--yes", action="store_true", help="do it; without it the connections are only listed"
     )
     parser.add_argument(
-        "--max", type=int, default=1000, metavar="N", help="refuse more connections (default 1000)"
+        "--max", type=options.count, default=1000, metavar="N", help="refuse more connections (default 1000)"
     )
     parser.set_defaults(run=run)
 

@@ -11,9 +11,19 @@ from finwait.cli import options
 if TYPE_CHECKING:
     from finwait.acting import Outcome
     from finwait.remedy.guards import Limits
-    from finwait.remedy.plan import Plan, Step
+    from finwait.remedy.plan import Left, Plan, Step
 
-__all__ = ["add_parser", "left_lines", "make_plan", "outcome_lines", "plan_lines", "run", "tell", "where"]
+__all__ = [
+    "add_parser",
+    "left_lines",
+    "make_plan",
+    "outcome_lines",
+    "plan_lines",
+    "run",
+    "tell",
+    "where",
+    "wrapped",
+]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,11 +54,15 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "descriptor, where SOCK_DESTROY (`destroy`) is not to be had",
     )
     act.add_argument(
-        "--max", type=int, default=100, metavar="N", help="refuse a plan for more connections (default 100)"
+        "--max",
+        type=options.count,
+        default=100,
+        metavar="N",
+        help="refuse a plan for more connections (default 100)",
     )
     act.add_argument(
         "--share",
-        type=float,
+        type=options.positive,
         default=0.9,
         metavar="X",
         help="refuse a plan for more than this share of a process's connections (default 0.9)",
@@ -62,7 +76,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--rate",
-        type=float,
+        type=options.positive,
         default=0.0,
         metavar="N",
         help="destroy at most so many a second (default: no limit)",
@@ -100,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     gaps: tuple[object, ...] = ()
     if args.plan_file:
         plan = plans.decode(_read(args.plan_file), args.plan_file)
+        plans.check_again(plan, _limits(args, established=True), _names(plan))
     else:
         plan, gaps = make_plan(args)
     if args.output == "json" and not args.yes:
@@ -124,6 +139,19 @@ def _read(name: str) -> bytes:
             return file.read(64 << 20)
     except OSError as error:
         raise FinwaitError(f"could not read the plan `{name}`: {error.strerror}") from None
+
+
+def _names(plan: Plan) -> dict[int, str]:
+    """Return the names that the holders of a plan have now, of those that are there."""
+    from pathlib import Path
+
+    names = {}
+    for pid in {pid for step in plan.steps for pid, _, _ in step.holders}:
+        try:
+            names[pid] = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        except OSError:
+            continue
+    return names
 
 
 def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
@@ -201,8 +229,13 @@ _EACH = 20
 """So many connections of a group are shown one by one; `-o json` has all."""
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """Return a plan as lines for a person: steps of one kind, reason and program together."""
+def plan_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
+    """Return a plan as lines for a person: steps of one kind, reason and program together.
+
+    Args:
+        plan: the plan.
+        overrule: whether the reader has `--override` at hand.
+    """
     from collections import Counter
 
     classes = Counter(step.kind for step in plan.steps)
@@ -223,13 +256,13 @@ def plan_lines(plan: Plan) -> list[str]:
             f"\n{one.means} [{one.kind}] ×{len(steps)}: {one.rule or 'no rule'}, {one.state}{held}\n"
         )
         if one.selected:
-            lines += _wrapped("done at the other end of what was selected: its FIN finishes both ends")
+            lines += wrapped("done at the other end of what was selected: its FIN finishes both ends")
         if one.note:
-            lines += _wrapped(one.note)
-        lines += _wrapped(f"the peer is told: {one.peer_told}")
+            lines += wrapped(one.note)
+        lines += wrapped(f"the peer is told: {one.peer_told}")
         if one.stays:
             said = "the descriptor stays open" if one.holders else one.stays
-            lines += _wrapped(
+            lines += wrapped(
                 said if len(steps) == 1 else said.replace("descriptor stays", "descriptors stay")
             )
         for step in steps[:_EACH]:
@@ -237,24 +270,28 @@ def plan_lines(plan: Plan) -> list[str]:
             lines += _connection(step, f"pid:fd {at}" if at else "")
         if len(steps) > _EACH:
             lines.append(f"    … and {len(steps) - _EACH} more; `-o json` lists them\n")
-    return lines + left_lines(plan) + [f"\n{line}" for line in _advice(plan)]
+    return lines + left_lines(plan, overrule=overrule) + _advice(plan)
 
 
-def left_lines(plan: Plan) -> list[str]:
+def left_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
     """Return what a plan leaves alone, and why, as lines for a person."""
     from collections import Counter
 
     lines = []
-    counted = Counter((one.guard, one.reason) for one in plan.left)
-    for (guard, reason), n in counted.most_common(12):
-        lines += [f"\nleft alone ×{n} by guard `{guard}`:\n", *_wrapped(reason)]
-        shown = [one.connection for one in plan.left if (one.guard, one.reason) == (guard, reason)]
-        lines += [f"    {text}\n" for text in shown[:3]]
-        if n > 3:
-            lines.append(f"    … and {n - 3} more\n")
-    if len(counted) > 12:
-        lines.append(f"\nleft alone for {len(counted) - 12} more reasons; `-o json` lists them\n")
-    if plan.left and not plan.steps:
+    guards: dict[str, list[Left]] = {}
+    for one in plan.left:
+        guards.setdefault(one.guard, []).append(one)
+    for guard, members in guards.items():
+        lines.append(f"\nleft alone ×{len(members)} by guard `{guard}`:\n")
+        counted = Counter(one.reason for one in members)
+        for reason, n in counted.most_common(3):
+            lines += wrapped(reason + (f" (×{n})" if len(counted) > 1 else ""))
+        if len(counted) > 3:
+            lines.append(f"  … and {len(counted) - 3} more reasons; `-o json` lists them\n")
+        lines += [f"    {one.connection}\n" for one in members[:3]]
+        if len(members) > 3:
+            lines.append(f"    … and {len(members) - 3} more\n")
+    if overrule and plan.left and not plan.steps:
         names = sorted({one.guard for one in plan.left} - {"listener", "means"})
         if names:
             lines.append("\n" + "".join(f"`--override {name}` overrules that guard.\n" for name in names))
@@ -262,14 +299,15 @@ def left_lines(plan: Plan) -> list[str]:
 
 
 def _advice(plan: Plan) -> list[str]:
-    return [line for text in plan.advice for line in _wrapped(f"advice: {text}", indent="")]
+    return [line for text in plan.advice for line in ("\n", *wrapped(f"advice: {text}", indent=""))]
 
 
 def _connections(n: int) -> str:
     return "1 connection" if n == 1 else f"{n} connections"
 
 
-def _wrapped(text: str, indent: str = "  ") -> list[str]:
+def wrapped(text: str, indent: str = "  ") -> list[str]:
+    """Return a sentence as lines of at most 98 columns."""
     import textwrap
 
     return [line + "\n" for line in textwrap.wrap(text, 98, initial_indent=indent, subsequent_indent=indent)]
@@ -352,7 +390,7 @@ def outcome_lines(outcomes: list[Outcome]) -> list[str]:
     for o in outcomes:
         groups.setdefault((o.step.means, o.result, o.detail), []).append(o)
     for (means, result, detail), members in groups.items():
-        lines += ["\n", *_wrapped(f"{means}, {result} ×{len(members)}: {detail}", indent="")]
+        lines += ["\n", *wrapped(f"{means}, {result} ×{len(members)}: {detail}", indent="")]
         for o in members[:_EACH]:
             lines += _connection(o.step, f"(act {o.act_id})" if o.act_id else "")
         if len(members) > _EACH:
@@ -363,7 +401,7 @@ def outcome_lines(outcomes: list[Outcome]) -> list[str]:
         one = n == 1
         lines += [
             "\n",
-            *_wrapped(
+            *wrapped(
                 f"{'1 descriptor is' if one else f'{n} descriptors are'} still open in {comm} (pid {pid}): only its "
                 f"close(), or its restart, frees {'it' if one else 'them'}.",
                 indent="",

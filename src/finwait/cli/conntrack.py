@@ -10,6 +10,7 @@ from finwait.cli import options
 
 if TYPE_CHECKING:
     from finwait.attribution.tracked import Tracked
+    from finwait.remedy.guards import Limits
     from finwait.session import Snapshot
     from finwait.table.flows import FlowTable
 
@@ -37,7 +38,16 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     act.add_argument(
         "--yes", action="store_true", help="do it; without it only what would be deleted is shown"
     )
-    act.add_argument("--max", type=int, default=100, metavar="N", help="refuse to delete more (default 100)")
+    act.add_argument(
+        "--max", type=options.count, default=100, metavar="N", help="refuse to delete more (default 100)"
+    )
+    act.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="GUARD",
+        help="overrule a guard by name (repeatable): live-end, protected, max",
+    )
     parser.set_defaults(run=run)
 
 
@@ -86,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         _text(shot, flows, joined, shown, order, lone, rules)
     options.tell_gaps((*shot.gaps, *more))
     if args.delete:
-        return _delete(args, flows, joined, wrong)
+        return _delete(args, shot, flows, joined, wrong)
     return options.status((*shot.gaps, *more))
 
 
@@ -193,6 +203,8 @@ def _text(
 ) -> None:
     from collections import Counter
 
+    from finwait.cli.clear import wrapped
+
     counted = Counter(joined.verdict[k] for k in order)
     options.write(
         [
@@ -238,27 +250,74 @@ def _text(
         if said:
             options.write([f"\ncounters of {ns.label}: {said}\n"])
         for rule in rules.get(number, ()):
-            options.write([f"rule of {ns.label}: {rule.kind} in {rule.where}: `{rule.rule}`\n"])
+            options.write(
+                wrapped(f"rule of {ns.label}: {rule.kind} in {rule.where}: `{rule.rule}`", indent="")
+            )
 
 
-def _delete(args: argparse.Namespace, flows: FlowTable, joined: Tracked, wrong: list[int]) -> int:
+def _delete(
+    args: argparse.Namespace, shot: Snapshot, flows: FlowTable, joined: Tracked, wrong: list[int]
+) -> int:
+    """Plan, and with ``--yes`` carry out, the deletion of entries; the status is 4 when guards kept all of them."""
+    from collections import Counter
+
     from finwait.acting import delete_entries
+    from finwait.cli.clear import wrapped
     from finwait.cli.journal import opened, tell_unfinished
     from finwait.errors import Refused
+    from finwait.remedy.guards import ENTRY_GUARDS, guard_entry
+    from finwait.table.units import printable
 
     tell_unfinished()
-    if len(wrong) > args.max:
-        raise Refused("max", f"{len(wrong)} entries, more than {args.max}", override=f"--max {len(wrong)}")
+    limits = _limits(args)
+    todo: list[int] = []
+    left: Counter[tuple[str, str]] = Counter()
+    for k in wrong:
+        ends = tuple(int(r) for r in (joined.client[k], joined.server[k]) if r >= 0)
+        verdict = guard_entry(shot.view, ends, limits)
+        if verdict is None:
+            todo.append(k)
+        else:
+            left[verdict.guard, verdict.reason] += 1
+    if len(todo) > args.max and "max" not in limits.override:
+        raise Refused(
+            "max",
+            f"{len(todo)} entries, more than {args.max}",
+            override=f"--max {len(todo)} or --override max",
+        )
+    tell = sys.stderr if args.output == "json" else sys.stdout
+    said = [f"\n{len(todo)} entries to delete [destructive], {sum(left.values())} left alone.\n"]
+    for (guard, reason), n in left.most_common():
+        said += [f"\nleft alone ×{n} by guard `{guard}`:\n", *wrapped(reason)]
+        said.append(f"  `--override {guard}` overrules that guard.\n")
+    tell.writelines(printable(text, lines=True) for text in said)
+    assert {guard for guard, _ in left} <= set(ENTRY_GUARDS)
     sys.stderr.write(
-        "finwait: deleting an entry closes no connection. Where an end still lives, its next data makes a new entry, "
-        "but a FIN does not: it is lost, and the other end waits for ever.\n"
+        "finwait: deleting an entry closes no connection. Where an end still lives, its next data\n"
+        "  makes a new entry, but a FIN does not: it is lost, and the other end waits for ever.\n"
     )
+    if not todo:
+        return 4 if left else 0
     if not args.yes:
-        sys.stderr.write(f"finwait: nothing was done to {len(wrong)} entries; `--yes` does it\n")
+        sys.stderr.write(f"finwait: nothing was done to {len(todo)} entries; `--yes` does it\n")
         return 0
-    which = [int(joined.flow[k]) for k in wrong]
+    which = [int(joined.flow[k]) for k in todo]
     with opened() as journal:
         results = delete_entries(flows, which, journal, [_entry(flows, k) for k in which])
-    for k, said in zip(which, results, strict=True):
-        sys.stdout.write(f"{said}: {_tuple(flows, k, 'orig')}\n")
+    for k, result in zip(which, results, strict=True):
+        tell.write(printable(f"{result}: {_tuple(flows, k, 'orig')}\n", lines=True))
     return 0 if all(r in ("deleted", "gone before") for r in results) else 1
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    import os
+
+    from finwait.errors import FinwaitError
+    from finwait.remedy.guards import ENTRY_GUARDS, Limits
+
+    for name in args.override:
+        if name not in ENTRY_GUARDS:
+            error = FinwaitError(f"there is no guard `{name}` of entries")
+            error.hint = "guards: " + ", ".join(ENTRY_GUARDS)
+            raise error
+    return Limits(args.max, override=frozenset(args.override), own_pid=os.getpid())

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         from finwait.cli.diagnose import export
 
         export(args.output, shot.view, chosen, which, findings)
-    _tell(shot.gaps)
+    options.tell_gaps(shot.gaps)
     return options.status(shot.gaps)
 
 
@@ -108,12 +108,3 @@ def _order(cells: object, name: str) -> list[int]:
         raise error
     values = cells.column(name)
     return sorted(range(len(values)), key=lambda k: (values[k] is None, values[k]), reverse=descending)
-
-
-def _tell(gaps: object) -> None:
-    import sys
-
-    from finwait.table.units import printable
-
-    for gap in gaps:  # type: ignore[attr-defined]
-        sys.stderr.write(printable(f"finwait: not seen: {gap}\n", lines=True))

@@ -101,10 +101,5 @@ def run(args: argparse.Namespace) -> int:
                 for k, (c, w) in enumerate(zip(line, widths, strict=True))
             )
             options.write([text.rstrip() + "\n"])
-        import sys
-
-        from finwait.table.units import printable
-
-        for gap in shot.gaps:
-            sys.stderr.write(printable(f"finwait: not seen: {gap}\n", lines=True))
+        options.tell_gaps(shot.gaps)
     return options.status(shot.gaps)

@@ -51,6 +51,26 @@ def duration_ms(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def count(text: str) -> int:
+    """Read a number of things (argparse type)."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 12):
+        raise argparse.ArgumentTypeError(f"`{text}`: write a number, 0 or more")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """Read a number that is 0 or more (argparse type)."""
+    import math
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"`{text}`: write a number, 0 or more")
+    return value
+
+
 def add_filter(parser: argparse.ArgumentParser, what: str = "connections") -> None:
     """Add FILTER."""
     parser.add_argument(
@@ -308,10 +328,13 @@ def write(pieces: Iterable[str]) -> None:
 
 def tell_gaps(gaps: Iterable[object]) -> None:
     """Say on standard error what could not be seen."""
+    import textwrap
+
     from finwait.table.units import printable
 
     for gap in gaps:
-        sys.stderr.write(printable(f"finwait: not seen: {gap}\n", lines=True))
+        text = printable(f"finwait: not seen: {gap}")
+        sys.stderr.write(textwrap.fill(text, 99, subsequent_indent="    ", break_on_hyphens=False) + "\n")
 
 
 def status(gaps: Iterable[object]) -> int:

@@ -40,7 +40,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="default 1/1/3: up to 4 s",
     )
     parser.add_argument(
-        "--max", type=int, default=1000, metavar="N", help="refuse more connections (default 1000)"
+        "--max", type=options.count, default=1000, metavar="N", help="refuse more connections (default 1000)"
     )
     parser.set_defaults(run=run)
 

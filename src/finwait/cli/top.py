@@ -80,9 +80,8 @@ class Clear:
         Raises:
             FinwaitError: the journal cannot be written.
         """
-        from collections import Counter
-
         from finwait import acting
+        from finwait.cli import clear
         from finwait.kernel import procfs
         from finwait.kernel.journal import SqliteJournal
         from finwait.table.units import printable
@@ -100,13 +99,8 @@ class Clear:
                 rate=args.rate,
                 user_timeout_ms=args.user_timeout,
             )
-        counted = Counter(o.result for o in outcomes)
-        lines = [", ".join(f"{n} {result}" for result, n in counted.most_common())]
-        for o in outcomes:
-            act = f"  (act {o.act_id})" if o.act_id else ""
-            where = f"{o.step.src}:{o.step.sport} → {o.step.dst}:{o.step.dport}"
-            lines.append(f"  {o.result}: {where}  {o.detail}{act}")
-        return printable("\n".join(lines), lines=True) + "\n\n`finwait journal` has them.\n"
+        text = "".join(clear.outcome_lines(outcomes)).lstrip("\n")
+        return printable(text, lines=True) + "\n`finwait journal` has them.\n"
 
 
 def _gone(keys: Sequence[tuple[int, int]]) -> int:

@@ -346,7 +346,17 @@ class SqliteJournal:
     def _select(self, tail: str, values: tuple[object, ...]) -> list[JournalEntry]:
         with self._errors("read"):
             rows = self._db.execute(f"SELECT {_COLUMNS} FROM acts {tail}", values).fetchall()  # noqa: S608 - constants
-        return [_entry(row) for row in rows]
+        entries = []
+        for row in rows:
+            try:
+                entries.append(_entry(row))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise KernelError(
+                    errno.EINVAL,
+                    f"read act {row[0]} of the journal `{self.path}`",
+                    hint=f"it is damaged ({error}); move the file away to begin a new one",
+                ) from None
+        return entries
 
 
 def _all_open(changed: int, ids: list[int]) -> None:
@@ -367,18 +377,31 @@ def _entry(row: tuple[Any, ...]) -> JournalEntry:
         finished_ns=finished,
         uid=uid,
         user=user,
-        command=tuple(json.loads(command)),
+        command=_texts(json.loads(command)),
         pid=pid,
         pid_start=pid_start,
         boot_id=boot,
-        target=json.loads(target),
-        before=json.loads(before),
-        after=json.loads(after),
+        target=_mapping(target),
+        before=_mapping(before),
+        after=_mapping(after),
         why=why,
         undoes=undoes,
-        result=json.loads(result) if result is not None else None,
+        result=_mapping(result) if result is not None else None,
         undone_by=undone_by,
     )
+
+
+def _mapping(text: str) -> Mapping[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} where an object belongs")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"a {type(value).__name__} where a list belongs")
+    return tuple(map(str, value))
 
 
 def _errno_of(error: sqlite3.Error) -> int:

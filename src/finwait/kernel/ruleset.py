@@ -11,27 +11,38 @@ from finwait.kernel import netns
 
 __all__ = ["rulesets"]
 
-_COMMANDS = (("nft", "-nn", "list", "ruleset"), ("iptables-legacy-save",), ("ip6tables-legacy-save",))
+_NFT = ("nft", "list", "ruleset")  # not -n: states of conntrack would be numbers
+_LEGACY = (("iptables-legacy-save",), ("ip6tables-legacy-save",))
+_OVER_NFT = (("iptables-nft-save",), ("ip6tables-nft-save",))
+_PLAIN = (("iptables-save",), ("ip6tables-save",))
+"""Whatever backend the distribution chose; asked only where the others are not there under their own names."""
 
 
 def rulesets(namespaces: Iterable[netns.NetNamespace]) -> tuple[dict[int, str], list[Gap]]:
-    """Return by namespace what the tools print; a tool that is not there is a gap, once."""
-    there = [c for c in _COMMANDS if shutil.which(c[0])]
-    gaps = (
-        []
-        if any(c[0] == "nft" for c in there)
-        else [Gap("this machine", "list firewall rules", "the command `nft`")]
-    )
+    """Return by namespace what the tools print; a tool that is not there is a gap, once.
+
+    ``nft`` shows the rules of iptables over nftables too, in its own words, but for extensions that it cannot
+    translate (``xt target``); those are asked of ``iptables-nft-save``.
+    """
+    has_nft = shutil.which("nft") is not None
+    legacy = [c for c in _LEGACY if shutil.which(c[0])]
+    over_nft = [c for c in _OVER_NFT if shutil.which(c[0])]
+    plain = [] if legacy and (has_nft or over_nft) else [c for c in _PLAIN if shutil.which(c[0])]
+    gaps = [] if has_nft or over_nft else [Gap("this machine", "list firewall rules", "the command `nft`")]
 
     def inside(_: netns.NetNamespace) -> str:
-        parts = []
-        for command in there:
-            try:
-                done = subprocess.run(command, capture_output=True, timeout=20, check=False)
-            except (OSError, subprocess.TimeoutExpired):
-                continue
-            parts.append(done.stdout.decode("utf-8", "replace"))
-        return "\n".join(parts)
+        text = _said(_NFT) if has_nft else ""
+        if not has_nft or "xt target" in text or "xt match" in text:
+            text = "\n".join([text, *map(_said, over_nft)])
+        return "\n".join([text, *map(_said, legacy), *map(_said, plain)])
 
     found, more = netns.visit(namespaces, inside)
     return found, gaps + more
+
+
+def _said(command: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode("utf-8", "replace")

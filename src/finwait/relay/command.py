@@ -108,8 +108,8 @@ class RunParser(argparse.ArgumentParser):
                 keywords |= {"action": "append", "metavar": "NETWORK"}
             elif getattr(kind, "__args__", None):
                 keywords["choices"] = [choice for choice in kind.__args__ if choice]
-            elif kind is int:
-                keywords |= {"type": int, "metavar": "N"}
+            elif kind in (int, float):
+                keywords |= {"type": kind, "metavar": "N"}
             else:
                 keywords["metavar"] = "TEXT" if kind is str else unit
             self.add_argument(flag_of(path), **keywords)
@@ -345,13 +345,19 @@ def _ask(path: str, request: dict[str, Any]) -> Any:  # noqa: ANN401  # whatever
         try:
             sock.connect(path)
             sock.sendall(json.dumps(request).encode() + b"\n")
-            answer = json.loads(sock.makefile("rb").readline() or b'{"error": "it closed without an answer"}')
+            line = sock.makefile("rb").readline()
         except OSError as error:
             failed = FinwaitError(f"could not ask the relay at `{path}`: {error.strerror or error}")
             failed.hint = (
                 "is it running, with `--admin PATH`? Name the same path here; its owner and root may ask"
             )
             raise failed from None
+    try:
+        answer = json.loads(line) if line else {"error": "nothing; it closed the connection"}
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not answer.keys() & {"ok", "error"}:
+        raise FinwaitError(f"the relay at `{path}` said {line[:40]!r}: it is no relay of this version")
     if "error" in answer:
         raise FinwaitError(f"the relay at `{path}` said: {answer['error']}")
     return answer["ok"]

@@ -399,7 +399,8 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     slow_start: Annotated[
         float,
         _time(
-            "A backend that comes back gets its full share only after this long. Against crushing it cold."
+            "A backend that comes back, or joins others, gets its full share only after this long. Against "
+            "crushing it cold."
         ),
     ] = 0.0
     accept_proxy: Annotated[
@@ -433,7 +434,8 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=_C_INT,
-            description="At once from one address; more get RST. 0: no limit. Against one client taking all.",
+            description="At once from one address (with accept_proxy: of the client that the header names); more "
+            "get RST. 0: no limit. Against one client taking all.",
         ),
     ] = 0
     timeouts: Timeouts = Timeouts()

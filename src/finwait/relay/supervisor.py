@@ -610,9 +610,14 @@ class Supervisor:
             return
         own = {name: [s] for name, s in ((_ADMIN, self.admin), (_METRICS, self.metrics)) if s is not None}
         handed, fds = listeners.hand_over(self.bound, own)
-        self.successor = subprocess.Popen(
-            self.argv, pass_fds=fds, env={**os.environ, **handed, _PREDECESSOR: str(os.getpid())}
-        )
+        try:
+            self.successor = subprocess.Popen(
+                self.argv, pass_fds=fds, env={**os.environ, **handed, _PREDECESSOR: str(os.getpid())}
+            )
+        except OSError as error:
+            what = f"could not start `{self.argv[0]}` to take over: {error.strerror}; this process goes on"
+            say(f"{what}\nhint: after `user` it must be able to read its own program")
+            return
         say(f"started pid {self.successor.pid} to take over")
         self._spawn(self._await_successor(self.successor))
 

@@ -15,7 +15,7 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
 
-__all__ = ["GUARDS", "Limits", "Verdict", "guard_rows"]
+__all__ = ["ENTRY_GUARDS", "GUARDS", "PROTECTED", "Limits", "Verdict", "guard_entry", "guard_rows"]
 
 PROTECTED: Final = frozenset(
     {
@@ -126,5 +126,42 @@ def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
             continue
         reason = look(view, row, limits)
         if reason is not None:
+            return Verdict(name, reason)
+    return None
+
+
+def _live_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | None:  # noqa: ARG001
+    for row in rows:
+        state = tcp.STATES.get(int(view.sockets.state[row]), "?")
+        if state not in ("TIME_WAIT", "CLOSE"):
+            return (
+                f"a socket in {state} still uses the entry: without it the next data may make a new one, but a FIN "
+                "is lost, and the other end waits for ever"
+            )
+    return None
+
+
+def _protected_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | None:
+    return next((why for row in rows if (why := _protected(view, row, limits)) is not None), None)
+
+
+ENTRY_GUARDS: Final[Mapping[str, tuple[Callable[[View, tuple[int, ...], Limits], str | None], str]]] = {
+    "live-end": (_live_end, "entries that a socket on this machine still uses"),
+    "protected": (_protected_end, GUARDS["protected"][1]),
+    "max": (lambda _view, _rows, _limits: None, "more than --max entries"),
+}
+"""Guards of ``finwait conntrack --delete``, by name."""
+
+
+def guard_entry(view: View, rows: tuple[int, ...], limits: Limits) -> Verdict | None:
+    """Return the first guard that speaks against deleting a tracking entry, or None.
+
+    Args:
+        view: the sockets.
+        rows: those at the entry's ends that are on this machine.
+        limits: see `Limits`.
+    """
+    for name, (look, _) in ENTRY_GUARDS.items():
+        if name not in limits.override and (reason := look(view, rows, limits)) is not None:
             return Verdict(name, reason)
     return None

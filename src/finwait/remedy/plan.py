@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.errors import FinwaitError, Refused
-from finwait.remedy.guards import Limits, guard_rows
+from finwait.remedy.guards import PROTECTED, Limits, guard_rows
 from finwait.table.sockets import address_text, pack_address
 from finwait.uapi import tcp
 
@@ -39,6 +39,7 @@ __all__ = [
     "Left",
     "Plan",
     "Step",
+    "check_again",
     "decode",
     "encode",
     "make",
@@ -140,6 +141,34 @@ class Plan(msgspec.Struct, frozen=True):
 def encode(plan: Plan) -> bytes:
     """Return a plan as JSON."""
     return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+
+
+def check_again(plan: Plan, limits: Limits, names: Mapping[int, str]) -> None:
+    """Hold a plan that was read from a file to the guards that do not need a look at the machine.
+
+    Args:
+        plan: the plan.
+        limits: what the caller allows now; who made the plan may have allowed more.
+        names: pid → name that its process has now, which the file may tell otherwise.
+
+    Raises:
+        Refused: guard ``max`` or ``protected``.
+    """
+    if len(plan.steps) > limits.max_connections and "max" not in limits.override:
+        raise Refused(
+            "max", f"the plan touches {len(plan.steps)} connections, more than {limits.max_connections}",
+            override=f"--max {len(plan.steps)} or --override max",
+        )  # fmt: skip
+    if "protected" in limits.override:
+        return
+    for step in plan.steps:
+        for pid, _, comm in step.holders:
+            name = names.get(pid, comm)
+            if pid in (1, limits.own_pid) or name in PROTECTED:
+                raise Refused(
+                    "protected", f"{step.src}:{step.sport} is held by {name} (pid {pid}), which holds the machine up",
+                    override="--override protected",
+                )  # fmt: skip
 
 
 _NO_COOKIE: Final = (1 << 64) - 1

@@ -117,6 +117,19 @@ def test_two_legs_of_one_process_and_age_are_a_relay_pair() -> None:
     assert primary(view(*relay(last_ack_recv_ms=9, timer=2), holders=one))[2] == "relay-pair"  # keepalive
 
 
+@pytest.mark.parametrize(
+    ("comm", "timer", "severity"),
+    [("finwait-relay", 2, "notice"), ("finwait-relay", 0, "problem"), ("kube-proxy", 2, "problem")],
+)
+def test_a_pair_of_our_own_relay_is_a_notice_while_it_probes(comm: str, timer: int, severity: str) -> None:
+    sockets = relay(timer=timer)
+    sockets[1] |= {"timer": timer}
+    seen = view(*sockets, holders={5: [9], 7: [9], 8: [9]}, processes={9: ProcessView(9, comm)})
+    (pair,) = [one for one in engine.diagnose(seen, catalogue.rules()) if one.rule == "relay-pair"]
+    assert pair.severity == severity
+    assert any(e.value == comm for e in pair.evidence) == (comm == "finwait-relay")
+
+
 def test_two_processes_on_one_stuck_socket_are_an_inherited_descriptor() -> None:
     assert primary(view(HELD, holders={7: [500, 501]})) == ["inherited-descriptor"]
     threads = view(HELD, holders={7: [500, 500]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,24 @@ def test_addresses_to_listen_on() -> None:
     for wrong in ("80", "::1:80", "localhost:80", "1.2.3.4:99999", "1.2.3.4:٣", "unix:"):
         with pytest.raises(ValueError, match="`"):
             parse_listen(wrong)
+
+
+def test_every_option_of_the_command_line_is_understood() -> None:
+    examples = {"duration": "7s", int: "3", float: "0.5", str: "name", tuple: "10.0.0.0/8"}
+    special = {
+        "metrics": "127.0.0.1:1",
+        "admin": "/run/x",
+        "service.server.bind": "192.0.2.1",
+        "service.client.device": "eth0",
+    }
+    for path, kind, _, _ in options():
+        if path.startswith("service.backend") or path == "service.listen":
+            continue
+        choices = getattr(kind, "__args__", None)
+        value = special.get(path) or (choices[-1] if choices else examples.get(kind))
+        words = [option_of(path)] if kind is bool else [option_of(path), str(value)]
+        config: Any = build_config(arguments("--listen", "*:1", "--to", "10.0.0.5:80", *words))
+        for key in path.split("."):
+            config = getattr(config[0] if isinstance(config, tuple) else config, key)
+        expected = {"duration": 7.0, int: 3, float: 0.5, bool: True, tuple: ("10.0.0.0/8",)}.get(kind, value)
+        assert config == expected, path

@@ -6,7 +6,8 @@ Why it stays  One side closed. The relay saw the end of file, passed it on with 
               both sockets open for the answer of the other side, which never comes. This is the leak of
               kube-proxy's userspace mode (kubernetes/kubernetes#17641) and of many relays since.
 Not this      A program that talks to itself (the two sockets are each other's ends); CLOSE_WAIT sockets
-              without their FIN_WAIT2 (close-wait-eof-read).
+              without their FIN_WAIT2 (close-wait-eof-read). A pair of `finwait relay` that probes both peers
+              is only a notice: it holds a half-close while both live, and ends it when one is gone.
 What ends it  Destroying both legs; the far server closing; a bounded half-close in the relay.
 What does not tcp_fin_timeout (both are held); keepalive while the far server lives; one leg alone.
 Reproduce     finwait lab run relay-pair
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, likely, possible
 from finwait.diagnosis.view import View
@@ -119,6 +120,24 @@ def match(view: View) -> NDArray[np.bool_]:
     return mask
 
 
+OURS = "finwait-relay"
+"""What the workers of `finwait relay` call themselves (PR_SET_NAME)."""
+_KEEPALIVE = 2
+"""``idiag_timer``: keepalive."""
+
+
+def _ours(view: View, rows: NDArray[np.int64]) -> bool:
+    """Return whether the process that holds a group is a worker of `finwait relay`."""
+    process = view.processes.get(int(view.holders.first_pid()[rows[0]]))
+    return process is not None and process.comm == OURS
+
+
+def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
+    """Return a notice for pairs that their relay watches: it is finwait's, and probes are under way on all legs."""
+    probed = bool((view.sockets.timer[rows] == _KEEPALIVE).all())
+    return "notice" if probed and _ours(view, rows) else "problem"
+
+
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     wait, half, agree = pairs(view)
     mine = np.isin(wait, rows) | np.isin(half, rows)
@@ -137,13 +156,24 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
         "sock_diag and /proc/PID/fd",
         "the same process holds both: it relays, and passed one side's FIN on to the other",
     )
+    if _ours(view, rows):
+        holder = Evidence(
+            "holder",
+            OURS,
+            "/proc/PID/stat",
+            "finwait's relay: it ends a pair whose peer is gone, and all after `half_close` of silence; "
+            "`finwait relay ls --half-closed` shows which connection it is, and when",
+        )
+        legs_and_holder: tuple[Evidence, ...] = (legs, holder)
+    else:
+        legs_and_holder = (legs,)
     if len(rows) > 1:
-        return (legs,)
+        return legs_and_holder
     # Asked about one leg: say which the other is.
     row = int((half if wait[mine][0] == rows[0] else wait)[mine][0])
     fds = ", ".join(f"fd {fd}" for _, fd in view.holders.of(row)[:1])
     return (
-        legs,
+        *legs_and_holder,
         Evidence(
             "other leg",
             " → ".join(view.ends(row)),
@@ -181,4 +211,5 @@ RULE = Rule(
     confidence=_confidence,
     match=match,
     observe=_observe,
+    grade=_grade,
 )
