@@ -112,8 +112,11 @@ def diagnosis(
     for line in textwrap.wrap(headline(view, findings, who, gaps), style.width, break_long_words=False):
         yield style.paint(line, "bold") + "\n"
     shown = [f for f in findings if f.primary and f.severity != "healthy"]
+    told: set[tuple[object, ...]] = set()
     for finding in shown:
-        yield "\n" + "\n".join(_finding(view, finding, style, limit)) + "\n"
+        advice = (finding.rule, finding.ends_it, finding.does_not)
+        yield "\n" + "\n".join(_finding(view, finding, style, limit, again=advice in told)) + "\n"
+        told.add(advice)
     tail = _tail(view, findings, style)
     if tail:
         yield "\n" + "\n".join(tail) + "\n"
@@ -177,7 +180,8 @@ def _states(view: View, finding: Finding) -> str:
     return ", ".join(f"{n} × {tcp.STATES.get(s, str(s))}" for s, n in counted.most_common())
 
 
-def _finding(view: View, finding: Finding, style: Style, limit: int) -> list[str]:
+def _finding(view: View, finding: Finding, style: Style, limit: int, *, again: bool = False) -> list[str]:
+    """Return the lines of a finding; ``again``: what would end it was told of the same rule already."""
     label = f"{finding.severity.upper():<8}"
     where = (
         view.namespaces[finding.netns].label if finding.netns in view.namespaces else f"netns {finding.netns}"
@@ -194,6 +198,9 @@ def _finding(view: View, finding: Finding, style: Style, limit: int) -> list[str
         lines += _wrap("age", age, style.width)
     lines += _wrap("sure?", f"{finding.confidence.level}: {finding.confidence.reason}", style.width)
     lines += _evidence(finding, style.width)
+    if again:
+        lines += _wrap("ends it", f"as above; `finwait explain {finding.rule}` has the page", style.width)
+        return lines + _connections(view, finding, style, limit)
     for k, r in enumerate(finding.ends_it):
         tag = "" if r.kind == "advice" else f" [{r.kind}]"
         tag += f": `{r.command}`" if r.command else ""
