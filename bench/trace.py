@@ -204,7 +204,7 @@ def by_tcpstates() -> AbstractContextManager[None]:
     return program("tcpstates-bpfcc", ready=wait)
 
 
-def slowdown(connections: int = 3000, rounds: int = 5) -> tuple[dict[str, float], list[str]]:
+def slowdown(connections: int = 20_000, rounds: int = 3) -> tuple[dict[str, float], list[str]]:
     """Return the time of the workload under each watcher, the median of rounds, and who could not take part."""
     watchers: dict[str, Callable[[], AbstractContextManager[None]]] = {
         "unwatched": unwatched,
@@ -264,8 +264,8 @@ def measure() -> None:
 *From ring pages*: processor time for {RATE:,} records as a busy kernel lays them out, ten a connection, until lives and
 times are known; 100 % is one core. *Live*: two processes connect and close over loopback as fast as they can on the two
 cores that they share with us; followed as `--no-lookup` and `--summary` do, counted to the record and compared
-with what they say they did. *Slow-down*: the time of 3,000 connections (connect, accept, close, in Python, one
-process) under each watcher, medians of five rounds in turn. {" ".join(absent)}
+with what they say they did. *Slow-down*: the time of 20,000 connections (connect, accept, close, in Python, one
+process) under each watcher, medians of three rounds in turn. {" ".join(absent)}
 """,
         [
             *(Line(f"from ring pages: {name}", 100 * value, unit="%") for name, value in steps.items()),

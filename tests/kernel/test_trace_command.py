@@ -81,9 +81,9 @@ def test_both_ends_are_told_as_one_story():
         ) as process,
     ):
         script.go()
-        out, _ = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=60)
     stories = [s for s in out.decode().split("connection ") if host in s]
-    assert len(stories) == 1
+    assert len(stories) == 1, (process.returncode, out, err)
     assert "client FIN_WAIT1→FIN_WAIT2" in stories[0]
     assert "server ESTABLISHED→CLOSE_WAIT" in stories[0]
     assert "became a minisocket" in stories[0]

@@ -85,6 +85,7 @@ class _Sink:
         self._records: list[dict[str, Any]] = []
         self._symbols: Any = None
         self.left = args.count if args.count is not None else -1
+        self.wide = args.output == "wide"
 
     def start(self) -> None:
         from finwait.report import transitions as text
@@ -384,7 +385,10 @@ def _stuck(
             "nobody (orphan)" if not one.inode else "unknown holder"
         )
         uid = pod_uid(paths.get(one.cgroup_id, ""))
-        pod = f"  pod {uid}" if uid else ""
-        if not sink.line(f"{space:8} {ends:37} {tcp.STATES[one.state]:10} {age}  {owner}{pod}"):
+        text = f"{space:8} {ends:37} {tcp.STATES[one.state]:10} {age}  {owner}"
+        if uid:
+            wide = sink.wide or len(text) + len(uid) + 6 <= 100
+            text += f"  pod {uid}" if wide else f"\n{'':8} pod {uid}"
+        if not sink.line(text):
             return False
     return True
