@@ -101,8 +101,8 @@ def form(report: str) -> str:
     report = re.sub(r"\(pid \d+", "(pid N", report)
     report = re.sub(r"\binode [1-9]\d*", "inode N", report)  # 0 says something: nobody holds it
     # Groups of the same weight come in any order.
-    groups = sorted(re.sub(r"\s+", " ", group) for group in re.split(r"\n\n+", report))
-    return "\n".join(re.sub(r"(CONNECTION )+", "CONNECTION ", f"{group} ") for group in groups)
+    groups = sorted(re.sub(r"\s+", " ", group).strip() for group in re.split(r"\n\n+", report))
+    return "\n".join(re.sub(r"(CONNECTION )+", "CONNECTION ", f"{group.strip()} ") for group in groups)
 
 
 def renewed(path: Path, *, lab: bool = False) -> str:

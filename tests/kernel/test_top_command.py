@@ -141,10 +141,13 @@ def test_marked_connections_are_cleared_by_the_plan_of_clear(tmp_path, monkeypat
             server, _ = listener.accept()
             with client, server:
                 client.shutdown(socket.SHUT_WR)
-                table = session.snapshot().sockets
-                mine = (table.sport == client.getsockname()[1]) & (table.state == 5)
-                keys = list(zip(table.netns[mine].tolist(), table.cookie[mine].tolist(), strict=True))
-                assert len(keys) == 1
+                keys: list[tuple[int, int]] = []
+                deadline = time.monotonic() + 20
+                while not keys:  # until our FIN was acknowledged
+                    assert time.monotonic() < deadline
+                    table = session.snapshot().sockets
+                    mine = (table.sport == client.getsockname()[1]) & (table.state == 5)
+                    keys = list(zip(table.netns[mine].tolist(), table.cookie[mine].tolist(), strict=True))
                 clearing = Clear("--min-age", "0")
                 # The test itself holds the socket, and finwait leaves its own process alone.
                 text, ready = clearing.plan([*keys, (1, 2)])
