@@ -60,6 +60,9 @@ bench: $(STAMP) system ## the benchmarks; results go to bench/RESULTS.md
 soak: $(STAMP) system ## the relay under everything at once, ten minutes (SOAK_SECONDS=600)
 	@$(BIN)/python -m tests.kernel.relay_soak --seconds $${SOAK_SECONDS:-600}
 
+sequences: $(STAMP) system ## the relay against a model, a million random scripts, 20 minutes (SEQUENCES=1000000 SEED=1)
+	@$(BIN)/python -m tests.kernel.relay_random --sequences $${SEQUENCES:-1000000} --seed $${SEED:-1}
+
 fuzz: $(STAMP) ## fuzz the decoders, a minute in all (FUZZ_SECONDS=60)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[fuzz]' && $(BIN)/python -m fuzz --seconds $${FUZZ_SECONDS:-60}
 
@@ -69,4 +72,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test format lint types imports docs check bench soak fuzz fuzz-quick clean
+.PHONY: help venv system demo test format lint types imports docs check bench soak sequences fuzz fuzz-quick clean

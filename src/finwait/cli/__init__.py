@@ -8,6 +8,7 @@ What the exit status says is in `EXIT_STATUS`; ``finwait check`` has that of a N
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -89,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     # numpy's OpenBLAS starts a thread for each processor when it is imported; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # What a command makes by the hundred thousand (steps of a plan, lines) it keeps until it ends: looking through
+    # all of it for cycles, again and again, finds none.
+    gc.set_threshold(100_000, 20, 100)
     args = argparse.Namespace()
     try:
         args = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
