@@ -278,14 +278,15 @@ def apply(
         Refused: the plan was made on another boot, or what it needs cannot be done here; nothing was done.
         KernelError: the journal could not be written; nothing was done.
     """
-    if plan.boot_id and boot_id and plan.boot_id != boot_id:
+    if boot_id and plan.boot_id != boot_id:
         raise Refused("boot", "the plan was made before this machine was started: its connections are gone")
     _check(plan.steps)
     say("reading the connections again")
     fault("before reading")
     now = _reread(plan.steps)
     rows = _rows_by_cookie(now)
-    states, known = now.state.tolist(), now.present("bytes_received").tolist()
+    states, inodes = now.state.tolist(), now.inode.tolist()
+    known = now.present("bytes_received").tolist()
     moved = list(zip(now.bytes_received.tolist(), now.bytes_acked.tolist(), strict=True))
     outcomes: dict[int, Outcome] = {}
     todo: list[int] = []
@@ -293,7 +294,9 @@ def apply(
         row = rows.get(_key(step))
         if row is None:
             outcomes[k] = Outcome(step, "left before", "it was gone when it was looked for again")
-        elif (changed := _changed(step, states[row], moved[row] if known[row] else None)) is not None:
+        elif (
+            changed := _changed(step, states[row], inodes[row], moved[row] if known[row] else None)
+        ) is not None:
             outcomes[k] = Outcome(step, "changed meanwhile", changed)
         else:
             todo.append(k)
@@ -302,12 +305,16 @@ def apply(
     return [outcomes[k] for k in range(len(plan.steps))]
 
 
-def _changed(step: Step, number: int, moved: tuple[int, int] | None) -> str | None:
+def _changed(step: Step, number: int, inode: int, moved: tuple[int, int] | None) -> str | None:
     state = tcp.STATES.get(number, "?")
     if state == "LISTEN":
         return "it is a listener"
     if state != step.state:
         return f"it is in {state} now, not in {step.state}"
+    if step.inode and not inode:
+        return "its last descriptor was closed since: it is an orphan now, which the kernel ends by itself"
+    if inode != step.inode:
+        return "a program has accepted it since"
     if moved is not None and moved != (step.bytes_received, step.bytes_acked):
         return "bytes moved since the plan was made"
     return None
@@ -358,6 +365,7 @@ def _do(
     ids = dict(zip(todo, journal.record_many(acts), strict=True))
     fault("journaled")
     errors: dict[int, FinwaitError] = {}
+    answered: set[int] = set()
     wait = _SETTLE_S
     if any(steps[k].means == "keepalive" for k in todo):
         wait = keepalive[0] + keepalive[1] * keepalive[2] + 2.0
@@ -369,7 +377,7 @@ def _do(
                     _through_descriptor(steps[k], values)
                 except FinwaitError as error:
                     errors[k] = error
-        _destroy([k for k in todo if steps[k].means == "destroy"], steps, rate, errors)
+        _destroy([k for k in todo if steps[k].means == "destroy"], steps, rate, errors, answered)
         fault("acted")
         say("looking at what came of it")
         done = [steps[k] for k in todo if k not in errors]
@@ -379,10 +387,14 @@ def _do(
         # Interrupted, or the kernel refused in the middle: what was done is done, and written down as it is.
         with _uninterrupted():
             left = _left([end for k in todo for end in (steps[k], steps[k].other) if end is not None])
-            why = FinwaitError(f"interrupted: {error or type(error).__name__}")
+            why = FinwaitError(f"interrupted: {str(error) or type(error).__name__}")
             for k in todo:
-                if _key(steps[k]) in left and steps[k].means != "fin":
-                    errors.setdefault(k, why)
+                if _key(steps[k]) in left:
+                    if steps[k].means != "fin":
+                        errors.setdefault(k, why)
+                elif steps[k].means == "destroy" and k not in answered:
+                    unknown = "it is gone; whether by this act is not known, which was interrupted"
+                    errors.setdefault(k, TargetGone(int(steps[k].cookie, 16), unknown))
             _finish(todo, steps, before, errors, left, ids, journal)
         raise
     with _uninterrupted():
@@ -450,12 +462,21 @@ def _through_descriptor(step: Step, values: Mapping[str, dict[str, int]]) -> Non
 
 
 def _destroy(
-    mine: Sequence[int], steps: Mapping[int, Step], rate: float, errors: dict[int, FinwaitError]
+    mine: Sequence[int],
+    steps: Mapping[int, Step],
+    rate: float,
+    errors: dict[int, FinwaitError],
+    answered: set[int],
 ) -> None:
+    """Destroy; ``answered`` learns of whom the kernel said what became of it, also when this is interrupted."""
     if not mine:
         return
     spaces = _namespaces({steps[k].netns for k in mine})
-    results, gaps = destroy(spaces, [_target(steps[k]) for k in mine], rate=rate)
+    results: dict[int, int] = {}
+    try:
+        _, gaps = destroy(spaces, [_target(steps[k]) for k in mine], rate=rate, results=results)
+    finally:
+        answered.update(mine[n] for n in list(results))
     for n, k in enumerate(mine):
         code = results.get(n)
         if code is None:
@@ -621,6 +642,7 @@ def probe(
     """
     found: dict[int, Probe] = {}
     before: dict[int, dict[str, int]] = {}
+    begun: dict[int, float] = {}
     for k, step in enumerate(steps):
         try:
             with _borrow(step) as sock:
@@ -645,13 +667,14 @@ def probe(
             try:
                 with _borrow(steps[k]) as sock:
                     pidfd.set_options(sock, wanted)
+                begun[k] = time.monotonic()
             except FinwaitError as error:
                 found[k] = Probe(
                     steps[k], "gone" if isinstance(error, TargetGone) else "not judged", str(error)
                 )
         fault("armed")
         say(f"probing {len(armed)} connections for up to {idle + interval * count + 1} s")
-        _watch({k: steps[k] for k in armed if k not in found}, found, idle, idle + interval * count + 1.0)
+        _watch({k: steps[k] for k in armed if k not in found}, begun, found, keepalive)
     finally:
         with _uninterrupted():
             ended = _restored({k: steps[k] for k in ids}, before)
@@ -694,27 +717,52 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _watch(steps: Mapping[int, Step], found: dict[int, Probe], idle_s: float, wait_s: float) -> None:
-    """Poll until each connection is judged: an answer, a row that vanished, or data in flight."""
-    begun = time.monotonic()
+def _watch(
+    steps: Mapping[int, Step],
+    begun: Mapping[int, float],
+    found: dict[int, Probe],
+    keepalive: tuple[int, int, int],
+) -> None:
+    """Poll until each connection is judged: an answer, a row that vanished or moved on, or data in flight.
+
+    Args:
+        steps: the connections, all of which are armed.
+        begun: when each was.
+        found: takes the verdicts.
+        keepalive: idle, interval (seconds) and count.
+    """
+    idle_s, interval_s, count = keepalive
+    wait_s = idle_s + interval_s * count + 1.0
     probes: dict[int, int] = dict.fromkeys(steps, 0)
     open_ = dict(steps)
     while open_:
         time.sleep(0.05)
-        elapsed = time.monotonic() - begun
         table = _reread(open_.values())
+        read = time.monotonic()
         rows = _rows_by_cookie(table)
         for k, step in list(open_.items()):
+            elapsed = read - begun[k]
             row = rows.get((step.netns, int(step.cookie, 16)))
             if row is None:
-                if probes[k] >= 1:
+                if elapsed < idle_s:
+                    found[k] = Probe(step, "gone", "it ended before a probe was sent")
+                elif probes[k] >= count and elapsed >= idle_s + interval_s * count:
+                    found[k] = Probe(step, "dead", f"{probes[k]} probes went unanswered; the kernel ended it")
+                elif probes[k]:
                     found[k] = Probe(
-                        step, "dead", f"{probes[k] + 1} probes went unanswered; the kernel ended it"
+                        step,
+                        "gone",
+                        f"it ended with {probes[k]} probes unanswered, before the kernel gave up",
                     )
                 else:
                     found[k] = Probe(
-                        step, "reset", "the first probe was answered by a RST: the peer's socket is gone"
+                        step, "reset", "it ended with the first probe: a RST, the peer's socket is gone"
                     )
+                del open_[k]
+                continue
+            state = tcp.STATES.get(int(table.state[row]), "?")
+            if state != step.state or int(table.timer[row]) == 3 or int(table.inode[row]) != step.inode:
+                found[k] = Probe(step, "gone", f"one of its programs closed it meanwhile: it is in {state}")
                 del open_[k]
                 continue
             if int(table.timer[row]) in (1, 4):
@@ -724,14 +772,13 @@ def _watch(steps: Mapping[int, Step], found: dict[int, Probe], idle_s: float, wa
             if int(table.timer[row]) == 2:
                 probes[k] = max(probes[k], int(table.retrans[row]))
             heard = int(table.last_ack_recv_ms[row]) / 1000
-            # Something acceptable arrived after the probe could have been sent.
+            # Something acceptable arrived after the probe could have been sent, and nobody had closed it by then.
             if probes[k] == 0 and elapsed > idle_s and heard < elapsed - idle_s + 0.1:
                 found[k] = Probe(step, "alive", "the peer acknowledged the probe")
                 del open_[k]
-        if elapsed > wait_s and open_:
-            for k, step in open_.items():
+            if k in open_ and elapsed > wait_s:
                 found[k] = Probe(step, "not judged", f"{probes[k]} probes sent, no verdict in {wait_s:.0f} s")
-            return
+                del open_[k]
 
 
 def arm(
@@ -796,12 +843,17 @@ def _armed(step: Step, values: Mapping[str, int], before: Mapping[str, int], act
     return Outcome(step, "set", ", ".join(f"{n} {before[n]} → {v}" for n, v in values.items()), act_id)
 
 
-def restore(act_id: int, journal: Journal) -> str:
+def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
     """Put socket options back as an act found them; return what was done, in words.
+
+    Args:
+        act_id: which.
+        journal: where it is written down.
+        force: also when somebody has set them since.
 
     Raises:
         ValueError: there is no such act.
-        Refused: it cannot be taken back, or was already.
+        Refused: it cannot be taken back, or was already, or the options were set since (guard ``changed``).
         TargetGone: the connection has ended; there is nothing to put back.
         KernelError: the options could not be set.
     """
@@ -816,6 +868,7 @@ def restore(act_id: int, journal: Journal) -> str:
     target = entry.target
     with _whole_act(act_id):
         options = {name: int(entry.before["options"][name]) for name in entry.before["options"]}
+        made = {name: int(value) for name, value in entry.after["options"].items()}
         cookie, inode = int(target["cookie"], 16), int(target["inode"])
         holders = [(int(pid), int(fd), str(comm)) for pid, fd, comm in target["holders"]]
         if not options.keys() <= pidfd.KEEPALIVE_OPTIONS.keys():
@@ -830,6 +883,8 @@ def restore(act_id: int, journal: Journal) -> str:
     for pid, fd, comm in holders:
         try:
             with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie) as sock:
+                if entry.result is not None and not force:
+                    _unchanged(pidfd.get_options(sock), options, made)
                 pidfd.set_options(sock, options)
         except TargetGone as error:
             last = error
@@ -843,6 +898,17 @@ def restore(act_id: int, journal: Journal) -> str:
         return f"put back {', '.join(f'{n}={v}' for n, v in options.items())} in {comm} (pid {pid}, fd {fd})"
     _close_open(entry, journal, {undo_id: {"error": str(last)}}, "cut short; its connection has ended since")
     raise last
+
+
+def _unchanged(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[str, int]) -> None:
+    """Refuse if an option is neither as an act left it nor as it was before."""
+    for name, value in made.items():
+        if now[name] not in (value, before.get(name)):
+            raise Refused(
+                "changed",
+                f"{name} is {now[name]} now, and the act made it {value}: it was set since",
+                override="--force",
+            )
 
 
 def _close_open(entry: Any, journal: Journal, results: dict[int, dict[str, str]], said: str) -> None:  # noqa: ANN401

@@ -270,6 +270,44 @@ def test_a_probe_tells_a_peer_that_vanished_from_one_that_was_reset(journal: Sql
         assert pair.states(pair.ours) == ["gone", "gone"]
 
 
+def test_what_its_programs_do_meanwhile_is_not_taken_for_an_answer(journal: SqliteJournal) -> None:
+    """Closed here, closed there, closed at both ends, reset by our own program: no probe has answered."""
+    with Lab() as lab:
+        pair = Pair(lab, 4)
+        view = pair.look().view
+        steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
+
+        def meanwhile(stage: str) -> None:
+            if stage == "armed":
+                pair.near.close(pair.ours[:1])
+                pair.far.close(pair.theirs[1:3])
+                pair.near.close(pair.ours[2:3])
+                pair.near.reset(pair.ours[3:])
+
+        told = acting.probe(steps, journal, keepalive=(2, 1, 2), fault=meanwhile)
+        assert [p.verdict for p in told] == ["gone"] * 4, told
+
+
+def test_options_that_were_set_since_are_not_overwritten(journal: SqliteJournal) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        view = pair.look().view
+        cookie = cookie_of(view, pair.ours[0])
+        before = options_of(pair.ours[0], cookie)
+        step = plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
+        (first,) = acting.arm([step], journal, {"keepidle": 60, "keepalive": 1})
+        (second,) = acting.arm([step], journal, {"keepidle": 30, "keepalive": 1})
+        with pytest.raises(Refused, match="keepidle is 30 now"):
+            acting.restore(first.act_id, journal)
+        acting.restore(second.act_id, journal)
+        acting.restore(first.act_id, journal)
+        assert options_of(pair.ours[0], cookie) == before
+        (third,) = acting.arm([step], journal, {"keepidle": 60, "keepalive": 1})
+        pair.near.setsockopt(pair.ours, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 77)
+        acting.restore(third.act_id, journal, force=True)
+        assert options_of(pair.ours[0], cookie) == before
+
+
 def test_data_in_flight_is_not_judged(journal: SqliteJournal) -> None:
     with Lab() as lab:
         pair = Pair(lab)

@@ -39,8 +39,9 @@ class Command:
         self.prefix = prefix
 
     def __call__(self, *words: str, command: str = "clear", code: int | None = None) -> str:
+        where = self.where if command in LOOKING and "--plan" not in words else ()
         done = subprocess.run(
-            [*self.prefix, *GATE, command, *words, *(self.where if command in LOOKING else ())],
+            [*self.prefix, *GATE, command, *words, *where],
             capture_output=True, text=True, env=self.environment, stdin=subprocess.DEVNULL, cwd=ROOT,
         )  # fmt: skip
         self.status, self.errors = done.returncode, done.stderr
@@ -132,7 +133,54 @@ def test_the_guard_of_established_connections_unless_they_are_named(tmp_path: Pa
         assert pair.states([*pair.ours, *pair.theirs]) == ["gone"] * 4
 
 
-@pytest.mark.parametrize("comm", ["kubelet", "sshd", "containerd-shim", "finwait"])
+@pytest.mark.parametrize(
+    "also", ["held", "inode != 0", "cookie != 0x1", "rule != relay-pair", "state != fin-wait-2", "rule = *"]
+)
+def test_what_merely_does_not_exclude_established_does_not_name_it(tmp_path: Path, also: str) -> None:
+    with Lab() as lab:
+        pair, command = Pair(lab), Command(lab, tmp_path)
+        plan = command.plan(f"{also} and sport = :{pair.ours[0].sport}", "--min-age", "0")
+        assert plan["steps"] == []
+        assert guards_of(plan) <= {"established"}
+
+
+def test_a_held_one_that_became_an_orphan_since_the_plan_is_left_to_the_kernel(tmp_path: Path) -> None:
+    """It keeps its cookie and state, and would strand its peer if it were destroyed now."""
+    with Lab() as lab:
+        pair, command = Pair(lab), Command(lab, tmp_path)
+        pair.near.shutdown(pair.ours, "WR")
+        settled(pair, pair.ours, "FIN_WAIT2")
+        plan = tmp_path / "plan.json"
+        plan.write_text(command("--with", "destroy", "state fin-wait-2", "--min-age", "0", "-o", "json"))
+        pair.near.close(pair.ours)
+        done = command("--plan", str(plan), "--yes")
+        assert "1 changed meanwhile" in done, done
+        assert "it is an orphan now" in done
+        assert pair.states(pair.theirs) == ["CLOSE_WAIT"]
+        assert len(pair.a.run("ss", "-Htan", "state", "fin-wait-2").splitlines()) == 1
+
+
+def test_a_reviewed_plan_takes_no_filter_beside_it(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair, command = Pair(lab), Command(lab, tmp_path)
+        pair.near.shutdown(pair.ours, "WR")
+        settled(pair, pair.ours, "FIN_WAIT2")
+        plan = tmp_path / "plan.json"
+        plan.write_text(command("--with", "destroy", "state fin-wait-2", "--min-age", "0", "-o", "json"))
+        command("sport = :1", "--plan", str(plan), "--yes", code=1)
+        assert "applies a whole plan" in command.errors
+        assert pair.states(pair.ours) == ["FIN_WAIT2"]
+
+
+def test_with_nothing_to_do_the_answer_is_json_all_the_same(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair, command = Pair(lab), Command(lab, tmp_path)
+        words = [f"sport = :{pair.ours[0].sport}", "-o", "json", "--yes"]
+        assert json.loads(command(*words))["items"] == []
+        assert json.loads(command(*words, "--dry-run"))["kind"] == "ClearPlan"
+
+
+@pytest.mark.parametrize("comm", ["kubelet", "sshd", "containerd-shim", "finwait", "finwait-relay"])
 def test_the_guard_of_what_holds_the_machine_up(tmp_path: Path, comm: str) -> None:
     with Lab() as lab:
         pair, command = Pair(lab), Command(lab, tmp_path)

@@ -561,7 +561,7 @@ def test_a_clients_header_is_read_in_pieces_and_believed(version: str) -> None:
         data = b""
         while not data.endswith(b"after"):
             data += server.recv(1000)
-        assert data.startswith(b"PROXY TCP4 192.0.2.9 ")
+        assert data == b"PROXY TCP4 192.0.2.9 192.0.2.1 999 80\r\nafter"
         assert '"source": "192.0.2.9:999"' in scene.ask("ls", "-o", "json")
         nonsense = scene.dial()
         nonsense.sendall(b"GET / HTTP/1.1\r\n\r\n")

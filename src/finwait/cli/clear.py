@@ -113,11 +113,15 @@ def run(args: argparse.Namespace) -> int:
         tell_unfinished()
     gaps: tuple[object, ...] = ()
     if args.plan_file:
+        if args.filter or args.means or args.netns:
+            wrong = FinwaitError("`--plan` applies a whole plan: no FILTER, `--with` or `--netns` beside it")
+            wrong.hint = "make the plan with them: `finwait clear FILTER -o json`"
+            raise wrong
         plan = plans.decode(_read(args.plan_file), args.plan_file)
         plans.check_again(plan, _limits(args, established=True), _names(plan))
     else:
         plan, gaps = make_plan(args)
-    if args.output == "json" and not args.yes:
+    if args.output == "json" and (args.dry_run or not args.yes):
         sys.stdout.write(plans.encode(plan).decode())
         return options.status(gaps)
     options.tell_gaps(gaps)
@@ -125,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "text":
         options.write(left_lines(plan) if acting else plan_lines(plan))
     if not plan.steps or args.dry_run or not _agreed(args, plan):
+        if args.output == "json":
+            tell(args, [])
         return 4 if plan.left and not plan.steps else options.status(gaps)
     return _act(args, plan)
 
@@ -166,6 +172,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     from finwait import acting, session
     from finwait.diagnosis import catalogue
     from finwait.remedy import plan as plans
+    from finwait.uapi import tcp
 
     words = args.filter
     if len(words) == 1 and words[0] in catalogue.NAMES:
@@ -184,7 +191,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
         rows = np.zeros(len(view), np.bool_)
         for f in diagnosis.problems:
             rows[f.rows] = True
-    limits = _limits(args, _names_established(found, words))
+    limits = _limits(args, bool(words) and found.asks_for(tcp.ESTABLISHED))
     plan = plans.make(
         view,
         diagnosis.findings,
@@ -196,15 +203,6 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
         boot_id=facts.boot_id,
     )
     return plan, diagnosis.gaps
-
-
-def _names_established(found: object, words: list[str]) -> bool:
-    from finwait.table.filter import Filter
-    from finwait.uapi import tcp
-
-    assert isinstance(found, Filter)
-    named = found.says_states and bool(found.states >> tcp.ESTABLISHED & 1)
-    return named or bool({"cookie", "inode"} & found.columns) or "rule" in words
 
 
 def _limits(args: argparse.Namespace, established: bool) -> Limits:

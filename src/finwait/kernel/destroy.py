@@ -137,6 +137,7 @@ def destroy(
     *,
     rate: float = 0.0,
     before: Callable[[int], None] | None = None,
+    results: dict[int, int] | None = None,
 ) -> tuple[dict[int, int], list[Gap]]:
     """End connections, each in its own namespace.
 
@@ -145,6 +146,7 @@ def destroy(
         targets: whom; results are by index into it.
         rate: at most so many a second; 0 for no limit.
         before: called with the index of the first target of each datagram, before it is sent.
+        results: filled as answers come, for a caller that may be interrupted.
 
     Returns:
         Index → 0 when it was destroyed, `GONE` when it had left, else the errno; and what could not be entered.
@@ -156,7 +158,7 @@ def destroy(
     by_ns: dict[int, list[int]] = {}
     for k, target in enumerate(targets):
         by_ns.setdefault(target.netns, []).append(k)
-    results: dict[int, int] = {}
+    results = {} if results is None else results
 
     def inside(ns: ns_edge.NetNamespace) -> None:
         with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:

@@ -336,8 +336,8 @@ def _transitions(_: argparse.Namespace) -> int:
 # ── asking a running relay ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _ask(path: str, request: dict[str, Any]) -> Any:  # noqa: ANN401  # whatever JSON held
-    """Send one request to an admin socket and return the answer."""
+def _ask(path: str, request: dict[str, Any]) -> tuple[Any, int]:
+    """Send one request to an admin socket; return the answer, and 3 as status if a worker is missing from it."""
     import socket
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -360,18 +360,22 @@ def _ask(path: str, request: dict[str, Any]) -> Any:  # noqa: ANN401  # whatever
         raise FinwaitError(f"the relay at `{path}` said {line[:40]!r}: it is no relay of this version")
     if "error" in answer:
         raise FinwaitError(f"the relay at `{path}` said: {answer['error']}")
-    return answer["ok"]
+    silent = answer.get("silent", [])
+    for pid in silent:
+        sys.stderr.write(f"finwait relay: worker pid {pid} does not answer: what it has is missing here\n")
+    return answer["ok"], 3 if silent else 0
 
 
 def _ls(args: argparse.Namespace) -> int:
-    found: list[dict[str, Any]] = _ask(args.admin, {"do": "ls"})
+    found: list[dict[str, Any]]
+    found, status = _ask(args.admin, {"do": "ls"})
     if args.service:
         found = [conn for conn in found if conn["service"] == args.service]
     if args.half_closed:
         found = [conn for conn in found if "half_closed_s" in conn]
     if args.output == "json":
         sys.stdout.writelines(json.dumps(conn) + "\n" for conn in found)
-        return 0
+        return status
     rows = [("ID", "SERVICE", "STATE", "AGE", "SILENT", "ENDS-IN", "UP", "DOWN", "CLIENT", "SERVER")]
     rows += [
         (
@@ -389,7 +393,7 @@ def _ls(args: argparse.Namespace) -> int:
         for conn in sorted(found, key=lambda conn: -conn["age_s"])
     ]
     _columns(rows)
-    return 0
+    return status
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> None:
@@ -418,15 +422,17 @@ def _bytes(count: float) -> str:
 
 
 def _show(args: argparse.Namespace) -> int:
-    found: list[dict[str, Any]] = _ask(args.admin, {"do": "show", "ids": args.ids})
+    found: list[dict[str, Any]]
+    found, status = _ask(args.admin, {"do": "show", "ids": args.ids})
     sys.stdout.writelines(json.dumps(conn, indent=2) + "\n" for conn in found)
-    return _all_found(len(found), args.ids)
+    return status or _all_found(len(found), args.ids)
 
 
 def _close(args: argparse.Namespace) -> int:
-    count: int = _ask(args.admin, {"do": "close", "ids": args.ids})
+    count: int
+    count, status = _ask(args.admin, {"do": "close", "ids": args.ids})
     sys.stdout.write(f"{count} of {len(args.ids)} ended by RST\n")
-    return _all_found(count, args.ids)
+    return status or _all_found(count, args.ids)
 
 
 def _all_found(count: int, ids: Iterable[str]) -> int:
@@ -450,10 +456,12 @@ def _drain(args: argparse.Namespace) -> int:
 
 def _stats(args: argparse.Namespace) -> int:
     if args.output == "prometheus":
-        sys.stdout.write(_ask(args.admin, {"do": "metrics"}))
+        text, status = _ask(args.admin, {"do": "metrics"})
+        sys.stdout.write(text)
     else:
-        sys.stdout.write(json.dumps(_ask(args.admin, {"do": "stats"}), indent=2) + "\n")
-    return 0
+        counts, status = _ask(args.admin, {"do": "stats"})
+        sys.stdout.write(json.dumps(counts, indent=2) + "\n")
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:

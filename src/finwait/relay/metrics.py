@@ -40,14 +40,25 @@ METRICS = {
     ),
     "finwait_relay_backend_idle": ("gauge", "Connections opened in advance and not used yet."),
     "finwait_relay_workers": ("gauge", "Worker processes."),
+    "finwait_relay_workers_silent": (
+        "gauge",
+        "Workers that did not answer within ten seconds: their counts are missing here.",
+    ),
     "finwait_relay_worker_restarts_total": ("counter", "Workers that ended unasked and were replaced."),
     "finwait_relay_pipes": ("gauge", "Pipes made for splice, all workers."),
+    "finwait_relay_access_log_dropped_total": (
+        "counter",
+        "Lines of the access log that were dropped because nobody took them up.",
+    ),
 }
 """Name → type and help."""
 
 
-def render(workers: Iterable[dict[str, Any]], restarts: int) -> str:
-    """Return the text; each of ``workers`` is what `finwait.relay.server.Worker.stats` returned."""
+def render(workers: Iterable[dict[str, Any]], restarts: int, silent: int = 0) -> str:
+    """Return the text; each of ``workers`` is what `finwait.relay.server.Worker.stats` returned.
+
+    ``silent`` is how many workers did not answer: their counts are missing.
+    """
     workers = list(workers)
     samples: dict[str, dict[str, float]] = {name: {} for name in METRICS}
 
@@ -62,10 +73,12 @@ def render(workers: Iterable[dict[str, Any]], restarts: int) -> str:
         else:
             of_metric[line] = of_metric.get(line, 0) + value
 
-    add("finwait_relay_workers", len(workers))
+    add("finwait_relay_workers", len(workers) + silent)
+    add("finwait_relay_workers_silent", silent)
     add("finwait_relay_worker_restarts_total", restarts)
     for worker in workers:
         add("finwait_relay_pipes", worker["pipes"])
+        add("finwait_relay_access_log_dropped_total", worker["access_log_dropped"])
         for name, counts in worker["services"].items():
             _service(add, name, counts)
     lines = []

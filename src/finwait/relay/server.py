@@ -26,7 +26,7 @@ Traps, each of which has a test
   the peer behind a half-close is gone.
 * EAGAIN from ``splice`` into a pipe means "source empty" or "pipe full": only an empty pipe is filled.
 * ``splice`` never passes the urgent mark: after EPOLLPRI a direction is read. SO_OOBINLINE keeps the urgent byte in
-  the stream.
+  the stream. With the FIN behind the mark it returns 0 there, so its 0 is no end of file; that of ``read`` is.
 * TCP_USER_TIMEOUT also ends a connection whose peer lives and keeps its window shut. A slow reader is not a dead
   one, so the timeout is lifted while the window is shut and the probes are answered.
 
@@ -78,8 +78,8 @@ BULK_TURN: Final = 4 << 20
 GRAIN: Final = 0.25
 """Seconds between turns of the timer wheel."""
 ACCEPTS: Final = 8
-LONG_ENOUGH: Final = 65536
-"""Below so many bytes nothing can be left unsent at close that a default send buffer does not send at once."""
+LONG_ENOUGH: Final = 1024
+"""Fewer bytes than this fit the first window of any reader, so none of them can be left unsent at close."""
 
 IN, OUT, ERR, HUP, RDHUP, PRI, ET = (
     select.EPOLLIN,
@@ -118,6 +118,7 @@ class Leg:
         waiting: whether ``buf`` or the pipe holds anything; the peer's EPOLLOUT continues then.
         rdhup: the FIN has arrived: read on until 0.
         eof: 0 was read.
+        queued: it waits for its next turn though no event will come.
         armed: it is in the epoll set.
         total: bytes read here.
     """
@@ -133,6 +134,7 @@ class Leg:
         "is_client",
         "peer",
         "pipe",
+        "queued",
         "rdhup",
         "relaxed",
         "told",
@@ -153,6 +155,7 @@ class Leg:
         self.bulk = False
         self.rdhup = False
         self.urgent = False
+        self.queued = False
         self.told = False
         self.eof = False
         self.armed = False
@@ -170,9 +173,11 @@ class Conn(Machine):
         "client",
         "connected_at",
         "counted",
+        "destination",
         "listener",
         "number",
         "peer",
+        "route",
         "server",
         "source",
         "tried",
@@ -187,9 +192,13 @@ class Conn(Machine):
         route = listener.route
         Machine.__init__(self, route.limits, now, header=route.service.accept_proxy)
         self.listener = listener
+        self.route = route
+        """Where it is counted until it ends, whatever a reload makes of the listener."""
         self.peer = peer
         self.source: tuple[str, int] | None = None
         """What a PROXY header said; else None, and ``peer`` is the client."""
+        self.destination: tuple[str, int] | None = None
+        """What a PROXY header said of where the client connected to."""
         self.number = number
         self.server = None
         self.backend: Backend | None = None
@@ -395,6 +404,7 @@ class Worker:
         if self._ready:
             ready, self._ready = self._ready, []
             for leg in ready:
+                leg.queued = False
                 if leg.fd >= 0 and not leg.waiting and not leg.eof:
                     try:
                         pump(leg)
@@ -521,7 +531,7 @@ class Worker:
     def _count_source(self, conn: Conn, source: str) -> None:
         """Count a connection for its source until it ends."""
         conn.counted = source
-        sources = conn.listener.route.sources
+        sources = conn.route.sources
         sources[source] = sources.get(source, 0) + 1
 
     # ── before the connection is open ────────────────────────────────────────────────────────────────────
@@ -531,6 +541,8 @@ class Worker:
         conn = leg.conn
         if mask & RDHUP:
             leg.rdhup = True
+        if mask & PRI:
+            leg.urgent = True
         if conn.state is _HEADER:
             self._read_header(conn)
         elif not leg.is_client and mask & (OUT | HUP):
@@ -561,13 +573,13 @@ class Worker:
                 return
             if header is not None:
                 break
-        conn.source = header.source
+        conn.source, conn.destination = header.source, header.destination
         leg.buf = leg.buf[header.size :]
         leg.total = len(leg.buf)
         leg.waiting = bool(leg.buf)
         if leg.buf:
             conn.last_client = self.now
-        route = conn.listener.route
+        route = conn.route
         if route.max_per_source and conn.source is not None:
             if route.is_crowded(conn.source[0]):
                 route.reject("per_source")
@@ -585,7 +597,7 @@ class Worker:
     def _connect(self, conn: Conn) -> None:
         """Start the next try. Command CONNECT."""
         self._leave_server(conn)
-        route = conn.listener.route
+        route = conn.route
         balancer = route.balancer
         backend = balancer.pick(self.source_of(conn), conn.tried, self.now)
         if backend is None:
@@ -651,7 +663,7 @@ class Worker:
     def _connected(self, conn: Conn) -> None:
         backend = conn.backend
         assert backend is not None
-        route = conn.listener.route
+        route = conn.route
         conn.connected_at = self.now
         took = time.monotonic() - conn.since
         at = 0
@@ -673,7 +685,7 @@ class Worker:
         self._blame(conn)
         if number == errno.ETIMEDOUT:
             self._step(conn, Event.CONNECT_TIMEOUT)
-        elif conn.listener.route.balancer.has_untried(conn.tried):
+        elif conn.route.balancer.has_untried(conn.tried):
             self._step(conn, Event.CONNECT_REFUSED)
         else:
             self._step(conn, Event.LAST_REFUSED)
@@ -681,7 +693,7 @@ class Worker:
     def _blame(self, conn: Conn) -> None:
         assert conn.backend is not None
         conn.tried = (*conn.tried, conn.backend)
-        conn.listener.route.balancer.failed(conn.backend, self.now)
+        conn.route.balancer.failed(conn.backend, self.now)
 
     def _leave_server(self, conn: Conn) -> None:
         """Give up the present try, if there is one."""
@@ -701,7 +713,9 @@ class Worker:
         """Both ends are there. Command PUMP."""
         client, server = conn.client, conn.server
         assert server is not None
-        service = conn.listener.route.service
+        service = conn.route.service
+        if not conn.young:  # its first second went by with connecting
+            self._keep_alive(server)
         if service.send_proxy:
             source, destination = self._ends(conn)
             client.buf = proxy_protocol.encode(service.send_proxy, source, destination) + client.buf
@@ -725,11 +739,12 @@ class Worker:
 
     def _ends(self, conn: Conn) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
         """Return the client's address and the one it connected to; None for Unix sockets."""
+        if conn.source is not None and conn.destination is not None:
+            return conn.source, conn.destination
         if not conn.listener.tcp:
-            # The header must name a destination; a Unix socket has none to name.
-            return conn.source, conn.source and (conn.source[0], 0)
+            return None, None
         here, _ = sockets.names(conn.client.fd)
-        source = conn.source or conn.peer[:2]
+        source = conn.peer[:2]
         return source, (here[0], here[1]) if isinstance(here, tuple) else None
 
     # ── moving bytes ─────────────────────────────────────────────────────────────────────────────────────
@@ -780,7 +795,7 @@ class Worker:
                 break
             moved += size
             if moved >= TURN_BYTES:
-                self._ready.append(leg)
+                self._queue(leg)
                 return
         self._pump_bulk(leg, moved)
 
@@ -806,9 +821,11 @@ class Worker:
                 self._failed(leg, error.errno or 0)
                 return
             if not got:
+                # The end of file, or an urgent mark with the FIN behind it: read() tells.
                 self._give_back(leg)
-                leg.eof = True
-                self._step(conn, Event.CLIENT_DONE if leg.is_client else Event.SERVER_DONE)
+                leg.bulk = False
+                leg.urgent = True
+                self._pump(leg)
                 return
             leg.total += got
             moved += got
@@ -834,8 +851,14 @@ class Worker:
                 self._pump(leg)
                 return
             if moved >= BULK_TURN:
-                self._ready.append(leg)
+                self._queue(leg)
                 return
+
+    def _queue(self, leg: Leg) -> None:
+        """Give a leg another turn after the others."""
+        if not leg.queued:
+            leg.queued = True
+            self._ready.append(leg)
 
     def _deliver(self, leg: Leg) -> bool:
         """Hand on what waits; return whether nothing waits any more and the leg lives."""
@@ -926,7 +949,7 @@ class Worker:
             self._do[command](conn)
         # A young connection is visited within its first second anyway.
         if not conn.young and conn.state is not before and conn.state is not _CLOSED:
-            self._schedule(conn, min(conn.next_deadline(), self.now + conn.listener.route.watch))
+            self._schedule(conn, min(conn.next_deadline(), self.now + conn.route.watch))
 
     def _failed(self, leg: Leg, number: int = 0) -> None:
         """Take it that a socket failed, with an errno or the one it holds."""
@@ -1013,9 +1036,9 @@ class Worker:
         server = conn.server
         assert server is not None
         if server.total >= LONG_ENOUGH:
-            self._let_linger(conn.client, conn.listener.route.service.client.linger)
+            self._let_linger(conn.client, conn.route.service.client.linger)
         if conn.client.total >= LONG_ENOUGH:
-            self._let_linger(server, conn.listener.route.service.server.linger)
+            self._let_linger(server, conn.route.service.server.linger)
         self._finish(conn)
 
     def _let_linger(self, leg: Leg, seconds: float) -> None:
@@ -1035,18 +1058,24 @@ class Worker:
         self._finish(conn)
 
     def _finish(self, conn: Conn) -> None:
-        """Count, tell and forget a connection."""
-        route = conn.listener.route
+        """Tell, count and forget a connection."""
+        try:
+            if self.log is not None:
+                self.log(self.describe(conn))
+        finally:
+            self._forget(conn)
+
+    def _forget(self, conn: Conn) -> None:
+        """Count a connection that ended, and let go of all that it has."""
+        route = conn.route
         reason = conn.reason
         assert reason is not None
         client, server, backend = conn.client, conn.server, conn.backend
-        if self.log is not None:
-            self.log(self.describe(conn))
+        self.count -= 1
+        route.count -= 1
         ended = route.ended
         ended[reason.value] = ended.get(reason.value, 0) + 1
         route.bytes_client += client.total
-        self.count -= 1
-        route.count -= 1
         if conn.counted:
             left = route.sources[conn.counted] - 1
             if left:
@@ -1123,7 +1152,7 @@ class Worker:
 
     def _visit(self, conn: Conn) -> None:
         """Look after a connection: its deadlines, its first second, its slow readers."""
-        route = conn.listener.route
+        route = conn.route
         if conn.young:
             conn.young = False
             self._settle(conn)
@@ -1155,15 +1184,15 @@ class Worker:
             # Still connecting: from now on a client that gives up is noticed.
             conn.client.armed = True
             self.epoll.register(conn.client.fd, MASK)
-        backend = conn.backend
-        joined = conn.server is not None and conn.state is not _CONNECTING
-        if joined and backend is not None and sockets.is_tcp(backend.family):
-            assert conn.server is not None
-            self._keep_alive(conn.server, conn.listener.route)
+        if conn.server is not None and conn.state is not _CONNECTING:
+            self._keep_alive(conn.server)
 
-    def _keep_alive(self, leg: Leg, route: Route) -> None:
+    def _keep_alive(self, leg: Leg) -> None:
         """Set keepalive and the user timeout on a server's socket; a client's has them from the listener."""
-        for level, name, value in liveness_options(route.service.server):
+        backend = leg.conn.backend
+        if backend is None or not sockets.is_tcp(backend.family):
+            return
+        for level, name, value in liveness_options(leg.conn.route.service.server):
             try:
                 sockets.set_int(leg.fd, level, name, value)
             except OSError:  # a socket that was reset meanwhile; its event is on the way
@@ -1253,9 +1282,9 @@ class Worker:
     # ── what others may ask ──────────────────────────────────────────────────────────────────────────────
 
     def conns(self) -> Iterator[Conn]:
-        """Yield every connection."""
+        """Yield every connection that lives."""
         for leg in list(self.table):
-            if type(leg) is Leg and leg.is_client and leg.fd >= 0:
+            if type(leg) is Leg and leg.is_client and leg.fd >= 0 and leg.conn.state is not _CLOSED:
                 yield leg.conn
 
     def find(self, number: int) -> Conn | None:
@@ -1282,7 +1311,7 @@ class Worker:
             self.unlisten(key)
         self.draining = True
         for conn in list(self.conns()):
-            timeouts = conn.listener.route.service.timeouts
+            timeouts = conn.route.service.timeouts
             patience = timeouts.drain if seconds is None else seconds
             patience *= 1 - random.random() * timeouts.drain_spread  # noqa: S311  # spreading, not secrecy
             conn.drain(self.now, self.now + patience)
@@ -1299,7 +1328,10 @@ class Worker:
         self.stopped = True
 
     def close(self) -> None:
-        """Give every descriptor back."""
+        """Give every descriptor back; what still lives ends by RST, also when a mistake of ours ends the worker."""
+        for leg in self.table:
+            if type(leg) is Leg and leg.fd >= 0:
+                sockets.abort_on_close(leg.fd)
         for conn in list(self.conns()):
             self._step(conn, Event.KILL)
         for key in list(self.listeners):
@@ -1322,7 +1354,7 @@ class Worker:
         half = conn.half_closed_since()
         told: dict[str, Any] = {
             "id": f"{self.index}-{conn.number}",
-            "service": conn.listener.route.service.name,
+            "service": conn.route.service.name,
             "state": conn.state.name,
             "client": {"peer": show(conn.peer), "local": show(client_local)},
             "server": {"local": show(server_local), "peer": backend.name if backend is not None else ""},
@@ -1358,10 +1390,10 @@ class Worker:
         for conn in self.conns():
             half = conn.half_closed_since()
             if half is not None:
-                name = conn.listener.route.service.name
+                name = conn.route.service.name
                 halves[name] = halves.get(name, 0) + 1
                 longest[name] = max(longest.get(name, 0.0), self.now - half)
-            counts = live.setdefault(conn.listener.route.service.name, [0, 0])
+            counts = live.setdefault(conn.route.service.name, [0, 0])
             counts[0] += conn.client.total
             counts[1] += conn.server.total if conn.server is not None else 0
         return {

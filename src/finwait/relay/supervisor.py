@@ -48,7 +48,7 @@ from finwait.relay.health import Checker
 from finwait.relay.resolve import Resolver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from finwait.relay.config import Config
     from finwait.relay.listeners import Bound
@@ -398,6 +398,7 @@ class Supervisor:
             self.checker.close()
             await self.resolver.close()
             self._remove_admin()
+            self._remove_paths()
             for line in self.lines:
                 line.close()
                 if line.process.poll() is None:
@@ -430,12 +431,19 @@ class Supervisor:
                 and os.stat(self.config.admin).st_ino == self.admin_inode
             ):
                 os.unlink(self.config.admin)
+
+    def _remove_paths(self) -> None:
+        """Remove the paths of our Unix listeners, while they are open and so known to be ours."""
+        if self.successor is not None:  # it holds the same sockets, by the same paths
+            return
         for one in self.bound.values():
             for sock in one.sockets:
-                # The successor of an upgrade holds the same socket, by the same path.
-                if sock.fileno() >= 0 and sock.family == socket.AF_UNIX and self.successor is None:
+                if sock.fileno() < 0 or sock.family != socket.AF_UNIX or one.key.startswith("fd:"):
+                    continue
+                name = sock.getsockname()
+                if isinstance(name, str) and name:
                     with contextlib.suppress(OSError):
-                        os.unlink(sock.getsockname())
+                        os.unlink(name)
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -537,6 +545,7 @@ class Supervisor:
                 max(service.timeouts.drain for service in self.config.service) if seconds is None else seconds
             )
             say("stopping now" if now else f"draining for up to {longest:g} s; once more to stop now")
+            self._remove_paths()
             for one in self.bound.values():
                 one.close()
             if self.successor is not None:
@@ -632,17 +641,28 @@ class Supervisor:
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def stats(self) -> list[dict[str, Any]]:
-        """Return the counts of every worker."""
-        answers = await asyncio.gather(*(line.ask({"do": "stats"}) for line in self.lines))
-        return [answer for answer in answers if answer is not None]
+    async def _ask(self, orders: Iterable[tuple[_Line, dict[str, Any]]]) -> tuple[list[Any], list[int]]:
+        """Ask workers; return their answers, and the pids of those that did not answer."""
+        asked = list(orders)
+        answers = await asyncio.gather(*(line.ask(order) for line, order in asked))
+        silent = [
+            line.process.pid
+            for (line, _), answer in zip(asked, answers, strict=True)
+            if answer is None and line in self.lines
+        ]
+        return [answer for answer in answers if answer is not None], silent
+
+    async def stats(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """Return the counts of every worker, and the pids of those that did not answer."""
+        return await self._ask((line, {"do": "stats"}) for line in self.lines)
 
     async def _serve_admin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
                 try:
                     request = msgspec.json.decode(line)
-                    answer: dict[str, Any] = {"ok": await self._admin(request)}
+                    told, silent = await self._admin(request)
+                    answer: dict[str, Any] = {"ok": told, "silent": silent} if silent else {"ok": told}
                 except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
                     answer = {"error": f"{type(error).__name__}: {error}"}
                 writer.write(json.dumps(answer).encode() + b"\n")
@@ -652,37 +672,45 @@ class Supervisor:
         finally:
             writer.close()
 
-    async def _admin(self, request: dict[str, Any]) -> Any:  # noqa: ANN401
+    async def _admin(self, request: dict[str, Any]) -> tuple[Any, list[int]]:
+        """Return what was asked for, and the pids of the workers that said nothing to it."""
         do = request["do"]
         if do == "ls":
-            found = await asyncio.gather(*(line.ask({"do": "list"}) for line in self.lines))
-            return [conn for some in found if some is not None for conn in some]
+            found, silent = await self._ask((line, {"do": "list"}) for line in self.lines)
+            return [conn for some in found for conn in some], silent
         if do in ("show", "close"):
             numbers: dict[int, list[int]] = {}
             for text in request["ids"]:
                 index, _, number = str(text).partition("-")
                 numbers.setdefault(int(index), []).append(int(number))
             order = "list" if do == "show" else "close"
-            asked = [(line, numbers[line.index]) for line in self.lines if line.index in numbers]
-            found = await asyncio.gather(*(line.ask({"do": order, "numbers": some}) for line, some in asked))
+            found, silent = await self._ask(
+                (line, {"do": order, "numbers": numbers[line.index]})
+                for line in self.lines
+                if line.index in numbers
+            )
             if do == "close":
-                return sum(count or 0 for count in found)
-            return [conn for some in found if some is not None for conn in some]
+                return sum(found), silent
+            return [conn for some in found for conn in some], silent
         if do == "drain":
             seconds = request.get("seconds")
             self.drain(seconds=None if seconds is None else configuration.parse_duration(seconds))
-            return None
+            return None, []
         if do == "stats":
-            return {"workers": await self.stats(), "restarts": self.restarts, "draining": self.draining}
+            workers, silent = await self.stats()
+            return {"workers": workers, "restarts": self.restarts, "draining": self.draining}, silent
         if do == "metrics":
-            return metrics.render(await self.stats(), self.restarts)
+            workers, silent = await self.stats()
+            return metrics.render(workers, self.restarts, len(silent)), silent
         raise ValueError(f"there is no request {do!r}")
 
     async def _serve_metrics(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
             found = head.startswith((b"GET /metrics ", b"GET /metrics?"))
-            body = metrics.render(await self.stats(), self.restarts).encode() if found else b"see /metrics\n"
+            workers, silent = await self.stats() if found else ([], [])
+            said = metrics.render(workers, self.restarts, len(silent)) if found else "see /metrics\n"
+            body = said.encode()
             status = b"200 OK" if found else b"404 Not Found"
             writer.write(
                 b"HTTP/1.1 %s\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"

@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from finwait.relay import sockets
+from finwait.relay.accesslog import AccessLog
 from finwait.relay.balance import Backend
 from finwait.relay.config import Config
 from finwait.relay.server import IN, OUT, PIPES, Route, Worker
@@ -26,6 +27,8 @@ from finwait.relay.server import IN, OUT, PIPES, Route, Worker
 __all__ = ["Process", "main"]
 
 _LOG_BYTES: Final = 32768
+_LOG_PATIENCE: Final = 2.0
+"""Seconds that a worker waits at its end for a log that nobody takes up."""
 _MAX_FDS: Final = 250
 """SCM_MAX_FD is 253 (include/net/scm.h)."""
 
@@ -49,7 +52,7 @@ class Process:
         self.received = bytearray()
         self.fds: list[int] = []
         self.unsent = bytearray()
-        self.log_fd = -1
+        self.access_log: AccessLog | None = None
         self.log_lines: list[bytes] = []
         self.log_size = 0
         self.log_flushed = 0.0
@@ -141,10 +144,10 @@ class Process:
             worker.listen(key, sock, routes[wanted[key]])
         if order["log"] and self.fds:
             self.flush_log()
-            if self.log_fd >= 0:
-                os.close(self.log_fd)
-            self.log_fd = self.fds.pop(0)
-        worker.log = self.log if self.log_fd >= 0 else None
+            if self.access_log is not None:
+                self.access_log.close()
+            self.access_log = AccessLog(self.fds.pop(0))
+        worker.log = self.log if self.access_log is not None else None
 
     def do_backends(self, order: dict[str, Any]) -> None:
         """Take the backends of a service."""
@@ -178,7 +181,9 @@ class Process:
     def do_stats(self, order: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # the form of every order
         """Return the counts."""
         self.worker.now = time.monotonic()
-        return {**self.worker.stats(), "pid": os.getpid(), "index": self.worker.index}
+        dropped = self.access_log.dropped if self.access_log is not None else 0
+        told = {"pid": os.getpid(), "index": self.worker.index, "access_log_dropped": dropped}
+        return {**self.worker.stats(), **told}
 
     def do_close(self, order: dict[str, Any]) -> int:
         """End connections by RST."""
@@ -203,12 +208,9 @@ class Process:
             self.flush_log()
 
     def flush_log(self) -> None:
-        """Write the queued lines with one call, so that lines of several workers never mix (O_APPEND)."""
-        if self.log_lines and self.log_fd >= 0:
-            try:
-                os.write(self.log_fd, b"".join(self.log_lines))
-            except OSError as error:  # a full disk must not end connections
-                sys.stderr.write(f"finwait relay: could not write the access log: {error.strerror}\n")
+        """Hand the queued lines on together."""
+        if self.log_lines and self.access_log is not None:
+            self.access_log.write(self.log_lines)
         self.log_lines.clear()
         self.log_size = 0
 
@@ -218,6 +220,8 @@ class Process:
             self.worker.run(self.tend)
         finally:
             self.flush_log()
+            if self.access_log is not None:
+                self.access_log.close(_LOG_PATIENCE)
 
     def on_term(self, *_: object) -> None:
         """Note that somebody wants this worker to go. Handlers run between any two steps, so nothing more here."""

@@ -20,7 +20,7 @@ __all__ = ["ENTRY_GUARDS", "GUARDS", "PROTECTED", "Limits", "Verdict", "guard_en
 PROTECTED: Final = frozenset(
     {
         "systemd", "init", "kubelet", "containerd", "containerd-shim", "containerd-shim-runc-v2", "dockerd", "crio",
-        "conmon", "podman", "sshd", "sshd-session", "finwait",
+        "conmon", "podman", "sshd", "sshd-session", "finwait", "finwait-relay",
     }
 )  # fmt: skip
 """Programs whose connections hold the machine (or the operator) up."""
@@ -37,7 +37,7 @@ class Limits:
     min_age_ms: int = 0
     """Leave connections alone that are in their state for less, or for an unknown time."""
     established_named: bool = False
-    """Whether the filter names ESTABLISHED (or a cookie or tuple) itself."""
+    """Whether the filter names ESTABLISHED itself, or the cause or identity of connections: `Filter.asks_for`."""
     override: frozenset[str] = frozenset()
     """Names of guards that the caller overrules."""
     own_pid: int = 0
@@ -111,7 +111,7 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     "established": (_established, "ESTABLISHED connections, unless the filter names them"),
     "protected": (
         _protected,
-        "connections of pid 1, the kubelet, container runtimes, sshd and finwait itself",
+        "connections of pid 1, the kubelet, container runtimes, sshd, finwait itself and its relay",
     ),
     "max": (lambda _view, _row, _limits: None, "plans for more than --max connections"),
     "share": (lambda _view, _row, _limits: None, "plans for more than --share of what a process holds"),

@@ -36,9 +36,11 @@ from finwait.table.predicates import (
     Context,
     Facts,
     Kernel,
+    Known,
     Leaf,
     Node,
     Not,
+    Number,
     Op,
     Or,
     Resolver,
@@ -109,6 +111,25 @@ def _possible_states(node: Node) -> int:
             found |= _possible_states(part)
         return found
     return EVERY_STATE
+
+
+_FEW: Final = 4
+"""A set of more states than this names none of them; ``state connected`` has nine."""
+
+
+def _asks_for(node: Node, state: int) -> bool:
+    if isinstance(node, And):
+        return any(_asks_for(part, state) for part in node.parts)
+    if isinstance(node, Or):
+        return all(_asks_for(part, state) for part in node.parts)
+    if isinstance(node, State):
+        named = node.states & EVERY_STATE
+        return not named >> state & 1 or named.bit_count() <= _FEW
+    if isinstance(node, Number):
+        return node.column in ("cookie", "inode") and node.op == "=" and node.value != 0
+    if isinstance(node, Known):
+        return node.name == "rule" and node.op == "=" and not {"*", "?"} & set(node.pattern)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +289,14 @@ class Filter:
             isinstance(leaf, State) and leaf.states & BOUND_INACTIVE_BIT for leaf in _leaves(self.root)
         )
         return _possible_states(self._flat) & (EVERY_STATE if named else tcp.ALL_STATES)
+
+    def asks_for(self, state: int) -> bool:
+        """Return whether every row in a state that can match was asked for by name.
+
+        That is by the state (alone or among a few), by a rule, or by the socket's cookie or inode: not by what
+        merely does not exclude it, such as a port, ``held`` or ``state != time-wait``.
+        """
+        return _asks_for(self._flat, state)
 
     @property
     def needs(self) -> frozenset[str]:
