@@ -41,35 +41,50 @@ class Tracked:
 
 
 def _words(
-    src: NDArray[Any], dst: NDArray[Any], sport: NDArray[Any], dport: NDArray[Any]
+    netns: NDArray[Any], src: NDArray[Any], dst: NDArray[Any], sport: NDArray[Any], dport: NDArray[Any]
 ) -> tuple[NDArray[Any], ...]:
-    return (src[:, 0], src[:, 1], dst[:, 0], dst[:, 1], sport, dport)
+    # Every namespace has a loopback address of its own; other addresses are the same end wherever the entry is.
+    where = np.where(_loopback(src), netns.astype(np.uint64), np.uint64(0))
+    return (where, src[:, 0], src[:, 1], dst[:, 0], dst[:, 1], sport, dport)
 
 
-def tracked(sockets: SocketTable, flows: FlowTable, local: frozenset[tuple[int, int]]) -> Tracked:
+def _loopback(address: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which addresses are ::1 or in 127.0.0.0/8 (v4-mapped)."""
+    mapped = address[:, 1] >> np.uint64(24) == np.uint64(0xFFFF << 8 | 127)
+    return (address[:, 0] == 0) & (mapped | (address[:, 1] == 1))
+
+
+def tracked(
+    sockets: SocketTable,
+    flows: FlowTable,
+    local: frozenset[tuple[int, int]],
+    dumped: frozenset[int] = frozenset(),
+) -> Tracked:
     """Join entries with sockets and judge each.
 
     Args:
         sockets: all TCP sockets of all namespaces.
         flows: all entries.
         local: addresses of namespaces that were looked into entirely (loopback left out).
+        dumped: those namespaces: the ends of their loopback connections are in them, or nowhere.
     """
     mine = np.flatnonzero(flows.protocol == 6)
     f = flows.select(mine)
     rows = np.flatnonzero((sockets.state != tcp.LISTEN) & (sockets.protocol == 6))
     s = sockets.select(rows)
-    ours = _words(s.src, s.dst, s.sport, s.dport)
+    ours = _words(s.netns, s.src, s.dst, s.sport, s.dport)
     ends = []
     for tuples in (
-        _words(f.orig_src, f.orig_dst, f.orig_sport, f.orig_dport),
-        _words(f.reply_src, f.reply_dst, f.reply_sport, f.reply_dport),
+        _words(f.netns, f.orig_src, f.orig_dst, f.orig_sport, f.orig_dport),
+        _words(f.netns, f.reply_src, f.reply_dst, f.reply_sport, f.reply_dport),
     ):
         i, j = matches(tuples, ours)
         partner, _ = unique_match(len(f), i, j)
         ends.append(np.where(partner >= 0, rows[np.maximum(partner, 0)] if len(rows) else -1, -1))
     client, server = ends
-    client_here = _here(f.orig_src, local)
-    server_here = _here(f.reply_src, local)
+    there = np.isin(f.netns, np.array(sorted(dumped), np.uint32))
+    client_here = _here(f.orig_src, local) | (_loopback(f.orig_src) & there)
+    server_here = _here(f.reply_src, local) | (_loopback(f.reply_src) & there)
     verdict = tuple(
         _verdict(
             ct.TCP_STATES.get(int(f.tcp_state[k]), "?"),

@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     local = frozenset(
         a for ns in shot.view.namespaces.values() if ns.dumped for a in ns.addresses if not _loopback(a)
     )
-    joined = tracked(shot.sockets, flows, local)
+    dumped = frozenset(number for number, ns in shot.view.namespaces.items() if ns.dumped)
+    joined = tracked(shot.sockets, flows, local, dumped)
     mask = options.mask_of(found, shot)
     tracking = {
         ns.inode for ns in shot.observation.namespaces if any(d.kind == "conntrack" for d in ns.dumps)

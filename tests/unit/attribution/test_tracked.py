@@ -66,3 +66,25 @@ def test_a_verdict_follows_from_both_ends(
 def test_an_end_on_another_machine_is_not_held_against_the_entry() -> None:
     assert verdict("ESTABLISHED", tcp.ESTABLISHED, None, frozenset({pack_address(CLIENT)})) == "agree"
     assert verdict("ESTABLISHED", None, None, frozenset()).startswith("forwarded")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1"])
+def test_loopback_belongs_to_the_namespace_of_the_entry(address: str) -> None:
+    """The same tuple of another namespace is another connection, and no end can be on another machine."""
+    words = np.array([pack_address(address)], np.uint64)
+    flow = FlowTable.from_columns(
+        {
+            "netns": [1], "family": [2], "protocol": [6], "tcp_state": [ct.TCP_STATE_NUMBERS["ESTABLISHED"]],
+            "orig_src": words, "orig_sport": [4000], "orig_dst": words, "orig_dport": [80],
+            "reply_src": words, "reply_sport": [80], "reply_dst": words, "reply_dport": [4000],
+        }
+    )  # fmt: skip
+
+    def said(netns: int, dumped: frozenset[int]) -> str:
+        ends = [(4000, 80), (80, 4000)]
+        rows = [(netns, address, sport, address, dport, tcp.ESTABLISHED) for sport, dport in ends]
+        return tracked(table(rows), flow, frozenset(), dumped).verdict[0]
+
+    assert said(1, frozenset({1, 2})) == "agree"
+    assert said(2, frozenset({1, 2})) == "entry without sockets"
+    assert said(2, frozenset({2})).startswith("forwarded")
