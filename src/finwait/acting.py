@@ -853,7 +853,7 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
 
     Raises:
         ValueError: there is no such act.
-        Refused: it cannot be taken back, or was already, or the options were set since (guard ``changed``).
+        Refused: it cannot be taken back, or was already, or the options were set since (guard ``changed-since``).
         TargetGone: the connection has ended; there is nothing to put back.
         KernelError: the options could not be set.
     """
@@ -905,7 +905,7 @@ def _unchanged(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[
     for name, value in made.items():
         if now[name] not in (value, before.get(name)):
             raise Refused(
-                "changed",
+                "changed-since",
                 f"{name} is {now[name]} now, and the act made it {value}: it was set since",
                 override="--force",
             )

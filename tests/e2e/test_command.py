@@ -233,6 +233,18 @@ sys.stdin.read()
 
 
 @pytest.mark.kernel
+def test_a_state_directory_that_is_a_file_is_no_empty_journal(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    done = subprocess.run(
+        [*FINWAIT, "journal"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FINWAIT_STATE_DIR": str(tmp_path / "state")},
+    )
+    assert done.returncode == 1
+    assert f"`{tmp_path}/state` is no directory" in done.stderr
+
+
 def test_a_hostile_name_reaches_no_terminal() -> None:
     root_and("unshare", "ip")
     enter = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]

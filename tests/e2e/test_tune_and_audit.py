@@ -103,6 +103,23 @@ def test_sarif_has_a_rule_for_every_result_and_lines_from_one(tmp_path, capsys):
 
 
 @pytest.mark.kernel
+def test_a_file_that_cannot_be_read_is_no_success(tmp_path, capsys):
+    assert command("audit", "-o", "sarif", "--fail-on", "none", tmp_path / "none") == 3
+    (said,) = json.loads(capsys.readouterr().out)["runs"][0]["invocations"]
+    assert not said["executionSuccessful"]
+    (told,) = said["toolExecutionNotifications"]
+    assert told["message"]["text"].startswith("could not be read: No such file")
+
+
+def test_a_name_cannot_write_to_the_terminal(tmp_path, capsys):
+    evil = tmp_path / "e\x1b[31mvil.conf"
+    evil.write_text(HARMFUL)
+    assert command("audit", evil, tmp_path / "\x1b]0;x") == 1
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert "\\x1b[31mvil.conf:1: HARMFUL" in out
+
+
 def test_tune_plans_applies_and_rolls_back_in_a_namespace(capsys):
     needs.root_and()
     with Lab() as lab:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from finwait.cli.tune import apply_plan, make_plan, roll_back
+from finwait.cli.tune import apply_plan, load_profile, make_plan, roll_back
 from finwait.errors import KernelError, Refused
 from finwait.kernel import sysctl
 from finwait.kernel.journal import SqliteJournal
@@ -76,6 +76,35 @@ def test_a_plan_is_applied_recorded_and_taken_back(target, journal, tmp_path):
     assert journal.get(outcome.act_id).undone_by == undone.act_id
     with pytest.raises(Refused, match="taken back already"):
         roll_back(outcome.act_id, journal, folder=tmp_path)
+
+
+def test_what_is_persisted_adds_up_and_is_taken_back_step_by_step(target, journal, tmp_path):
+    apply_plan(planned(target, WANTED[:1]), target, journal, persist=True, folder=tmp_path)
+    (drop_in,) = tmp_path.glob("*.conf")
+    first = drop_in.read_text()
+    second = apply_plan(
+        planned(target, [f"{FIN}=40", WANTED[1]]), target, journal, persist=True, folder=tmp_path
+    )
+    assert drop_in.read_text().splitlines()[-2:] == [f"{FIN} = 40", f"{RETRIES} = 3"]
+    third = apply_plan(planned(target, WANTED[2:]), target, journal, persist=True, folder=tmp_path)
+    assert drop_in.read_text().splitlines()[-3:] == [f"{FIN} = 40", f"{RETRIES} = 3", f"{RFC} = 1"]
+    assert third.lines[-1] == f"kept in it from before: {FIN} = 40, {RETRIES} = 3"
+    roll_back(third.act_id, journal, folder=tmp_path)
+    roll_back(second.act_id, journal, folder=tmp_path)
+    assert drop_in.read_text() == first
+
+
+@pytest.mark.parametrize("name", ["a b.conf", "\x1b[31m.conf", "ü.toml"])
+def test_a_file_of_any_name_and_title_can_be_persisted(target, journal, tmp_path, name):
+    text = f"{FIN} = 30\n"
+    if name.endswith(".toml"):
+        line = f'[[line]]\nkey = "{FIN}"\nvalue = "30"\nwhy = "x"\nsource = "y"\n'
+        text = f'title = "a\\nb"\nabout = ""\nsource = ""\n{line}'
+    (tmp_path / name).write_text(text)
+    profile = load_profile([str(tmp_path / name)])
+    apply_plan(make_plan(profile, target, {}), target, journal, persist=True, folder=tmp_path)
+    (drop_in,) = tmp_path.glob("90-finwait-*.conf")
+    assert drop_in.read_text().splitlines()[-1] == f"{FIN} = 30"
 
 
 def test_a_value_that_somebody_set_since_is_left_alone_unless_forced(target, journal, tmp_path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from finwait.remedy.audit import AuditReport
+    from finwait.remedy.audit.finding import Problem
     from finwait.remedy.knowledge import Knowledge
 
 __all__ = ["add_parser"]
@@ -67,21 +68,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out and return its exit status."""
+    from finwait.remedy.audit.finding import Problem
     from finwait.shipped import knowledge
+    from finwait.table.units import printable
 
     known = knowledge()
     reports: list[AuditReport] = []
-    unread = False
+    unread: list[Problem] = []
     for name in args.files:
         data = _read(name)
-        if data is None:
-            unread = True
+        if isinstance(data, Problem):
+            unread.append(data)
         else:
             reports.append(_judge(name, data, known, args.kind))
     for report in reports:
         for problem in report.problems:
-            print(f"finwait: {problem}", file=sys.stderr)
-    _show(args, reports, known)
+            print(printable(f"finwait: {problem}"), file=sys.stderr)
+    _show(args, reports, known, unread)
     if any(f.verdict in args.fail_on for report in reports for f in report.findings):
         return 1
     return 3 if unread or any(report.problems for report in reports) else 0
@@ -93,7 +96,11 @@ def _judge(name: str, data: bytes, known: Knowledge, kind: str | None) -> AuditR
     return audit(name, data, known, kind=kind)
 
 
-def _read(name: str) -> bytes | None:
+def _read(name: str) -> bytes | Problem:
+    """Return what a file holds; or, told on stderr already, why it could not be read."""
+    from finwait.remedy.audit.finding import Problem
+    from finwait.table.units import printable
+
     try:
         if name == "-":
             data = sys.stdin.buffer.read(_LARGEST + 1)
@@ -101,18 +108,21 @@ def _read(name: str) -> bytes | None:
             with open(name, "rb") as file:
                 data = file.read(_LARGEST + 1)
     except OSError as error:
-        print(f"finwait: could not read `{name}`: {error.strerror}", file=sys.stderr)
+        print(printable(f"finwait: could not read `{name}`: {error.strerror}"), file=sys.stderr)
         if isinstance(error, IsADirectoryError):
             print("hint: name the files in it, for example with a glob", file=sys.stderr)
-        return None
+        return Problem(name, 1, f"could not be read: {error.strerror}")
     if len(data) > _LARGEST:
-        print(f"finwait: `{name}` is larger than {_LARGEST >> 20} MiB and was not read", file=sys.stderr)
+        said = f"is larger than {_LARGEST >> 20} MiB and was not read"
+        print(printable(f"finwait: `{name}` {said}"), file=sys.stderr)
         print("hint: split it", file=sys.stderr)
-        return None
+        return Problem(name, 1, said)
     return data
 
 
-def _show(args: argparse.Namespace, reports: list[AuditReport], known: Knowledge) -> None:
+def _show(
+    args: argparse.Namespace, reports: list[AuditReport], known: Knowledge, unread: list[Problem]
+) -> None:
     import msgspec
 
     from finwait import __version__
@@ -131,5 +141,5 @@ def _show(args: argparse.Namespace, reports: list[AuditReport], known: Knowledge
     else:
         from finwait.report.sarif import sarif
 
-        answer = sarif(reports, known, __version__)
+        answer = sarif(reports, known, __version__, unread)
     print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())

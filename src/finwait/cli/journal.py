@@ -46,6 +46,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     back.add_argument(
         "--incomplete", action="store_true", help="every act that was begun and never finished (a crash)"
     )
+    back.add_argument(
+        "--force", action="store_true", help="also where somebody has set the options or values since"
+    )
     back.set_defaults(run=undo)
 
 
@@ -125,9 +128,14 @@ def run(args: argparse.Namespace) -> int:
 
     import msgspec
 
+    from finwait.errors import FinwaitError
     from finwait.kernel.journal import SqliteJournal, state_directory
     from finwait.table.units import printable
 
+    if state_directory().exists() and not state_directory().is_dir():
+        error = FinwaitError(f"`{state_directory()}` is no directory, and the journal would be in it")
+        error.hint = "set FINWAIT_STATE_DIR to a directory"
+        raise error
     if not (state_directory() / "journal.sqlite").exists() and not list(state_directory().glob("journal*")):
         if args.output == "json":
             sys.stdout.write('{"apiVersion":"finwait/v1","kind":"JournalEntryList","items":[]}\n')
@@ -182,7 +190,7 @@ def undo(args: argparse.Namespace) -> int:
         failed: list[FinwaitError] = []
         for number in ids:
             try:
-                sys.stdout.write(f"act {number}: {_undo_one(number, journal)}\n")
+                sys.stdout.write(f"act {number}: {_undo_one(number, journal, args.force)}\n")
             except FinwaitError as error:
                 if len(ids) == 1:
                     raise
@@ -201,7 +209,7 @@ def _bounded(part: range) -> range:
     return part
 
 
-def _undo_one(number: int, journal: SqliteJournal) -> str:
+def _undo_one(number: int, journal: SqliteJournal, force: bool) -> str:
     from finwait import acting
     from finwait.cli.tune import roll_back
     from finwait.errors import FinwaitError, TargetGone
@@ -209,10 +217,10 @@ def _undo_one(number: int, journal: SqliteJournal) -> str:
     try:
         entry = journal.get(number)
         if entry.kind == "sysctl":
-            return "; ".join(roll_back(number, journal).lines)
+            return "; ".join(roll_back(number, journal, force=force).lines)
         if entry.kind != "sockopt" and entry.result is None:
             return f"cut short, and cannot be taken back; {acting.settle(number, journal)}"
-        return acting.restore(number, journal)
+        return acting.restore(number, journal, force=force)
     except TargetGone as error:
         if entry.result is None:  # which is what one wanted to know of an act that was cut short
             return f"nothing to put back: {error}"

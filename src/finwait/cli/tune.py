@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -401,7 +402,7 @@ def apply_plan(
     """
     from finwait.kernel import sysctl
     from finwait.remedy.journal import Act
-    from finwait.remedy.tuning import State, drop_in
+    from finwait.remedy.tuning import COMMAND_LINE, State, drop_in, settings_of
 
     tell = on_step or (lambda _step: None)
     folder = folder if folder is not None else sysctl.SYSCTL_D
@@ -409,12 +410,18 @@ def apply_plan(
         "sysctl": {line.key: line.current for line in plan.lines if line.state is State.CHANGE}
     }
     after: dict[str, Any] = {"sysctl": plan.changes}
-    name = f"90-finwait-{plan.profile.name.rpartition('/')[2].removesuffix('.conf')}.conf"
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", plan.profile.name.rpartition("/")[2].removesuffix(".conf"))
+    name = f"90-finwait-{stem}.conf"
+    earlier: dict[str, str] = {}
     if persist:
         kept = {line.key: line.wanted for line in plan.lines if line.state in (State.CHANGE, State.SAME)}
-        text = drop_in(kept, f"written by `finwait tune apply`: {plan.profile.title}")
+        there = sysctl.read_drop_in(name, folder=folder)
+        if plan.profile.name == COMMAND_LINE:  # what was typed adds up; a profile's file is the profile
+            earlier = {key: value for key, value in settings_of(there or "").items() if key not in kept}
+        title = " ".join(plan.profile.title.split())
+        text = drop_in(earlier | kept, f"written by `finwait tune apply`: {title}")
         path = folder / name
-        before["drop_in"] = {"path": str(path), "text": sysctl.read_drop_in(name, folder=folder)}
+        before["drop_in"] = {"path": str(path), "text": there}
         after["drop_in"] = {"path": str(path), "text": text}
     act_id = journal.record(
         Act("sysctl", target.identity(), before, after, f"tune apply {plan.profile.name}")
@@ -433,6 +440,8 @@ def apply_plan(
                 raise
             tell("wrote drop-in")
             lines.append(f"written: {folder / name}")
+            if earlier:
+                lines.append(f"kept in it from before: {', '.join(f'{k} = {v}' for k, v in earlier.items())}")
     except Exception as error:
         journal.complete(act_id, {"error": str(error)})
         raise

@@ -253,7 +253,10 @@ class SqliteJournal:
         """
         uid = os.getuid()
         pid = os.getpid()
-        shared = (uid, _user(uid), json.dumps(sys.argv, ensure_ascii=False), pid, _start_of(pid), _boot())
+        argv = [
+            word.encode(errors="backslashreplace").decode() for word in sys.argv
+        ]  # names need not be UTF-8
+        shared = (uid, _user(uid), json.dumps(argv, ensure_ascii=False), pid, _start_of(pid), _boot())
         now = time.time_ns()
         rows = [
             (

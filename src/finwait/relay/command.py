@@ -191,10 +191,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     )
     ls.set_defaults(run=_ls)
     show = what.add_parser("show", help="tell all about connections, as JSON")
-    show.add_argument("ids", nargs="+", metavar="ID", help="as `ls` shows it, for example 0-42")
+    show.add_argument("ids", nargs="+", type=_id, metavar="ID", help="as `ls` shows it, for example 0-42")
     show.set_defaults(run=_show)
     close = what.add_parser("close", help="end connections by RST on both sides")
-    close.add_argument("ids", nargs="+", metavar="ID", help="as `ls` shows it")
+    close.add_argument("ids", nargs="+", type=_id, metavar="ID", help="as `ls` shows it")
     close.set_defaults(run=_close)
     drain = what.add_parser("drain", help="stop accepting, let connections end, then exit")
     drain.add_argument(
@@ -280,7 +280,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.explain:
         return _explain(args)
     if args.check:
+        from finwait.relay.supervisor import user_entry
+
         config = build_config(args)
+        if config.user:
+            user_entry(config.user)
         names = ", ".join(f"`{service.name}`" for service in config.service)
         sys.stdout.write(f"the configuration is right: {names}, {config.workers} worker(s)\n")
         return 0
@@ -419,6 +423,14 @@ def _bytes(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f}{unit}" if unit == "B" else f"{count:.1f}{unit}"
+
+
+def _id(text: str) -> str:
+    """Read ``0-17`` (argparse type)."""
+    worker, dash, number = text.partition("-")
+    if not (dash and worker.isdecimal() and number.isdecimal() and len(text) <= 40):
+        raise argparse.ArgumentTypeError(f"`{text}`: an ID is as `finwait relay ls` shows it, such as 0-17")
+    return text
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -875,6 +875,11 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
                     f"{path}.health.send",
                     r"an escape is none of \r \n \t \xHH, or a character is no byte",
                 )
+        if service.send_proxy and service.health.send.startswith("PROXY "):
+            yield (
+                f"{path}.health.send",
+                "send_proxy puts a header before it already; leave the line PROXY … out",
+            )
         if "\0" in service.client.device or len(service.client.device.encode()) > 15:
             yield f"{path}.client.device", "the name of an interface has at most 15 bytes and no NUL"
         if service.server.bind:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from finwait.relay.config import Config
     from finwait.relay.listeners import Bound
 
-__all__ = ["Supervisor"]
+__all__ = ["Supervisor", "user_entry"]
 
 _PREDECESSOR: Final = "FINWAIT_RELAY_PREDECESSOR"
 _ADMIN, _METRICS = "#admin", "#metrics"
@@ -724,14 +724,23 @@ class Supervisor:
             writer.close()
 
 
-def _become(user: str) -> None:
-    """Give up root for a user, for good."""
+def user_entry(user: str) -> pwd.struct_passwd:
+    """Return what the machine knows of a user.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     try:
-        entry = pwd.getpwnam(user)
+        return pwd.getpwnam(user)
     except KeyError:
         raise ConfigError(
             f"there is no user `{user}`", hint="`getent passwd` lists those there are"
         ) from None
+
+
+def _become(user: str) -> None:
+    """Give up root for a user, for good."""
+    entry = user_entry(user)
     if os.geteuid() == entry.pw_uid:
         return
     try:

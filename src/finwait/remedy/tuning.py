@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
+    "COMMAND_LINE",
     "EXTRA_KEYS",
     "HereEffect",
     "Line",
@@ -40,11 +41,15 @@ __all__ = [
     "parse_sysctl_conf",
     "plan",
     "remarks",
+    "settings_of",
     "verdicts",
 ]
 
 EXTRA_KEYS = ("net.ipv4.tcp_timestamps",)
 """Sysctls outside the catalogue whose present value `plan` uses."""
+
+COMMAND_LINE = "command-line"
+"""The name of the profile that was typed as settings."""
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@*-]*\Z")
 _VALUE = re.compile(r"-?\d{1,19}\Z")
@@ -150,7 +155,7 @@ def parse_assignments(words: Sequence[str]) -> Profile:
             raise ProfileError("command line", 0, f"no `=` in {word[:60]!r}")
         found.append((0, Line(canonical_key(key), value.strip(), "command line")))
     _check("command line", found)
-    return Profile("command-line", "settings from the command line", "", "", tuple(line for _, line in found))
+    return Profile(COMMAND_LINE, "settings from the command line", "", "", tuple(line for _, line in found))
 
 
 def _check(name: str, found: Sequence[tuple[int, Line]]) -> None:
@@ -431,6 +436,16 @@ def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
             )
         )
     return tuple(answer)
+
+
+def settings_of(text: str) -> dict[str, str]:
+    """Return the settings of a sysctl.d file as `drop_in` writes it; lines of any other form are left out."""
+    found = {}
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition("="))
+        if _KEY.match(key) and _VALUE.match(value):
+            found[key] = value
+    return found
 
 
 def drop_in(values: Mapping[str, str], reason: str) -> str:

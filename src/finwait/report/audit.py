@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from finwait.remedy.audit.finding import SEVERITY
+from finwait.table.units import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ def audit_text(reports: Sequence[AuditReport], *, show_true: bool = False) -> It
     for report in reports:
         for finding in report.findings:
             if finding.verdict != "true" or show_true:
-                yield from _finding(finding)
+                yield from map(printable, _finding(finding))
     yield summary(reports)
 
 

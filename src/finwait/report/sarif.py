@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finwait.remedy.audit.finding import AuditFinding, AuditReport
+    from finwait.remedy.audit.finding import AuditFinding, AuditReport, Problem
     from finwait.remedy.knowledge import Knowledge
 
 __all__ = ["sarif"]
@@ -28,18 +28,21 @@ _LEVEL = {
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 
-def sarif(reports: Sequence[AuditReport], knowledge: Knowledge, version: str) -> dict[str, Any]:
+def sarif(
+    reports: Sequence[AuditReport], knowledge: Knowledge, version: str, unread: Sequence[Problem] = ()
+) -> dict[str, Any]:
     """Return a SARIF log with one run.
 
     Args:
         reports: one for each file.
         knowledge: what the findings cite.
         version: finwait's.
+        unread: files that could not be read at all.
     """
     found = [f for report in reports for f in report.findings if f.verdict in _LEVEL]
     names = list(dict.fromkeys(finding.rule for finding in found))
     index = {name: number for number, name in enumerate(names)}
-    problems = [problem for report in reports for problem in report.problems]
+    problems = [*unread, *(problem for report in reports for problem in report.problems)]
     return {
         "$schema": _SCHEMA,
         "version": "2.1.0",

@@ -180,3 +180,10 @@ def test_the_state_directory_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_STATE_HOME", "/x")
     assert str(state_directory()) == "/x/finwait"
+
+
+def test_a_command_line_that_is_not_utf8_is_kept_as_it_can_be_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["finwait", "clear", "--plan", "p\udcff.json"])
+    with SqliteJournal(tmp_path / "journal.sqlite") as journal:
+        entry = journal.get(journal.record(Act("destroy", {"cookie": "0x1"}, {}, {}, "")))
+        assert "p\\udcff.json" in entry.command

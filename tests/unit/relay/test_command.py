@@ -109,9 +109,18 @@ def test_a_port_that_needs_a_capability() -> None:
     assert "CAP_NET_BIND_SERVICE" in said[1]
 
 
+@pytest.mark.parametrize("word", ["show", "close"])
+def test_an_id_that_is_none(word: str) -> None:
+    for text in ("zz", "0", "-1", "0-", "0-x"):
+        status, said = run(word, "--", text)
+        assert status == 2
+        assert "such as 0-17" in said[-1]
+
+
 def test_a_user_a_log_a_socket_and_a_file_that_are_not_there(tmp_path: Path) -> None:
     given = ("run", "--listen", "127.0.0.1:0", "--to", "127.0.0.1:1")
-    assert run(*given, "--user", "no-such-user")[1][0].endswith("there is no user `no-such-user`")
+    for words in (given, (*given, "--check")):
+        assert run(*words, "--user", "no-such-user")[1][0].endswith("there is no user `no-such-user`")
     log = tmp_path / "none" / "log"
     assert run(*given, "--access-log", str(log))[1][0].endswith(
         f"open the access log `{log}`: the kernel said ENOENT"

@@ -48,6 +48,11 @@ def told(tmp_path: Path, text: str | bytes) -> tuple[str, str]:
         (SERVICE + SERVICE, "r.toml:4: there are two services `relay`", ""),
         (SERVICE + 'allow = ["10.0.0.1/8"]\n', "r.toml:4: 10.0.0.1/8 has host bits set; write for", ""),
         (SERVICE + "[service.health]\nsend = '\\x'\n", "r.toml:5: an escape is none of", ""),
+        (
+            SERVICE + 'send_proxy = "v2"\n[service.health]\nsend = "PROXY UNKNOWN\\r\\nGET"\n',
+            "r.toml:6: send_proxy puts a header before it already",
+            "",
+        ),
         ("a = \n" + SERVICE, "r.toml:1: Invalid value", "not TOML"),
         ("x = " + "[" * 3000, "r.toml:1: nested too deeply", ""),
         ("\nx = " + "9" * 5000, "r.toml:2: Exceeds the limit", ""),
