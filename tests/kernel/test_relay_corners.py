@@ -196,6 +196,23 @@ def test_a_service_that_was_renamed_keeps_the_count_of_its_connections() -> None
         assert scene.process.wait(WAIT) == 0
 
 
+@pytest.mark.parametrize("name", ["relay", "renamed"])
+def test_connections_opened_in_advance_go_with_the_pool_that_wanted_them(name: str) -> None:
+    with config_scene() as scene:
+        write(scene)
+        path = scene.folder / "relay.toml"
+        plain = path.read_text()
+        path.write_text(f"{plain}\n[service.pool]\nmax_idle = 2\n")
+        os.kill(pid_of(scene), signal.SIGHUP)
+        early = [scene.accept(), scene.accept()]
+        path.write_text(plain.replace('"relay"', f'"{name}"'))
+        os.kill(pid_of(scene), signal.SIGHUP)
+        assert [read_all(sock) for sock in early] == [(b"", "FIN")] * 2
+        for sock in early:
+            sock.close()
+        echo(scene)
+
+
 def test_the_path_of_a_unix_listener_goes_with_the_relay() -> None:
     with config_scene() as scene:
         write(scene)

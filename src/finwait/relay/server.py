@@ -1226,8 +1226,9 @@ class Worker:
         """Close what has waited too long, and open what is missing."""
         pool = route.service.pool
         for backend in route.balancer.backends:
-            for idle in list(backend.idle):
-                if self.draining or (pool.idle_timeout and self.now - idle.opened >= pool.idle_timeout):
+            for place, idle in enumerate(list(backend.idle)):
+                old = pool.idle_timeout and self.now - idle.opened >= pool.idle_timeout
+                if self.draining or old or place >= pool.max_idle:
                     self.drop_idle(idle)
             usable = backend.up and not backend.ejected(self.now) and not self.draining
             while usable and len(backend.idle) < pool.max_idle:

@@ -21,7 +21,7 @@ import msgspec
 from finwait.relay import sockets
 from finwait.relay.accesslog import AccessLog
 from finwait.relay.balance import Backend
-from finwait.relay.config import Config
+from finwait.relay.config import Config, Pool
 from finwait.relay.server import IN, OUT, PIPES, Route, Worker
 
 __all__ = ["Process", "main"]
@@ -130,6 +130,11 @@ class Process:
         wanted: dict[str, str] = order["listeners"]
         for key in [key for key in worker.listeners if key not in wanted]:
             worker.unlisten(key)
+        for name, route in worker.routes.items():
+            if name not in routes:  # it lives on for its connections alone, and opens none in advance
+                route.service = msgspec.structs.replace(route.service, pool=Pool())
+                for idle in [idle for backend in route.balancer.backends for idle in backend.idle]:
+                    worker.drop_idle(idle)
         worker.routes = {**worker.routes, **routes}
         for name in [name for name, route in worker.routes.items() if name not in routes and not route.count]:
             del worker.routes[name]
