@@ -245,6 +245,28 @@ def test_a_state_directory_that_is_a_file_is_no_empty_journal(tmp_path: Path) ->
     assert f"`{tmp_path}/state` is no directory" in done.stderr
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_disk_that_is_full_and_an_output_that_is_closed_are_told(form: str) -> None:
+    words = [*FINWAIT, *WHOLE, "-o", form]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "finwait: error: the output could not be written: No space left on device\n",
+    )
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("finwait: error: standard output is closed")
+
+
+def test_a_locale_without_our_characters_gets_others() -> None:
+    env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run([*FINWAIT, *WHOLE], capture_output=True, env=env)
+    assert done.returncode == 0
+    assert b"7 x FIN_WAIT2, 7 x CLOSE_WAIT  relay-pair" in done.stdout
+    assert done.stdout.isascii()
+
+
 def test_a_hostile_name_reaches_no_terminal() -> None:
     root_and("unshare", "ip")
     enter = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]

@@ -8,8 +8,10 @@ What the exit status says is in `EXIT_STATUS`; ``finwait check`` has that of a N
 from __future__ import annotations
 
 import argparse
+import codecs
 import gc
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -94,14 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # all of it for cycles, again and again, finds none.
     gc.set_threshold(100_000, 20, 100)
     args = argparse.Namespace()
+    if not _standard_streams():
+        return _complain(
+            FinwaitError("standard output is closed: there is nowhere to write the answer to"), 1
+        )
     try:
         args = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
         status: int = args.run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The reader has seen enough (`finwait list | head`). Nothing may be written at exit any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has seen enough (`finwait list | head`).
+        _write_no_more()
         return 0
     except KeyboardInterrupt:
         return 130
@@ -116,6 +122,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         sys.stderr.write(f"finwait: error: out of memory: {error}\n")
         return 1
+    except OSError as error:
+        _write_no_more()
+        said = error.strerror or str(error)
+        where = f"`{error.filename}`" if error.filename else "the output could not be written"
+        return _complain(FinwaitError(f"{where}: {said}"), 1)
+
+
+_PLAIN = {
+    "×": "x", "⇄": "<->", "→": "->", "←": "<-", "…": "...", "≠": "!=", "≥": ">=", "≤": "<=", "·": "-", "−": "-",
+    "–": "-", "µ": "u", "≈": "~",
+}  # fmt: skip
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Write what a locale has no character for in those that all have (an error handler of codecs)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text), error.end
+
+
+def _standard_streams() -> bool:
+    """Make the standard streams fit to be written to; return whether standard output is open.
+
+    A closed one is opened on /dev/null, or the next descriptor that is opened would take its number.
+    """
+    can_write = sys.stdout is not None
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower().replace("-", "") != "utf8":
+        codecs.register_error("finwait", _plain)
+        sys.stdout.reconfigure(errors="finwait")
+        if isinstance(sys.stderr, io.TextIOWrapper):
+            sys.stderr.reconfigure(errors="finwait")
+    return can_write
+
+
+def _write_no_more() -> None:
+    """Let nothing be written at exit any more."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(error: FinwaitError, status: int, recording: str | None = None) -> int:

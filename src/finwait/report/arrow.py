@@ -5,7 +5,8 @@ Columns that numpy holds go over without a copy of each cell; text is encoded on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,11 +72,19 @@ def stream(tab: Any, out: Any) -> None:  # noqa: ANN401
     """Write an Arrow IPC stream to a binary file object."""
     from arro3.io import write_ipc_stream
 
-    write_ipc_stream(tab, out)
+    _written(write_ipc_stream, tab, out)
 
 
 def parquet(tab: Any, out: Any) -> None:  # noqa: ANN401
     """Write a Parquet file to a binary file object."""
     from arro3.io import write_parquet
 
-    write_parquet(tab, out)
+    _written(write_parquet, tab, out)
+
+
+def _written(write: Callable[[Any, Any], object], tab: Any, out: Any) -> None:  # noqa: ANN401
+    """Write by way of memory: the library panics where a write fails (a full disk, a closed pipe)."""
+    buffer = io.BytesIO()
+    write(tab, buffer)
+    out.write(buffer.getbuffer())
+    out.flush()
