@@ -30,6 +30,7 @@ __all__ = [
     "set_name",
     "shut_write",
     "tcp_info",
+    "tend_reader",
 ]
 
 TCP_FASTOPEN_CONNECT: Final = 30
@@ -156,6 +157,33 @@ def tcp_info(fd: int) -> TcpInfo | None:
 
 
 _LITTLE = struct.pack("=H", 1) == b"\1\0"
+
+
+def tend_reader(fd: int, user_timeout: float, relaxed: bool) -> tuple[bool, bool]:
+    """Tell a reader whose window is shut from one that is gone, in place of TCP_USER_TIMEOUT.
+
+    That option also ends a connection whose peer lives and reads nothing, so it is lifted while the window is shut
+    and set again after. To be called more often than every ``user_timeout``.
+
+    Args:
+        fd: any socket; one that is not TCP is never relaxed, and never gone.
+        user_timeout: what TCP_USER_TIMEOUT was set to, in seconds.
+        relaxed: what the last call returned first; False before.
+
+    Returns:
+        Whether the timeout is lifted now; and whether the reader is gone: its window is shut, and it has said
+        nothing for ``user_timeout`` and to three probes, which the kernel sends at growing intervals.
+    """
+    info = tcp_info(fd)
+    if info is None:
+        return relaxed, False
+    shut = info.notsent > 0 and not info.unacked
+    if shut is not relaxed:
+        try:
+            set_int(fd, socket.IPPROTO_TCP, TCP_USER_TIMEOUT, 0 if shut else int(user_timeout * 1000))
+        except OSError:  # a socket that was reset meanwhile; its event is on the way
+            return shut, False
+    return shut, shut and info.probes >= 3 and info.last_ack_recv_ms >= user_timeout * 1000
 
 
 def is_tcp(family: int) -> bool:
