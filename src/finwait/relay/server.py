@@ -240,7 +240,7 @@ class Route:
         known = [x for x in (t.connect, t.half_close, t.idle, t.first_byte, t.lifetime, t.header) if x]
         self.young = max(GRAIN, min([1.0, *known]))
         tightest = min([x.user_timeout for x in (service.client, service.server) if x.user_timeout] or [30.0])
-        self.watch = max(1.0, min(12.0, tightest / 2.5))
+        self.watch = max(GRAIN, min(12.0, tightest / 2.5))
 
     def is_crowded(self, source: str) -> bool:
         """Return whether a source has as many connections as it may."""
@@ -1171,10 +1171,11 @@ class Worker:
                 return
             deadline = conn.next_deadline()
         if conn.server is not None and (last != conn.checked or conn.client.relaxed or conn.server.relaxed):
-            conn.checked = last
-            self._check_reader(conn.client, route.service.client.user_timeout)
+            unsent = self._check_reader(conn.client, route.service.client.user_timeout)
             if conn.state is not _CLOSED:
-                self._check_reader(conn.server, route.service.server.user_timeout)
+                unsent |= self._check_reader(conn.server, route.service.server.user_timeout)
+            # A reader may take what the kernel holds, and stop, without a byte that passes here.
+            conn.checked = -1.0 if unsent else last
         if conn.state is not _CLOSED:
             self._schedule(conn, min(deadline, self.now + route.watch))
 
@@ -1198,27 +1199,14 @@ class Worker:
             except OSError:  # a socket that was reset meanwhile; its event is on the way
                 return
 
-    def _check_reader(self, leg: Leg, user_timeout: float) -> None:
-        """Tell a reader whose window is shut from one that is gone, in place of TCP_USER_TIMEOUT."""
+    def _check_reader(self, leg: Leg, user_timeout: float) -> bool:
+        """Look after a slow reader; return whether bytes for it wait in the kernel still."""
         if not user_timeout:
-            return
-        info = sockets.tcp_info(leg.fd)
-        if info is None:
-            return
-        shut = info.notsent > 0 and not info.unacked
-        try:
-            if shut and not leg.relaxed:
-                leg.relaxed = True
-                sockets.set_int(leg.fd, socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, 0)
-            elif not shut and leg.relaxed:
-                leg.relaxed = False
-                sockets.set_int(
-                    leg.fd, socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, int(user_timeout * 1000)
-                )
-        except OSError:
-            return
-        if shut and info.probes >= 3 and info.last_ack_recv_ms >= user_timeout * 1000:
+            return False
+        leg.relaxed, gone, unsent = sockets.tend_reader(leg.fd, user_timeout, leg.relaxed)
+        if gone:
             self._step(leg.conn, Event.CLIENT_VANISHED if leg.is_client else Event.SERVER_VANISHED)
+        return unsent
 
     # ── connections opened in advance ────────────────────────────────────────────────────────────────────
 

@@ -16,9 +16,10 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 __all__ = [
+    "Reader",
     "TcpInfo",
     "abort_on_close",
     "error_of",
@@ -159,7 +160,18 @@ def tcp_info(fd: int) -> TcpInfo | None:
 _LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
-def tend_reader(fd: int, user_timeout: float, relaxed: bool) -> tuple[bool, bool]:
+class Reader(NamedTuple):
+    """What `tend_reader` found."""
+
+    relaxed: bool
+    """TCP_USER_TIMEOUT is lifted now."""
+    gone: bool
+    """The window is shut, and it has said nothing for the timeout and to three probes."""
+    unsent: bool
+    """Bytes for it wait in the kernel, so it has to be looked after."""
+
+
+def tend_reader(fd: int, user_timeout: float, relaxed: bool) -> Reader:
     """Tell a reader whose window is shut from one that is gone, in place of TCP_USER_TIMEOUT.
 
     That option also ends a connection whose peer lives and reads nothing, so it is lifted while the window is shut
@@ -168,22 +180,22 @@ def tend_reader(fd: int, user_timeout: float, relaxed: bool) -> tuple[bool, bool
     Args:
         fd: any socket; one that is not TCP is never relaxed, and never gone.
         user_timeout: what TCP_USER_TIMEOUT was set to, in seconds.
-        relaxed: what the last call returned first; False before.
+        relaxed: what the last call found; False before.
 
     Returns:
-        Whether the timeout is lifted now; and whether the reader is gone: its window is shut, and it has said
-        nothing for ``user_timeout`` and to three probes, which the kernel sends at growing intervals.
+        What was found. The kernel sends the probes that a reader fails to answer at growing intervals.
     """
     info = tcp_info(fd)
     if info is None:
-        return relaxed, False
+        return Reader(relaxed, False, False)
     shut = info.notsent > 0 and not info.unacked
     if shut is not relaxed:
         try:
             set_int(fd, socket.IPPROTO_TCP, TCP_USER_TIMEOUT, 0 if shut else int(user_timeout * 1000))
         except OSError:  # a socket that was reset meanwhile; its event is on the way
-            return shut, False
-    return shut, shut and info.probes >= 3 and info.last_ack_recv_ms >= user_timeout * 1000
+            return Reader(shut, False, False)
+    gone = shut and info.probes >= 3 and info.last_ack_recv_ms >= user_timeout * 1000
+    return Reader(shut, gone, info.notsent > 0)
 
 
 def is_tcp(family: int) -> bool:

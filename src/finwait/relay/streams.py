@@ -372,7 +372,7 @@ class _Relay:
                 setattr(self.machine, clock, self.looked)
             side.unsent = waits
             if self.options.user_timeout and side.is_tcp:
-                side.relaxed, gone = sockets.tend_reader(side.fd, self.options.user_timeout, side.relaxed)
+                side.relaxed, gone, _ = sockets.tend_reader(side.fd, self.options.user_timeout, side.relaxed)
                 if gone:
                     self._failed(side, errno.ETIMEDOUT)
 
