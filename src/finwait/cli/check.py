@@ -63,7 +63,12 @@ def run(args: argparse.Namespace) -> int:
             if n:
                 counts[f.rule] += n
     total = sum(counts.values())
-    said = ", ".join(f"{n} {rule}" for rule, n in counts.most_common()) or "nothing fails to finish closing"
+    nothing = (
+        "nothing that was seen fails to finish closing"
+        if diagnosis.gaps
+        else "nothing fails to finish closing"
+    )
+    said = ", ".join(f"{n} {rule}" for rule, n in counts.most_common()) or nothing
     # What was seen can be too much whatever was not seen; only a good answer needs the whole picture.
     level = 2 if total >= args.critical else 1 if total >= args.warning else 3 if diagnosis.gaps else 0
     word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[level]

@@ -147,11 +147,13 @@ _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMI
 
 
 def _honest(gap: Gap, capabilities: int) -> Gap:
-    """A capability that we have is not what was missing: then a security policy said no."""
+    """A capability that we have is not what was missing: it counts in our user namespace alone, or a policy said no."""
     bit = _CAPABILITIES.get(gap.needs)
-    if bit is not None and capabilities >> bit & 1:
-        return Gap(gap.where, gap.doing, f"a security policy that allows it; {gap.needs} alone is not enough")
-    return gap
+    if bit is None or not capabilities >> bit & 1:
+        return gap
+    if not procfs.in_initial_user_namespace():
+        return Gap(gap.where, gap.doing, f"{gap.needs} in the initial user namespace; ours is another")
+    return Gap(gap.where, gap.doing, f"a security policy that allows it; {gap.needs} alone is not enough")
 
 
 def _unreadable(found: Descriptors) -> list[Gap]:
