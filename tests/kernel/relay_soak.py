@@ -289,8 +289,7 @@ class Soak:
             self.side_road = scene.lab.link(self.victim_ns, scene.relay_ns)
             self.backends = [Backend(self, (scene.backend[0], BACKEND + n)) for n in range(2)]
             self.reload()
-            self.count_descriptors()
-            started = self.count_descriptors()
+            started = self.settled_descriptors()
             threads = [threading.Thread(target=backend.run) for backend in self.backends]
             people = [threading.Thread(target=self.client, args=(n,)) for n in range(self.clients)]
             trouble = threading.Thread(target=self.disturb)
@@ -478,6 +477,20 @@ class Soak:
             for link in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
                     found[os.readlink(link).partition(":")[0]] += 1
+        return found
+
+    def settled_descriptors(self) -> Counter[str]:
+        """Count them once each worker has closed the log that it had before the reload (a thread does)."""
+        log = str(self.scene.folder / "access.log")
+        found: Counter[str] = Counter()
+
+        def settled() -> bool:
+            nonlocal found
+            before, found = found, self.count_descriptors()
+            return found == before and found[log] == 1 + len(self.workers())
+
+        if not until(settled):
+            self.failures.append(f"{1 + len(self.workers())} logs were expected: {dict(found)}")
         return found
 
     def after(self, started: Counter[str]) -> None:
