@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel import needs
-from tests.kernel.relay_behaviour import WAIT, Scene, blob, read_all, until
+from tests.kernel.relay_behaviour import WAIT, Scene, blob, is_reset, read_all, reset, until
 from tests.kernel.test_relay_service import children, config_scene, echo, pid_of, write
 
 if TYPE_CHECKING:
@@ -274,3 +274,60 @@ def test_a_worker_that_does_not_answer_is_not_taken_for_one_without_connections(
             os.kill(pid, signal.SIGCONT)
         assert done.returncode == 3
         assert f"worker pid {pid} does not answer" in done.stderr
+
+
+# ── nobody reads ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fill(sock: socket.socket, data: bytes) -> int:
+    """Send until nothing more is taken for a while; return how much was."""
+    sock.settimeout(0.5)
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while sent < len(data):
+            sent += sock.send(data[sent : sent + (1 << 18)])
+    sock.settimeout(None)
+    return sent
+
+
+LONG = 64 << 20
+"""Bytes: more than all buffers between two ends hold."""
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("reader", [0, 1])
+def test_directions_that_stand_still_at_the_same_time_go_on_one_by_one(first: int, reader: int) -> None:
+    with Scene() as scene:
+        ends = scene.pair()
+        datas = blob(LONG), blob(LONG, 2)
+        sent = [0, 0]
+        for number in (first, 1 - first):
+            sent[number] = fill(ends[number], datas[number])
+            assert 0 < sent[number] < LONG
+        for number in (reader, 1 - reader):  # what this one reads came from the other
+            expected = datas[1 - number][: sent[1 - number]]
+            found, how = read_all(ends[number], len(expected))
+            assert found == expected, how
+        for number in (0, 1):  # and it is watched for what comes after
+            ends[number].sendall(b"later")
+            assert ends[1 - number].recv(5) == b"later"
+            ends[number].shutdown(socket.SHUT_WR)
+            assert read_all(ends[1 - number]) == (b"", "FIN")
+
+
+@pytest.mark.parametrize("end", ["FIN", "RST", "reader's RST"])
+def test_the_end_of_a_sender_that_waits_for_a_reader_is_seen(end: str) -> None:
+    with Scene() as scene:
+        client, server = scene.pair()
+        data = blob(LONG)
+        sent = fill(client, data)
+        if end == "FIN":
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(server) == (data[:sent], "FIN")
+            server.sendall(b"answer")
+            server.close()
+            assert read_all(client) == (b"answer", "FIN")
+            return
+        reset(client if end == "RST" else server)
+        assert is_reset(server if end == "RST" else client)
+        assert until(lambda: not scene.legs())

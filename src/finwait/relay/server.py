@@ -27,6 +27,9 @@ Traps, each of which has a test
 * EAGAIN from ``splice`` into a pipe means "source empty" or "pipe full": only an empty pipe is filled.
 * ``splice`` never passes the urgent mark: after EPOLLPRI a direction is read. SO_OOBINLINE keeps the urgent byte in
   the stream. With the FIN behind the mark it returns 0 there, so its 0 is no end of file; that of ``read`` is.
+* While its bytes wait for the peer, each segment that a source sends is an edge that nobody can use: twelve of thirteen
+  wakes of a bulk transfer. It is muted then. ``ep_modify`` looks again, so no edge is lost by that, but EPOLLOUT goes
+  with EPOLLIN (asked for, it would be told at once), so a leg is heard again before the other direction waits for it.
 * TCP_USER_TIMEOUT also ends a connection whose peer lives and keeps its window shut. A slow reader is not a dead
   one, so the timeout is lifted while the window is shut and the probes are answered.
 
@@ -91,6 +94,7 @@ IN, OUT, ERR, HUP, RDHUP, PRI, ET = (
     select.EPOLLET,
 )
 MASK: Final = IN | OUT | RDHUP | PRI | ET
+MUTED: Final = RDHUP | PRI | ET
 READABLE: Final = IN | RDHUP | HUP | PRI
 SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 VANISHED: Final = frozenset(
@@ -118,6 +122,7 @@ class Leg:
         waiting: whether ``buf`` or the pipe holds anything; the peer's EPOLLOUT continues then.
         rdhup: the FIN has arrived: read on until 0.
         eof: 0 was read.
+        muted: it is not watched for IN nor OUT, for its bytes wait already and none wait for it.
         queued: it waits for its next turn though no event will come.
         armed: it is in the epoll set.
         total: bytes read here.
@@ -132,6 +137,7 @@ class Leg:
         "fd",
         "in_pipe",
         "is_client",
+        "muted",
         "peer",
         "pipe",
         "queued",
@@ -155,6 +161,7 @@ class Leg:
         self.bulk = False
         self.rdhup = False
         self.urgent = False
+        self.muted = False
         self.queued = False
         self.told = False
         self.eof = False
@@ -786,7 +793,7 @@ class Worker:
                 return
             if sent < size:
                 leg.buf = data[sent:]
-                leg.waiting = True
+                self._wait(leg)
                 return
             if size < CHUNK:
                 if not leg.rdhup and not leg.urgent:
@@ -810,6 +817,8 @@ class Worker:
             try:
                 got = _splice(source, into, size, flags=SPLICE)
             except BlockingIOError:
+                if leg.muted:
+                    self._unmute(leg)
                 self._give_back(leg)
                 # What moves little is read again the next time: two calls are cheaper than four.
                 leg.bulk = moved >= CHUNK
@@ -822,6 +831,8 @@ class Worker:
                 return
             if not got:
                 # The end of file, or an urgent mark with the FIN behind it: read() tells.
+                if leg.muted:
+                    self._unmute(leg)
                 self._give_back(leg)
                 leg.bulk = False
                 leg.urgent = True
@@ -839,13 +850,18 @@ class Worker:
                     left -= _splice(out, sink, left, flags=SPLICE)
                 except BlockingIOError:
                     leg.in_pipe = left
-                    leg.waiting = True
+                    self._wait(leg)
+                    if not leg.muted and not peer.waiting:
+                        leg.muted = True
+                        self.epoll.modify(source, MUTED)
                     return
                 except OSError as error:
                     leg.in_pipe = left
                     self._failed(peer, error.errno or 0)
                     return
             if leg.urgent:
+                if leg.muted:
+                    self._unmute(leg)
                 self._give_back(leg)
                 leg.bulk = False
                 self._pump(leg)
@@ -853,6 +869,17 @@ class Worker:
             if moved >= BULK_TURN:
                 self._queue(leg)
                 return
+
+    def _wait(self, leg: Leg) -> None:
+        """Let what was read from a leg wait for its peer's EPOLLOUT."""
+        leg.waiting = True
+        if leg.peer.muted:
+            self._unmute(leg.peer)
+
+    def _unmute(self, leg: Leg) -> None:
+        """Watch a leg for everything again; what came meanwhile is told as an edge (``ep_modify``)."""
+        leg.muted = False
+        self.epoll.modify(leg.fd, MASK)
 
     def _queue(self, leg: Leg) -> None:
         """Give a leg another turn after the others."""
