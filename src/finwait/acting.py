@@ -674,7 +674,8 @@ def probe(
                 )
         fault("armed")
         say(f"probing {len(armed)} connections for up to {idle + interval * count + 1} s")
-        _watch({k: steps[k] for k in armed if k not in found}, begun, found, keepalive)
+        first = {k: begun[k] + (0.0 if before[k]["keepalive"] else idle) for k in begun}
+        _watch({k: steps[k] for k in armed if k not in found}, first, found, keepalive)
     finally:
         with _uninterrupted():
             ended = _restored({k: steps[k] for k in ids}, before)
@@ -719,7 +720,7 @@ def _uninterrupted() -> Iterator[None]:
 
 def _watch(
     steps: Mapping[int, Step],
-    begun: Mapping[int, float],
+    first: Mapping[int, float],
     found: dict[int, Probe],
     keepalive: tuple[int, int, int],
 ) -> None:
@@ -727,13 +728,15 @@ def _watch(
 
     Args:
         steps: the connections, all of which are armed.
-        begun: when each was.
+        first: when the first probe of each may be sent, CLOCK_MONOTONIC. Where keepalive was on before, that is at
+            once if it had been idle for so long (``tcp_set_keepalive``, ``TCP_KEEPIDLE``), else a little later.
         found: takes the verdicts.
         keepalive: idle, interval (seconds) and count.
     """
     idle_s, interval_s, count = keepalive
     wait_s = idle_s + interval_s * count + 1.0
-    probes: dict[int, int] = dict.fromkeys(steps, 0)
+    most: dict[int, int] = dict.fromkeys(steps, 0)
+    rtt_s: dict[int, float] = dict.fromkeys(steps, 0.0)
     open_ = dict(steps)
     while open_:
         time.sleep(0.05)
@@ -741,44 +744,53 @@ def _watch(
         read = time.monotonic()
         rows = _rows_by_cookie(table)
         for k, step in list(open_.items()):
-            elapsed = read - begun[k]
+            since = read - first[k]
             row = rows.get((step.netns, int(step.cookie, 16)))
             if row is None:
-                if elapsed < idle_s:
-                    found[k] = Probe(step, "gone", "it ended before a probe was sent")
-                elif probes[k] >= count and elapsed >= idle_s + interval_s * count:
-                    found[k] = Probe(step, "dead", f"{probes[k]} probes went unanswered; the kernel ended it")
-                elif probes[k]:
-                    found[k] = Probe(
-                        step,
-                        "gone",
-                        f"it ended with {probes[k]} probes unanswered, before the kernel gave up",
-                    )
-                else:
-                    found[k] = Probe(
-                        step, "reset", "it ended with the first probe: a RST, the peer's socket is gone"
-                    )
+                found[k] = _vanished(step, since, most[k], rtt_s[k], interval_s, count)
                 del open_[k]
                 continue
             state = tcp.STATES.get(int(table.state[row]), "?")
-            if state != step.state or int(table.timer[row]) == 3 or int(table.inode[row]) != step.inode:
+            timer = int(table.timer[row])
+            if state != step.state or timer == 3 or int(table.inode[row]) != step.inode:
                 found[k] = Probe(step, "gone", f"one of its programs closed it meanwhile: it is in {state}")
                 del open_[k]
                 continue
-            if int(table.timer[row]) in (1, 4):
+            if timer in (1, 4):
                 found[k] = Probe(step, "not judged", "data is in flight: keepalive does not run then")
                 del open_[k]
                 continue
-            if int(table.timer[row]) == 2:
-                probes[k] = max(probes[k], int(table.retrans[row]))
+            # Of a keepalive timer it is the probes that no acknowledgement has followed yet.
+            unanswered = int(table.retrans[row]) if timer == 2 else 0
+            most[k] = max(most[k], unanswered)
+            rtt_s[k] = int(table.rtt_us[row]) / 1e6
             heard = int(table.last_ack_recv_ms[row]) / 1000
-            # Something acceptable arrived after the probe could have been sent, and nobody had closed it by then.
-            if probes[k] == 0 and elapsed > idle_s and heard < elapsed - idle_s + 0.1:
-                found[k] = Probe(step, "alive", "the peer acknowledged the probe")
+            # Something acceptable arrived after a probe could have been sent, and nobody had closed it by then.
+            if not unanswered and since > 0 and heard < since + 0.1:
+                found[k] = Probe(step, "alive", "the peer acknowledged a probe")
                 del open_[k]
-            if k in open_ and elapsed > wait_s:
-                found[k] = Probe(step, "not judged", f"{probes[k]} probes sent, no verdict in {wait_s:.0f} s")
+            elif since > wait_s - idle_s:
+                found[k] = Probe(step, "not judged", f"{most[k]} probes sent, no verdict in {wait_s:.0f} s")
                 del open_[k]
+
+
+def _vanished(
+    step: Step, since: float, unanswered: int, rtt_s: float, interval_s: float, count: int
+) -> Probe:
+    """Judge a connection that the kernel has no more, ``since`` seconds after the first probe was due."""
+    if since < 0:
+        return Probe(step, "gone", "it ended before a probe was sent")
+    if unanswered >= count and since >= interval_s * count:
+        return Probe(step, "dead", f"{unanswered} probes went unanswered; the kernel ended it")
+    try:
+        with _borrow(step):
+            return Probe(step, "reset", "it ended while its program holds it: a RST, the peer's socket is gone")
+    except FinwaitError:
+        pass
+    # A program closes at once what failed; one that ended it itself did so at any time.
+    if since <= interval_s * max(unanswered - 1, 0) + 2 * rtt_s + 0.3:
+        return Probe(step, "reset", "it ended with a probe: most likely a RST, the peer's socket is gone")
+    return Probe(step, "gone", f"it ended, and its program let go of it, with {unanswered} probes unanswered")
 
 
 def arm(

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from finwait import acting, session
+from finwait.diagnosis.view import View
 from finwait.errors import Refused, TargetGone
 from finwait.kernel import pidfd, procfs
 from finwait.kernel.destroy import GONE, Target, destroy
@@ -268,6 +270,36 @@ def test_a_probe_tells_a_peer_that_vanished_from_one_that_was_reset(journal: Sql
         pair.near.netns.call(lambda: None)
         assert probed(pair, pair.ours, journal) == {c.sport: "dead" for c in pair.ours}
         assert pair.states(pair.ours) == ["gone", "gone"]
+
+
+def test_an_answer_that_takes_longer_than_a_look_is_an_answer(journal: SqliteJournal) -> None:
+    """Looks see the probe under way; the answers to the first are lost. The last two had keepalive on before."""
+    with Lab() as lab:
+        pair = Pair(lab, 4)
+        pair.near.setsockopt(pair.ours[2:], socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        time.sleep(1.1)  # their probe is due at once
+        pair.link.cut(a=True, b=False)
+        pair.far.reset(pair.theirs[1::2])
+        view = pair.look().view
+        steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
+
+        def under_way(view: View) -> bool:
+            rows = [row_of(view, c) for c in pair.ours]
+            return all(view.sockets.timer[r] == 2 and view.sockets.retrans[r] for r in rows)
+
+        def answers_again() -> None:
+            pair.look(under_way)
+            pair.a.run("nft", "flush", "ruleset")
+
+        thread = threading.Thread(target=answers_again)
+        found = acting.probe(
+            steps,
+            journal,
+            keepalive=(1, 1, 4),
+            fault=lambda stage: thread.start() if stage == "armed" else None,
+        )
+        thread.join()
+        assert [p.verdict for p in found] == ["alive", "reset"] * 2, found
 
 
 def test_what_its_programs_do_meanwhile_is_not_taken_for_an_answer(journal: SqliteJournal) -> None:
