@@ -196,6 +196,22 @@ def test_a_service_that_was_renamed_keeps_the_count_of_its_connections() -> None
         assert scene.process.wait(WAIT) == 0
 
 
+def test_a_renamed_service_is_at_no_time_without_its_backends() -> None:
+    with config_scene() as scene:
+        write(scene)
+        path = scene.folder / "relay.toml"
+        plain = path.read_text()
+        for pid in (pid_of(scene), *children(pid_of(scene))):
+            os.sched_setaffinity(pid, {min(os.sched_getaffinity(0))})  # so that one is interrupted by the other
+        for number in range(20):
+            path.write_text(plain.replace('"relay"', f'"relay-{number}"'))
+            os.kill(pid_of(scene), signal.SIGHUP)
+            served = 0
+            while scene.said().count("configuration reloaded") <= number or served < 5:
+                echo(scene)
+                served += 1
+
+
 @pytest.mark.parametrize("name", ["relay", "renamed"])
 def test_connections_opened_in_advance_go_with_the_pool_that_wanted_them(name: str) -> None:
     with config_scene() as scene:

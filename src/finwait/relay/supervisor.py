@@ -459,6 +459,9 @@ class Supervisor:
         new = [key for key in wanted if key not in line.known]
         fds = [self.bound[key].of(line.index).fileno() for key in new]
         with_log = log and self.log_fd >= 0
+        # With the configuration, not after it: a listener must never have a service that knows no backend yet.
+        backends = {service.name: self.resolver.found[service.name] for service in self.config.service}
+        down = [list(which) for which in self.checker.down()]
         # SCM_MAX_FD is 253: a long range of ports goes in several orders.
         while True:
             part, new = new[:200], new[200:]
@@ -470,21 +473,17 @@ class Supervisor:
                     "index": line.index,
                     "listeners": {key: name for key, name in wanted.items() if key in known},
                     "new": part,
+                    "backends": backends,
+                    "down": down,
                     "log": with_log,
                 },
                 fds[: len(part)] + ([self.log_fd] if with_log else []),
             )
             fds = fds[len(part) :]
             line.known = known & set(wanted)
-            with_log = False
+            with_log, backends, down = False, {}, []
             if not new:
                 break
-        for service in self.config.service:
-            line.tell(
-                {"do": "backends", "service": service.name, "backends": self.resolver.found[service.name]}
-            )
-        for service_name, name in self.checker.down():
-            line.tell({"do": "mark", "service": service_name, "backend": name, "up": False})
 
     async def _watch(self, line: _Line) -> None:
         """Wait for a worker's end; replace it unless it was told to go."""

@@ -138,6 +138,11 @@ class Process:
         worker.routes = {**worker.routes, **routes}
         for name in [name for name, route in worker.routes.items() if name not in routes and not route.count]:
             del worker.routes[name]
+        for name, rows in order["backends"].items():
+            self.take_backends(routes[name], rows)
+        for name, backend in order["down"]:
+            if name in routes:
+                routes[name].balancer.mark(backend, False, time.monotonic())
         for key, name in wanted.items():
             if key in worker.listeners:
                 worker.listeners[key].route = routes[name]
@@ -155,13 +160,16 @@ class Process:
         worker.log = self.log if self.access_log is not None else None
 
     def do_backends(self, order: dict[str, Any]) -> None:
-        """Take the backends of a service."""
+        """Take the backends of a service, which changed."""
         route = self.worker.routes.get(order["service"])
-        if route is None:
-            return
+        if route is not None:
+            self.take_backends(route, order["backends"])
+
+    def take_backends(self, route: Route, rows: list[list[Any]]) -> None:
+        """Take what is said of each: name, family, address, weight, most connections."""
         found = [
             Backend(name, family, tuple(address) if isinstance(address, list) else address, weight, most)
-            for name, family, address, weight, most in order["backends"]
+            for name, family, address, weight, most in rows
         ]
         for gone in route.balancer.update(found, time.monotonic()):
             for idle in list(gone.idle):
