@@ -202,7 +202,9 @@ def test_a_renamed_service_is_at_no_time_without_its_backends() -> None:
         path = scene.folder / "relay.toml"
         plain = path.read_text()
         for pid in (pid_of(scene), *children(pid_of(scene))):
-            os.sched_setaffinity(pid, {min(os.sched_getaffinity(0))})  # so that one is interrupted by the other
+            os.sched_setaffinity(
+                pid, {min(os.sched_getaffinity(0))}
+            )  # so that one is interrupted by the other
         for number in range(20):
             path.write_text(plain.replace('"relay"', f'"relay-{number}"'))
             os.kill(pid_of(scene), signal.SIGHUP)

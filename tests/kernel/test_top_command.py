@@ -104,8 +104,27 @@ def test_a_closed_terminal_leaves_nothing_behind(number):
         pid = terminal.process.pid
         assert [n for n in instances() if n.startswith(f"finwait-{pid}-")]
         os.kill(pid, number)
-        terminal.ended()
+        assert terminal.ended() == 128 + number
         assert not [n for n in instances() if n.startswith(f"finwait-{pid}-")]
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.2, 0.4])
+def test_a_terminal_that_vanishes_without_a_signal_is_noticed_by_writing_to_it(wait_s):
+    """Nobody answers, and what the view has to say at its end goes nowhere as well."""
+    terminal = Terminal(sys.executable, "-m", "finwait", "top", "--refresh", "500ms")
+    pid = terminal.process.pid
+    try:
+        terminal.until(b"groups by cause")
+        assert [n for n in instances() if n.startswith(f"finwait-{pid}-")]
+        terminal.resize(100, 300)
+        os.kill(pid, signal.SIGWINCH)
+        time.sleep(wait_s)
+        os.close(terminal.main)
+        assert terminal.process.wait(30) in (1, 128 + signal.SIGHUP)  # 1: it read before it wrote
+        assert not [n for n in instances() if n.startswith(f"finwait-{pid}-")]
+    finally:
+        terminal.process.kill()
+        terminal.process.wait(10)
 
 
 def test_without_a_terminal_it_says_what_to_use_instead():

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
 
 from finwait.cli import options
 
@@ -116,6 +121,55 @@ def _gone(keys: Sequence[tuple[int, int]]) -> int:
     return len({cookie for _, cookie in keys} - set(decode.sockets(Machine().observe(what)).cookie.tolist()))
 
 
+class Screen:
+    """What is written to the terminal; once that is gone, nothing, and the view is told that it hung up.
+
+    Textual writes in a thread, through a queue of 30 texts (``textual.drivers._writer_thread``). An OSError ends that
+    thread, and whoever wants to write then waits for ever, the tracing instance still there.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._gone = False
+
+    def write(self, text: str) -> int:
+        """Write; an error means that nobody reads any more."""
+        if not self._gone:
+            with self._hung_up():
+                return self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write out what is buffered."""
+        if not self._gone:
+            with self._hung_up():
+                self._file.flush()
+
+    @contextmanager
+    def _hung_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._gone = True
+            os.kill(
+                os.getpid(), signal.SIGHUP
+            )  # one comes from the kernel only if the terminal was our session's
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a file has
+        return getattr(self._file, name)
+
+
+_PATIENCE_S = 5.0
+"""Seconds that the view may take to end after a signal."""
+
+
+def _leave(undo: ExitStack, number: int) -> None:
+    """End without the view, which does not: its threads may wait for a terminal that is gone."""
+    with suppress(Exception):
+        undo.close()
+    os._exit(128 + number)
+
+
 def choose(wanted: Filter, diagnosis: Diagnosis) -> Any:  # noqa: ANN401 - a mask
     """Return which rows of a diagnosis a FILTER selects."""
     return options.mask_of(wanted, diagnosis.snapshot, diagnosis.findings)
@@ -127,14 +181,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FinwaitError: the filter is wrong, the sockets cannot be looked at, or Textual is not installed.
     """
-    import contextlib
-    import os
-    import signal
-    import sys
-
     from finwait.errors import FinwaitError
 
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    stderr = sys.__stderr__
+    if stderr is None or not (sys.stdin.isatty() and sys.stdout.isatty() and stderr.isatty()):
         error = FinwaitError("`finwait top` needs a terminal")
         error.hint = "`finwait trace` and `finwait list` print lines"
         raise error
@@ -153,11 +203,28 @@ def run(args: argparse.Namespace) -> int:
 
     wanted = options.parse_filter(args.filter) if args.filter else None
     refresh = args.refresh / 1000
+    running: list[tuple[Top, ExitStack]] = []
+    told: list[int] = []
+    last: list[threading.Timer] = []
+
+    def end(number: int, frame: object) -> None:  # noqa: ARG001 - the form of a handler
+        told.append(number)
+        if not running or not running[0][0].is_running:
+            raise KeyboardInterrupt
+        app, undo = running[0]
+        app.end()
+        app.call_later(app.exit)
+        if len(told) == 1:
+            last.append(threading.Timer(_PATIENCE_S, _leave, (undo, number)))
+            last[0].daemon = True
+            last[0].start()
+
     # A closed terminal or a SIGTERM must not leave the tracing instance behind.
-    ending = (signal.SIGTERM, signal.SIGHUP)
-    previous = [signal.signal(number, signal.default_int_handler) for number in ending]
+    ending = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    previous = [signal.signal(number, end) for number in ending]
     try:
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
+            sys.__stderr__ = Screen(stderr)  # type: ignore[assignment, misc]  # where Textual's driver writes
             feed: Live | Recorded
             if args.recording:
                 from finwait.recording.replay import open_recording
@@ -167,12 +234,17 @@ def run(args: argparse.Namespace) -> int:
                 feed = stack.enter_context(Live(wanted, choose, refresh=refresh))
             clearing = None if args.recording else Clear()
             app = Top(feed, options.parse_filter, clearing=clearing, wanted=args.filter)
+            stack.callback(app.end)
+            running.append((app, stack))
             app.run()
             if app.failed is not None:
                 raise app.failed
     except KeyboardInterrupt:
-        return 130
+        told.append(signal.SIGINT)
     finally:
+        for timer in last:
+            timer.cancel()
+        sys.__stderr__ = stderr  # type: ignore[misc]
         for number, handler in zip(ending, previous, strict=True):
             signal.signal(number, handler)
-    return 0
+    return 128 + told[0] if told else 0

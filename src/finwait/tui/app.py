@@ -5,6 +5,7 @@ Nothing here looks at the machine: a thread takes pictures from a `Feed`, and wh
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
@@ -186,7 +187,7 @@ class PlanPage(Page):
         question = (
             "\n`y` does this; `escape` leaves everything as it is.\n" if ready else "\nNothing to do.\n"
         )
-        self.app.call_from_thread(self._say, text + question, ready)
+        self.app.call_later(self._say, text + question, ready)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         """Offer `y` only where there is something to agree to."""
@@ -208,8 +209,8 @@ class PlanPage(Page):
             text = self._clearing.act()
         except FinwaitError as error:
             text = _told(error)
-        self.app.call_from_thread(self._say, text, False)
-        self.app.call_from_thread(self._acted)
+        self.app.call_later(self._say, text, False)
+        self.app.call_later(self._acted)
 
 
 def _told(error: FinwaitError) -> str:
@@ -318,6 +319,10 @@ class Top(App[None]):
 
     def on_unmount(self) -> None:
         """End the thread."""
+        self.end()
+
+    def end(self) -> None:
+        """Let the thread that follows end soon, whatever became of the view."""
         self._stop = True
         self._feed.end()
 
@@ -327,13 +332,22 @@ class Top(App[None]):
                 picture = self._feed.next()
             except FinwaitError as error:
                 self._failed = error
-                if self.is_running:
-                    self.call_from_thread(self.exit)
+                self.call_later(self.exit)
                 return
-            if self._stop or not self.is_running:
-                return
-            if picture is not None:
-                self.call_from_thread(self.take, picture)
+            if picture is None:
+                continue
+            # Not `call_from_thread`: it waits for a loop that may have ended, and the interpreter then for it.
+            taken = threading.Event()
+            self.call_later(self._take, picture, taken)
+            while not taken.wait(0.1):
+                if self._stop:
+                    return
+
+    def _take(self, picture: Picture, taken: threading.Event) -> None:
+        try:
+            self.take(picture)
+        finally:
+            taken.set()
 
     def take(self, picture: Picture) -> None:
         """Draw a picture, unless the view is paused."""
