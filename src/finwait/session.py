@@ -168,6 +168,17 @@ def _namespaces(observation: Observation, complete: bool) -> dict[int, Namespace
     return result
 
 
+def _flows_complete(observation: Observation) -> bool:
+    """Whether every entry of connection tracking is known, in all namespaces that there are."""
+    if any(gap.doing == "enter it" for gap in observation.gaps):
+        return False
+    return all(
+        ns.files.get("sys/netfilter/nf_conntrack_count", b"0").strip() == b"0"
+        or any(dump.kind == "conntrack" for dump in ns.dumps)
+        for ns in observation.namespaces
+    )
+
+
 def _unheld(sockets: SocketTable, found: Descriptors) -> bool:
     """Whether rows in a closing state have an inode that no listed descriptor names."""
     closing = np.isin(sockets.state, [s for s in range(12) if tcp.CLOSING_STATES >> s & 1])
@@ -269,6 +280,7 @@ def look(machine: Machine, how: Look) -> Snapshot:
         hidden=hidden,
         hidden_known=complete and found.searched,
         established_skipped=skipped,
+        flows_complete=_flows_complete(observation),
     )
     gaps = tuple(
         g

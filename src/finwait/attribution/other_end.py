@@ -4,9 +4,11 @@ Three ways, tried in order. *Direct*: the reversed tuple, in any namespace (loop
 own). *Through NAT*: a conntrack entry says what the tuple becomes; entries are followed from namespace to
 namespace, a few hops. *By the client alone*: an entry that is gone joins nothing any more, but a client that
 retransmits its FIN and a server end that waits for exactly that client address and port, both without a
-partner, were one connection.
+partner, were one connection, if what each counts as received is what the other counts as acknowledged.
 
-A tuple that fits several rows is given none of them: a guess would be worse than "unknown".
+A tuple that fits several rows is given none of them, and none of them is given it: a guess would be worse than
+"unknown". Addresses repeat between namespaces that are not connected (private networks, fe80::1), and where one of two
+such connections has lost an end, the other's fits both.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from finwait.table.flows import FlowTable
     from finwait.table.sockets import SocketTable
 
-__all__ = ["DIRECT", "HALF", "NAT", "NONE", "OtherEnds", "other_ends"]
+__all__ = ["DIRECT", "HALF", "NAT", "NONE", "OtherEnds", "counts_agree", "other_ends"]
 
 NONE, DIRECT, NAT, HALF = 0, 1, 2, 3
 _HOPS = 4
@@ -62,13 +64,40 @@ def _take(words: Words, index: NDArray[Any]) -> Words:
     return tuple(w[index] for w in words)
 
 
-def other_ends(sockets: SocketTable, flows: FlowTable | None, loopback: Mask) -> OtherEnds:
+def counts_agree(sockets: SocketTable, i: I64, j: I64) -> Mask:
+    """Say for each pair of rows whether they can be the ends of one connection, by what they have counted.
+
+    What one had acknowledged the other received, but for the SYN and the FIN, which the kernel counts as well
+    (``tcp_snd_una_update``, ``tcp_rcv_nxt_update``). Of a connection that is moving two dumps disagree.
+
+    Args:
+        sockets: the table.
+        i: rows.
+        j: as many others.
+    """
+    s = sockets
+    acked, received = s.bytes_acked.astype(np.int64), s.bytes_received.astype(np.int64)
+    known = s.present("bytes_acked") & s.present("bytes_received")
+    forth, back = acked[i] - received[j], acked[j] - received[i]
+    return np.asarray(known[i] & known[j] & (np.abs(forth) <= 2) & (np.abs(back) <= 2), np.bool_)
+
+
+def other_ends(
+    sockets: SocketTable,
+    flows: FlowTable | None,
+    loopback: Mask,
+    *,
+    untranslated: frozenset[tuple[int, int]] | None = None,
+) -> OtherEnds:
     """Find the other end of every connection.
 
     Args:
         sockets: all sockets of all namespaces that were looked into.
         flows: all conntrack entries of those namespaces, or None.
         loopback: rows that talk to their own namespace.
+        untranslated: addresses that are no translation's, for they belong to namespaces in which no packet was
+            without an entry; None where entries may exist that were not read, or no namespace has lost any: then
+            no two ends are joined by the client alone.
     """
     n = len(sockets)
     row = np.full(n, -1, np.int64)
@@ -84,10 +113,20 @@ def other_ends(sockets: SocketTable, flows: FlowTable | None, loopback: Mask) ->
     fits = (i != j) & (~loopback[i] | (sockets.netns[i] == sockets.netns[j]))
     row, ambiguous = unique_match(n, i[fits], j[fits])
     how[row >= 0] = DIRECT
+    _only_mutual(row, how, ambiguous)
     if flows is not None and len(flows):
         _through_nat(sockets, flows, ours, row, how, flow, peer, ambiguous)
-    _half(sockets, row, how, flow, ambiguous)
+        _only_mutual(row, how, ambiguous)
+    if untranslated is not None:
+        _half(sockets, row, how, flow, ambiguous, untranslated)
     return OtherEnds(row, how, ambiguous, flow, peer)
+
+
+def _only_mutual(row: I64, how: NDArray[np.uint8], ambiguous: Mask) -> None:
+    """Take back a partner that fits others as well."""
+    joined = np.flatnonzero(row >= 0)
+    doubtful = joined[row[row[joined]] != joined]
+    row[doubtful], how[doubtful], ambiguous[doubtful] = -1, NONE, True
 
 
 def _through_nat(
@@ -155,7 +194,14 @@ def _swap(ports: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (ports & np.uint64(0xFFFF)) << np.uint64(16) | ports >> np.uint64(16)
 
 
-def _half(sockets: SocketTable, row: I64, how: NDArray[np.uint8], flow: I64, ambiguous: Mask) -> None:
+def _half(
+    sockets: SocketTable,
+    row: I64,
+    how: NDArray[np.uint8],
+    flow: I64,
+    ambiguous: Mask,
+    untranslated: frozenset[tuple[int, int]],
+) -> None:
     s = sockets
     alone = (row < 0) & (flow < 0) & ~ambiguous & (s.protocol == 6)
     clients = np.flatnonzero(
@@ -171,6 +217,9 @@ def _half(sockets: SocketTable, row: I64, how: NDArray[np.uint8], flow: I64, amb
     i, j = clients[i], servers[j]
     other_address = (s.dst[i] != s.src[j]).any(axis=1)
     i, j = i[other_address], j[other_address]
+    same = counts_agree(s, i, j)
+    same &= np.array([(int(a), int(b)) not in untranslated for a, b in s.dst[i]], np.bool_)
+    i, j = i[same], j[same]
     n = len(s)
     forth, _ = unique_match(n, i, j)
     back, _ = unique_match(n, j, i)

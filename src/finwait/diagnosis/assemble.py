@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches, unique_match
-from finwait.attribution.other_end import other_ends
+from finwait.attribution.other_end import HALF, OtherEnds, other_ends
 from finwait.attribution.owners import holders
 from finwait.attribution.process import ProcessView
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
@@ -113,6 +113,7 @@ def assemble(
     hidden: tuple[HiddenDescriptor, ...] = (),
     hidden_known: bool = False,
     established_skipped: int = 0,
+    flows_complete: bool = False,
 ) -> View:
     """Join everything to the sockets.
 
@@ -130,10 +131,13 @@ def assemble(
         hidden: descriptors of TCP sockets that have no row.
         hidden_known: whether those were looked for.
         established_skipped: how many ESTABLISHED rows were left out of the dump.
+        flows_complete: whether ``flows`` has every conntrack entry that may concern the sockets.
     """
     sockets.load(_JOINED)
     near = loopback(sockets)
-    ends = other_ends(sockets, flows, near)
+    ends = other_ends(
+        sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None
+    )
     least, most, source = ages(sockets)
     moved, sent, known, same_state = movement(sockets, earlier)
     if watched_ms:
@@ -143,6 +147,7 @@ def assemble(
         new = ~same_state & (earlier is not None)
         shorter = new & ((most < 0) | (most > watched_ms)) & (least <= watched_ms)
         most[shorter] = watched_ms
+    here, reached = _peer_here(sockets, ends, near, namespaces)
     has_flow = ends.flow >= 0
     state = np.zeros(len(sockets), np.uint8)
     natted = np.zeros(len(sockets), np.bool_)
@@ -168,7 +173,8 @@ def assemble(
         flow_state=state,
         flow_natted=natted,
         flow_timeout_s=timeout,
-        peer_here=_peer_here(sockets, ends.peer, near, namespaces),
+        peer_here=here,
+        peer_reached=reached,
         namespaces=namespaces,
         processes=processes,
         cgroup_paths=cgroup_paths,
@@ -180,31 +186,53 @@ def assemble(
     )
 
 
+def _untranslated(namespaces: Mapping[int, NamespaceView]) -> frozenset[tuple[int, int]] | None:
+    """Return the addresses of namespaces that never saw a packet without an entry; None where none of them did.
+
+    A FIN that finds no entry is counted as invalid in the namespace that should have translated it.
+    """
+    lost = [ns for ns in namespaces.values() if ns.counters.get("conntrack.invalid")]
+    if not lost:
+        return None
+    all_ = {a for ns in namespaces.values() if ns not in lost for a in ns.addresses}
+    return frozenset(all_.difference(*(ns.addresses for ns in lost)))
+
+
 def _peer_here(
     sockets: SocketTable,
-    peer: NDArray[np.uint64],
+    ends: OtherEnds,
     near: Mask,
     namespaces: Mapping[int, NamespaceView],
-) -> Mask:
-    """Return rows whose other end has an address of a namespace that was dumped in all states.
+) -> tuple[Mask, Mask]:
+    """Return rows whose other end has an address of a namespace dumped in all states, and which of those reach it.
 
-    Loopback addresses belong to every namespace, so for them the row's own must have been dumped.
+    Loopback addresses belong to every namespace, so for them the row's own must have been dumped. An address of
+    another namespace may be somebody else's as well, on a network that is not connected with it: that a row reaches
+    the one here is known where other connections of its namespace do.
     """
     complete = np.array([n for n, view in namespaces.items() if view.dumped], np.uint32)
-    here = near & np.isin(sockets.netns, complete)
-    local = {
-        address
-        for view in namespaces.values()
-        if view.dumped
-        for address in view.addresses
-        if not (address == (0, 1) or (address[0] == 0 and address[1] >> 24 == (MAPPED | 127 << 24) >> 24))
-    }
+    near = near & np.isin(sockets.netns, complete)
+    local: dict[tuple[int, int], set[int]] = {}
+    for number, view in namespaces.items():
+        for address in view.addresses:
+            if not (
+                address == (0, 1) or (address[0] == 0 and address[1] >> 24 == (MAPPED | 127 << 24) >> 24)
+            ):
+                local.setdefault(address, set()).add(number)
     # An address that a namespace without a full dump has too could be there.
-    local -= {a for view in namespaces.values() if not view.dumped for a in view.addresses}
-    if local:
-        words = np.array(sorted(local), np.uint64)
-        i, _ = matches((peer[:, 0], peer[:, 1]), (words[:, 0], words[:, 1]))
-        far = np.zeros(len(sockets), np.bool_)
-        far[i] = True
-        here |= far & ~near
-    return here
+    swept = {a: at for a, at in local.items() if all(namespaces[n].dumped for n in at)}
+    if not swept:
+        return near, near
+    pairs = [(*address, number) for address in sorted(swept) for number in sorted(swept[address])]
+    words = np.array(pairs, np.uint64)
+    i, j = matches((ends.peer[:, 0], ends.peer[:, 1]), (words[:, 0], words[:, 1]))
+    far = np.zeros(len(sockets), np.bool_)
+    far[i] = True
+    joined = np.flatnonzero((ends.row >= 0) & (ends.how != HALF))
+    netns = sockets.netns.astype(np.uint64)
+    known = np.unique(netns[joined] << np.uint64(32) | netns[ends.row[joined]])
+    own = netns[i] == words[j, 2]
+    through = own | np.isin(netns[i] << np.uint64(32) | words[j, 2], known)
+    reached = np.zeros(len(sockets), np.bool_)
+    reached[i[through]] = True
+    return near | far, near | reached

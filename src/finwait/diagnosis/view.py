@@ -108,6 +108,8 @@ class View:
     flow_timeout_s: NDArray[np.int64]
     peer_here: Mask
     """The other end's address belongs to a namespace that was swept entirely."""
+    peer_reached: Mask
+    """That namespace is the row's own, or other connections of its namespace end there."""
     namespaces: Mapping[int, NamespaceView]
     processes: Mapping[int, ProcessView]
     cgroup_paths: Mapping[int, str] = field(default_factory=dict)

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.other_end import counts_agree
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy.guards import PROTECTED, Limits, guard_rows
 from finwait.table.sockets import address_text, pack_address
@@ -349,6 +350,8 @@ def _closer(view: View, row: int, rule: str, limits: Limits, can: Abilities) -> 
         or view.sockets.state[row] != tcp.FIN_WAIT2
         or view.sockets.timer[row] == 3
         or view.sockets.state[other] != tcp.CLOSE_WAIT
+        # One tuple may be two connections, of networks that are not connected.
+        or not counts_agree(view.sockets, np.array([row]), np.array([other]))[0]
         or not view.holder_found[other]
         or guard_rows(view, other, limits) is not None
         or _not_borrowed(view, other, can) is not None

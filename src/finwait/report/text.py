@@ -361,8 +361,10 @@ def _picture(view: View, row: int, cells: Cells) -> list[str]:
         right = [cells.column("peer")[0], "not on this machine", "", ""]
         if view.other_ambiguous[row]:
             right[1] = "several candidates here"
-        elif view.peer_here[row]:
+        elif view.peer_reached[row]:
             right[1] = "should be here: it is gone"
+        elif view.peer_here[row]:
+            right[1] = "its address is here too: no such connection there"
     left.append(_label(view, row))
     link = {0: "──────────", 1: "──────────", 2: "──( NAT )──", 3: "─ ─ ✕ ─ ─ "}[int(view.other_how[row])]
     width = max(len(t) for t in left)

@@ -90,8 +90,21 @@ def test_two_candidates_are_none_and_said_to_be_two() -> None:
         (3, "10.0.0.2", 80, "10.0.0.1", 4000, E),
     ]
     found = other_ends(table(rows), None, loopback(table(rows)))
-    assert found.row.tolist() == [-1, 0, 0]
-    assert found.ambiguous.tolist() == [True, False, False]
+    assert found.row.tolist() == [-1, -1, -1]
+    assert found.ambiguous.tolist() == [True, True, True]
+
+
+def test_whose_only_candidate_fits_another_as_well_has_none() -> None:
+    """Two networks with the same addresses; of the second connection one end is gone."""
+    rows = [
+        (1, "10.0.0.1", 4000, "10.0.0.2", 80, CW),
+        (2, "10.0.0.2", 80, "10.0.0.1", 4000, F2),
+        (4, "10.0.0.2", 80, "10.0.0.1", 4000, F2),
+    ]
+    found = other_ends(table(rows), None, loopback(table(rows)))
+    assert found.row.tolist() == [-1, -1, -1]
+    assert found.how.tolist() == [NONE] * 3
+    assert found.ambiguous.all()
 
 
 def test_a_listener_is_nobody_s_other_end() -> None:
@@ -122,17 +135,43 @@ def test_entries_that_translate_in_a_circle_end() -> None:
     assert ends(table([(1, "10.0.0.1", 1, "10.0.0.2", 1, E)]), flows(circle)) == ([-1], [NONE])
 
 
+LOST: list[Row] = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, LA), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, F2)]
+COUNTS: dict[str, list[Any]] = {"timer": [1, 0], "bytes_acked": [8, 3], "bytes_received": [3, 7]}
+"""The SYN was acknowledged as well."""
+
+
+def half(
+    rows: list[Row], entries: FlowTable | None = None, *, known: bool = True, own: str = "", **more: list[Any]
+) -> tuple[list[int], list[int]]:
+    sockets = table(rows, **{**COUNTS, **more})
+    local = frozenset({pack_address(own)}) if own else frozenset()
+    found = other_ends(sockets, entries, loopback(sockets), untranslated=local if known else None)
+    return found.row.tolist(), found.how.tolist()
+
+
 def test_without_an_entry_the_client_s_address_alone_joins_a_lost_pair() -> None:
-    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, LA), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, F2)]
-    assert ends(table(rows, timer=[1, 0])) == ([1, 0], [HALF, HALF])
+    assert half(LOST) == ([1, 0], [HALF, HALF])
+
+
+def test_where_entries_may_exist_that_were_not_read_no_pair_is_lost() -> None:
+    assert half(LOST, known=False) == ([-1, -1], [NONE, NONE])
+
+
+def test_an_address_that_nobody_translates_is_no_service_s() -> None:
+    assert half(LOST, own="10.96.0.1") == ([-1, -1], [NONE, NONE])
+
+
+def test_ends_that_counted_differently_are_not_of_one_connection() -> None:
+    assert half(LOST, bytes_received=[3, 4000]) == ([-1, -1], [NONE, NONE])
+    assert half(LOST, bytes_acked=[8, 4000]) == ([-1, -1], [NONE, NONE])
 
 
 def test_a_client_that_is_not_retransmitting_is_not_joined_by_its_address() -> None:
-    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, E), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, F2)]
-    assert ends(table(rows, timer=[0, 0])) == ([-1, -1], [NONE, NONE])
+    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, E), LOST[1]]
+    assert half(rows, timer=[0, 0]) == ([-1, -1], [NONE, NONE])
 
 
 def test_an_entry_that_lives_is_not_a_lost_pair() -> None:
-    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, F1), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, F2)]
+    rows = [(1, "10.0.0.1", 4000, "10.96.0.1", 80, F1), LOST[1]]
     elsewhere = (("10.0.0.1", 4000, "10.96.0.1", 80), ("10.7.7.7", 8080, "10.0.0.1", 4000))
-    assert ends(table(rows, timer=[1, 0]), flows([elsewhere])) == ([-1, -1], [NONE, NONE])
+    assert half(rows, flows([elsewhere])) == ([-1, -1], [NONE, NONE])

@@ -4,7 +4,8 @@ Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; o
               other end's address is on this machine, where it no longer exists.
 Why it stays  An idle connection sends nothing. If the peer vanished without a FIN (node lost, pod deleted after
               its network), this end learns it only by sending: data, or a keepalive probe.
-Not this      timer 2: keepalive is on. An other end that is there and ESTABLISHED.
+Not this      timer 2: keepalive is on. An other end that is there and ESTABLISHED. An address that a namespace
+              here has as well, while nothing shows that it is the peer's: then only a probe can tell.
 What ends it  A keepalive probe: a live peer answers and nothing happens, a dead one ends the connection.
 What does not `tcp_keepalive_*` sysctls: they do not turn keepalive on, and never reach a socket without it.
 Reproduce     finwait lab run idle-unprobed
@@ -25,8 +26,12 @@ __all__ = ["RULE", "match", "peer_missing"]
 
 
 def peer_missing(view: View) -> NDArray[np.bool_]:
-    """Return rows whose other end should be here and is not: its address is local to a swept namespace."""
+    """Return rows whose other end may be expected here and is not: its address is local to a swept namespace."""
     return view.peer_here & (view.other < 0) & ~view.other_ambiguous & ~view.has_flow
+
+
+def _surely(view: View) -> NDArray[np.bool_]:
+    return peer_missing(view) & view.peer_reached
 
 
 def match(view: View) -> NDArray[np.bool_]:
@@ -42,8 +47,13 @@ def match(view: View) -> NDArray[np.bool_]:
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
-    if peer_missing(view)[rows].all():
+    if _surely(view)[rows].all():
         return likely("the peer's address is on this machine, and no socket there has this connection")
+    if peer_missing(view)[rows].all():
+        return possible(
+            "a namespace here has the peer's address and no such connection, but another network may have it too; "
+            "a probe tells"
+        )
     return possible("an idle connection with a live peer looks the same; only a probe can tell")
 
 
@@ -56,13 +66,15 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             "other end",
             f"absent ×{missing}",
             "sock_diag in the namespace that has the peer's address",
-            "that namespace was dumped in all states and has no such connection",
+            "that namespace was dumped in all states and has no such connection"
+            if _surely(view)[rows].sum() == missing
+            else "no such connection in a namespace with that address; nothing shows that it is the peer's",
         ),
     )
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
-    return "problem" if peer_missing(view)[rows].any() else "notice"
+    return "problem" if _surely(view)[rows].any() else "notice"
 
 
 RULE = Rule(

@@ -2,7 +2,8 @@
 
 Seen as       A client retransmits its FIN (LAST_ACK or FIN_WAIT1, timer 1) to a service address, and a server
               end with the same client address and port waits in FIN_WAIT2 or ESTABLISHED, but with another
-              local address; no conntrack entry joins the two.
+              local address; no conntrack entry joins the two, all entries were read, a namespace here has
+              counted packets without an entry, and what each end has received the other had acknowledged.
 Why it stays  The entry expired: 60 s after a half-close by the kernel's default, sooner where somebody lowered
               nf_conntrack_tcp_timeout_close_wait. A FIN cannot make a new entry (it is INVALID), so it is
               never translated and never reaches the server.
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, likely
-from finwait.diagnosis.view import View
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, likely, possible
+from finwait.diagnosis.view import NamespaceView, View
 from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
@@ -35,35 +36,48 @@ def match(view: View) -> NDArray[np.bool_]:
     return paired & states
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    s = view.sockets
+    if (np.maximum(s.bytes_acked, s.bytes_received)[rows] <= 2).any():
+        return possible(
+            "one client address and port, two service addresses, no conntrack entry that joins them; but no byte was "
+            "exchanged by which the two could be told from ends of different connections"
+        )
     return likely(
-        "one client address and port, two service addresses, and no conntrack entry that joins them"
+        "one client address and port, two service addresses, the same number of bytes each way, and no conntrack "
+        "entry that joins them"
     )
+
+
+def _translating(view: View, rows: NDArray[np.int64]) -> list[NamespaceView]:
+    """Return the namespaces that may have lost the entry: those of the ends, or else any."""
+    lost = [ns for ns in view.namespaces.values() if ns.counters.get("conntrack.invalid")]
+    own = set(view.sockets.netns[rows].tolist())
+    return [ns for ns in lost if ns.inode in own] or lost
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     result = []
-    for ns in view.namespaces.values():
-        invalid = ns.counters.get("conntrack.invalid")
+    for ns in _translating(view, rows):
+        invalid = ns.counters["conntrack.invalid"]
         timeout = ns.sysctl("netfilter/nf_conntrack_tcp_timeout_close_wait")
-        if invalid:
+        result.append(
+            Evidence(
+                "conntrack invalid",
+                str(invalid),
+                f"/proc/net/stat/nf_conntrack of {ns.label}",
+                "packets that matched no entry: an untranslated FIN is one of them",
+            )
+        )
+        if timeout is not None:
             result.append(
                 Evidence(
-                    "conntrack invalid",
-                    str(invalid),
-                    f"/proc/net/stat/nf_conntrack of {ns.label}",
-                    "packets that matched no entry: an untranslated FIN is one of them",
+                    "nf_conntrack_tcp_timeout_close_wait",
+                    f"{timeout} s",
+                    f"/proc/sys/net/netfilter of {ns.label}",
+                    "a half-closed connection that is silent for longer loses its translation",
                 )
             )
-            if timeout is not None:
-                result.append(
-                    Evidence(
-                        "nf_conntrack_tcp_timeout_close_wait",
-                        f"{timeout} s",
-                        f"/proc/sys/net/netfilter of {ns.label}",
-                        "a half-closed connection that is silent for longer loses its translation",
-                    )
-                )
     states = sorted({tcp.STATES[int(x)] for x in view.sockets.state[rows]})
     result.append(
         Evidence("ends", " and ".join(states), "sock_diag in both namespaces", "each end waits for the other")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, destroy, likely
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, destroy, likely, possible
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -38,8 +38,12 @@ def match(view: View) -> NDArray[np.bool_]:
     )
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
-    return likely("the translated address is on this machine, and no socket there has this connection")
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    if view.peer_reached[rows].all():
+        return likely("the translated address is on this machine, and no socket there has this connection")
+    return possible(
+        "a namespace here has the translated address and no such connection, but another network may have it too"
+    )
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:

@@ -19,6 +19,8 @@ def build(lab: Lab) -> Situation:
     client, backend, door = translated.client, translated.backend, translated.door
     half, answered = meet(client, translated.address, backend, door, 3)
     idle, waiting = meet(client, translated.address, backend, door, 2)
+    client.send(half, "hello")
+    backend.recv(answered, 5)
     # A timeout is written into the entry by each packet, so it acts on the flows that speak after this.
     translated.gateway.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", 1)
     translated.gateway.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", 1)
