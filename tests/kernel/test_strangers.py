@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,12 @@ class Network:
         self.server.recv([self.theirs], len(name) * 7)
         self.server.shutdown([self.theirs], "WR")
         self.client.read_to_end([self.ours])
+        end = time.monotonic() + 20
+        while (
+            state_of(looked(self.far.inode).view, self.theirs) != "FIN_WAIT2"
+        ):  # a FIN may be acknowledged late
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
 def ended_for(diagnosis: session.Diagnosis, conn: Conn) -> plans.Plan:

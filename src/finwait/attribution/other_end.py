@@ -64,7 +64,7 @@ def _take(words: Words, index: NDArray[Any]) -> Words:
     return tuple(w[index] for w in words)
 
 
-def counts_agree(sockets: SocketTable, i: I64, j: I64) -> Mask:
+def counts_agree(sockets: SocketTable, i: I64, j: I64, *, unknown: bool = False) -> Mask:
     """Say for each pair of rows whether they can be the ends of one connection, by what they have counted.
 
     What one had acknowledged the other received, but for the SYN and the FIN, which the kernel counts as well
@@ -74,12 +74,14 @@ def counts_agree(sockets: SocketTable, i: I64, j: I64) -> Mask:
         sockets: the table.
         i: rows.
         j: as many others.
+        unknown: what to say of rows without counts (minisocks, MPTCP).
     """
     s = sockets
     acked, received = s.bytes_acked.astype(np.int64), s.bytes_received.astype(np.int64)
     known = s.present("bytes_acked") & s.present("bytes_received")
     forth, back = acked[i] - received[j], acked[j] - received[i]
-    return np.asarray(known[i] & known[j] & (np.abs(forth) <= 2) & (np.abs(back) <= 2), np.bool_)
+    agree = (np.abs(forth) <= 2) & (np.abs(back) <= 2)
+    return np.where(known[i] & known[j], agree, np.bool_(unknown))
 
 
 def other_ends(

@@ -351,7 +351,7 @@ def _closer(view: View, row: int, rule: str, limits: Limits, can: Abilities) -> 
         or view.sockets.timer[row] == 3
         or view.sockets.state[other] != tcp.CLOSE_WAIT
         # One tuple may be two connections, of networks that are not connected.
-        or not counts_agree(view.sockets, np.array([row]), np.array([other]))[0]
+        or not counts_agree(view.sockets, np.array([row]), np.array([other]), unknown=True)[0]
         or not view.holder_found[other]
         or guard_rows(view, other, limits) is not None
         or _not_borrowed(view, other, can) is not None
