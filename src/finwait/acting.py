@@ -784,7 +784,9 @@ def _vanished(
         return Probe(step, "dead", f"{unanswered} probes went unanswered; the kernel ended it")
     try:
         with _borrow(step):
-            return Probe(step, "reset", "it ended while its program holds it: a RST, the peer's socket is gone")
+            return Probe(
+                step, "reset", "it ended while its program holds it: a RST, the peer's socket is gone"
+            )
     except FinwaitError:
         pass
     # A program closes at once what failed; one that ended it itself did so at any time.

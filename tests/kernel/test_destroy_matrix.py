@@ -200,7 +200,9 @@ def test_an_orphan_is_guarded_and_ends_as_the_matrix_says(journal: SqliteJournal
         if cell.state != "FIN_WAIT1":
             assert [one.guard for one in guarded.left] == [wanted.get(cell.state, "minisocket")]
             assert guarded.steps == ()
-        pair.link.cut(b=False)  # a FIN that is sent again meets nobody, and that is answered by a RST of another kind
+        pair.link.cut(
+            b=False
+        )  # a FIN that is sent again meets nobody, and that is answered by a RST of another kind
         before = resets_sent(pair.a)
         plan = plans.make(diagnosis.view, diagnosis.findings, mask, Limits(override=ALL), force="destroy")
         (outcome,) = acting.apply(plan, journal, boot_id="")

@@ -2,9 +2,9 @@
 
 *Theory of operation.* Every rule marks the rows that it explains; a row may have several marks. The primary
 cause of a row is the matching rule of lowest rank: the most specific pattern (a relay's pair of legs before a
-half-close, an expired NAT entry before both). Marked rows are then grouped by namespace, holding process and
-whether the mark is the primary one, and each group is a finding, with its evidence summarised from the columns
-that the rule names.
+half-close, an expired NAT entry before both). Marked rows are then grouped by namespace, holding processes,
+case of the rule and whether the mark is the primary one, and each group is a finding, with its evidence summarised
+from the columns that the rule names.
 
 *What this cannot see.* Whatever the view does not hold: the gaps of the look travel beside the findings and
 are never turned into one.
@@ -88,9 +88,7 @@ def _age(view: View, finding: Finding) -> int:
 
 def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np.bool_]) -> list[Finding]:
     holder = view.holders.first_pid()[rows]
-    # Connections held by several processes are a group of their own for each set of holders.
-    shared = view.holders.several_processes()[rows]
-    keys = (view.sockets.netns[rows], holder, primary)
+    keys = (view.sockets.netns[rows], holder, _holder_sets(view, rows), _cases(view, rule, rows), primary)
     result: list[Finding] = []
     order = np.lexsort(keys[::-1])  # by namespace, then by holder; stable, so rows stay in order
     changes = np.zeros(len(rows), np.bool_)
@@ -98,13 +96,9 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
         changes[1:] |= key[order[1:]] != key[order[:-1]]
     for part in np.split(order, np.flatnonzero(changes)):
         group = rows[part]
-        netns, pid, is_primary = (key[part[0]].item() for key in keys)
-        pids: tuple[int, ...] = (pid,) if pid >= 0 else ()
-        if shared[part].any():
-            several = group[view.holders.several_processes()[group]]
-            pids = tuple(
-                sorted({p for row in several[:1000].tolist() for p, _ in view.holders.of(row)} | set(pids))
-            )
+        netns, case, is_primary = (keys[k][part[0]].item() for k in (0, 3, 4))
+        pids = tuple(sorted({pid for pid, _ in view.holders.of(int(group[0]))}))
+        words = rule if case < 0 else rule.cases[case]
         # Newest first, unknown last.
         age = view.at_least_ms[group]
         group = group[np.argsort(np.where(age < 0, np.iinfo(np.int64).max, age), kind="stable")]
@@ -112,19 +106,39 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
         result.append(
             Finding(
                 rule.name,
-                rule.title,
+                words.title,
                 rule.grade(view, group) if rule.grade else rule.severity,
                 bool(is_primary),
                 rule.confidence(view, group),
                 netns,
                 pids,
                 group,
-                (*evidence(view, rule.clues, group), *more),
-                rule.ends,
-                rule.does_not,
+                (*evidence(view, words.clues, group), *more),
+                words.ends,
+                words.does_not,
                 count=len(group),
             )
         )
+    return result
+
+
+def _holder_sets(view: View, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number for each set of several holding processes; 0 where at most one process holds the row."""
+    result = np.zeros(len(rows), np.int64)
+    known: dict[tuple[int, ...], int] = {}
+    holders = view.holders
+    for k in np.flatnonzero(holders.several_processes()[rows]).tolist():
+        begin = int(holders.start[rows[k]])
+        pids = tuple(dict.fromkeys(holders.pid[begin : begin + int(holders.count[rows[k]])].tolist()))
+        result[k] = known.setdefault(pids, len(known) + 1)
+    return result
+
+
+def _cases(view: View, rule: Rule, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return which case of the rule each row is, −1 for none."""
+    result = np.full(len(rows), -1, np.int64)
+    for number, case in reversed(tuple(enumerate(rule.cases))):
+        result[case.rows(view)[rows]] = number
     return result
 
 

@@ -136,6 +136,17 @@ def test_two_processes_on_one_stuck_socket_are_an_inherited_descriptor() -> None
     assert primary(threads) == ["fin-wait2-held"]
 
 
+def test_each_set_of_holders_is_a_group_of_its_own() -> None:
+    sockets = [HELD | {"inode": k, "sport": 4000 + k, "cookie": k} for k in (7, 8, 9)]
+    v = view(*sockets, holders={7: [500, 501], 8: [500, 502], 9: [500]})
+    found = [(f.rule, f.pids, f.rows.tolist()) for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+    assert sorted(found) == [
+        ("fin-wait2-held", (500,), [2]),
+        ("inherited-descriptor", (500, 501), [0]),
+        ("inherited-descriptor", (500, 502), [1]),
+    ]
+
+
 def test_a_holder_younger_than_the_last_byte_has_inherited_it() -> None:
     one = HELD | {"state": E, "shutdown": 0}
     young = {500: ProcessView(500, "sleep", age_ms=1000)}
