@@ -6,6 +6,7 @@ All joins happen here, once: holders, other ends, conntrack entries, ages, movem
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from finwait.table.flows import FlowTable
     from finwait.uapi.observation import Descriptors
 
-__all__ = ["ages", "assemble", "loopback", "movement"]
+__all__ = ["Movement", "ages", "assemble", "loopback", "movement"]
 
 _JOINED = (
     "family", "state", "timer", "retrans", "sport", "dport", "cookie", "expires_ms", "rqueue", "wqueue", "uid",
@@ -76,17 +77,26 @@ def ages(
     return least, most, source
 
 
-def movement(sockets: SocketTable, earlier: SocketTable | None) -> tuple[Mask, Mask, Mask, Mask]:
-    """Compare with an earlier look, by cookie.
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """What changed between two looks, row by row."""
 
-    Returns:
-        Which rows received bytes meanwhile, which got bytes acknowledged, which were there before at all, and
-        which were in the same state.
-    """
+    received: Mask
+    """Bytes came."""
+    acknowledged: Mask
+    """Bytes of ours were acknowledged."""
+    read: Mask
+    """The program took bytes out of the receive queue."""
+    known: Mask
+    """The socket was there before, with counters: what did not move stood still."""
+    same_state: Mask
+
+
+def movement(sockets: SocketTable, earlier: SocketTable | None) -> Movement:
+    """Compare with an earlier look, by cookie."""
     n = len(sockets)
-    no = np.zeros(n, np.bool_)
     if earlier is None or not len(earlier) or not n:
-        return no, no.copy(), no.copy(), no.copy()
+        return Movement(*(np.zeros(n, np.bool_) for _ in range(5)))
     i, j = matches((sockets.cookie, sockets.protocol), (earlier.cookie, earlier.protocol))
     before, _ = unique_match(n, i, j)
     known = before >= 0
@@ -95,7 +105,10 @@ def movement(sockets: SocketTable, earlier: SocketTable | None) -> tuple[Mask, M
     moved = counted & (sockets.bytes_received > earlier.bytes_received[at])
     moved |= known & (sockets.rqueue > earlier.rqueue[at]) & ~counted
     sent = counted & (sockets.bytes_acked > earlier.bytes_acked[at])
-    return moved, sent, known, known & (sockets.state == earlier.state[at])
+    # Received less what is still unread is what was read; both numbers count a FIN as 1.
+    taken = sockets.bytes_received.astype(np.int64) - sockets.rqueue
+    read = counted & (taken > (earlier.bytes_received.astype(np.int64) - earlier.rqueue)[at])
+    return Movement(moved, sent, read, counted, known & (sockets.state == earlier.state[at]))
 
 
 def assemble(
@@ -135,12 +148,12 @@ def assemble(
     near = loopback(sockets)
     ends = other_ends(sockets, flows, near)
     least, most, source = ages(sockets)
-    moved, sent, known, same_state = movement(sockets, earlier)
+    change = movement(sockets, earlier)
     if watched_ms:
-        longer = same_state & (least < watched_ms)
+        longer = change.same_state & (least < watched_ms)
         least[longer] = watched_ms
         source[longer] = 3
-        new = ~same_state & (earlier is not None)
+        new = ~change.same_state & (earlier is not None)
         shorter = new & ((most < 0) | (most > watched_ms)) & (least <= watched_ms)
         most[shorter] = watched_ms
     has_flow = ends.flow >= 0
@@ -161,9 +174,10 @@ def assemble(
         at_least_ms=least,
         at_most_ms=most,
         age_source=source,
-        moved=moved,
-        sent=sent,
-        moved_known=known,
+        moved=change.received,
+        sent=change.acknowledged,
+        read=change.read,
+        moved_known=change.known,
         has_flow=has_flow,
         flow_state=state,
         flow_natted=natted,

@@ -99,8 +99,10 @@ class View:
     """bytes_received grew between two looks."""
     sent: Mask
     """bytes_acked grew between two looks."""
+    read: Mask
+    """The program took bytes out of the receive queue between two looks."""
     moved_known: Mask
-    """Whether there were two looks at this socket."""
+    """Whether there were two looks at this socket, and counters in both."""
     has_flow: Mask
     """A conntrack entry for its tuple exists in some namespace."""
     flow_state: NDArray[np.uint8]

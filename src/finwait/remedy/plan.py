@@ -349,6 +349,7 @@ def _closer(view: View, row: int, rule: str, limits: Limits, can: Abilities) -> 
         or view.sockets.state[row] != tcp.FIN_WAIT2
         or view.sockets.timer[row] == 3
         or view.sockets.state[other] != tcp.CLOSE_WAIT
+        or view.sockets.timer[other] == 4  # its FIN would wait behind what has no room at our end
         or not view.holder_found[other]
         or guard_rows(view, other, limits) is not None
         or _not_borrowed(view, other, can) is not None

@@ -77,6 +77,39 @@ def test_bytes_that_arrive_between_two_looks_make_a_half_close_a_streaming_one()
     assert primary(still) == ["fin-wait2-held"]
 
 
+def test_who_holds_a_half_close_up_is_told_by_what_is_unread_and_by_the_other_end() -> None:
+    def said(ours: dict[str, Any], other: dict[str, Any] | None = None) -> tuple[str, str]:
+        far = socket(src="192.0.2.1", dst="10.0.0.1", sport=80, dport=4000, inode=0, **INFO) | (other or {})
+        v = view(HELD | ours, *([far] if other else []), holders=OWNED)
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary and f.rows[0] == 0)
+        assert found.rule == "fin-wait2-held"
+        return found.title, found.confidence.level
+
+    not_reading, not_closing = "this program does not read", "the peer does not close"
+    assert not_closing in said({})[0]
+    assert not_reading in said({"rqueue": 9})[0]
+    assert said({"rqueue": 9})[1] == "likely"
+    assert said({"rqueue": 9, "last_data_recv_ms": 100})[1] == "possible"
+    assert not_reading in said({"rqueue": 9}, {"state": LA, "timer": 4, "wqueue": 7})[0]
+    assert not_closing in said({"rqueue": 9}, {"state": CW})[0]
+    assert not_reading in said({"rqueue": 9}, {"state": CW, "timer": 4, "wqueue": 7})[0]
+    assert "its FIN does not get here" in said({}, {"state": LA, "timer": 1})[0]
+
+
+def test_a_half_close_whose_queue_is_being_read_is_a_streaming_one() -> None:
+    slow = HELD | {"bytes_received": 1000, "rqueue": 900}
+    v = view(slow | {"rqueue": 800}, holders=OWNED, earlier=[slow], watched_ms=500)
+    assert primary(v) == ["fin-wait2-streaming"]
+
+
+def test_a_half_close_that_is_not_read_waits_for_its_program_and_not_for_a_peer_that_is_gone() -> None:
+    here = {1: NamespaceView(1, ("host",), addresses=frozenset({(0, 0xFFFF << 32 | 0xC0000201)}))}
+    v = view(HELD | {"rqueue": 9}, holders=OWNED, namespaces=here)
+    assert primary(v) == ["fin-wait2-held"]
+    (finding,) = [f for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+    assert any(e.value == "absent ×1" for e in finding.evidence)
+
+
 def test_an_answer_that_goes_out_makes_close_wait_no_leak() -> None:
     one = HELD | {"state": CW, "shutdown": 1}
     v = view(one | {"bytes_acked": 99}, holders=OWNED, earlier=[one], watched_ms=500)

@@ -39,7 +39,8 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
     """
     s = view.sockets
     wait = view.in_state(tcp.CLOSE_WAIT) & view.holder_found & (s.rqueue == 0)
-    half = view.in_state(tcp.FIN_WAIT2) & view.holder_found & (s.shutdown == 2) & ~view.moved
+    half = view.in_state(tcp.FIN_WAIT2) & view.holder_found & (s.shutdown == 2) & ~view.moved & ~view.read
+    half &= s.rqueue == 0  # what the far side said is there: it is the relay that does not go on
     if not wait.any() or not half.any():
         none = np.empty(0, np.int64)
         return none, none, np.empty(0, np.bool_)

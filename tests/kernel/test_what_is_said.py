@@ -1,0 +1,106 @@
+"""What is said of connections that are nearly what a rule sees: whose turn it is, and whether it moves after all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from finwait import session
+from finwait.diagnosis.finding import Finding
+from finwait.diagnosis.view import View
+from finwait.lab.actor import Conn
+from finwait.lab.topology import Lab, unmet
+from finwait.session import Diagnosis, Look
+from finwait.uapi.observation import Plan
+from tests.kernel.acting_pair import Pair, planned, row_of, settled, state_of
+from tests.kernel.needs import missing
+
+pytestmark = pytest.mark.kernel
+PERSIST = 4
+"""``idiag_timer``: the window probe."""
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    if lacking := unmet(("netns", "tool:nft")):
+        missing("; ".join(lacking))
+
+
+def looked(lab: Lab, watch_ms: int = 0) -> Diagnosis:
+    plan = Plan(only=frozenset(ns.inode for ns in lab.namespaces.values()), established_limit=None)
+    return session.diagnose(how=Look(plan=plan, watch_ms=watch_ms))
+
+
+def until(lab: Lab, done: Callable[[View], bool], watch_ms: int = 0) -> Diagnosis:
+    end = time.monotonic() + 20
+    while True:
+        diagnosis = looked(lab, watch_ms)
+        if done(diagnosis.view):
+            return diagnosis
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.02)
+
+
+def told(diagnosis: Diagnosis, conn: Conn) -> Finding | None:
+    row = row_of(diagnosis.view, conn)
+    return next((f for f in diagnosis.findings if f.primary and (f.rows == row).any()), None)
+
+
+def evidence(finding: Finding, column: str) -> str:
+    return next((f"{e.value}: {e.says}" for e in finding.evidence if e.column == column), "")
+
+
+def test_a_program_that_does_not_read_is_named_and_not_its_peer_which_has_closed() -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        pair.near.shutdown(pair.ours, "WR")
+        settled(pair, pair.ours, "FIN_WAIT2")
+        pair.far.fill(pair.theirs[0])
+        pair.far.close(pair.theirs)
+
+        def stuck(view: View) -> bool:
+            row = row_of(view, pair.ours[0])
+            other = int(view.other[row])
+            s = view.sockets
+            return bool(
+                s.rqueue[row] > 0 and other >= 0 and s.state[other] == 9 and s.timer[other] == PERSIST
+            )
+
+        until(lab, stuck)
+        diagnosis = until(lab, lambda view: stuck(view) and not view.moved.any(), watch_ms=300)
+        finding = told(diagnosis, pair.ours[0])
+        assert finding is not None
+        assert finding.rule == "fin-wait2-held"
+        assert "this program does not read" in finding.title
+        assert finding.confidence.level == "certain"
+        assert "read none" in finding.confidence.reason
+        row = row_of(diagnosis.view, pair.ours[0])
+        assert evidence(finding, "rqueue").startswith(f"{int(diagnosis.view.sockets.rqueue[row])}: ")
+        assert evidence(finding, "other end").startswith("LAST_ACK ×1: the peer has closed")
+        assert not any("other end" in remedy.text for remedy in finding.ends_it)
+        assert any("other end" in advice.text for advice in finding.does_not)
+        (theirs,) = (f for f in diagnosis.findings if f.rule == "zero-window" and f.primary)
+        assert evidence(theirs, "other end's rqueue")
+        (step,) = planned(diagnosis, pair.ours).steps
+        assert (step.means, step.sport) == ("destroy", pair.ours[0].sport)
+
+
+def test_a_fin_that_has_no_room_at_our_end_is_not_asked_of_the_other_one() -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        pair.near.shutdown(pair.ours, "WR")
+        pair.far.read_to_end(pair.theirs)
+        pair.far.fill(pair.theirs[0])
+
+        def full(view: View) -> bool:
+            row = row_of(view, pair.theirs[0])
+            return state_of(view, pair.ours[0]) == "FIN_WAIT2" and bool(view.sockets.timer[row] == PERSIST)
+
+        diagnosis = until(lab, full)
+        finding = told(diagnosis, pair.ours[0])
+        assert finding is not None
+        assert "this program does not read" in finding.title
+        (step,) = planned(diagnosis, pair.ours).steps
+        assert (step.means, step.sport) == ("destroy", pair.ours[0].sport)
