@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from finwait import session
@@ -104,3 +107,42 @@ def test_a_fin_that_has_no_room_at_our_end_is_not_asked_of_the_other_one() -> No
         assert "this program does not read" in finding.title
         (step,) = planned(diagnosis, pair.ours).steps
         assert (step.means, step.sport) == ("destroy", pair.ours[0].sport)
+
+
+def test_a_slow_download_is_no_peer_that_stopped_reading() -> None:
+    with Lab() as lab:
+        netns = lab.netns("one")
+        with (
+            netns.call(lambda: socket.create_server(("127.0.0.1", 0))) as door,
+            netns.call(socket.socket) as client,
+        ):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+            client.connect(door.getsockname())
+            server, _ = door.accept()
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_000_000)
+            server.setblocking(False)
+            wanted = server.send(bytes(3_000_000))
+            server.close()
+            client.settimeout(20)
+            done = threading.Event()
+            got = 0
+
+            def read_slowly() -> None:
+                nonlocal got
+                while not done.wait(0.1):
+                    got += len(client.recv(8192))
+
+            reader = threading.Thread(target=read_slowly)
+            reader.start()
+            try:
+                view = until(lab, lambda view: bool((view.sockets.timer == PERSIST).any())).view
+                assert view.sockets.state[view.sockets.timer == PERSIST].tolist() == [4]
+                diagnosis = looked(lab, watch_ms=2500)
+            finally:
+                done.set()
+                reader.join()
+            assert 0 < got < wanted
+            sender = diagnosis.view.sockets.sport == door.getsockname()[1]
+            rows = np.flatnonzero(sender & (diagnosis.view.sockets.state == 4))
+            assert len(rows) == 1
+            assert not [f.rule for f in diagnosis.findings if (f.rows == rows[0]).any()]

@@ -116,6 +116,30 @@ def test_an_answer_that_goes_out_makes_close_wait_no_leak() -> None:
     assert primary(v) == [""]
 
 
+def test_a_window_that_opens_now_and_then_is_no_peer_that_stopped_reading() -> None:
+    one = HELD | {"state": F1, "timer": 4, "snd_wnd": 0, "wqueue": 99}
+
+    def sure(v: View) -> str:
+        return next(
+            f.confidence.level for f in engine.diagnose(v, catalogue.rules()) if f.rule == "zero-window"
+        )
+
+    moved = view(one | {"bytes_acked": 99}, holders=OWNED, earlier=[one], watched_ms=500)
+    assert primary(moved) == [""]
+    far = socket(
+        src="192.0.2.1", dst="10.0.0.1", sport=80, dport=4000, state=CW, inode=8, rqueue=90, cookie=2
+    )
+    far |= INFO | {"bytes_received": 100}
+    read = view(one, far | {"rqueue": 80}, holders={7: [5], 8: [6]}, earlier=[one, far], watched_ms=500)
+    assert primary(read)[0] == ""
+    assert sure(view(one, holders=OWNED)) == "possible"
+    assert sure(view(one | {"backoff": 5}, holders=OWNED)) == "likely"
+    long = one | {"backoff": 5}
+    assert sure(view(long, holders=OWNED, earlier=[one], watched_ms=5000)) == "certain"
+    assert sure(view(long, holders=OWNED, earlier=[one], watched_ms=500)) == "likely"
+    assert sure(view(one, holders=OWNED, earlier=[one], watched_ms=5000)) == "likely"
+
+
 def test_nobody_holds_it_is_said_only_when_everybody_was_looked_into() -> None:
     assert primary(view(HELD)) == ["holder-not-found"]
     assert primary(view(HELD, unreadable=(1,))) == ["fin-wait2-held"]
