@@ -15,6 +15,7 @@ from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
 from finwait.lab.actor import Conn
 from finwait.lab.topology import Lab, unmet
+from finwait.report import text
 from finwait.session import Diagnosis, Look
 from finwait.uapi.observation import Plan
 from tests.kernel.acting_pair import Pair, planned, row_of, settled, state_of
@@ -146,3 +147,32 @@ def test_a_slow_download_is_no_peer_that_stopped_reading() -> None:
             rows = np.flatnonzero(sender & (diagnosis.view.sockets.state == 4))
             assert len(rows) == 1
             assert not [f.rule for f in diagnosis.findings if (f.rows == rows[0]).any()]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_fin_that_waits_behind_data_is_not_said_to_be_retransmitted(held: bool) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        pair.link.cut()
+        pair.near.fill(pair.ours[0])
+        if held:
+            pair.near.shutdown(pair.ours, "WR")
+        else:
+            pair.near.close(pair.ours)
+
+        def tried(view: View) -> bool:
+            s = view.sockets
+            return bool(((s.sport == pair.ours[0].sport) & (s.retrans >= 2) & (s.timer == 1)).any())
+
+        diagnosis = until(lab, tried)
+        s = diagnosis.view.sockets
+        (row,) = np.flatnonzero(s.sport == pair.ours[0].sport).tolist()
+        assert s.notsent_bytes[row] > 1
+        (finding,) = (f for f in diagnosis.findings if f.primary and (f.rows == row).any())
+        assert finding.rule == ("fin-unanswered-held" if held else "fin-unanswered-orphan")
+        assert "data before the FIN" in finding.title
+        behind = f"behind {int(s.wqueue[row]) - 1} bytes"
+        assert f"{behind} and was never sent" in finding.confidence.reason
+        picture = "".join(text.connection(diagnosis.view, row, [finding]))
+        assert f"our FIN → not sent: it is {behind}" in picture
+        assert "retransmissions of the FIN" not in picture

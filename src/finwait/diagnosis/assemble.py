@@ -31,6 +31,7 @@ _JOINED = (
     "family", "state", "timer", "retrans", "sport", "dport", "cookie", "expires_ms", "rqueue", "wqueue", "uid",
     "inode", "shutdown", "cgroup_id", "last_data_sent_ms", "last_data_recv_ms",
     "last_ack_recv_ms", "unacked", "backoff", "bytes_acked", "bytes_received", "snd_wnd",
+    "notsent_bytes",
 )  # fmt: skip
 """Columns that the joins or the rules look at: read together."""
 _TIME_WAIT_MS = 60_000  # TCP_TIMEWAIT_LEN, include/net/tcp.h: compiled in

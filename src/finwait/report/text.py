@@ -384,6 +384,11 @@ def _fins(view: View, row: int, state: str) -> str:
         return (
             f"our FIN → acknowledged;  ← the peer's FIN has not come; {unread} bytes before it are not read"
         )
+    s = view.sockets
+    if state in ("FIN_WAIT1", "LAST_ACK", "CLOSING") and s.wqueue[row] > 1:
+        come = "" if state == "FIN_WAIT1" else "← the peer's FIN has come;  "
+        sent = "not sent" if s.notsent_bytes[row] else "not acknowledged"
+        return f"{come}our FIN → {sent}: it is behind {int(s.wqueue[row]) - 1} bytes"
     return {
         "FIN_WAIT1": "our FIN → not acknowledged",
         "FIN_WAIT2": "our FIN → acknowledged;  ← the peer's FIN has not come",

@@ -140,6 +140,22 @@ def test_a_window_that_opens_now_and_then_is_no_peer_that_stopped_reading() -> N
     assert sure(view(one, holders=OWNED, earlier=[one], watched_ms=5000)) == "likely"
 
 
+@pytest.mark.parametrize("inode", [0, 7])
+def test_what_is_retransmitted_is_told_by_what_is_before_the_fin(inode: int) -> None:
+    one = HELD | {"state": F1, "inode": inode, "timer": 1, "retrans": 5, "wqueue": 1, "notsent_bytes": 0}
+
+    def said(v: View) -> str:
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary)
+        return f"{found.title}: {found.confidence.reason}"
+
+    assert "5 retransmissions of the FIN" in said(view(one, holders=OWNED))
+    unsent = said(view(one | {"wqueue": 5001, "notsent_bytes": 4000}, holders=OWNED))
+    assert "5 retransmissions of data" in unsent
+    assert "behind 5000 bytes and was never sent" in unsent
+    sent = said(view(one | {"wqueue": 5001}, holders=OWNED))
+    assert "behind 5000 bytes that nobody acknowledged" in sent
+
+
 def test_nobody_holds_it_is_said_only_when_everybody_was_looked_into() -> None:
     assert primary(view(HELD)) == ["holder-not-found"]
     assert primary(view(HELD, unreadable=(1,))) == ["fin-wait2-held"]
