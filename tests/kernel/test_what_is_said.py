@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 from finwait import session
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
+from finwait.kernel import procfs
 from finwait.lab.actor import Conn
 from finwait.lab.topology import Lab, unmet
 from finwait.report import text
@@ -176,3 +179,49 @@ def test_a_fin_that_waits_behind_data_is_not_said_to_be_retransmitted(held: bool
         picture = "".join(text.connection(diagnosis.view, row, [finding]))
         assert f"our FIN → not sent: it is {behind}" in picture
         assert "retransmissions of the FIN" not in picture
+
+
+def test_a_relay_through_which_an_answer_streams_waits_for_nothing() -> None:
+    with Lab() as lab:
+        outside, node, inside = lab.netns("client"), lab.netns("node"), lab.netns("backend")
+        front, back = lab.link(outside, node), lab.link(node, inside)
+        client, relay, backend = (
+            lab.actor(outside, "client"),
+            lab.actor(node, "relay"),
+            lab.actor(inside, "backend"),
+        )
+        door, target = relay.listen(front.b4, 80), backend.listen(back.b4, 8080)
+        relay.relay(door, back.b4, 8080)
+        asking = client.connect_many(1, front.b4, 80)
+        answering = backend.accept_many(target, 1)
+        client.shutdown(asking, "WR")
+        backend.read_to_end(answering)
+        client.absorb(asking)
+        backend.trickle(answering, "x" * 100, 0.1)
+        ((inner, outer),) = relay.legs(door)
+
+        def streams(view: View) -> bool:
+            s, row = view.sockets, row_of(view, outer)
+            return state_of(view, outer) == "FIN_WAIT2" and bool(s.bytes_received[row] > 0)
+
+        once = until(lab, streams)
+        pair = told(once, outer)
+        assert pair is not None
+        assert (pair.rule, pair.confidence.level, pair.confidence.look_again) == (
+            "relay-pair",
+            "possible",
+            True,
+        )
+        assert "`--for 5s`" in pair.confidence.reason
+        twice = looked(lab, watch_ms=600)
+        assert [f.rule for f in twice.findings if f.severity == "problem"] == []
+        assert told(twice, inner) is None
+        where = [w for ns in lab.namespaces.values() for w in ("--netns", str(ns.inode))]
+        blind = [w for pid in procfs.descriptors()[0].unreadable for w in ("--not-holder", str(pid))]
+        checked = subprocess.run(
+            [sys.executable, "-m", "finwait", "check", *where, *blind],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (checked.returncode, checked.stdout.split(" - ")[0]) == (0, "FINWAIT OK"), checked.stdout

@@ -190,6 +190,22 @@ def test_two_legs_of_one_process_and_age_are_a_relay_pair() -> None:
     assert primary(view(*relay(last_ack_recv_ms=9, timer=2), holders=one))[2] == "relay-pair"  # keepalive
 
 
+def test_a_relay_on_which_data_has_just_passed_is_only_possibly_stuck() -> None:
+    def sure(**kwargs: Any) -> str:
+        v = view(*relay(**kwargs), holders={5: [9], 7: [9], 8: [9]})
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "relay-pair")
+        return found.confidence.level
+
+    assert sure() == "likely"
+    assert sure(last_data_recv_ms=200) == "possible"
+    assert sure(last_data_recv_ms=200, bytes_received=0) == "likely"
+
+
+def test_a_relay_that_does_not_read_what_the_far_side_said_is_no_pair_that_waits_for_it() -> None:
+    found = primary(view(*relay(rqueue=9), holders={5: [9], 7: [9], 8: [9]}))
+    assert found == ["", "close-wait-eof-read", "fin-wait2-held"]
+
+
 @pytest.mark.parametrize(
     ("comm", "timer", "severity"),
     [("finwait-relay", 2, "notice"), ("finwait-relay", 0, "problem"), ("kube-proxy", 2, "problem")],

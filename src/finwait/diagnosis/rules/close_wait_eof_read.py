@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, possible
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, look_again
 from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
@@ -41,7 +41,7 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
         fresh = s.present("last_data_sent_ms")[rows] & (s.bytes_acked[rows] > 1)
         fresh &= s.last_data_sent_ms[rows] < RECENT_MS
         if fresh.any():
-            return possible(
+            return look_again(
                 f"on {int(fresh.sum())} of {len(rows)} data was sent in the last {RECENT_MS // 1000} s: the "
                 "answer may still be going out; `--for 5s` looks twice and tells"
             )
