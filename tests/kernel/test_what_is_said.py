@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -225,3 +226,42 @@ def test_a_relay_through_which_an_answer_streams_waits_for_nothing() -> None:
             check=False,
         )
         assert (checked.returncode, checked.stdout.split(" - ")[0]) == (0, "FINWAIT OK"), checked.stdout
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_of_two_listeners_that_share_a_port_the_one_that_does_not_accept_is_found(which: int) -> None:
+    with Lab() as lab, contextlib.ExitStack() as open_:
+        netns = lab.netns("one")
+        doors = []
+        for _ in range(2):
+            door = open_.enter_context(netns.call(socket.socket))
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            door.bind(("127.0.0.1", 7777))
+            door.listen(64)
+            doors.append(door)
+        busy, stuck = doors[which], doors[1 - which]
+        for _ in range(24):  # the kernel spreads them by a hash of their ports
+            client = open_.enter_context(netns.call(socket.socket))
+            client.connect(("127.0.0.1", 7777))
+            client.shutdown(socket.SHUT_WR)
+        busy.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                open_.enter_context(busy.accept()[0])
+
+        def waited(view: View) -> bool:
+            s = view.sockets
+            queued = (s.state == 8) & (s.inode == 0)
+            return bool(queued.any() and (s.last_ack_recv_ms[queued] > 1000).all())
+
+        diagnosis = until(lab, waited)
+        s = diagnosis.view.sockets
+        queued = np.flatnonzero((s.state == 8) & (s.inode == 0))
+        (finding,) = (f for f in diagnosis.findings if f.rule == "never-accepted")
+        assert finding.confidence.level == "certain"
+        assert sorted(finding.rows.tolist()) == queued.tolist()
+        values = [(e.value, e.says) for e in finding.evidence if e.column == "listener :7777"]
+        assert [value for value, _ in values] == [f"{len(queued)} of 64 waiting", "0 of 64 waiting"]
+        assert f"fd {stuck.fileno()} has not accepted" in values[0][1]
+        assert f"fd {busy.fileno()} shares the address" in values[1][1]
+        assert "healthy" not in "".join(text.connection(diagnosis.view, int(queued[0]), [finding]))

@@ -166,12 +166,36 @@ def test_a_waiting_connection_is_never_accepted_only_if_its_listener_has_a_queue
     listener = socket(state=tcp.LISTEN, inode=5, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, rqueue=1)
     waiting = socket(state=CW, inode=0, sport=80, dport=4000, rqueue=6, shutdown=1, **INFO)
     assert primary(view(listener, waiting, holders={5: [9]})) == ["", "never-accepted"]
-    assert primary(view(listener | {"rqueue": 0}, waiting)) == ["", ""]
-    assert primary(view(listener | {"src": "10.0.0.9"}, waiting)) == ["", ""]
-    assert primary(view(listener | {"netns": 2}, waiting)) == ["", ""]
-    fresh = waiting | {"state": E, "last_ack_recv_ms": 10}
-    assert primary(view(listener, fresh)) == ["", ""]
-    assert primary(view(listener, fresh | {"last_ack_recv_ms": 5000})) == ["", "never-accepted"]
+    open_ = waiting | {"state": E}
+    assert primary(view(listener, open_)) == ["", "never-accepted"]
+    assert primary(view(listener | {"rqueue": 0}, open_)) == ["", ""]
+    assert primary(view(listener | {"src": "10.0.0.9"}, open_)) == ["", ""]
+    assert primary(view(listener | {"netns": 2}, open_)) == ["", ""]
+    assert primary(view(listener | {"ifindex": 3}, open_)) == ["", ""]
+    for fresh in (waiting, open_):
+        assert primary(view(listener, fresh | {"last_ack_recv_ms": 10})) == ["", ""]
+
+
+def test_close_wait_without_an_inode_needs_no_listener_to_be_certain() -> None:
+    waiting = socket(state=CW, inode=0, sport=80, dport=4000, rqueue=6, shutdown=1, **INFO)
+    (found,) = engine.diagnose(view(waiting), catalogue.rules())
+    assert (found.rule, found.confidence.level) == ("never-accepted", "certain")
+
+
+@pytest.mark.parametrize("queues", [(0, 2), (2, 0)])
+def test_listeners_that_share_a_port_are_all_named_with_their_queues(queues: tuple[int, int]) -> None:
+    door = socket(state=tcp.LISTEN, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, wqueue=128)
+    doors = [door | {"inode": 5 + k, "rqueue": queue} for k, queue in enumerate(queues)]
+    less_exact = door | {"family": 10, "src": "::", "dst": "::", "inode": 9, "rqueue": 7}
+    rows = [socket(state=E, inode=0, sport=80, dport=4000 + k, cookie=k, **INFO) for k in range(2)]
+    v = view(*doors, less_exact, *rows, holders={5: [50], 6: [60], 9: [90]})
+    assert primary(v) == ["", "", "", "never-accepted", "never-accepted"]
+    (found,) = engine.diagnose(v, catalogue.rules())
+    listeners = [(e.value, e.says) for e in found.evidence if e.column == "listener :80"]
+    assert [value for value, _ in listeners] == ["2 of 128 waiting", "0 of 128 waiting"]
+    behind, idle = (50, 60) if queues[0] else (60, 50)
+    assert f"pid {behind} fd 3 has not accepted; 2 listeners share the address" in listeners[0][1]
+    assert f"pid {idle} fd 3 shares the address, and has accepted all" in listeners[1][1]
 
 
 def relay(**changes: Any) -> list[dict[str, Any]]:
