@@ -265,3 +265,35 @@ def test_of_two_listeners_that_share_a_port_the_one_that_does_not_accept_is_foun
         assert f"fd {stuck.fileno()} has not accepted" in values[0][1]
         assert f"fd {busy.fileno()} shares the address" in values[1][1]
         assert "healthy" not in "".join(text.connection(diagnosis.view, int(queued[0]), [finding]))
+
+
+def test_an_mptcp_half_close_over_which_an_answer_streams_is_healthy() -> None:
+    if lacking := unmet(("mptcp",)):
+        missing("; ".join(lacking))
+    with Lab() as lab:
+        outside, inside = lab.netns("client"), lab.netns("server")
+        for netns in (outside, inside):
+            netns.sysctl("net.mptcp.enabled", 1)
+        link = lab.link(outside, inside)
+        client, server = lab.actor(outside, "client"), lab.actor(inside, "server")
+        door = server.listen(link.b4, 8080, mptcp=True)
+        near = client.connect_many(1, link.b4, door.sport, mptcp=True)
+        far = server.accept_many(door, 1)
+        client.send(near, "hello")
+        server.recv(far, 5)
+        server.send(far, "hello")
+        client.recv(near, 5)
+        client.shutdown(near, "WR")
+        server.read_to_end(far)
+        client.absorb(near)
+        server.trickle(far, "x" * 500, 0.1)
+
+        def streams(view: View) -> bool:
+            s = view.sockets
+            mptcp = (s.protocol == 262) & np.isin(s.state, (5, 8))
+            return bool(mptcp.sum() == 2 and view.moved.any())
+
+        twice = until(lab, streams, watch_ms=500)
+        assert [f.rule for f in twice.findings] == []
+        once = looked(lab)
+        assert {(f.rule, f.confidence.level) for f in once.findings} == {("mptcp-half-close", "possible")}

@@ -34,6 +34,9 @@ _JOINED = (
     "notsent_bytes",
 )  # fmt: skip
 """Columns that the joins or the rules look at: read together."""
+_RECEIVED = ("bytes_received", "mptcp_bytes_received", "mptcp_rcv_nxt")
+"""Counters of what came, the first that a row has: of TCP, of MPTCP, and of MPTCP on a kernel without those."""
+_ACKNOWLEDGED = ("bytes_acked", "mptcp_bytes_acked", "mptcp_snd_una")
 _TIME_WAIT_MS = 60_000  # TCP_TIMEWAIT_LEN, include/net/tcp.h: compiled in
 
 
@@ -102,13 +105,24 @@ def movement(sockets: SocketTable, earlier: SocketTable | None) -> Movement:
     before, _ = unique_match(n, i, j)
     known = before >= 0
     at = np.maximum(before, 0)
-    counted = known & sockets.present("bytes_received") & earlier.present("bytes_received")[at]
-    moved = counted & (sockets.bytes_received > earlier.bytes_received[at])
+
+    def grew(names: tuple[str, ...]) -> tuple[Mask, Mask]:
+        """Return which rows have one of the counters in both looks, and in which the first such has grown."""
+        counted, more = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        for name in names:
+            both = known & ~counted & sockets.present(name) & earlier.present(name)[at]
+            more |= both & (sockets.column(name) > earlier.column(name)[at])
+            counted |= both
+        return counted, more
+
+    mptcp = bool((sockets.protocol == 262).any())
+    counted, moved = grew(_RECEIVED if mptcp else _RECEIVED[:1])
     moved |= known & (sockets.rqueue > earlier.rqueue[at]) & ~counted
-    sent = counted & (sockets.bytes_acked > earlier.bytes_acked[at])
-    # Received less what is still unread is what was read; both numbers count a FIN as 1.
+    _, sent = grew(_ACKNOWLEDGED if mptcp else _ACKNOWLEDGED[:1])
+    # Received less what is still unread is what was read; both numbers count a FIN as 1. (MPTCP's queue is memory.)
     taken = sockets.bytes_received.astype(np.int64) - sockets.rqueue
     read = counted & (taken > (earlier.bytes_received.astype(np.int64) - earlier.rqueue)[at])
+    read &= sockets.protocol == 6
     return Movement(moved, sent, read, counted, known & (sockets.state == earlier.state[at]))
 
 

@@ -110,6 +110,31 @@ def test_a_half_close_that_is_not_read_waits_for_its_program_and_not_for_a_peer_
     assert any(e.value == "absent ×1" for e in finding.evidence)
 
 
+@pytest.mark.parametrize(
+    "name", ["mptcp_bytes_received", "mptcp_bytes_acked", "mptcp_rcv_nxt", "mptcp_snd_una"]
+)
+def test_an_mptcp_half_close_on_which_something_moves_is_no_finding(name: str) -> None:
+    one = socket(protocol=262, state=F2, inode=7, cookie=1, mptcp_token=9, **{name: 10})
+    v = view(one | {name: 11}, holders=OWNED, earlier=[one], watched_ms=500)
+    assert primary(v) == [""]
+
+
+def test_an_mptcp_half_close_is_certain_only_if_it_is_known_to_be_still() -> None:
+    one = socket(protocol=262, state=F2, inode=7, cookie=1, mptcp_token=9, mptcp_bytes_received=10)
+    subflow = socket(state=E, cookie=2, mptcp_token_local=9, ulp=b"mptcp", **INFO)
+
+    def sure(v: View) -> str:
+        (found,) = engine.diagnose(v, catalogue.rules())
+        assert found.rule == "mptcp-half-close"
+        return found.confidence.level
+
+    assert sure(view(one, holders=OWNED, earlier=[one], watched_ms=500)) == "certain"
+    assert sure(view(one, holders=OWNED)) == "possible"
+    assert sure(view(one, subflow, holders=OWNED)) == "certain"
+    assert sure(view(one, subflow | {"last_data_recv_ms": 100}, holders=OWNED)) == "possible"
+    assert sure(view(one, subflow | {"mptcp_token_local": 8}, holders=OWNED)) == "possible"
+
+
 def test_an_answer_that_goes_out_makes_close_wait_no_leak() -> None:
     one = HELD | {"state": CW, "shutdown": 1}
     v = view(one | {"bytes_acked": 99}, holders=OWNED, earlier=[one], watched_ms=500)
