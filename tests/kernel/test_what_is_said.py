@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
 from finwait.kernel import procfs
 from finwait.lab.actor import Conn
-from finwait.lab.topology import Lab, unmet
+from finwait.lab.topology import Lab, Netns, unmet
 from finwait.report import text
+from finwait.report.json import connections
 from finwait.session import Diagnosis, Look
 from finwait.uapi.observation import Plan
 from tests.kernel.acting_pair import Pair, planned, row_of, settled, state_of
@@ -297,3 +299,105 @@ def test_an_mptcp_half_close_over_which_an_answer_streams_is_healthy() -> None:
         assert [f.rule for f in twice.findings] == []
         once = looked(lab)
         assert {(f.rule, f.confidence.level) for f in once.findings} == {("mptcp-half-close", "possible")}
+
+
+FORKING = """
+import os, socket, sys
+door = socket.create_server(("127.0.0.1", 0))
+children = []
+print(door.getsockname()[1], flush=True)
+for line in sys.stdin:
+    conn, _ = door.accept()
+    if not (child := os.fork()):
+        door.close()
+        while conn.recv(1):
+            pass
+        if line == "keep\\n":
+            sys.stdin.read()
+        os._exit(0)
+    children.append(child)
+    if line != "keep\\n":
+        conn.close()
+    print(child, flush=True)
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+"""
+
+
+@contextlib.contextmanager
+def forking_server(netns: Netns) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server that accepts, and forks a child for the connection, once for each line that it is told."""
+    server = netns.call(
+        lambda: subprocess.Popen(
+            [sys.executable, "-c", FORKING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+    )
+    try:
+        assert server.stdout
+        yield server, int(server.stdout.readline())
+    finally:
+        server.communicate()
+
+
+def test_a_server_that_forks_for_each_connection_leaks_none() -> None:
+    with Lab() as lab, contextlib.ExitStack() as open_:
+        netns = lab.netns("one")
+        server, port = open_.enter_context(forking_server(netns))
+        client = open_.enter_context(netns.call(socket.socket))
+        client.connect(("127.0.0.1", port))
+
+        def late(view: View) -> bool:  # the handshake is older than the child that will be made
+            s = view.sockets
+            queued = (s.state == 1) & (s.inode == 0)
+            return bool(queued.any() and (s.last_ack_recv_ms[queued] > 200).all())
+
+        until(lab, late)
+        assert server.stdin
+        assert server.stdout
+        server.stdin.write("serve\n")
+        child = int(server.stdout.readline())
+
+        def served(view: View) -> bool:
+            s = view.sockets
+            (row,) = np.flatnonzero((s.sport == port) & (s.state == 1)).tolist()
+            return {pid for pid, _ in view.holders.of(row)} == {child}
+
+        diagnosis = until(lab, served)
+        assert [f.rule for f in diagnosis.findings] == []
+
+
+def test_what_keeps_a_copy_from_a_child_is_told_by_how_the_child_was_made() -> None:
+    with Lab() as lab, contextlib.ExitStack() as open_:
+        netns = lab.netns("one")
+        server, port = open_.enter_context(forking_server(netns))
+        client = open_.enter_context(netns.call(socket.socket))
+        client.connect(("127.0.0.1", port))
+        client.shutdown(socket.SHUT_WR)
+        assert server.stdin
+        assert server.stdout
+        server.stdin.write("keep\n")
+        child = int(server.stdout.readline())
+        diagnosis = until(
+            lab, lambda view: bool(((view.sockets.state == 8) & (view.sockets.rqueue == 0)).any())
+        )
+        (forked,) = (f for f in diagnosis.findings if f.rule == "inherited-descriptor")
+        assert forked.pids == (server.pid, child)
+        assert any("SOCK_CLOEXEC does nothing" in remedy.text for remedy in forked.ends_it)
+        assert evidence(forked, f"holder pid {child}").endswith("FD_CLOEXEC set")
+        owners = json.loads(connections(diagnosis.view, forked.rows)[0])["owners"]
+        assert {(o["pid"], o["close_on_exec"]) for o in owners} == {(server.pid, True), (child, True)}
+
+    with Lab() as lab:
+        pair = Pair(lab)
+        pair.far.child(pair.theirs, "sleep", "86400")
+        pair.near.shutdown(pair.ours, "WR")
+        pair.far.read_to_end(pair.theirs)
+        started = told(settled(pair, pair.theirs, "CLOSE_WAIT"), pair.theirs[0])
+        assert started is not None
+        assert started.rule == "inherited-descriptor"
+        assert any(remedy.text.startswith("open sockets with SOCK_CLOEXEC") for remedy in started.ends_it)

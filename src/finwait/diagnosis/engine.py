@@ -13,16 +13,18 @@ are never turned into one.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Evidence, Finding
-from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.finding import Evidence, Finding, Remedy
+from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.view import View
 from finwait.table.units import cell_text
 
-__all__ = ["diagnose", "evidence", "summarise"]
+__all__ = ["diagnose", "evidence", "flags_wanted", "summarise", "with_flags"]
 
 _SEVERITY = {"problem": 0, "notice": 1, "healthy": 2}
 
@@ -102,7 +104,7 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
         # Newest first, unknown last.
         age = view.at_least_ms[group]
         group = group[np.argsort(np.where(age < 0, np.iinfo(np.int64).max, age), kind="stable")]
-        more = rule.observe(view, group) if rule.observe else ()
+        seen, ends = _seen(view, rule, words, group)
         result.append(
             Finding(
                 rule.name,
@@ -113,13 +115,53 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
                 netns,
                 pids,
                 group,
-                (*evidence(view, words.clues, group), *more),
-                words.ends,
+                seen,
+                ends,
                 words.does_not,
                 count=len(group),
             )
         )
     return result
+
+
+def _seen(
+    view: View, rule: Rule, words: Rule | Case, group: NDArray[np.int64]
+) -> tuple[tuple[Evidence, ...], tuple[Remedy, ...]]:
+    """Return the evidence of a group, and what ends it."""
+    more = rule.observe(view, group) if rule.observe else ()
+    ends = rule.remedies(view, group) if rule.remedies else words.ends
+    return (*evidence(view, words.clues, group), *more), ends
+
+
+_FLAGS = 1000
+"""Of so many descriptors of a finding the flags are read: a file for each."""
+
+
+def flags_wanted(
+    view: View, rules: Iterable[Rule], findings: Iterable[Finding]
+) -> tuple[tuple[int, int], ...]:
+    """Return the descriptors, as (pid, fd), of which findings tell the close-on-exec flag when it is known."""
+    names = {rule.name for rule in rules if rule.flags}
+    wanted: dict[tuple[int, int], None] = {}
+    for finding in findings:
+        if finding.rule in names:
+            pairs = (pair for row in finding.rows.tolist() for pair in view.holders.of(row))
+            wanted |= dict.fromkeys(islice(pairs, _FLAGS))
+    return tuple(wanted)
+
+
+def with_flags(view: View, rules: Iterable[Rule], findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings as a view tells them that knows the flags of `flags_wanted`."""
+    by_name = {rule.name: rule for rule in rules if rule.flags}
+    result = []
+    for finding in findings:
+        rule = by_name.get(finding.rule)
+        if rule is not None:
+            case = int(_cases(view, rule, finding.rows[:1])[0])
+            seen, ends = _seen(view, rule, rule if case < 0 else rule.cases[case], finding.rows)
+            finding = replace(finding, evidence=seen, ends_it=ends)
+        result.append(finding)
+    return tuple(result)
 
 
 def _holder_sets(view: View, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -76,5 +76,9 @@ class Rule:
     """Evidence beyond columns of the row itself: the other end, the listener, counters."""
     grade: Callable[[View, NDArray[np.int64]], Severity] | None = None
     """Severity by what was seen, where it differs from `severity`."""
+    remedies: Callable[[View, NDArray[np.int64]], tuple[Remedy, ...]] | None = None
+    """What ends a group, where that depends on what was seen; `ends` is all that there is to say of the rule."""
+    flags: bool = False
+    """Whether it tells of `View.close_on_exec`, which is read of the descriptors of its findings only."""
     cases: tuple[Case, ...] = ()
     """Rows that are told in other words than `title`, `clues`, `ends` and `does_not`."""

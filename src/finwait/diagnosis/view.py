@@ -113,6 +113,8 @@ class View:
     namespaces: Mapping[int, NamespaceView]
     processes: Mapping[int, ProcessView]
     cgroup_paths: Mapping[int, str] = field(default_factory=dict)
+    close_on_exec: Mapping[tuple[int, int], bool] = field(default_factory=dict)
+    """(pid, fd) → FD_CLOEXEC, of descriptors that a finding is about and that could be read; see `Rule.flags`."""
     hidden: tuple[HiddenDescriptor, ...] = ()
     hidden_known: bool = False
     """Whether descriptors without a row were looked at (needs a sweep of all states)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -293,6 +294,61 @@ def test_a_holder_younger_than_the_last_byte_has_inherited_it() -> None:
     assert primary(view(one, holders=OWNED, processes=old)) == [""]
     assert primary(view(one | {"last_data_recv_ms": 500}, holders=OWNED, processes=young)) == [""]
     assert primary(view(one, holders=OWNED)) == [""]  # nothing is known of the process
+
+
+def test_a_younger_holder_that_serves_the_connection_has_not_inherited_it() -> None:
+    def found(state: int, exe: str, fd: int = 3, **more: Any) -> tuple[str, str, str]:
+        one = HELD | {"state": state, "shutdown": 0, "rqueue": 1}
+        parent = ProcessView(400, "server", exe="/bin/server", age_ms=200_000)
+        child = ProcessView(500, "child", exe=exe, ppid=more.get("ppid", 400), age_ms=1000)
+        other = socket(state=tcp.LISTEN, inode=9)
+        rows = {9: [400, 400, 400], 7: [500]}
+        v = view(one, other, holders=rows, processes={400: parent, 500: child})
+        v.holders.fd[v.holders.pid == 500] = fd
+        told = [f for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+        return (told[0].rule, told[0].severity, told[0].confidence.level) if told else ("", "", "")
+
+    assert found(E, "/bin/server") == ("", "", "")  # a server that forks for each connection
+    assert found(E, "/bin/handler", fd=0) == ("", "", "")  # one that starts a program on it
+    assert found(E, "/bin/sleep") == ("inherited-descriptor", "notice", "possible")
+    assert found(E, "/bin/server", ppid=1) == ("inherited-descriptor", "notice", "possible")
+    assert found(CW, "/bin/server")[0] == "close-wait-eof-unread"
+    assert found(CW, "/bin/sleep") == ("inherited-descriptor", "problem", "likely")
+
+
+def test_an_answer_that_streams_from_a_shared_socket_may_be_healthy() -> None:
+    one = HELD | {"state": CW, "shutdown": 1, "last_data_sent_ms": 100}
+    shared = {7: [500, 501]}
+    (found,) = (f for f in engine.diagnose(view(one, holders=shared), catalogue.rules()) if f.primary)
+    assert (found.rule, found.confidence.look_again) == ("inherited-descriptor", True)
+    moved = view(one | {"bytes_acked": 99}, holders=shared, earlier=[one], watched_ms=500)
+    assert primary(moved) == [""]
+
+
+@pytest.mark.parametrize(
+    ("exe", "flag", "prevention"),
+    [
+        ("/bin/server", True, "SOCK_CLOEXEC does nothing"),
+        ("/bin/sleep", False, "open sockets with SOCK_CLOEXEC"),
+        ("/bin/sleep", None, "open sockets with SOCK_CLOEXEC"),
+        ("/bin/server", False, "after a plain fork()"),
+        ("", None, "after a plain fork()"),
+    ],
+)
+def test_the_prevention_is_the_one_that_acts_on_how_the_copy_was_made(
+    exe: str, flag: bool | None, prevention: str
+) -> None:
+    parent = ProcessView(500, "server", exe="/bin/server", age_ms=90_000)
+    child = ProcessView(501, "child", exe=exe, ppid=500, age_ms=1000)
+    v = view(HELD, holders={7: [500, 501]}, processes={500: parent, 501: child})
+    found = engine.diagnose(v, catalogue.rules())
+    assert set(engine.flags_wanted(v, catalogue.rules(), found)) == {(500, 3), (501, 4)}
+    knows = replace(v, close_on_exec={} if flag is None else {(500, 3): True, (501, 4): flag})
+    (shared,) = (f for f in engine.with_flags(knows, catalogue.rules(), found) if f.primary)
+    assert any(prevention in remedy.text for remedy in shared.ends_it)
+    says = [e.says for e in shared.evidence if e.column == "holder pid 501"]
+    word = {True: ", FD_CLOEXEC set", False: ", FD_CLOEXEC not set", None: ""}[flag]
+    assert says == [f"holds a descriptor of it{word}"]
 
 
 def test_a_long_silence_is_worth_a_probe_unless_keepalive_runs() -> None:
