@@ -182,6 +182,49 @@ def test_what_is_retransmitted_is_told_by_what_is_before_the_fin(inode: int) -> 
     assert "behind 5000 bytes that nobody acknowledged" in sent
 
 
+@pytest.mark.parametrize("grown", [{"bytes_acked": 99}, {"rqueue": 5}], ids=["answers", "reads"])
+def test_a_program_that_is_busy_with_what_came_has_not_left_it_unread(grown: dict[str, Any]) -> None:
+    one = HELD | {"state": CW, "shutdown": 1, "rqueue": 9}
+    assert primary(view(one | grown, holders=OWNED, earlier=[one], watched_ms=500)) == [""]
+
+
+def test_whether_the_end_of_file_is_left_unread_takes_two_looks_where_it_may_be_busy() -> None:
+    one = HELD | {"state": CW, "shutdown": 1, "rqueue": 1}
+
+    def sure(v: View) -> str:
+        (found,) = engine.diagnose(v, catalogue.rules())
+        assert found.rule == "close-wait-eof-unread"
+        return found.confidence.level
+
+    assert sure(view(one, holders=OWNED)) == "certain"
+    assert sure(view(one | {"last_data_sent_ms": 100}, holders=OWNED)) == "possible"
+    assert sure(view(one | {"rqueue": 9}, holders=OWNED)) == "likely"
+    assert (
+        sure(view(one | {"rqueue": 9}, holders=OWNED, earlier=[one | {"rqueue": 9}], watched_ms=500))
+        == "certain"
+    )
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        HELD | {"state": E, "shutdown": 0, "timer": 1, "retrans": 3, "unacked": 2},
+        HELD | {"state": F1, "timer": 1, "retrans": 3, "wqueue": 99},
+        HELD | {"state": F1, "timer": 1, "retrans": 3, "wqueue": 99, "inode": 0},
+    ],
+    ids=["data", "held", "orphan"],
+)
+def test_what_gets_through_between_two_looks_is_answered(one: dict[str, Any]) -> None:
+    assert primary(view(one, holders=OWNED, earlier=[one], watched_ms=500)) != [""]
+    assert primary(view(one | {"bytes_acked": 99}, holders=OWNED, earlier=[one], watched_ms=500)) == [""]
+
+
+def test_what_nobody_is_seen_to_hold_and_still_moves_finishes_by_itself() -> None:
+    one = HELD | {"state": CW, "shutdown": 1}
+    assert primary(view(one, earlier=[one], watched_ms=500)) == ["holder-not-found"]
+    assert primary(view(one | {"bytes_acked": 99}, earlier=[one], watched_ms=500)) == [""]
+
+
 def test_nobody_holds_it_is_said_only_when_everybody_was_looked_into() -> None:
     assert primary(view(HELD)) == ["holder-not-found"]
     assert primary(view(HELD, unreadable=(1,))) == ["fin-wait2-held"]

@@ -37,6 +37,7 @@ def match(view: View) -> NDArray[np.bool_]:
         & ~view.held
         & (s.timer == 1)
         & (s.retrans >= view.options.retransmits)
+        & ~view.sent  # data before the FIN gets through
     )
 
 
