@@ -260,6 +260,19 @@ def rule_page(rule: Rule) -> str:
     if rule.does_not:
         lines.append("## What people try, and why it does nothing\n")
         lines.append(table(("what", "why not"), ((a.text, a.reason) for a in rule.does_not)))
+    for case in rule.cases:
+        lines.append(f"## Told apart: {case.title}\n")
+        lines.append(
+            table(("column", "what its value says"), ((f"`{c.column}`", c.says) for c in case.clues)) + "\n"
+        )
+        lines.append(
+            table(
+                ("what ends it", "class", "command"),
+                ((r.text, r.kind, f"`{r.command}`" if r.command else "") for r in case.ends),
+            )
+            + "\n"
+        )
+        lines.append(table(("what does not", "why not"), ((a.text, a.reason) for a in case.does_not)) + "\n")
     lines.append(
         "## How sure\n\n"
         "Where several rules match a connection, the most specific one is its primary cause: the lower rank. "

@@ -508,6 +508,8 @@ class _Seen:
     state: str
     in_flight: bool
     """Whether data or a FIN waits to be acknowledged, so that no keepalive runs."""
+    before_fin: int
+    """Bytes before a FIN that is sent or queued (it counts 1 itself) that the peer has not acknowledged."""
 
 
 def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
@@ -534,7 +536,7 @@ def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
 def _left(ends: Sequence[Step | End]) -> dict[Key, _Seen]:
     table = _reread(ends)
     rows = _rows_by_cookie(table)
-    states, timers = table.state.tolist(), table.timer.tolist()
+    states, timers, queued = table.state.tolist(), table.timer.tolist(), table.wqueue.tolist()
     left = {}
     for one in ends:
         row = rows.get(key := _key(one))
@@ -542,7 +544,7 @@ def _left(ends: Sequence[Step | End]) -> dict[Key, _Seen]:
             continue
         state = tcp.STATES.get(states[row], "?")
         if state not in ("TIME_WAIT", "CLOSE"):
-            left[key] = _Seen(state, timers[row] in (1, 4))
+            left[key] = _Seen(state, timers[row] in (1, 4), max(queued[row] - 1, 0))
     return left
 
 
@@ -579,6 +581,9 @@ def _outcome(
     if step.other is not None:
         there = left.get(_key(step.other))
         other = there.state if there is not None else "gone"
+    if seen is not None and step.means == "fin" and seen.before_fin:
+        said = f"the FIN is behind {seen.before_fin} bytes that its peer has not taken; it is in {seen.state}"
+        return Outcome(step, "still there", said, act_id, other, open_)
     if seen is None or (step.means == "fin" and seen.state == "LAST_ACK"):
         if seen is not None:
             said = "the FIN is out; it is in LAST_ACK until the peer acknowledges it"

@@ -326,7 +326,11 @@ def diagnose(
     shot = look(machine or live_machine(), how or Look())
     chosen = catalogue.rules() if rules is None else tuple(catalogue.rule(name) for name in rules)
     mask = only(shot) if only is not None else None
-    return Diagnosis(shot, engine.diagnose(shot.view, chosen, mask), shot.gaps)
+    found = engine.diagnose(shot.view, chosen, mask)
+    if wanted := engine.flags_wanted(shot.view, chosen, found):
+        view = replace(shot.view, close_on_exec=shot.machine.close_on_exec(wanted))
+        shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found)
+    return Diagnosis(shot, found, shot.gaps)
 
 
 def findings_of(diagnosis: Diagnosis, row: int) -> tuple[Finding, ...]:

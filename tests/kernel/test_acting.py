@@ -84,6 +84,22 @@ def test_a_half_close_whose_other_end_is_here_is_finished_from_there_without_a_r
         assert pair.states([*pair.ours, *pair.theirs]) == ["gone", "ESTABLISHED", "gone", "ESTABLISHED"]
 
 
+def test_a_fin_that_queues_up_behind_data_is_not_said_to_be_out(journal: SqliteJournal) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        pair.near.shutdown(pair.ours, "WR")
+        pair.far.read_to_end(pair.theirs)
+        pair.far.fill(pair.theirs[0])
+        plan = planned(settled(pair, pair.theirs, "CLOSE_WAIT"), pair.theirs, "fin")
+        (outcome,) = acting.apply(plan, journal, boot_id="")
+        assert outcome.result == "still there"
+        assert "the FIN is behind " in outcome.detail
+        view = pair.look().view
+        row = int(np.flatnonzero(view.sockets.cookie == int(plan.steps[0].cookie, 16))[0])
+        assert f" {int(view.sockets.wqueue[row]) - 1} bytes" in outcome.detail
+        assert view.sockets.notsent_bytes[row] > 1
+
+
 def test_a_close_wait_leak_gets_a_fin_and_the_peer_sees_a_proper_end(journal: SqliteJournal) -> None:
     with Lab() as lab:
         pair = Pair(lab)

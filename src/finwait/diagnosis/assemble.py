@@ -6,6 +6,7 @@ All joins happen here, once: holders, other ends, conntrack entries, ages, movem
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
     from finwait.table.flows import FlowTable
     from finwait.uapi.observation import Descriptors
 
-__all__ = ["ages", "assemble", "loopback", "movement"]
+__all__ = ["Movement", "ages", "assemble", "loopback", "movement"]
 
 _JOINED = (
     "family", "state", "timer", "retrans", "sport", "dport", "cookie", "expires_ms", "rqueue", "wqueue", "uid",
     "inode", "shutdown", "cgroup_id", "last_data_sent_ms", "last_data_recv_ms",
     "last_ack_recv_ms", "unacked", "backoff", "bytes_acked", "bytes_received", "snd_wnd",
+    "notsent_bytes",
 )  # fmt: skip
 """Columns that the joins or the rules look at: read together."""
+_RECEIVED = ("bytes_received", "mptcp_bytes_received", "mptcp_rcv_nxt")
+"""Counters of what came, the first that a row has: of TCP, of MPTCP, and of MPTCP on a kernel without those."""
+_ACKNOWLEDGED = ("bytes_acked", "mptcp_bytes_acked", "mptcp_snd_una")
 _TIME_WAIT_MS = 60_000  # TCP_TIMEWAIT_LEN, include/net/tcp.h: compiled in
 
 
@@ -76,26 +81,49 @@ def ages(
     return least, most, source
 
 
-def movement(sockets: SocketTable, earlier: SocketTable | None) -> tuple[Mask, Mask, Mask, Mask]:
-    """Compare with an earlier look, by cookie.
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """What changed between two looks, row by row."""
 
-    Returns:
-        Which rows received bytes meanwhile, which got bytes acknowledged, which were there before at all, and
-        which were in the same state.
-    """
+    received: Mask
+    """Bytes came."""
+    acknowledged: Mask
+    """Bytes of ours were acknowledged."""
+    read: Mask
+    """The program took bytes out of the receive queue."""
+    known: Mask
+    """The socket was there before, with counters: what did not move stood still."""
+    same_state: Mask
+
+
+def movement(sockets: SocketTable, earlier: SocketTable | None) -> Movement:
+    """Compare with an earlier look, by cookie."""
     n = len(sockets)
-    no = np.zeros(n, np.bool_)
     if earlier is None or not len(earlier) or not n:
-        return no, no.copy(), no.copy(), no.copy()
+        return Movement(*(np.zeros(n, np.bool_) for _ in range(5)))
     i, j = matches((sockets.cookie, sockets.protocol), (earlier.cookie, earlier.protocol))
     before, _ = unique_match(n, i, j)
     known = before >= 0
     at = np.maximum(before, 0)
-    counted = known & sockets.present("bytes_received") & earlier.present("bytes_received")[at]
-    moved = counted & (sockets.bytes_received > earlier.bytes_received[at])
+
+    def grew(names: tuple[str, ...]) -> tuple[Mask, Mask]:
+        """Return which rows have one of the counters in both looks, and in which the first such has grown."""
+        counted, more = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        for name in names:
+            both = known & ~counted & sockets.present(name) & earlier.present(name)[at]
+            more |= both & (sockets.column(name) > earlier.column(name)[at])
+            counted |= both
+        return counted, more
+
+    mptcp = bool((sockets.protocol == 262).any())
+    counted, moved = grew(_RECEIVED if mptcp else _RECEIVED[:1])
     moved |= known & (sockets.rqueue > earlier.rqueue[at]) & ~counted
-    sent = counted & (sockets.bytes_acked > earlier.bytes_acked[at])
-    return moved, sent, known, known & (sockets.state == earlier.state[at])
+    _, sent = grew(_ACKNOWLEDGED if mptcp else _ACKNOWLEDGED[:1])
+    # Received less what is still unread is what was read; both numbers count a FIN as 1. (MPTCP's queue is memory.)
+    taken = sockets.bytes_received.astype(np.int64) - sockets.rqueue
+    read = counted & (taken > (earlier.bytes_received.astype(np.int64) - earlier.rqueue)[at])
+    read &= sockets.protocol == 6
+    return Movement(moved, sent, read, counted, known & (sockets.state == earlier.state[at]))
 
 
 def assemble(
@@ -139,12 +167,12 @@ def assemble(
         sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None
     )
     least, most, source = ages(sockets)
-    moved, sent, known, same_state = movement(sockets, earlier)
+    change = movement(sockets, earlier)
     if watched_ms:
-        longer = same_state & (least < watched_ms)
+        longer = change.same_state & (least < watched_ms)
         least[longer] = watched_ms
         source[longer] = 3
-        new = ~same_state & (earlier is not None)
+        new = ~change.same_state & (earlier is not None)
         shorter = new & ((most < 0) | (most > watched_ms)) & (least <= watched_ms)
         most[shorter] = watched_ms
     here, reached = _peer_here(sockets, ends, near, namespaces)
@@ -166,9 +194,10 @@ def assemble(
         at_least_ms=least,
         at_most_ms=most,
         age_source=source,
-        moved=moved,
-        sent=sent,
-        moved_known=known,
+        moved=change.received,
+        sent=change.acknowledged,
+        read=change.read,
+        moved_known=change.known,
         has_flow=has_flow,
         flow_state=state,
         flow_natted=natted,

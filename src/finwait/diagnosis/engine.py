@@ -2,9 +2,9 @@
 
 *Theory of operation.* Every rule marks the rows that it explains; a row may have several marks. The primary
 cause of a row is the matching rule of lowest rank: the most specific pattern (a relay's pair of legs before a
-half-close, an expired NAT entry before both). Marked rows are then grouped by namespace, holding process and
-whether the mark is the primary one, and each group is a finding, with its evidence summarised from the columns
-that the rule names.
+half-close, an expired NAT entry before both). Marked rows are then grouped by namespace, holding processes,
+case of the rule and whether the mark is the primary one, and each group is a finding, with its evidence summarised
+from the columns that the rule names.
 
 *What this cannot see.* Whatever the view does not hold: the gaps of the look travel beside the findings and
 are never turned into one.
@@ -13,16 +13,18 @@ are never turned into one.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Evidence, Finding
-from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.finding import Evidence, Finding, Remedy
+from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.view import View
 from finwait.table.units import cell_text
 
-__all__ = ["diagnose", "evidence", "summarise"]
+__all__ = ["diagnose", "evidence", "flags_wanted", "summarise", "with_flags"]
 
 _SEVERITY = {"problem": 0, "notice": 1, "healthy": 2}
 
@@ -88,9 +90,7 @@ def _age(view: View, finding: Finding) -> int:
 
 def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np.bool_]) -> list[Finding]:
     holder = view.holders.first_pid()[rows]
-    # Connections held by several processes are a group of their own for each set of holders.
-    shared = view.holders.several_processes()[rows]
-    keys = (view.sockets.netns[rows], holder, primary)
+    keys = (view.sockets.netns[rows], holder, _holder_sets(view, rows), _cases(view, rule, rows), primary)
     result: list[Finding] = []
     order = np.lexsort(keys[::-1])  # by namespace, then by holder; stable, so rows stay in order
     changes = np.zeros(len(rows), np.bool_)
@@ -98,33 +98,89 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
         changes[1:] |= key[order[1:]] != key[order[:-1]]
     for part in np.split(order, np.flatnonzero(changes)):
         group = rows[part]
-        netns, pid, is_primary = (key[part[0]].item() for key in keys)
-        pids: tuple[int, ...] = (pid,) if pid >= 0 else ()
-        if shared[part].any():
-            several = group[view.holders.several_processes()[group]]
-            pids = tuple(
-                sorted({p for row in several[:1000].tolist() for p, _ in view.holders.of(row)} | set(pids))
-            )
+        netns, case, is_primary = (keys[k][part[0]].item() for k in (0, 3, 4))
+        pids = tuple(sorted({pid for pid, _ in view.holders.of(int(group[0]))}))
+        words = rule if case < 0 else rule.cases[case]
         # Newest first, unknown last.
         age = view.at_least_ms[group]
         group = group[np.argsort(np.where(age < 0, np.iinfo(np.int64).max, age), kind="stable")]
-        more = rule.observe(view, group) if rule.observe else ()
+        seen, ends = _seen(view, rule, words, group)
         result.append(
             Finding(
                 rule.name,
-                rule.title,
+                words.title,
                 rule.grade(view, group) if rule.grade else rule.severity,
                 bool(is_primary),
                 rule.confidence(view, group),
                 netns,
                 pids,
                 group,
-                (*evidence(view, rule.clues, group), *more),
-                rule.ends,
-                rule.does_not,
+                seen,
+                ends,
+                words.does_not,
                 count=len(group),
             )
         )
+    return result
+
+
+def _seen(
+    view: View, rule: Rule, words: Rule | Case, group: NDArray[np.int64]
+) -> tuple[tuple[Evidence, ...], tuple[Remedy, ...]]:
+    """Return the evidence of a group, and what ends it."""
+    more = rule.observe(view, group) if rule.observe else ()
+    ends = rule.remedies(view, group) if rule.remedies else words.ends
+    return (*evidence(view, words.clues, group), *more), ends
+
+
+_FLAGS = 1000
+"""Of so many descriptors of a finding the flags are read: a file for each."""
+
+
+def flags_wanted(
+    view: View, rules: Iterable[Rule], findings: Iterable[Finding]
+) -> tuple[tuple[int, int], ...]:
+    """Return the descriptors, as (pid, fd), of which findings tell the close-on-exec flag when it is known."""
+    names = {rule.name for rule in rules if rule.flags}
+    wanted: dict[tuple[int, int], None] = {}
+    for finding in findings:
+        if finding.rule in names:
+            pairs = (pair for row in finding.rows.tolist() for pair in view.holders.of(row))
+            wanted |= dict.fromkeys(islice(pairs, _FLAGS))
+    return tuple(wanted)
+
+
+def with_flags(view: View, rules: Iterable[Rule], findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings as a view tells them that knows the flags of `flags_wanted`."""
+    by_name = {rule.name: rule for rule in rules if rule.flags}
+    result = []
+    for finding in findings:
+        rule = by_name.get(finding.rule)
+        if rule is not None:
+            case = int(_cases(view, rule, finding.rows[:1])[0])
+            seen, ends = _seen(view, rule, rule if case < 0 else rule.cases[case], finding.rows)
+            finding = replace(finding, evidence=seen, ends_it=ends)
+        result.append(finding)
+    return tuple(result)
+
+
+def _holder_sets(view: View, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number for each set of several holding processes; 0 where at most one process holds the row."""
+    result = np.zeros(len(rows), np.int64)
+    known: dict[tuple[int, ...], int] = {}
+    holders = view.holders
+    for k in np.flatnonzero(holders.several_processes()[rows]).tolist():
+        begin = int(holders.start[rows[k]])
+        pids = tuple(dict.fromkeys(holders.pid[begin : begin + int(holders.count[rows[k]])].tolist()))
+        result[k] = known.setdefault(pids, len(known) + 1)
+    return result
+
+
+def _cases(view: View, rule: Rule, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return which case of the rule each row is, −1 for none."""
+    result = np.full(len(rows), -1, np.int64)
+    for number, case in reversed(tuple(enumerate(rule.cases))):
+        result[case.rows(view)[rows]] = number
     return result
 
 

@@ -31,6 +31,8 @@ class Confidence:
 
     level: Certainty
     reason: str
+    look_again: bool = False
+    """Whether it may be healthy for all that one look can tell, and a second look some seconds later settles it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.view import View
 
-__all__ = ["Clue", "Match", "Rule"]
+__all__ = ["Case", "Clue", "Match", "Rule"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,21 @@ class Clue:
 
     column: str
     says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Rows of a rule that are the same pattern and are told in other words, because other means end them.
+
+    A row is of the first case that has it, and of none where it is as the rule itself says. Rows of different
+    cases are different findings.
+    """
+
+    title: str
+    rows: Callable[[View], NDArray[np.bool_]]
+    clues: tuple[Clue, ...]
+    ends: tuple[Remedy, ...]
+    does_not: tuple[Advice, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +76,9 @@ class Rule:
     """Evidence beyond columns of the row itself: the other end, the listener, counters."""
     grade: Callable[[View, NDArray[np.int64]], Severity] | None = None
     """Severity by what was seen, where it differs from `severity`."""
+    remedies: Callable[[View, NDArray[np.int64]], tuple[Remedy, ...]] | None = None
+    """What ends a group, where that depends on what was seen; `ends` is all that there is to say of the rule."""
+    flags: bool = False
+    """Whether it tells of `View.close_on_exec`, which is read of the descriptors of its findings only."""
+    cases: tuple[Case, ...] = ()
+    """Rows that are told in other words than `title`, `clues`, `ends` and `does_not`."""

@@ -99,8 +99,10 @@ class View:
     """bytes_received grew between two looks."""
     sent: Mask
     """bytes_acked grew between two looks."""
+    read: Mask
+    """The program took bytes out of the receive queue between two looks."""
     moved_known: Mask
-    """Whether there were two looks at this socket."""
+    """Whether there were two looks at this socket, and counters in both."""
     has_flow: Mask
     """A conntrack entry for its tuple exists in some namespace."""
     flow_state: NDArray[np.uint8]
@@ -113,6 +115,8 @@ class View:
     namespaces: Mapping[int, NamespaceView]
     processes: Mapping[int, ProcessView]
     cgroup_paths: Mapping[int, str] = field(default_factory=dict)
+    close_on_exec: Mapping[tuple[int, int], bool] = field(default_factory=dict)
+    """(pid, fd) → FD_CLOEXEC, of descriptors that a finding is about and that could be read; see `Rule.flags`."""
     hidden: tuple[HiddenDescriptor, ...] = ()
     hidden_known: bool = False
     """Whether descriptors without a row were looked at (needs a sweep of all states)."""
@@ -157,21 +161,46 @@ class View:
 
     @cached_property
     def listener(self) -> I64:
-        """For rows without an inode, the row of the listener on their port and address; −1 for none."""
-        s = self.sockets
+        """For rows in an accept queue, the first of their `listeners`; −1 for none."""
         out = np.full(len(self), -1, np.int64)
-        left = np.flatnonzero((s.inode == 0) & (s.state != tcp.LISTEN))
+        row, listener = self.listeners
+        out[row[::-1]] = listener[::-1]
+        return out
+
+    @cached_property
+    def waiting(self) -> I64:
+        """For rows in an accept queue, how many connections wait in the queues of their `listeners` together."""
+        out = np.zeros(len(self), np.int64)
+        row, listener = self.listeners
+        np.add.at(out, row, self.sockets.rqueue[listener].astype(np.int64))
+        return out
+
+    @cached_property
+    def listeners(self) -> tuple[I64, I64]:
+        """Rows in an accept queue and each listener that may have taken them in, as pairs, by row.
+
+        Of the listeners on their port those that are bound most exactly. There are several with SO_REUSEPORT: the
+        kernel chooses by a hash, and no row says which.
+        """
+        s = self.sockets
+        left = np.flatnonzero((s.inode == 0) & ((s.state == tcp.ESTABLISHED) | (s.state == tcp.CLOSE_WAIT)))
         right = np.flatnonzero(s.state == tcp.LISTEN)
-        i, j = matches((s.netns[left], s.sport[left]), (s.netns[right], s.sport[right]))
+        i, j = matches(
+            (s.netns[left], s.protocol[left], s.sport[left]),
+            (s.netns[right], s.protocol[right], s.sport[right]),
+        )
         i, j = left[i], right[j]
         bound, peer = s.src[j], s.src[i]
         exact = (bound == peer).all(axis=1)
         any6 = (bound == 0).all(axis=1) & (s.family[j] == 10)
         v4 = (peer[:, 0] == 0) & (peer[:, 1] >> np.uint64(32) == np.uint64(0xFFFF))
         any4 = (bound[:, 0] == 0) & (bound[:, 1] == np.uint64(MAPPED)) & v4
-        for kind in (any6, any4, exact):  # the more exact binding is written last and wins
-            out[i[kind]] = j[kind]
-        return out
+        device = (s.ifindex[j] == 0) | (s.ifindex[j] == s.ifindex[i])
+        how = np.select([exact, any4, any6], [3, 2, 1], 0) * device
+        best = np.zeros(len(self), np.int64)
+        np.maximum.at(best, i, how)
+        keep = (how > 0) & (how == best[i])
+        return i[keep], j[keep]
 
     def pid_rows(self, mask: Mask) -> dict[int, I64]:
         """Return the rows of a mask by holding process (a row held by two is under both)."""

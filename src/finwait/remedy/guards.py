@@ -72,7 +72,7 @@ def _silent_orphan(view: View, row: int, limits: Limits) -> str | None:  # noqa:
 
 
 def _moving(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
-    if view.moved[row] or view.sent[row]:
+    if view.moved[row] or view.sent[row] or view.read[row]:
         return f"bytes moved within {view.watched_ms / 1000:.1f} s: data that is wanted would be cut off"
     return None
 

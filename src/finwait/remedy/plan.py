@@ -352,6 +352,7 @@ def _closer(view: View, row: int, rule: str, limits: Limits, can: Abilities) -> 
         or view.sockets.state[other] != tcp.CLOSE_WAIT
         # One tuple may be two connections, of networks that are not connected.
         or not counts_agree(view.sockets, np.array([row]), np.array([other]), unknown=True)[0]
+        or view.sockets.timer[other] == 4  # its FIN would wait behind what has no room at our end
         or not view.holder_found[other]
         or guard_rows(view, other, limits) is not None
         or _not_borrowed(view, other, can) is not None

@@ -151,7 +151,12 @@ def _workloads(view: View, rows: NDArray[np.int64]) -> list[str]:
 
 def _owners(view: View, rows: NDArray[np.int64]) -> list[str]:
     """Return the owners of each row as JSON; ``null`` where they could not be looked for."""
-    holders = view.holders
+    holders, flags = view.holders, view.close_on_exec
+
+    def owner(pid: int, fd: int) -> str:
+        known = "" if (pid, fd) not in flags else f',"close_on_exec":{"true" if flags[pid, fd] else "false"}'
+        return f'{{"pid":{pid},"fd":{fd},"comm":{comm.get(pid, "null")}{known}}}'
+
     comm = {pid: _text(p.comm) for pid, p in view.processes.items()}
     count = holders.count[rows]
     one = count == 1
@@ -161,12 +166,9 @@ def _owners(view: View, rows: NDArray[np.int64]) -> list[str]:
     for k, pid, fd in zip(
         np.flatnonzero(one).tolist(), holders.pid[first].tolist(), holders.fd[first].tolist(), strict=True
     ):
-        result[k] = f'[{{"pid":{pid},"fd":{fd},"comm":{comm.get(pid, "null")}}}]'
+        result[k] = f"[{owner(pid, fd)}]"
     for k in np.flatnonzero(count > 1).tolist():
-        cells = (
-            f'{{"pid":{pid},"fd":{fd},"comm":{comm.get(pid, "null")}}}'
-            for pid, fd in holders.of(int(rows[k]))
-        )
+        cells = (owner(pid, fd) for pid, fd in holders.of(int(rows[k])))
         result[k] = f"[{','.join(cells)}]"
     return result
 

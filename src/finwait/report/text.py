@@ -374,13 +374,23 @@ def _picture(view: View, row: int, cells: Cells) -> list[str]:
         middle = link if k == 1 else " " * len(link)
         lines.append(f"  │ {a:<{width}} │{middle}│ {b:<{reach}} │")
     lines.append(f"  └─{'─' * width}─┘{' ' * len(link)}└─{'─' * reach}─┘")
-    said = _fins(state)
+    said = _fins(view, row, state)
     if said:
         lines.append(f"  {said}")
     return lines
 
 
-def _fins(state: str) -> str:
+def _fins(view: View, row: int, state: str) -> str:
+    unread = int(view.sockets.rqueue[row])
+    if state == "FIN_WAIT2" and unread:
+        return (
+            f"our FIN → acknowledged;  ← the peer's FIN has not come; {unread} bytes before it are not read"
+        )
+    s = view.sockets
+    if state in ("FIN_WAIT1", "LAST_ACK", "CLOSING") and s.wqueue[row] > 1:
+        come = "" if state == "FIN_WAIT1" else "← the peer's FIN has come;  "
+        sent = "not sent" if s.notsent_bytes[row] else "not acknowledged"
+        return f"{come}our FIN → {sent}: it is behind {int(s.wqueue[row]) - 1} bytes"
     return {
         "FIN_WAIT1": "our FIN → not acknowledged",
         "FIN_WAIT2": "our FIN → acknowledged;  ← the peer's FIN has not come",

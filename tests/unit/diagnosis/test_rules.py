@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,10 +78,151 @@ def test_bytes_that_arrive_between_two_looks_make_a_half_close_a_streaming_one()
     assert primary(still) == ["fin-wait2-held"]
 
 
+def test_who_holds_a_half_close_up_is_told_by_what_is_unread_and_by_the_other_end() -> None:
+    def said(ours: dict[str, Any], other: dict[str, Any] | None = None) -> tuple[str, str]:
+        far = socket(src="192.0.2.1", dst="10.0.0.1", sport=80, dport=4000, inode=0, **INFO) | (other or {})
+        v = view(HELD | ours, *([far] if other else []), holders=OWNED)
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary and f.rows[0] == 0)
+        assert found.rule == "fin-wait2-held"
+        return found.title, found.confidence.level
+
+    not_reading, not_closing = "this program does not read", "the peer does not close"
+    assert not_closing in said({})[0]
+    assert not_reading in said({"rqueue": 9})[0]
+    assert said({"rqueue": 9})[1] == "likely"
+    assert said({"rqueue": 9, "last_data_recv_ms": 100})[1] == "possible"
+    assert not_reading in said({"rqueue": 9}, {"state": LA, "timer": 4, "wqueue": 7})[0]
+    assert not_closing in said({"rqueue": 9}, {"state": CW})[0]
+    assert not_reading in said({"rqueue": 9}, {"state": CW, "timer": 4, "wqueue": 7})[0]
+    assert "its FIN does not get here" in said({}, {"state": LA, "timer": 1})[0]
+
+
+def test_a_half_close_whose_queue_is_being_read_is_a_streaming_one() -> None:
+    slow = HELD | {"bytes_received": 1000, "rqueue": 900}
+    v = view(slow | {"rqueue": 800}, holders=OWNED, earlier=[slow], watched_ms=500)
+    assert primary(v) == ["fin-wait2-streaming"]
+
+
+def test_a_half_close_that_is_not_read_waits_for_its_program_and_not_for_a_peer_that_is_gone() -> None:
+    here = {1: NamespaceView(1, ("host",), addresses=frozenset({(0, 0xFFFF << 32 | 0xC0000201)}))}
+    v = view(HELD | {"rqueue": 9}, holders=OWNED, namespaces=here)
+    assert primary(v) == ["fin-wait2-held"]
+    (finding,) = [f for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+    assert any(e.value == "absent ×1" for e in finding.evidence)
+
+
+@pytest.mark.parametrize(
+    "name", ["mptcp_bytes_received", "mptcp_bytes_acked", "mptcp_rcv_nxt", "mptcp_snd_una"]
+)
+def test_an_mptcp_half_close_on_which_something_moves_is_no_finding(name: str) -> None:
+    one = socket(protocol=262, state=F2, inode=7, cookie=1, mptcp_token=9, **{name: 10})
+    v = view(one | {name: 11}, holders=OWNED, earlier=[one], watched_ms=500)
+    assert primary(v) == [""]
+
+
+def test_an_mptcp_half_close_is_certain_only_if_it_is_known_to_be_still() -> None:
+    one = socket(protocol=262, state=F2, inode=7, cookie=1, mptcp_token=9, mptcp_bytes_received=10)
+    subflow = socket(state=E, cookie=2, mptcp_token_local=9, ulp=b"mptcp", **INFO)
+
+    def sure(v: View) -> str:
+        (found,) = engine.diagnose(v, catalogue.rules())
+        assert found.rule == "mptcp-half-close"
+        return found.confidence.level
+
+    assert sure(view(one, holders=OWNED, earlier=[one], watched_ms=500)) == "certain"
+    assert sure(view(one, holders=OWNED)) == "possible"
+    assert sure(view(one, subflow, holders=OWNED)) == "certain"
+    assert sure(view(one, subflow | {"last_data_recv_ms": 100}, holders=OWNED)) == "possible"
+    assert sure(view(one, subflow | {"mptcp_token_local": 8}, holders=OWNED)) == "possible"
+
+
 def test_an_answer_that_goes_out_makes_close_wait_no_leak() -> None:
     one = HELD | {"state": CW, "shutdown": 1}
     v = view(one | {"bytes_acked": 99}, holders=OWNED, earlier=[one], watched_ms=500)
     assert primary(v) == [""]
+
+
+def test_a_window_that_opens_now_and_then_is_no_peer_that_stopped_reading() -> None:
+    one = HELD | {"state": F1, "timer": 4, "snd_wnd": 0, "wqueue": 99}
+
+    def sure(v: View) -> str:
+        return next(
+            f.confidence.level for f in engine.diagnose(v, catalogue.rules()) if f.rule == "zero-window"
+        )
+
+    moved = view(one | {"bytes_acked": 99}, holders=OWNED, earlier=[one], watched_ms=500)
+    assert primary(moved) == [""]
+    far = socket(
+        src="192.0.2.1", dst="10.0.0.1", sport=80, dport=4000, state=CW, inode=8, rqueue=90, cookie=2
+    )
+    far |= INFO | {"bytes_received": 100}
+    read = view(one, far | {"rqueue": 80}, holders={7: [5], 8: [6]}, earlier=[one, far], watched_ms=500)
+    assert primary(read)[0] == ""
+    assert sure(view(one, holders=OWNED)) == "possible"
+    assert sure(view(one | {"backoff": 5}, holders=OWNED)) == "likely"
+    long = one | {"backoff": 5}
+    assert sure(view(long, holders=OWNED, earlier=[one], watched_ms=5000)) == "certain"
+    assert sure(view(long, holders=OWNED, earlier=[one], watched_ms=500)) == "likely"
+    assert sure(view(one, holders=OWNED, earlier=[one], watched_ms=5000)) == "likely"
+
+
+@pytest.mark.parametrize("inode", [0, 7])
+def test_what_is_retransmitted_is_told_by_what_is_before_the_fin(inode: int) -> None:
+    one = HELD | {"state": F1, "inode": inode, "timer": 1, "retrans": 5, "wqueue": 1, "notsent_bytes": 0}
+
+    def said(v: View) -> str:
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary)
+        return f"{found.title}: {found.confidence.reason}"
+
+    assert "5 retransmissions of the FIN" in said(view(one, holders=OWNED))
+    unsent = said(view(one | {"wqueue": 5001, "notsent_bytes": 4000}, holders=OWNED))
+    assert "5 retransmissions of data" in unsent
+    assert "behind 5000 bytes and was never sent" in unsent
+    sent = said(view(one | {"wqueue": 5001}, holders=OWNED))
+    assert "behind 5000 bytes that nobody acknowledged" in sent
+
+
+@pytest.mark.parametrize("grown", [{"bytes_acked": 99}, {"rqueue": 5}], ids=["answers", "reads"])
+def test_a_program_that_is_busy_with_what_came_has_not_left_it_unread(grown: dict[str, Any]) -> None:
+    one = HELD | {"state": CW, "shutdown": 1, "rqueue": 9}
+    assert primary(view(one | grown, holders=OWNED, earlier=[one], watched_ms=500)) == [""]
+
+
+def test_whether_the_end_of_file_is_left_unread_takes_two_looks_where_it_may_be_busy() -> None:
+    one = HELD | {"state": CW, "shutdown": 1, "rqueue": 1}
+
+    def sure(v: View) -> str:
+        (found,) = engine.diagnose(v, catalogue.rules())
+        assert found.rule == "close-wait-eof-unread"
+        return found.confidence.level
+
+    assert sure(view(one, holders=OWNED)) == "certain"
+    assert sure(view(one | {"last_data_sent_ms": 100}, holders=OWNED)) == "possible"
+    assert sure(view(one | {"rqueue": 9}, holders=OWNED)) == "likely"
+    assert (
+        sure(view(one | {"rqueue": 9}, holders=OWNED, earlier=[one | {"rqueue": 9}], watched_ms=500))
+        == "certain"
+    )
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        HELD | {"state": E, "shutdown": 0, "timer": 1, "retrans": 3, "unacked": 2},
+        HELD | {"state": F1, "timer": 1, "retrans": 3, "wqueue": 99},
+        HELD | {"state": F1, "timer": 1, "retrans": 3, "wqueue": 99, "inode": 0},
+    ],
+    ids=["data", "held", "orphan"],
+)
+def test_what_gets_through_between_two_looks_is_answered(one: dict[str, Any]) -> None:
+    assert primary(view(one, holders=OWNED, earlier=[one], watched_ms=500)) != [""]
+    assert primary(view(one | {"bytes_acked": 99}, holders=OWNED, earlier=[one], watched_ms=500)) == [""]
+
+
+def test_what_nobody_is_seen_to_hold_and_still_moves_finishes_by_itself() -> None:
+    one = HELD | {"state": CW, "shutdown": 1}
+    assert primary(view(one, earlier=[one], watched_ms=500)) == ["holder-not-found"]
+    assert primary(view(one | {"bytes_acked": 99}, earlier=[one], watched_ms=500)) == [""]
 
 
 def test_nobody_holds_it_is_said_only_when_everybody_was_looked_into() -> None:
@@ -93,12 +235,36 @@ def test_a_waiting_connection_is_never_accepted_only_if_its_listener_has_a_queue
     listener = socket(state=tcp.LISTEN, inode=5, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, rqueue=1)
     waiting = socket(state=CW, inode=0, sport=80, dport=4000, rqueue=6, shutdown=1, **INFO)
     assert primary(view(listener, waiting, holders={5: [9]})) == ["", "never-accepted"]
-    assert primary(view(listener | {"rqueue": 0}, waiting)) == ["", ""]
-    assert primary(view(listener | {"src": "10.0.0.9"}, waiting)) == ["", ""]
-    assert primary(view(listener | {"netns": 2}, waiting)) == ["", ""]
-    fresh = waiting | {"state": E, "last_ack_recv_ms": 10}
-    assert primary(view(listener, fresh)) == ["", ""]
-    assert primary(view(listener, fresh | {"last_ack_recv_ms": 5000})) == ["", "never-accepted"]
+    open_ = waiting | {"state": E}
+    assert primary(view(listener, open_)) == ["", "never-accepted"]
+    assert primary(view(listener | {"rqueue": 0}, open_)) == ["", ""]
+    assert primary(view(listener | {"src": "10.0.0.9"}, open_)) == ["", ""]
+    assert primary(view(listener | {"netns": 2}, open_)) == ["", ""]
+    assert primary(view(listener | {"ifindex": 3}, open_)) == ["", ""]
+    for fresh in (waiting, open_):
+        assert primary(view(listener, fresh | {"last_ack_recv_ms": 10})) == ["", ""]
+
+
+def test_close_wait_without_an_inode_needs_no_listener_to_be_certain() -> None:
+    waiting = socket(state=CW, inode=0, sport=80, dport=4000, rqueue=6, shutdown=1, **INFO)
+    (found,) = engine.diagnose(view(waiting), catalogue.rules())
+    assert (found.rule, found.confidence.level) == ("never-accepted", "certain")
+
+
+@pytest.mark.parametrize("queues", [(0, 2), (2, 0)])
+def test_listeners_that_share_a_port_are_all_named_with_their_queues(queues: tuple[int, int]) -> None:
+    door = socket(state=tcp.LISTEN, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, wqueue=128)
+    doors = [door | {"inode": 5 + k, "rqueue": queue} for k, queue in enumerate(queues)]
+    less_exact = door | {"family": 10, "src": "::", "dst": "::", "inode": 9, "rqueue": 7}
+    rows = [socket(state=E, inode=0, sport=80, dport=4000 + k, cookie=k, **INFO) for k in range(2)]
+    v = view(*doors, less_exact, *rows, holders={5: [50], 6: [60], 9: [90]})
+    assert primary(v) == ["", "", "", "never-accepted", "never-accepted"]
+    (found,) = engine.diagnose(v, catalogue.rules())
+    listeners = [(e.value, e.says) for e in found.evidence if e.column == "listener :80"]
+    assert [value for value, _ in listeners] == ["2 of 128 waiting", "0 of 128 waiting"]
+    behind, idle = (50, 60) if queues[0] else (60, 50)
+    assert f"pid {behind} fd 3 has not accepted; 2 listeners share the address" in listeners[0][1]
+    assert f"pid {idle} fd 3 shares the address, and has accepted all" in listeners[1][1]
 
 
 def relay(**changes: Any) -> list[dict[str, Any]]:
@@ -115,6 +281,22 @@ def test_two_legs_of_one_process_and_age_are_a_relay_pair() -> None:
     assert "relay-pair" not in primary(view(*relay(last_ack_recv_ms=20_000), holders=one))
     assert "relay-pair" not in primary(view(*relay(sport=80), holders=one))  # both accepted: a server
     assert primary(view(*relay(last_ack_recv_ms=9, timer=2), holders=one))[2] == "relay-pair"  # keepalive
+
+
+def test_a_relay_on_which_data_has_just_passed_is_only_possibly_stuck() -> None:
+    def sure(**kwargs: Any) -> str:
+        v = view(*relay(**kwargs), holders={5: [9], 7: [9], 8: [9]})
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "relay-pair")
+        return found.confidence.level
+
+    assert sure() == "likely"
+    assert sure(last_data_recv_ms=200) == "possible"
+    assert sure(last_data_recv_ms=200, bytes_received=0) == "likely"
+
+
+def test_a_relay_that_does_not_read_what_the_far_side_said_is_no_pair_that_waits_for_it() -> None:
+    found = primary(view(*relay(rqueue=9), holders={5: [9], 7: [9], 8: [9]}))
+    assert found == ["", "close-wait-eof-read", "fin-wait2-held"]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +318,17 @@ def test_two_processes_on_one_stuck_socket_are_an_inherited_descriptor() -> None
     assert primary(threads) == ["fin-wait2-held"]
 
 
+def test_each_set_of_holders_is_a_group_of_its_own() -> None:
+    sockets = [HELD | {"inode": k, "sport": 4000 + k, "cookie": k} for k in (7, 8, 9)]
+    v = view(*sockets, holders={7: [500, 501], 8: [500, 502], 9: [500]})
+    found = [(f.rule, f.pids, f.rows.tolist()) for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+    assert sorted(found) == [
+        ("fin-wait2-held", (500,), [2]),
+        ("inherited-descriptor", (500, 501), [0]),
+        ("inherited-descriptor", (500, 502), [1]),
+    ]
+
+
 def test_a_holder_younger_than_the_last_byte_has_inherited_it() -> None:
     one = HELD | {"state": E, "shutdown": 0}
     young = {500: ProcessView(500, "sleep", age_ms=1000)}
@@ -144,6 +337,61 @@ def test_a_holder_younger_than_the_last_byte_has_inherited_it() -> None:
     assert primary(view(one, holders=OWNED, processes=old)) == [""]
     assert primary(view(one | {"last_data_recv_ms": 500}, holders=OWNED, processes=young)) == [""]
     assert primary(view(one, holders=OWNED)) == [""]  # nothing is known of the process
+
+
+def test_a_younger_holder_that_serves_the_connection_has_not_inherited_it() -> None:
+    def found(state: int, exe: str, fd: int = 3, **more: Any) -> tuple[str, str, str]:
+        one = HELD | {"state": state, "shutdown": 0, "rqueue": 1}
+        parent = ProcessView(400, "server", exe="/bin/server", age_ms=200_000)
+        child = ProcessView(500, "child", exe=exe, ppid=more.get("ppid", 400), age_ms=1000)
+        other = socket(state=tcp.LISTEN, inode=9)
+        rows = {9: [400, 400, 400], 7: [500]}
+        v = view(one, other, holders=rows, processes={400: parent, 500: child})
+        v.holders.fd[v.holders.pid == 500] = fd
+        told = [f for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+        return (told[0].rule, told[0].severity, told[0].confidence.level) if told else ("", "", "")
+
+    assert found(E, "/bin/server") == ("", "", "")  # a server that forks for each connection
+    assert found(E, "/bin/handler", fd=0) == ("", "", "")  # one that starts a program on it
+    assert found(E, "/bin/sleep") == ("inherited-descriptor", "notice", "possible")
+    assert found(E, "/bin/server", ppid=1) == ("inherited-descriptor", "notice", "possible")
+    assert found(CW, "/bin/server")[0] == "close-wait-eof-unread"
+    assert found(CW, "/bin/sleep") == ("inherited-descriptor", "problem", "likely")
+
+
+def test_an_answer_that_streams_from_a_shared_socket_may_be_healthy() -> None:
+    one = HELD | {"state": CW, "shutdown": 1, "last_data_sent_ms": 100}
+    shared = {7: [500, 501]}
+    (found,) = (f for f in engine.diagnose(view(one, holders=shared), catalogue.rules()) if f.primary)
+    assert (found.rule, found.confidence.look_again) == ("inherited-descriptor", True)
+    moved = view(one | {"bytes_acked": 99}, holders=shared, earlier=[one], watched_ms=500)
+    assert primary(moved) == [""]
+
+
+@pytest.mark.parametrize(
+    ("exe", "flag", "prevention"),
+    [
+        ("/bin/server", True, "SOCK_CLOEXEC does nothing"),
+        ("/bin/sleep", False, "open sockets with SOCK_CLOEXEC"),
+        ("/bin/sleep", None, "open sockets with SOCK_CLOEXEC"),
+        ("/bin/server", False, "after a plain fork()"),
+        ("", None, "after a plain fork()"),
+    ],
+)
+def test_the_prevention_is_the_one_that_acts_on_how_the_copy_was_made(
+    exe: str, flag: bool | None, prevention: str
+) -> None:
+    parent = ProcessView(500, "server", exe="/bin/server", age_ms=90_000)
+    child = ProcessView(501, "child", exe=exe, ppid=500, age_ms=1000)
+    v = view(HELD, holders={7: [500, 501]}, processes={500: parent, 501: child})
+    found = engine.diagnose(v, catalogue.rules())
+    assert set(engine.flags_wanted(v, catalogue.rules(), found)) == {(500, 3), (501, 4)}
+    knows = replace(v, close_on_exec={} if flag is None else {(500, 3): True, (501, 4): flag})
+    (shared,) = (f for f in engine.with_flags(knows, catalogue.rules(), found) if f.primary)
+    assert any(prevention in remedy.text for remedy in shared.ends_it)
+    says = [e.says for e in shared.evidence if e.column == "holder pid 501"]
+    word = {True: ", FD_CLOEXEC set", False: ", FD_CLOEXEC not set", None: ""}[flag]
+    assert says == [f"holds a descriptor of it{word}"]
 
 
 def test_a_long_silence_is_worth_a_probe_unless_keepalive_runs() -> None:

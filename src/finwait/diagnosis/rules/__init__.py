@@ -16,6 +16,7 @@ __all__ = [
     "certain",
     "destroy",
     "likely",
+    "look_again",
     "possible",
 ]
 
@@ -48,8 +49,13 @@ def likely(reason: str) -> Confidence:
 
 
 def possible(reason: str) -> Confidence:
-    """Return the confidence of a suspicion that only a probe or a second look can settle."""
+    """Return the confidence of a suspicion that only a probe can settle."""
     return Confidence("possible", reason)
+
+
+def look_again(reason: str) -> Confidence:
+    """Return the confidence of what a single look cannot tell from health, and a second one a few seconds on can."""
+    return Confidence("possible", reason, look_again=True)
 
 
 def destroy(rule: str) -> Remedy:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, possible
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, look_again
 from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
-__all__ = ["NOT_ANY_SYSCTL", "RULE", "match"]
+__all__ = ["NOT_ANY_SYSCTL", "RULE", "answering", "match"]
 
 NOT_ANY_SYSCTL = Advice(
     "`tcp_tw_reuse`, `tcp_keepalive_*` or any other sysctl",
@@ -35,13 +35,18 @@ def match(view: View) -> NDArray[np.bool_]:
     return view.in_state(tcp.CLOSE_WAIT) & view.held & (view.sockets.rqueue == 0) & ~view.sent
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+def answering(view: View, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rows sent data so short ago that a single look cannot say whether more will follow."""
     s = view.sockets
+    fresh: NDArray[np.bool_] = s.present("last_data_sent_ms")[rows] & (s.bytes_acked[rows] > 1)
+    return fresh & (s.last_data_sent_ms[rows] < RECENT_MS)
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if not view.moved_known[rows].all():
-        fresh = s.present("last_data_sent_ms")[rows] & (s.bytes_acked[rows] > 1)
-        fresh &= s.last_data_sent_ms[rows] < RECENT_MS
+        fresh = answering(view, rows)
         if fresh.any():
-            return possible(
+            return look_again(
                 f"on {int(fresh.sum())} of {len(rows)} data was sent in the last {RECENT_MS // 1000} s: the "
                 "answer may still be going out; `--for 5s` looks twice and tells"
             )

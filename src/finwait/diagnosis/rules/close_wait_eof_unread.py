@@ -3,7 +3,8 @@
 Seen as       CLOSE_WAIT with an inode and rqueue 1 (only the FIN) or more (data and the FIN).
 Why it stays  Nobody reads this socket: it idles in a connection pool, its thread is blocked elsewhere, or it is
               not in the poll set. The unread FIN counts 1 in the receive queue.
-Not this      rqueue 0: read and not closed (close-wait-eof-read). inode 0: not even accepted (never-accepted).
+Not this      A program that is busy with its answer, or reads slowly: bytes are acknowledged or read between two looks.
+              rqueue 0: read and not closed (close-wait-eof-read). inode 0: not even accepted (never-accepted).
 What ends it  The program using or evicting the connection; a FIN from outside; SOCK_DESTROY.
 What does not Any sysctl. And with data unread, its close() sends a RST, not a FIN (RFC 2525, 2.17).
 Reproduce     finwait lab run close-wait-eof-unread
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy
-from finwait.diagnosis.rules.close_wait_eof_read import NOT_ANY_SYSCTL
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, likely, look_again
+from finwait.diagnosis.rules.close_wait_eof_read import NOT_ANY_SYSCTL, answering
+from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -26,13 +28,24 @@ __all__ = ["RULE", "match"]
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
-    return view.in_state(tcp.CLOSE_WAIT) & view.held & (view.sockets.rqueue > 0)
+    return view.in_state(tcp.CLOSE_WAIT) & view.held & (view.sockets.rqueue > 0) & ~view.sent & ~view.read
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    watched = view.moved_known[rows].all()
+    if not watched and (fresh := int(answering(view, rows).sum())):
+        return look_again(
+            f"on {fresh} of {len(rows)} data was sent in the last {RECENT_MS // 1000} s: the program may be busy with "
+            "its answer; `--for 5s` looks twice and tells"
+        )
     with_data = int((view.sockets.rqueue[rows] > 1).sum())
     if with_data:
-        return certain(f"{with_data} of {len(rows)} hold unread data too: their close() will send a RST")
+        said = f"{with_data} of {len(rows)} hold unread data too: their close() will send a RST"
+        if watched:
+            return certain(said)
+        return likely(
+            f"{said}; a program that reads slowly looks the same in a single look, `--for 5s` tells"
+        )
     return certain("exactly the FIN is unread on each")
 
 

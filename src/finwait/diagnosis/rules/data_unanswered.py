@@ -35,6 +35,7 @@ def match(view: View) -> NDArray[np.bool_]:
         & (s.timer == 1)
         & (s.retrans >= view.options.retransmits)
         & (s.unacked > 0)
+        & ~view.sent  # lossy, but somebody answers
     )
 
 

@@ -2,7 +2,8 @@
 
 Seen as       FIN_WAIT1, LAST_ACK or CLOSING with an inode on the retransmission timer.
 Why it stays  The path or the peer is gone, and a process still holds the socket: the limit is then that of
-              data, tcp_retries2 (about 15 minutes by default), not tcp_orphan_retries.
+              data, tcp_retries2 (about 15 minutes by default), not tcp_orphan_retries. Where data is before the
+              FIN (wqueue above 1), it is that data which is retransmitted, and the FIN waits behind it.
 Not this      inode 0: an orphan, gone in about 107 s (fin-unanswered-orphan).
 What ends it  TCP_USER_TIMEOUT; close() (then it is an orphan); SOCK_DESTROY; time.
 What does not tcp_orphan_retries while it is held; tcp_fin_timeout.
@@ -14,10 +15,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Remedy
-from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import certain, destroy
-from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
+from finwait.diagnosis.finding import Advice, Remedy
+from finwait.diagnosis.rule import Case, Clue, Rule
+from finwait.diagnosis.rules import destroy
+from finwait.diagnosis.rules.fin_unanswered_orphan import (
+    BEHIND_DATA,
+    NOT_FIN_TIMEOUT_HERE,
+    data_before_fin,
+    unanswered,
+)
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -32,14 +38,21 @@ def match(view: View) -> NDArray[np.bool_]:
         & view.held
         & (s.timer == 1)
         & (s.retrans >= view.options.retransmits)
+        & ~view.sent  # data before the FIN gets through
     )
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
-    return certain(
-        f"at least {int(view.sockets.retrans[rows].min())} retransmissions of the FIN without answer"
-    )
-
+_ENDS = (
+    Remedy(
+        "set TCP_USER_TIMEOUT on the socket (pidfd_getfd)", "reversible", "finwait clear fin-unanswered-held"
+    ),
+    Remedy("close() in the program: an orphan is given up after about 107 s"),
+    destroy("fin-unanswered-held"),
+)
+_DOES_NOT = (
+    NOT_FIN_TIMEOUT_HERE,
+    Advice("`tcp_orphan_retries`", "it bounds orphans; this socket is held, tcp_retries2 counts"),
+)
 
 RULE = Rule(
     name="fin-unanswered-held",
@@ -54,19 +67,21 @@ RULE = Rule(
         Clue("retrans", "retransmissions in a row without answer"),
         Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
     ),
-    ends=(
-        Remedy(
-            "set TCP_USER_TIMEOUT on the socket (pidfd_getfd)",
-            "reversible",
-            "finwait clear fin-unanswered-held",
-        ),
-        Remedy("close() in the program: an orphan is given up after about 107 s"),
-        destroy("fin-unanswered-held"),
-    ),
-    does_not=(
-        NOT_FIN_TIMEOUT_HERE,
-        Advice("`tcp_orphan_retries`", "it bounds orphans; this socket is held, tcp_retries2 counts"),
-    ),
-    confidence=_confidence,
+    ends=_ENDS,
+    does_not=_DOES_NOT,
+    confidence=unanswered,
     match=match,
+    cases=(
+        Case(
+            title="shut down but held; data before the FIN is retransmitted and nobody answers",
+            rows=data_before_fin,
+            clues=(
+                *BEHIND_DATA,
+                Clue("inode", "not 0: a process still holds it, so tcp_retries2 is the limit"),
+                Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+            ),
+            ends=_ENDS,
+            does_not=_DOES_NOT,
+        ),
+    ),
 )

@@ -2,7 +2,8 @@
 
 Seen as       FIN_WAIT1, LAST_ACK or CLOSING with inode 0 on the retransmission timer.
 Why it stays  The path or the peer is gone. The kernel retransmits the FIN tcp_orphan_retries times (0 means 8),
-              about 107 s in all, and gives up without a RST.
+              about 107 s in all, and gives up without a RST. Where data is before the FIN (wqueue above 1), it is
+              that data which is retransmitted: with notsent_bytes above 0 the FIN itself was never sent once.
 Not this      An inode: then tcp_retries2 counts, up to 15 minutes (fin-unanswered-held). timer 4: the FIN
               could not even be sent (zero-window).
 What ends it  Time. tcp_orphan_retries bounds the next ones.
@@ -16,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
-from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import certain
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
-__all__ = ["NOT_FIN_TIMEOUT_HERE", "RULE", "match"]
+__all__ = ["BEHIND_DATA", "NOT_FIN_TIMEOUT_HERE", "RULE", "data_before_fin", "match", "unanswered"]
 
 NOT_FIN_TIMEOUT_HERE = Advice(
     "lower `net.ipv4.tcp_fin_timeout`", "it is about FIN_WAIT2; this FIN was never acknowledged"
@@ -36,13 +37,26 @@ def match(view: View) -> NDArray[np.bool_]:
         & ~view.held
         & (s.timer == 1)
         & (s.retrans >= view.options.retransmits)
+        & ~view.sent  # data before the FIN gets through
     )
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
-    return certain(
-        f"at least {int(view.sockets.retrans[rows].min())} retransmissions of the FIN without answer"
-    )
+def data_before_fin(view: View) -> NDArray[np.bool_]:
+    """Return rows on which the FIN of a program that closed is not all that is unacknowledged (it counts 1)."""
+    s = view.sockets
+    return view.in_state(tcp.FIN_WAIT1, tcp.LAST_ACK, tcp.CLOSING) & ((s.wqueue > 1) | (s.notsent_bytes > 0))
+
+
+def unanswered(view: View, rows: NDArray[np.int64]) -> Confidence:
+    """Return how sure it is that nobody answers, and what it is that is retransmitted."""
+    s = view.sockets
+    tries = f"at least {int(s.retrans[rows].min())} retransmissions"
+    if not data_before_fin(view)[rows].any():
+        return certain(f"{tries} of the FIN without answer")
+    low, high = int(s.wqueue[rows].min()) - 1, int(s.wqueue[rows].max()) - 1
+    behind = f"{low} bytes" if low == high else f"{low} … {high} bytes"
+    never = "and was never sent" if (s.notsent_bytes[rows] > 0).all() else "that nobody acknowledged"
+    return certain(f"{tries} of data without answer; the FIN is behind {behind} {never}")
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
@@ -65,6 +79,22 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     )
 
 
+_ENDS = (
+    Remedy("it ends by itself: about 107 s with the default tcp_orphan_retries", "read-only"),
+    Remedy("`tcp_orphan_retries` bounds the next ones; TCP_USER_TIMEOUT in the program does too"),
+)
+_DOES_NOT = (
+    NOT_FIN_TIMEOUT_HERE,
+    Advice("`tcp_orphan_retries=0`", "0 is the default and means 8"),
+)
+BEHIND_DATA = (
+    Clue("state", "the program is done; that does not mean that its FIN was sent"),
+    Clue("timer", "1: data that is before the FIN is being retransmitted"),
+    Clue("retrans", "retransmissions in a row without answer"),
+    Clue("wqueue", "what is not acknowledged, the FIN counting 1 behind it"),
+    Clue("notsent_bytes", "of that, never sent once, the FIN counting 1; 0: the FIN was sent with the rest"),
+)
+
 RULE = Rule(
     name="fin-unanswered-orphan",
     title="closed by its program; the FIN is retransmitted and nobody answers",
@@ -79,15 +109,22 @@ RULE = Rule(
         Clue("wqueue", "what is not acknowledged, the FIN counting 1"),
         Clue("cgroup_id", "where it was made"),
     ),
-    ends=(
-        Remedy("it ends by itself: about 107 s with the default tcp_orphan_retries", "read-only"),
-        Remedy("`tcp_orphan_retries` bounds the next ones; TCP_USER_TIMEOUT in the program does too"),
-    ),
-    does_not=(
-        NOT_FIN_TIMEOUT_HERE,
-        Advice("`tcp_orphan_retries=0`", "0 is the default and means 8"),
-    ),
-    confidence=_confidence,
+    ends=_ENDS,
+    does_not=_DOES_NOT,
+    confidence=unanswered,
     match=match,
     observe=_observe,
+    cases=(
+        Case(
+            title="closed by its program; data before the FIN is retransmitted and nobody answers",
+            rows=data_before_fin,
+            clues=(
+                *BEHIND_DATA,
+                Clue("inode", "0: no descriptor refers to it any more"),
+                Clue("cgroup_id", "where it was made"),
+            ),
+            ends=_ENDS,
+            does_not=_DOES_NOT,
+        ),
+    ),
 )

@@ -1,9 +1,9 @@
 """fin-wait2-streaming: half-closed on purpose, and the answer is still coming.
 
-Seen as       FIN_WAIT2 with an inode, and bytes_received grows between two looks.
+Seen as       FIN_WAIT2 with an inode, and bytes_received grows between two looks, or what had come is being read.
 Why it stays  The program has said all it had to say (shutdown(SHUT_WR)) and receives a long answer. This is
               what the half-close is for.
-Not this      bytes_received stands still: fin-wait2-held. One look cannot tell them apart; `--for 5s` can.
+Not this      bytes_received and rqueue stand still: fin-wait2-held. One look cannot tell them apart; `--for 5s` can.
 What ends it  The end of the answer.
 What does not Nothing should: destroying it cuts off data that was asked for.
 Reproduce     finwait lab run fin-wait2-streaming
@@ -25,11 +25,11 @@ __all__ = ["RULE", "match"]
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
-    return view.in_state(tcp.FIN_WAIT2) & view.held & view.moved
+    return view.in_state(tcp.FIN_WAIT2) & view.held & (view.moved | view.read)
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
-    return certain(f"bytes arrived within {view.watched_ms / 1000:.1f} s of watching")
+    return certain(f"bytes arrived, or were read, within {view.watched_ms / 1000:.1f} s of watching")
 
 
 RULE = Rule(
@@ -41,7 +41,7 @@ RULE = Rule(
     clues=(
         Clue("state", "we have said all; the peer has not"),
         Clue("inode", "not 0: a process is receiving"),
-        Clue("bytes_received", "grew between the two looks"),
+        Clue("bytes_received", "grew between the two looks, or what had come was read"),
         Clue("last_data_recv_ms", "since data last arrived"),
     ),
     ends=(Remedy("the end of the answer; leave it alone", "read-only"),),

@@ -27,7 +27,9 @@ __all__ = ["RULE", "match"]
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     stuck = view.in_state(tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.FIN_WAIT1, tcp.LAST_ACK, tcp.CLOSING)
-    return stuck & view.holder_missing & (view.sockets.ulp != b"mptcp") & ~view.moved
+    return (
+        stuck & view.holder_missing & (view.sockets.ulp != b"mptcp") & ~view.moved & ~view.sent & ~view.read
+    )
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001

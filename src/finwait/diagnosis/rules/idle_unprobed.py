@@ -43,6 +43,8 @@ def match(view: View) -> NDArray[np.bool_]:
     gone = view.in_state(tcp.ESTABLISHED, tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & peer_missing(view)
     # CLOSE_WAIT whose peer is gone is the normal fate of a leak: its own rules say it better.
     gone &= s.state != tcp.CLOSE_WAIT
+    # And a half-close whose program does not read what came waits for its own program, not for a peer.
+    gone &= (s.state != tcp.FIN_WAIT2) | (s.rqueue == 0)
     return quiet & (long | gone)
 
 

@@ -1,11 +1,16 @@
 """inherited-descriptor: a child process keeps a connection that its parent closed (or thinks it closed).
 
 Seen as       A connection in FIN_WAIT2 or CLOSE_WAIT with two or more holding processes; or a connection
-              whose every holder was started after the last byte was exchanged: it inherited the descriptor.
+              whose every holder was started after the last byte was exchanged: it inherited the descriptor. A
+              single such holder counts if it runs another program than its parent, and has the connection neither
+              as standard input nor as its output. ESTABLISHED is only a notice.
 Why it stays  A descriptor without FD_CLOEXEC is passed to every program that is started. close() in the parent
               then closes nothing: no FIN is sent while a child holds a copy. shutdown() does send the FIN, but
               the socket stays held and tcp_fin_timeout does not start.
-Not this      Threads of one process. A server that forks for each connection and uses it.
+              FD_CLOEXEC (told of each holder) acts on exec() alone: a copy that a plain fork() made has to be
+              closed by the child itself. A holder whose copy has the flag set is such a child.
+Not this      Threads of one process. A server that forks for each connection, or starts a program on it as inetd
+              does. A connection over which an answer still passes.
 What ends it  close() in every holder, or the end of the child; SOCK_DESTROY.
 What does not Closing in the parent again.
 Reproduce     finwait lab run inherited-descriptor
@@ -16,9 +21,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
-from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, likely
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.rule import Case, Clue, Rule
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, likely, look_again, possible
+from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -40,24 +46,68 @@ def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:
         age = process.age_ms if process else -1
         if age >= 0:
             out[rows] |= silent[rows] > age + SLACK_MS
-    # Several holders: unused only if it is unused by all of them.
-    for row in np.flatnonzero(out & (view.holders.count > 1)).tolist():
-        ages = [
-            view.processes[pid].age_ms if pid in view.processes else -1 for pid, _ in view.holders.of(row)
-        ]
+    for row in np.flatnonzero(out).tolist():
+        holders = view.holders.of(row)
+        if len({pid for pid, _ in holders}) == 1:
+            out[row] = not _handed_over(view, holders)
+            continue
+        # Several holders: unused only if it is unused by all of them.
+        ages = [view.processes[pid].age_ms if pid in view.processes else -1 for pid, _ in holders]
         out[row] = all(age >= 0 and silent[row] > age + SLACK_MS for age in ages)
     return out
+
+
+def _handed_over(view: View, holders: list[tuple[int, int]]) -> bool:
+    """Return whether the only process that holds a connection looks like one that was made to serve it."""
+    pid = holders[0][0]
+    return all(fd <= 2 for _, fd in holders) or _runs_what_its_parent_runs(view, pid) is True
+
+
+def _runs_what_its_parent_runs(view: View, pid: int) -> bool | None:
+    """Return whether a process runs the program of its parent: a plain fork() does. None: not known."""
+    process = view.processes.get(pid)
+    # Pid 1 adopts what has lost its parent.
+    parent = view.processes.get(process.ppid) if process is not None and process.ppid > 1 else None
+    if process is None or parent is None or not process.exe or not parent.exe:
+        return None
+    return process.exe == parent.exe
 
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     shared = view.in_state(tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & view.holders.several_processes()
-    return (shared & ~view.moved) | _unused_by_its_holders(view)
+    return (shared & ~view.moved & ~view.sent & ~view.read) | _unused_by_its_holders(view)
+
+
+def _established(view: View) -> NDArray[np.bool_]:
+    return view.in_state(tcp.ESTABLISHED)
+
+
+def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
+    return "notice" if _established(view)[rows].all() else "problem"
+
+
+def _fresh(view: View, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return on which rows data passed so short ago that a single look cannot say whether more will."""
+    s = view.sockets
+    came = (s.state == tcp.FIN_WAIT2) & (s.bytes_received > 0) & (s.last_data_recv_ms < RECENT_MS)
+    went = (s.state == tcp.CLOSE_WAIT) & (s.bytes_acked > 1) & (s.last_data_sent_ms < RECENT_MS)
+    fresh: NDArray[np.bool_] = (s.present("bytes_received") & (came | went) & ~view.moved_known)[rows]
+    return fresh
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    if fresh := int(_fresh(view, rows).sum()):
+        return look_again(
+            f"on {fresh} of {len(rows)} data passed in the last {RECENT_MS // 1000} s: the answer may still be "
+            "streaming; `--for 5s` looks twice and tells"
+        )
     if view.holders.several_processes()[rows].all():
         return certain("two or more processes hold the same socket")
+    if _established(view)[rows].all():
+        return possible(
+            "no byte was exchanged since its holder was started: inherited, or handed over to wait for its peer"
+        )
     return likely(
         "no byte was exchanged since its holder was started: it was inherited or handed over, and not used"
     )
@@ -65,21 +115,67 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     result = []
-    pids = sorted({pid for row in rows.tolist() for pid, _ in view.holders.of(row)})
-    for pid in pids[:8]:
+    pairs = {pair for row in rows.tolist() for pair in view.holders.of(row)}
+    flags = {pair: view.close_on_exec[pair] for pair in pairs & view.close_on_exec.keys()}
+    for pid in sorted({pid for pid, _ in pairs})[:8]:
         process = view.processes.get(pid)
         if process is None:
             continue
         age = f"{process.age_ms / 1000:.1f} s old" if process.age_ms >= 0 else "age unknown"
+        told = {flag for (holder, _), flag in flags.items() if holder == pid}
+        says = "holds a descriptor of it"
+        if len(told) == 1:
+            says += ", FD_CLOEXEC set" if told == {True} else ", FD_CLOEXEC not set"
         result.append(
             Evidence(
                 f"holder pid {pid}",
                 f"{process.comm}, {age}, parent {process.ppid}",
-                f"/proc/{pid}/fd and stat",
-                "holds a descriptor of it",
+                f"/proc/{pid}/fd, fdinfo and stat",
+                says,
             )
         )
     return tuple(result)
+
+
+_END = Remedy("end the child that holds it, or close the descriptor there")
+_NOT_EXEC = Remedy(
+    "open sockets with SOCK_CLOEXEC and accept4(), so that no program that is started inherits the next one"
+)
+_NOT_FORK = Remedy(
+    "close the copy in the child right after fork(): SOCK_CLOEXEC does nothing for a child that executes no program"
+)
+_NOT_EITHER = Remedy(
+    "SOCK_CLOEXEC and accept4() keep the next one from programs that are started; after a plain fork() the child "
+    "has to close its copy itself"
+)
+_CLUES = (
+    Clue("state", "ESTABLISHED: no FIN was ever sent; FIN_WAIT2: one holder called shutdown()"),
+    Clue("inode", "not 0: the socket lives while any process holds it"),
+    Clue("last_data_sent_ms", "since a byte was last sent"),
+    Clue("last_data_recv_ms", "since a byte was last received"),
+)
+_DOES_NOT = (
+    Advice("close it in the parent", "no FIN is sent while another process holds the socket"),
+    NOT_FIN_TIMEOUT,
+)
+
+
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    """Return what ends a group and what prevents the next one, which depends on how the descriptor got there."""
+    pairs = {pair for row in rows[:1000].tolist() for pair in view.holders.of(row)}
+    pids = {pid for pid, _ in pairs}
+    if len(pids) > 1:  # the oldest had it first
+        pids.discard(max(pids, key=lambda pid: view.processes[pid].age_ms if pid in view.processes else -1))
+    ways = {_prevention(view, pid, fd) for pid, fd in pairs if pid in pids}
+    prevention = ways.pop() if len(ways) == 1 else _NOT_EITHER
+    act = () if _established(view)[rows].all() else (destroy("inherited-descriptor"),)
+    return (_END, prevention, *act)
+
+
+def _prevention(view: View, pid: int, fd: int) -> Remedy:
+    if view.close_on_exec.get((pid, fd)):  # exec() would have closed it
+        return _NOT_FORK
+    return _NOT_EXEC if _runs_what_its_parent_runs(view, pid) is False else _NOT_EITHER
 
 
 RULE = Rule(
@@ -88,22 +184,22 @@ RULE = Rule(
     severity="problem",
     rank=25,
     claims=("C7", "X14", "S06"),
-    clues=(
-        Clue("state", "ESTABLISHED: no FIN was ever sent; FIN_WAIT2: one holder called shutdown()"),
-        Clue("inode", "not 0: the socket lives while any process holds it"),
-        Clue("last_data_sent_ms", "since a byte was last sent"),
-        Clue("last_data_recv_ms", "since a byte was last received"),
-    ),
-    ends=(
-        Remedy("end the child that holds it, or close the descriptor there"),
-        Remedy("open sockets with SOCK_CLOEXEC and accept4(), so that no child inherits the next one"),
-        destroy("inherited-descriptor"),
-    ),
-    does_not=(
-        Advice("close it in the parent", "no FIN is sent while another process holds the socket"),
-        NOT_FIN_TIMEOUT,
-    ),
+    clues=_CLUES,
+    ends=(_END, _NOT_EITHER, destroy("inherited-descriptor")),
+    does_not=_DOES_NOT,
     confidence=_confidence,
     match=match,
     observe=_observe,
+    grade=_grade,
+    remedies=_remedies,
+    flags=True,
+    cases=(
+        Case(
+            title="a process that was started later keeps a connection on which nothing happened since",
+            rows=_established,
+            clues=_CLUES,
+            ends=(_END, _NOT_EITHER),
+            does_not=_DOES_NOT,
+        ),
+    ),
 )

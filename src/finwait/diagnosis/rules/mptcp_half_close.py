@@ -3,7 +3,9 @@
 Seen as       An MPTCP row (IPPROTO_MPTCP dump) in FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK or CLOSING.
 Why it stays  As with TCP: one side shut down sending and the other does not close. But the FIN is one of the
               data level: the TCP subflows stay ESTABLISHED with shutdown bits 0.
-Not this      A connection that fell back to plain TCP: its TCP row tells the truth.
+Not this      A connection that fell back to plain TCP: its TCP row tells the truth. An answer that still streams:
+              between two looks mptcp_bytes_received or mptcp_bytes_acked grows. One look calls it "possible" where a
+              subflow carried data in the last 3 s, or none was found.
 What ends it  The peer's close; close() by the owner; destroying the subflows.
 What does not Looking at TCP rows; tcp_fin_timeout while it is held.
 Reproduce     finwait lab run mptcp-half-close
@@ -14,9 +16,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.join import matches
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import CLOSE_AT_PEER, NOT_FIN_TIMEOUT, certain
+from finwait.diagnosis.rules import CLOSE_AT_PEER, NOT_FIN_TIMEOUT, certain, look_again
+from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -27,11 +31,30 @@ def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
     states = (tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING)
-    return (s.protocol == 262) & np.isin(s.state, states) & view.held
+    return (s.protocol == 262) & np.isin(s.state, states) & view.held & ~view.moved & ~view.sent
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
-    return certain("the MPTCP row is the connection; its state is the one that counts")
+def _quiet(view: View, rows: NDArray[np.int64]) -> bool:
+    """Return whether all subflows of all rows are known to have carried nothing for a while."""
+    s = view.sockets
+    subflows = np.flatnonzero(
+        (s.protocol == 6) & s.present("mptcp_token_local") & s.present("last_data_recv_ms")
+    )
+    i, j = matches((s.netns[rows], s.mptcp_token[rows]), (s.netns[subflows], s.mptcp_token_local[subflows]))
+    j = subflows[j]
+    recent = (s.last_data_recv_ms[j] < RECENT_MS) | (s.last_data_sent_ms[j] < RECENT_MS)
+    return len(np.unique(i)) == len(rows) and not recent.any()
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    if view.moved_known[rows].all():
+        return certain(f"no byte came or was acknowledged in {view.watched_ms / 1000:.1f} s of watching")
+    if _quiet(view, rows):
+        return certain(
+            "the MPTCP row is the connection, and its state the one that counts; "
+            f"no subflow carried data for {RECENT_MS // 1000} s"
+        )
+    return look_again("the answer may still be streaming; `--for 5s` looks twice and tells")
 
 
 RULE = Rule(
@@ -45,7 +68,8 @@ RULE = Rule(
         Clue("state", "where the data level stopped"),
         Clue("inode", "not 0: a descriptor refers to it"),
         Clue("mptcp_subflows", "additional subflows, each a TCP row of its own"),
-        Clue("rqueue", "bytes not read"),
+        Clue("mptcp_bytes_received", "bytes received on all subflows"),
+        Clue("rqueue", "memory that is taken by what was not read"),
     ),
     ends=(
         CLOSE_AT_PEER,

@@ -1,6 +1,7 @@
 """never-accepted: the connection waits in the accept queue of a program that does not accept.
 
-Seen as       ESTABLISHED or CLOSE_WAIT with inode 0, and a listener on the same port whose queue is not empty.
+Seen as       CLOSE_WAIT with inode 0; or ESTABLISHED with inode 0, and a listener on the same port whose queue is not
+              empty. Several listeners may share the port (SO_REUSEPORT): then all of them are named, with their queues.
 Why it stays  The kernel finished the handshake; the program has not called accept(). The client may have sent
               its request, waited, and closed. A socket gets its inode only at accept().
 Not this      inode 0 in FIN_WAIT or LAST_ACK: an orphan. CLOSE_WAIT cannot be an orphan at all.
@@ -10,6 +11,8 @@ Reproduce     finwait lab run never-accepted
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +26,7 @@ from finwait.uapi import tcp
 __all__ = ["RULE", "match"]
 
 PATIENCE_MS = 1000
-"""An ESTABLISHED connection may wait so long for accept() without that being worth a word."""
+"""A connection may wait so long for accept() without that being worth a word."""
 
 
 def match(view: View) -> NDArray[np.bool_]:
@@ -32,10 +35,10 @@ def match(view: View) -> NDArray[np.bool_]:
     waiting = view.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT) & ~view.held & (s.ulp != b"mptcp")
     if not waiting.any():
         return waiting
-    listener = view.listener
-    queue = np.where(listener >= 0, s.rqueue[np.maximum(listener, 0)], 0)
-    patient = (s.state == tcp.ESTABLISHED) & (s.last_ack_recv_ms < PATIENCE_MS)
-    return waiting & (listener >= 0) & (queue > 0) & ~patient
+    # CLOSE_WAIT without an inode exists nowhere else; ESTABLISHED does, for the moment of an accept().
+    queued = (s.state == tcp.CLOSE_WAIT) | (view.waiting > 0)
+    patient = s.present("last_ack_recv_ms") & (s.last_ack_recv_ms < PATIENCE_MS)
+    return waiting & queued & ~patient
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
@@ -45,16 +48,26 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    s = view.sockets
+    row, listener = view.listeners
+    candidates = np.unique(listener[np.isin(row, rows)])
+    alike = Counter(view.ends(one)[0] for one in candidates.tolist())
     result = []
-    for row in np.unique(view.listener[rows]).tolist():
-        owners = ", ".join(f"pid {pid} fd {fd}" for pid, fd in view.holders.of(row)) or "holder unknown"
-        s = view.sockets
+    for one in candidates[np.lexsort((-s.rqueue[candidates].astype(np.int64), s.sport[candidates]))].tolist():
+        several = alike[view.ends(one)[0]]
+        owners = ", ".join(f"pid {pid} fd {fd}" for pid, fd in view.holders.of(one)) or "an unknown holder"
+        port = int(s.sport[one])
+        says = f"connections that {owners} has not accepted"
+        if several > 1:
+            says += f"; {several} listeners share the address, and no row says which has a connection"
+            if not s.rqueue[one]:
+                says = f"{owners} shares the address, and has accepted all that it got"
         result.append(
             Evidence(
-                f"listener :{int(s.sport[row])}",
-                f"{int(s.rqueue[row])} of {int(s.wqueue[row])} waiting",
+                f"listener :{port}",
+                f"{int(s.rqueue[one])} of {int(s.wqueue[one])} waiting",
                 "inet_diag_msg.idiag_rqueue of the LISTEN row",
-                f"connections that {owners} has not accepted",
+                says,
             )
         )
     return tuple(result)

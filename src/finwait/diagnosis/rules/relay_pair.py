@@ -5,7 +5,9 @@ Seen as       One process holds a CLOSE_WAIT socket (all read) and a FIN_WAIT2 s
 Why it stays  One side closed. The relay saw the end of file, passed it on with shutdown(SHUT_WR), and keeps
               both sockets open for the answer of the other side, which never comes. This is the leak of
               kube-proxy's userspace mode (kubernetes/kubernetes#17641) and of many relays since.
-Not this      A program that talks to itself (the two sockets are each other's ends); CLOSE_WAIT sockets
+Not this      A pair on which the answer still passes: one look calls it "possible" where data moved in the last 3 s,
+              and `--for 5s` tells. A program that talks to itself (the two sockets are each other's ends); CLOSE_WAIT
+              sockets
               without their FIN_WAIT2 (close-wait-eof-read). A pair of `finwait relay` that probes both peers
               is only a notice: it holds a half-close while both live, and ends it when one is gone.
 What ends it  Destroying both legs; the far server closing; a bounded half-close in the relay.
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from finwait.attribution.join import matches
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, likely, possible
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, likely, look_again, possible
+from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -38,8 +41,9 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
     nothing about its age; such legs are paired by process alone.
     """
     s = view.sockets
-    wait = view.in_state(tcp.CLOSE_WAIT) & view.holder_found & (s.rqueue == 0)
-    half = view.in_state(tcp.FIN_WAIT2) & view.holder_found & (s.shutdown == 2) & ~view.moved
+    wait = view.in_state(tcp.CLOSE_WAIT) & view.holder_found & (s.rqueue == 0) & ~view.sent
+    half = view.in_state(tcp.FIN_WAIT2) & view.holder_found & (s.shutdown == 2) & ~view.moved & ~view.read
+    half &= s.rqueue == 0  # what the far side said is there: it is the relay that does not go on
     if not wait.any() or not half.any():
         none = np.empty(0, np.int64)
         return none, none, np.empty(0, np.bool_)
@@ -142,9 +146,25 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     wait, half, agree = pairs(view)
     mine = np.isin(wait, rows) | np.isin(half, rows)
     n = "1 pair" if mine.sum() == 1 else f"{mine.sum()} pairs"
+    fresh = _fresh(view, wait[mine], half[mine])
+    if fresh:
+        return look_again(
+            f"on {fresh} of {n} data passed in the last {RECENT_MS // 1000} s: the answer may still be streaming; "
+            "`--for 5s` looks twice and tells"
+        )
     if agree[mine].all():
         return likely(f"{n} in one process, the legs of equal age within {TOLERANCE_MS} ms")
     return possible(f"{n} in one process; keepalive hides the age of some FIN_WAIT2 legs")
+
+
+def _fresh(view: View, wait: NDArray[np.int64], half: NDArray[np.int64]) -> int:
+    """Return on how many pairs data passed so short ago that a single look cannot say whether more will."""
+    s = view.sockets
+    counted = s.present("bytes_received")
+    came = counted[half] & (s.bytes_received[half] > 0) & (s.last_data_recv_ms[half] < RECENT_MS)
+    went = counted[wait] & (s.bytes_acked[wait] > 1) & (s.last_data_sent_ms[wait] < RECENT_MS)
+    watched = view.moved_known[half] & view.moved_known[wait]
+    return int(((came | went) & ~watched).sum())
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
@@ -193,6 +213,7 @@ RULE = Rule(
         Clue("inode", "not 0: both legs are held, so no kernel timeout applies"),
         Clue("rqueue", "0: the relay has read everything, the end of file too"),
         Clue("last_ack_recv_ms", "about the same on both legs: they stopped together"),
+        Clue("last_data_recv_ms", "since data last came, on either leg"),
     ),
     ends=(
         Remedy("close at the far server: its FIN lets the relay finish both legs"),

@@ -1,10 +1,13 @@
 """zero-window: the peer answers, and has no room: what we have to say never gets out, the FIN neither.
 
 Seen as       timer 4 (window probes) and snd_wnd 0, with bytes waiting; in FIN_WAIT1 the FIN was never sent.
-              Of ESTABLISHED connections only those that were probed three times and more.
+              Of ESTABLISHED connections only those that were probed three times and more. Between two looks
+              nothing was acknowledged, and the other end, where it is here, read nothing.
 Why it stays  The peer's program stopped reading and its receive window closed. Probes are answered, so nothing
               is ever given up on a held socket. An orphan is given up after about 340 s.
-Not this      timer 1: no answers at all (data-unanswered, fin-unanswered-*).
+Not this      timer 1: no answers at all (data-unanswered, fin-unanswered-*). A peer that reads slowly: its window is
+              closed most of the time, and opens again and again. One look with few probes cannot tell it from one
+              that stopped; `--for 5s` can.
 What ends it  The peer reading again; TCP_USER_TIMEOUT; SOCK_DESTROY.
 What does not tcp_retries2 (each answer starts it anew; lower only makes more probes); keepalive.
 Reproduce     finwait lab run zero-window
@@ -17,16 +20,17 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import certain, destroy
+from finwait.diagnosis.rules import certain, destroy, likely, look_again
 from finwait.diagnosis.rules.data_unanswered import NOT_KEEPALIVE_IN_FLIGHT
 from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
+from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
 
 PROBES = 3
-"""So many doublings of the probe timer on an open connection mean seconds without room, not a hiccup."""
+"""So many doublings of the probe timer mean seconds without room, not a hiccup: data that is acknowledged ends them."""
 
 
 def match(view: View) -> NDArray[np.bool_]:
@@ -36,15 +40,35 @@ def match(view: View) -> NDArray[np.bool_]:
     blocked = (s.timer == 4) & s.present("snd_wnd") & (s.snd_wnd == 0) & (s.wqueue > 0)
     # An open connection may meet a closed window for a moment: that is flow control, not a fault.
     long = view.in_state(tcp.ESTABLISHED) & (s.backoff >= PROBES)
-    return (closing | long) & blocked
+    return (closing | long) & blocked & ~view.sent & ~_read_there(view)
+
+
+def _read_there(view: View) -> NDArray[np.bool_]:
+    """Return rows whose other end took something out of its queue between two looks: room is being made."""
+    return (view.other >= 0) & view.read[np.maximum(view.other, 0)]
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
     return "notice" if (view.sockets.state[rows] == tcp.ESTABLISHED).all() else "problem"
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
-    return certain("the window that the peer last told us is 0, and the probe timer runs")
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    long = bool((view.sockets.backoff[rows] >= PROBES).all())
+    if view.moved_known[rows].all():
+        still = f"no byte was acknowledged in {view.watched_ms / 1000:.1f} s of watching, and the window is 0"
+        return (
+            certain(still)
+            if long and view.watched_ms >= RECENT_MS
+            else likely(f"{still}; a peer that reads very slowly looks the same")
+        )
+    if long:
+        return likely(
+            f"the window is 0 after {PROBES} and more doublings of the probe timer; a peer that reads very slowly "
+            "looks the same in a single look, `--for 5s` tells"
+        )
+    return look_again(
+        "the window is 0, but not for long: a peer that reads slowly looks the same; `--for 5s` looks twice and tells"
+    )
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
@@ -72,6 +96,7 @@ RULE = Rule(
         Clue("state", "closing, as far as this end is concerned"),
         Clue("timer", "4: probing a closed window"),
         Clue("snd_wnd", "0: the peer takes nothing"),
+        Clue("backoff", "doublings of the probe timer since the peer last took anything"),
         Clue("wqueue", "bytes that wait, the FIN counting 1 behind them"),
         Clue("notsent_bytes", "bytes that were never sent once"),
         Clue("inode", "0: an orphan, given up after about 340 s; else held, and never given up"),
