@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +136,29 @@ def test_redaction_changes_no_finding_and_leaves_no_name(situation: Situation) -
         assert {one.packed for one in must if not one.is_loopback} <= known
         assert before.facts.boot_id.encode() in known
         assert not {secret for secret in known if secret in left}
+
+
+def test_a_namespace_that_a_plain_user_could_not_enter_is_not_named() -> None:
+    if lacking := unmet(("netns", "tool:setpriv", "tool:ip")):
+        missing("; ".join(lacking))
+    name = f"s3cret(x) {os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # pytest's own are for one user alone
+            Path(folder).chmod(0o777)
+            nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+            words = [sys.executable, "-m", "finwait", "record", "--redact", f"{folder}/red.finwait"]
+            done = subprocess.run([*nobody, *words], check=False, capture_output=True, text=True, cwd="/")
+            assert done.returncode in (0, 3), done.stderr
+            replay = open_recording(f"{folder}/red.finwait")
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+    gaps = [gap.where for look in replay.looks for gap in look.gaps if gap.doing == "enter it"]
+    assert gaps
+    assert not [
+        where for where in gaps if not re.fullmatch(r"netns \d+( \((netns-[0-9a-f]+|host)\))?", where)
+    ]
+    assert all(b"s3cret" not in content(look) for look in replay.looks)
 
 
 def test_the_names_of_the_lab_can_be_kept(situation: Situation) -> None:

@@ -186,20 +186,17 @@ def redact_look(look: Observation, names: Pseudonyms) -> Observation:
     _flows(known, names)
     _local_addresses(known, names)
     _unknown(known)
-    renamed = {
-        name: names.name(name, "netns") for ns in look.namespaces for name in ns.names if name != "host"
-    }
     return replace(
         look,
         buffer=buffer,
         facts=_facts(look.facts, names),
         namespaces=tuple(
-            replace(ns, names=tuple(renamed.get(n, n) for n in ns.names), files=_files(ns))
+            replace(ns, names=tuple(_netns(n, names) for n in ns.names), files=_files(ns))
             for ns in look.namespaces
         ),
         processes={pid: _process(one, names) for pid, one in look.processes.items()},
         cgroups={number: names.path(path) for number, path in look.cgroups.items()},
-        gaps=tuple(_gap(gap, renamed) for gap in look.gaps),
+        gaps=tuple(_gap(gap, names) for gap in look.gaps),
     )
 
 
@@ -213,11 +210,24 @@ def _files(ns: Namespace) -> dict[str, bytes]:
     }
 
 
-def _gap(gap: Gap, renamed: dict[str, str]) -> Gap:
-    where = gap.where
-    for old, new in renamed.items():
-        where = where.replace(f"({old})", f"({new})")
-    return replace(gap, where=where)
+def _netns(name: str, names: Pseudonyms) -> str:
+    return name if name == "host" else names.name(name, "netns")
+
+
+_PLACE: Final = re.compile(r"netns \d+|pid \d+|\d+ processes|this machine")
+_NAMED_PLACE: Final = re.compile(r"(netns \d+) \((.*)\)", re.DOTALL)
+
+
+def _gap(gap: Gap, names: Pseudonyms) -> Gap:
+    """What could not be seen, too, has a name. The other two parts of a gap are finwait's own words.
+
+    A namespace that could not be entered is in no look, so its name is here alone.
+    """
+    if _PLACE.fullmatch(gap.where):
+        return gap
+    if named := _NAMED_PLACE.fullmatch(gap.where):
+        return replace(gap, where=f"{named[1]} ({_netns(named[2], names)})")
+    return replace(gap, where=names.name(gap.where, "place"))
 
 
 def _facts(facts: Facts, names: Pseudonyms) -> Facts:
