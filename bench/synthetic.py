@@ -92,6 +92,10 @@ class Crowd:
     again: bool = False
     observed: Observation | None = None
 
+    def begin(self) -> Crowd:
+        """Return what a look uses: this."""
+        return self
+
     def observe(self, plan: Plan) -> Observation:  # noqa: ARG002
         """Look: the datagrams are laid out once."""
         if self.observed is not None:

@@ -57,6 +57,9 @@ class Machine(Protocol):
     def again(self) -> bool:
         """Whether a second look can show something new; False where a recording has no further look."""
 
+    def begin(self) -> Machine:
+        """Return what a look uses: a recording, whatever was asked of it before, from its first look on."""
+
     def observe(self, plan: Plan) -> Observation:
         """Look once (a recording: give its next look)."""
 
@@ -90,7 +93,7 @@ class Look:
     plan: Plan = field(default_factory=Plan)
     options: Options = field(default_factory=Options)
     watch_ms: int = 0
-    """Time between two looks; 0 for one look."""
+    """Time between two looks; 0 for one look. Of a recording the first and the last are compared in any case."""
     not_holders: frozenset[int] = frozenset()
     """Pids that cannot be looked into, of which the caller knows that they hold none of the sockets."""
     progress: Callable[[str], None] | None = None
@@ -235,8 +238,11 @@ def look(machine: Machine, how: Look) -> Snapshot:
     earlier: SocketTable | None = None
     watched = 0
     begun = time.monotonic()
+    if isinstance(machine, (str, bytes)) or hasattr(machine, "__fspath__"):
+        raise TypeError("a path is no machine; finwait.recording.open_recording(path) is one")
+    machine = machine.begin()
     observation = machine.observe(plan)
-    if how.watch_ms and machine.again:
+    if machine.again and (how.watch_ms or not machine.live):
         earlier = decode.sockets(observation)
         first_ns = observation.facts.boottime_ns
         if machine.live:
@@ -320,11 +326,14 @@ def diagnose(
         only: gives the mask of rows to report on (a FILTER); the other rows still serve as other ends.
 
     Raises:
-        KeyError: an unknown rule.
+        ValueError: there is no rule of that name.
         DecodeError: the kernel sent bytes that are not what they claim to be.
     """
+    try:
+        chosen = catalogue.rules() if rules is None else tuple(catalogue.rule(name) for name in rules)
+    except KeyError as error:
+        raise ValueError(f"there is no rule {error}; the rules are {', '.join(catalogue.NAMES)}") from None
     shot = look(machine or live_machine(), how or Look())
-    chosen = catalogue.rules() if rules is None else tuple(catalogue.rule(name) for name in rules)
     mask = only(shot) if only is not None else None
     found = engine.diagnose(shot.view, chosen, mask)
     if wanted := engine.flags_wanted(shot.view, chosen, found):

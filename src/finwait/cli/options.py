@@ -222,7 +222,7 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
     return Look(
         plan=plan,
         options=Options(idle_ms=args.idle, flood=args.flood),
-        watch_ms=args.watch or (1 if args.recording else 0),
+        watch_ms=args.watch or 0,
         not_holders=frozenset(args.not_holder),
         progress=progress(),
     )

@@ -90,6 +90,10 @@ class Machine:
         # Namespaces that only a descriptor keeps, as of the last listing: looks without one go there too.
         self._spaces: list[tuple[int, int, int]] = []
 
+    def begin(self) -> Machine:
+        """Return what a look uses: this."""
+        return self
+
     def observe(self, plan: Plan) -> Observation:
         """Look once."""
         say = plan.progress or (lambda _: None)

@@ -40,6 +40,10 @@ class Replay:
     def _now(self) -> Observation:
         return self._looks[max(self._next - 1, 0)]
 
+    def begin(self) -> Replay:
+        """Return the same recording, to be looked at from its first look on."""
+        return Replay(self._looks)
+
     def observe(self, plan: Plan) -> Observation:
         """Give the next look, restricted to the namespaces of the plan.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finwait
 from finwait.attribution.container import workload_of_path
 from finwait.errors import FinwaitError, Gap, RecordingError
 from finwait.recording import open_recording, read, redact, write
@@ -283,6 +284,25 @@ def test_the_last_look_is_given_again_when_there_are_no_more() -> None:
     looks = [replay.observe(Plan()) for _ in range(4)]
     assert looks[1].facts == looks[2].facts == looks[3].facts
     assert looks[0].facts != looks[1].facts
+
+
+def test_a_recording_says_the_same_however_often_and_by_whomever_it_is_asked() -> None:
+    """All its looks are compared: of one alone a half-close that streams looks like one that hangs."""
+    replay = open_recording(str(CAPTURE.with_name("fin-wait2-streaming.finwait")))
+    first, second = finwait.diagnose(replay), finwait.diagnose(replay)
+    told = [[(f.rule, f.severity, f.rows.tolist()) for f in one.findings] for one in (first, second)]
+    assert told[0] == told[1]
+    assert "fin-wait2-streaming" in {rule for rule, _, _ in told[0]}
+    assert finwait.snapshot(replay).sockets.state.tolist() == first.view.sockets.state.tolist()
+
+
+def test_what_is_no_argument_is_told_apart_from_what_cannot_be_read() -> None:
+    with pytest.raises(ValueError, match="there is no rule 'nope'; the rules are fin-wait2"):
+        finwait.diagnose(open_recording(str(CAPTURE)), rules=["nope"])
+    with pytest.raises(TypeError, match="open_recording"):
+        finwait.diagnose(str(CAPTURE))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="foo"):
+        finwait.snapshot(foo=1)
 
 
 def test_pseudonyms_keep_subnets_and_special_addresses() -> None:
