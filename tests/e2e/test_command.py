@@ -197,6 +197,30 @@ def within(situation: Situation, name: str) -> list[str]:
     return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{netns.fd}"]
 
 
+@pytest.mark.kernel
+def test_what_was_not_to_be_looked_at_is_not_said_to_be_well() -> None:
+    if lacking := unmet(("netns",)):
+        missing("; ".join(lacking))
+    with Lab() as lab:
+        near, far = lab.netns("near"), lab.netns("far")
+        link = lab.link(near, far)
+        client, server = lab.actor(near, "client"), lab.actor(far, "server")
+        meet(client, link.b4, server, server.listen(link.b4, 8080), 3)
+        where = ["--netns", str(near.inode)]
+        never = finwait(*where, "--established", "never")
+        assert "nothing is wrong" not in said(never)
+        assert "ESTABLISHED ones were not looked at" in " ".join(said(never).split()) or never.returncode == 3
+        assert "about 3 sockets in namespaces whose ESTABLISHED ones were left out" in " ".join(
+            said(never).split()
+        )
+        assert (
+            json.loads(finwait(*where, "--established", "never", "-o", "json").stdout)["established_skipped"]
+            == 3
+        )
+        always = finwait(*where, "--established", "always")
+        assert "left out" not in said(always)
+
+
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 

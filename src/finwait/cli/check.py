@@ -35,7 +35,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=options.duration_ms,
         default=0,
         metavar="DURATION",
-        help="count only connections that are in their state for at least so long",
+        help="count only connections that are certainly in their state for at least so long",
     )
     parser.add_argument(
         "--severity",
@@ -72,16 +72,13 @@ def run(args: argparse.Namespace) -> int:
     for f in diagnosis.findings:
         if f.primary and f.severity in wanted:
             n = f.count
-            if args.min_age and len(f.rows):
+            if args.min_age:  # of what is no connection any more nobody knows since when
                 n = int((diagnosis.view.at_least_ms[f.rows] >= args.min_age).sum())
             if n:
                 counts[f.rule] += n
     total = sum(counts.values())
-    nothing = (
-        "nothing that was seen fails to finish closing"
-        if diagnosis.gaps
-        else "nothing fails to finish closing"
-    )
+    partly = diagnosis.gaps or diagnosis.view.established_skipped
+    nothing = f"nothing {'that was seen ' if partly else ''}fails to finish closing"
     said = ", ".join(f"{n} {rule}" for rule, n in counts.most_common()) or nothing
     # What was seen can be too much whatever was not seen; only a good answer needs the whole picture.
     level = 2 if total >= args.critical else 1 if total >= args.warning else 3 if diagnosis.gaps else 0

@@ -210,14 +210,12 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
     from finwait.uapi import tcp
 
     mask = tcp.ALL_STATES if states is None else states
-    if args.established == "never":
-        mask &= ~(1 << tcp.ESTABLISHED)
     plan = Plan(
         states=mask,
         bytecode=bytecode,
         only=namespaces(args.netns, live=not args.recording) if args.netns else None,
         descriptors=not args.no_owners,
-        established_limit=None if args.established == "always" else ESTABLISHED_LIMIT,
+        established_limit={"always": None, "never": 0}.get(args.established, ESTABLISHED_LIMIT),
     )
     return Look(
         plan=plan,

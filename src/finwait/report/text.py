@@ -87,6 +87,8 @@ def headline(view: View, findings: Sequence[Finding], who: str, gaps: Sequence[G
         return f"{who}: nothing is stuck among {seen}; {notices} deserve a look."
     if gaps:
         return f"{who}: nothing wrong was seen in {seen}, but not everything could be seen."
+    if view.established_skipped:
+        return f"{who}: nothing wrong was seen in {seen}; ESTABLISHED ones were not looked at."
     return f"{who}: nothing is wrong. {seen[0].upper() + seen[1:]}; none fails to finish closing."
 
 
@@ -269,8 +271,8 @@ def _tail(view: View, findings: Sequence[Finding], style: Style) -> list[str]:
         lines += _wrap("Healthy", f"{waiting} × TIME_WAIT: each is gone within 60 s", style.width)
     if view.established_skipped:
         text = (
-            f"about {view.established_skipped} sockets in namespaces so large that their ESTABLISHED ones were "
-            "left out; `--established always` includes them"
+            f"about {view.established_skipped} sockets in namespaces whose ESTABLISHED ones were left out; "
+            "`--established always` includes them"
         )
         lines += _wrap("Left out", text, style.width)
     return lines
