@@ -56,6 +56,8 @@ def ages(
     Nothing in sock_diag says since when. The FIN that made CLOSE_WAIT and the ACK that made FIN_WAIT2 both
     count as an ACK received, so the state is at least as old as `last_ack_recv`; it cannot be older than the
     last data that had to come before it. ESTABLISHED began with a handshake that set all three clocks.
+    TIME_WAIT lasts 60 s from its beginning, but a FIN that comes again starts them again
+    (``tcp_timewait_state_process``): what is over of them is the least.
     """
     n = len(sockets)
     least = np.full(n, -1, np.int64)
@@ -76,7 +78,7 @@ def ages(
     source[informed & (least >= 0)] = 1
     timewait = (s.state == tcp.TIME_WAIT) & (s.timer == 3)
     past = np.maximum(_TIME_WAIT_MS - s.expires_ms.astype(np.int64), 0)
-    least[timewait] = most[timewait] = past[timewait]
+    least[timewait] = past[timewait]
     source[timewait] = 2
     return least, most, source
 
