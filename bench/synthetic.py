@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from finwait.kernel import procfs
 from finwait.kernel.observe import Plan
 from finwait.uapi import inet_diag, netlink, tcp
-from finwait.uapi.observation import Descriptors, Dump, Namespace, Observation, ProcessFiles
+from finwait.uapi.observation import Descriptors, Dump, LoneSocket, Namespace, Observation, ProcessFiles
 
 __all__ = ["Crowd", "messages"]
 
@@ -132,6 +132,13 @@ class Crowd:
     def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:  # noqa: ARG002
         """Return nothing known."""
         return {}
+
+    def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:  # noqa: ARG002
+        """Return nothing known."""
+        return {}
+
+    def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
+        """There is nothing else."""
 
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:  # noqa: ARG002
         """Return nothing known."""

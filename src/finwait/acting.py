@@ -111,7 +111,7 @@ def _reread(ends: Iterable[Step | End]) -> SocketTable:
 def _read_each(ends: Sequence[Step | End]) -> SocketTable:
     targets = [_target(end) for end in ends]
     answers, _ = read_back(
-        _namespaces({e.netns for e in ends}), targets, inet_diag.extension_mask(inet_diag.INFO)
+        _namespaces({e.netns for e in ends}, _leads(ends)), targets, inet_diag.extension_mask(inet_diag.INFO)
     )
     if not answers:
         return SocketTable.empty()
@@ -129,12 +129,19 @@ def _rows_by_cookie(table: SocketTable) -> dict[tuple[int, int], int]:
     }
 
 
-def _namespaces(which: Iterable[int]) -> list[ns_edge.NetNamespace]:
+def _leads(ends: Iterable[Step | End]) -> list[tuple[int, int, int]]:
+    """Return descriptors of sockets that lead into their namespaces, where nothing else may."""
+    return [(e.netns, pid, fd) for e in ends if isinstance(e, Step) for pid, fd, _ in e.holders[:1]]
+
+
+def _namespaces(
+    which: Iterable[int], leads: Sequence[tuple[int, int, int]] = ()
+) -> list[ns_edge.NetNamespace]:
     """Return namespaces by inode; descriptors, which may keep one alive, are listed only when they must be."""
     wanted = set(which)
     found = [n for n in ns_edge.discover()[0] if n.inode in wanted]
     if len(found) < len(wanted):
-        found = [n for n in ns_edge.discover(procfs.descriptors()[1])[0] if n.inode in wanted]
+        found = [n for n in ns_edge.discover(procfs.descriptors()[1], leads)[0] if n.inode in wanted]
     return found
 
 
@@ -184,16 +191,21 @@ def abilities(view: View, rows: Iterable[int]) -> Abilities:
     other = view.other[which]
     which = np.concatenate([which, other[other >= 0]])
     holders: dict[int, tuple[int, int, int]] = {}
+    leads: dict[int, tuple[int, int]] = {}
     for row in which[view.holder_found[which]].tolist():
         for pid, fd in view.holders.of(row):
+            leads.setdefault(int(s.netns[row]), (pid, fd))
             if pid not in holders:
                 holders[pid] = (fd, int(s.inode[row]), int(s.cookie[row]))
     wanted = set(zip(s.netns[which].tolist(), s.protocol[which].tolist(), strict=True))
-    return Abilities(_no_destroy(wanted), _no_borrow(holders))
+    ways = [(netns, pid, fd) for netns, (pid, fd) in leads.items()]
+    return Abilities(_no_destroy(wanted, ways), _no_borrow(holders))
 
 
-def _no_destroy(wanted: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    found = lacking(_namespaces({n for n, _ in wanted}), wanted) if wanted else {}
+def _no_destroy(
+    wanted: set[tuple[int, int]], leads: Sequence[tuple[int, int, int]]
+) -> dict[tuple[int, int], str]:
+    found = lacking(_namespaces({n for n, _ in wanted}, leads), wanted) if wanted else {}
     return {key: f"{error} ({error.hint.partition(';')[0]})" for key, error in found.items()}
 
 
@@ -226,7 +238,7 @@ def _check(steps: Sequence[Step]) -> None:
         Refused: it cannot, with the substitute that would work.
     """
     wanted = {(s.netns, s.protocol) for s in steps if s.means == "destroy"}
-    missing = _no_destroy(wanted)
+    missing = _no_destroy(wanted, _leads(steps))
     if missing:
         (netns, protocol), why = next(iter(missing.items()))
         lost = [s for s in steps if s.means == "destroy" and (s.netns, s.protocol) == (netns, protocol)]
@@ -244,7 +256,7 @@ def _check(steps: Sequence[Step]) -> None:
     for step in through:
         if all(pid in unborrowed for pid, _, _ in step.holders):
             refusal = Refused("means", f"{unborrowed[step.holders[0][0]]}; nothing was done")
-            if not _no_destroy({(step.netns, step.protocol)}):
+            if not _no_destroy({(step.netns, step.protocol)}, _leads([step])):
                 refusal.hint = (
                     "plan again with `--with destroy`, which needs no descriptor: the peer gets a RST"
                 )
@@ -471,7 +483,7 @@ def _destroy(
     """Destroy; ``answered`` learns of whom the kernel said what became of it, also when this is interrupted."""
     if not mine:
         return
-    spaces = _namespaces({steps[k].netns for k in mine})
+    spaces = _namespaces({steps[k].netns for k in mine}, _leads(steps[k] for k in mine))
     results: dict[int, int] = {}
     try:
         _, gaps = destroy(spaces, [_target(steps[k]) for k in mine], rate=rate, results=results)

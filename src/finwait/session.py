@@ -30,7 +30,7 @@ from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
 from finwait.table.units import printable
 from finwait.uapi import tcp
-from finwait.uapi.observation import Descriptors, Observation, ProcessFiles
+from finwait.uapi.observation import Descriptors, LoneSocket, Observation, ProcessFiles, unseen
 
 __all__ = [
     "Diagnosis",
@@ -74,6 +74,12 @@ class Machine(Protocol):
 
     def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
         """Return which descriptors an executed program would not inherit."""
+
+    def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
+        """Return what TCP sockets that no dump contains say of themselves, by inode."""
+
+    def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
+        """Look into further namespaces from now on: ``(netns, pid, fd)`` of sockets that lead there."""
 
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Return the protocol names of sockets by inode."""
@@ -206,25 +212,46 @@ def _unique(found: Descriptors) -> Descriptors:
     return Descriptors(pid[new], fd[new], inode[new], found.unreadable)
 
 
-def _hidden(
+def _lost(
     machine: Machine,
     sockets: SocketTable,
     found: Descriptors,
     only: frozenset[int] | None,
-    holders_netns: Mapping[int, ProcessFiles],
-) -> tuple[HiddenDescriptor, ...]:
-    """Descriptors of TCP sockets that no row has: their connections are gone."""
+    files: Mapping[int, ProcessFiles],
+) -> list[tuple[int, int, int]]:
+    """Return ``(pid, fd, inode)`` of TCP sockets that no row has."""
     lost = ~np.isin(found.inode, sockets.inode.astype(np.uint64))
-    if only is not None:  # a descriptor says nothing about its namespace; its process's is the best lead
-        mine = [pid for pid, files in holders_netns.items() if files.netns in only]
+    if only is not None:  # its process's namespace is the best lead, but a process may hold sockets of others
+        mine = [pid for pid, one in files.items() if one.netns in only]
         lost &= np.isin(found.pid, np.array(mine, np.uint32))
     triples = list(
         zip(found.pid[lost].tolist(), found.fd[lost].tolist(), found.inode[lost].tolist(), strict=True)
     )
     names = machine.socket_protocols(triples)
-    return tuple(
-        HiddenDescriptor(pid, fd, inode) for pid, fd, inode in triples if names.get(inode) in ("TCP", "TCPv6")
-    )
+    return [triple for triple in triples if names.get(triple[2]) in ("TCP", "TCPv6")]
+
+
+def _hidden(
+    lost: Iterable[tuple[int, int, int]], lone: Mapping[int, LoneSocket], only: frozenset[int] | None
+) -> tuple[tuple[HiddenDescriptor, ...], list[Gap]]:
+    """Say which descriptors refer to connections that are gone, and of which nobody knows.
+
+    A socket that no dump contains may also be one that was never connected, one that was made since, or one that lives
+    in a namespace that was not looked into.
+    """
+    hidden: list[HiddenDescriptor] = []
+    unknown: set[int] = set()
+    for pid, fd, inode in lost:
+        one = lone.get(inode)
+        if one is None:
+            unknown.add(pid)
+        elif one.state == tcp.CLOSE and one.used and (only is None or not one.netns or one.netns in only):
+            hidden.append(HiddenDescriptor(pid, fd, inode, one.netns))
+    if not unknown:
+        return tuple(hidden), []
+    who = f"pid {min(unknown)}" if len(unknown) == 1 else f"{len(unknown)} processes"
+    doing = "ask the TCP sockets that no dump contains for their state"
+    return tuple(hidden), [Gap(who, doing, "CAP_SYS_PTRACE")]
 
 
 def look(machine: Machine, how: Look) -> Snapshot:
@@ -234,13 +261,17 @@ def look(machine: Machine, how: Look) -> Snapshot:
         DecodeError: the kernel (or a recording) sent bytes that are not what they claim to be.
         KernelError: the look could not even begin.
     """
+    if isinstance(machine, (str, bytes)) or hasattr(machine, "__fspath__"):
+        raise TypeError("a path is no machine; finwait.recording.open_recording(path) is one")
+    return _look(machine.begin(), how, again=True)
+
+
+def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
+    """As `look`; ``again`` where sockets lead to namespaces that nothing else leads to."""
     plan = how.plan if how.progress is None else replace(how.plan, progress=how.progress)
     earlier: SocketTable | None = None
     watched = 0
     begun = time.monotonic()
-    if isinstance(machine, (str, bytes)) or hasattr(machine, "__fspath__"):
-        raise TypeError("a path is no machine; finwait.recording.open_recording(path) is one")
-    machine = machine.begin()
     observation = machine.observe(plan)
     if machine.again and (how.watch_ms or not machine.live):
         earlier = decode.sockets(observation)
@@ -265,8 +296,20 @@ def look(machine: Machine, how: Look) -> Snapshot:
     processes = process.processes(files, observation.facts)
     complete = observation.complete and not plan.bytecode
     hidden: tuple[HiddenDescriptor, ...] = ()
+    more: list[Gap] = []
     if complete and found.searched:
-        hidden = _hidden(machine, sockets, found, plan.only, files)
+        lost = _lost(machine, sockets, found, plan.only, files)
+        lone = machine.lone_sockets(lost)
+        if plan.only is None and (spaces := unseen(observation, lone, lost)):
+            if again and machine.live:
+                machine.remember(spaces)
+                return _look(machine, how, again=False)
+            entering = {gap.where.partition(" (")[0] for gap in observation.gaps if gap.doing == "enter it"}
+            doing = "look into it: only sockets lead there"
+            spaces = [space for space in spaces if f"netns {space[0]}" not in entering]
+            more += [Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN") for netns, _, _ in spaces]
+        hidden, unknown = _hidden(lost, lone, plan.only)
+        more += unknown
         missing = sorted({h.pid for h in hidden} - processes.keys())
         processes |= process.processes(machine.processes(missing), observation.facts)
     ids = np.unique(sockets.cgroup_id).tolist() if len(sockets) else []
@@ -290,7 +333,7 @@ def look(machine: Machine, how: Look) -> Snapshot:
     )
     gaps = tuple(
         g
-        for g in sorted(set(observation.gaps))
+        for g in sorted({*observation.gaps, *more})
         if not any(g.where == f"pid {pid}" for pid in how.not_holders)
     )
     return Snapshot(observation, sockets, flows, view, gaps, machine)

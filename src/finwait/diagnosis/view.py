@@ -71,11 +71,13 @@ class NamespaceView:
 
 @dataclass(frozen=True, slots=True)
 class HiddenDescriptor:
-    """A descriptor of a TCP socket that no dump contains: the socket is in TCP_CLOSE."""
+    """A descriptor of a TCP socket that no dump contains, for it is in TCP_CLOSE and has been in use."""
 
     pid: int
     fd: int
     inode: int
+    netns: int = 0
+    """The socket's; 0 where it is not known."""
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def _nsid(route: socket.socket, space: netns.NetNamespace) -> int | None:
     """Return the id that our namespace has for another; -1 for none, None where we cannot ask."""
     for path in space.paths:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = netns.open_path(path)
         except OSError:
             continue
         try:

@@ -21,12 +21,15 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from finwait.errors import Gap
+from finwait.kernel import pidfd
 
-__all__ = ["NetNamespace", "discover", "inode_of_pid", "own_netns", "setns", "visit"]
+__all__ = ["NetNamespace", "discover", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 _LINK = re.compile(r"net:\[(\d+)\]")
+_SOCKET = "socket:"
+"""Begins a path that is a socket of a process: ``socket:PID:FD``."""
 T = TypeVar("T")
 
 
@@ -97,11 +100,26 @@ class _Found:
             paths.append(path)
 
 
-def discover(descriptors: Iterable[tuple[int, int, int]] = ()) -> tuple[list[NetNamespace], list[Gap]]:
+def open_path(path: str) -> int:
+    """Open one of the ways to a namespace; return the descriptor.
+
+    Raises:
+        OSError: it leads there no more, or we may not.
+    """
+    if path.startswith(_SOCKET):
+        pid, fd = path.removeprefix(_SOCKET).split(":")
+        return pidfd.namespace_of(int(pid), int(fd))
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def discover(
+    descriptors: Iterable[tuple[int, int, int]] = (), sockets: Iterable[tuple[int, int, int]] = ()
+) -> tuple[list[NetNamespace], list[Gap]]:
     """Find every network namespace on the machine.
 
     Args:
         descriptors: ``(inode, pid, fd)`` of open nsfs files, from `finwait.kernel.procfs.descriptors`.
+        sockets: ``(inode, pid, fd)`` of sockets that keep a namespace which nothing else leads to.
 
     Returns:
         The namespaces by inode (the host's first, where it can be told), and what could not be seen.
@@ -125,6 +143,8 @@ def discover(descriptors: Iterable[tuple[int, int, int]] = ()) -> tuple[list[Net
         _mounts(found, pid, mounts_seen)
     for inode, pid, fd in descriptors:
         found.path(inode, f"/proc/{pid}/fd/{fd}")
+    for inode, pid, fd in sockets:
+        found.path(inode, f"{_SOCKET}{pid}:{fd}")
     gaps = (
         [
             Gap(
@@ -243,7 +263,7 @@ def _enter(ns: NetNamespace) -> Gap | None:
     denied = False
     for path in ns.paths:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_path(path)
         except OSError as error:
             denied = denied or isinstance(error, PermissionError)
             continue

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
-from finwait.kernel import cgroup, netns, procfs
+from finwait.kernel import cgroup, netns, pidfd, procfs
 from finwait.kernel.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
@@ -34,6 +34,7 @@ from finwait.uapi.observation import (
     ESTABLISHED_LIMIT,
     Descriptors,
     Dump,
+    LoneSocket,
     Namespace,
     Observation,
     Plan,
@@ -89,6 +90,7 @@ class Machine:
     def __init__(self) -> None:
         # Namespaces that only a descriptor keeps, as of the last listing: looks without one go there too.
         self._spaces: list[tuple[int, int, int]] = []
+        self._socket_spaces: list[tuple[int, int, int]] = []
 
     def begin(self) -> Machine:
         """Return what a look uses: this."""
@@ -105,7 +107,7 @@ class Machine:
             found, self._spaces = procfs.descriptors()
             gaps += _unreadable(found)
         say("finding network namespaces")
-        namespaces, more = netns.discover(self._spaces)
+        namespaces, more = netns.discover(self._spaces, self._socket_spaces)
         gaps += more
         if plan.only is not None:
             namespaces = [ns for ns in namespaces if ns.inode in plan.only]
@@ -141,6 +143,14 @@ class Machine:
     def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
         """Return which descriptors an executed program would not inherit."""
         return procfs.close_on_exec(pairs)
+
+    def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
+        """Return what TCP sockets that no dump contains say of themselves, by inode, of ``(pid, fd, inode)``."""
+        return pidfd.lone_sockets(triples)
+
+    def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
+        """Look into further namespaces from now on: ``(netns, pid, fd)`` of sockets that alone lead there."""
+        self._socket_spaces += spaces
 
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Return the protocol names of sockets by inode, of ``(pid, fd, inode)``."""

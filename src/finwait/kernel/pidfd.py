@@ -10,19 +10,32 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded, TargetGone
+from finwait.uapi.observation import LoneSocket
 
-__all__ = ["KEEPALIVE_OPTIONS", "borrowed", "get_options", "reset", "set_options", "yama_scope"]
+__all__ = [
+    "KEEPALIVE_OPTIONS",
+    "borrowed",
+    "get_options",
+    "lone_sockets",
+    "namespace_of",
+    "reset",
+    "set_options",
+    "yama_scope",
+]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438  # the same number on every architecture (unified table)
 _SO_COOKIE = 57
+_SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
+_SEGMENTS = slice(136, 144)  # tcpi_segs_out and tcpi_segs_in of struct tcp_info, Linux 4.2
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 KEEPALIVE_OPTIONS = {
@@ -43,6 +56,63 @@ def _syscall(number: int, *args: int) -> int:
     return result
 
 
+def _copy(pid: int, fd: int) -> int:
+    """Return a copy of a process's descriptor, which the caller closes."""
+    handle = _syscall(_SYS_PIDFD_OPEN, pid, 0)
+    try:
+        return _syscall(_SYS_PIDFD_GETFD, handle, fd, 0)
+    finally:
+        os.close(handle)
+
+
+def namespace_of(pid: int, fd: int) -> int:
+    """Return an open descriptor of the network namespace that a process's socket belongs to.
+
+    Raises:
+        OSError: there is no such socket any more, or we may not.
+    """
+    copy = _copy(pid, fd)
+    try:
+        return int(fcntl.ioctl(copy, _SIOCGSKNS))
+    finally:
+        os.close(copy)
+
+
+def lone_sockets(triples: Iterable[tuple[int, int, int]], most: int = 20_000) -> dict[int, LoneSocket]:
+    """Ask TCP sockets that no dump contains what they are, by copies of their descriptors.
+
+    Args:
+        triples: ``(pid, fd, inode)``. The answer is by inode; who cannot be asked is not in it.
+        most: how many to ask at most.
+    """
+    result: dict[int, LoneSocket] = {}
+    for pid, fd, inode in triples:
+        if inode in result:
+            continue
+        if len(result) >= most:
+            break
+        try:
+            copy = _copy(pid, fd)
+        except OSError:
+            continue
+        if os.fstat(copy).st_ino != inode:  # the number is another descriptor's by now
+            os.close(copy)
+            continue
+        with socket.socket(fileno=copy) as sock:
+            try:
+                info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            except OSError:
+                continue
+            try:
+                ns = fcntl.ioctl(copy, _SIOCGSKNS)
+                netns = os.fstat(ns).st_ino
+                os.close(ns)
+            except OSError:  # without CAP_NET_ADMIN over that namespace
+                netns = 0
+        result[inode] = LoneSocket(netns, info[0], any(info[_SEGMENTS]))
+    return result
+
+
 @contextlib.contextmanager
 def borrowed(pid: int, fd: int, *, inode: int, cookie: int) -> Iterator[socket.socket]:
     """Give a copy of a process's socket descriptor, and close it again.
@@ -53,15 +123,9 @@ def borrowed(pid: int, fd: int, *, inode: int, cookie: int) -> Iterator[socket.s
         NotSupported: the kernel has no ``pidfd_getfd`` (before 5.6).
     """
     try:
-        handle = _syscall(_SYS_PIDFD_OPEN, pid, 0)
+        copy = _copy(pid, fd)
     except OSError as error:
         raise _explain(error, pid, fd, cookie) from None
-    try:
-        copy = _syscall(_SYS_PIDFD_GETFD, handle, fd, 0)
-    except OSError as error:
-        raise _explain(error, pid, fd, cookie) from None
-    finally:
-        os.close(handle)
     if os.fstat(copy).st_ino != inode:
         os.close(copy)
         raise TargetGone(cookie, f"descriptor {fd} of pid {pid} is something else now")

@@ -197,8 +197,8 @@ def open_target(spec: str | int | None = None) -> Target:
 
 def _open(path: str) -> int:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (PermissionError, FileNotFoundError, OSError) as error:
+        fd = netns.open_path(path)
+    except OSError as error:
         number = error.errno or errno.EIO
         if number in (errno.EPERM, errno.EACCES):
             raise PermissionNeeded(number, f"open `{path}`", "CAP_SYS_PTRACE") from error

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.errors import Gap, RecordingError
-from finwait.uapi.observation import Descriptors, Facts, Namespace, Observation, ProcessFiles
+from finwait.uapi.observation import Descriptors, Facts, LoneSocket, Namespace, Observation, ProcessFiles
 from finwait.version import __version__
 
 __all__ = [
@@ -97,6 +97,7 @@ class _Facts(msgspec.Struct, frozen=True):
     unreadable: tuple[int, ...]
     searched: bool
     complete: bool
+    lone_sockets: dict[int, LoneSocket] = {}
 
 
 def _plain(text: str) -> str:
@@ -129,6 +130,7 @@ def _facts(look: Observation) -> _Facts:
         look.descriptors.unreadable,
         look.descriptors.searched,
         look.complete,
+        look.lone_sockets,
     )
 
 
@@ -422,6 +424,7 @@ def _look(found: dict[str, _Content], k: int) -> Observation:
         {(pid, fd): flag for pid, fd, flag in facts.close_on_exec},
         facts.gaps,
         facts.complete,
+        facts.lone_sockets,
     )
 
 
@@ -448,6 +451,9 @@ def _check_numbers(look: _Facts, k: int) -> None:
     within("a process's namespace", (p.netns for p in look.processes.values() if p.netns is not None), 32)
     within("a cgroup", look.cgroups, 64)
     within("an inode", look.socket_protocols, 64)
+    within("an inode", look.lone_sockets, 64)
+    within("a socket's namespace", (one.netns for one in look.lone_sockets.values()), 32)
+    within("a state", (one.state for one in look.lone_sockets.values()), 4)
     within("a process", (pid for pid, _, _ in look.close_on_exec), 31)
     within("a descriptor", (fd for _, fd, _ in look.close_on_exec), 31)
     if len({ns.inode for ns in spaces}) != len(spaces):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from finwait.recording.format import read
-from finwait.uapi.observation import Descriptors, Observation, Plan, ProcessFiles
+from finwait.uapi.observation import Descriptors, LoneSocket, Observation, Plan, ProcessFiles
 
 __all__ = ["Replay", "open_recording"]
 
@@ -75,6 +75,14 @@ class Replay:
         """Give the close-on-exec flags that were recorded."""
         known = self._now.close_on_exec
         return {pair: known[pair] for pair in pairs if pair in known}
+
+    def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
+        """Give what sockets that no dump contains said of themselves, by inode."""
+        known = self._now.lone_sockets
+        return {inode: known[inode] for _, _, inode in triples if inode in known}
+
+    def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
+        """Nothing can be looked into any more."""
 
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Give the protocol names that were recorded, by inode."""

@@ -13,7 +13,7 @@ from finwait.recording.format import writing
 from finwait.recording.redact import Pseudonyms, redact_look
 from finwait.table import decode
 from finwait.uapi import tcp
-from finwait.uapi.observation import Descriptors, Observation, Plan, ProcessFiles
+from finwait.uapi.observation import Descriptors, LoneSocket, Observation, Plan, ProcessFiles, unseen
 
 __all__ = ["complete", "record"]
 
@@ -27,10 +27,18 @@ class Source(Protocol):
     def cgroups(self, ids: Iterable[int]) -> dict[int, str]: ...
     def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]: ...
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]: ...
+    def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]: ...
+    def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None: ...
 
 
-def complete(machine: Source, plan: Plan) -> Observation:
-    """Look once and read everything that any command could ask about what was seen."""
+def complete(machine: Source, plan: Plan, *, once_more: bool = True) -> Observation:
+    """Look once and read everything that any command could ask about what was seen.
+
+    Args:
+        machine: what is looked at.
+        plan: what to look at.
+        once_more: look again where sockets lead to namespaces that nothing else leads to.
+    """
     look = machine.observe(plan)
     sockets = decode.sockets(look)
     found = look.descriptors
@@ -65,6 +73,13 @@ def complete(machine: Source, plan: Plan) -> Observation:
     closing = np.isin(found.inode, sockets.inode[stuck & (sockets.inode != 0)].astype(np.uint64))
     lost = ~here
     rows = list(zip(found.pid.tolist(), found.fd.tolist(), found.inode.tolist(), strict=True))
+    triples = [rows[k] for k in np.flatnonzero(lost).tolist()]
+    names = machine.socket_protocols(triples)
+    triples = [triple for triple in triples if names.get(triple[2]) in ("TCP", "TCPv6")]
+    lone = machine.lone_sockets(triples)
+    if once_more and plan.only is None and (spaces := unseen(look, lone, triples)):
+        machine.remember(spaces)
+        return complete(machine, plan, once_more=False)
     return replace(
         look,
         descriptors=found,
@@ -73,7 +88,8 @@ def complete(machine: Source, plan: Plan) -> Observation:
         close_on_exec=machine.close_on_exec(
             (rows[k][0], rows[k][1]) for k in np.flatnonzero(closing).tolist()
         ),
-        socket_protocols=machine.socket_protocols(rows[k] for k in np.flatnonzero(lost).tolist()),
+        socket_protocols=names,
+        lone_sockets=lone,
     )
 
 

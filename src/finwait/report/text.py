@@ -75,14 +75,22 @@ def _evidence(finding: Finding, width: int) -> list[str]:
 
 def headline(view: View, findings: Sequence[Finding], who: str, gaps: Sequence[Gap] = ()) -> str:
     """Return the sentence that everything else explains; with gaps it vouches only for what was seen."""
-    bad = sum(f.count for f in findings if f.primary and f.severity == "problem")
-    notices = sum(f.count for f in findings if f.primary and f.severity == "notice")
+    shown = [f for f in findings if f.primary]
+    bad = sum(f.count for f in shown if f.severity == "problem" and len(f.rows))
+    lost = sum(f.count for f in shown if f.severity == "problem" and not len(f.rows))
+    notices = sum(f.count for f in shown if f.severity == "notice")
+    more = (
+        f"{lost} {'descriptor' if lost == 1 else 'descriptors'} of connections that are gone, and still open"
+    )
     n = len(view)
     seen = f"{n} connection{'s' if n != 1 else ''} in {len(view.namespaces)} network namespaces"
     if len(view.namespaces) == 1:
         seen = seen[:-1].replace("1 network namespace", "one network namespace")
     if bad:
-        return f"{who}: {bad} of {seen} {'does' if bad == 1 else 'do'} not finish closing."
+        told = f"{bad} of {seen} {'does' if bad == 1 else 'do'} not finish closing"
+        return f"{who}: {told}; {more}." if lost else f"{who}: {told}."
+    if lost:
+        return f"{who}: {more}. Among {seen} none was seen that does not finish closing."
     if notices:
         return f"{who}: nothing is stuck among {seen}; {notices} deserve a look."
     if gaps:

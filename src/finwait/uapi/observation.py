@@ -6,7 +6,7 @@ The seam between the edges and the core: `finwait.kernel.observe` fills it from 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,10 +21,12 @@ __all__ = [
     "Descriptors",
     "Dump",
     "Facts",
+    "LoneSocket",
     "Namespace",
     "Observation",
     "Plan",
     "ProcessFiles",
+    "unseen",
 ]
 
 
@@ -112,6 +114,18 @@ class Descriptors:
 
 
 @dataclass(frozen=True, slots=True)
+class LoneSocket:
+    """A TCP socket that a descriptor names and no dump contains, as the socket itself says (`pidfd_getfd`)."""
+
+    netns: int
+    """Its network namespace (SIOCGSKNS), which need not be its process's; 0 where we may not ask."""
+    state: int
+    """As of TCP_INFO."""
+    used: bool
+    """Whether it ever sent or received a segment."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """One look at the machine."""
 
@@ -129,6 +143,8 @@ class Observation:
     gaps: tuple[Gap, ...] = ()
     complete: bool = True
     """Whether every TCP state was asked for."""
+    lone_sockets: dict[int, LoneSocket] = field(default_factory=dict)
+    """Inode → what such a TCP socket says of itself, as far as it could be asked."""
 
 
 ESTABLISHED_LIMIT: Final = 50_000
@@ -153,3 +169,22 @@ class Plan:
     established_limit: int | None = ESTABLISHED_LIMIT
     """Dump ESTABLISHED only where at most so many sockets are; None for always."""
     progress: Callable[[str], None] | None = field(default=None, compare=False)
+
+
+def unseen(
+    look: Observation, lone: Mapping[int, LoneSocket], triples: Iterable[tuple[int, int, int]]
+) -> list[tuple[int, int, int]]:
+    """Return ``(netns, pid, fd)`` of sockets that live in namespaces that the look knows nothing of.
+
+    Args:
+        look: what was seen.
+        lone: inode → what the socket says.
+        triples: ``(pid, fd, inode)`` of their descriptors.
+    """
+    known = {ns.inode for ns in look.namespaces}
+    found: dict[int, tuple[int, int]] = {}
+    for pid, fd, inode in triples:
+        one = lone.get(inode)
+        if one is not None and one.netns and one.state != tcp.CLOSE and one.netns not in known:
+            found.setdefault(one.netns, (pid, fd))
+    return [(netns, pid, fd) for netns, (pid, fd) in found.items()]

@@ -3,7 +3,8 @@
 Seen as       A process with descriptors of TCP sockets that no dump contains; sockstat's `alloc` above `inuse`.
 Why it stays  A connection that was reset, timed out or was destroyed leaves its state, and with it ss and
               sock_diag. The descriptor stays open until the program closes it, and counts against its limit.
-Not this      Sockets of other kinds (Unix, UDP). A few sockets that are just being made.
+Not this      Sockets of other kinds (Unix, UDP). Sockets that never sent nor received a segment: they are
+              being made, or were never connected. Sockets that live in a namespace that was not looked into.
 What ends it  close() by the owner, or its restart.
 What does not ss -K or SOCK_DESTROY: there is no connection any more to destroy.
 Reproduce     finwait lab run hidden-leak
@@ -15,7 +16,7 @@ import numpy as np
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Match, Rule
-from finwait.diagnosis.rules import likely
+from finwait.diagnosis.rules import certain
 from finwait.diagnosis.view import View
 
 __all__ = ["RULE", "matches"]
@@ -26,20 +27,22 @@ def matches(view: View) -> list[Match]:
     if not view.hidden_known:
         return []
     by_pid: dict[int, list[int]] = {}
+    spaces: dict[int, int] = {}
     for item in view.hidden:
         by_pid.setdefault(item.pid, []).append(item.fd)
+        spaces.setdefault(item.pid, item.netns)
     result = []
     for pid, fds in sorted(by_pid.items()):
         if len(fds) < view.options.hidden:
             continue
         process = view.processes.get(pid)
-        ns = process.netns if process and process.netns else 0
+        ns = spaces.get(pid) or (process.netns if process and process.netns else 0)
         evidence = [
             Evidence(
                 "descriptors",
                 f"{len(fds)}: fd {', '.join(map(str, fds[:6]))}{' …' if len(fds) > 6 else ''}",
-                f"/proc/{pid}/fd, system.sockprotoname",
-                "TCP sockets that no dump of any namespace contains",
+                f"/proc/{pid}/fd, system.sockprotoname, TCP_INFO",
+                "TCP sockets that no dump contains: in state CLOSE, after segments went in or out",
             )
         ]
         here = view.namespaces.get(ns)
@@ -71,7 +74,7 @@ def matches(view: View) -> list[Match]:
 
 
 def _confidence(view: View, rows: object) -> Confidence:  # noqa: ARG001
-    return likely("sockets that were never connected look the same; so many of them are rare")
+    return certain("the sockets themselves say that they are closed, and that they have been in use")
 
 
 RULE = Rule(
