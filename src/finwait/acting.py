@@ -140,7 +140,8 @@ def _namespaces(
     """Return namespaces by inode; descriptors, which may keep one alive, are listed only when they must be."""
     wanted = set(which)
     found = [n for n in ns_edge.discover()[0] if n.inode in wanted]
-    if len(found) < len(wanted):
+    # A thread may only be visiting, as ours do: where nothing else leads in, look further.
+    if sum(any("/task/" not in path for path in n.paths) for n in found) < len(wanted):
         found = [n for n in ns_edge.discover(procfs.descriptors()[1], leads)[0] if n.inode in wanted]
     return found
 
