@@ -264,6 +264,8 @@ def _process(one: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
         for line in cgroup.decode("utf-8", "replace").split("\n"):
             number, _, rest = line.partition(":")
             controllers, colon, path = rest.partition(":")
+            if controllers.startswith("name=") and controllers != "name=systemd":
+                controllers = f"name={names.name(controllers[5:])}"  # somebody's own hierarchy
             lines.append(f"{number}:{controllers}:{names.path(path)}".encode() if colon else b"")
         cgroup = b"\n".join(lines)
     return replace(

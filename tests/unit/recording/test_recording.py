@@ -355,7 +355,7 @@ def test_nothing_that_identifies_is_left_in_a_redacted_look() -> None:
         one,
         namespaces=(replace(one.namespaces[0], names=("host", "payments"), dumps=()),),
         processes={
-            5: replace(one.processes[5], stat=stat_line, cgroup=b"0::/acme.slice/web\n"),
+            5: replace(one.processes[5], stat=stat_line, cgroup=b"1:name=acme:/web\n0::/acme.slice/web\n"),
             6: ProcessFiles(stat=b"no name in parentheses: secret"),
         },
     )
