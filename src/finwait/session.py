@@ -10,10 +10,11 @@ Both take a *machine*: the running one (`finwait.kernel.observe.Machine`) or a r
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,6 +213,10 @@ def _unique(found: Descriptors) -> Descriptors:
     return Descriptors(pid[new], fd[new], inode[new], found.unreadable)
 
 
+_MOST_LONE: Final = 20_000
+"""Sockets without a row to ask at most; some 10 µs each."""
+
+
 def _lost(
     machine: Machine,
     sockets: SocketTable,
@@ -232,7 +237,10 @@ def _lost(
 
 
 def _hidden(
-    lost: Iterable[tuple[int, int, int]], lone: Mapping[int, LoneSocket], only: frozenset[int] | None
+    lost: Iterable[tuple[int, int, int]],
+    lone: Mapping[int, LoneSocket],
+    only: frozenset[int] | None,
+    needs: str,
 ) -> tuple[tuple[HiddenDescriptor, ...], list[Gap]]:
     """Say which descriptors refer to connections that are gone, and of which nobody knows.
 
@@ -243,7 +251,9 @@ def _hidden(
     unknown: set[int] = set()
     for pid, fd, inode in lost:
         one = lone.get(inode)
-        if one is None:
+        if one is None:  # it is gone by now
+            continue
+        if not one.state:
             unknown.add(pid)
         elif one.state == tcp.CLOSE and one.used and (only is None or not one.netns or one.netns in only):
             hidden.append(HiddenDescriptor(pid, fd, inode, one.netns))
@@ -251,7 +261,17 @@ def _hidden(
         return tuple(hidden), []
     who = f"pid {min(unknown)}" if len(unknown) == 1 else f"{len(unknown)} processes"
     doing = "ask the TCP sockets that no dump contains for their state"
-    return tuple(hidden), [Gap(who, doing, "CAP_SYS_PTRACE")]
+    return tuple(hidden), [Gap(who, doing, needs)]
+
+
+def _fairly(triples: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Return the first of each process, then the second of each, and so on."""
+    count: Counter[int] = Counter()
+    ranked = []
+    for triple in triples:
+        ranked.append((count[triple[0]], *triple))
+        count[triple[0]] += 1
+    return [(pid, fd, inode) for _, pid, fd, inode in sorted(ranked)]
 
 
 def look(machine: Machine, how: Look) -> Snapshot:
@@ -299,6 +319,10 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     more: list[Gap] = []
     if complete and found.searched:
         lost = _lost(machine, sockets, found, plan.only, files)
+        if len(lost) > _MOST_LONE:
+            doing = f"ask more than {_MOST_LONE} TCP sockets that no dump contains for their state"
+            more.append(Gap("this machine", doing, ""))
+            lost = _fairly(lost)[:_MOST_LONE]
         lone = machine.lone_sockets(lost)
         if plan.only is None and (spaces := unseen(observation, lone, lost)):
             if again and machine.live:
@@ -308,7 +332,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
             doing = "look into it: only sockets lead there"
             spaces = [space for space in spaces if f"netns {space[0]}" not in entering]
             more += [Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN") for netns, _, _ in spaces]
-        hidden, unknown = _hidden(lost, lone, plan.only)
+        hidden, unknown = _hidden(lost, lone, plan.only, "CAP_SYS_PTRACE" if machine.live else "")
         more += unknown
         missing = sorted({h.pid for h in hidden} - processes.keys())
         processes |= process.processes(machine.processes(missing), observation.facts)

@@ -173,6 +173,16 @@ def test_check_does_not_call_it_ok_where_not_everything_was_seen() -> None:
     assert (done.returncode, said(done).split()[:2]) == (3, ["FINWAIT", "UNKNOWN"])
 
 
+def test_check_leaves_out_what_has_no_age_and_says_so() -> None:
+    capture = str(RELAY.with_name("hidden-leak.finwait"))
+    now = said(finwait("check", "--from", capture))
+    assert "5 hidden-leak" in now
+    assert "stuck=5;" in now
+    old = said(finwait("check", "--from", capture, "--min-age", "1h"))
+    assert "left out, of unknown age: 5 descriptors of connections that are gone" in old
+    assert "stuck=0;" in old
+
+
 # ── this machine ─────────────────────────────────────────────────────────────────────────────────────────
 
 

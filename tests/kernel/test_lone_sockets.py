@@ -179,3 +179,25 @@ def test_a_socket_tells_where_it_lives_and_whether_it_was_used() -> None:
             (here, tcp.LISTEN, False), (here, tcp.CLOSE, False), (here, tcp.ESTABLISHED, True),
         ]  # fmt: skip
         assert pidfd.lone_sockets([(pid, 0, 1), (1 << 22, 3, 5)]) == {}
+
+
+def test_a_descriptor_that_is_gone_by_now_is_no_gap() -> None:
+    churn = """
+import threading
+def work():
+    door = socket.create_server(("127.0.0.1", 0))
+    while True:
+        with socket.create_connection(door.getsockname()), door.accept()[0]: pass
+for _ in range(2): threading.Thread(target=work, daemon=True).start()
+"""
+    with Lab() as lab:
+        netns = lab.netns("there")
+        with program(churn, "nsenter", f"--net=/proc/{os.getpid()}/fd/{netns.fd}"):
+            for _ in range(20):
+                assert not [gap for gap in looked(netns.inode).gaps if "ask" in gap.doing]
+
+
+def test_a_process_with_very_many_does_not_keep_the_others_from_being_asked() -> None:
+    assert session._fairly([(1, 3, 10), (1, 4, 11), (1, 5, 12), (2, 3, 20)]) == [
+        (1, 3, 10), (2, 3, 20), (1, 4, 11), (1, 5, 12),
+    ]  # fmt: skip

@@ -69,10 +69,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"FINWAIT UNKNOWN - {str(error).splitlines()[0]}")
         return 3
     counts: Counter[str] = Counter()
+    descriptors = 0
     for f in diagnosis.findings:
         if f.primary and f.severity in wanted:
             n = f.count
-            if args.min_age:  # of what is no connection any more nobody knows since when
+            if not len(f.rows):
+                descriptors += n
+                n = 0 if args.min_age else n  # of what is no connection any more nobody knows since when
+            elif args.min_age:
                 n = int((diagnosis.view.at_least_ms[f.rows] >= args.min_age).sum())
             if n:
                 counts[f.rule] += n
@@ -80,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     partly = diagnosis.gaps or diagnosis.view.established_skipped
     nothing = f"nothing {'that was seen ' if partly else ''}fails to finish closing"
     said = ", ".join(f"{n} {rule}" for rule, n in counts.most_common()) or nothing
+    if descriptors and args.min_age:
+        said += f"; left out, of unknown age: {descriptors} descriptors of connections that are gone"
     # What was seen can be too much whatever was not seen; only a good answer needs the whole picture.
     level = 2 if total >= args.critical else 1 if total >= args.warning else 3 if diagnosis.gaps else 0
     word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[level]

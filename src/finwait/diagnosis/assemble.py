@@ -222,11 +222,11 @@ def _untranslated(namespaces: Mapping[int, NamespaceView]) -> frozenset[tuple[in
 
     A FIN that finds no entry is counted as invalid in the namespace that should have translated it.
     """
-    lost = [ns for ns in namespaces.values() if ns.counters.get("conntrack.invalid")]
+    lost = {number for number, ns in namespaces.items() if ns.counters.get("conntrack.invalid")}
     if not lost:
         return None
-    all_ = {a for ns in namespaces.values() if ns not in lost for a in ns.addresses}
-    return frozenset(all_.difference(*(ns.addresses for ns in lost)))
+    others = {a for number, ns in namespaces.items() if number not in lost for a in ns.addresses}
+    return frozenset(others.difference(*(namespaces[number].addresses for number in lost)))
 
 
 def _peer_here(

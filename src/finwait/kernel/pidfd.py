@@ -78,22 +78,22 @@ def namespace_of(pid: int, fd: int) -> int:
         os.close(copy)
 
 
-def lone_sockets(triples: Iterable[tuple[int, int, int]], most: int = 20_000) -> dict[int, LoneSocket]:
+def lone_sockets(triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
     """Ask TCP sockets that no dump contains what they are, by copies of their descriptors.
 
     Args:
-        triples: ``(pid, fd, inode)``. The answer is by inode; who cannot be asked is not in it.
-        most: how many to ask at most.
+        triples: ``(pid, fd, inode)``. The answer is by inode: state 0 for those that we may not ask, nothing for those
+            that are gone by now.
     """
     result: dict[int, LoneSocket] = {}
     for pid, fd, inode in triples:
-        if inode in result:
+        if inode in result and result[inode].state:
             continue
-        if len(result) >= most:
-            break
         try:
             copy = _copy(pid, fd)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ESRCH, errno.EBADF):
+                result[inode] = LoneSocket(0, 0, False)
             continue
         if os.fstat(copy).st_ino != inode:  # the number is another descriptor's by now
             os.close(copy)

@@ -77,9 +77,12 @@ class Replay:
         return {pair: known[pair] for pair in pairs if pair in known}
 
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
-        """Give what sockets that no dump contains said of themselves, by inode."""
+        """Give what sockets that no dump contains said of themselves, by inode.
+
+        A recording that was made before they were asked knows of none: they could not be asked.
+        """
         known = self._now.lone_sockets
-        return {inode: known[inode] for _, _, inode in triples if inode in known}
+        return {inode: known.get(inode, LoneSocket(0, 0, False)) for _, _, inode in triples}
 
     def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
         """Nothing can be looked into any more."""

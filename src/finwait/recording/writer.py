@@ -77,6 +77,7 @@ def complete(machine: Source, plan: Plan, *, once_more: bool = True) -> Observat
     names = machine.socket_protocols(triples)
     triples = [triple for triple in triples if names.get(triple[2]) in ("TCP", "TCPv6")]
     lone = machine.lone_sockets(triples)
+    names = {inode: name for inode, name in names.items() if name not in ("TCP", "TCPv6") or inode in lone}
     if once_more and plan.only is None and (spaces := unseen(look, lone, triples)):
         machine.remember(spaces)
         return complete(machine, plan, once_more=False)

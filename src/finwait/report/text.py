@@ -276,7 +276,9 @@ def _tail(view: View, findings: Sequence[Finding], style: Style) -> list[str]:
         lines += _wrap("Healthy", f"{n} × {rule}: {title.removesuffix(': healthy')}", style.width)
     waiting = int(view.in_state(tcp.TIME_WAIT).sum())
     if waiting and not any(f.rule == "time-wait-flood" for f in findings):
-        lines += _wrap("Healthy", f"{waiting} × TIME_WAIT: each is gone within 60 s", style.width)
+        lines += _wrap(
+            "Healthy", f"{waiting} × TIME_WAIT: each goes by itself, 60 s after the last FIN", style.width
+        )
     if view.established_skipped:
         text = (
             f"about {view.established_skipped} sockets in namespaces whose ESTABLISHED ones were left out; "

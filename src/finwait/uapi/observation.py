@@ -120,7 +120,7 @@ class LoneSocket:
     netns: int
     """Its network namespace (SIOCGSKNS), which need not be its process's; 0 where we may not ask."""
     state: int
-    """As of TCP_INFO."""
+    """As of TCP_INFO; 0 where we may not ask."""
     used: bool
     """Whether it ever sent or received a segment."""
 
@@ -185,6 +185,6 @@ def unseen(
     found: dict[int, tuple[int, int]] = {}
     for pid, fd, inode in triples:
         one = lone.get(inode)
-        if one is not None and one.netns and one.state != tcp.CLOSE and one.netns not in known:
+        if one is not None and one.netns and one.state not in (0, tcp.CLOSE) and one.netns not in known:
             found.setdefault(one.netns, (pid, fd))
     return [(netns, pid, fd) for netns, (pid, fd) in found.items()]

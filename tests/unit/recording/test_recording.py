@@ -18,7 +18,7 @@ import pytest
 import finwait
 from finwait.attribution.container import workload_of_path
 from finwait.errors import FinwaitError, Gap, RecordingError
-from finwait.recording import open_recording, read, redact, write
+from finwait.recording import Replay, open_recording, read, redact, write
 from finwait.recording.format import writing
 from finwait.recording.redact import Pseudonyms
 from finwait.uapi import netlink as nl
@@ -294,6 +294,16 @@ def test_a_recording_says_the_same_however_often_and_by_whomever_it_is_asked() -
     assert told[0] == told[1]
     assert "fin-wait2-streaming" in {rule for rule, _, _ in told[0]}
     assert finwait.snapshot(replay).sockets.state.tolist() == first.view.sockets.state.tolist()
+
+
+def test_a_recording_that_did_not_ask_sockets_without_a_row_leaves_a_gap_and_no_conclusion() -> None:
+    looks = open_recording(str(CAPTURE.with_name("hidden-leak.finwait"))).looks
+    asked = finwait.diagnose(Replay(looks))
+    assert [f.count for f in asked.findings if f.rule == "hidden-leak"] == [5]
+    before = finwait.diagnose(Replay([replace(look, lone_sockets={}) for look in looks]))
+    assert not [f for f in before.findings if f.rule == "hidden-leak"]
+    (gap,) = set(before.gaps) - set(asked.gaps)
+    assert (gap.doing, gap.needs) == ("ask the TCP sockets that no dump contains for their state", "")
 
 
 def test_what_is_no_argument_is_told_apart_from_what_cannot_be_read() -> None:
