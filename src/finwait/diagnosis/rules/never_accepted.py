@@ -32,7 +32,7 @@ PATIENCE_MS = 1000
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
-    waiting = view.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT) & ~view.held & (s.ulp != b"mptcp")
+    waiting = view.queued
     if not waiting.any():
         return waiting
     # CLOSE_WAIT without an inode exists nowhere else; ESTABLISHED does, for the moment of an accept().
