@@ -7,8 +7,11 @@ reader of the file sees what the kernel made of the packets before.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -173,7 +176,7 @@ class Writer:
             self._number += 1
             stem, dot, kind = path.rpartition(".")
             path = f"{stem}.{self._number:04}{dot}{kind}" if dot else f"{path}.{self._number:04}"
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`, or when the next begins
+        self._file = _fresh(path)
         self.paths.append(path)
         while self._limit and len(self.paths) > self._files:
             os.unlink(self.paths.pop(0))
@@ -214,6 +217,34 @@ class Writer:
     def close(self) -> None:
         """Finish the file; idempotent."""
         self._close()
+
+
+def _fresh(path: str) -> BinaryIO:
+    """Begin a file that nobody else can read, in the place of a regular one or of none.
+
+    The file gets its mode and its name at once, whatever the umask; a link is neither followed nor replaced.
+
+    Raises:
+        OSError: it cannot be created, or what is there is no regular file.
+    """
+    folder, name = os.path.split(path)
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
+        raise OSError(errno.EEXIST, f"it is {kind}, and was left alone")
+    handle, partial = tempfile.mkstemp(".partial", f".{name[:60]}.", folder or ".")
+    file = os.fdopen(handle, "wb")
+    try:
+        os.rename(partial, path)
+    except BaseException:
+        file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+    return file
 
 
 @dataclass(slots=True)
