@@ -186,7 +186,7 @@ def test_sockets_that_were_not_met_are_not_remembered_and_break_nothing() -> Non
 
 
 def test_an_address_that_is_used_again_ends_the_life_whose_end_was_filtered_out() -> None:
-    """With a port filter the first event of every other connection passes, for it has no port yet; the last does not."""
+    """With a port filter every connection's first event passes (it has no port yet), its last does not."""
     follower = tr.Follower(spare=64)
     now = 0
     for _ in range(2000):

@@ -607,7 +607,9 @@ class Follower:
         if self._sk.size or n:
             latest = np.ones(n, np.bool_)
             latest[:-1] = s_sk[1:] != s_sk[:-1]
-            latest &= life >= 0  # an event of a socket that we have not met tells nothing of the next one there
+            latest &= (
+                life >= 0
+            )  # an event of a socket that we have not met tells nothing of the next one there
             self._remember(s_sk[latest], life[latest])
         pairs, count = np.unique(
             s_old[t].astype(np.int64) << 8 | s_new[t].astype(np.int64), return_counts=True
