@@ -17,7 +17,8 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from finwait.errors import KernelError
+from finwait import files as disk
+from finwait.errors import FileRefused, KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import Capture, Packet, space_of
 from finwait.kernel.lookup import ask
@@ -114,7 +115,7 @@ class Writer:
     def __init__(self, path: str, *, limit: int = 0, files: int = 1, comment: str = "") -> None:
         self._path = path
         self._limit = limit
-        self._files = files
+        self._most = files
         self._comment = comment
         self._number = 0
         self._file: BinaryIO | None = None
@@ -122,6 +123,7 @@ class Writer:
         self._interfaces: dict[tuple[int, int], int] = {}
         self.paths: list[str] = []
         """Files that exist now, oldest first."""
+        self._known: dict[str, tuple[int, int]] = {}
         self.failed = ""
         """Why writing stopped (a full disk); empty while it goes on."""
 
@@ -156,6 +158,8 @@ class Writer:
                     pcap.interface_block(pcap.LINKTYPE_LINUX_SLL2, name, description=f"netns {space}")
                 )
             self._write(block(number))
+        except FileRefused as error:
+            self.failed = str(error)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
                 raise
@@ -173,10 +177,13 @@ class Writer:
             self._number += 1
             stem, dot, kind = path.rpartition(".")
             path = f"{stem}.{self._number:04}{dot}{kind}" if dot else f"{path}.{self._number:04}"
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`, or when the next begins
+        self._file = _fresh(path)
         self.paths.append(path)
-        while self._limit and len(self.paths) > self._files:
-            os.unlink(self.paths.pop(0))
+        status = os.fstat(self._file.fileno())
+        self._known[path] = status.st_dev, status.st_ino
+        while self._limit and len(self.paths) > self._most:
+            old = self.paths.pop(0)
+            disk.remove(old, self._known.pop(old))
         self._interfaces = {}
         self._size = 0
         uname = os.uname()
@@ -198,7 +205,8 @@ class Writer:
         """Begin the first file now, so that a wrong path is an error before anything is captured.
 
         Raises:
-            OSError: it cannot be created.
+            FileRefused: what is there must not be replaced.
+        OSError: it cannot be created.
         """
         self._next()
 
@@ -214,6 +222,25 @@ class Writer:
     def close(self) -> None:
         """Finish the file; idempotent."""
         self._close()
+
+
+def _fresh(path: str) -> BinaryIO:
+    """Begin a file that nobody else can read, in the place of a regular one or of none; it has its name at once.
+
+    Raises:
+        FileRefused: what is there must not be replaced, see `finwait.files`.
+        OSError: it cannot be created.
+    """
+    new = disk.new_file(path)
+    file = os.fdopen(new.fd, "wb")
+    try:
+        new.publish()
+    except BaseException:
+        file.close()
+        raise
+    finally:
+        new.discard()
+    return file
 
 
 @dataclass(slots=True)

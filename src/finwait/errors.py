@@ -6,6 +6,7 @@
     │   └── NotSupported      the facility is not in this kernel
     ├── DecodeError          bytes that are not what they claim: what, offset, the bytes around it
     ├── RecordingError       a recording that cannot be read or written
+    ├── FileRefused          a file that is not what it must be, or that somebody else may have put there
     ├── FilterError          a FILTER that does not parse, with the column of the mistake
     ├── TargetGone           the connection left between the look and the act
     └── Refused              a guard of ours said no; nothing was done
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "DecodeError",
+    "FileRefused",
     "FilterError",
     "FinwaitError",
     "Gap",
@@ -112,6 +114,22 @@ class RecordingError(FinwaitError):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+
+class FileRefused(FinwaitError):
+    """A file that is left alone: a link, a FIFO, too large, or where somebody else may have put it.
+
+    Args:
+        path: which.
+        reason: what is wrong with it.
+        hint: what to do about it.
+    """
+
+    def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
+        self.path = path
+        self.reason = reason
+        self.hint = hint
+        super().__init__(f"`{path}` was left alone: {reason}")
 
 
 class FilterError(FinwaitError):

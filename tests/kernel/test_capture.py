@@ -6,7 +6,9 @@ import contextlib
 import errno
 import gzip
 import os
+import resource
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ import pytest
 from finwait import capturing
 from finwait.cli import main
 from finwait.diagnosis.closing import closings
-from finwait.errors import KernelError
+from finwait.errors import FileRefused, KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import Capture, space_of
 from finwait.kernel.lookup import ask
@@ -237,13 +239,62 @@ def test_a_ring_of_files_keeps_the_last(tmp_path):
     assert last[-1] == 39
 
 
-def test_a_full_disk_is_said_and_ends_nothing():
-    if not os.path.exists("/dev/full"):
-        _missing("no /dev/full here")
-    writer = capturing.Writer("/dev/full")
-    writer.open()
-    for number in range(40):
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("limit", [0, 5000], ids=["one file", "ring"])
+@pytest.mark.usefixtures("no_umask")
+def test_files_are_private_whatever_the_umask(tmp_path, limit):
+    writer = capturing.Writer(str(tmp_path / "x.pcapng"), limit=limit, files=2)
+    for number in range(20):
         writer.packet(7, {1: "lo"}, packet(number))  # type: ignore[arg-type]
-    writer.flush()
     writer.close()
-    assert writer.failed == os.strerror(errno.ENOSPC)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_link_is_not_followed_and_not_replaced(tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "x.pcapng").symlink_to("kept")
+    with pytest.raises(FileRefused, match="symbolic link"):
+        capturing.Writer(str(tmp_path / "x.pcapng")).open()
+    assert (tmp_path / "kept").read_text() == "kept"
+    assert (tmp_path / "x.pcapng").is_symlink()
+
+
+def test_a_file_with_two_names_keeps_the_content_of_the_other(tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    os.link(tmp_path / "kept", tmp_path / "x.pcapng")
+    writer = capturing.Writer(str(tmp_path / "x.pcapng"))
+    writer.open()
+    writer.close()
+    assert (tmp_path / "kept").read_text() == "kept"
+    assert (tmp_path / "x.pcapng").stat().st_size
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileRefused, match="not a regular file"):
+        capturing.Writer(str(tmp_path / "pipe")).open()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pipe"]
+
+
+def test_a_full_disk_is_said_and_ends_nothing(tmp_path):
+    """A limit on the size of files stands for the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = capturing.Writer(str(tmp_path / "x.pcapng"))
+    writer.open()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        for number in range(40):
+            writer.packet(7, {1: "lo"}, packet(number))  # type: ignore[arg-type]
+        writer.flush()
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert writer.failed == os.strerror(errno.EFBIG)

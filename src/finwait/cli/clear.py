@@ -86,8 +86,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         action="append",
         default=[],
         metavar="GUARD",
-        help="overrule a guard by name (repeatable): minisocket, silent-orphan, moving, min-age, established, "
-        "protected, max, share",
+        help="overrule a guard by name (repeatable): accept-queue, minisocket, silent-orphan, moving, min-age, "
+        "established, protected, max, share",
     )
     act.add_argument(
         "--user-timeout",

@@ -162,6 +162,12 @@ class View:
         return self.held & ~self.holder_found & self.holders.complete
 
     @cached_property
+    def queued(self) -> Mask:
+        """Which rows wait in an accept queue: the handshake is complete and accept() has not made a file of them."""
+        # A subflow of MPTCP never gets a file of its own.
+        return self.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT) & ~self.held & (self.sockets.ulp != b"mptcp")
+
+    @cached_property
     def listener(self) -> I64:
         """For rows in an accept queue, the first of their `listeners`; −1 for none."""
         out = np.full(len(self), -1, np.int64)

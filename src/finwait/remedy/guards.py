@@ -57,6 +57,15 @@ def _listener(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG0
     return None
 
 
+def _accept_queue(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
+    if view.queued[row]:
+        return (
+            "it waits in an accept queue: destroying it leaves a dead entry there, which keeps its place until the "
+            "program accepts it"
+        )
+    return None
+
+
 def _minisocket(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     if view.sockets.timer[row] == 3:
         left = int(view.sockets.expires_ms[row]) / 1000
@@ -104,6 +113,7 @@ def _protected(view: View, row: int, limits: Limits) -> str | None:
 
 GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]]] = {
     "listener": (_listener, "listeners, always; cannot be overridden"),
+    "accept-queue": (_accept_queue, "connections that wait in an accept queue"),
     "minisocket": (_minisocket, "timewait minisockets, FIN_WAIT2 orphans among them"),
     "silent-orphan": (_silent_orphan, "LAST_ACK and CLOSING orphans"),
     "moving": (_moving, "connections on which bytes move"),

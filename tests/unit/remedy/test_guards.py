@@ -36,6 +36,7 @@ def make(v: View, limits: Limits | None = None, **more: Any) -> plans.Plan:
         (HELD | {"state": tcp.LAST_ACK, "inode": 0, "timer": 1, "retrans": 3}, "silent-orphan"),
         (HELD | {"state": tcp.CLOSING, "inode": 0, "timer": 1, "retrans": 3}, "silent-orphan"),
         (HELD | {"state": tcp.ESTABLISHED}, "established"),
+        (HELD | {"state": tcp.CLOSE_WAIT, "inode": 0, "rqueue": 6}, "accept-queue"),
     ],
 )
 def test_a_guard_speaks_and_can_be_overruled_unless_it_is_that_of_listeners(
