@@ -171,7 +171,7 @@ def possible(facts: Facts) -> tuple[str, ...]:
     known = (facts.sent, facts.acked, facts.received, facts.first)
     found = []
     for key, number in _STATES.items():
-        sent, acked, received, _ = key
+        sent, _, received, _ = key
         asked = (True, sent, True, sent and received)  # what has no meaning in a state is not asked
         if all(
             not ask or fact is None or fact == value
@@ -514,7 +514,7 @@ def _feed(c: _Connection, one: Segment, *, from_a: bool) -> None:
     me, peer = c.ends if from_a else c.ends[::-1]
     c.packets += 1
     c.last_ns = max(c.last_ns, one.time_ns)
-    _mark(c, one)
+    _mark(c, one, from_a)
     if one.flags & RST:
         _reset(c, one, from_a)
         return
@@ -540,11 +540,11 @@ def _feed(c: _Connection, one: Segment, *, from_a: bool) -> None:
         _add(c, step)
 
 
-def _mark(c: _Connection, one: Segment) -> None:
+def _mark(c: _Connection, one: Segment, from_a: bool) -> None:
     """Remember the first and the last packets by what no translator changes."""
     if not one.flags & ACK or not one.ack:
         return
-    mark = (one.seq, one.ack, one.flags, one.payload, -1 if one.tsval is None else one.tsval)
+    mark = (from_a, one.seq, one.ack, one.flags, one.payload, -1 if one.tsval is None else one.tsval)
     if mark in c.marks:
         return
     if len(c.marks) >= 2 * _KEPT_MARKS:
@@ -725,7 +725,7 @@ def _first(x: _End, y: _End) -> bool | None:
 
 def _facts(x: _End, y: _End, until_ns: int) -> Facts:
     sent = _sent(x, y)
-    acked = _acked(x, y, until_ns) if sent else sent
+    acked = False if sent is False else _acked(x, y, until_ns)
     return Facts(sent, acked, _received(x, y), _first(x, y) if sent is not False else None)
 
 
@@ -786,7 +786,7 @@ def _side(c: _Connection, which: int, facts: Facts, until_ns: int, reset: Reset 
 
 
 def _outcome(c: _Connection, facts: tuple[Facts, Facts], reset: Reset | None) -> Outcome:
-    a, b = c.ends
+    b = c.ends[1]
     if reset is not None:
         unanswered = c.opened and b.stream.isn is None and not reset.from_a
         return Outcome.REFUSED if unanswered else Outcome.RESET

@@ -9,16 +9,18 @@ import textwrap
 from typing import Final
 
 from finwait.diagnosis.closing import Closing, Kind, Missing, Outcome, Reset, Side, Step
+from finwait.diagnosis.sightings import Also, Sighting
 from finwait.diagnosis.stream import Standing
 from finwait.table.sockets import address_text
 from finwait.table.units import printable
 from finwait.uapi.segment import ACK, FIN, RST, SYN
 
-__all__ = ["connection_name", "diagram", "end_name", "verdict"]
+__all__ = ["connection_name", "diagram", "drawing", "end_name", "verdict"]
 
 _WIDTH: Final = 34
 _NOTES: Final = 49
 """Columns to the right of the arrows, of 100."""
+_MOST_STATES: Final = 3
 
 _LABELS: Final = {
     Kind.DATA: "data",
@@ -57,6 +59,56 @@ def connection_name(closing: Closing) -> str:
     return f"{end_name(closing, closing.a)} > {end_name(closing, closing.b)}"
 
 
+def drawing(sighting: Sighting, *, until_ns: int = 0, lost: int = 0) -> list[str]:
+    """Return the diagram of a connection, and of the places where something else of it was seen.
+
+    Args:
+        sighting: the connection.
+        until_ns: see `diagram`.
+        lost: see `diagram`.
+    """
+    first = sighting.closing
+    out = diagram(first, until_ns=until_ns, lost=lost)
+    for also in sighting.also:
+        why = "conntrack has the translation" if also.tracked else "the sequence numbers are the same"
+        where = _elsewhere(first, also.closing)
+        if also.alike:
+            out += _wrapped(f"Also captured {where}, by the same packets ({why}).")
+            continue
+        out += ["", *_wrapped(f"The same connection {where} ({why}). {_differences(first, also)}")]
+        out += diagram(also.closing, until_ns=until_ns, lost=lost)
+    return out
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 98, break_long_words=False, break_on_hyphens=False)
+
+
+def _elsewhere(first: Closing, other: Closing) -> str:
+    where = []
+    if connection_name(first) != connection_name(other):
+        where.append(f"as {connection_name(other)}")
+    if first.place != other.place:
+        where.append(f"in {printable(other.place) or 'another place'}")
+    return " ".join(where)
+
+
+def _differences(first: Closing, also: Also) -> str:
+    """Return how often each end's FIN and RST were seen in the two places, where the numbers differ."""
+    said = []
+    for from_a, here in ((True, first.a), (False, first.b)):
+        for what, kinds in (("FIN", (Kind.FIN, Kind.FIN_AGAIN)), ("RST", (Kind.RESET,))):
+            one, other = (
+                sum(s.count for s in c.steps if s.from_a == from_a and s.kind in kinds)
+                for c in (first, also.closing)
+            )
+            if one != other:
+                said.append(
+                    f"{what} from {end_name(first, here)}: {one} as {connection_name(first)}, {other} here."
+                )
+    return " ".join(said)
+
+
 def diagram(closing: Closing, *, most: int = 40, until_ns: int = 0, lost: int = 0) -> list[str]:
     """Return the sequence diagram of a closing as lines of at most 100 characters.
 
@@ -77,8 +129,7 @@ def diagram(closing: Closing, *, most: int = 40, until_ns: int = 0, lost: int = 
         out.append(f"{'':12} |{bar + '>' if one.from_a else '<' + bar}| {_missing(closing, one)}")
     if closing.steps or closing.a.kernel or closing.b.kernel:
         out += _states(closing)
-    text = verdict(closing, until_ns=until_ns, lost=lost)
-    return [*out, *textwrap.wrap(text, 98, break_long_words=False, break_on_hyphens=False)]
+    return [*out, *_wrapped(verdict(closing, until_ns=until_ns, lost=lost))]
 
 
 def _arrows(closing: Closing, most: int) -> list[str]:
@@ -133,7 +184,7 @@ def _notes(step: Step) -> list[str]:
 def _states(closing: Closing) -> list[str]:
     texts = []
     for side in (closing.a, closing.b):
-        text = " or ".join(side.states)
+        text = " or ".join(side.states) if len(side.states) <= _MOST_STATES else "not known"
         texts.append(f"{text}, says its kernel" if side.kernel else text)
     if len(texts[0]) <= _WIDTH:
         return [f"{'':12} {texts[0]:<{_WIDTH}}  {texts[1]}"]

@@ -10,7 +10,8 @@ This module makes bytes only. Attaching them is `finwait.kernel.capture`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 __all__ = ["Address", "Tuple", "socket_filter"]
@@ -25,6 +26,8 @@ _LD, _LDH, _LDB, _LDX_MSH = 0x20, 0x28, 0x30, 0xB1
 _LDH_IND = 0x48
 _JEQ, _JSET, _JA, _RET = 0x15, 0x45, 0x05, 0x06
 _LONGEST_PROGRAM: Final = 4096  # BPF_MAXINSNS
+_SKF_AD_IFINDEX: Final = 0xFFFFF000 + 8  # SKF_AD_OFF + SKF_AD_IFINDEX
+_MOST_INTERFACES: Final = 100  # a jump reaches over 255 instructions
 
 
 class _Program:
@@ -52,7 +55,12 @@ class _Program:
         return out
 
 
-def socket_filter(tuples: Iterable[Tuple], *, snaplen: int = 1 << 16) -> bytes:
+def socket_filter(
+    tuples: Iterable[Tuple],
+    *,
+    interfaces: Mapping[Tuple, frozenset[int]] = MappingProxyType({}),
+    snaplen: int = 1 << 16,
+) -> bytes:
     """Return an array of ``struct sock_filter`` that keeps both directions of each connection.
 
     For a packet socket of type SOCK_DGRAM: the packet begins with the network header.
@@ -60,12 +68,18 @@ def socket_filter(tuples: Iterable[Tuple], *, snaplen: int = 1 << 16) -> bytes:
     Args:
         tuples: the two ends of each connection; give every form that translation makes of it. A port 0 is
             any port.
+        interfaces: of some of the tuples, the interfaces on which they count; all where it is empty.
         snaplen: bytes to keep of each packet.
 
     Raises:
         ValueError: so many that the program would be longer than the kernel takes (4096 instructions).
     """
-    wanted = sorted({t for a, p, b, q in tuples for t in ((a, p, b, q), (b, q, a, p))})
+    wanted: dict[Tuple, frozenset[int]] = {}
+    for a, p, b, q in sorted(tuples):
+        on = interfaces.get((a, p, b, q), frozenset[int]())
+        for one in ((a, p, b, q), (b, q, a, p)):
+            before = wanted.get(one)
+            wanted[one] = on if before is None else before | on if before and on else frozenset()
     v4 = [t for t in wanted if _is4(t[0])]
     v6 = [t for t in wanted if not _is4(t[0])]
     program = _Program()
@@ -85,7 +99,7 @@ def socket_filter(tuples: Iterable[Tuple], *, snaplen: int = 1 << 16) -> bytes:
     add(_RET, 0)
     program.label("tests4")
     for number, one in enumerate(v4):
-        _one(program, f"4-{number}", one, snaplen, six=False)
+        _one(program, f"4-{number}", one, wanted[one], snaplen, six=False)
     add(_RET, 0)
     program.label("not4")
     add(_JEQ, 0x60, None, "drop6")
@@ -95,7 +109,7 @@ def socket_filter(tuples: Iterable[Tuple], *, snaplen: int = 1 << 16) -> bytes:
     add(_RET, 0)
     program.label("tests6")
     for number, one in enumerate(v6):
-        _one(program, f"6-{number}", one, snaplen, six=True)
+        _one(program, f"6-{number}", one, wanted[one], snaplen, six=True)
     add(_RET, 0)
     if len(program.code) > _LONGEST_PROGRAM:
         raise ValueError(f"{len(wanted) // 2} connections are too many for one socket filter")
@@ -106,7 +120,9 @@ def _is4(address: Address) -> bool:
     return address[0] == 0 and address[1] >> 32 == 0xFFFF
 
 
-def _one(program: _Program, name: str, one: Tuple, snaplen: int, *, six: bool) -> None:
+def _one(
+    program: _Program, name: str, one: Tuple, interfaces: frozenset[int], snaplen: int, *, six: bool
+) -> None:
     src, sport, dst, dport = one
     miss = f"{name}-miss"
     tests: list[tuple[int, int, int]] = []
@@ -122,5 +138,11 @@ def _one(program: _Program, name: str, one: Tuple, snaplen: int, *, six: bool) -
     for load, at, value in tests:
         program.add(load, at)
         program.add(_JEQ, value, None, miss)
+    if interfaces and len(interfaces) <= _MOST_INTERFACES:
+        program.add(_LD, _SKF_AD_IFINDEX)
+        for ifindex in sorted(interfaces):
+            program.add(_JEQ, ifindex, f"{name}-take", None)
+        program.add(_RET, 0)
+        program.label(f"{name}-take")
     program.add(_RET, snaplen)
     program.label(miss)
