@@ -19,7 +19,18 @@ from finwait.table.sockets import SocketTable, address_text, pack_address
 from finwait.uapi import tcp
 from finwait.uapi.socket_filter import Tuple
 
-__all__ = ["Chosen", "Note", "choose", "end_text", "forms", "note", "parse_end", "read_note", "tuple_text"]
+__all__ = [
+    "Chosen",
+    "End",
+    "Note",
+    "choose",
+    "end_text",
+    "forms",
+    "note",
+    "parse_end",
+    "read_note",
+    "tuple_text",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,11 @@ def tuple_text(one: Tuple, scope: str = "") -> str:
 _END: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)(?:%([^\]\s]+))?\]|([0-9.]+)(?:%([^:\s]+))?):(\d{1,5})")
 
 
-def parse_end(text: str) -> tuple[tuple[int, int], int, str] | None:
+End = tuple[tuple[int, int], int, str]
+"""Address, port, and the interface that they belong to (empty for any)."""
+
+
+def parse_end(text: str) -> End | None:
     """Return address, port and interface of ``10.0.0.1:80`` or ``[fe80::1%eth0]:80``; None for anything else."""
     found = _END.fullmatch(text)
     if found is None:

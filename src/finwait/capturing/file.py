@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import BinaryIO, Final, Self
 
 from finwait import files as disk
-from finwait.capturing.chosen import parse_end, read_note
+from finwait.capturing.chosen import End, read_note
 from finwait.diagnosis.closing import Closings
 from finwait.errors import DecodeError, FileRefused
 from finwait.kernel.capture import Packet
@@ -199,6 +199,7 @@ class CaptureFile:
         self._head = self._file.read(2)
         self._unpack = zlib.decompressobj(wbits=31) if self._head == b"\x1f\x8b" else None
         self._rest = b""
+        self._over = False
         self._packed = 0
         self._unpacked = 0
         self.cut = ""
@@ -222,37 +223,35 @@ class CaptureFile:
         if self._unpack is None:
             head, self._head = self._head, b""
             return head + self._file.read(size - len(head)) if head else self._file.read(size)
-        while not self.cut:
-            data, more = self._some(size)
-            if data or not more:
+        while not (self.cut or self._over):
+            if data := self._some(size):
                 return data
         return b""
 
-    def _some(self, size: int) -> tuple[bytes, bool]:
-        """Unpack some; return that, and whether there may be more."""
+    def _some(self, size: int) -> bytes:
+        """Unpack some, and note when there is no more."""
         assert self._unpack is not None
         packed = self._rest or self._head + self._file.read(_CHUNK)
         self._rest = self._head = b""
         if not packed:
             self.cut = f"the gzip data ends early, at byte {self._packed} of the file"
-            return b"", False
+            return b""
         try:
             data = self._unpack.decompress(packed, size)
         except zlib.error as error:
             self.cut = f"damaged gzip data near byte {self._packed} of the file ({error})"
-            return b"", False
+            return b""
         self._rest = self._unpack.unconsumed_tail
         self._packed += len(packed) - len(self._rest) - len(self._unpack.unused_data)
         self._unpacked += len(data)
         if self._unpacked > max(_BOMB, _RATIO * self._packed):
             self.cut = f"{self._packed} bytes of gzip data became {self._unpacked}: unpack it first"
-        more = True
         if self._unpack.eof:
             rest = self._unpack.unused_data or self._file.read(_CHUNK)
-            more = rest[:2] == b"\x1f\x8b"  # another member; anything else is padding
-            if more:
+            self._over = rest[:2] != b"\x1f\x8b"  # another member; anything else is padding
+            if not self._over:
                 self._unpack, self._rest = zlib.decompressobj(wbits=31), rest
-        return data, more
+        return data
 
 
 @dataclass(slots=True)
@@ -286,30 +285,23 @@ class FileRead:
         )
 
 
-def read_closings(path: str, wanted: Sequence[str] = ()) -> FileRead:
+def read_closings(path: str, wanted: Sequence[End] = ()) -> FileRead:
     """Read the connections of a capture file.
 
     Args:
         path: pcap or pcapng, packed with gzip or not; ``-`` is standard input.
-        wanted: ``ADDRESS:PORT`` of one end or of both; empty for all.
+        wanted: one end or both of the connection; empty for all.
 
     Raises:
         OSError: the file cannot be read.
         DecodeError: it is no capture file.
-        ValueError: what is wanted is no end of a connection.
     """
-    ends = []
-    for word in wanted:
-        end = parse_end(word)
-        if end is None:
-            raise ValueError(f"`{word}` is not ADDRESS:PORT")
-        ends.append(end)
     found = FileRead()
     with CaptureFile(path) as file:
         reader = pcap.Reader(file)
         try:
             for one in _in_order(_segments(reader, found), found):
-                if all(_has(one, *end) for end in ends):
+                if all(_has(one, *end) for end in wanted):
                     found.book.feed(one)
         except DecodeError as error:
             if not found.packets:

@@ -2,7 +2,7 @@
 
 The kernel is asked for each connection when the capture has begun, four times a second, and once more at the
 end. What it says goes into the drawing as it is: it is the only witness of what a packet did behind the place of
-capture. Packets that come after the last question are in the file and not in the drawing.
+capture.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = ["Recorder", "follow"]
 
 _LOOK_S: Final = 0.25
 _GRACE_S: Final = 0.5  # the last ACK may still be on its way to us
+_LAST_LOOKS: Final = 3  # a connection on which there is always something is left as its packets show it
 _GONE: Final = "gone"
 
 
@@ -119,6 +120,7 @@ class _Run:
         self.pending: dict[int, list[str]] = {}
         self.scopes: dict[tuple[int, frozenset[tuple[Address, int]]], list[Chosen]] = {}
         self.next_look = 0.0
+        self.last_ns = 0
 
     def begin(self, chosen: Sequence[Chosen], snaplen: int, stack: ExitStack) -> None:
         """Open the captures, name the interfaces, and ask for the states that all packets follow."""
@@ -169,7 +171,8 @@ class _Run:
                 comment = "\n".join(self.pending.pop(capture.netns, []))
                 self.writer.packet(place_of(capture.netns), capture.interfaces, packet, comment)
             segment = self.segment(capture, packet)
-            if segment is not None and not (recorder.until_ns and packet.time_ns > recorder.until_ns):
+            self.last_ns = max(self.last_ns, packet.time_ns)
+            if segment is not None:
                 recorder.book.feed(segment, self.scope(capture, segment, packet.ifindex))
 
     def segment(self, capture: Capture, packet: Packet) -> Segment | None:
@@ -241,32 +244,43 @@ class _Run:
 
     def change(self, one: Chosen, state: str, more: str, now: int) -> None:
         """Note that a connection has another state."""
-        text = note(one, state, before=self.states[one])
+        before = self.states[one]
         self.states[one] = state
+        text = f"{one} was {before} and is {state}{more}"
         self.recorder.changes.append((now, one, text))
-        self.pending.setdefault(one.netns, []).append(text)
-        self.said(f"{text}{more}")
+        self.pending.setdefault(one.netns, []).append(note(one, state, before=before))
+        self.said(text)
 
     def finish(self) -> None:
-        """Ask once more, take in what was captured until then, and close the account."""
-        self.look()
-        self.recorder.until_ns = time.time_ns()
-        # A block that is not full is handed over a moment later.
+        """Take in what was captured, with the states after the last packet, and close the account."""
+        recorder = self.recorder
+        for _ in range(_LAST_LOOKS):
+            recorder.until_ns = time.time_ns()
+            self.look()
+            self.rest()
+            if self.last_ns < recorder.until_ns:
+                break
+        recorder.until_ns = max(recorder.until_ns, self.last_ns)
+        recorder.dropped = sum(capture.dropped() for capture in self.captures)
+        if self.writer is None:
+            return
+        for capture in self.captures:
+            place = place_of(capture.netns)
+            self.writer.statistics(place, recorder.until_ns, recorder.packets, capture.dropped())
+        self.writer.comment(
+            "\n".join(
+                [text for texts in self.pending.values() for text in texts]
+                + [note(one, state) for one, state in self.states.items()]
+            )
+        )
+
+    def rest(self) -> None:
+        """Take the packets that came until now; a block that is not full is handed over a moment later."""
         end = time.monotonic() + 3 * RETIRE_S
         while (left := end - time.monotonic()) > 0:
             for capture in self.captures:
                 if capture.wait(left / len(self.captures)):
                     self.take(capture)
-        self.recorder.dropped = sum(capture.dropped() for capture in self.captures)
-        if self.writer is None:
-            return
-        for capture in self.captures:
-            self.writer.statistics(
-                place_of(capture.netns), self.recorder.until_ns, self.recorder.packets, capture.dropped()
-            )
-        rest = [text for texts in self.pending.values() for text in texts]
-        if rest:
-            self.writer.comment("\n".join(rest))
 
 
 def _sides(one: Tuple) -> frozenset[tuple[Address, int]]:

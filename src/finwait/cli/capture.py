@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from finwait.capturing import Chosen, FileRead, Recorder, Writer
+    from finwait.capturing.chosen import End
     from finwait.diagnosis.sightings import Sighting
     from finwait.session import Snapshot
 
@@ -64,13 +65,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--snaplen",
-        type=options.count,
+        type=_bytes,
         default=65535,
         metavar="BYTES",
         help="bytes kept per packet, 64 to 65535 (default: 65535)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not print changes of state")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, wrong=parser.error)
 
 
 def _learn(shot: Snapshot, chosen: Sequence[Chosen]) -> dict[Chosen, str]:
@@ -152,23 +153,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from finwait.errors import FinwaitError
+    """Refuse options that do not go together."""
+    if args.ring_mb and not args.write:
+        args.wrong("--ring-mb needs a file: name it with --write")
+    if args.write == "-":
+        args.wrong("standard output is for the drawing: name a file with --write")
 
-    error = None
-    if not 64 <= args.snaplen <= 65535:
-        error = FinwaitError(f"`--snaplen {args.snaplen}`: from 64 to 65535 bytes can be kept of each packet")
-        error.hint = "128 keeps the headers only"
-    elif args.files < 1:
-        error = FinwaitError("`--files 0` would keep nothing")
-        error.hint = "leave `--write` out to draw without a file"
-    elif args.ring_mb and not args.write:
-        error = FinwaitError("`--ring-mb` needs a file to write to")
-        error.hint = "name it with `--write`"
-    elif args.write == "-":
-        error = FinwaitError("a capture is not written to standard output, where the drawing goes")
-        error.hint = "name a file with `--write`"
-    if error is not None:
-        raise error
+
+def _bytes(text: str) -> int:
+    """Read how much is kept of a packet (argparse type)."""
+    number = options.count(text)
+    if not 64 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"`{text}`: between 64 and 65535 bytes; 128 keeps the headers")
+    return number
+
+
+def _files(text: str) -> int:
+    """Read how many files a ring has (argparse type)."""
+    number = options.count(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"`{text}`: at least 1")
+    return number
 
 
 def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
@@ -271,8 +276,8 @@ def _draw(recorder: Recorder) -> None:
     from finwait.diagnosis.sightings import key, sightings
     from finwait.report.closing import drawing
 
-    forms = [
-        (one, [(one.place, one.scope, *sorted(((a, p), (b, q)))) for a, p, b, q in one.forms or (one.ends,)])
+    forms: list[tuple[Chosen, list[tuple[object, ...]]]] = [
+        (one, [(one.place, one.scope, *sorted(((a, p), (b, q)))) for a, p, b, q in one.forms])
         for one in recorder.chosen
     ]
     found = sightings(recorder.book.told(recorder.until_ns), [keys for _, keys in forms])
@@ -306,17 +311,18 @@ def _account(recorder: Recorder, writer: Writer | None, status: int) -> int:
     return status or (3 if recorder.dropped else 0)
 
 
-def explain_file(path: str, wanted: list[str]) -> int:
+def explain_file(path: str, wanted: Sequence[End]) -> int:
     """Draw the closings that a capture file holds (``finwait explain --pcap FILE``).
 
     Args:
         path: pcap or pcapng, gzip or not; ``-`` for standard input.
-        wanted: ``ADDRESS:PORT`` of one end or of both; empty for all.
+        wanted: one end or both (`finwait.capturing.chosen.parse_end`); empty for all.
 
     Raises:
         FinwaitError: the file cannot be read at all, or what is wanted is not in it.
     """
     from finwait.capturing import read_closings
+    from finwait.capturing.chosen import end_text
     from finwait.diagnosis.sightings import sightings
     from finwait.errors import DecodeError, FinwaitError
     from finwait.report.closing import drawing
@@ -330,10 +336,6 @@ def explain_file(path: str, wanted: list[str]) -> int:
     except DecodeError as failed:
         failed.hint = "name a pcap or pcapng file; gzip is unpacked"
         raise
-    except ValueError as failed:
-        error = FinwaitError(str(failed))
-        error.hint = "name one end or both, such as `10.0.0.1:40000 10.0.0.2:80`"
-        raise error from None
     joined = sightings(found.book.told(found.until_ns))
     drawn = _chosen_to_draw(joined, all_of_them=bool(wanted))
     for number, sighting in enumerate(drawn):
@@ -343,7 +345,9 @@ def explain_file(path: str, wanted: list[str]) -> int:
             print(line)
     _tell_read(found, joined, drawn)
     if wanted and not joined:
-        error = FinwaitError(f"no connection of `{' '.join(wanted)}` is in `{path}`")
+        error = FinwaitError(
+            f"no connection of {' and '.join(end_text(*end) for end in wanted)} is in `{path}`"
+        )
         error.hint = "leave the addresses out to see every connection of the file"
         raise error
     return 3 if found.partial else 0

@@ -212,7 +212,7 @@ class Side:
     states: tuple[str, ...]
     """The states that its kernel may be in."""
     kernel: str
-    """What its own kernel said last; empty when it was not asked."""
+    """What its own kernel said after the last packet; empty when it was not asked then."""
     began: str
     """What its own kernel said first."""
     facts: Facts
@@ -302,6 +302,8 @@ class _Stated:
     began_ns: int
     last: str
     last_ns: int
+    final: str = ""
+    """What it said last, if no packet came after that."""
     seen: bool = False
 
 
@@ -653,18 +655,20 @@ def _sent(x: _End, y: _End) -> bool | None:
     if x.fin is not None:
         return True
     for stated, fact in ((x.stated, "sent"), (y.stated, "received")):
-        if stated is not None and any(getattr(_said(s), fact) for s in (stated.began, stated.last)):
+        if stated is not None and any(getattr(_said(s), fact) for s in (stated.began, stated.final)):
             return True
     if x.stream.isn is not None or x.new_ns:
         return False
-    if x.stated is not None and (said := _said(x.stated.last).sent) is not None:
+    if x.stated is not None and (said := _said(x.stated.final).sent) is not None:
         return said
+    if y.stated is not None and _said(y.stated.began).received is False:
+        return False  # it had not arrived when the capture began, and did not come by since
     return None
 
 
 def _acked(x: _End, y: _End, until_ns: int) -> bool | None:
     """Whether an end that has sent its FIN has the ACK of it."""
-    if x.stated is not None and (said := _said(x.stated.last).acked) is not None:
+    if x.stated is not None and (said := _said(x.stated.final).acked) is not None:
         return said
     if x.fin is None:
         return _said(x.stated.began).acked if x.stated is not None else _heard(x, y)
@@ -674,6 +678,8 @@ def _acked(x: _End, y: _End, until_ns: int) -> bool | None:
         return None if x.unheard == 1 else False
     if x.acked_ns or _heard(x, y):
         return True
+    if y.stated is not None and _said(y.stated.final).received is False:
+        return False
     return None if not y.stream.packets else False
 
 
@@ -687,9 +693,9 @@ def _heard(x: _End, y: _End) -> bool | None:
 
 def _received(x: _End, y: _End) -> bool | None:
     """Whether an end has received the other's FIN."""
-    if x.stated is not None and (said := _said(x.stated.last).received) is not None:
+    if x.stated is not None and (said := _said(x.stated.final).received) is not None:
         return said
-    if y.stated is not None and (_said(y.stated.last).acked or _said(y.stated.began).acked):
+    if y.stated is not None and (_said(y.stated.final).acked or _said(y.stated.began).acked):
         return True
     if x.stated is not None and _said(x.stated.began).received:
         return True
@@ -703,7 +709,7 @@ def _received(x: _End, y: _End) -> bool | None:
 def _first(x: _End, y: _End) -> bool | None:
     """Whether an end that has sent its FIN did so before the other's arrived."""
     if x.stated is not None:
-        began, last = _said(x.stated.began), _said(x.stated.last)
+        began, last = _said(x.stated.began), _said(x.stated.final)
         if began.sent:
             return began.first
         if last.sent:
@@ -718,8 +724,12 @@ def _first(x: _End, y: _End) -> bool | None:
         return False  # one that is not here came before
     if y.fin is not None and y.fin_new:
         return True
-    if y.stated is not None and _said(y.stated.began).sent and not _said(y.stated.began).received:
-        return False
+    if y.stated is not None:
+        for said in (_said(y.stated.began), _said(y.stated.final)):
+            if said.received:
+                return not said.first
+        if _said(y.stated.began).sent:
+            return False
     return None
 
 
@@ -751,6 +761,9 @@ def _effective(c: _Connection) -> tuple[Reset, int] | None:
 
 def _judge(c: _Connection, until_ns: int) -> Closing:
     a, b = c.ends
+    for end in c.ends:
+        if end.stated is not None:
+            end.stated.final = end.stated.last if end.stated.last_ns >= c.last_ns else ""
     facts = _facts(a, b, until_ns), _facts(b, a, until_ns)
     effective = _effective(c)
     reset = None if effective is None else effective[0]
@@ -768,7 +781,7 @@ def _judge(c: _Connection, until_ns: int) -> Closing:
 def _side(c: _Connection, which: int, facts: Facts, until_ns: int, reset: Reset | None) -> Side:
     me = c.ends[which]
     stated = me.stated
-    kernel = "" if stated is None else stated.last
+    kernel = "" if stated is None else stated.final
     states = possible(facts)
     if kernel:
         states = (kernel,)
@@ -804,9 +817,9 @@ def _outcome(c: _Connection, facts: tuple[Facts, Facts], reset: Reset | None) ->
         return Outcome.LAST_UNANSWERED if False in acked else Outcome.ONE_SIDED
     mine = facts[0] if sent[0] else facts[1]
     other = facts[1] if sent[0] else facts[0]
-    if mine.acked is None:
+    if mine.acked is None and not other.received:
         return Outcome.ONE_SIDED
-    if not mine.acked:
+    if mine.acked is False:
         return Outcome.UNANSWERED
     return Outcome.HALF_CLOSED if other.sent is False else Outcome.HALF_OR_CLOSED
 

@@ -255,7 +255,7 @@ def _main(c: Closing) -> str:
         case Outcome.HALF_CLOSED:
             done = f"{name} is done" if first.fins else f"{name} had closed its side before the capture began"
             sent = f" and went on sending ({second.late_bytes} bytes)" if second.late_bytes else ""
-            return f"Half closed: {done}, {other} acknowledged it{sent} and has not closed."
+            return f"Half closed: {done}, {other} acknowledged it{sent}; a FIN of its own has not come."
         case Outcome.HALF_OR_CLOSED:
             return (
                 f"{name} sent a FIN and {other} acknowledged it. Whether {other} had closed before the capture "
@@ -326,7 +326,7 @@ def _unheard(c: Closing) -> str:
         else:
             said.append(f"{again}the ACK does not reach it.")
         if not both and peer.facts.sent is False:
-            said.append(f"{other} has not closed.")
+            said.append(f"No FIN from {other} has come.")
     return " ".join(said)
 
 
