@@ -297,5 +297,7 @@ def left_ms(view: View, row: int) -> int | None:
 
 
 def text(seconds: float) -> str:
-    """Return a predicted span as people read it: ``104 s``, ``15 min``."""
-    return duration_text(round(1000 * seconds))
+    """Return a predicted span as people read it: ``3.3 s``, ``135 s``, ``15 min``."""
+    if seconds >= 600:
+        return duration_text(round(1000 * seconds))
+    return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"
