@@ -6,6 +6,7 @@
     │   └── NotSupported      the facility is not in this kernel
     ├── DecodeError          bytes that are not what they claim: what, offset, the bytes around it
     ├── RecordingError       a recording that cannot be read or written
+    ├── UsageError           a command line that asks for what no machine could do; names the argument
     ├── FilterError          a FILTER that does not parse, with the column of the mistake
     ├── TargetGone           the connection left between the look and the act
     └── Refused              a guard of ours said no; nothing was done
@@ -30,6 +31,7 @@ __all__ = [
     "RecordingError",
     "Refused",
     "TargetGone",
+    "UsageError",
 ]
 
 
@@ -108,6 +110,17 @@ class DecodeError(FinwaitError):
 
 class RecordingError(FinwaitError):
     """A recording cannot be read (or written): which file and why."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(FinwaitError):
+    """A command line that asks for what no machine could do: which argument, and what would be right.
+
+    What depends on the machine (a file, a namespace or a process that is not there) is a plain `FinwaitError`.
+    """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILTER|CONNECTION",
         help="a FILTER, LOCAL:PORT, LOCAL:PORT PEER:PORT, or a cookie (0x…)",
     )
-    parser.add_argument("-w", "--write", metavar="FILE", help="write pcapng to this file")
+    parser.add_argument("-w", "--write", type=options.named, metavar="FILE", help="write pcapng to this file")
     parser.add_argument("--until-closed", action="store_true", help="stop when every connection has ended")
     parser.add_argument(
         "--for",
@@ -47,17 +47,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="stop after this time (e.g. 30s)",
     )
     parser.add_argument(
-        "--ring-mb", type=float, default=0, metavar="MB", help="begin another file after so many MB"
+        "--ring-mb", type=options.positive, default=0, metavar="MB", help="start a new file every N MB"
     )
     parser.add_argument(
-        "--files", type=int, default=5, metavar="N", help="keep so many files of the ring (default: 5)"
+        "--files", type=options.at_least_one, default=5, metavar="N", help="files to keep (default: 5)"
     )
     parser.add_argument(
         "--snaplen",
-        type=int,
+        type=options.whole(64, 65535),
         default=65535,
         metavar="BYTES",
-        help="keep so much of each packet (default: all)",
+        help="bytes kept per packet, 64 to 65535 (default: all)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not tell of changes while capturing")
     parser.set_defaults(run=run)
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         raise error
     if len(rows) > _MOST:
         error = FinwaitError(f"`{' '.join(args.what)}` is {len(rows)} connections, more than {_MOST}")
-        error.hint = "name fewer: the kernel takes only so long a filter"
+        error.hint = "select fewer: the kernel limits the filter's length"
         raise error
     chosen = capturing.choose(shot.sockets, rows, shot.flows)
     for one in chosen:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from finwait.cli import options
+
 if TYPE_CHECKING:
     from finwait.follow import Following, Round
     from finwait.report.transitions import Names
@@ -14,8 +16,8 @@ __all__ = ["add_parser"]
 
 _DESCRIPTION = """\
 Print every change of state of TCP connections: when, where, from which state to which, how long it had
-been in the old one, and whose it is. Reads the kernel's own tracepoint in a private tracefs instance; where
-that cannot be had it compares one look at the sockets with the next, and says so.
+been in the old one, and whose it is. Reads the kernel's own tracepoint in a private tracefs instance; without
+it, finwait compares snapshots, and says so.
 """
 
 
@@ -37,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--stuck",
+        type=options.duration_ms,
         metavar="TIME",
         help="print only connections that stay in a closing state longer (e.g. 30s)",
     )
@@ -50,9 +53,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--resets", action="store_true", help="also resets sent and received, with the reason"
     )
     parser.add_argument("--retransmits", action="store_true", help="also retransmissions")
-    parser.add_argument("--stack", action="store_true", help="who moved it: kernel and user stack")
-    parser.add_argument("--count", type=int, metavar="N", help="stop after N lines (or records)")
-    parser.add_argument("--for", dest="duration", metavar="TIME", help="stop after this time (e.g. 10s, 5m)")
+    parser.add_argument("--stack", action="store_true", help="print the kernel and user stack of each change")
+    parser.add_argument(
+        "--count", type=options.at_least_one, metavar="N", help="stop after N lines (or records)"
+    )
+    parser.add_argument(
+        "--for",
+        dest="duration",
+        type=options.duration_ms,
+        metavar="TIME",
+        help="stop after this time (e.g. 10s, 5m)",
+    )
     parser.add_argument(
         "--no-lookup",
         action="store_true",
@@ -61,15 +72,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--poll", action="store_true", help="do not trace; compare looks at the sockets")
     parser.add_argument(
         "--interval",
-        default="250ms",
+        type=options.pause_ms,
+        default=250,
         metavar="TIME",
         help="time between looks at the sockets (default: 250ms)",
     )
     parser.add_argument(
-        "--buffer-kb", type=int, metavar="KIB", help="ring buffer of each CPU (default: 64 MiB shared out)"
+        "--buffer-kb",
+        type=options.whole(4, 1 << 20),
+        metavar="KIB",
+        help="ring buffer of each CPU (default: 64 MiB shared out)",
     )
     parser.add_argument(
-        "-q", "--quiet", action="store_true", help="do not say how it is done and what that misses"
+        "-q", "--quiet", action="store_true", help="do not print the method and its blind spots"
     )
     parser.set_defaults(run=run)
 
@@ -191,22 +206,21 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status.
 
     Raises:
-        FinwaitError: the filter is wrong, or neither tracing nor looking is possible.
-        ValueError: a time that is not one.
+        FinwaitError: the filter or an option is wrong, or neither tracing nor looking is possible.
     """
     import signal
     import sys
     import time
 
+    from finwait.errors import UsageError
     from finwait.follow import Following
     from finwait.table.filter import parse
-    from finwait.table.units import parse_duration_ms
 
     wanted = parse(args.filter) if args.filter else None
-    limit = None if args.duration is None else parse_duration_ms(args.duration) / 1000
-    stuck = None if args.stuck is None else parse_duration_ms(args.stuck) / 1000
+    limit = None if args.duration is None else args.duration / 1000
+    stuck = None if args.stuck is None else args.stuck / 1000
     if args.output == "parquet" and sys.stdout.isatty():
-        raise ValueError("Parquet is not for a terminal: redirect the output to a file")
+        raise UsageError("Parquet is not for a terminal", hint="redirect the output to a file")
     following = Following(
         wanted,
         resets=args.resets,
@@ -215,7 +229,7 @@ def run(args: argparse.Namespace) -> int:
         tracing=not args.poll,
         # A histogram needs the times alone, unless the FILTER asks who and where.
         lookup=not args.no_lookup and not (args.summary and (wanted is None or _by_numbers(wanted))),
-        interval=parse_duration_ms(args.interval) / 1000,
+        interval=args.interval / 1000,
         buffer_kb=args.buffer_kb,
     )
     # A closed terminal or a SIGTERM must not leave the instance behind: both end the loop as Ctrl-C does.
