@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from finwait.cli import options
+
 if TYPE_CHECKING:
     from finwait.follow import Following, Round
     from finwait.report.transitions import Names
@@ -27,7 +29,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("filter", nargs="*", metavar="FILTER", help="which connections, in the grammar of ss")
+    parser.add_argument(
+        "filter",
+        nargs="*",
+        type=str,
+        action=options.Words,
+        metavar="FILTER",
+        help="which connections, in the grammar of ss",
+    )
     parser.add_argument(
         "-o",
         "--output",
