@@ -58,7 +58,7 @@ EXIT_STATUS = {
 
 
 def _word(text: str) -> str:
-    """Refuse an empty value (argparse type): it is an unset variable of a script, and would be taken for "not given"."""
+    """Refuse an empty value (argparse type): a script's unset variable, which would be taken for "not given"."""
     if not text.strip():
         raise argparse.ArgumentTypeError("empty: is a variable of your script not set?")
     return text
