@@ -7,11 +7,8 @@ reader of the file sees what the kernel made of the packets before.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,7 +17,8 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from finwait.errors import KernelError
+from finwait import files as disk
+from finwait.errors import FileRefused, KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import Capture, Packet, space_of
 from finwait.kernel.lookup import ask
@@ -117,7 +115,7 @@ class Writer:
     def __init__(self, path: str, *, limit: int = 0, files: int = 1, comment: str = "") -> None:
         self._path = path
         self._limit = limit
-        self._files = files
+        self._most = files
         self._comment = comment
         self._number = 0
         self._file: BinaryIO | None = None
@@ -125,6 +123,7 @@ class Writer:
         self._interfaces: dict[tuple[int, int], int] = {}
         self.paths: list[str] = []
         """Files that exist now, oldest first."""
+        self._known: dict[str, tuple[int, int]] = {}
         self.failed = ""
         """Why writing stopped (a full disk); empty while it goes on."""
 
@@ -159,6 +158,8 @@ class Writer:
                     pcap.interface_block(pcap.LINKTYPE_LINUX_SLL2, name, description=f"netns {space}")
                 )
             self._write(block(number))
+        except FileRefused as error:
+            self.failed = str(error)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
                 raise
@@ -178,8 +179,11 @@ class Writer:
             path = f"{stem}.{self._number:04}{dot}{kind}" if dot else f"{path}.{self._number:04}"
         self._file = _fresh(path)
         self.paths.append(path)
-        while self._limit and len(self.paths) > self._files:
-            os.unlink(self.paths.pop(0))
+        status = os.fstat(self._file.fileno())
+        self._known[path] = status.st_dev, status.st_ino
+        while self._limit and len(self.paths) > self._most:
+            old = self.paths.pop(0)
+            disk.remove(old, self._known.pop(old))
         self._interfaces = {}
         self._size = 0
         uname = os.uname()
@@ -201,7 +205,8 @@ class Writer:
         """Begin the first file now, so that a wrong path is an error before anything is captured.
 
         Raises:
-            OSError: it cannot be created.
+            FileRefused: what is there must not be replaced.
+        OSError: it cannot be created.
         """
         self._next()
 
@@ -220,30 +225,21 @@ class Writer:
 
 
 def _fresh(path: str) -> BinaryIO:
-    """Begin a file that nobody else can read, in the place of a regular one or of none.
-
-    The file gets its mode and its name at once, whatever the umask; a link is neither followed nor replaced.
+    """Begin a file that nobody else can read, in the place of a regular one or of none; it has its name at once.
 
     Raises:
-        OSError: it cannot be created, or what is there is no regular file.
+        FileRefused: what is there must not be replaced, see `finwait.files`.
+        OSError: it cannot be created.
     """
-    folder, name = os.path.split(path)
+    new = disk.new_file(path)
+    file = os.fdopen(new.fd, "wb")
     try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        mode = stat.S_IFREG
-    if not stat.S_ISREG(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
-        raise OSError(errno.EEXIST, f"it is {kind}, and was left alone")
-    handle, partial = tempfile.mkstemp(".partial", f".{name[:60]}.", folder or ".")
-    file = os.fdopen(handle, "wb")
-    try:
-        os.rename(partial, path)
+        new.publish()
     except BaseException:
         file.close()
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
         raise
+    finally:
+        new.discard()
     return file
 
 

@@ -160,7 +160,9 @@ class Diagnosis:
         return tuple(f for f in self.findings if f.primary and f.severity == "problem")
 
 
-def _namespaces(observation: Observation, complete: bool) -> dict[int, NamespaceView]:
+def _namespaces(
+    observation: Observation, complete: bool, before: Mapping[int, Mapping[str, int]]
+) -> dict[int, NamespaceView]:
     addresses = decode.local_addresses(observation)
     result = {}
     for ns in observation.namespaces:
@@ -174,6 +176,7 @@ def _namespaces(observation: Observation, complete: bool) -> dict[int, Namespace
             tuple(printable(name) for name in ns.names),
             sysctls,
             process.counters(ns.files),
+            before.get(ns.inode, {}),
             addresses.get(ns.inode, frozenset()),
             complete and not ns.established_skipped,
         )
@@ -293,11 +296,13 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     plan = how.plan if how.progress is None else replace(how.plan, progress=how.progress)
     earlier: SocketTable | None = None
     watched = 0
+    before: dict[int, Mapping[str, int]] = {}
     begun = time.monotonic()
     observation = machine.observe(plan)
     if machine.again and (how.watch_ms or not machine.live):
         earlier = decode.sockets(observation)
         first_ns = observation.facts.boottime_ns
+        before = {ns.inode: process.counters(ns.files) for ns in observation.namespaces}
         if machine.live:
             if how.progress:
                 how.progress(f"watching for {how.watch_ms / 1000:g} s")
@@ -345,7 +350,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         sockets,
         flows=flows,
         descriptors=found,
-        namespaces=_namespaces(observation, complete),
+        namespaces=_namespaces(observation, complete, before),
         processes=processes,
         cgroup_paths=paths,
         options=how.options,
@@ -409,7 +414,7 @@ def diagnose(
     if wanted := engine.flags_wanted(shot.view, chosen, found):
         view = replace(shot.view, close_on_exec=shot.machine.close_on_exec(wanted))
         shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found)
-    return Diagnosis(shot, found, shot.gaps)
+    return Diagnosis(shot, found, tuple(sorted({*shot.gaps, *engine.gaps(shot.view, chosen)})))
 
 
 def rules_for(names: Iterable[str]) -> tuple[Rule, ...]:

@@ -21,7 +21,7 @@ import pytest
 from finwait import capturing
 from finwait.cli import main
 from finwait.diagnosis.closing import closings
-from finwait.errors import KernelError
+from finwait.errors import FileRefused, KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import Capture, space_of
 from finwait.kernel.lookup import ask
@@ -261,7 +261,7 @@ def test_files_are_private_whatever_the_umask(tmp_path, limit):
 def test_a_link_is_not_followed_and_not_replaced(tmp_path):
     (tmp_path / "kept").write_text("kept")
     (tmp_path / "x.pcapng").symlink_to("kept")
-    with pytest.raises(OSError, match="symbolic link"):
+    with pytest.raises(FileRefused, match="symbolic link"):
         capturing.Writer(str(tmp_path / "x.pcapng")).open()
     assert (tmp_path / "kept").read_text() == "kept"
     assert (tmp_path / "x.pcapng").is_symlink()
@@ -279,7 +279,7 @@ def test_a_file_with_two_names_keeps_the_content_of_the_other(tmp_path):
 
 def test_what_is_no_regular_file_is_left_alone(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(FileRefused, match="not a regular file"):
         capturing.Writer(str(tmp_path / "pipe")).open()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pipe"]
 

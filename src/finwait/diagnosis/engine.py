@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from finwait.diagnosis.finding import Evidence, Finding, Remedy
 from finwait.diagnosis.rule import Case, Clue, Match, Rule
 from finwait.diagnosis.view import View
+from finwait.errors import Gap
 from finwait.table.units import cell_text
 
-__all__ = ["diagnose", "evidence", "flags_wanted", "summarise", "with_flags"]
+__all__ = ["diagnose", "evidence", "flags_wanted", "gaps", "summarise", "with_flags"]
 
 _SEVERITY = {"problem": 0, "notice": 1, "healthy": 2}
 
@@ -97,6 +98,11 @@ def _about(view: View, rule: Rule, match: Match, rows: NDArray[np.int64], *, pri
         count=match.count if not len(match.rows) else len(rows),
         counted=rule.counted,
     )
+
+
+def gaps(view: View, rules: Iterable[Rule]) -> tuple[Gap, ...]:
+    """Return what rules could not judge although it was there: columns that this kernel does not have."""
+    return tuple(sorted({gap for rule in rules if rule.unjudged is not None for gap in rule.unjudged(view)}))
 
 
 def _age(view: View, finding: Finding) -> int:

@@ -258,19 +258,24 @@ def test_nobody_holds_it_is_said_only_when_everybody_was_looked_into() -> None:
     assert primary(view(HELD, searched=False)) == ["fin-wait2-held"]
 
 
+ROOMY = socket(
+    state=tcp.LISTEN, inode=5, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, rqueue=1, wqueue=128
+)
+
+
 def test_a_waiting_connection_is_never_accepted_only_if_its_listener_has_a_queue() -> None:
-    listener = socket(state=tcp.LISTEN, inode=5, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, rqueue=1)
+    listener = ROOMY
     waiting = socket(state=CW, inode=0, sport=80, dport=4000, rqueue=6, shutdown=1, **INFO)
-    assert primary(view(listener, waiting, holders={5: [9]})) == ["", "never-accepted"]
+    assert primary(view(listener, waiting, holders={5: [9]}))[1] == "never-accepted"
     open_ = waiting | {"state": E}
-    assert primary(view(listener, open_)) == ["", "never-accepted"]
-    assert primary(view(listener | {"rqueue": 0}, open_)) == ["", ""]
-    assert primary(view(listener | {"src": "10.0.0.9"}, open_)) == ["", ""]
-    assert primary(view(listener | {"netns": 2}, open_)) == ["", ""]
-    assert primary(view(listener | {"ifindex": 3}, open_)) == ["", ""]
+    assert primary(view(listener, open_))[1] == "never-accepted"
+    assert primary(view(listener | {"rqueue": 0}, open_))[1] == ""
+    assert primary(view(listener | {"src": "10.0.0.9"}, open_))[1] == ""
+    assert primary(view(listener | {"netns": 2}, open_))[1] == ""
+    assert primary(view(listener | {"ifindex": 3}, open_))[1] == ""
     for fresh in (waiting, open_):
-        young = primary(view(listener, fresh | {"last_ack_recv_ms": 10}))
-        assert young == ["", "" if fresh is open_ else MOVING[0]]
+        young = primary(view(listener, fresh | {"last_ack_recv_ms": 10}))[1]
+        assert young == ("" if fresh is open_ else MOVING[0])
 
 
 def test_close_wait_without_an_inode_needs_no_listener_to_be_certain() -> None:
@@ -286,13 +291,116 @@ def test_listeners_that_share_a_port_are_all_named_with_their_queues(queues: tup
     less_exact = door | {"family": 10, "src": "::", "dst": "::", "inode": 9, "rqueue": 7}
     rows = [socket(state=E, inode=0, sport=80, dport=4000 + k, cookie=k, **INFO) for k in range(2)]
     v = view(*doors, less_exact, *rows, holders={5: [50], 6: [60], 9: [90]})
-    assert primary(v) == ["", "", "", "never-accepted", "never-accepted"]
-    (found,) = engine.diagnose(v, catalogue.rules())
+    assert primary(v)[3:] == ["never-accepted", "never-accepted"]
+    (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "never-accepted")
     listeners = [(e.value, e.says) for e in found.evidence if e.column == "listener :80"]
     assert [value for value, _ in listeners] == ["2 of 128 waiting", "0 of 128 waiting"]
     behind, idle = (50, 60) if queues[0] else (60, 50)
-    assert f"pid {behind} fd 3 has not accepted; 2 listeners share the address" in listeners[0][1]
-    assert f"pid {idle} fd 3 shares the address, and has accepted all" in listeners[1][1]
+    assert f"pid {behind} (fd 3) has not accepted; 2 listeners share the address" in listeners[0][1]
+    assert f"pid {idle} (fd 3) shares the address, and has accepted all" in listeners[1][1]
+
+
+def test_who_does_not_accept_is_told_by_name_and_unit() -> None:
+    waiting = socket(state=CW, inode=0, sport=80, dport=4000, rqueue=6, shutdown=1, **INFO)
+
+    def says(**more: Any) -> str:
+        (found,) = engine.diagnose(view(ROOMY, waiting, **more), catalogue.rules())
+        return next(e.says for e in found.evidence if e.column == "listener :80")
+
+    unit = {9: ProcessView(9, "httpd", cgroup="/system.slice/web.service")}
+    assert "httpd (pid 9, fd 3, web.service) has not accepted" in says(holders={5: [9]}, processes=unit)
+    pod = {
+        9: ProcessView(
+            9, "httpd", cgroup=f"/kubepods/burstable/pod{'7b2d1c5e-0000-4000-8000-000000000001'}/abc"
+        )
+    }
+    assert "httpd (pid 9, 2 descriptors, pod 7b2d1c5e-" in says(holders={5: [9, 9]}, processes=pod)
+    assert "no process has not accepted" in says()
+    assert "an unknown program (not every process could be looked into) has not" in says(unreadable=(1,))
+
+
+DOOR = ROOMY | {"rqueue": 3, "wqueue": 2, "cookie": 1}
+
+
+def queued(n: int, first: int = 100, **cells: Any) -> list[dict[str, Any]]:
+    one = socket(state=E, inode=0, sport=80, **INFO)
+    return [one | {"dport": 4000 + k, "cookie": first + k} | cells for k in range(n)]
+
+
+def of_door(v: View) -> tuple[str, str, str, bool]:
+    """Severity, title, certainty of what is said of the first row, and whether another look is asked for."""
+    for f in engine.diagnose(v, catalogue.rules()):
+        if f.primary and 0 in f.rows.tolist():
+            assert f.rule == "accept-queue-full"
+            return f.severity, f.title, f.confidence.level, f.confidence.look_again
+    return "", "", "", False
+
+
+def test_a_full_queue_of_the_dead_is_seen_at_its_listener() -> None:
+    severity, title, _, again = of_door(view(DOOR, holders={5: [9]}))
+    assert (severity, again) == ("problem", True)
+    assert "new clients time out" in title
+    still = view(DOOR, holders={5: [9]}, earlier=[DOOR], watched_ms=4000)
+    assert of_door(still)[0::2] == ("problem", "likely")
+    assert of_door(view(DOOR | {"wqueue": 3}))[0] == "notice"
+
+
+def test_that_nothing_was_accepted_is_certain_where_the_same_are_in_the_queue_or_none_came() -> None:
+    rows = [DOOR, *queued(3)]
+    assert of_door(view(*rows, earlier=rows, watched_ms=4000))[2] == "certain"
+    opened = {"Tcp.PassiveOpens": 7, "TcpExt.ListenOverflows": 5}
+
+    def told(before: int) -> str:
+        ns = NamespaceView(
+            1, counters=opened, before={"Tcp.PassiveOpens": before, "TcpExt.ListenOverflows": 3}
+        )
+        v = view(DOOR, earlier=[DOOR], watched_ms=4000, namespaces={1: ns})
+        (found,) = engine.diagnose(v, catalogue.rules())
+        assert [e.value for e in found.evidence if e.column == "ListenOverflows"] == ["5 (+2 in 4.0 s)"]
+        return found.confidence.level
+
+    assert told(7) == "certain"
+    assert told(6) == "likely"
+
+
+def test_a_full_queue_that_moves_is_a_notice_only_while_handshakes_are_dropped() -> None:
+    old, new = queued(3), queued(3, first=200)
+    quiet = NamespaceView(1, counters={"TcpExt.ListenOverflows": 5}, before={"TcpExt.ListenOverflows": 5})
+    drops = NamespaceView(1, counters={"TcpExt.ListenOverflows": 9}, before={"TcpExt.ListenOverflows": 5})
+    taken = [one | {"inode": 50 + k, "last_data_recv_ms": 10} for k, one in enumerate(old)]
+    for ns, severity in ((quiet, ""), (drops, "notice")):
+        v = view(DOOR, *new, *taken, holders={5: [9], 50: [9], 51: [9], 52: [9]},
+                 earlier=[DOOR, *old], watched_ms=4000, namespaces={1: ns})  # fmt: skip
+        assert of_door(v)[0] == severity
+    shrunk = view(DOOR, earlier=[DOOR | {"rqueue": 4}], watched_ms=4000)
+    assert of_door(shrunk)[0] == ""
+
+
+def test_below_its_backlog_only_the_dead_in_a_queue_that_stands_still_deserve_a_look() -> None:
+    room = DOOR | {"wqueue": 128}
+    assert of_door(view(room))[0::3] == ("notice", True)
+    assert of_door(view(room, earlier=[room], watched_ms=4000))[0::3] == ("notice", False)
+    assert of_door(view(room, earlier=[room | {"rqueue": 4}], watched_ms=4000))[0] == ""
+    assert of_door(view(room, *queued(3)))[0] == ""  # alive: never-accepted has them
+    assert of_door(view(room | {"rqueue": 0}))[0] == ""
+    busy = socket(state=E, inode=70, sport=80, dport=9000, cookie=70, **INFO) | {"last_ack_recv_ms": 5}
+    assert of_door(view(room, busy, holders={70: [9]}))[0] == ""
+    unlisted = {1: NamespaceView(1, dumped=False)}
+    assert of_door(view(room, namespaces=unlisted))[0] == ""
+
+
+def test_listeners_that_share_a_port_are_judged_by_their_own_queues() -> None:
+    full, empty = DOOR, DOOR | {"inode": 6, "cookie": 2, "rqueue": 0}
+    v = view(full, empty, *queued(3), earlier=[full, empty], watched_ms=4000)
+    assert of_door(v)[0::2] == ("problem", "likely")
+
+
+def test_a_listener_of_mptcp_is_told_once() -> None:
+    inner, whole = DOOR | {"ulp": b"mptcp"}, DOOR | {"protocol": 262, "cookie": 2}
+    assert primary(view(inner, whole, holders={5: [9]})) == ["", "accept-queue-full"]
+    assert primary(view(inner, holders={5: [9]})) == ["accept-queue-full"]
+    waiting = [one | {"protocol": 262} for one in queued(3)]
+    assert primary(view(inner, whole, *waiting))[2:] == ["never-accepted"] * 3
 
 
 def relay(**changes: Any) -> list[dict[str, Any]]:
@@ -548,6 +656,88 @@ def test_healthy_rows_of_a_kind_are_one_finding_a_namespace_that_is_only_counted
         ("time-wait", 1): 10, ("time-wait", 2): 10, ("handshake", 1): 4,
     }  # fmt: skip
     assert all(f.counted and not f.pids for f in found.values())
+
+
+def without(one: dict[str, Any], *columns: str) -> dict[str, Any]:
+    return {name: cell for name, cell in one.items() if name not in columns}
+
+
+CLOCKS = ("last_data_sent_ms", "last_data_recv_ms", "last_ack_recv_ms")
+
+
+def test_a_window_that_the_kernel_does_not_tell_is_judged_by_its_timer() -> None:
+    one = without(HELD | {"state": F1, "timer": 4, "wqueue": 99, "backoff": 4}, "snd_wnd")
+    (found,) = engine.diagnose(view(one, holders=OWNED), catalogue.rules())
+    assert (found.rule, found.confidence.level) == ("zero-window", "possible")
+    assert "tcpi_snd_wnd" in found.confidence.reason
+    brief = view(one | {"backoff": 1}, holders=OWNED)
+    assert engine.diagnose(brief, catalogue.rules())[0].confidence.look_again
+    still = view(one, holders=OWNED, earlier=[one], watched_ms=4000)
+    assert engine.diagnose(still, catalogue.rules())[0].confidence.level == "likely"
+    moving = view(one, holders=OWNED, earlier=[one | {"bytes_acked": 5}], watched_ms=4000)
+    assert primary(moving) == MOVING
+    assert primary(view(without(one, "backoff") | {"state": E}, holders=OWNED)) == ["zero-window"]
+
+
+def test_what_moves_is_seen_by_clocks_and_queues_where_there_are_no_counters() -> None:
+    half = without(HELD, "bytes_received", "bytes_acked")
+    aged = {name: half[name] + 4000 for name in CLOCKS}
+
+    def cause(now: dict[str, Any], before: dict[str, Any] = half) -> str:
+        return primary(view(now, holders=OWNED, earlier=[before], watched_ms=4000))[0]
+
+    assert cause(half | aged) == "fin-wait2-held"
+    assert cause(half | aged | {"last_data_recv_ms": 300}) == "fin-wait2-streaming"
+    assert cause(half | aged | {"rqueue": 5}, half | {"rqueue": 9}) == "fin-wait2-streaming"
+    assert cause(half | aged | {"rqueue": 9}, half | {"rqueue": 5}) == "fin-wait2-streaming"
+    leak = half | {"state": CW, "shutdown": 1}
+    assert cause(leak | aged, leak) == "close-wait-eof-read"
+    assert cause(leak | aged | {"last_data_sent_ms": 300}, leak) == MOVING[0]
+    assert cause(leak | aged | {"wqueue": 5}, leak | {"wqueue": 9}) == MOVING[0]
+    lost = half | {"state": E, "shutdown": 0, "timer": 1, "retrans": 3, "unacked": 2, "wqueue": 9}
+    assert (
+        cause(lost | aged | {"last_data_sent_ms": 300}, lost) == "data-unanswered"
+    )  # sent again, not answered
+
+
+def test_one_look_is_not_certain_of_what_nothing_dates() -> None:
+    for one, rule in (
+        (HELD, "fin-wait2-held"),
+        (HELD | {"state": CW, "shutdown": 1}, "close-wait-eof-read"),
+        (HELD | {"state": CW, "shutdown": 1, "rqueue": 1}, "close-wait-eof-unread"),
+        (socket(state=CW, inode=0, sport=80, rqueue=6, shutdown=1, **INFO), "never-accepted"),
+    ):
+        (found,) = engine.diagnose(view(without(one, *CLOCKS), holders=OWNED), catalogue.rules())
+        assert (found.rule, found.confidence.look_again) == (rule, True)
+
+
+def test_legs_are_not_called_of_equal_age_where_nothing_dates_them() -> None:
+    door, *legs = relay()
+    rows = [door, *(without(leg, *CLOCKS, "shutdown") for leg in legs)]
+    found = engine.diagnose(view(*rows, holders={5: [9], 7: [9], 8: [9]}), catalogue.rules())
+    (pair,) = (f for f in found if f.rule == "relay-pair")
+    assert "equal age" not in pair.confidence.reason
+
+
+def test_segments_in_flight_are_not_asked_for_where_the_kernel_does_not_count_them() -> None:
+    one = without(HELD | {"state": E, "shutdown": 0, "timer": 1, "retrans": 3}, "unacked")
+    assert primary(view(one, holders=OWNED)) == ["data-unanswered"]
+
+
+def test_an_open_connection_that_nothing_dates_is_a_gap() -> None:
+    one = without(HELD | {"state": E, "shutdown": 0}, *CLOCKS)
+    (gap,) = engine.gaps(view(one, holders=OWNED), catalogue.rules())
+    assert gap.where == "netns 1"
+    assert gap.doing == "tell since when 1 open connection is silent"
+    assert engine.gaps(view(one | {"last_data_recv_ms": 5}, holders=OWNED), catalogue.rules()) == ()
+    assert engine.gaps(view(HELD, holders=OWNED), catalogue.rules()) == ()
+
+
+def test_subflows_without_their_mptcp_connections_are_a_gap() -> None:
+    subflow = socket(state=E, inode=7, ulp=b"mptcp", **INFO)
+    whole = socket(protocol=262, state=E, inode=7)
+    assert [g.where for g in engine.gaps(view(subflow), catalogue.rules())] == ["netns 1"]
+    assert engine.gaps(view(subflow, whole), catalogue.rules()) == ()
 
 
 def test_an_empty_machine_has_no_findings() -> None:

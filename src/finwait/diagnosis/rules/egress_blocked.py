@@ -11,7 +11,7 @@ Not this      snd_wnd 0: the peer has no room (zero-window). timer 1: the segmen
               were in flight before the way was blocked stay on timer 1; TCPRetransFail then rises.
 What ends it  Removing the local rule, or restoring route and interface: the next probe gets out and the connection
               goes on. Otherwise time: an orphan is given up after 8 probes (about 107 s, or 4 s where a full queue
-              refuses), a held one after tcp_retries2, 15 probes (about 15 minutes, or 8 s).
+              refuses), a held one after tcp_retries2, 15 probes (about 16 minutes, or 8 s).
 What does not Anything at the peer: no segment of ours gets there. SOCK_DESTROY removes this end, and its RST is
               blocked as well, so that the peer keeps its end.
 Reproduce     finwait lab run egress-blocked
@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import certain, likely, look_again
-from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
+from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -103,7 +102,7 @@ _ENDS = (
     *_LOOK,
     Remedy("remove that rule, or restore route and interface: the next probe gets out, the FIN behind it"),
     Remedy(
-        "time: an orphan is given up after about 107 s (8 probes), a held one after tcp_retries2 (about 15 min)"
+        "time: an orphan is given up after about 107 s (8 probes), a held one after tcp_retries2 (about 16 min)"
     ),
 )
 _DOES_NOT = (
@@ -149,7 +148,7 @@ RULE = Rule(
             ends=(
                 *_LOOK,
                 Remedy("remove that rule, or restore route and interface: the next probe gets out"),
-                Remedy("time: it is given up after tcp_retries2 (15 probes, about 15 minutes)"),
+                Remedy("time: it is given up after tcp_retries2 (15 probes, about 16 minutes)"),
             ),
             does_not=_DOES_NOT[:2],
         ),

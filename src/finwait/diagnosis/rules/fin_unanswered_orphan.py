@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import certain, look_again
-from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
+from finwait.diagnosis.rules import RECENT_MS, certain, look_again
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
