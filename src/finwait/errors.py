@@ -7,8 +7,10 @@
     ├── DecodeError          bytes that are not what they claim: what, offset, the bytes around it
     ├── RecordingError       a recording that cannot be read or written
     ├── UsageError           a command line that asks for what no machine could do; names the argument
+    ├── FileRefused          a file that is not what it must be, or that somebody else may have put there
     ├── FilterError          a FILTER that does not parse, with the column of the mistake
     ├── TargetGone           the connection left between the look and the act
+    ├── SubflowOnly          its program's descriptor is that of a whole MPTCP connection, not of this subflow
     └── Refused              a guard of ours said no; nothing was done
 
 Wrong arguments of a Python call stay ``ValueError``. A single request raises; a *sweep* returns `Gap`
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "DecodeError",
+    "FileRefused",
     "FilterError",
     "FinwaitError",
     "Gap",
@@ -30,6 +33,7 @@ __all__ = [
     "PermissionNeeded",
     "RecordingError",
     "Refused",
+    "SubflowOnly",
     "TargetGone",
     "UsageError",
 ]
@@ -127,6 +131,22 @@ class UsageError(FinwaitError):
         self.hint = hint
 
 
+class FileRefused(FinwaitError):
+    """A file that is left alone: a link, a FIFO, too large, or where somebody else may have put it.
+
+    Args:
+        path: which.
+        reason: what is wrong with it.
+        hint: what to do about it.
+    """
+
+    def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
+        self.path = path
+        self.reason = reason
+        self.hint = hint
+        super().__init__(f"`{path}` was left alone: {reason}")
+
+
 class FilterError(FinwaitError):
     """A FILTER that does not parse or does not make sense.
 
@@ -148,6 +168,15 @@ class TargetGone(FinwaitError):
     def __init__(self, cookie: int, detail: str = "") -> None:
         self.cookie = cookie
         super().__init__(f"connection with cookie {cookie:#x} is gone{': ' + detail if detail else ''}")
+
+
+class SubflowOnly(FinwaitError):
+    """A subflow of MPTCP: no descriptor leads to it alone, so options cannot be set nor a FIN be sent on it."""
+
+    def __init__(self, pid: int, fd: int) -> None:
+        super().__init__(
+            f"it is a subflow of MPTCP: descriptor {fd} of pid {pid} is the whole connection's, and acts on that"
+        )
 
 
 class Refused(FinwaitError):

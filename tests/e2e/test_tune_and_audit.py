@@ -1,8 +1,10 @@
 """The two commands as functions of their arguments: what they print, and with which status they end."""
 
 import argparse
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -108,7 +110,7 @@ def test_a_file_that_cannot_be_read_is_no_success(tmp_path, capsys):
     (said,) = json.loads(capsys.readouterr().out)["runs"][0]["invocations"]
     assert not said["executionSuccessful"]
     (told,) = said["toolExecutionNotifications"]
-    assert told["message"]["text"].startswith("could not be read: No such file")
+    assert told["message"]["text"].startswith(f"could not be read: {os.strerror(errno.ENOENT)}")
 
 
 def test_a_name_cannot_write_to_the_terminal(tmp_path, capsys):

@@ -284,7 +284,10 @@ def test_a_connection_in_the_accept_queue_is_reset_and_its_place_stays_taken(jou
         s = diagnosis.view.sockets
         mask = (s.netns == pair.a.inode) & (s.sport == door.sport) & (s.state == tcp.CLOSE_WAIT)
         assert s.inode[mask].tolist() == [0]
-        plan = plans.make(diagnosis.view, diagnosis.findings, mask, Limits())
+        spared = plans.make(diagnosis.view, diagnosis.findings, mask, Limits())
+        assert ([one.guard for one in spared.left], spared.steps) == (["accept-queue"], ())
+        allowed = Limits(override=frozenset({"accept-queue"}))
+        plan = plans.make(diagnosis.view, diagnosis.findings, mask, allowed)
         (step,) = plan.steps
         assert step.means == "destroy"
         assert "accept queue stays taken" in step.stays

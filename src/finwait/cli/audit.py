@@ -6,8 +6,6 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from finwait.cli import options
-
 if TYPE_CHECKING:
     from finwait.remedy.audit import AuditReport
     from finwait.remedy.audit.finding import Problem
@@ -52,9 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "files", nargs="+", type=options.named, metavar="FILE", help="a file; `-` for standard input"
-    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a file; `-` for standard input")
     parser.add_argument(
         "-o", "--output", choices=("text", "json", "sarif"), default="text", help="form of the answer"
     )

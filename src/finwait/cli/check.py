@@ -79,8 +79,12 @@ def _threshold(text: str) -> Threshold:
 
 
 def _undecided(finding: Finding, wanted: tuple[str, ...]) -> bool:
-    """Return whether a finding would count and may yet be healthy: monitoring must not cry wolf."""
-    return finding.primary and finding.severity in wanted and finding.confidence.look_again
+    """Return whether a second look may tell that a finding does not count, or does: monitoring must not cry wolf."""
+    from finwait.diagnosis import catalogue
+
+    worst = catalogue.rule(finding.rule).severity  # what is a notice at first may be a problem once it stays
+    counts = finding.severity in wanted or worst in wanted
+    return finding.primary and counts and finding.confidence.look_again
 
 
 def unknown(reason: str) -> int:
@@ -121,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _look(args: argparse.Namespace) -> Diagnosis:
-    from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
+    from finwait.diagnosis.rules import RECENT_MS
 
     diagnosis = options.diagnose(args)
     wanted = _severities(args)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIAGNOSIS_FORMATS",
+    "Words",
     "add_filter",
     "add_look",
     "add_output",
@@ -32,7 +33,6 @@ __all__ = [
     "how",
     "machine",
     "mask_of",
-    "named",
     "namespaces",
     "parse_filter",
     "pause_ms",
@@ -101,11 +101,21 @@ def positive(text: str) -> float:
     return value
 
 
-def named(text: str) -> str:
-    """Read the name of a file, namespace or the like (argparse type): an empty one is a variable that was not set."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the name is empty")
-    return text
+class Words(argparse.Action):
+    """Store words; blank ones, which an unset variable of a script leaves behind, are none."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - the form of an action
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401 - the form of an action
+        option_string: str | None = None,  # noqa: ARG002 - the form of an action
+    ) -> None:
+        """Store the words that say something."""
+        words = [word for word in values if word.strip()]
+        if not words and self.nargs == "+":
+            raise argparse.ArgumentError(self, "empty: is a variable of your script not set?")
+        setattr(namespace, self.dest, words)
 
 
 def add_filter(parser: argparse.ArgumentParser, what: str = "connections") -> None:
@@ -113,6 +123,8 @@ def add_filter(parser: argparse.ArgumentParser, what: str = "connections") -> No
     parser.add_argument(
         "filter",
         nargs="*",
+        type=str,
+        action=Words,
         metavar="FILTER",
         help=f"which {what}: the grammar of ss(8) and our own predicates, e.g. `state fin-wait-2 dport = :443`, "
         "`pid = 812 and age > 10m`, `rule = relay-pair`",
@@ -125,14 +137,12 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--from",
         dest="recording",
-        type=named,
         metavar="FILE",
         help="look at a recording instead of this machine",
     )
     group.add_argument(
         "--netns",
         action="append",
-        type=named,
         default=[],
         metavar="NAME|INODE|PID",
         help="look only into this network namespace (repeatable): a name of `ip netns`, an inode, a pid, `host`",

@@ -18,9 +18,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Record everything that a diagnosis reads: datagrams and files as they came. Every command that "
         "looks takes the file with `--from FILE`. Changes nothing.",
     )
-    parser.add_argument(
-        "file", type=options.named, metavar="FILE", help="where to write; `.finwait` is the usual ending"
-    )
+    parser.add_argument("file", metavar="FILE", help="where to write; `.finwait` is the usual ending")
     parser.add_argument(
         "--redact",
         action="store_true",
@@ -47,12 +45,11 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--netns",
         action="append",
-        type=options.named,
         default=[],
         metavar="NAME|INODE|PID",
         help="only this network namespace (repeatable)",
     )
-    parser.add_argument("--note", default="", metavar="TEXT", help="a line for whoever reads it")
+    parser.add_argument("--note", type=str, default="", metavar="TEXT", help="a line for whoever reads it")
     parser.set_defaults(run=run)
 
 

@@ -34,7 +34,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--from",
         dest="recording",
-        type=options.named,
         metavar="FILE",
         help="show the looks of a recording",
     )

@@ -29,7 +29,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("filter", nargs="*", metavar="FILTER", help="which connections, in the grammar of ss")
+    parser.add_argument(
+        "filter",
+        nargs="*",
+        type=str,
+        action=options.Words,
+        metavar="FILTER",
+        help="which connections, in the grammar of ss",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -40,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--stuck",
         type=options.duration_ms,
-        metavar="TIME",
+        metavar="DURATION",
         help="print only connections that stay in a closing state longer (e.g. 30s)",
     )
     parser.add_argument(
@@ -61,7 +68,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--for",
         dest="duration",
         type=options.duration_ms,
-        metavar="TIME",
+        metavar="DURATION",
         help="stop after this time (e.g. 10s, 5m)",
     )
     parser.add_argument(
@@ -74,19 +81,38 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--interval",
         type=options.pause_ms,
         default=250,
-        metavar="TIME",
+        metavar="DURATION",
         help="time between looks at the sockets (default: 250ms)",
     )
     parser.add_argument(
         "--buffer-kb",
-        type=options.whole(4, 1 << 20),
+        type=options.whole(1, 1 << 21),
         metavar="KIB",
         help="ring buffer of each CPU (default: 64 MiB shared out)",
     )
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="do not print the method and its blind spots"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, wrong=parser.error)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together; each alone does what it says."""
+    import sys
+
+    own = [
+        name for name in ("stuck", "follow_connection", "summary") if getattr(args, name) not in (None, False)
+    ]
+    shown = [f"--{name.replace('_', '-')}" for name in own]
+    if len(own) > 1:
+        args.wrong(f"{shown[0]} and {shown[1]} print different things: choose one")
+    forms = ("text", "wide", "jsonl") if own == ["stuck"] else ("text", "wide")
+    if own and args.output not in forms:
+        args.wrong(f"{shown[0]} prints {' or '.join(forms)}, not {args.output}")
+    if own == ["stuck"] and args.no_lookup:
+        args.wrong("--stuck looks at the sockets: it cannot go with --no-lookup")
+    if args.output == "parquet" and sys.stdout.isatty():
+        args.wrong("Parquet is not for a terminal: redirect the output to a file")
 
 
 class _Sink:
@@ -206,21 +232,18 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status.
 
     Raises:
-        FinwaitError: the filter or an option is wrong, or neither tracing nor looking is possible.
+        FinwaitError: the filter is wrong, or neither tracing nor looking is possible.
     """
     import signal
-    import sys
     import time
 
-    from finwait.errors import UsageError
     from finwait.follow import Following
     from finwait.table.filter import parse
 
     wanted = parse(args.filter) if args.filter else None
     limit = None if args.duration is None else args.duration / 1000
     stuck = None if args.stuck is None else args.stuck / 1000
-    if args.output == "parquet" and sys.stdout.isatty():
-        raise UsageError("Parquet is not for a terminal", hint="redirect the output to a file")
+    _check(args)
     following = Following(
         wanted,
         resets=args.resets,

@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     commands = parser.add_subparsers(dest="tune_command", required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", help="the values in force, with what is unusual about them")
-    show.add_argument("keys", nargs="*", type=options.named, metavar="KEY", help="only these settings")
+    show.add_argument("keys", nargs="*", metavar="KEY", help="only these settings")
     show.add_argument("--all-netns", action="store_true", help="in every network namespace that can be found")
     _where(show)
     show.add_argument("-o", "--output", choices=("text", "json"), default="text", help="form of the answer")
@@ -57,7 +57,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain = commands.add_parser("explain", help="all that is known of one setting")
     explain.add_argument(
         "key",
-        type=options.named,
         metavar="KEY",
         help="for example net.ipv4.tcp_fin_timeout, or tcp_fin_timeout",
     )
@@ -103,7 +102,6 @@ def _what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="+",
-        type=options.named,
         metavar="PROFILE|FILE|KEY=VALUE",
         help="a profile of finwait's, a file (sysctl.conf or TOML profile), or settings; `list` lists profiles",
     )
@@ -113,13 +111,10 @@ def _where(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--netns",
-        type=options.named,
         metavar="NETNS",
         help="name, path, inode, or pid:PID (default: the one we are in)",
     )
-    group.add_argument(
-        "--pod-uid", type=options.named, metavar="UID", help="the namespace of this pod on this node"
-    )
+    group.add_argument("--pod-uid", metavar="UID", help="the namespace of this pod on this node")
 
 
 def _diagnosis(parser: argparse.ArgumentParser) -> None:

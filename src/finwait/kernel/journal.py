@@ -175,8 +175,12 @@ class SqliteJournal:
             else:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
-                self.path.chmod(0o600)
-                self._prepare()
+                try:
+                    self.path.chmod(0o600)
+                    self._prepare()
+                except BaseException:
+                    self._db.close()
+                    raise
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")

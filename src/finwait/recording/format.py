@@ -20,9 +20,7 @@ import contextlib
 import hashlib
 import os
 import re
-import stat
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +31,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.errors import Gap, RecordingError
+from finwait import files
+from finwait.errors import FileRefused, Gap, RecordingError
 from finwait.uapi.observation import Descriptors, Facts, LoneSocket, Namespace, Observation, ProcessFiles
 from finwait.version import __version__
 
@@ -154,17 +153,15 @@ def writing(
         What adds a look to the file.
 
     Raises:
-        RecordingError: the file cannot be written (a full disk, no permission), or what is at its place is no
-            regular file; nothing is left behind.
+        RecordingError: the file cannot be written (a full disk, no permission), or what is at its place must not be
+            replaced (see `finwait.files`); nothing is left behind.
     """
     if not 1 <= looks <= MAX_LOOKS:
         raise ValueError(f"a recording has 1 to {MAX_LOOKS} looks, not {looks}")
-    folder, name = os.path.split(path)
     with _told(path):
-        _replaceable(path)
-        handle, partial = tempfile.mkstemp(".partial", f".{name[:60]}.", folder or ".")
+        new = files.new_file(path, 0o644 if redacted else 0o600)
     added = 0
-    out = os.fdopen(handle, "wb")
+    out = os.fdopen(new.fd, "wb")
 
     def add(look: Observation) -> None:
         nonlocal added
@@ -183,24 +180,12 @@ def writing(
         with _told(path):
             _member(out, "end", b"")
             out.flush()
-            if redacted:
-                os.fchmod(handle, 0o644)
-            os.fsync(handle)
-            out.close()
-            os.rename(partial, path)
-    except BaseException:  # an interrupt, too, leaves nothing behind
+            os.fsync(new.fd)
+            new.publish()
+    finally:  # an interrupt, too, leaves nothing behind
         with contextlib.suppress(OSError):
             out.close()  # what is still in its buffer may not fit either
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
-    # The name is on the disk when its folder is; a file system that cannot promise that is no failure.
-    with contextlib.suppress(OSError):
-        directory = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        new.discard()
 
 
 def write(path: str, looks: Sequence[Observation], *, redacted: bool = False, note: str = "") -> None:
@@ -219,26 +204,16 @@ def _told(path: str) -> Iterator[None]:
     """Turn what the kernel says about the file into our error."""
     try:
         yield
+    except FileRefused as error:
+        raise RecordingError(
+            f"could not write the recording `{_plain(path)}`: {_plain(str(error))}", hint=error.hint
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise RecordingError(
             f"could not write the recording `{_plain(path)}`: {reason}",
             hint="is there room on the disk, and may you write there?",
         ) from None
-
-
-def _replaceable(path: str) -> None:
-    """Refuse to replace anything but a file: as root, a rename would replace ``/dev/null`` as well."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
-        raise RecordingError(
-            f"could not write `{_plain(path)}`: it is {kind}, and was left alone",
-            hint="name a new file, or a regular one that may be replaced",
-        )
 
 
 def _write_look(out: IO[bytes], k: int, look: Observation) -> None:

@@ -7,7 +7,7 @@ listener is never touched: that guard has no override.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from finwait.uapi import tcp
@@ -15,7 +15,17 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
 
-__all__ = ["ENTRY_GUARDS", "GUARDS", "PROTECTED", "Limits", "Verdict", "guard_entry", "guard_rows"]
+__all__ = [
+    "ENTRY_GUARDS",
+    "GUARDS",
+    "PROTECTED",
+    "Abilities",
+    "Limits",
+    "Verdict",
+    "guard_destroy",
+    "guard_entry",
+    "guard_rows",
+]
 
 PROTECTED: Final = frozenset(
     {
@@ -44,6 +54,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Abilities:
+    """What cannot be done here, found out before anything is tried. Empty: everything can."""
+
+    no_destroy: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """(namespace, protocol) → why SOCK_DESTROY does not work there."""
+    no_borrow: Mapping[int, str] = field(default_factory=dict)
+    """pid → why its descriptors cannot be borrowed."""
+    harms_orphans: str = ""
+    """What SOCK_DESTROY does to an orphan on this kernel instead of ending it, or why that is not known."""
+    spares_minisockets: bool = False
+    """Whether this kernel refuses to destroy minisockets."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Why a connection (or the whole plan) is left alone."""
 
@@ -54,6 +78,15 @@ class Verdict:
 def _listener(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     if view.sockets.state[row] == tcp.LISTEN:
         return "a listener: every connection in its queue would be reset, and the service gone"
+    return None
+
+
+def _accept_queue(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
+    if view.queued[row]:
+        return (
+            "it waits in an accept queue: destroying it leaves a dead entry there, which keeps its place until the "
+            "program accepts it"
+        )
     return None
 
 
@@ -93,6 +126,12 @@ def _established(view: View, row: int, limits: Limits) -> str | None:
     return None
 
 
+def _holder_unknown(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
+    if view.held[row] and not view.holder_found[row] and not view.holders.complete:
+        return f"its holder is unknown, so it may be a protected program: {view.holders.missing}"
+    return None
+
+
 def _protected(view: View, row: int, limits: Limits) -> str | None:
     for pid, _ in view.holders.of(row):
         process = view.processes.get(pid)
@@ -104,19 +143,29 @@ def _protected(view: View, row: int, limits: Limits) -> str | None:
 
 GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]]] = {
     "listener": (_listener, "listeners, always; cannot be overridden"),
+    "accept-queue": (_accept_queue, "connections that wait in an accept queue"),
     "minisocket": (_minisocket, "timewait minisockets, FIN_WAIT2 orphans among them"),
     "silent-orphan": (_silent_orphan, "LAST_ACK and CLOSING orphans"),
     "moving": (_moving, "connections on which bytes move"),
     "min-age": (_young, "connections younger than --min-age"),
     "established": (_established, "ESTABLISHED connections, unless the filter names them"),
+    "holder-unknown": (
+        _holder_unknown,
+        "connections whose holder could not be found because not every process could be looked into",
+    ),
     "protected": (
         _protected,
         "connections of pid 1, the kubelet, container runtimes, sshd, finwait itself and its relay",
     ),
+    "harmed-orphan": (
+        lambda _view, _row, _limits: None,
+        "orphans, where SOCK_DESTROY takes their timer instead of ending them (Linux before 6.12, mostly)",
+    ),
     "max": (lambda _view, _row, _limits: None, "plans for more than --max connections"),
     "share": (lambda _view, _row, _limits: None, "plans for more than --share of what a process holds"),
 }
-"""Name → what it looks at, and in words. ``max`` and ``share`` look at the plan, see `finwait.remedy.plan`."""
+"""Name → what it looks at, and in words. ``harmed-orphan`` looks at the means too, see `guard_destroy`; ``max`` and
+``share`` look at the plan, see `finwait.remedy.plan`."""
 
 
 def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
@@ -128,6 +177,22 @@ def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
         if reason is not None:
             return Verdict(name, reason)
     return None
+
+
+def guard_destroy(view: View, row: int, limits: Limits, can: Abilities) -> Verdict | None:
+    """Return why SOCK_DESTROY must not be used on a row, or None.
+
+    Where it does not end an orphan it frees the send queue: the FIN is never sent again, no timer runs any more,
+    and what would have ended within minutes stays for ever.
+    """
+    s = view.sockets
+    if not can.harms_orphans or "harmed-orphan" in limits.override:
+        return None
+    if s.inode[row] or s.timer[row] == 3 or view.queued[row]:
+        return None
+    if s.state[row] not in (tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.LAST_ACK, tcp.CLOSING):
+        return None
+    return Verdict("harmed-orphan", f"an orphan in {tcp.STATES[int(s.state[row])]}: {can.harms_orphans}")
 
 
 def _live_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | None:  # noqa: ARG001
@@ -145,8 +210,13 @@ def _protected_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | N
     return next((why for row in rows if (why := _protected(view, row, limits)) is not None), None)
 
 
+def _unknown_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | None:
+    return next((why for row in rows if (why := _holder_unknown(view, row, limits)) is not None), None)
+
+
 ENTRY_GUARDS: Final[Mapping[str, tuple[Callable[[View, tuple[int, ...], Limits], str | None], str]]] = {
     "live-end": (_live_end, "entries that a socket on this machine still uses"),
+    "holder-unknown": (_unknown_end, GUARDS["holder-unknown"][1]),
     "protected": (_protected_end, GUARDS["protected"][1]),
     "max": (lambda _view, _rows, _limits: None, "more than --max entries"),
 }
