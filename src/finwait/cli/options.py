@@ -70,21 +70,24 @@ def pause_ms(text: str) -> int:
     return ms
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
+_MOST = 10**12 - 1
+
+
+def whole(low: int, high: int = _MOST) -> Callable[[str], int]:
     """Return what reads a whole number within bounds (argparse type)."""
+    bounds = f"{low} or more" if high == _MOST else f"{low} to {high}"
 
     def read(text: str) -> int:
         if text.isascii() and text.isdecimal() and len(text) < 20 and low <= int(text) <= high:
             return int(text)
-        raise argparse.ArgumentTypeError(f"`{text[:60]}`: write a whole number, {low} to {high}")
+        raise argparse.ArgumentTypeError(f"`{text[:60]}`: write a whole number, {bounds}")
 
     return read
 
 
-_MOST = 10**12 - 1
-count = whole(0, _MOST)
+count = whole(0)
 """A number of things (argparse type)."""
-at_least_one = whole(1, _MOST)
+at_least_one = whole(1)
 """A number of things that cannot be none (argparse type)."""
 pid = whole(1, 1 << 22)
 """A process (argparse type): PID_MAX_LIMIT of include/linux/threads.h."""
