@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 # Debian packages that the tests and the demo use as real counterparts and oracles.
 APT := iproute2 iptables nftables conntrack gcc libc6-dev tmux
 STAMP := $(VENV)/.installed
+# Exact versions with hashes. Whatever is published tomorrow, a clone of today stays what it was.
+LOCK := requirements.lock
+FUZZ_LOCK := requirements-fuzz.lock
+PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Tests mostly wait for kernel timers: three at once take two fifths of the time, on two processors as well. 0: one by one.
 TESTS_AT_ONCE ?= 3
 
@@ -14,9 +18,10 @@ TESTS_AT_ONCE ?= 3
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(LOCK)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@$(PIP) --require-hashes -r $(LOCK)
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 venv: $(STAMP) ## make .venv with finwait (editable) and the development tools
@@ -36,6 +41,21 @@ demo: $(STAMP) system ## build the classic FIN_WAIT2 leak in a private namespace
 
 test: $(STAMP) system ## every test, three at once (TESTS_AT_ONCE=3)
 	@$(BIN)/pytest -q -n $(TESTS_AT_ONCE)
+
+test-latest: $(STAMP) ## what needs no kernel, on the newest versions of everything; never fails
+	@.ci/latest
+
+test-pythons: ## what needs no kernel, with each Python that we support and that is here
+	@.ci/pythons
+
+lock: ## renew the locked versions (from the package index that pip and uv are set up for)
+	@test -x $(VENV)/lock/bin/uv || { $(PYTHON) -m venv $(VENV)/lock && \
+	  $(VENV)/lock/bin/python -m pip install -qq --disable-pip-version-check 'uv>=0.7'; }
+	@export UV_CUSTOM_COMPILE_COMMAND='make lock'; \
+	lock="$(VENV)/lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes"; \
+	lock="$$lock --no-emit-index-url --no-emit-find-links"; \
+	$$lock --extra dev --group build pyproject.toml -o $(LOCK) && \
+	$$lock --extra fuzz pyproject.toml -c $(LOCK) -o $(FUZZ_LOCK)
 
 format: $(STAMP) ## rewrite the sources in the project's format
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -64,7 +84,7 @@ sequences: $(STAMP) system ## the relay against a model, a million random script
 	@$(BIN)/python -m tests.kernel.relay_random --sequences $${SEQUENCES:-1000000} --seed $${SEED:-1}
 
 fuzz: $(STAMP) ## fuzz the decoders, a minute in all (FUZZ_SECONDS=60)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[fuzz]' && $(BIN)/python -m fuzz --seconds $${FUZZ_SECONDS:-60}
+	@$(PIP) --require-hashes -r $(FUZZ_LOCK) && $(BIN)/python -m fuzz --seconds $${FUZZ_SECONDS:-60}
 
 fuzz-quick: $(STAMP)
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=$${FUZZ_SECONDS:-60}
@@ -72,4 +92,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test format lint types imports docs check bench soak sequences fuzz fuzz-quick clean
+.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs check bench soak sequences fuzz fuzz-quick clean

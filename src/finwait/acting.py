@@ -27,14 +27,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
-from finwait.errors import FinwaitError, KernelError, Refused, TargetGone
+from finwait.errors import FinwaitError, KernelError, Refused, SubflowOnly, TargetGone
 from finwait.kernel import netns as ns_edge
 from finwait.kernel import pidfd, procfs
 from finwait.kernel.destroy import GONE, Target, destroy, lacking, read_back
+from finwait.kernel.destroy_trial import Trial, tried
 from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
 from finwait.kernel.observe import Machine
+from finwait.remedy.guards import Abilities
 from finwait.remedy.journal import Act, Kind, check_undo
-from finwait.remedy.plan import Abilities, End, Plan, Step
+from finwait.remedy.plan import End, Plan, Step
 from finwait.table import decode
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable, pack_address
@@ -185,7 +187,7 @@ def abilities(view: View, rows: Iterable[int]) -> Abilities:
     """Find out what cannot be done to connections, without doing anything to any.
 
     SOCK_DESTROY is tried on a socket of our own, in each namespace; of each process that holds one of them, one
-    descriptor is borrowed and given back.
+    descriptor is borrowed and given back. Where orphans are among them, it is tried on an orphan of our own as well.
     """
     s = view.sockets
     which = np.fromiter(rows, np.int64)
@@ -200,7 +202,27 @@ def abilities(view: View, rows: Iterable[int]) -> Abilities:
                 holders[pid] = (fd, int(s.inode[row]), int(s.cookie[row]))
     wanted = set(zip(s.netns[which].tolist(), s.protocol[which].tolist(), strict=True))
     ways = [(netns, pid, fd) for netns, (pid, fd) in leads.items()]
-    return Abilities(_no_destroy(wanted, ways), _no_borrow(holders))
+    found = Abilities(_no_destroy(wanted, ways), _no_borrow(holders))
+    if bool((s.inode[which] == 0).any()):
+        return replace(
+            found, harms_orphans=_harm(tried()), spares_minisockets=tried().ends_minisockets is False
+        )
+    return found
+
+
+def _harm(trial: Trial) -> str:
+    """Return why SOCK_DESTROY must not be used on orphans; empty where it ends them."""
+    if trial.ends_orphans:
+        return ""
+    if trial.ends_orphans is None:
+        return (
+            "SOCK_DESTROY may take its timer instead of ending it, as older kernels do, and then it stays for ever; "
+            f"whether this one does is not known: {trial.why_unknown}"
+        )
+    return (
+        "on this kernel SOCK_DESTROY takes its timer instead of ending it, and then it stays for ever (tried on one "
+        "of our own)"
+    )
 
 
 def _no_destroy(
@@ -216,7 +238,7 @@ def _no_borrow(holders: Mapping[int, tuple[int, int, int]]) -> dict[int, str]:
         try:
             with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie):
                 pass
-        except TargetGone:  # not a matter of rights
+        except (TargetGone, SubflowOnly):  # not a matter of rights
             continue
         except FinwaitError as error:
             found[pid] = f"{error} ({error.hint.partition('; try')[0]})"
@@ -248,7 +270,7 @@ def _check(steps: Sequence[Step]) -> None:
         refusal.hint = (
             f"plan again with `--with reset`: {len(held)} of them are held by a process whose descriptor may do"
             if held
-            else "no process holds them: only SOCK_DESTROY can end them"
+            else "no process is known to hold them, so only SOCK_DESTROY can end them"
         )
         raise refusal
     through = [s for s in steps if s.means != "destroy" and s.holders]
@@ -444,14 +466,17 @@ def _borrow(step: Step) -> Iterator[socket.socket]:
     Raises:
         TargetGone: no process holds the connection any more.
         PermissionNeeded: none of them lets us.
+        FinwaitError: none is known.
     """
+    if not step.holders:
+        raise FinwaitError("no process is known to hold it, and this goes through a descriptor")
     cookie = int(step.cookie, 16)
-    last: FinwaitError = TargetGone(cookie, "no process holds it")
+    last: FinwaitError = TargetGone(cookie)
     with ExitStack() as stack:
         for pid, fd, _ in step.holders:
             try:
                 sock = stack.enter_context(pidfd.borrowed(pid, fd, inode=step.inode, cookie=cookie))
-            except (TargetGone, KernelError) as error:
+            except FinwaitError as error:
                 last = error
                 continue
             yield sock

@@ -9,6 +9,7 @@
     ├── FileRefused          a file that is not what it must be, or that somebody else may have put there
     ├── FilterError          a FILTER that does not parse, with the column of the mistake
     ├── TargetGone           the connection left between the look and the act
+    ├── SubflowOnly          its program's descriptor is that of a whole MPTCP connection, not of this subflow
     └── Refused              a guard of ours said no; nothing was done
 
 Wrong arguments of a Python call stay ``ValueError``. A single request raises; a *sweep* returns `Gap`
@@ -31,6 +32,7 @@ __all__ = [
     "PermissionNeeded",
     "RecordingError",
     "Refused",
+    "SubflowOnly",
     "TargetGone",
 ]
 
@@ -153,6 +155,15 @@ class TargetGone(FinwaitError):
     def __init__(self, cookie: int, detail: str = "") -> None:
         self.cookie = cookie
         super().__init__(f"connection with cookie {cookie:#x} is gone{': ' + detail if detail else ''}")
+
+
+class SubflowOnly(FinwaitError):
+    """A subflow of MPTCP: no descriptor leads to it alone, so options cannot be set nor a FIN be sent on it."""
+
+    def __init__(self, pid: int, fd: int) -> None:
+        super().__init__(
+            f"it is a subflow of MPTCP: descriptor {fd} of pid {pid} is the whole connection's, and acts on that"
+        )
 
 
 class Refused(FinwaitError):

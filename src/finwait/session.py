@@ -406,7 +406,7 @@ def diagnose(
     if wanted := engine.flags_wanted(shot.view, chosen, found):
         view = replace(shot.view, close_on_exec=shot.machine.close_on_exec(wanted))
         shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found)
-    return Diagnosis(shot, found, shot.gaps)
+    return Diagnosis(shot, found, tuple(sorted({*shot.gaps, *engine.gaps(shot.view, chosen)})))
 
 
 def findings_of(diagnosis: Diagnosis, row: int) -> tuple[Finding, ...]:

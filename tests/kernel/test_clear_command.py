@@ -335,8 +335,28 @@ def test_where_nothing_can_be_done_that_is_said_and_nothing_is_done(tmp_path: Pa
         settled(pair, pair.ours, "FIN_WAIT2")
         words = [f"sport = :{pair.ours[0].sport} and state fin-wait-2", "--min-age", "0"]
         shown = command("--yes", *words, code=4)
+        assert "by guard `holder-unknown`" in shown
+        assert "CAP_SYS_PTRACE" in shown
+        shown = command("--yes", "--override", "holder-unknown", *words, code=4)
         assert "by guard `means`" in shown
         assert "CAP_NET_ADMIN" in shown
+        assert pair.states(pair.ours) == ["FIN_WAIT2"]
+
+
+def test_with_cap_net_admin_alone_what_a_protected_program_may_hold_is_left_alone(tmp_path: Path) -> None:
+    """Whoever may end sockets but not look into processes cannot tell sshd's from others'."""
+    root_and("setpriv")
+    with Lab(f"finwait-{os.getpid()}") as lab:
+        pair = Pair(lab)
+        few, inside = "-all,+net_admin", f"--net=/run/netns/{lab.prefix}-near"
+        prefix = ("nsenter", inside, "setpriv", f"--bounding-set={few}", f"--inh-caps={few}")
+        weak = Command(lab, tmp_path, prefix)
+        pair.near.shutdown(pair.ours, "WR")
+        settled(pair, pair.ours, "FIN_WAIT2")
+        words = [f"sport = :{pair.ours[0].sport} and state fin-wait-2", "--min-age", "0"]
+        assert guards_of(shown := weak.plan(*words, "--dry-run")) == {"holder-unknown"}
+        assert shown["steps"] == []
+        assert "holder unknown" in weak(*words, "--dry-run", "--override", "holder-unknown")
         assert pair.states(pair.ours) == ["FIN_WAIT2"]
 
 

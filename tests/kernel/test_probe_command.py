@@ -17,6 +17,7 @@ from finwait import acting
 from finwait.kernel import pidfd
 from finwait.kernel.journal import SqliteJournal
 from finwait.lab.actor import Conn
+from finwait.lab.scenario import scenarios
 from finwait.lab.topology import Lab, unmet
 from finwait.remedy import plan as plans
 from tests.kernel.acting_pair import Pair, cookie_of, row_of
@@ -111,6 +112,25 @@ def test_a_thousand_connections_are_probed_at_once(tmp_path: Path) -> None:
         after = [options_of(c, k) for c, k in zip(pair.ours[50:], cookies[50:], strict=True)]
         assert after == before[50:]
         assert journal.incomplete() == []
+
+
+def test_a_live_subflow_of_mptcp_is_not_judged_and_nothing_of_it_is_set(tmp_path: Path) -> None:
+    """The descriptor is the whole connection's, whose cookie is not the subflow's: that is no sign of an end."""
+    if lacking := unmet(("mptcp",)):
+        missing("; ".join(lacking))
+    with Lab() as lab:
+        situation = scenarios()["mptcp-half-close"].build(lab).settle()
+        inside = [w for ns in situation.namespaces.values() for w in ("--netns", str(ns))]
+        words = [*inside, "-o", "json", "state established and sport = :8080"]
+        told, said = start(tmp_path, "probe", "--keepalive", "1/1/2", *words).communicate(timeout=60)
+        found = json.loads(told)["items"]
+        assert len(found) == 3, said
+        assert {p["verdict"] for p in found} == {"not judged"}
+        assert all("a subflow of MPTCP" in p["detail"] for p in found)
+        armed, said = start(tmp_path, "arm", "--yes", "--keepalive", "9/9/9", *words).communicate(timeout=60)
+        items = json.loads(armed)["items"]
+        assert {o["result"] for o in items} == {"failed"}, said
+        assert all("a subflow of MPTCP" in o["detail"] for o in items)
 
 
 def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> None:

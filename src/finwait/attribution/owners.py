@@ -26,8 +26,28 @@ class Holders:
     count: NDArray[np.int64]
     pid: NDArray[np.uint32]
     fd: NDArray[np.uint32]
-    complete: bool
-    """Whether every process could be looked into; if not, no holder found does not mean no holder."""
+    unreadable: tuple[int, ...] = ()
+    """Pids that could not be looked into; 0 stands for those that cannot be named from here."""
+    searched: bool = True
+    """False when nobody looked."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every process could be looked into; if not, no holder found does not mean no holder."""
+        return self.searched and not self.unreadable
+
+    @property
+    def missing(self) -> str:
+        """What kept us from finding every holder, with what would have let us; empty when nothing did."""
+        if not self.searched:
+            return "nobody looked for holders (`--no-owners`)"
+        if 0 in self.unreadable:
+            return "processes outside this pid namespace cannot be seen (run on the host, or with hostPID)"
+        if not self.unreadable:
+            return ""
+        n = len(self.unreadable)
+        who = f"pid {self.unreadable[0]}" if n == 1 else f"{n} processes"
+        return f"{who} could not be looked into (needs CAP_SYS_PTRACE; `--not-holder PID` vouches for one)"
 
     def of(self, row: int) -> list[tuple[int, int]]:
         """Return the (pid, fd) pairs that hold a row's socket."""
@@ -51,7 +71,9 @@ class Holders:
 
     def select(self, index: NDArray[Any]) -> Holders:
         """Return the holders of some rows."""
-        return Holders(self.start[index], self.count[index], self.pid, self.fd, self.complete)
+        return Holders(
+            self.start[index], self.count[index], self.pid, self.fd, self.unreadable, self.searched
+        )
 
 
 def holders(
@@ -74,5 +96,6 @@ def holders(
     start = np.searchsorted(sorted_inodes, wanted, "left").astype(np.int64)
     count = np.searchsorted(sorted_inodes, wanted, "right").astype(np.int64) - start
     count[wanted == 0] = 0
-    complete = descriptors.searched and not (set(descriptors.unreadable) - ignore)
-    return Holders(start, count, descriptors.pid[order], descriptors.fd[order], complete)
+    unreadable = tuple(sorted(set(descriptors.unreadable) - ignore))
+    pid, fd = descriptors.pid[order], descriptors.fd[order]
+    return Holders(start, count, pid, fd, unreadable, descriptors.searched)

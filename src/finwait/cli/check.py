@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from collections import Counter
 
-    from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
+    from finwait.diagnosis.rules import RECENT_MS
     from finwait.errors import FinwaitError
     from finwait.table.units import printable
 

@@ -87,7 +87,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         default=[],
         metavar="GUARD",
         help="overrule a guard by name (repeatable): accept-queue, minisocket, silent-orphan, moving, min-age, "
-        "established, protected, max, share",
+        "established, holder-unknown, protected, harmed-orphan, max, share",
     )
     act.add_argument(
         "--user-timeout",
@@ -243,15 +243,16 @@ def plan_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
     groups: dict[tuple[object, ...], list[Step]] = {}
     for step in plan.steps:
         who = step.holders[:1] and (step.holders[0][0], step.holders[0][2])
-        key = (step.means, step.rule, step.state, step.peer_told, who, bool(step.selected), step.note)
+        key = (
+            step.means, step.rule, step.state, step.peer_told, who or (step.holders_known, not step.inode),
+            bool(step.selected), step.note,
+        )  # fmt: skip
         groups.setdefault(key, []).append(step)
     for steps in groups.values():
         one = steps[0]
-        held = (
-            f", held by {one.holders[0][2]} (pid {one.holders[0][0]})" if one.holders else ", held by nobody"
-        )
+        held = _held(one)
         lines.append(
-            f"\n{one.means} [{one.kind}] ×{len(steps)}: {one.rule or 'no rule'}, {one.state}{held}\n"
+            f"\n{one.means} [{one.kind}] ×{len(steps)}: {one.rule or 'no rule'}, {one.state}, {held}\n"
         )
         if one.selected:
             lines += wrapped("done at the other end of what was selected: its FIN finishes both ends")
@@ -269,6 +270,18 @@ def plan_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
         if len(steps) > _EACH:
             lines.append(f"    … and {len(steps) - _EACH} more; `-o json` lists them\n")
     return lines + left_lines(plan, overrule=overrule) + _advice(plan)
+
+
+def _held(step: Step) -> str:
+    """Say who holds a connection; that nobody does only where that is known."""
+    if step.holders:
+        pid, _, comm = step.holders[0]
+        return f"held by {comm} (pid {pid})"
+    if not step.inode:
+        return "held by no process"
+    if step.holders_known:
+        return "held by no process (all were looked into)"
+    return "holder unknown"
 
 
 def left_lines(plan: Plan, *, overrule: bool = True) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from finwait.cli import options
+
 if TYPE_CHECKING:
     from finwait.follow import Following, Round
     from finwait.report.transitions import Names
@@ -37,7 +39,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--stuck",
-        metavar="TIME",
+        type=options.duration_ms,
+        metavar="DURATION",
         help="print only connections that stay in a closing state longer (e.g. 30s)",
     )
     parser.add_argument(
@@ -51,8 +54,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--retransmits", action="store_true", help="also retransmissions")
     parser.add_argument("--stack", action="store_true", help="who moved it: kernel and user stack")
-    parser.add_argument("--count", type=int, metavar="N", help="stop after N lines (or records)")
-    parser.add_argument("--for", dest="duration", metavar="TIME", help="stop after this time (e.g. 10s, 5m)")
+    parser.add_argument("--count", type=options.count, metavar="N", help="stop after N lines (or records)")
+    parser.add_argument(
+        "--for",
+        dest="duration",
+        type=options.duration_ms,
+        metavar="DURATION",
+        help="stop after this time (e.g. 10s, 5m)",
+    )
     parser.add_argument(
         "--no-lookup",
         action="store_true",
@@ -61,17 +70,53 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--poll", action="store_true", help="do not trace; compare looks at the sockets")
     parser.add_argument(
         "--interval",
-        default="250ms",
-        metavar="TIME",
+        type=_interval,
+        default=250,
+        metavar="DURATION",
         help="time between looks at the sockets (default: 250ms)",
     )
     parser.add_argument(
-        "--buffer-kb", type=int, metavar="KIB", help="ring buffer of each CPU (default: 64 MiB shared out)"
+        "--buffer-kb", type=_kib, metavar="KIB", help="ring buffer of each CPU (default: 64 MiB shared out)"
     )
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="do not say how it is done and what that misses"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, wrong=parser.error)
+
+
+def _interval(text: str) -> int:
+    """Read a time between looks (argparse type); without any pause looking would be all that is done."""
+    ms = options.duration_ms(text)
+    if ms < 1:
+        raise argparse.ArgumentTypeError(f"`{text}`: at least 1ms")
+    return ms
+
+
+def _kib(text: str) -> int:
+    """Read the size of a ring buffer (argparse type)."""
+    number = options.count(text)
+    if not 1 <= number <= 1 << 21:
+        raise argparse.ArgumentTypeError(f"`{text}`: between 1 and {1 << 21} KiB")
+    return number
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together; each alone does what it says."""
+    import sys
+
+    own = [
+        name for name in ("stuck", "follow_connection", "summary") if getattr(args, name) not in (None, False)
+    ]
+    shown = [f"--{name.replace('_', '-')}" for name in own]
+    if len(own) > 1:
+        args.wrong(f"{shown[0]} and {shown[1]} print different things: choose one")
+    forms = ("text", "wide", "jsonl") if own == ["stuck"] else ("text", "wide")
+    if own and args.output not in forms:
+        args.wrong(f"{shown[0]} prints {' or '.join(forms)}, not {args.output}")
+    if own == ["stuck"] and args.no_lookup:
+        args.wrong("--stuck looks at the sockets: it cannot go with --no-lookup")
+    if args.output == "parquet" and sys.stdout.isatty():
+        args.wrong("Parquet is not for a terminal: redirect the output to a file")
 
 
 class _Sink:
@@ -192,21 +237,17 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         FinwaitError: the filter is wrong, or neither tracing nor looking is possible.
-        ValueError: a time that is not one.
     """
     import signal
-    import sys
     import time
 
     from finwait.follow import Following
     from finwait.table.filter import parse
-    from finwait.table.units import parse_duration_ms
 
     wanted = parse(args.filter) if args.filter else None
-    limit = None if args.duration is None else parse_duration_ms(args.duration) / 1000
-    stuck = None if args.stuck is None else parse_duration_ms(args.stuck) / 1000
-    if args.output == "parquet" and sys.stdout.isatty():
-        raise ValueError("Parquet is not for a terminal: redirect the output to a file")
+    limit = None if args.duration is None else args.duration / 1000
+    stuck = None if args.stuck is None else args.stuck / 1000
+    _check(args)
     following = Following(
         wanted,
         resets=args.resets,
@@ -215,7 +256,7 @@ def run(args: argparse.Namespace) -> int:
         tracing=not args.poll,
         # A histogram needs the times alone, unless the FILTER asks who and where.
         lookup=not args.no_lookup and not (args.summary and (wanted is None or _by_numbers(wanted))),
-        interval=parse_duration_ms(args.interval) / 1000,
+        interval=args.interval / 1000,
         buffer_kb=args.buffer_kb,
     )
     # A closed terminal or a SIGTERM must not leave the instance behind: both end the loop as Ctrl-C does.

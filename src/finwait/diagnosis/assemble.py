@@ -98,8 +98,16 @@ class Movement:
     same_state: Mask
 
 
-def movement(sockets: SocketTable, earlier: SocketTable | None) -> Movement:
-    """Compare with an earlier look, by cookie."""
+_CLOCK_SLACK_MS = 100
+"""Clocks of sockets count in jiffies, and a namespace is dumped a little sooner or later within each look."""
+
+
+def movement(sockets: SocketTable, earlier: SocketTable | None, watched_ms: int = 0) -> Movement:
+    """Compare with an earlier look, by cookie.
+
+    Rows that have no counters (kernels before 4.1) are judged by their clocks and queues, for two looks that are
+    ``watched_ms`` apart: what is silent has grown older by just that time.
+    """
     n = len(sockets)
     if earlier is None or not len(earlier) or not n:
         return Movement(*(np.zeros(n, np.bool_) for _ in range(5)))
@@ -117,15 +125,31 @@ def movement(sockets: SocketTable, earlier: SocketTable | None) -> Movement:
             counted |= both
         return counted, more
 
+    def stirred(name: str) -> tuple[Mask, Mask]:
+        """Return which rows have a clock in both looks, and in which it has been set anew in between."""
+        both = known & sockets.present(name) & earlier.present(name)[at]
+        quiet = earlier.column(name)[at].astype(np.int64) + watched_ms
+        return both, both & (sockets.column(name) + _CLOCK_SLACK_MS < quiet)
+
     mptcp = bool((sockets.protocol == 262).any())
     counted, moved = grew(_RECEIVED if mptcp else _RECEIVED[:1])
-    moved |= known & (sockets.rqueue > earlier.rqueue[at]) & ~counted
-    _, sent = grew(_ACKNOWLEDGED if mptcp else _ACKNOWLEDGED[:1])
+    acked, sent = grew(_ACKNOWLEDGED if mptcp else _ACKNOWLEDGED[:1])
     # Received less what is still unread is what was read; both numbers count a FIN as 1. (MPTCP's queue is memory.)
     taken = sockets.bytes_received.astype(np.int64) - sockets.rqueue
     read = counted & (taken > (earlier.bytes_received.astype(np.int64) - earlier.rqueue)[at])
+    same_state = known & (sockets.state == earlier.state[at])
+    if not (counted & acked)[known].all():
+        in_clocked, came = stirred("last_data_recv_ms")
+        out_clocked, went = stirred("last_data_sent_ms")
+        more, less = sockets.rqueue > earlier.rqueue[at], sockets.rqueue < earlier.rqueue[at]
+        moved |= known & ~counted & (more & same_state | came)
+        read |= known & ~counted & (less | came & ~more)
+        # What is sent again sets the clock as well.
+        fewer = (sockets.wqueue < earlier.wqueue[at]) & same_state
+        sent |= known & ~acked & (fewer | went & (sockets.retrans == 0))
+        counted = (counted | in_clocked) & (acked | out_clocked | (sockets.protocol != 6))
     read &= sockets.protocol == 6
-    return Movement(moved, sent, read, counted, known & (sockets.state == earlier.state[at]))
+    return Movement(moved, sent, read, counted, same_state)
 
 
 def assemble(
@@ -169,7 +193,7 @@ def assemble(
         sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None
     )
     least, most, source = ages(sockets)
-    change = movement(sockets, earlier)
+    change = movement(sockets, earlier, watched_ms)
     if watched_ms:
         longer = change.same_state & (least < watched_ms)
         least[longer] = watched_ms

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from finwait.diagnosis.finding import Evidence, Finding, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.view import View
+from finwait.errors import Gap
 from finwait.table.units import cell_text
 
-__all__ = ["diagnose", "evidence", "flags_wanted", "summarise", "with_flags"]
+__all__ = ["diagnose", "evidence", "flags_wanted", "gaps", "summarise", "with_flags"]
 
 _SEVERITY = {"problem": 0, "notice": 1, "healthy": 2}
 
@@ -80,6 +81,11 @@ def diagnose(view: View, rules: Iterable[Rule], only: NDArray[np.bool_] | None =
     return tuple(
         sorted(found, key=lambda f: (_SEVERITY[f.severity], not f.primary, _age(view, f), -f.count, f.rule))
     )
+
+
+def gaps(view: View, rules: Iterable[Rule]) -> tuple[Gap, ...]:
+    """Return what rules could not judge although it was there: columns that this kernel does not have."""
+    return tuple(sorted({gap for rule in rules if rule.unjudged is not None for gap in rule.unjudged(view)}))
 
 
 def _age(view: View, finding: Finding) -> int:

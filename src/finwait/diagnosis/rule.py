@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.view import View
+from finwait.errors import Gap
 
 __all__ = ["Case", "Clue", "Match", "Rule"]
 
@@ -78,6 +79,8 @@ class Rule:
     """Severity by what was seen, where it differs from `severity`."""
     remedies: Callable[[View, NDArray[np.int64]], tuple[Remedy, ...]] | None = None
     """What ends a group, where that depends on what was seen; `ends` is all that there is to say of the rule."""
+    unjudged: Callable[[View], list[Gap]] | None = None
+    """What it could not judge, for this kernel (or this look) lacks what it needs to know."""
     flags: bool = False
     """Whether it tells of `View.close_on_exec`, which is read of the descriptors of its findings only."""
     cases: tuple[Case, ...] = ()

@@ -25,7 +25,7 @@ from finwait.kernel.netlink import NETLINK_SOCK_DIAG, netlink_socket
 from finwait.uapi import inet_diag
 from finwait.uapi import netlink as nl
 
-__all__ = ["GONE", "Target", "check", "destroy", "lacking", "read_back"]
+__all__ = ["GONE", "Target", "ask_to_destroy", "check", "destroy", "lacking", "read_back"]
 
 GONE = -1
 """Result of a connection that had left before."""
@@ -66,9 +66,9 @@ def check(sock: socket.socket, protocol: int = inet_diag.IPPROTO_TCP) -> None:
             cookie = struct.unpack("=Q", own.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
             here = socket.inet_aton("127.0.0.1")
             whom = inet_diag.SocketId(own.getsockname()[1], 0, here, bytes(4), 0, cookie)
-            code = _asked(sock, protocol, whom)
+            code = ask_to_destroy(sock, protocol, whom)
     else:
-        code = _asked(sock, protocol, _NOBODY)
+        code = ask_to_destroy(sock, protocol, _NOBODY)
     if code in (errno.EPERM, errno.EACCES):
         raise PermissionNeeded(code, "destroy a connection", "CAP_NET_ADMIN")
     if code in (errno.EOPNOTSUPP, errno.EINVAL):
@@ -78,7 +78,8 @@ def check(sock: socket.socket, protocol: int = inet_diag.IPPROTO_TCP) -> None:
         )
 
 
-def _asked(sock: socket.socket, protocol: int, whom: inet_diag.SocketId) -> int:
+def ask_to_destroy(sock: socket.socket, protocol: int, whom: inet_diag.SocketId) -> int:
+    """Destroy one IPv4 socket of our own; return the errno, 0 for done."""
     sock.send(inet_diag.socket_request(inet_diag.SOCK_DESTROY, inet_diag.AF_INET, protocol, whom))
     return _codes(sock.recv(1 << 16)).get(1, errno.EIO)
 

@@ -17,7 +17,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from finwait.errors import KernelError, NotSupported, PermissionNeeded, TargetGone
+from finwait.errors import KernelError, NotSupported, PermissionNeeded, SubflowOnly, TargetGone
+from finwait.uapi.inet_diag import IPPROTO_MPTCP
 from finwait.uapi.observation import LoneSocket
 
 __all__ = [
@@ -121,6 +122,7 @@ def borrowed(pid: int, fd: int, *, inode: int, cookie: int) -> Iterator[socket.s
         TargetGone: the process, the descriptor or the connection is another one by now.
         PermissionNeeded: we may not (ptrace access, a security policy).
         NotSupported: the kernel has no ``pidfd_getfd`` (before 5.6).
+        SubflowOnly: the row is a subflow of MPTCP, and the descriptor (with another cookie) the whole connection's.
     """
     try:
         copy = _copy(pid, fd)
@@ -131,6 +133,8 @@ def borrowed(pid: int, fd: int, *, inode: int, cookie: int) -> Iterator[socket.s
         raise TargetGone(cookie, f"descriptor {fd} of pid {pid} is something else now")
     with socket.socket(fileno=copy) as sock:
         seen = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
+        if seen != cookie and sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == IPPROTO_MPTCP:
+            raise SubflowOnly(pid, fd)
         if seen != cookie:
             raise TargetGone(cookie, f"descriptor {fd} of pid {pid} is another connection now")
         yield sock

@@ -7,7 +7,7 @@ listener is never touched: that guard has no override.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from finwait.uapi import tcp
@@ -15,7 +15,17 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
 
-__all__ = ["ENTRY_GUARDS", "GUARDS", "PROTECTED", "Limits", "Verdict", "guard_entry", "guard_rows"]
+__all__ = [
+    "ENTRY_GUARDS",
+    "GUARDS",
+    "PROTECTED",
+    "Abilities",
+    "Limits",
+    "Verdict",
+    "guard_destroy",
+    "guard_entry",
+    "guard_rows",
+]
 
 PROTECTED: Final = frozenset(
     {
@@ -41,6 +51,20 @@ class Limits:
     override: frozenset[str] = frozenset()
     """Names of guards that the caller overrules."""
     own_pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What cannot be done here, found out before anything is tried. Empty: everything can."""
+
+    no_destroy: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """(namespace, protocol) → why SOCK_DESTROY does not work there."""
+    no_borrow: Mapping[int, str] = field(default_factory=dict)
+    """pid → why its descriptors cannot be borrowed."""
+    harms_orphans: str = ""
+    """What SOCK_DESTROY does to an orphan on this kernel instead of ending it, or why that is not known."""
+    spares_minisockets: bool = False
+    """Whether this kernel refuses to destroy minisockets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +126,12 @@ def _established(view: View, row: int, limits: Limits) -> str | None:
     return None
 
 
+def _holder_unknown(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
+    if view.held[row] and not view.holder_found[row] and not view.holders.complete:
+        return f"its holder is unknown, so it may be a protected program: {view.holders.missing}"
+    return None
+
+
 def _protected(view: View, row: int, limits: Limits) -> str | None:
     for pid, _ in view.holders.of(row):
         process = view.processes.get(pid)
@@ -119,14 +149,23 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     "moving": (_moving, "connections on which bytes move"),
     "min-age": (_young, "connections younger than --min-age"),
     "established": (_established, "ESTABLISHED connections, unless the filter names them"),
+    "holder-unknown": (
+        _holder_unknown,
+        "connections whose holder could not be found because not every process could be looked into",
+    ),
     "protected": (
         _protected,
         "connections of pid 1, the kubelet, container runtimes, sshd, finwait itself and its relay",
     ),
+    "harmed-orphan": (
+        lambda _view, _row, _limits: None,
+        "orphans, where SOCK_DESTROY takes their timer instead of ending them (Linux before 6.12, mostly)",
+    ),
     "max": (lambda _view, _row, _limits: None, "plans for more than --max connections"),
     "share": (lambda _view, _row, _limits: None, "plans for more than --share of what a process holds"),
 }
-"""Name → what it looks at, and in words. ``max`` and ``share`` look at the plan, see `finwait.remedy.plan`."""
+"""Name → what it looks at, and in words. ``harmed-orphan`` looks at the means too, see `guard_destroy`; ``max`` and
+``share`` look at the plan, see `finwait.remedy.plan`."""
 
 
 def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
@@ -138,6 +177,22 @@ def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
         if reason is not None:
             return Verdict(name, reason)
     return None
+
+
+def guard_destroy(view: View, row: int, limits: Limits, can: Abilities) -> Verdict | None:
+    """Return why SOCK_DESTROY must not be used on a row, or None.
+
+    Where it does not end an orphan it frees the send queue: the FIN is never sent again, no timer runs any more,
+    and what would have ended within minutes stays for ever.
+    """
+    s = view.sockets
+    if not can.harms_orphans or "harmed-orphan" in limits.override:
+        return None
+    if s.inode[row] or s.timer[row] == 3 or view.queued[row]:
+        return None
+    if s.state[row] not in (tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.LAST_ACK, tcp.CLOSING):
+        return None
+    return Verdict("harmed-orphan", f"an orphan in {tcp.STATES[int(s.state[row])]}: {can.harms_orphans}")
 
 
 def _live_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | None:  # noqa: ARG001
@@ -155,8 +210,13 @@ def _protected_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | N
     return next((why for row in rows if (why := _protected(view, row, limits)) is not None), None)
 
 
+def _unknown_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | None:
+    return next((why for row in rows if (why := _holder_unknown(view, row, limits)) is not None), None)
+
+
 ENTRY_GUARDS: Final[Mapping[str, tuple[Callable[[View, tuple[int, ...], Limits], str | None], str]]] = {
     "live-end": (_live_end, "entries that a socket on this machine still uses"),
+    "holder-unknown": (_unknown_end, GUARDS["holder-unknown"][1]),
     "protected": (_protected_end, GUARDS["protected"][1]),
     "max": (lambda _view, _rows, _limits: None, "more than --max entries"),
 }

@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from finwait.attribution.other_end import counts_agree
 from finwait.errors import FinwaitError, Refused
-from finwait.remedy.guards import PROTECTED, Limits, guard_rows
+from finwait.remedy.guards import PROTECTED, Abilities, Limits, Verdict, guard_destroy, guard_rows
 from finwait.table.sockets import address_text, pack_address
 from finwait.uapi import tcp
 
@@ -57,16 +56,6 @@ _CLASS: Final = {
     "reset": "destructive",
     "destroy": "destructive",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """What cannot be done here, found out before anything is tried. Empty: everything can."""
-
-    no_destroy: Mapping[tuple[int, int], str] = field(default_factory=dict)
-    """(namespace, protocol) → why SOCK_DESTROY does not work there."""
-    no_borrow: Mapping[int, str] = field(default_factory=dict)
-    """pid → why its descriptors cannot be borrowed."""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -117,6 +106,8 @@ class Step(msgspec.Struct, frozen=True):
     """The end that was selected, when the act is done at its other end."""
     note: str = ""
     """Why it is this means, where another would be expected."""
+    holders_known: bool = True
+    """Whether no holders means that there are none: every process was looked into, or it is an orphan (inode 0)."""
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -366,6 +357,10 @@ def _not_borrowed(view: View, row: int, can: Abilities) -> str | None:
     holders = view.holders.of(row)
     if not holders:
         return "no process was found that holds it, and this means goes through its descriptor"
+    if view.sockets.protocol[row] == 6 and view.sockets.ulp[row] == b"mptcp":
+        return (
+            "a subflow of MPTCP: its program's descriptor is that of the whole connection, and acts on that"
+        )
     if all(pid in can.no_borrow for pid, _ in holders):
         return can.no_borrow[holders[0][0]]
     return None
@@ -376,6 +371,8 @@ def _possible(view: View, row: int, means: Means, can: Abilities) -> str | None:
     state = int(view.sockets.state[row])
     key = (int(view.sockets.netns[row]), int(view.sockets.protocol[row]))
     if means == "destroy":
+        if can.spares_minisockets and view.sockets.timer[row] == 3:
+            return "this kernel does not destroy minisockets (EOPNOTSUPP); it goes by itself"
         return can.no_destroy.get(key)
     if (why := _not_borrowed(view, row, can)) is not None:
         if not view.holder_found[row] or means == "reset":
@@ -392,18 +389,20 @@ def _possible(view: View, row: int, means: Means, can: Abilities) -> str | None:
 
 def _planned(
     view: View, row: int, rule: str, force: Means | None, limits: Limits, can: Abilities, cells: _Cells
-) -> Step | str:
+) -> Step | Verdict:
     """Return the step that ends a connection, or why there is none."""
     if force is None and (other := _closer(view, row, rule, limits, can)) is not None:
         return step_of(view, other, rule, "fin", selected=_text(view, row), cells=cells)
     means = force or _means(view, row, rule)
+    if means == "destroy" and (harm := guard_destroy(view, row, limits, can)) is not None:
+        return harm
     why_not = _possible(view, row, means, can)
     if why_not is None:
         return step_of(view, row, rule, means, cells=cells)
     if means == "destroy" and _possible(view, row, "reset", can) is None:
         note = f"{why_not}; a reset tells the peer the same"
         return step_of(view, row, rule, "reset", note=note, cells=cells)
-    return why_not
+    return Verdict("means", why_not)
 
 
 def make(
@@ -449,8 +448,8 @@ def make(
             left.append(Left(_text(view, row), verdict.guard, verdict.reason))
             continue
         step = _planned(view, row, cause.get(row, ""), force, limits, can, cells)
-        if isinstance(step, str):
-            left.append(Left(_text(view, row), "means", step))
+        if isinstance(step, Verdict):
+            left.append(Left(_text(view, row), step.guard, step.reason))
         elif (key := (step.netns, int(step.cookie, 16))) not in seen:
             seen.add(key)
             steps.append(step)
@@ -510,6 +509,7 @@ def step_of(
         other=End(**cells.end(other)) if other >= 0 and not view.other_ambiguous[row] else None,
         selected=selected,
         note=note,
+        holders_known=bool(holders) or not inode or view.holders.complete,
         **cells.end(row),
     )
 

@@ -473,9 +473,18 @@ class Follower:
 
     Feed it events up to a horizon, then looks; `take` gives the rows that no later look can add to. All
     times are arguments (CLOCK_MONOTONIC, ns).
+
+    What it remembers is bounded, whatever comes: ended lives go once their rows are out, a life ends at the
+    latest when its address is used again, and of the living at most ``most`` are kept.
+
+    Args:
+        most: lives to remember; beyond it the one longest in its state goes, and its next age is not known.
+        spare: how many lives may pile up before ended ones are looked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int = 1 << 20, spare: int = 4096) -> None:
+        self._most = most
+        self._spare = spare
         self._rest = TransitionTable.empty()
         self._rest_cookies = np.empty(0, np.uint64)
         self._queue: list[TransitionTable] = []
@@ -487,6 +496,8 @@ class Follower:
         self.lost = 0
         """Records known to be lost; `lost_unknown` says whether there were more."""
         self.lost_unknown = False
+        self.forgotten = 0
+        """Lives that were forgotten although they may go on: more than ``most`` were alive at once."""
         self.counts: dict[tuple[int, int], int] = {}
         """(old, new) → transitions seen."""
 
@@ -592,10 +603,13 @@ class Follower:
 
         self._update(row, t, s_old, s_new, s_time, order, events)
         self._note(row, s_kind, s_time, cookies[order])
+        self._replaced(carried, fresh, life, s_sk, s_time)
         if self._sk.size or n:
             latest = np.ones(n, np.bool_)
             latest[:-1] = s_sk[1:] != s_sk[:-1]
-            latest &= s_sk != 0
+            latest &= (
+                life >= 0
+            )  # an event of a socket that we have not met tells nothing of the next one there
             self._remember(s_sk[latest], life[latest])
         pairs, count = np.unique(
             s_old[t].astype(np.int64) << 8 | s_new[t].astype(np.int64), return_counts=True
@@ -615,6 +629,25 @@ class Follower:
         return (
             events.replace("life", lives).replace("in_old_ns", in_old, have).replace("since_ns", begun, have)
         )
+
+    def _replaced(
+        self,
+        carried: NDArray[np.int64],
+        fresh: Mask,
+        life: NDArray[np.int64],
+        sk: NDArray[np.uint64],
+        time_ns: NDArray[np.int64],
+    ) -> None:
+        """End the lives whose address began another: their own end was filtered out, or never told."""
+        at = np.flatnonzero(fresh)
+        if not len(at):
+            return
+        before = np.where((at > 0) & (sk[at] == sk[at - 1]), life[at - 1], carried[at])
+        some = before >= 0
+        row = before[some] - self._first
+        open_ = self._lives["died"][row] == _NEVER
+        self._lives["died"][row[open_]] = time_ns[at[some]][open_]
+        self._lives["looked"][row[open_]] = True
 
     def _update(
         self,
@@ -804,21 +837,31 @@ class Follower:
         return table.replace("reset", np.where(reset, lives["reset"], 0), reset)
 
     def _forget(self) -> None:
-        """Drop lives that ended and that no waiting row refers to."""
-        if len(self._lives) < 4096:
+        """Drop lives that ended and that no waiting row refers to, and the oldest of too many."""
+        lives = self._lives
+        if len(lives) < self._spare:
             return
         oldest = min(
             (int(t.life[t.life >= 0].min()) for t in self._queue if (t.life >= 0).any()), default=_NEVER
         )
-        number = self._first + np.arange(len(self._lives))
-        keep = ((self._lives["died"] == _NEVER) & (self._lives["since"] > 0)) | (number >= oldest)
+        waited = self._first + np.arange(len(lives)) >= oldest
+        alive = (lives["died"] == _NEVER) & (lives["since"] > 0)
+        if int((alive & ~waited).sum()) > self._most:
+            some = np.flatnonzero(alive & ~waited)
+            some = some[np.argsort(lives["since"][some], kind="stable")]
+            some = some[: len(some) - self._most + self._most // 8]  # not again with the next event
+            alive[some] = False
+            self.forgotten += len(some)
+        keep = alive | waited
+        if len(keep) - int(keep.sum()) < max(self._spare // 2, len(keep) // 4):
+            return  # too little to be worth a copy of all the others
         # Lives are found by number: a leading run just goes; when others would pile up, all are renumbered.
         lead = int(np.argmax(keep)) if keep.any() else len(keep)
         if lead < len(keep) // 2:
             self._renumber(keep)
             return
         self._first += lead
-        self._lives = self._lives[lead:].copy()
+        self._lives = lives[lead:].copy()
         known = self._sk_life >= self._first
         self._sk, self._sk_life = self._sk[known], self._sk_life[known]
 
@@ -829,7 +872,9 @@ class Follower:
 
         def moved(life: NDArray[np.int64]) -> NDArray[np.int64]:
             known = life >= old_first
-            return np.where(known, new[np.where(known, life - old_first, 0)], life)
+            out = life.copy()
+            out[known] = new[life[known] - old_first]
+            return out
 
         kept = keep[self._sk_life - old_first]
         self._sk, self._sk_life = self._sk[kept], moved(self._sk_life[kept])

@@ -82,7 +82,7 @@ def parse_duration_ms(text: str) -> int:
     Raises:
         ValueError: not a duration.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|d|)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|min|h|d|)", text.strip())
     if not found:
         raise ValueError(f"`{text}` is not a duration: write 500ms, 5s, 10m, 2h or 1d")
     unit = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}[

@@ -455,5 +455,87 @@ def test_every_rule_names_what_ends_it_and_what_does_not() -> None:
             assert part in catalogue.page(rule.name), (rule.name, part)
 
 
+def without(one: dict[str, Any], *columns: str) -> dict[str, Any]:
+    return {name: cell for name, cell in one.items() if name not in columns}
+
+
+CLOCKS = ("last_data_sent_ms", "last_data_recv_ms", "last_ack_recv_ms")
+
+
+def test_a_window_that_the_kernel_does_not_tell_is_judged_by_its_timer() -> None:
+    one = without(HELD | {"state": F1, "timer": 4, "wqueue": 99, "backoff": 4}, "snd_wnd")
+    (found,) = engine.diagnose(view(one, holders=OWNED), catalogue.rules())
+    assert (found.rule, found.confidence.level) == ("zero-window", "possible")
+    assert "tcpi_snd_wnd" in found.confidence.reason
+    brief = view(one | {"backoff": 1}, holders=OWNED)
+    assert engine.diagnose(brief, catalogue.rules())[0].confidence.look_again
+    still = view(one, holders=OWNED, earlier=[one], watched_ms=4000)
+    assert engine.diagnose(still, catalogue.rules())[0].confidence.level == "likely"
+    moving = view(one, holders=OWNED, earlier=[one | {"bytes_acked": 5}], watched_ms=4000)
+    assert primary(moving) == [""]
+    assert primary(view(without(one, "backoff") | {"state": E}, holders=OWNED)) == ["zero-window"]
+
+
+def test_what_moves_is_seen_by_clocks_and_queues_where_there_are_no_counters() -> None:
+    half = without(HELD, "bytes_received", "bytes_acked")
+    aged = {name: half[name] + 4000 for name in CLOCKS}
+
+    def cause(now: dict[str, Any], before: dict[str, Any] = half) -> str:
+        return primary(view(now, holders=OWNED, earlier=[before], watched_ms=4000))[0]
+
+    assert cause(half | aged) == "fin-wait2-held"
+    assert cause(half | aged | {"last_data_recv_ms": 300}) == "fin-wait2-streaming"
+    assert cause(half | aged | {"rqueue": 5}, half | {"rqueue": 9}) == "fin-wait2-streaming"
+    assert cause(half | aged | {"rqueue": 9}, half | {"rqueue": 5}) == "fin-wait2-streaming"
+    leak = half | {"state": CW, "shutdown": 1}
+    assert cause(leak | aged, leak) == "close-wait-eof-read"
+    assert cause(leak | aged | {"last_data_sent_ms": 300}, leak) == ""
+    assert cause(leak | aged | {"wqueue": 5}, leak | {"wqueue": 9}) == ""
+    lost = half | {"state": E, "shutdown": 0, "timer": 1, "retrans": 3, "unacked": 2, "wqueue": 9}
+    assert (
+        cause(lost | aged | {"last_data_sent_ms": 300}, lost) == "data-unanswered"
+    )  # sent again, not answered
+
+
+def test_one_look_is_not_certain_of_what_nothing_dates() -> None:
+    for one, rule in (
+        (HELD, "fin-wait2-held"),
+        (HELD | {"state": CW, "shutdown": 1}, "close-wait-eof-read"),
+        (HELD | {"state": CW, "shutdown": 1, "rqueue": 1}, "close-wait-eof-unread"),
+        (socket(state=CW, inode=0, sport=80, rqueue=6, shutdown=1, **INFO), "never-accepted"),
+    ):
+        (found,) = engine.diagnose(view(without(one, *CLOCKS), holders=OWNED), catalogue.rules())
+        assert (found.rule, found.confidence.look_again) == (rule, True)
+
+
+def test_legs_are_not_called_of_equal_age_where_nothing_dates_them() -> None:
+    door, *legs = relay()
+    rows = [door, *(without(leg, *CLOCKS, "shutdown") for leg in legs)]
+    found = engine.diagnose(view(*rows, holders={5: [9], 7: [9], 8: [9]}), catalogue.rules())
+    (pair,) = (f for f in found if f.rule == "relay-pair")
+    assert "equal age" not in pair.confidence.reason
+
+
+def test_segments_in_flight_are_not_asked_for_where_the_kernel_does_not_count_them() -> None:
+    one = without(HELD | {"state": E, "shutdown": 0, "timer": 1, "retrans": 3}, "unacked")
+    assert primary(view(one, holders=OWNED)) == ["data-unanswered"]
+
+
+def test_an_open_connection_that_nothing_dates_is_a_gap() -> None:
+    one = without(HELD | {"state": E, "shutdown": 0}, *CLOCKS)
+    (gap,) = engine.gaps(view(one, holders=OWNED), catalogue.rules())
+    assert gap.where == "netns 1"
+    assert gap.doing == "tell since when 1 open connection is silent"
+    assert engine.gaps(view(one | {"last_data_recv_ms": 5}, holders=OWNED), catalogue.rules()) == ()
+    assert engine.gaps(view(HELD, holders=OWNED), catalogue.rules()) == ()
+
+
+def test_subflows_without_their_mptcp_connections_are_a_gap() -> None:
+    subflow = socket(state=E, inode=7, ulp=b"mptcp", **INFO)
+    whole = socket(protocol=262, state=E, inode=7)
+    assert [g.where for g in engine.gaps(view(subflow), catalogue.rules())] == ["netns 1"]
+    assert engine.gaps(view(subflow, whole), catalogue.rules()) == ()
+
+
 def test_an_empty_machine_has_no_findings() -> None:
     assert engine.diagnose(view(), catalogue.rules()) == ()

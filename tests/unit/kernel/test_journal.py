@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -155,8 +156,10 @@ def test_a_full_disk_refuses_the_act_and_says_so(tmp_path):
 
 def test_what_is_no_journal_or_from_the_future_is_refused(tmp_path):
     (tmp_path / "a").write_bytes(b"not a database, but long enough to be looked at" * 40)
-    with pytest.raises(KernelError):
+    with pytest.raises(KernelError) as kept:
         SqliteJournal(tmp_path / "a")
+    files = [os.readlink(d) for d in Path("/proc/self/fd").iterdir() if d.is_symlink()]
+    assert str(tmp_path / "a") not in files, kept  # closed by us, not by whoever lets the error go
     with SqliteJournal(tmp_path / "b"):
         pass
     db = sqlite3.connect(tmp_path / "b")

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finwait.attribution.process import ProcessView
+from finwait.cli.clear import plan_lines
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.view import View
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy import plan as plans
-from finwait.remedy.guards import GUARDS, Limits, guard_rows
+from finwait.remedy.guards import GUARDS, Abilities, Limits, guard_entry, guard_rows
 from finwait.uapi import tcp
 from tests.unit.diagnosis.test_rules import HELD, INFO
 from tests.unit.diagnosis.views import socket, view
@@ -70,6 +71,84 @@ def test_what_holds_the_machine_up_is_left_alone(comm: str) -> None:
     assert make(v).left[0].guard == "protected"
 
 
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"unreadable": (1,)}, "pid 1 could not be looked into (needs CAP_SYS_PTRACE"),
+        ({"unreadable": (0,)}, "outside this pid namespace"),
+        ({"searched": False}, "--no-owners"),
+    ],
+)
+def test_a_holder_that_could_not_be_looked_for_is_not_nobody(how: dict[str, Any], said: str) -> None:
+    v = view(HELD, HELD | {"inode": 8, "cookie": 2, "sport": 4001}, holders={7: [500]}, processes=APP, **how)
+    plan = make(v)
+    assert [step.inode for step in plan.steps] == [7]
+    (left,) = plan.left
+    assert left.guard == "holder-unknown"
+    assert said in left.reason
+    forced = make(v, Limits(override=frozenset({"holder-unknown"})))
+    assert [(step.inode, step.holders_known) for step in forced.steps] == [(7, True), (8, False)]
+    assert "holder unknown" in "".join(plan_lines(forced))
+    assert "no process" not in "".join(plan_lines(forced))
+    entry = guard_entry(v, (1,), Limits(override=frozenset({"live-end"})))
+    assert entry is not None
+    assert entry.guard == "holder-unknown"
+
+
+def test_that_nobody_holds_it_is_said_when_every_process_was_looked_into() -> None:
+    plan = make(view(HELD, processes=APP))
+    assert plan.steps[0].holders_known
+    assert "held by no process (all were looked into)" in "".join(plan_lines(plan))
+
+
+ORPHAN_STATES = [tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.LAST_ACK, tcp.CLOSING]
+
+
+@pytest.mark.parametrize("state", ORPHAN_STATES)
+@pytest.mark.parametrize(("harm", "kept"), [("", False), ("its timer is taken", True)])
+def test_an_orphan_is_not_destroyed_where_that_takes_its_timer(state: int, harm: str, kept: bool) -> None:
+    row = HELD | {"state": state, "inode": 0, "timer": 1, "retrans": 3}
+    v = view(row, processes=APP)
+    silent = frozenset({"silent-orphan"})
+    plan = make(v, Limits(override=silent), force="destroy", can=Abilities(harms_orphans=harm))
+    assert [one.guard for one in plan.left] == ["harmed-orphan"] * kept
+    assert all(harm in one.reason for one in plan.left)
+    allowed = Limits(override=silent | {"harmed-orphan"})
+    assert len(make(v, allowed, force="destroy", can=Abilities(harms_orphans=harm)).steps) == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        HELD | {"state": tcp.LAST_ACK, "timer": 1},
+        HELD | {"state": tcp.CLOSE_WAIT, "inode": 0},
+        HELD | {"state": tcp.FIN_WAIT2, "inode": 0, "timer": 3},
+    ],
+    ids=["held", "queued", "minisocket"],
+)
+def test_what_is_no_orphan_is_not_kept_by_the_harm_to_orphans(row: dict[str, Any]) -> None:
+    limits = Limits(override=frozenset({"minisocket", "accept-queue"}))
+    can = Abilities(harms_orphans="its timer is taken")
+    assert make(view(row, holders=OWNED, processes=APP), limits, force="destroy", can=can).left == ()
+
+
+def test_a_minisocket_is_left_to_its_time_where_the_kernel_cannot_destroy_it() -> None:
+    v = view(HELD | {"state": tcp.FIN_WAIT2, "inode": 0, "timer": 3}, processes=APP)
+    limits = Limits(override=frozenset({"minisocket"}))
+    plan = make(v, limits, force="destroy", can=Abilities(spares_minisockets=True))
+    assert [one.guard for one in plan.left] == ["means"]
+    assert "EOPNOTSUPP" in plan.left[0].reason
+
+
+@pytest.mark.parametrize("means", ["fin", "keepalive", "reset"])
+def test_nothing_is_done_to_a_subflow_through_the_descriptor_of_its_connection(means: Any) -> None:
+    subflow = HELD | {"state": tcp.ESTABLISHED, "ulp": b"mptcp"}
+    v = view(subflow, holders=OWNED, processes=APP)
+    plan = make(v, Limits(established_named=True), force=means)
+    assert plan.steps == ()
+    assert "a subflow of MPTCP" in plan.left[0].reason
+
+
 def test_finwait_s_own_connections_and_those_of_pid_1_are_left_alone() -> None:
     assert (
         make(view(HELD, holders={7: [1]}, processes={1: ProcessView(1, "app")})).left[0].guard == "protected"
@@ -113,9 +192,10 @@ def test_the_gentlest_means_that_ends_it_is_chosen(one: dict[str, Any], means: s
 
 
 def test_without_a_holder_only_destroying_is_left() -> None:
-    (step,) = make(view(HELD | {"state": tcp.CLOSE_WAIT, "shutdown": 1}, unreadable=(1,))).steps
+    unknown = view(HELD | {"state": tcp.CLOSE_WAIT, "shutdown": 1}, unreadable=(1,))
+    (step,) = make(unknown, Limits(override=frozenset({"holder-unknown"}))).steps
     assert step.means == "destroy"
-    (left,) = make(view(HELD, unreadable=(1,)), force="keepalive").left
+    (left,) = make(view(HELD), force="keepalive").left
     assert left.guard == "means"
 
 

@@ -1,11 +1,18 @@
 """One module a rule: its docstring is its page, `RULE` its data, `match` what it sees.
 
-What several rules say in the same words is here once: what people try, and why it does nothing.
+What several rules say in the same words is here once: what people try, and why it does nothing; and what several
+of them ask of a row that not every kernel answers. A column that a kernel lacks makes a rule less sure, or leaves a
+gap; it never makes it silent.
 """
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
+from finwait.diagnosis.view import View
+from finwait.errors import Gap
 
 __all__ = [
     "CLOSE_AT_PEER",
@@ -13,12 +20,20 @@ __all__ = [
     "NOT_FIN_TIMEOUT",
     "NOT_KEEPALIVE_ALIVE",
     "NOT_USER_TIMEOUT_IDLE",
+    "RECENT_MS",
     "certain",
     "destroy",
+    "just_received",
+    "just_sent",
     "likely",
     "look_again",
     "possible",
+    "silence",
+    "unclocked",
 ]
+
+RECENT_MS = 3000
+"""Data that passed so short ago leaves open, in a single look, whether more is coming."""
 
 NOT_FIN_TIMEOUT = Advice(
     "lower `net.ipv4.tcp_fin_timeout`",
@@ -56,6 +71,52 @@ def possible(reason: str) -> Confidence:
 def look_again(reason: str) -> Confidence:
     """Return the confidence of what a single look cannot tell from health, and a second one a few seconds on can."""
     return Confidence("possible", reason, look_again=True)
+
+
+def just_received(view: View) -> NDArray[np.bool_]:
+    """Return on which rows a single look cannot say whether data is still arriving.
+
+    It came a moment ago; or this kernel does not tell when, or whether any came at all.
+    """
+    s = view.sockets
+    any_came = (s.bytes_received > 0) | ~s.present("bytes_received")
+    recent = (s.last_data_recv_ms < RECENT_MS) | ~s.present("last_data_recv_ms")
+    fresh: NDArray[np.bool_] = any_came & recent & ~view.moved_known
+    return fresh
+
+
+def just_sent(view: View) -> NDArray[np.bool_]:
+    """Return on which rows a single look cannot say whether data is still going out; as `just_received`."""
+    s = view.sockets
+    any_went = (s.bytes_acked > 1) | ~s.present("bytes_acked")  # the SYN counts 1
+    recent = (s.last_data_sent_ms < RECENT_MS) | ~s.present("last_data_sent_ms")
+    fresh: NDArray[np.bool_] = any_went & recent & ~view.moved_known
+    return fresh
+
+
+def silence(view: View, *clocks: str) -> NDArray[np.int64]:
+    """Return for how long nothing has happened by some clocks of tcp_info, in ms; −1 where none of them is there."""
+    s = view.sockets
+    never = np.iinfo(np.int64).max
+    quiet = np.full(len(view), never, np.int64)
+    for name in clocks:
+        quiet = np.minimum(quiet, np.where(s.present(name), s.column(name).astype(np.int64), never))
+    return np.where(quiet == never, -1, quiet)
+
+
+def unclocked(view: View, rows: NDArray[np.bool_]) -> list[Gap]:
+    """Return the gaps that open connections leave when nothing says since when they are silent."""
+    blind = rows & (silence(view, "last_data_sent_ms", "last_data_recv_ms") < 0)
+    return [
+        Gap(
+            f"netns {netns}",
+            f"tell since when {n} open connection{'s are' if n > 1 else ' is'} silent",
+            "a kernel that reports tcp_info with its clocks",
+        )
+        for netns, n in zip(
+            *(part.tolist() for part in np.unique(view.sockets.netns[blind], return_counts=True)), strict=True
+        )
+    ]
 
 
 def destroy(rule: str) -> Remedy:

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, look_again
-from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, RECENT_MS, certain, destroy, just_sent, look_again
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
-__all__ = ["NOT_ANY_SYSCTL", "RULE", "answering", "match"]
+__all__ = ["NOT_ANY_SYSCTL", "RULE", "match", "maybe_answering"]
 
 NOT_ANY_SYSCTL = Advice(
     "`tcp_tw_reuse`, `tcp_keepalive_*` or any other sysctl",
@@ -35,22 +34,24 @@ def match(view: View) -> NDArray[np.bool_]:
     return view.in_state(tcp.CLOSE_WAIT) & view.held & (view.sockets.rqueue == 0) & ~view.sent
 
 
-def answering(view: View, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which rows sent data so short ago that a single look cannot say whether more will follow."""
-    s = view.sockets
-    fresh: NDArray[np.bool_] = s.present("last_data_sent_ms")[rows] & (s.bytes_acked[rows] > 1)
-    return fresh & (s.last_data_sent_ms[rows] < RECENT_MS)
+def maybe_answering(view: View, rows: NDArray[np.int64], otherwise: str) -> Confidence | None:
+    """Return the confidence in rows of which a single look cannot say whether they answer; None for others."""
+    fresh = int(just_sent(view)[rows].sum())
+    if not fresh:
+        return None
+    if not view.sockets.present("last_data_sent_ms")[rows].all():
+        return look_again(
+            f"nothing says when data was last sent: {otherwise}; `--for 5s` looks twice and tells"
+        )
+    return look_again(
+        f"on {fresh} of {len(rows)} data was sent in the last {RECENT_MS // 1000} s: {otherwise}; "
+        "`--for 5s` looks twice and tells"
+    )
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
-    if not view.moved_known[rows].all():
-        fresh = answering(view, rows)
-        if fresh.any():
-            return look_again(
-                f"on {int(fresh.sum())} of {len(rows)} data was sent in the last {RECENT_MS // 1000} s: the "
-                "answer may still be going out; `--for 5s` looks twice and tells"
-            )
-    return certain("an unread FIN would count 1 in the receive queue; it is empty")
+    unsure = maybe_answering(view, rows, "the answer may still be going out")
+    return unsure or certain("an unread FIN would count 1 in the receive queue; it is empty")
 
 
 RULE = Rule(

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, likely, look_again
-from finwait.diagnosis.rules.close_wait_eof_read import NOT_ANY_SYSCTL, answering
-from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, likely
+from finwait.diagnosis.rules.close_wait_eof_read import NOT_ANY_SYSCTL, maybe_answering
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -33,11 +32,8 @@ def match(view: View) -> NDArray[np.bool_]:
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     watched = view.moved_known[rows].all()
-    if not watched and (fresh := int(answering(view, rows).sum())):
-        return look_again(
-            f"on {fresh} of {len(rows)} data was sent in the last {RECENT_MS // 1000} s: the program may be busy with "
-            "its answer; `--for 5s` looks twice and tells"
-        )
+    if (unsure := maybe_answering(view, rows, "the program may be busy with its answer")) is not None:
+        return unsure
     with_data = int((view.sockets.rqueue[rows] > 1).sum())
     if with_data:
         said = f"{with_data} of {len(rows)} hold unread data too: their close() will send a RST"

@@ -34,7 +34,7 @@ def match(view: View) -> NDArray[np.bool_]:
         view.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT)
         & (s.timer == 1)
         & (s.retrans >= view.options.retransmits)
-        & (s.unacked > 0)
+        & ((s.unacked > 0) | ~s.present("unacked"))
         & ~view.sent  # lossy, but somebody answers
     )
 

@@ -28,8 +28,10 @@ from finwait.diagnosis.rules import (
     NOT_FIN_TIMEOUT,
     NOT_KEEPALIVE_ALIVE,
     NOT_USER_TIMEOUT_IDLE,
+    RECENT_MS,
     certain,
     destroy,
+    just_received,
     likely,
     look_again,
 )
@@ -37,11 +39,7 @@ from finwait.diagnosis.rules.idle_unprobed import peer_missing
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
-__all__ = ["RECENT_MS", "RULE", "match"]
-
-RECENT_MS = 3000
-"""Data that arrived so short ago leaves open, in a single look, whether the connection is streaming."""
-
+__all__ = ["RULE", "match"]
 
 _PROBING_WINDOW = 4
 """``idiag_timer``: a closed window is being probed."""
@@ -83,15 +81,18 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
         return look_again("the peer's FIN may be on its way this moment; `--for 5s` looks twice and tells")
     if watched:
         return certain(f"no byte arrived in {seconds}")
-    fresh = (
-        s.present("bytes_received")[rows]
-        & (s.bytes_received[rows] > 0)
-        & (s.last_data_recv_ms[rows] < RECENT_MS)
-    )
-    if fresh.any():
+    if fresh := int(just_received(view)[rows].sum()):
+        if not s.present("last_data_recv_ms")[rows].all():
+            return look_again(
+                "nothing says when data last came: it may be streaming; `--for 5s` looks twice and tells"
+            )
         return look_again(
-            f"on {int(fresh.sum())} of {len(rows)} data arrived in the last {RECENT_MS // 1000} s: it may be "
-            "streaming; `--for 5s` looks twice and tells"
+            f"on {fresh} of {len(rows)} data arrived in the last {RECENT_MS // 1000} s: it may be streaming; "
+            "`--for 5s` looks twice and tells"
+        )
+    if not s.present("shutdown")[rows].all():
+        return likely(
+            "state and inode; this kernel does not tell which directions are shut (INET_DIAG_SHUTDOWN)"
         )
     return certain("state, inode and shutdown bits leave no other reading")
 

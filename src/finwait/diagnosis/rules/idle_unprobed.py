@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, NOT_USER_TIMEOUT_IDLE, likely, possible
+from finwait.diagnosis.rules import (
+    NOT_FIN_TIMEOUT,
+    NOT_USER_TIMEOUT_IDLE,
+    likely,
+    possible,
+    silence,
+    unclocked,
+)
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -37,9 +44,9 @@ def _surely(view: View) -> NDArray[np.bool_]:
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
-    quiet = view.held & (s.timer == 0) & s.present("last_data_recv_ms")
-    idle = np.minimum(np.minimum(s.last_data_sent_ms, s.last_data_recv_ms), s.last_ack_recv_ms)
-    long = view.in_state(tcp.ESTABLISHED) & (idle.astype(np.int64) >= view.options.idle_ms) & (view.other < 0)
+    quiet = view.held & (s.timer == 0)
+    idle = silence(view, "last_data_sent_ms", "last_data_recv_ms", "last_ack_recv_ms")
+    long = view.in_state(tcp.ESTABLISHED) & (idle >= view.options.idle_ms) & (view.other < 0)
     gone = view.in_state(tcp.ESTABLISHED, tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & peer_missing(view)
     # CLOSE_WAIT whose peer is gone is the normal fate of a leak: its own rules say it better.
     gone &= s.state != tcp.CLOSE_WAIT
@@ -111,4 +118,7 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    unjudged=lambda view: unclocked(
+        view, view.in_state(tcp.ESTABLISHED) & view.held & (view.sockets.timer == 0) & (view.other < 0)
+    ),
 )

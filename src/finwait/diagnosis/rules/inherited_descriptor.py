@@ -23,8 +23,19 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, likely, look_again, possible
-from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
+from finwait.diagnosis.rules import (
+    NOT_FIN_TIMEOUT,
+    RECENT_MS,
+    certain,
+    destroy,
+    just_received,
+    just_sent,
+    likely,
+    look_again,
+    possible,
+    silence,
+    unclocked,
+)
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -36,10 +47,8 @@ SLACK_MS = 20
 
 def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:
     """Rows on which nothing happened since the *oldest* of their holders was started."""
-    s = view.sockets
     candidates = view.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT, tcp.FIN_WAIT2) & view.holder_found
-    candidates &= s.present("last_data_sent_ms")
-    silent = np.minimum(s.last_data_sent_ms, s.last_data_recv_ms).astype(np.int64)
+    silent = silence(view, "last_data_sent_ms", "last_data_recv_ms")
     out = np.zeros(len(view), np.bool_)
     for pid, rows in view.pid_rows(candidates).items():
         process = view.processes.get(pid)
@@ -89,10 +98,10 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
 
 def _fresh(view: View, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return on which rows data passed so short ago that a single look cannot say whether more will."""
-    s = view.sockets
-    came = (s.state == tcp.FIN_WAIT2) & (s.bytes_received > 0) & (s.last_data_recv_ms < RECENT_MS)
-    went = (s.state == tcp.CLOSE_WAIT) & (s.bytes_acked > 1) & (s.last_data_sent_ms < RECENT_MS)
-    fresh: NDArray[np.bool_] = (s.present("bytes_received") & (came | went) & ~view.moved_known)[rows]
+    state = view.sockets.state
+    came = (state == tcp.FIN_WAIT2) & just_received(view)
+    went = (state == tcp.CLOSE_WAIT) & just_sent(view)
+    fresh: NDArray[np.bool_] = (came | went)[rows]
     return fresh
 
 
@@ -192,6 +201,7 @@ RULE = Rule(
     observe=_observe,
     grade=_grade,
     remedies=_remedies,
+    unjudged=lambda view: unclocked(view, _established(view) & view.holder_found),
     flags=True,
     cases=(
         Case(

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from finwait.attribution.join import matches
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import CLOSE_AT_PEER, NOT_FIN_TIMEOUT, certain, look_again
-from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
+from finwait.diagnosis.rules import CLOSE_AT_PEER, NOT_FIN_TIMEOUT, RECENT_MS, certain, look_again
 from finwait.diagnosis.view import View
+from finwait.errors import Gap
 from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
@@ -57,6 +57,21 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     return look_again("the answer may still be streaming; `--for 5s` looks twice and tells")
 
 
+def _unlisted(view: View) -> list[Gap]:
+    """Return the namespaces in which MPTCP has open subflows, and the connections that they belong to are not told."""
+    s = view.sockets
+    subflows = view.in_state(tcp.ESTABLISHED) & (s.ulp == b"mptcp")
+    told = np.unique(s.netns[s.protocol == 262])
+    return [
+        Gap(
+            f"netns {netns}",
+            "list its MPTCP connections: only subflows are told",
+            "the module mptcp_diag (Linux 5.9)",
+        )
+        for netns in np.setdiff1d(s.netns[subflows], told).tolist()
+    ]
+
+
 RULE = Rule(
     name="mptcp-half-close",
     title="an MPTCP connection is half-closed and held; its subflows still look ESTABLISHED",
@@ -83,4 +98,5 @@ RULE = Rule(
     does_not=(Advice("look at the TCP rows", "subflows stay ESTABLISHED, shutdown bits 0"), NOT_FIN_TIMEOUT),
     confidence=_confidence,
     match=match,
+    unjudged=_unlisted,
 )

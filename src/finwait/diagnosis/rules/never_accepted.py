@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, likely
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, likely, look_again, silence
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -37,11 +37,18 @@ def match(view: View) -> NDArray[np.bool_]:
         return waiting
     # CLOSE_WAIT without an inode exists nowhere else; ESTABLISHED does, for the moment of an accept().
     queued = (s.state == tcp.CLOSE_WAIT) | (view.waiting > 0)
-    patient = s.present("last_ack_recv_ms") & (s.last_ack_recv_ms < PATIENCE_MS)
+    patient = s.present("last_ack_recv_ms") & (_waited_ms(view) < PATIENCE_MS)
     return waiting & queued & ~patient
 
 
+def _waited_ms(view: View) -> NDArray[np.int64]:
+    """Return how long each row has waited for its accept(), at least; −1 where nothing says."""
+    return np.maximum(silence(view, "last_ack_recv_ms"), np.where(view.age_source == 3, view.at_least_ms, -1))
+
+
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    if (_waited_ms(view)[rows] < PATIENCE_MS).any():
+        return look_again("nothing says since when it waits; `--for 5s` looks twice and tells")
     if (view.sockets.state[rows] == tcp.CLOSE_WAIT).any():
         return certain("CLOSE_WAIT without an inode exists only in an accept queue")
     return likely("inode 0 and a listener with a queue; a very slow accept loop looks the same")

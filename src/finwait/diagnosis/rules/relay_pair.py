@@ -23,8 +23,16 @@ from numpy.typing import NDArray
 from finwait.attribution.join import matches
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, likely, look_again, possible
-from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
+from finwait.diagnosis.rules import (
+    NOT_FIN_TIMEOUT,
+    NOT_KEEPALIVE_ALIVE,
+    RECENT_MS,
+    just_received,
+    just_sent,
+    likely,
+    look_again,
+    possible,
+)
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -38,11 +46,12 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
     """Return the CLOSE_WAIT rows, their FIN_WAIT2 rows, and whether the ages agree.
 
     Where keepalive runs on the FIN_WAIT2 leg its last_ack_recv is that of the last answered probe and says
-    nothing about its age; such legs are paired by process alone.
+    nothing about its age; such legs, and those of which the kernel gives no clock, are paired by process alone.
     """
     s = view.sockets
     wait = view.in_state(tcp.CLOSE_WAIT) & view.holder_found & (s.rqueue == 0) & ~view.sent
-    half = view.in_state(tcp.FIN_WAIT2) & view.holder_found & (s.shutdown == 2) & ~view.moved & ~view.read
+    half = view.in_state(tcp.FIN_WAIT2) & view.holder_found & ~view.moved & ~view.read
+    half &= (s.shutdown == 2) | ~s.present("shutdown")
     half &= s.rqueue == 0  # what the far side said is there: it is the relay that does not go on
     if not wait.any() or not half.any():
         none = np.empty(0, np.int64)
@@ -63,9 +72,9 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
         by_wait, by_half = view.pid_rows(wait_mask), view.pid_rows(half_mask)
         for pid in sorted(by_wait.keys() & by_half.keys()):
             a, b = by_wait[pid], by_half[pid]
-            probed = s.timer[b] == 2
+            blind = (s.timer[b] == 2) | ~s.present("last_ack_recv_ms")[b]
             used = np.zeros(len(a), np.bool_)
-            plain = b[~probed]
+            plain = b[~blind]
             i, j = _nearest(
                 s.last_ack_recv_ms[a].astype(np.int64), s.last_ack_recv_ms[plain].astype(np.int64)
             )
@@ -73,7 +82,7 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
             left.append(a[i])
             right.append(plain[j])
             agree.append(np.ones(len(i), np.bool_))
-            rest, keep = a[~used], b[probed]
+            rest, keep = a[~used], b[blind]
             n = min(len(rest), len(keep))
             left.append(rest[:n])
             right.append(keep[:n])
@@ -154,17 +163,14 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
         )
     if agree[mine].all():
         return likely(f"{n} in one process, the legs of equal age within {TOLERANCE_MS} ms")
+    if not view.sockets.present("last_ack_recv_ms")[half[mine]].all():
+        return possible(f"{n} in one process; nothing says how old some FIN_WAIT2 legs are")
     return possible(f"{n} in one process; keepalive hides the age of some FIN_WAIT2 legs")
 
 
 def _fresh(view: View, wait: NDArray[np.int64], half: NDArray[np.int64]) -> int:
     """Return on how many pairs data passed so short ago that a single look cannot say whether more will."""
-    s = view.sockets
-    counted = s.present("bytes_received")
-    came = counted[half] & (s.bytes_received[half] > 0) & (s.last_data_recv_ms[half] < RECENT_MS)
-    went = counted[wait] & (s.bytes_acked[wait] > 1) & (s.last_data_sent_ms[wait] < RECENT_MS)
-    watched = view.moved_known[half] & view.moved_known[wait]
-    return int(((came | went) & ~watched).sum())
+    return int((just_received(view)[half] | just_sent(view)[wait]).sum())
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import certain, destroy, likely, look_again
+from finwait.diagnosis.rules import RECENT_MS, certain, destroy, likely, look_again, possible
 from finwait.diagnosis.rules.data_unanswered import NOT_KEEPALIVE_IN_FLIGHT
 from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
-from finwait.diagnosis.rules.fin_wait2_held import RECENT_MS
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -37,10 +36,17 @@ def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
     closing = view.in_state(tcp.FIN_WAIT1, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING)
-    blocked = (s.timer == 4) & s.present("snd_wnd") & (s.snd_wnd == 0) & (s.wqueue > 0)
+    # Where the kernel does not tell the window, it probes it all the same.
+    blocked = (s.timer == 4) & ((s.snd_wnd == 0) | ~s.present("snd_wnd")) & (s.wqueue > 0)
     # An open connection may meet a closed window for a moment: that is flow control, not a fault.
-    long = view.in_state(tcp.ESTABLISHED) & (s.backoff >= PROBES)
+    long = view.in_state(tcp.ESTABLISHED) & (_long(view) | ~s.present("backoff"))
     return (closing | long) & blocked & ~view.sent & ~_read_there(view)
+
+
+def _long(view: View) -> NDArray[np.bool_]:
+    """Return which rows have probed often without a byte being taken."""
+    long: NDArray[np.bool_] = view.sockets.backoff >= PROBES
+    return long
 
 
 def _read_there(view: View) -> NDArray[np.bool_]:
@@ -53,7 +59,9 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
-    long = bool((view.sockets.backoff[rows] >= PROBES).all())
+    long = bool(_long(view)[rows].all())
+    if not view.sockets.present("snd_wnd")[rows].all():
+        return _guessed(view, rows, long)
     if view.moved_known[rows].all():
         still = f"no byte was acknowledged in {view.watched_ms / 1000:.1f} s of watching, and the window is 0"
         return (
@@ -69,6 +77,22 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     return look_again(
         "the window is 0, but not for long: a peer that reads slowly looks the same; `--for 5s` looks twice and tells"
     )
+
+
+def _guessed(view: View, rows: NDArray[np.int64], long: bool) -> Confidence:
+    """Return the confidence where the timer alone says that the window is closed."""
+    why = "timer 4 probes a window; this kernel does not tell how large it is (tcpi_snd_wnd, from Linux 5.4)"
+    still = view.moved_known[rows].all() and view.watched_ms >= RECENT_MS
+    if still and long:
+        why = f"no byte was acknowledged in {view.watched_ms / 1000:.1f} s of watching; {why}"
+    other = view.other[rows]
+    if (still or long) and (other >= 0).all() and (view.sockets.rqueue[other] > 0).all():
+        return likely(f"{why}; the other end, which is here, leaves bytes unread")
+    if still and long:
+        return likely(f"{why}; packets that this machine drops on their way out look the same")
+    if long:
+        return possible(f"{why}; packets that this machine drops on their way out look the same")
+    return look_again(f"{why}; a peer that reads slowly looks the same, `--for 5s` looks twice and tells")
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
