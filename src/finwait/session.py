@@ -158,7 +158,9 @@ class Diagnosis:
         return tuple(f for f in self.findings if f.primary and f.severity == "problem")
 
 
-def _namespaces(observation: Observation, complete: bool) -> dict[int, NamespaceView]:
+def _namespaces(
+    observation: Observation, complete: bool, before: Mapping[int, Mapping[str, int]]
+) -> dict[int, NamespaceView]:
     addresses = decode.local_addresses(observation)
     result = {}
     for ns in observation.namespaces:
@@ -172,6 +174,7 @@ def _namespaces(observation: Observation, complete: bool) -> dict[int, Namespace
             tuple(printable(name) for name in ns.names),
             sysctls,
             process.counters(ns.files),
+            before.get(ns.inode, {}),
             addresses.get(ns.inode, frozenset()),
             complete and not ns.established_skipped,
         )
@@ -291,11 +294,13 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     plan = how.plan if how.progress is None else replace(how.plan, progress=how.progress)
     earlier: SocketTable | None = None
     watched = 0
+    before: dict[int, Mapping[str, int]] = {}
     begun = time.monotonic()
     observation = machine.observe(plan)
     if machine.again and (how.watch_ms or not machine.live):
         earlier = decode.sockets(observation)
         first_ns = observation.facts.boottime_ns
+        before = {ns.inode: process.counters(ns.files) for ns in observation.namespaces}
         if machine.live:
             if how.progress:
                 how.progress(f"watching for {how.watch_ms / 1000:g} s")
@@ -343,7 +348,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         sockets,
         flows=flows,
         descriptors=found,
-        namespaces=_namespaces(observation, complete),
+        namespaces=_namespaces(observation, complete, before),
         processes=processes,
         cgroup_paths=paths,
         options=how.options,

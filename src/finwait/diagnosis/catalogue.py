@@ -20,6 +20,7 @@ NAMES = (
     "close-wait-eof-read",
     "close-wait-eof-unread",
     "never-accepted",
+    "accept-queue-full",
     "inherited-descriptor",
     "holder-not-found",
     "idle-unprobed",

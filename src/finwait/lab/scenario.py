@@ -40,6 +40,7 @@ __all__ = [
     "expect",
     "leaked",
     "list_scenarios",
+    "listening",
     "orphan",
     "queued",
     "read_rows",
@@ -64,6 +65,7 @@ STATES = (
 )
 """The spelling and the numbers of include/net/tcp_states.h."""
 
+_ADDRESS_BYTES = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}
 _SS_STATES = {"ESTAB": "ESTABLISHED", "FIN-WAIT-1": "FIN_WAIT1", "FIN-WAIT-2": "FIN_WAIT2", "UNCONN": "CLOSE"}
 
 
@@ -162,12 +164,15 @@ class Situation:
         return self.expected + self.others + self.healthy
 
     def rows(self) -> dict[tuple[int, int, int, str, int, str, int], Row]:
-        """Read every connection of every namespace of the lab now, without listeners, by key."""
+        """Read every connection of every namespace of the lab now, and the listeners that are expected, by key."""
         found = {}
         mptcp = any(one.protocol == socket.IPPROTO_MPTCP for one in self.all)
+        doors = {one.key for one in self.all if one.state == "LISTEN"}
         for netns in self.lab.namespaces.values():
-            for row in read_rows(netns, mptcp=mptcp):
-                found[row.netns, row.protocol, row.family, row.src, row.sport, row.dst, row.dport] = row
+            for row in read_rows(netns, mptcp=mptcp, listeners=bool(doors)):
+                key = (row.netns, row.protocol, row.family, row.src, row.sport, row.dst, row.dport)
+                if row.state != "LISTEN" or key in doors:
+                    found[key] = row
         return found
 
     def missing(self) -> tuple[Expected, ...]:
@@ -323,16 +328,37 @@ def queued(
     )
 
 
+def listening(rule: str, doors: Iterable[Conn], rqueue: int) -> tuple[Expected, ...]:
+    """Return the row of each listener, with so many connections in its queue."""
+    nowhere = {family: socket.inet_ntop(family, bytes(n)) for family, n in _ADDRESS_BYTES.items()}
+    return tuple(
+        Expected(
+            rule,
+            door.actor.netns.inode,
+            door.family,
+            "LISTEN",
+            door.src,
+            door.sport,
+            nowhere[door.family],
+            0,
+            (door.owner,),
+            inode=door.inode,
+            rqueue=rqueue,
+        )
+        for door in doors
+    )
+
+
 # ── reading what is there ────────────────────────────────────────────────────────────────────────────────
 
 
-def read_rows(netns: Netns, *, mptcp: bool = False) -> list[Row]:
-    """Read the TCP connections of a namespace, without listeners; ``mptcp`` adds MPTCP's (needs `ss`)."""
+def read_rows(netns: Netns, *, mptcp: bool = False, listeners: bool = False) -> list[Row]:
+    """Read the TCP connections of a namespace; ``mptcp`` adds MPTCP's (needs `ss`), ``listeners`` those of TCP."""
     rows: list[Row] = []
     for family, text in netns.call(_read_tables).items():
         for line in text.splitlines()[1:]:
             row = _parse(netns.inode, family, line.split())
-            if row.state != "LISTEN":
+            if listeners or row.state != "LISTEN":
                 rows.append(row)
     return rows + _mptcp_rows(netns) if mptcp else rows
 

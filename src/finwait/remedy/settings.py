@@ -79,6 +79,7 @@ RULES: tuple[str, ...] = (
     "close-wait-eof-read",
     "close-wait-eof-unread",
     "never-accepted",
+    "accept-queue-full",
     "inherited-descriptor",
     "holder-not-found",
     "idle-unprobed",
@@ -107,6 +108,7 @@ _BEYOND_SYSCTLS: dict[str, str] = {
     "close-wait-eof-read": "CLOSE_WAIT has no timer in any kernel; the program has to close",
     "close-wait-eof-unread": "CLOSE_WAIT has no timer in any kernel; the program has to read and close",
     "never-accepted": "the connection waits in the accept queue for the program's accept()",
+    "accept-queue-full": "only accept() frees a place in the queue; a backlog counts from the next listen()",
     "inherited-descriptor": "another process still holds the descriptor",
     "holder-not-found": "something still refers to the socket, so no orphan timer applies",
     "idle-unprobed": "no timer is armed on it, so no timer value matters",
@@ -644,6 +646,7 @@ _ABORT_ON_OVERFLOW = _netns(
     ),
     effects=(
         _bad("never-accepted", "connections in the queue stay; new clients are reset instead of retrying"),
+        _bad("accept-queue-full", "no place becomes free; new clients are reset instead of retrying"),
     ),
     source=f"{_IP_SYSCTL}; tcp_check_req()",
     ledger=("S11",),

@@ -231,18 +231,23 @@ def test_nobody_holds_it_is_said_only_when_everybody_was_looked_into() -> None:
     assert primary(view(HELD, searched=False)) == ["fin-wait2-held"]
 
 
+ROOMY = socket(
+    state=tcp.LISTEN, inode=5, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, rqueue=1, wqueue=128
+)
+
+
 def test_a_waiting_connection_is_never_accepted_only_if_its_listener_has_a_queue() -> None:
-    listener = socket(state=tcp.LISTEN, inode=5, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, rqueue=1)
+    listener = ROOMY
     waiting = socket(state=CW, inode=0, sport=80, dport=4000, rqueue=6, shutdown=1, **INFO)
-    assert primary(view(listener, waiting, holders={5: [9]})) == ["", "never-accepted"]
+    assert primary(view(listener, waiting, holders={5: [9]}))[1] == "never-accepted"
     open_ = waiting | {"state": E}
-    assert primary(view(listener, open_)) == ["", "never-accepted"]
-    assert primary(view(listener | {"rqueue": 0}, open_)) == ["", ""]
-    assert primary(view(listener | {"src": "10.0.0.9"}, open_)) == ["", ""]
-    assert primary(view(listener | {"netns": 2}, open_)) == ["", ""]
-    assert primary(view(listener | {"ifindex": 3}, open_)) == ["", ""]
+    assert primary(view(listener, open_))[1] == "never-accepted"
+    assert primary(view(listener | {"rqueue": 0}, open_))[1] == ""
+    assert primary(view(listener | {"src": "10.0.0.9"}, open_))[1] == ""
+    assert primary(view(listener | {"netns": 2}, open_))[1] == ""
+    assert primary(view(listener | {"ifindex": 3}, open_))[1] == ""
     for fresh in (waiting, open_):
-        assert primary(view(listener, fresh | {"last_ack_recv_ms": 10})) == ["", ""]
+        assert primary(view(listener, fresh | {"last_ack_recv_ms": 10}))[1] == ""
 
 
 def test_close_wait_without_an_inode_needs_no_listener_to_be_certain() -> None:
@@ -258,13 +263,116 @@ def test_listeners_that_share_a_port_are_all_named_with_their_queues(queues: tup
     less_exact = door | {"family": 10, "src": "::", "dst": "::", "inode": 9, "rqueue": 7}
     rows = [socket(state=E, inode=0, sport=80, dport=4000 + k, cookie=k, **INFO) for k in range(2)]
     v = view(*doors, less_exact, *rows, holders={5: [50], 6: [60], 9: [90]})
-    assert primary(v) == ["", "", "", "never-accepted", "never-accepted"]
-    (found,) = engine.diagnose(v, catalogue.rules())
+    assert primary(v)[3:] == ["never-accepted", "never-accepted"]
+    (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "never-accepted")
     listeners = [(e.value, e.says) for e in found.evidence if e.column == "listener :80"]
     assert [value for value, _ in listeners] == ["2 of 128 waiting", "0 of 128 waiting"]
     behind, idle = (50, 60) if queues[0] else (60, 50)
-    assert f"pid {behind} fd 3 has not accepted; 2 listeners share the address" in listeners[0][1]
-    assert f"pid {idle} fd 3 shares the address, and has accepted all" in listeners[1][1]
+    assert f"pid {behind} (fd 3) has not accepted; 2 listeners share the address" in listeners[0][1]
+    assert f"pid {idle} (fd 3) shares the address, and has accepted all" in listeners[1][1]
+
+
+def test_who_does_not_accept_is_told_by_name_and_unit() -> None:
+    waiting = socket(state=CW, inode=0, sport=80, dport=4000, rqueue=6, shutdown=1, **INFO)
+
+    def says(**more: Any) -> str:
+        (found,) = engine.diagnose(view(ROOMY, waiting, **more), catalogue.rules())
+        return next(e.says for e in found.evidence if e.column == "listener :80")
+
+    unit = {9: ProcessView(9, "httpd", cgroup="/system.slice/web.service")}
+    assert "httpd (pid 9, fd 3, web.service) has not accepted" in says(holders={5: [9]}, processes=unit)
+    pod = {
+        9: ProcessView(
+            9, "httpd", cgroup=f"/kubepods/burstable/pod{'7b2d1c5e-0000-4000-8000-000000000001'}/abc"
+        )
+    }
+    assert "httpd (pid 9, 2 descriptors, pod 7b2d1c5e-" in says(holders={5: [9, 9]}, processes=pod)
+    assert "no process has not accepted" in says()
+    assert "an unknown program (not every process could be looked into) has not" in says(unreadable=(1,))
+
+
+DOOR = ROOMY | {"rqueue": 3, "wqueue": 2, "cookie": 1}
+
+
+def queued(n: int, first: int = 100, **cells: Any) -> list[dict[str, Any]]:
+    one = socket(state=E, inode=0, sport=80, **INFO)
+    return [one | {"dport": 4000 + k, "cookie": first + k} | cells for k in range(n)]
+
+
+def of_door(v: View) -> tuple[str, str, str, bool]:
+    """Severity, title, certainty of what is said of the first row, and whether another look is asked for."""
+    for f in engine.diagnose(v, catalogue.rules()):
+        if f.primary and 0 in f.rows.tolist():
+            assert f.rule == "accept-queue-full"
+            return f.severity, f.title, f.confidence.level, f.confidence.look_again
+    return "", "", "", False
+
+
+def test_a_full_queue_of_the_dead_is_seen_at_its_listener() -> None:
+    severity, title, _, again = of_door(view(DOOR, holders={5: [9]}))
+    assert (severity, again) == ("problem", True)
+    assert "new clients time out" in title
+    still = view(DOOR, holders={5: [9]}, earlier=[DOOR], watched_ms=4000)
+    assert of_door(still)[0::2] == ("problem", "likely")
+    assert of_door(view(DOOR | {"wqueue": 3}))[0] == "notice"
+
+
+def test_that_nothing_was_accepted_is_certain_where_the_same_are_in_the_queue_or_none_came() -> None:
+    rows = [DOOR, *queued(3)]
+    assert of_door(view(*rows, earlier=rows, watched_ms=4000))[2] == "certain"
+    opened = {"Tcp.PassiveOpens": 7, "TcpExt.ListenOverflows": 5}
+
+    def told(before: int) -> str:
+        ns = NamespaceView(
+            1, counters=opened, before={"Tcp.PassiveOpens": before, "TcpExt.ListenOverflows": 3}
+        )
+        v = view(DOOR, earlier=[DOOR], watched_ms=4000, namespaces={1: ns})
+        (found,) = engine.diagnose(v, catalogue.rules())
+        assert [e.value for e in found.evidence if e.column == "ListenOverflows"] == ["5 (+2 in 4.0 s)"]
+        return found.confidence.level
+
+    assert told(7) == "certain"
+    assert told(6) == "likely"
+
+
+def test_a_full_queue_that_moves_is_a_notice_only_while_handshakes_are_dropped() -> None:
+    old, new = queued(3), queued(3, first=200)
+    quiet = NamespaceView(1, counters={"TcpExt.ListenOverflows": 5}, before={"TcpExt.ListenOverflows": 5})
+    drops = NamespaceView(1, counters={"TcpExt.ListenOverflows": 9}, before={"TcpExt.ListenOverflows": 5})
+    taken = [one | {"inode": 50 + k, "last_data_recv_ms": 10} for k, one in enumerate(old)]
+    for ns, severity in ((quiet, ""), (drops, "notice")):
+        v = view(DOOR, *new, *taken, holders={5: [9], 50: [9], 51: [9], 52: [9]},
+                 earlier=[DOOR, *old], watched_ms=4000, namespaces={1: ns})  # fmt: skip
+        assert of_door(v)[0] == severity
+    shrunk = view(DOOR, earlier=[DOOR | {"rqueue": 4}], watched_ms=4000)
+    assert of_door(shrunk)[0] == ""
+
+
+def test_below_its_backlog_only_the_dead_in_a_queue_that_stands_still_deserve_a_look() -> None:
+    room = DOOR | {"wqueue": 128}
+    assert of_door(view(room))[0::3] == ("notice", True)
+    assert of_door(view(room, earlier=[room], watched_ms=4000))[0::3] == ("notice", False)
+    assert of_door(view(room, earlier=[room | {"rqueue": 4}], watched_ms=4000))[0] == ""
+    assert of_door(view(room, *queued(3)))[0] == ""  # alive: never-accepted has them
+    assert of_door(view(room | {"rqueue": 0}))[0] == ""
+    busy = socket(state=E, inode=70, sport=80, dport=9000, cookie=70, **INFO) | {"last_ack_recv_ms": 5}
+    assert of_door(view(room, busy, holders={70: [9]}))[0] == ""
+    unlisted = {1: NamespaceView(1, dumped=False)}
+    assert of_door(view(room, namespaces=unlisted))[0] == ""
+
+
+def test_listeners_that_share_a_port_are_judged_by_their_own_queues() -> None:
+    full, empty = DOOR, DOOR | {"inode": 6, "cookie": 2, "rqueue": 0}
+    v = view(full, empty, *queued(3), earlier=[full, empty], watched_ms=4000)
+    assert of_door(v)[0::2] == ("problem", "likely")
+
+
+def test_a_listener_of_mptcp_is_told_once() -> None:
+    inner, whole = DOOR | {"ulp": b"mptcp"}, DOOR | {"protocol": 262, "cookie": 2}
+    assert primary(view(inner, whole, holders={5: [9]})) == ["", "accept-queue-full"]
+    assert primary(view(inner, holders={5: [9]})) == ["accept-queue-full"]
+    waiting = [one | {"protocol": 262} for one in queued(3)]
+    assert primary(view(inner, whole, *waiting))[2:] == ["never-accepted"] * 3
 
 
 def relay(**changes: Any) -> list[dict[str, Any]]:
