@@ -37,6 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "what",
         nargs="+",
+        type=str,
+        action=options.Words,
         metavar="FILTER|CONNECTION",
         help="a FILTER, LOCAL:PORT, LOCAL:PORT PEER:PORT, or a cookie (0x…)",
     )

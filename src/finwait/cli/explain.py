@@ -18,7 +18,14 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Explain one connection with all its evidence and a picture of both ends, or print the page of "
         "a rule. A connection is named by LOCAL:PORT, by LOCAL:PORT PEER:PORT, by its cookie (0x…), or by a FILTER.",
     )
-    parser.add_argument("what", nargs="*", metavar="CONNECTION|RULE", help="what to explain")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        type=str,
+        action=options.Words,
+        metavar="CONNECTION|RULE",
+        help="what to explain",
+    )
     parser.add_argument(
         "--pcap",
         metavar="FILE",
