@@ -157,7 +157,7 @@ def test_what_is_under_way_is_not_taken_back_and_what_was_cut_short_is_first(tmp
         where = ["--netns", str(pair.a.inode), "state established"]
         running = start(tmp_path, "probe", "--keepalive", "30/30/3", *where)
         until_armed(pair.ours[0], cookie)
-        undone = start(tmp_path, "undo", "1")
+        undone = start(tmp_path, "undo", "--yes", "1")
         _, said = undone.communicate(timeout=60)
         assert undone.returncode == 4, said
         assert f"pid {running.pid} is at it" in said
@@ -169,7 +169,7 @@ def test_what_is_under_way_is_not_taken_back_and_what_was_cut_short_is_first(tmp
         assert item["verdict"] == "not judged", said
         assert "`finwait undo 1` puts its options back" in item["detail"]
         assert options_of(pair.ours[0], cookie)["keepidle"] == 30
-        told, _ = start(tmp_path, "undo", "1").communicate(timeout=60)
+        told, _ = start(tmp_path, "undo", "--yes", "1").communicate(timeout=60)
         assert "put back" in told
         assert options_of(pair.ours[0], cookie) == before
         told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=60)

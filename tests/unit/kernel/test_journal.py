@@ -141,7 +141,7 @@ def test_a_full_disk_refuses_the_act_and_says_so(tmp_path):
         "(pathlib.Path(sys.argv[1]) / 'ballast').unlink()\n"
         "print(journal.get(first).target, journal.record(Act('sysctl', {'netns': 2})) > first)\n"
     )
-    script = f'mount -t tmpfs -o size=256k none "{tmp_path}" && exec "$0" -c "$1" "{tmp_path}"'
+    script = f'mount -t tmpfs -o size=256k,mode=700 none "{tmp_path}" && exec "$0" -c "$1" "{tmp_path}"'
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, sys.executable, code], capture_output=True, text=True
     )
@@ -215,7 +215,7 @@ def test_acts_of_other_kinds_and_of_other_boots_claim_nothing(tmp_path: Path) ->
     with SqliteJournal(tmp_path / "j") as journal:
         journal.record_many([Act("destroy", {"netns": 1, "cookie": "0x1"})])
         journal.record_many([on_socket()])
-        journal._db.execute("UPDATE acts SET boot_id = 'another' WHERE kind = 'sockopt'")
+        journal._base.execute("UPDATE acts SET boot_id = 'another' WHERE kind = 'sockopt'")
         (mine,) = journal.claim_many([on_socket()])
         assert isinstance(mine, int)
 
@@ -223,7 +223,7 @@ def test_acts_of_other_kinds_and_of_other_boots_claim_nothing(tmp_path: Path) ->
 def test_a_claim_of_a_process_that_is_gone_is_told_from_one_that_is_under_way(tmp_path: Path) -> None:
     with SqliteJournal(tmp_path / "j") as journal:
         (cut,) = journal.record_many([on_socket()])
-        journal._db.execute("UPDATE acts SET pid_start = pid_start + 1")
+        journal._base.execute("UPDATE acts SET pid_start = pid_start + 1")
         (taken,) = journal.claim_many([on_socket()])
         assert taken == Taken(cut, os.getpid(), "probe", False)
         assert f"`finwait undo {cut}`" in str(taken)
