@@ -15,6 +15,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from finwait.errors import DecodeError, FilterError, FinwaitError, Refused
 from finwait.version import __version__
@@ -56,7 +57,23 @@ EXIT_STATUS = {
 """Exit status → meaning, of every command but `check`."""
 
 
+def _word(text: str) -> str:
+    """Refuse an empty value (argparse type): a script's unset variable, which would be taken for "not given"."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("empty: is a variable of your script not set?")
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever argparse takes
+        super().__init__(*args, **kwargs)
+        self.register("type", None, _word)  # of every option and argument that names no other type
+
+    def add_subparsers(self, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever argparse takes and returns
+        found = super().add_subparsers(**kwargs)
+        found.type = str  # all the words behind it go through its type, FILTERs among them
+        return found
+
     def error(self, message: str) -> None:  # type: ignore[override]
         self.print_usage(sys.stderr)
         sys.stderr.write(f"finwait: error: {message}\nhint: `{self.prog} --help` lists what there is\n")

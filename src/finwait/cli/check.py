@@ -47,8 +47,12 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _undecided(finding: Finding, wanted: tuple[str, ...]) -> bool:
-    """Return whether a finding would count and may yet be healthy: monitoring must not cry wolf."""
-    return finding.primary and finding.severity in wanted and finding.confidence.look_again
+    """Return whether a second look may tell that a finding does not count, or does: monitoring must not cry wolf."""
+    from finwait.diagnosis import catalogue
+
+    worst = catalogue.rule(finding.rule).severity  # what is a notice at first may be a problem once it stays
+    counts = finding.severity in wanted or worst in wanted
+    return finding.primary and counts and finding.confidence.look_again
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIAGNOSIS_FORMATS",
+    "Words",
     "add_filter",
     "add_look",
     "add_output",
@@ -71,11 +72,30 @@ def positive(text: str) -> float:
     return value
 
 
+class Words(argparse.Action):
+    """Store words; blank ones, which an unset variable of a script leaves behind, are none."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - the form of an action
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401 - the form of an action
+        option_string: str | None = None,  # noqa: ARG002 - the form of an action
+    ) -> None:
+        """Store the words that say something."""
+        words = [word for word in values if word.strip()]
+        if not words and self.nargs == "+":
+            raise argparse.ArgumentError(self, "empty: is a variable of your script not set?")
+        setattr(namespace, self.dest, words)
+
+
 def add_filter(parser: argparse.ArgumentParser, what: str = "connections") -> None:
     """Add FILTER."""
     parser.add_argument(
         "filter",
         nargs="*",
+        type=str,
+        action=Words,
         metavar="FILTER",
         help=f"which {what}: the grammar of ss(8) and our own predicates, e.g. `state fin-wait-2 dport = :443`, "
         "`pid = 812 and age > 10m`, `rule = relay-pair`",

@@ -29,7 +29,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("filter", nargs="*", metavar="FILTER", help="which connections, in the grammar of ss")
+    parser.add_argument(
+        "filter",
+        nargs="*",
+        type=str,
+        action=options.Words,
+        metavar="FILTER",
+        help="which connections, in the grammar of ss",
+    )
     parser.add_argument(
         "-o",
         "--output",
