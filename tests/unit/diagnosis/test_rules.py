@@ -543,13 +543,16 @@ def test_an_end_that_its_other_end_forgot_is_half_open() -> None:
     assert causes(old, again) == ["half-open", "half-open"]
     for state in (F2, CW, LA, F1):
         assert causes(old | {"state": state}, again) == ["half-open", "half-open"]
-    assert causes(old | {"last_ack_recv_ms": 20}, again) == ["", ""]  # the end that this SYN has made
-    assert causes(old, again | {"retrans": 0}) == ["", ""]  # on its way
+    assert causes(old | {"last_ack_recv_ms": 20}, again) == [
+        "",
+        "handshake",
+    ]  # the end that this SYN has made
+    assert causes(old, again | {"retrans": 0}) == ["", "handshake"]  # on its way
     undated = [without(one, *CLOCKS) for one in (old, again)]
-    assert causes(*undated) == ["", ""]
+    assert causes(*undated) == ["", "handshake"]
     assert causes(undated[0], undated[1] | {"retrans": 2}) == ["half-open", "half-open"]
-    assert causes(socket(state=TW, timer=3, expires_ms=9000), again) == ["", ""]
-    assert causes(old, again | {"dport": 4001}) == ["", ""]
+    assert causes(socket(state=TW, timer=3, expires_ms=9000), again) == ["time-wait", "handshake"]
+    assert causes(old, again | {"dport": 4001}) == ["", "handshake"]
     found = engine.diagnose(view(old, again, holders={7: [5], 8: [6]}), catalogue.rules())
     titles = {int(f.rows[0]): f.title for f in found if f.rule == "half-open"}
     assert "has forgotten this connection" in titles[0]
