@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from finwait.errors import FinwaitError
     from finwait.kernel.journal import JournalEntry, SqliteJournal
 
-__all__ = ["add_parser", "opened", "run", "tell_unfinished", "undo"]
+__all__ = ["add_parser", "opened", "run", "tell_unfinished", "undo", "would_do"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,7 +35,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     back = sub.add_parser(
         "undo",
         help="take back an act of the journal, where that is possible",
-        description="Put back what an act changed: socket options, sysctls. What was sent stays sent.",
+        description="Put back what an act changed: socket options, sysctls. What was sent stays sent. Shows what it "
+        "would do, and asks.",
     )
     back.add_argument(
         "acts",
@@ -45,6 +47,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     back.add_argument(
         "--incomplete", action="store_true", help="every act that was begun and never finished (a crash)"
+    )
+    back.add_argument(
+        "--yes", action="store_true", help="do it; without this only what would be done is shown"
     )
     back.add_argument(
         "--force", action="store_true", help="also where somebody has set the options or values since"
@@ -97,7 +102,9 @@ def tell_unfinished() -> None:
         else "finwait: an act of the journal was begun and never finished (a crash, or a kill):\n"
     )
     for entry in cut[:5]:
-        sys.stderr.write(f"  act {entry.id}, {entry.kind} of {_whom(entry)}: {_ADVICE[entry.kind]}\n")
+        sys.stderr.write(
+            f"  act {entry.id}, {entry.kind} of {_whom(entry)}: {_ADVICE.get(entry.kind, _UNKNOWN)}\n"
+        )
     if len(cut) > 5:
         sys.stderr.write(f"  … and {len(cut) - 5} more; `finwait journal --incomplete` lists them\n")
     sys.stderr.write(
@@ -112,6 +119,7 @@ _ADVICE = {
     "shutdown": "its FIN may have been sent",
     "conntrack-delete": "it may have been deleted",
 }
+_UNKNOWN = "this version of finwait does not know such acts"
 
 
 def _whom(entry: JournalEntry) -> str:
@@ -175,7 +183,9 @@ def run(args: argparse.Namespace) -> int:
 
 def undo(args: argparse.Namespace) -> int:
     """Take back acts, the last first; go on when one cannot be taken back, and say so."""
-    from finwait.errors import FinwaitError, Refused
+    from finwait.cli.tune import agreed
+    from finwait.errors import FinwaitError
+    from finwait.table.units import printable
 
     ids = sorted({number for part in args.acts for number in _bounded(part)}, reverse=True)
     if not ids and not args.incomplete:
@@ -187,18 +197,84 @@ def undo(args: argparse.Namespace) -> int:
             ids = sorted({*ids, *(entry.id for entry in journal.incomplete())}, reverse=True)
             if not ids:
                 sys.stdout.write("no act was cut short\n")
-        failed: list[FinwaitError] = []
-        for number in ids:
+        entries, failed = _found(ids, journal)
+        if entries and not args.yes:
+            for entry in entries:
+                sys.stdout.writelines(f"{line}\n" for line in would_do(entry))
+            sys.stdout.flush()
+            if not agreed(f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"):
+                sys.stderr.write("nothing was done; `--yes` takes them back\n")
+                return _undo_status(failed)
+        for entry in entries:
             try:
-                sys.stdout.write(f"act {number}: {_undo_one(number, journal, args.force)}\n")
+                said = _undo_one(entry, journal, args.force)
             except FinwaitError as error:
                 if len(ids) == 1:
                     raise
-                sys.stderr.write(f"finwait: act {number}: {error}\n")
+                sys.stderr.write(printable(f"finwait: act {entry.id}: {error}\n", lines=True))
                 failed.append(error)
+            else:
+                sys.stdout.write(printable(f"act {entry.id}: {said}\n", lines=True))
+    return _undo_status(failed)
+
+
+def _found(ids: Sequence[int], journal: SqliteJournal) -> tuple[list[JournalEntry], list[FinwaitError]]:
+    """Return the acts that could be finwait's, and say of the others what is wrong with them."""
+    from finwait.errors import FinwaitError
+    from finwait.remedy.journal import check_undo, settings_act
+    from finwait.table.units import printable
+
+    entries, failed = [], []
+    for number in ids:
+        try:
+            try:
+                entry = journal.get(number)
+            except ValueError as error:
+                raise FinwaitError(str(error)) from None
+            check_undo(entry)
+            if entry.kind == "sysctl":
+                settings_act(entry)
+            entries.append(entry)
+        except FinwaitError as error:
+            if len(ids) == 1:
+                raise
+            sys.stderr.write(printable(f"finwait: act {number}: {error}\n", lines=True))
+            failed.append(error)
+    return entries, failed
+
+
+def _undo_status(failed: Sequence[FinwaitError]) -> int:
+    from finwait.errors import Refused
+
     if not failed:
         return 0
     return 4 if all(isinstance(error, Refused) for error in failed) else 1
+
+
+def would_do(entry: JournalEntry) -> list[str]:
+    """Return what taking an act back would do, as lines for a person.
+
+    Raises:
+        Refused: it is no act that finwait could have done.
+    """
+    from finwait.remedy.journal import settings_act
+    from finwait.table.units import printable
+
+    lines = [f"act {entry.id}, {entry.kind} of {_whom(entry)}:"]
+    if entry.kind == "sysctl":
+        did = settings_act(entry)
+        lines[0] = f"act {entry.id}, settings of netns {did.netns}:"
+        lines += [f"  {key}: {did.after.get(key, '?')} -> {value}" for key, value in did.before.items()]
+        if did.drop_in:
+            lines.append(f"  {did.drop_in}: {'removed' if did.text_before is None else 'as it was before:'}")
+            lines += [f"    {line}" for line in (did.text_before or "").splitlines()]
+    elif entry.kind == "sockopt":
+        after, before = ({**part.get("options", {})} for part in (entry.after, entry.before))
+        lines[0] = f"act {entry.id}, options of {_whom(entry)}:"
+        lines.append("  " + ", ".join(f"{name} {after.get(name, '?')} → {v}" for name, v in before.items()))
+    else:
+        lines.append("  interrupted, and cannot be taken back; finwait looks at what became of it")
+    return [printable(line) for line in lines]
 
 
 def _bounded(part: range) -> range:
@@ -209,18 +285,17 @@ def _bounded(part: range) -> range:
     return part
 
 
-def _undo_one(number: int, journal: SqliteJournal, force: bool) -> str:
+def _undo_one(entry: JournalEntry, journal: SqliteJournal, force: bool) -> str:
     from finwait import acting
     from finwait.cli.tune import roll_back
     from finwait.errors import FinwaitError, TargetGone
 
     try:
-        entry = journal.get(number)
         if entry.kind == "sysctl":
-            return "; ".join(roll_back(number, journal, force=force).lines)
+            return "; ".join(roll_back(entry.id, journal, force=force).lines)
         if entry.kind != "sockopt" and entry.result is None:
-            return f"cut short, and cannot be taken back; {acting.settle(number, journal)}"
-        return acting.restore(number, journal, force=force)
+            return f"cut short, and cannot be taken back; {acting.settle(entry.id, journal)}"
+        return acting.restore(entry.id, journal, force=force)
     except TargetGone as error:
         if entry.result is None:  # which is what one wanted to know of an act that was cut short
             return f"nothing to put back: {error}"
