@@ -179,7 +179,6 @@ def test_tune_explain_and_plan_say_what_they_know(capsys):
     ("argv", "said"),
     [
         (("tune", "rollback", "99"), "no act 99"),
-        (("tune", "rollback", "-1"), "no act -1"),
         (("tune", "show", "--pod-uid", "../x"), "not the uid"),
         (("tune", "show", "--netns", "no-such-namespace"), "no-such-namespace"),
         (("tune", "plan", "--no-diagnosis", "pod", "tcp_rfc1337=1"), "one profile"),

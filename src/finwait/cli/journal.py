@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from finwait.cli import options
+
 if TYPE_CHECKING:
     from finwait.errors import FinwaitError
     from finwait.kernel.journal import JournalEntry, SqliteJournal
@@ -24,7 +26,13 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="List every act: when, who, what, to which connection or setting, and what came of it. Acts "
         "that were begun and never finished (a crash) are marked.",
     )
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="how many (default 50)")
+    parser.add_argument(
+        "--limit",
+        type=options.at_least_one,
+        default=50,
+        metavar="N",
+        help="acts to list (default 50)",
+    )
     parser.add_argument(
         "--incomplete", action="store_true", help="only acts that were begun and never finished"
     )
@@ -60,8 +68,14 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _numbers(text: str) -> range:
     """Read ``7`` or ``7-12`` (argparse type)."""
     first, _, last = text.partition("-")
-    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) < 1 << 63):
-        raise argparse.ArgumentTypeError(f"`{text}`: write the number of an act, or FIRST-LAST")
+    if not (
+        text.isascii()
+        and len(text) < 40
+        and first.isdecimal()
+        and (last or first).isdecimal()
+        and int(first) <= int(last or first) < (1 << 63) - 1
+    ):
+        raise argparse.ArgumentTypeError(f"`{text[:60]}`: write the number of an act, or FIRST-LAST")
     return range(int(first), int(last or first) + 1)
 
 
@@ -184,14 +198,15 @@ def run(args: argparse.Namespace) -> int:
 def undo(args: argparse.Namespace) -> int:
     """Take back acts, the last first; go on when one cannot be taken back, and say so."""
     from finwait.cli.tune import agreed
-    from finwait.errors import FinwaitError
+    from finwait.errors import FinwaitError, UsageError
     from finwait.table.units import printable
 
     ids = sorted({number for part in args.acts for number in _bounded(part)}, reverse=True)
     if not ids and not args.incomplete:
-        error = FinwaitError("which act?")
-        error.hint = "`finwait journal` lists them; `--incomplete` takes those that were cut short"
-        raise error
+        raise UsageError(
+            "`finwait undo` needs the number of an act",
+            hint="`finwait journal` lists them; `--incomplete` takes those that were cut short",
+        )
     with opened() as journal:
         if args.incomplete:
             ids = sorted({*ids, *(entry.id for entry in journal.incomplete())}, reverse=True)
@@ -278,10 +293,10 @@ def would_do(entry: JournalEntry) -> list[str]:
 
 
 def _bounded(part: range) -> range:
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
 
-    if len(part) > 1_000_000:
-        raise FinwaitError(f"{len(part)} acts are more than a journal has")
+    if part.stop - part.start > 1_000_000:
+        raise UsageError(f"{part.start}-{part.stop - 1} is more acts than a journal has")
     return part
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from finwait.cli import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     explain = commands.add_parser("explain", help="all that is known of one setting")
     explain.add_argument(
-        "key", metavar="KEY", help="for example net.ipv4.tcp_fin_timeout, or tcp_fin_timeout"
+        "key",
+        metavar="KEY",
+        help="for example net.ipv4.tcp_fin_timeout, or tcp_fin_timeout",
     )
     explain.add_argument(
         "-o", "--output", choices=("text", "json"), default="text", help="form of the answer"
@@ -83,7 +88,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     apply.set_defaults(run=run_apply)
 
     rollback = commands.add_parser("rollback", help="put back what an earlier apply changed")
-    rollback.add_argument("id", type=int, metavar="ID", help="the number that apply printed")
+    rollback.add_argument(
+        "id", type=options.whole(1, (1 << 63) - 1), metavar="ID", help="the number that apply printed"
+    )
     rollback.add_argument(
         "--yes", action="store_true", help="do it; without this only what would be done is shown"
     )
@@ -103,7 +110,9 @@ def _what(parser: argparse.ArgumentParser) -> None:
 def _where(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        "--netns", metavar="NETNS", help="name, path, inode, or pid:PID (default: the one we are in)"
+        "--netns",
+        metavar="NETNS",
+        help="name, path, inode, or pid:PID (default: the one we are in)",
     )
     group.add_argument("--pod-uid", metavar="UID", help="the namespace of this pod on this node")
 
@@ -119,7 +128,8 @@ def _target(args: argparse.Namespace) -> Iterator[Target]:
     try:
         target = sysctl.pod_target(args.pod_uid) if args.pod_uid else sysctl.open_target(args.netns)
     except ValueError as error:
-        raise _wrong(str(error), "as in `kubectl get pod -o jsonpath={.metadata.uid}`") from None
+        hint = "as in `kubectl get pod -o jsonpath={.metadata.uid}`"
+        raise _wrong(f"`--pod-uid`: {error}", hint) from None
     with target:
         yield target
 
@@ -210,11 +220,9 @@ def _setting(key: str) -> Any:  # noqa: ANN401 - Setting; imported where used
 
 
 def _wrong(message: str, hint: str) -> Exception:
-    from finwait.remedy.tuning import ProfileError
+    from finwait.errors import UsageError
 
-    error = ProfileError("command line", 0, message)
-    error.hint = hint
-    return error
+    return UsageError(message, hint=hint)
 
 
 def run_explain(args: argparse.Namespace) -> int:
@@ -238,13 +246,17 @@ def load_profile(words: Sequence[str]) -> Profile:
     """Return the settings that a command line asks for: a shipped profile, a file, or ``key=value`` words.
 
     Raises:
-        ProfileError: there is no such profile, or the file or the words cannot be understood.
+        UsageError: there is no such profile, or the words cannot be understood.
+        ProfileError: the file cannot be understood.
     """
     from finwait import shipped
-    from finwait.remedy.tuning import parse_assignments, parse_profile, parse_sysctl_conf
+    from finwait.remedy.tuning import ProfileError, parse_assignments, parse_profile, parse_sysctl_conf
 
-    if all("=" in word for word in words) and not Path(words[0]).exists():
-        return parse_assignments(words)
+    if all("=" in word for word in words) and not os.path.exists(words[0]):
+        try:
+            return parse_assignments(words)
+        except ProfileError as error:
+            raise _wrong(error.reason, "for example `tcp_keepalive_time=300`") from None
     if len(words) > 1:
         raise _wrong(
             "one profile or file at a time, or only KEY=VALUE words", "plan them one after the other"
@@ -255,9 +267,11 @@ def load_profile(words: Sequence[str]) -> Profile:
     try:
         data = Path(name).read_bytes()
     except OSError as error:
-        known = ", ".join(shipped.profile_names())
+        hint = f"profiles: {', '.join(shipped.profile_names())}"
+        if isinstance(error, FileNotFoundError):
+            raise _wrong(f"no profile is called `{name}`, and there is no such file", hint) from None
         raise _wrong(
-            f"no profile `{name}`, and no such file ({error.strerror})", f"profiles: {known}"
+            f"`{name}` is no profile, and could not be read as a file: {error.strerror}", hint
         ) from None
     if name.endswith(".toml"):
         return parse_profile(name, data)
@@ -465,10 +479,10 @@ def run_rollback(args: argparse.Namespace) -> int:
     with opened() as journal:
         try:
             entry = journal.get(args.id)
-        except (ValueError, OverflowError):
-            raise _wrong(f"the journal has no act {args.id}", "`finwait journal` lists the acts") from None
+        except ValueError:
+            raise _no_such_act(f"the journal has no act {args.id}") from None
         if entry.kind != "sysctl":
-            raise _wrong(f"act {args.id} set no sysctls", "`finwait journal` lists the acts")
+            raise _no_such_act(f"act {args.id} set no sysctls")
         if not args.yes:
             for line in would_do(entry):
                 print(line)
@@ -479,6 +493,14 @@ def run_rollback(args: argparse.Namespace) -> int:
     for line in outcome.lines:
         print(line)
     return 0
+
+
+def _no_such_act(message: str) -> Exception:
+    from finwait.errors import FinwaitError
+
+    error = FinwaitError(message)
+    error.hint = "`finwait journal` lists the acts"
+    return error
 
 
 def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Path | None = None) -> Outcome:
