@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -166,6 +166,7 @@ class Actor:
         source: str = "",
         mptcp: bool = False,
         options: Sequence[tuple[int, int, int]] = (),
+        wait: bool = True,
     ) -> list[Conn]:
         """Open ``count`` connections at once.
 
@@ -176,6 +177,7 @@ class Actor:
             source: the address to come from; the kernel chooses when empty.
             mptcp: use IPPROTO_MPTCP.
             options: ``(level, name, value)`` to set before connecting.
+            wait: until all are established; without it the address is the far end's that was asked for.
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         told = self.ask(
@@ -187,8 +189,14 @@ class Actor:
             source=source,
             mptcp=mptcp,
             options=[list(option) for option in options],
+            wait=wait,
         )
         return [self._conn(one) for one in told]
+
+    def dial(self, host: str, port: int, *, source: str, sport: int) -> Conn:
+        """Begin to connect from a given port; the connection may stay in SYN_SENT."""
+        told = self.ask("dial", host=host, port=port, source=source, sport=sport)
+        return replace(self._conn(told), dst=host, dport=port)
 
     def accept(self, listener: Conn) -> Conn:
         """Accept one connection, waiting for it up to 10 s."""
@@ -273,6 +281,10 @@ class Actor:
     def reset(self, conns: Iterable[Conn]) -> None:
         """Close each with SO_LINGER on and 0 s, which sends RST."""
         self.ask("reset", fds=[conn.fd for conn in conns])
+
+    def forget(self, conns: Iterable[Conn]) -> None:
+        """Close each without a packet, as a machine does that loses power (needs CAP_NET_ADMIN)."""
+        self.ask("forget", fds=[conn.fd for conn in conns])
 
     def child(self, conns: Iterable[Conn], *argv: str) -> int:
         """Start a real program that inherits the descriptors under the same numbers; return its pid."""
