@@ -720,9 +720,9 @@ def _first(x: _End, y: _End) -> bool | None:
         if not at_or_behind(x.fin_ack, y.fin):
             return True
         return False if x.fin_new else None
-    if x.fin is not None and x.fin_new:
+    if x.fin is not None and x.fin_new and y.stream.packets:
         return False  # one that is not here came before
-    if y.fin is not None and y.fin_new:
+    if y.fin is not None and y.fin_new and x.stream.packets:
         return True
     if y.stated is not None:
         for said in (_said(y.stated.began), _said(y.stated.final)):
@@ -791,6 +791,8 @@ def _side(c: _Connection, which: int, facts: Facts, until_ns: int, reset: Reset 
         states = (CLOSED,) if known else (*(s for s in states if s != CLOSED), CLOSED)
     elif _stopped(me, until_ns) and facts.acked is not True:
         states = (CLOSED,)
+    elif c.packets and not all(end.stream.packets for end in c.ends) and CLOSED not in states:
+        states = (*states, CLOSED)  # a RST of the end that is out of sight
     return Side(
         c.a if which == 0 else c.b, states, kernel, "" if stated is None else stated.began, facts,
         me.stream.packets, me.fins, me.fin_ns, me.acked_ns, me.unheard, _stopped(me, until_ns), me.late_bytes,
@@ -805,7 +807,7 @@ def _outcome(c: _Connection, facts: tuple[Facts, Facts], reset: Reset | None) ->
         return Outcome.REFUSED if unanswered else Outcome.RESET
     sent = [one.sent for one in facts]
     if True not in sent:
-        if c.opened and not b.stream.packets:
+        if c.opened and not b.stream.packets and c.ends[0].stream.ack is None:
             return Outcome.NOT_OPENED
         return Outcome.OPEN if None not in sent else Outcome.UNSEEN
     if any(x.unheard or (x.acked_ns and f.acked is False) for x, f in zip(c.ends, facts, strict=True)):
