@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from finwait.diagnosis.closing import Closing, Closings, Kind, Outcome
+from finwait.diagnosis.closing import Closing, Kind, Outcome
+from finwait.diagnosis.closings import Closings
 from finwait.kernel.capture import Capture, space_of
 from finwait.kernel.lookup import ask
 from finwait.lab.actor import Actor, Conn, meet
@@ -52,12 +53,12 @@ class Scene:
     taken: tuple[list[Segment], list[Segment]] = field(default_factory=lambda: ([], []))
 
     @property
-    def tuple(self) -> Tuple:
+    def numbers(self) -> Tuple:
         return (pack_address(self.mine.src), self.mine.sport, pack_address(self.mine.dst), self.mine.dport)
 
     def states(self) -> tuple[str, str]:
         """What the kernels of both ends say; CLOSED where there is no such connection."""
-        a, p, b, q = self.tuple
+        a, p, b, q = self.numbers
         found = []
         for space, question in ((self.here, (a, b, p, q)), (self.there, (b, a, q, p))):
             sockets, gaps = ask([question], [space_of(space.inode)])
@@ -248,7 +249,7 @@ def test_last_ack_whose_ack_is_lost_behind_the_capture() -> None:
         check(s, at_least_fins=4)
         # One look at the socket tells at once what took three retransmissions to be sure of.
         first = next(k for k, one in enumerate(s.taken[1]) if one.flags & FIN and one.sport == PORT)
-        a, p, b, q = s.tuple
+        a, p, b, q = s.numbers
         assert told(s.taken[1][: first + 2], [((b, q, a, p), "LAST_ACK")]).outcome is not Outcome.IN_ORDER
 
 
@@ -322,7 +323,7 @@ def test_a_zero_window_holds_the_fin_back() -> None:
             lambda: any(step.kind is Kind.WINDOW_PROBE for step in told(s.taken[0]).steps), "a window probe"
         )
         assert not any(one.flags & (FIN | RST) for one in s.taken[0])
-        a, p, b, q = s.tuple
+        a, p, b, q = s.numbers
         closing = told(s.taken[0], [((a, p, b, q), "FIN_WAIT1")])
         assert closing.outcome is Outcome.UNANSWERED
         assert "The receive window of" in " ".join(diagram(closing))
