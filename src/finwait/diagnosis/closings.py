@@ -35,7 +35,7 @@ class Closings:
         most: connections to remember; of more, those without packets for the longest time are given up.
     """
 
-    def __init__(self, most: int = 20_000) -> None:
+    def __init__(self, most: int = 10_000) -> None:
         self._most = most
         self._live: OrderedDict[tuple[object, ...], Conversation] = OrderedDict()
         self._over: deque[Conversation] = deque()

@@ -18,9 +18,9 @@ from finwait.uapi.segment import ACK, FIN, RST, SYN, Segment
 __all__ = ["Conversation", "add", "is_copy", "take"]
 
 _COPY_NS: Final = 2_000_000  # a bridge hands a packet on within microseconds; the quickest RTO is 200 ms
-_KEPT_STEPS: Final = 200
-_KEPT_MARKS: Final = 32
-_RECENT: Final = 64
+_KEPT_STEPS: Final = 40
+_KEPT_MARKS: Final = 8
+_RECENT: Final = 32
 _MERGED: Final = frozenset(Kind) - {Kind.FIN, Kind.ACK, Kind.SYN}
 _DATA: Final = {
     Nth.NEW: Kind.DATA,

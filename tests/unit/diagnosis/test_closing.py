@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from finwait.diagnosis.closing import Closing, Facts, Kind, Outcome, possible
 from finwait.diagnosis.closings import Closings, closings
