@@ -23,6 +23,7 @@ from finwait.attribution import process
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.finding import Finding
+from finwait.diagnosis.rule import Rule
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.errors import Gap
 from finwait.kernel.observe import Plan
@@ -43,6 +44,7 @@ __all__ = [
     "live_machine",
     "look",
     "named",
+    "rules_for",
     "snapshot",
 ]
 
@@ -394,7 +396,8 @@ def diagnose(
     Args:
         machine: where to look; the running machine if not given.
         how: how to look (two looks, thresholds, namespaces).
-        rules: names of the rules to apply; all if not given.
+        rules: names of the rules to apply, beside those of healthy patterns; all if not given. Rows in a closing
+            state that none of them explains are found ``unexplained``.
         only: gives the mask of rows to report on (a FILTER); the other rows still serve as other ends.
 
     Raises:
@@ -402,7 +405,7 @@ def diagnose(
         DecodeError: the kernel sent bytes that are not what they claim to be.
     """
     try:
-        chosen = catalogue.rules() if rules is None else tuple(catalogue.rule(name) for name in rules)
+        chosen = catalogue.rules() if rules is None else rules_for(rules)
     except KeyError as error:
         raise ValueError(f"there is no rule {error}; the rules are {', '.join(catalogue.NAMES)}") from None
     shot = look(machine or live_machine(), how or Look())
@@ -412,6 +415,15 @@ def diagnose(
         view = replace(shot.view, close_on_exec=shot.machine.close_on_exec(wanted))
         shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found)
     return Diagnosis(shot, found, tuple(sorted({*shot.gaps, *engine.gaps(shot.view, chosen)})))
+
+
+def rules_for(names: Iterable[str]) -> tuple[Rule, ...]:
+    """Return rules by name, and those without which a row that none of them explains would pass for healthy.
+
+    Raises:
+        KeyError: there is none of a name.
+    """
+    return tuple(dict.fromkeys([*(catalogue.rule(name) for name in names), *catalogue.indispensable()]))
 
 
 def findings_of(diagnosis: Diagnosis, row: int) -> tuple[Finding, ...]:

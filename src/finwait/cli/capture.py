@@ -37,6 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "what",
         nargs="+",
+        type=str,
+        action=options.Words,
         metavar="FILTER|CONNECTION",
         help="a FILTER, LOCAL:PORT, LOCAL:PORT PEER:PORT, or a cookie (0x…)",
     )
@@ -58,14 +60,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--files",
-        type=options.count,
+        type=options.at_least_one,
         default=5,
         metavar="N",
         help="files to keep with --ring-mb (default: 5)",
     )
     parser.add_argument(
         "--snaplen",
-        type=_bytes,
+        type=options.whole(64, 65535),
         default=65535,
         metavar="BYTES",
         help="bytes kept per packet, 64 to 65535 (default: 65535)",
@@ -158,22 +160,6 @@ def _check(args: argparse.Namespace) -> None:
         args.wrong("--ring-mb needs a file: name it with --write")
     if args.write == "-":
         args.wrong("standard output is for the drawing: name a file with --write")
-
-
-def _bytes(text: str) -> int:
-    """Read how much is kept of a packet (argparse type)."""
-    number = options.count(text)
-    if not 64 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"`{text}`: between 64 and 65535 bytes; 128 keeps the headers")
-    return number
-
-
-def _files(text: str) -> int:
-    """Read how many files a ring has (argparse type)."""
-    number = options.count(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"`{text}`: at least 1")
-    return number
 
 
 def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:

@@ -92,6 +92,8 @@ class Row:
     rqueue: int
     wqueue: int
     retrans: int
+    probes: int = 0
+    """Probes without answer: of the timers 2 and 4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Expected:
 
     ``rule`` is "" for a row that no rule may mention. ``state`` is ``CLOSE`` for a descriptor whose socket
     is in no table any more (then there is no row, the addresses are empty, and ``inode`` and ``owners`` say
-    which). ``timer``, ``rqueue`` and ``retrans`` (a minimum) are waited for when they are not None.
+    which). ``timer``, ``rqueue``, ``retrans`` and ``probes`` (minima) are waited for when they are not None.
     """
 
     rule: str
@@ -117,6 +119,7 @@ class Expected:
     timer: int | None = None
     rqueue: int | None = None
     retrans: int | None = None
+    probes: int | None = None
     also: tuple[str, ...] = ()
     """Rules that match the row too, without being its primary cause."""
 
@@ -133,6 +136,7 @@ class Expected:
             and (self.timer is None or row.timer == self.timer)
             and (self.rqueue is None or row.rqueue == self.rqueue)
             and (self.retrans is None or row.retrans >= self.retrans)
+            and (self.probes is None or row.probes >= self.probes)
         )
 
 
@@ -243,6 +247,7 @@ def expect(
     timer: int | None = None,
     rqueue: int | None = None,
     retrans: int | None = None,
+    probes: int | None = None,
     also: tuple[str, ...] = (),
 ) -> tuple[Expected, ...]:
     """Return a row for each held socket; its owner is the program unless ``owners`` says otherwise."""
@@ -262,6 +267,7 @@ def expect(
             timer=timer,
             rqueue=rqueue,
             retrans=retrans,
+            probes=probes,
             also=also,
         )
         for conn in conns
@@ -286,6 +292,7 @@ def orphan(
     timer: int | None = None,
     rqueue: int | None = None,
     retrans: int | None = None,
+    probes: int | None = None,
 ) -> tuple[Expected, ...]:
     """Return a row for each socket that nobody has a descriptor of any more (or yet): inode 0."""
     return tuple(
@@ -302,6 +309,7 @@ def orphan(
             timer=timer,
             rqueue=rqueue,
             retrans=retrans,
+            probes=probes,
         )
         for conn in conns
     )
@@ -390,6 +398,7 @@ def _parse(netns: int, family: int, fields: list[str]) -> Row:
         rqueue,
         wqueue,
         int(fields[6], 16),
+        int(fields[8]),
     )
 
 
