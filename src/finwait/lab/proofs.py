@@ -585,7 +585,7 @@ def _closed_window_limits(lab: Lab) -> Iterator[Measured]:
 
 
 def _no_room(sock: socket.socket) -> bool:
-    """Whether the peer's window is shut to the last byte (``tcpi_snd_wnd``, Linux 5.4), and all that fitted is there."""
+    """Whether the peer's window is shut to the last byte (``tcpi_snd_wnd``), and all that fitted is acknowledged."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
     unacked = struct.unpack_from("=I", info, 24)[0]
     return len(info) >= 232 and not unacked and struct.unpack_from("=I", info, 228)[0] == 0
