@@ -99,7 +99,7 @@ def make(name: str) -> Path:
         end = time.monotonic() + 30
         while True:
             record(
-                session.live_machine(), str(path), looks=2, interval_ms=700, only=only, redact=True,
+                session.live_machine(), str(path), looks=2, interval_ms=max(700, scenarios()[name].watch_ms), only=only, redact=True,
                 keep_names=names, note=f"lab scenario {name}",
             )  # fmt: skip
             if _counts(replay(path)) == _wanted(situation):
