@@ -21,7 +21,7 @@ from finwait import files as disk
 from finwait.errors import FileRefused, KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import Capture, Packet, space_of
-from finwait.kernel.lookup import ask
+from finwait.kernel.lookup import Question, ask
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable, endpoint_text
 from finwait.uapi import pcap, tcp
@@ -44,6 +44,8 @@ class Chosen:
     inode: int = 0
     forms: tuple[pcap.Tuple, ...] = ()
     """The tuple, and what translators make of it."""
+    ifindex: int = 0
+    """Interface that its socket is bound to; 0 for any."""
 
     def __str__(self) -> str:
         src, sport, dst, dport = self.ends
@@ -97,6 +99,7 @@ def choose(sockets: SocketTable, rows: Iterable[int], flows: FlowTable | None) -
                 int(sockets["cookie"][row]),
                 int(sockets["inode"][row]),
                 forms(one, flows),
+                int(sockets["ifindex"][row]),
             )
         )
     return chosen
@@ -343,6 +346,11 @@ def _take(recorder: Recorder, capture: Capture, packet: Packet, writer: Writer |
         recorder.segments.append(segment)
 
 
+def _question(one: Chosen) -> Question:
+    src, sport, dst, dport = one.ends
+    return Question(src, dst, sport, dport, one.ifindex)
+
+
 def _changes(
     chosen: Sequence[Chosen],
     spaces: dict[int, netns.NetNamespace],
@@ -355,7 +363,7 @@ def _changes(
     for inode, space in list(spaces.items()):
         mine = [one for one in chosen if one.netns == inode]
         try:
-            sockets, gaps = ask([(a, b, p, q) for a, p, b, q in (one.ends for one in mine)], [space])
+            sockets, gaps = ask([_question(one) for one in mine], [space])
         except KernelError:
             continue
         if gaps:  # what led there is gone; something else may
@@ -372,15 +380,15 @@ def _changes(
                     said(f"{gone}, which only this capture keeps until it ends")
             continue
         found = {
-            ((a[0], a[1]), int(p), (b[0], b[1]), int(q)): (int(s), int(t), int(ms))
-            for a, p, b, q, s, t, ms in zip(
+            Question((a[0], a[1]), (b[0], b[1]), p, q, bound): (s, t, ms)
+            for a, p, b, q, bound, s, t, ms in zip(
                 sockets["src"].tolist(), sockets["sport"].tolist(), sockets["dst"].tolist(),
-                sockets["dport"].tolist(), sockets["state"].tolist(), sockets["timer"].tolist(),
-                sockets["expires_ms"].tolist(), strict=True,
+                sockets["dport"].tolist(), sockets["ifindex"].tolist(), sockets["state"].tolist(),
+                sockets["timer"].tolist(), sockets["expires_ms"].tolist(), strict=True,
             )
         }  # fmt: skip
         for one in mine:
-            state, timer, left = found.get(one.ends, (0, 0, 0))
+            state, timer, left = found.get(_question(one), (0, 0, 0))
             now = tcp.STATES.get(state, "gone") if state else "gone"
             if timer == 3 and now != "TIME_WAIT":
                 now = f"{now} as a minisocket"
