@@ -241,7 +241,7 @@ def rule_page(rule: Rule) -> str:
         facts.append("**Facts** " + ", ".join(f"[{c}](../ledger.md#{c.lower()})" for c in others))
     lines.append(" · ".join(facts) + "\n")
     for label, text in parts:
-        if label == "Reproduce":
+        if label == "Reproduce" and not rule.rest:
             text = f"`sudo {text}`" + (f": {scenario.title}" if scenario else "")
         lines.append(f"**{label}.** {text}\n" if label else f"{text}\n")
     if rule.clues:

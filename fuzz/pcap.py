@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 from tests import packets
 
-from finwait.diagnosis.closing import closings, diagram
+from finwait.diagnosis.closing import closings
 from finwait.errors import DecodeError
+from finwait.report.closing import diagram
 from finwait.uapi import pcap
+from finwait.uapi.segment import Segment, parse_segment
 
 
 def seeds() -> list[bytes]:
@@ -43,16 +47,16 @@ def one_input(data: bytes) -> None:
     """Read ``data`` as a capture file, then as one packet of the link type that its first byte names."""
     segments = []
     try:
-        for frame in pcap.read(data):
-            found = pcap.parse_segment(frame)
-            if found is not None:
+        for frame in pcap.Reader(io.BytesIO(data)):
+            found = parse_segment(frame)
+            if isinstance(found, Segment):
                 segments.append(found)
     except DecodeError:
         pass
     if data:
         links = (1, 101, 113, 276, 0, 12)
-        one = pcap.parse_segment(pcap.Frame(0, links[data[0] % len(links)], data[1:], len(data) - 1))
-        if one is not None:
+        one = parse_segment(pcap.Frame(0, links[data[0] % len(links)], data[1:], len(data) - 1))
+        if isinstance(one, Segment):
             segments.append(one)
     for closing in closings(segments):
         diagram(closing)

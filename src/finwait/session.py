@@ -23,6 +23,7 @@ from finwait.attribution import process
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.finding import Finding
+from finwait.diagnosis.rule import Rule
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.errors import Gap
 from finwait.kernel.observe import Plan
@@ -43,6 +44,7 @@ __all__ = [
     "live_machine",
     "look",
     "named",
+    "rules_for",
     "snapshot",
 ]
 
@@ -158,7 +160,9 @@ class Diagnosis:
         return tuple(f for f in self.findings if f.primary and f.severity == "problem")
 
 
-def _namespaces(observation: Observation, complete: bool) -> dict[int, NamespaceView]:
+def _namespaces(
+    observation: Observation, complete: bool, before: Mapping[int, Mapping[str, int]]
+) -> dict[int, NamespaceView]:
     addresses = decode.local_addresses(observation)
     result = {}
     for ns in observation.namespaces:
@@ -172,6 +176,7 @@ def _namespaces(observation: Observation, complete: bool) -> dict[int, Namespace
             tuple(printable(name) for name in ns.names),
             sysctls,
             process.counters(ns.files),
+            before.get(ns.inode, {}),
             addresses.get(ns.inode, frozenset()),
             complete and not ns.established_skipped,
         )
@@ -291,11 +296,13 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     plan = how.plan if how.progress is None else replace(how.plan, progress=how.progress)
     earlier: SocketTable | None = None
     watched = 0
+    before: dict[int, Mapping[str, int]] = {}
     begun = time.monotonic()
     observation = machine.observe(plan)
     if machine.again and (how.watch_ms or not machine.live):
         earlier = decode.sockets(observation)
         first_ns = observation.facts.boottime_ns
+        before = {ns.inode: process.counters(ns.files) for ns in observation.namespaces}
         if machine.live:
             if how.progress:
                 how.progress(f"watching for {how.watch_ms / 1000:g} s")
@@ -343,7 +350,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         sockets,
         flows=flows,
         descriptors=found,
-        namespaces=_namespaces(observation, complete),
+        namespaces=_namespaces(observation, complete, before),
         processes=processes,
         cgroup_paths=paths,
         options=how.options,
@@ -389,7 +396,8 @@ def diagnose(
     Args:
         machine: where to look; the running machine if not given.
         how: how to look (two looks, thresholds, namespaces).
-        rules: names of the rules to apply; all if not given.
+        rules: names of the rules to apply, beside those of healthy patterns; all if not given. Rows in a closing
+            state that none of them explains are found ``unexplained``.
         only: gives the mask of rows to report on (a FILTER); the other rows still serve as other ends.
 
     Raises:
@@ -397,7 +405,7 @@ def diagnose(
         DecodeError: the kernel sent bytes that are not what they claim to be.
     """
     try:
-        chosen = catalogue.rules() if rules is None else tuple(catalogue.rule(name) for name in rules)
+        chosen = catalogue.rules() if rules is None else rules_for(rules)
     except KeyError as error:
         raise ValueError(f"there is no rule {error}; the rules are {', '.join(catalogue.NAMES)}") from None
     shot = look(machine or live_machine(), how or Look())
@@ -407,6 +415,15 @@ def diagnose(
         view = replace(shot.view, close_on_exec=shot.machine.close_on_exec(wanted))
         shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found)
     return Diagnosis(shot, found, tuple(sorted({*shot.gaps, *engine.gaps(shot.view, chosen)})))
+
+
+def rules_for(names: Iterable[str]) -> tuple[Rule, ...]:
+    """Return rules by name, and those without which a row that none of them explains would pass for healthy.
+
+    Raises:
+        KeyError: there is none of a name.
+    """
+    return tuple(dict.fromkeys([*(catalogue.rule(name) for name in names), *catalogue.indispensable()]))
 
 
 def findings_of(diagnosis: Diagnosis, row: int) -> tuple[Finding, ...]:

@@ -63,6 +63,8 @@ RULES = [pytest.param(r, id=r.name) for r in catalogue.rules()]
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_has_a_page_a_scenario_and_a_recording(rule: Rule) -> None:
     assert (REFERENCE / f"rules/{rule.name}.md").is_file()
+    if rule.rest:  # of what no rule explains there is no scenario: it would be explained
+        return
     assert rule.name in scenarios()
     assert list((ROOT / "tests/captures").glob(f"*/{rule.name}.finwait")), "python -m tests.captures.make"
 
@@ -76,7 +78,8 @@ def test_the_docstring_of_a_rule_has_the_paragraphs_of_a_page(rule: Rule) -> Non
     labels = [label for label, _ in parts]
     assert labels == ["Seen as", "Why it stays", "Not this", "What ends it", "What does not", "Reproduce"]
     assert all(text for _, text in parts)
-    assert dict(parts)["Reproduce"] == f"finwait lab run {rule.name}"
+    if not rule.rest:
+        assert dict(parts)["Reproduce"] == f"finwait lab run {rule.name}"
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -88,9 +91,10 @@ def test_a_rule_rests_on_a_cause_of_the_taxonomy_and_facts_of_the_ledger(rule: R
     assert facts <= known
 
 
-def test_each_cause_from_1_to_17_has_a_rule() -> None:
+def test_each_cause_has_a_rule_and_what_has_none_is_number_0() -> None:
     numbers = {generate._cause_key(c)[0] for r in catalogue.rules() for c in generate.causes_of(r)}
-    assert numbers == set(range(1, 18))
+    assert numbers == set(range(max(numbers) + 1))
+    assert max(numbers) >= 20
 
 
 def test_the_columns_that_rules_name_as_clues_exist() -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from finwait.lab.actor import meet
 from finwait.lab.topology import Lab, unmet
-from finwait.uapi import pcap
+from finwait.uapi.segment import Segment, parse_segment
 from tests.kernel.needs import missing
-from tests.kernel.test_capture import capturing_is_possible  # noqa: F401
+from tests.kernel.test_capture import capturing_is_possible, frames_of  # noqa: F401
 
 pytestmark = pytest.mark.kernel
 
@@ -64,19 +64,23 @@ def test_a_translated_connection_is_captured_as_the_wire_has_it(tmp_path: Path) 
         door = backend.listen(link.b4, 8080)
         (mine,), (other,) = meet(client, service, backend, door)
         with capture("dst", service, "--until-closed", "--for", "60s", "-w", str(path)) as (process, said):
-            assert "also as 1 translated form" in said[0]
+            assert f"> {link.b4}:8080 (conntrack)" in said[1]
             client.shutdown([mine], "WR")
             backend.read_to_end([other])
             backend.close([other])
             client.read_to_end([mine])
             out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert f"{link.b4}:8080" in out
-    assert service not in out
+    begin, _, drawn = out.partition("\n")
+    assert re.fullmatch(
+        rf"\S+ > {service}:8080 is translated: on the wire it is \S+ > {link.b4}:8080 \(conntrack\)", begin
+    )
+    assert f"{link.b4}:8080" in drawn
+    assert service not in drawn
     assert "Closed in order" in out
-    segments = [pcap.parse_segment(frame) for frame in pcap.read(path.read_bytes())]
+    segments = [parse_segment(frame) for frame in frames_of(path)]
     assert len(segments) >= 3
-    assert all(segments)
+    assert all(isinstance(one, Segment) for one in segments)
 
 
 def test_a_namespace_that_vanishes_ends_the_capture_in_words(tmp_path: Path) -> None:
@@ -95,4 +99,4 @@ def test_a_namespace_that_vanishes_ends_the_capture_in_words(tmp_path: Path) -> 
     assert process.returncode in (0, 3), err
     assert re.search(r"was \w+ and is gone with its namespace", err), err
     assert path.read_bytes()[:4] == b"\x0a\x0d\x0d\x0a"
-    list(pcap.read(path.read_bytes()))  # whole to the last block
+    frames_of(path)  # whole to the last block

@@ -264,8 +264,8 @@ def test_of_two_listeners_that_share_a_port_the_one_that_does_not_accept_is_foun
         assert sorted(finding.rows.tolist()) == queued.tolist()
         values = [(e.value, e.says) for e in finding.evidence if e.column == "listener :7777"]
         assert [value for value, _ in values] == [f"{len(queued)} of 64 waiting", "0 of 64 waiting"]
-        assert f"fd {stuck.fileno()} has not accepted" in values[0][1]
-        assert f"fd {busy.fileno()} shares the address" in values[1][1]
+        assert f", fd {stuck.fileno()}) has not accepted" in values[0][1]
+        assert f", fd {busy.fileno()}) shares the address" in values[1][1]
         assert "healthy" not in "".join(text.connection(diagnosis.view, int(queued[0]), [finding]))
 
 

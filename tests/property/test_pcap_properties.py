@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finwait.diagnosis.closing import closings, diagram
+from finwait.diagnosis.closing import closings
 from finwait.errors import DecodeError
+from finwait.report.closing import diagram, verdict
 from finwait.uapi import pcap
+from finwait.uapi.segment import Segment, Unread, parse_segment
 from tests.packets import ethernet, ip4, pcap_file, tcp
 
 GOOD = [
@@ -27,10 +31,10 @@ def test_any_bytes_are_packets_or_a_decode_error(noise, kind, cut):
     stopped = 0
     segments = []
     try:
-        for frame in pcap.read(data):
+        for frame in pcap.Reader(io.BytesIO(data)):
             assert frame.length >= len(frame.data)
-            found = pcap.parse_segment(frame)
-            if found is not None:
+            found = parse_segment(frame)
+            if isinstance(found, Segment):
                 segments.append(found)
     except DecodeError as error:
         stopped = error.offset
@@ -41,8 +45,8 @@ def test_any_bytes_are_packets_or_a_decode_error(noise, kind, cut):
 @given(st.binary(max_size=120), st.sampled_from([0, 1, 12, 101, 113, 276, 228, 9999]))
 @settings(max_examples=400, deadline=None)
 def test_any_packet_is_a_segment_or_none(data, link):
-    found = pcap.parse_segment(pcap.Frame(0, link, data, len(data)))
-    assert found is None or found.payload >= 0
+    found = parse_segment(pcap.Frame(0, link, data, len(data)))
+    assert isinstance(found, Unread) or found.payload >= 0
 
 
 PACKETS = st.lists(
@@ -65,9 +69,9 @@ def test_any_sequence_of_packets_is_told_in_lines_of_at_most_100_characters(pack
     segments = []
     for from_a, seq, ack, flags, payload, time in sorted(packets, key=lambda p: p[5]):
         (src, sport), (dst, dport) = (a, b) if from_a else (b, a)
-        segments.append(pcap.Segment(time, src, dst, sport, dport, seq, ack, flags, 1, payload))
+        segments.append(Segment(time, src, dst, sport, dport, seq, ack, flags, 1, payload))
     for closing in closings(segments):
-        assert closing.verdict
+        assert verdict(closing)
         lines = diagram(closing)
         assert max(len(line) for line in lines[:-1]) <= 130
         assert all("\n" not in line for line in lines)

@@ -1,4 +1,4 @@
-"""Every form that translators give a connection."""
+"""Every form that translators give a connection, our end first in each."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ OTHER = flow(("10.0.0.1", 4001, "10.96.0.1", 80), ("10.1.0.6", 8080, "10.0.0.1",
 
 def test_a_client_is_also_looked_for_behind_the_service_address():
     one = ends("10.0.0.1", 4000, "10.96.0.1", 80)
-    assert forms(one, table(DNAT, OTHER)) == (one, ends("10.1.0.5", 8080, "10.0.0.1", 4000))
+    assert forms(one, table(DNAT, OTHER)) == (one, ends("10.0.0.1", 4000, "10.1.0.5", 8080))
 
 
 def test_a_backend_is_also_looked_for_by_the_service_address():
     one = ends("10.1.0.5", 8080, "10.0.0.1", 4000)
-    assert set(forms(one, table(OTHER, DNAT))) == {one, ends("10.0.0.1", 4000, "10.96.0.1", 80)}
+    assert set(forms(one, table(OTHER, DNAT))) == {one, ends("10.96.0.1", 80, "10.0.0.1", 4000)}
 
 
 def test_two_translators_in_a_row_are_followed():
     one = ends("10.0.0.1", 4000, "10.96.0.1", 80)
     found = forms(one, table(SNAT, DNAT))
-    assert ends("10.1.0.5", 8080, "192.0.2.1", 61000) in found
+    assert ends("192.0.2.1", 61000, "10.1.0.5", 8080) in found
     assert len(found) == 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import socket
 import struct
 
@@ -11,17 +12,23 @@ import pytest
 from finwait.errors import DecodeError
 from finwait.table.sockets import pack_address
 from finwait.uapi import pcap
+from finwait.uapi.segment import ACK, FIN, LINKTYPE_RAW, Segment, Unread, link_name, parse_segment
+from finwait.uapi.socket_filter import socket_filter
 from tests.packets import ethernet, ip4, ip6, pcap_file, sll, sll2, tcp
 
 A, B = "10.0.0.1", "10.0.0.2"
 A6, B6 = "2001:db8::1", "2001:db8::2"
 
 
+def read(data: bytes) -> list[pcap.Frame]:
+    return list(pcap.Reader(io.BytesIO(data)))
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("nano", [False, True])
 def test_a_pcap_file_gives_its_packets_and_times(order, nano):
     data = pcap_file([(1_700_000_000_123_456_789, b"abc"), (5_000_000_000, b"")], 1, order=order, nano=nano)
-    frames = list(pcap.read(data))
+    frames = read(data)
     assert [f.data for f in frames] == [b"abc", b""]
     assert frames[0].time_ns == 1_700_000_000_123_456_789 // (1 if nano else 1000) * (1 if nano else 1000)
     assert frames[1].link == 1
@@ -30,15 +37,15 @@ def test_a_pcap_file_gives_its_packets_and_times(order, nano):
 def test_a_pcapng_file_that_we_wrote_is_read_back():
     data = (
         pcap.section_block(application="finwait", comment="why")
-        + pcap.interface_block(pcap.LINKTYPE_RAW, "eth0", description="netns 5", filter_text="tcp")
+        + pcap.interface_block(LINKTYPE_RAW, "eth0", description="netns 5", filter_text="tcp")
         + pcap.packet_block(
             0, 1_700_000_000_123_456_789, b"hello", 7, comment="FIN_WAIT2 begins", outgoing=True
         )
         + pcap.section_block(comment="nothing came")
     )
-    (first,) = pcap.read(data)
+    (first,) = read(data)
     assert (first.time_ns, first.data, first.length) == (1_700_000_000_123_456_789, b"hello", 7)
-    assert (first.interface, first.comment, first.link) == ("eth0", "FIN_WAIT2 begins", pcap.LINKTYPE_RAW)
+    assert (first.interface, first.comment, first.link) == ("eth0", "FIN_WAIT2 begins", LINKTYPE_RAW)
     assert b"nothing came" in data
 
 
@@ -59,7 +66,7 @@ def test_a_pcapng_file_of_others_is_read_in_either_byte_order(order):
         + _ng_block(3, struct.pack(f"{order}I", 3) + b"abc\0", order)
         + _ng_block(2, struct.pack(f"{order}HHIIII", 0, 0, 0, 8, 1, 1) + b"x\0\0\0", order)
     )
-    frames = list(pcap.read(data))
+    frames = read(data)
     assert [f.data for f in frames] == [b"hi", b"abc", b"x"]
     assert [f.time_ns for f in frames] == [101_500_000_000, 100_000_000_000, 101_000_000_000]
     assert {f.link for f in frames} == {113}
@@ -79,13 +86,13 @@ def test_a_pcapng_file_of_others_is_read_in_either_byte_order(order):
 )
 def test_a_broken_file_says_where(data, where):
     with pytest.raises(DecodeError) as caught:
-        list(pcap.read(data))
+        read(data)
     assert caught.value.offset == where
 
 
 def test_a_file_that_was_cut_gives_the_packets_before():
     data = pcap_file([(0, b"abc"), (1, b"def")], 1)[:-1]
-    frames = pcap.read(data)
+    frames = iter(pcap.Reader(io.BytesIO(data)))
     assert next(frames).data == b"abc"
     with pytest.raises(DecodeError, match="cut"):
         next(frames)
@@ -109,46 +116,61 @@ SEGMENT = tcp(4000, 80, seq=7, ack=9, flags="FA", payload=b"hello")
         (228, ip4(A, B, SEGMENT), None),
         (0, b"\x02\0\0\0" + ip4(A, B, SEGMENT), None),
         (101, ip4(A, B, SEGMENT, options=b"\x01" * 8), None),
+        (9, b"\x00\x21" + ip4(A, B, SEGMENT), None),
+        (9, b"\xff\x03\x00\x21" + ip4(A, B, SEGMENT), None),
+        (50, b"\xff\x03\x00\x21" + ip4(A, B, SEGMENT), None),
+        (51, b"\x11\x00\x00\x01\x00\x2f\x00\x21" + ip4(A, B, SEGMENT), None),
+        (1, bytes(12) + b"\x88\x64\x11\x00\x00\x01\x00\x2f\x00\x21" + ip4(A, B, SEGMENT), None),
+        (1, bytes(12) + b"\x88\xa8\x00\x05\x81\x00\x00\x06\x08\x00" + ip4(A, B, SEGMENT), None),
     ],
 )
 def test_a_segment_is_found_behind_every_link_type(link, data, outgoing):
-    found = pcap.parse_segment(pcap.Frame(5, link, data, len(data), "eth0"))
-    assert found is not None
+    found = parse_segment(pcap.Frame(5, link, data, len(data), "eth0"))
+    assert isinstance(found, Segment)
     assert (found.src, found.dst) == (pack_address(A), pack_address(B))
     assert (found.sport, found.dport, found.seq, found.ack, found.payload) == (4000, 80, 7, 9, 5)
-    assert found.flags == pcap.FIN | pcap.ACK
+    assert found.flags == FIN | ACK
     assert found.outgoing is outgoing
 
 
 @pytest.mark.parametrize("extension", [b"", b"\x06\x00" + bytes(6), b"\x06\x01" + bytes(14)])
 def test_an_ipv6_segment_is_found_behind_extension_headers(extension):
     data = ip6(A6, B6, SEGMENT, extension=extension)
-    found = pcap.parse_segment(pcap.Frame(5, 101, data, len(data)))
-    assert found is not None
+    found = parse_segment(pcap.Frame(5, 101, data, len(data)))
+    assert isinstance(found, Segment)
     assert (found.src, found.dst, found.payload) == (pack_address(A6), pack_address(B6), 5)
 
 
 def test_the_payload_is_counted_by_the_header_when_the_capture_cut_it():
     data = ip4(A, B, SEGMENT)
-    found = pcap.parse_segment(pcap.Frame(5, 101, data[:40], len(data)))
-    assert found is not None
+    found = parse_segment(pcap.Frame(5, 101, data[:40], len(data)))
+    assert isinstance(found, Segment)
     assert found.payload == 5
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "why"),
     [
-        b"",
-        ip4(A, B, SEGMENT)[:30],
-        ip4(A, B, SEGMENT, protocol=17),
-        ip4(A, B, SEGMENT, fragment=100),
-        ip6(A6, B6, SEGMENT)[:50],
-        ip6(A6, B6, SEGMENT, following=58),
-        b"\x00" * 60,
+        (b"", Unread.CUT),
+        (ip4(A, B, SEGMENT)[:15], Unread.CUT),
+        (ip4(A, B, SEGMENT)[:30], Unread.CUT),
+        (ip4(A, B, SEGMENT, protocol=17), Unread.OTHER),
+        (ip4(A, B, SEGMENT, fragment=100), Unread.FRAGMENT),
+        (ip6(A6, B6, SEGMENT)[:30], Unread.CUT),
+        (ip6(A6, B6, SEGMENT)[:50], Unread.CUT),
+        (ip6(A6, B6, SEGMENT, following=58), Unread.OTHER),
+        (ip6(A6, B6, b"\x06\x00\x00\x08" + bytes(4) + SEGMENT, following=44), Unread.FRAGMENT),
+        (b"\x00" * 60, Unread.OTHER),
     ],
 )
-def test_what_is_not_a_tcp_segment_is_none(data):
-    assert pcap.parse_segment(pcap.Frame(0, 101, data, len(data))) is None
+def test_what_is_no_tcp_segment_is_told_apart_from_what_could_not_be_seen(data, why):
+    assert parse_segment(pcap.Frame(0, 101, data, len(data))) is why
+
+
+@pytest.mark.parametrize("link", [105, 127, 9999])
+def test_a_link_type_that_nobody_reads_is_not_called_another_protocol(link):
+    assert parse_segment(pcap.Frame(0, link, ip4(A, B, SEGMENT), 45)) is Unread.LINK
+    assert str(link) in link_name(link)
 
 
 # -- the filter, run by an interpreter of classic BPF written from the kernel's documentation -------------
@@ -182,7 +204,7 @@ def bpf(program: bytes, packet: bytes) -> int:
             raise AssertionError(hex(op))
 
 
-PROGRAM = pcap.socket_filter(
+PROGRAM = socket_filter(
     [
         (pack_address(A), 4000, pack_address(B), 80),
         (pack_address(A), 4000, pack_address("10.0.0.9"), 8080),
@@ -228,4 +250,4 @@ def test_the_kernel_takes_the_program():
 def test_too_many_connections_are_refused():
     many = [(pack_address(A), port, pack_address(B), 80) for port in range(1, 400)]
     with pytest.raises(ValueError, match="too many"):
-        pcap.socket_filter(many)
+        socket_filter(many)

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING
 from finwait.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from finwait.capturing import Chosen
+    from finwait.capturing import Chosen, FileRead, Recorder, Writer
+    from finwait.capturing.chosen import End
+    from finwait.diagnosis.sightings import Sighting
     from finwait.session import Snapshot
-    from finwait.uapi.pcap import Segment
 
 __all__ = ["add_parser", "explain_file", "run"]
 
 _MOST = 200
 _SMALL = 20_000
 """With so many sockets on the machine a whole diagnosis takes a second, and its causes go into the file."""
+_DRAWN = 50
+"""Connections that are drawn of a capture file unless some are named; first those that did not close in order."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,6 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "what",
         nargs="+",
+        type=str,
+        action=options.Words,
         metavar="FILTER|CONNECTION",
         help="a FILTER, LOCAL:PORT, LOCAL:PORT PEER:PORT, or a cookie (0x…)",
     )
@@ -47,20 +52,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="stop after this time (e.g. 30s)",
     )
     parser.add_argument(
-        "--ring-mb", type=float, default=0, metavar="MB", help="begin another file after so many MB"
+        "--ring-mb",
+        type=options.positive,
+        default=0,
+        metavar="MB",
+        help="start a new file every MB megabytes",
     )
     parser.add_argument(
-        "--files", type=int, default=5, metavar="N", help="keep so many files of the ring (default: 5)"
+        "--files",
+        type=options.at_least_one,
+        default=5,
+        metavar="N",
+        help="files to keep with --ring-mb (default: 5)",
     )
     parser.add_argument(
         "--snaplen",
-        type=int,
+        type=options.whole(64, 65535),
         default=65535,
         metavar="BYTES",
-        help="keep so much of each packet (default: all)",
+        help="bytes kept per packet, 64 to 65535 (default: 65535)",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="do not tell of changes while capturing")
-    parser.set_defaults(run=run)
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not print changes of state")
+    parser.set_defaults(run=run, wrong=parser.error)
 
 
 def _learn(shot: Snapshot, chosen: Sequence[Chosen]) -> dict[Chosen, str]:
@@ -96,6 +109,10 @@ def _learn(shot: Snapshot, chosen: Sequence[Chosen]) -> dict[Chosen, str]:
             notes[one].append("held by " + ", ".join(names))
         elif not one.inode:
             notes[one].append("held by nobody (an orphan, or not yet accepted)")
+        elif descriptors.unreadable:
+            notes[one].append("held by: unknown (not every process can be inspected)")
+        else:
+            notes[one].append("held by no process that was found")
     return {one: "; ".join(parts) for one, parts in notes.items() if parts}
 
 
@@ -105,12 +122,51 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FinwaitError: the filter is wrong, nothing or too much matches, or capturing is not possible.
     """
-    import signal
     import time
 
+    from finwait import capturing
+    from finwait.errors import FinwaitError
+
+    _check(args)
+    shot, rows = _select(args)
+    chosen = capturing.choose(shot.sockets, rows, shot.flows)
+    _announce(chosen)
+    recorder = capturing.Recorder()
+    writer = _writer(args, chosen)
+    begun = time.monotonic()
+    rounds = capturing.follow(
+        chosen,
+        recorder,
+        writer=writer,
+        deadline=None if args.duration is None else begun + args.duration / 1000,
+        until_closed=args.until_closed,
+        said=lambda text: None if args.quiet else print(text, file=sys.stderr),
+        snaplen=args.snaplen,
+        learn=lambda: _learn(shot, chosen),
+    )
+    try:
+        status = _follow(rounds, writer)
+    except ValueError as failed:
+        error = FinwaitError(str(failed))
+        error.hint = "select fewer: the kernel limits the filter's length"
+        raise error from None
+    _draw(recorder)
+    return _account(recorder, writer, status)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if args.ring_mb and not args.write:
+        args.wrong("--ring-mb needs a file: name it with --write")
+    if args.write == "-":
+        args.wrong("standard output is for the drawing: name a file with --write")
+
+
+def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
+    """Look, and return the rows that the FILTER selects."""
     import numpy as np
 
-    from finwait import capturing, session
+    from finwait import session
     from finwait.cli.explain import connection_filter
     from finwait.diagnosis import catalogue, engine
     from finwait.errors import FinwaitError
@@ -132,77 +188,107 @@ def run(args: argparse.Namespace) -> int:
         if rows or owners:  # else it may be in a namespace that nothing but a descriptor leads to
             break
     if not rows:
+        options.tell_gaps(shot.gaps)
         error = FinwaitError(f"no connection is `{' '.join(args.what)}`")
         error.hint = "`finwait list` shows what is there; connections that begin later are not captured"
         raise error
     if len(rows) > _MOST:
         error = FinwaitError(f"`{' '.join(args.what)}` is {len(rows)} connections, more than {_MOST}")
-        error.hint = "name fewer: the kernel takes only so long a filter"
+        error.hint = "select fewer: the kernel limits the filter's length"
         raise error
-    chosen = capturing.choose(shot.sockets, rows, shot.flows)
+    return shot, rows
+
+
+def _announce(chosen: Sequence[Chosen]) -> None:
+    from finwait.capturing.chosen import tuple_text
+    from finwait.uapi import tcp
+
     for one in chosen:
-        more = f", also as {len(one.forms) - 1} translated form(s)" if len(one.forms) > 1 else ""
-        print(f"capturing {one} in netns {one.netns}: {tcp.STATES[one.state]}{more}", file=sys.stderr)
-    writer = None
-    if args.write:
-        writer = capturing.Writer(
-            args.write,
-            limit=int(args.ring_mb * 1e6),
-            files=max(args.files, 1),
-            comment="\n".join(f"{one} in netns {one.netns}: {tcp.STATES[one.state]}" for one in chosen),
-        )
-        try:
-            writer.open()
-        except OSError as failed:
-            error = FinwaitError(f"could not write `{args.write}`: {failed.strerror}")
-            error.hint = "choose another place with `--write`"
-            raise error from None
-    recorder = capturing.Recorder()
-    status = 0
-    begun = time.monotonic()
+        print(f"capturing {one} in netns {one.netns}: {tcp.STATES[one.state]}", file=sys.stderr)
+        for form in one.forms[1:]:
+            print(f"  translated to {tuple_text(form, one.scope)} (conntrack)", file=sys.stderr)
+
+
+def _writer(args: argparse.Namespace, chosen: Sequence[Chosen]) -> Writer | None:
+    from finwait import capturing
+    from finwait.errors import FinwaitError
+
+    if not args.write:
+        return None
+    writer = capturing.Writer(
+        args.write,
+        limit=int(args.ring_mb * 1e6),
+        files=args.files,
+        comment="\n".join(f"connection {one} in netns {one.netns}" for one in chosen),
+    )
+    try:
+        writer.open()
+    except OSError as failed:
+        error = FinwaitError(f"could not write `{args.write}`: {failed.strerror}")
+        error.hint = "choose another place with `--write`"
+        raise error from None
+    return writer
+
+
+def _follow(rounds: object, writer: Writer | None) -> int:
+    """Capture until it ends or a signal ends it; returns the exit status."""
+    import contextlib
+    import signal
+    from collections.abc import Generator
+
+    assert isinstance(rounds, Generator)
     # A closed terminal or a SIGTERM ends the capture as Ctrl-C does: the file is closed, the closing drawn.
     ending = (signal.SIGTERM, signal.SIGHUP)
     previous = [signal.signal(number, signal.default_int_handler) for number in ending]
     told = ""
     try:
-        for recorder in capturing.follow(  # noqa: B007 - the last one is what is drawn
-            chosen,
-            writer=writer,
-            deadline=None if args.duration is None else begun + args.duration / 1000,
-            until_closed=args.until_closed,
-            said=lambda text: None if args.quiet else print(text, file=sys.stderr),
-            snaplen=args.snaplen,
-            learn=lambda: _learn(shot, chosen),
-        ):
-            if writer is not None and writer.failed and not told:
-                told = writer.failed
-                print(f"could not write on: {told}; the diagram goes on", file=sys.stderr)
-    except ValueError as failed:
-        error = FinwaitError(str(failed))
-        error.hint = "name fewer connections"
-        raise error from None
+        with contextlib.closing(rounds):
+            for _ in rounds:
+                if writer is not None and writer.failed and not told:
+                    told = writer.failed
+                    print(f"could not write on: {told}; the diagram goes on", file=sys.stderr)
     except KeyboardInterrupt:
-        status = 130
+        return 130
     finally:
         for number, handler in zip(ending, previous, strict=True):
             signal.signal(number, handler)
         if writer is not None:
             writer.close()
-    _draw(recorder.segments, time.time_ns())
-    return _account(recorder, writer, status)
+    return 0
 
 
-def _account(recorder: object, writer: object, status: int) -> int:
-    from finwait.capturing import Recorder, Writer
+def _draw(recorder: Recorder) -> None:
+    from finwait.capturing.chosen import tuple_text
+    from finwait.diagnosis.sightings import key, sightings
+    from finwait.report.closing import drawing
 
-    assert isinstance(recorder, Recorder)
+    forms: list[tuple[Chosen, list[tuple[object, ...]]]] = [
+        (one, [(one.place, one.scope, *sorted(((a, p), (b, q)))) for a, p, b, q in one.forms])
+        for one in recorder.chosen
+    ]
+    found = sightings(recorder.book.told(recorder.until_ns), [keys for _, keys in forms])
+    for number, sighting in enumerate(found):
+        if number:
+            print()
+        for one, keys in forms:
+            if key(sighting.closing) in keys[1:]:
+                form = one.forms[keys.index(key(sighting.closing))]
+                print(f"{one} is translated: on the wire it is {tuple_text(form, one.scope)} (conntrack)")
+        for line in drawing(sighting, until_ns=recorder.until_ns, lost=recorder.dropped):
+            print(line)
+
+
+def _account(recorder: Recorder, writer: Writer | None, status: int) -> int:
     where = ""
-    if isinstance(writer, Writer):
+    if writer is not None:
         where = f" to {', '.join(f'`{path}`' for path in writer.paths)}"
     print(f"{recorder.packets} packets{where}", file=sys.stderr)
     if recorder.dropped:
-        print(f"{recorder.dropped} packets were dropped: no block of the ring was free", file=sys.stderr)
-    if isinstance(writer, Writer) and writer.failed:
+        print(
+            f"gap: {recorder.dropped} packets were lost: no block of the ring was free, the drawing may lack them",
+            file=sys.stderr,
+        )
+    if writer is not None and writer.failed:
         print(
             f"the file is not whole: {writer.failed}\nhint: free some space and capture again",
             file=sys.stderr,
@@ -211,73 +297,87 @@ def _account(recorder: object, writer: object, status: int) -> int:
     return status or (3 if recorder.dropped else 0)
 
 
-def _draw(segments: Iterable[Segment], until_ns: int) -> None:
-    from finwait.diagnosis.closing import closings, diagram
-
-    for number, closing in enumerate(closings(segments)):
-        if number:
-            print()
-        for line in diagram(closing, until_ns=until_ns):
-            print(line)
-
-
-def explain_file(path: str, wanted: list[str]) -> int:
+def explain_file(path: str, wanted: Sequence[End]) -> int:
     """Draw the closings that a capture file holds (``finwait explain --pcap FILE``).
 
     Args:
-        path: pcap or pcapng, gzip or not.
-        wanted: ``ADDRESS:PORT`` of one end or of both; empty for all.
+        path: pcap or pcapng, gzip or not; ``-`` for standard input.
+        wanted: one end or both (`finwait.capturing.chosen.parse_end`); empty for all.
 
     Raises:
-        FinwaitError: the file cannot be read at all.
+        FinwaitError: the file cannot be read at all, or what is wanted is not in it.
     """
-    from finwait.capturing import read_file
-    from finwait.diagnosis.closing import closings, diagram
+    from finwait.capturing import read_closings
+    from finwait.capturing.chosen import end_text
+    from finwait.diagnosis.sightings import sightings
     from finwait.errors import DecodeError, FinwaitError
-    from finwait.uapi import pcap
+    from finwait.report.closing import drawing
 
     try:
-        data = read_file(path)
-    except (OSError, ValueError) as failed:
-        error = FinwaitError(f"could not read `{path}`: {getattr(failed, 'strerror', None) or failed}")
-        error.hint = "a pcap or pcapng file, also gzip-compressed, is wanted"
+        found = read_closings(path, wanted)
+    except OSError as failed:
+        error = FinwaitError(f"could not read `{path}`: {failed.strerror or failed}")
+        error.hint = "name a pcap or pcapng file; gzip is unpacked"
         raise error from None
-    segments = []
-    packets = others = last_ns = 0
-    broken: DecodeError | None = None
-    try:
-        for frame in pcap.read(data):
-            packets += 1
-            last_ns = max(last_ns, frame.time_ns)
-            segment = pcap.parse_segment(frame)
-            if segment is None:
-                others += 1
-            else:
-                segments.append(segment)
     except DecodeError as failed:
-        if not packets:
-            failed.hint = "a pcap or pcapng file, also gzip-compressed, is wanted"
-            raise
-        broken = failed
-    segments.sort(key=lambda s: s.time_ns)
-    shown = 0
-    for closing in closings(segments):
-        lines = diagram(closing, until_ns=last_ns)
-        if wanted and not all(any(_is(end, word) for end in (closing.a, closing.b)) for word in wanted):
-            continue
-        if shown:
+        failed.hint = "name a pcap or pcapng file; gzip is unpacked"
+        raise
+    joined = sightings(found.book.told(found.until_ns))
+    drawn = _chosen_to_draw(joined, all_of_them=bool(wanted))
+    for number, sighting in enumerate(drawn):
+        if number:
             print()
-        shown += 1
-        for line in lines:
+        for line in drawing(sighting, until_ns=found.until_ns, lost=found.dropped):
             print(line)
-    print(f"{packets} packets, {others} of them not TCP, {shown} connections shown", file=sys.stderr)
-    if broken is not None:
-        print(f"the file ends badly: {broken}", file=sys.stderr)
-    return 3 if broken is not None else 0
+    _tell_read(found, joined, drawn)
+    if wanted and not joined:
+        error = FinwaitError(
+            f"no connection of {' and '.join(end_text(*end) for end in wanted)} is in `{path}`"
+        )
+        error.hint = "leave the addresses out to see every connection of the file"
+        raise error
+    return 3 if found.partial else 0
 
 
-def _is(end: tuple[tuple[int, int], int], word: str) -> bool:
-    from finwait.table.sockets import endpoint_text
+def _chosen_to_draw(joined: list[Sighting], *, all_of_them: bool) -> list[Sighting]:
+    """Return what to draw: of many, first what did not close in order, in the order of the file."""
+    from finwait.diagnosis.closing import Outcome
 
-    address, port = end
-    return endpoint_text(*address, port) == word
+    if all_of_them or len(joined) <= _DRAWN:
+        return joined
+    plain = (Outcome.IN_ORDER, Outcome.OPEN, Outcome.UNSEEN, Outcome.NOT_OPENED)
+    order = sorted(range(len(joined)), key=lambda k: (joined[k].closing.outcome in plain, k))
+    return [joined[k] for k in sorted(order[:_DRAWN])]
+
+
+def _tell_read(found: FileRead, joined: list[Sighting], drawn: list[Sighting]) -> None:
+    """Say on standard error what was read, and what could not be."""
+    from collections import Counter
+
+    from finwait.uapi.segment import Unread, link_name
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    others = found.unread[Unread.OTHER] + found.unread[Unread.FRAGMENT]
+    say(f"{found.packets} packets, {others} of them not TCP, {len(joined)} connections")
+    if len(drawn) < len(joined):
+        counts = Counter(one.closing.outcome.value for one in joined)
+        say("  " + ", ".join(f"{count} × {name}" for name, count in counts.most_common()))
+        say(f"{len(drawn)} of {len(joined)} are drawn\nhint: name one by ADDRESS:PORT to see it")
+    for link, count in found.links.most_common():
+        say(f"gap: {count} packets of link type {link_name(link)} were not read")
+    if found.links:
+        say("hint: finwait reads Ethernet, Linux cooked, raw IP, PPP and loopback captures")
+    if found.unread[Unread.CUT]:
+        say(f"gap: {found.unread[Unread.CUT]} packets end before their TCP header (too small a snaplen?)")
+    if found.dropped:
+        say(f"gap: {found.dropped} packets were lost when this was captured")
+    if found.late:
+        say(f"note: {found.late} packets have time stamps far out of order")
+    if found.book.given_up:
+        say(f"gap: {found.book.given_up} connections were left out; name those that you want by ADDRESS:PORT")
+    if found.cut:
+        say(f"gap: {found.cut}; what was unpacked is shown")
+    elif found.broken is not None:
+        say(f"gap: the file cannot be read on: {found.broken}")

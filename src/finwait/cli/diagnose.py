@@ -65,7 +65,7 @@ def show(args: argparse.Namespace, diagnosis: object) -> None:
         return
     import numpy as np
 
-    primary = [f.rows for f in findings if f.primary and len(f.rows)]
+    primary = [f.rows for f in findings if f.primary and len(f.rows) and not f.counted]
     which = np.concatenate(primary) if primary else np.empty(0, np.int64)
     columns = ("rule", "also", *rows.WIDE[:-1], "age_at_least_s", "age_at_most_s")
     if args.output == "csv":

@@ -18,13 +18,22 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Explain one connection with all its evidence and a picture of both ends, or print the page of "
         "a rule. A connection is named by LOCAL:PORT, by LOCAL:PORT PEER:PORT, by its cookie (0x…), or by a FILTER.",
     )
-    parser.add_argument("what", nargs="*", metavar="CONNECTION|RULE", help="what to explain")
     parser.add_argument(
-        "--pcap", metavar="FILE", help="tell how connections closed from a capture (pcap, pcapng, gzip)"
+        "what",
+        nargs="*",
+        type=str,
+        action=options.Words,
+        metavar="CONNECTION|RULE",
+        help="what to explain",
+    )
+    parser.add_argument(
+        "--pcap",
+        metavar="FILE",
+        help="draw how connections closed, from a capture (pcap, pcapng, also packed with gzip; - is standard input)",
     )
     options.add_look(parser)
     options.add_output(parser, ("text", "json"))
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, wrong=parser.error)
 
 
 _ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+|\*):(\d+|\*)$")
@@ -46,29 +55,46 @@ def run(args: argparse.Namespace) -> int:
     from finwait.diagnosis import catalogue
 
     if args.pcap:
-        from finwait.cli.capture import explain_file
-
-        return explain_file(args.pcap, [word for word in args.what if word not in ("->", "→", "-")])
+        return _explain_capture(args)
     if not args.what:
-        from finwait.errors import FinwaitError
+        from finwait.errors import UsageError
 
-        nothing = FinwaitError("nothing to explain was named")
-        nothing.hint = "name a connection, a rule, or a capture file with `--pcap`"
-        raise nothing
-
+        raise UsageError(
+            "nothing to explain: no CONNECTION and no RULE",
+            hint="name a connection, a rule, or a capture file with `--pcap`",
+        )
     if len(args.what) == 1 and args.what[0] in catalogue.NAMES:
         print(catalogue.page(args.what[0]))
         return 0
     if len(args.what) == 1 and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", args.what[0]):
         import difflib
 
-        from finwait.errors import FinwaitError
+        from finwait.errors import UsageError
 
         near = difflib.get_close_matches(args.what[0], catalogue.NAMES, 1)
-        error = FinwaitError(f"there is no rule `{args.what[0]}`")
-        error.hint = f"did you mean `{near[0]}`?" if near else "`finwait rules` lists them"
-        raise error
+        hint = f"did you mean `{near[0]}`?" if near else "`finwait rules` lists them"
+        raise UsageError(f"there is no rule `{args.what[0]}`", hint=hint)
     return _explain(args)
+
+
+def _explain_capture(args: argparse.Namespace) -> int:
+    from finwait.capturing.chosen import parse_end
+    from finwait.cli.capture import explain_file
+
+    if args.output != "text":
+        args.wrong("--pcap draws: it cannot go with --output")
+    if args.recording or args.netns:
+        args.wrong("--pcap reads a capture: it cannot go with --from or --netns")
+    ends = []
+    for word in args.what:
+        if word in (">", "->", "→", "-"):
+            continue
+        end = parse_end(word)
+        if end is None:
+            args.wrong(f"`{word}` is not ADDRESS:PORT, by which --pcap selects connections")
+        assert end is not None
+        ends.append(end)
+    return explain_file(args.pcap, ends)
 
 
 def _explain(args: argparse.Namespace) -> int:

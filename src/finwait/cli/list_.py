@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _columns(args: argparse.Namespace) -> tuple[str, ...]:
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.report import columns as cols
     from finwait.report import rows
 
@@ -89,22 +89,19 @@ def _columns(args: argparse.Namespace) -> tuple[str, ...]:
             import difflib
 
             near = difflib.get_close_matches(name, cols.NAMES, 1)
-            error = FinwaitError(f"there is no column `{name}`")
-            error.hint = f"did you mean `{near[0]}`?" if near else "`--columns help` lists all"
-            raise error
+            hint = f"did you mean `{near[0]}`?" if near else "`--columns help` lists all"
+            raise UsageError(f"`--columns`: there is no column `{name}`", hint=hint)
     return chosen
 
 
 def _order(cells: object, name: str) -> list[int]:
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.report.columns import NAMES, Cells
 
     assert isinstance(cells, Cells)
     descending = name.startswith("-")
     name = name.lstrip("-")
     if name not in NAMES:
-        error = FinwaitError(f"there is no column `{name}` to sort by")
-        error.hint = "`--columns help` lists all"
-        raise error
+        raise UsageError(f"`--sort`: there is no column `{name}`", hint="`--columns help` lists all")
     values = cells.column(name)
     return sorted(range(len(values)), key=lambda k: (values[k] is None, values[k]), reverse=descending)

@@ -31,10 +31,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "unless marked connections are sent to a plan and the plan is agreed to.",
     )
     options.add_filter(parser)
-    parser.add_argument("--from", dest="recording", metavar="FILE", help="show the looks of a recording")
+    parser.add_argument(
+        "--from",
+        dest="recording",
+        metavar="FILE",
+        help="show the looks of a recording",
+    )
     parser.add_argument(
         "--refresh",
-        type=options.duration_ms,
+        type=options.pause_ms,
         default=2000,
         metavar="TIME",
         help="time between pictures (default: 2s)",

@@ -21,9 +21,14 @@ _PARQUET_ROWS = 1_000_000
 
 _DESCRIPTION = """\
 Print every change of state of TCP connections: when, where, from which state to which, how long it had
+<<<<<<< HEAD
 been in the old one, and which process holds it. Reads the kernel's own tracepoint in a private tracefs
 instance; without it, finwait compares snapshots of the sockets, and says so. A FILTER that a change of state
 cannot answer (a queue, a timer, a rule) is refused; `--stuck` looks at sockets and can answer most.
+=======
+been in the old one, and whose it is. Reads the kernel's own tracepoint in a private tracefs instance; without
+it, finwait compares snapshots, and says so.
+>>>>>>> main
 """
 
 
@@ -35,7 +40,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("filter", nargs="*", metavar="FILTER", help="which connections, in the grammar of ss")
+    parser.add_argument(
+        "filter",
+        nargs="*",
+        type=str,
+        action=options.Words,
+        metavar="FILTER",
+        help="which connections, in the grammar of ss",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -58,9 +70,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--resets", action="store_true", help="also print resets sent and received, with the reason"
     )
+<<<<<<< HEAD
     parser.add_argument("--retransmits", action="store_true", help="also print retransmissions")
     parser.add_argument("--stack", action="store_true", help="print the kernel and user stack of each change")
     parser.add_argument("--count", type=options.count, metavar="N", help="stop after N lines (or records)")
+=======
+    parser.add_argument("--retransmits", action="store_true", help="also retransmissions")
+    parser.add_argument("--stack", action="store_true", help="print the kernel and user stack of each change")
+    parser.add_argument(
+        "--count", type=options.at_least_one, metavar="N", help="stop after N lines (or records)"
+    )
+>>>>>>> main
     parser.add_argument(
         "--for",
         dest="duration",
@@ -76,15 +96,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--poll", action="store_true", help="do not trace; compare snapshots of the sockets")
     parser.add_argument(
         "--interval",
-        type=_interval,
+        type=options.pause_ms,
         default=250,
         metavar="DURATION",
         help="time between two snapshots of the sockets (default: 250ms)",
     )
     parser.add_argument(
-        "--buffer-kb", type=_kib, metavar="KIB", help="ring buffer of each CPU (default: 64 MiB shared out)"
+        "--buffer-kb",
+        type=options.whole(1, 1 << 21),
+        metavar="KIB",
+        help="ring buffer of each CPU (default: 64 MiB shared out)",
     )
     parser.add_argument(
+<<<<<<< HEAD
         "--not-holder",
         action="append",
         type=int,
@@ -93,25 +117,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="assume that PID, which cannot be inspected, holds none of them (repeatable)",
     )
     parser.add_argument(
+=======
+>>>>>>> main
         "-q", "--quiet", action="store_true", help="do not print the method and its blind spots"
     )
     parser.set_defaults(run=run, wrong=parser.error)
-
-
-def _interval(text: str) -> int:
-    """Read a time between looks (argparse type); without any pause looking would be all that is done."""
-    ms = options.duration_ms(text)
-    if ms < 1:
-        raise argparse.ArgumentTypeError(f"`{text}`: at least 1ms")
-    return ms
-
-
-def _kib(text: str) -> int:
-    """Read the size of a ring buffer (argparse type)."""
-    number = options.count(text)
-    if not 1 <= number <= 1 << 21:
-        raise argparse.ArgumentTypeError(f"`{text}`: between 1 and {1 << 21} KiB")
-    return number
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -96,6 +96,8 @@ class Movement:
     known: Mask
     """The socket was there before, with counters: what did not move stood still."""
     same_state: Mask
+    queue: NDArray[np.int64]
+    """What was in the receive queue then; −1 where the socket was not there."""
 
 
 _CLOCK_SLACK_MS = 100
@@ -110,7 +112,8 @@ def movement(sockets: SocketTable, earlier: SocketTable | None, watched_ms: int 
     """
     n = len(sockets)
     if earlier is None or not len(earlier) or not n:
-        return Movement(*(np.zeros(n, np.bool_) for _ in range(5)))
+        none = np.zeros(n, np.bool_)
+        return Movement(none, none, none, none, none, np.full(n, -1, np.int64))
     i, j = matches((sockets.cookie, sockets.protocol), (earlier.cookie, earlier.protocol))
     before, _ = unique_match(n, i, j)
     known = before >= 0
@@ -149,7 +152,8 @@ def movement(sockets: SocketTable, earlier: SocketTable | None, watched_ms: int 
         sent |= known & ~acked & (fewer | went & (sockets.retrans == 0))
         counted = (counted | in_clocked) & (acked | out_clocked | (sockets.protocol != 6))
     read &= sockets.protocol == 6
-    return Movement(moved, sent, read, counted, same_state)
+    queue = np.where(known, earlier.rqueue[at].astype(np.int64), -1)
+    return Movement(moved, sent, read, counted, same_state, queue)
 
 
 def assemble(
@@ -224,6 +228,7 @@ def assemble(
         sent=change.acknowledged,
         read=change.read,
         moved_known=change.known,
+        queue_before=change.queue,
         has_flow=has_flow,
         flow_state=state,
         flow_natted=natted,

@@ -8,7 +8,7 @@ from functools import cache
 
 from finwait.diagnosis.rule import Rule
 
-__all__ = ["NAMES", "page", "rule", "rules"]
+__all__ = ["NAMES", "indispensable", "page", "rule", "rules"]
 
 NAMES = (
     "fin-wait2-held",
@@ -20,6 +20,7 @@ NAMES = (
     "close-wait-eof-read",
     "close-wait-eof-unread",
     "never-accepted",
+    "accept-queue-full",
     "inherited-descriptor",
     "holder-not-found",
     "idle-unprobed",
@@ -27,11 +28,16 @@ NAMES = (
     "fin-unanswered-orphan",
     "fin-unanswered-held",
     "zero-window",
+    "egress-blocked",
     "nat-entry-gone",
     "nat-zombie",
+    "time-wait",
     "time-wait-flood",
     "hidden-leak",
     "mptcp-half-close",
+    "handshake",
+    "closing-in-progress",
+    "unexplained",
 )
 
 
@@ -51,6 +57,11 @@ def rule(name: str) -> Rule:
     found: Rule = importlib.import_module(_module_name(name)).RULE
     assert found.name == name
     return found
+
+
+def indispensable() -> tuple[Rule, ...]:
+    """Return the rules that no diagnosis goes without: healthy patterns, and what takes the rows that none explains."""
+    return tuple(one for one in rules() if one.severity == "healthy" or one.rest)
 
 
 def rules() -> tuple[Rule, ...]:

@@ -12,7 +12,7 @@ are never turned into one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Evidence, Finding, Remedy
-from finwait.diagnosis.rule import Case, Clue, Rule
+from finwait.diagnosis.rule import Case, Clue, Match, Rule
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.units import cell_text
@@ -38,48 +38,65 @@ def diagnose(view: View, rules: Iterable[Rule], only: NDArray[np.bool_] | None =
         rules: see `finwait.diagnosis.catalogue`.
         only: rows to report on; the others still serve as other ends, listeners and legs.
     """
-    row_rules = [r for r in rules if r.match is not None]
-    masks = []
-    best = np.full(len(view), 1 << 30, np.int64)
-    for order, rule in enumerate(row_rules):
-        assert rule.match is not None
-        mask = rule.match(view)
-        if only is not None:
-            mask = mask & only
-        masks.append(mask)
-        best = np.where(mask, np.minimum(best, rule.rank * 1000 + order), best)
+    rules = tuple(rules)
     found: list[Finding] = []
-    for order, (rule, mask) in enumerate(zip(row_rules, masks, strict=True)):
-        rows = np.flatnonzero(mask)
-        if len(rows):
-            primary = best[rows] == rule.rank * 1000 + order
+    best = np.full(len(view), _NONE, np.int64)
+    marked: list[tuple[int, Rule, NDArray[np.int64], Match | None]] = []
+    # Those that take what is left over come last.
+    for order, rule in sorted(enumerate(rules), key=lambda pair: (pair[1].rest, pair[0])):
+        cause = rule.rank * 1000 + order
+        for rows, match in _marks(view, rule):
+            kept = rows if only is None else rows[only[rows]]
+            if rule.rest:
+                kept = kept[best[kept] == _NONE]
+            if len(kept):
+                best[kept] = np.minimum(best[kept], cause)
+                marked.append((cause, rule, kept, match))
+            elif match is not None and not len(rows):
+                found.append(_about(view, rule, match, rows, primary=True))
+    for cause, rule, rows, match in marked:
+        primary = best[rows] == cause
+        if rule.severity == "healthy":  # what another rule tells better needs no second word
+            rows, primary = rows[primary], primary[primary]
+        if match is None:
             found += _groups(view, rule, rows, primary)
-    for rule in rules:
-        if rule.matches is None:
-            continue
-        for match in rule.matches(view):
-            rows = match.rows if only is None else match.rows[only[match.rows]]
-            if len(match.rows) and not len(rows):
-                continue
-            found.append(
-                Finding(
-                    rule.name,
-                    rule.title,
-                    rule.severity,
-                    primary=True,
-                    confidence=rule.confidence(view, rows),
-                    netns=match.netns,
-                    pids=(match.pid,) if match.pid else (),
-                    rows=rows,
-                    evidence=(*match.evidence, *evidence(view, rule.clues, rows)),
-                    ends_it=rule.ends,
-                    does_not=rule.does_not,
-                    subject=match.subject,
-                    count=match.count if not len(match.rows) else len(rows),
-                )
-            )
+        else:
+            parts = ((rows[primary], True), (rows[~primary], False))
+            found += [_about(view, rule, match, part, primary=is_it) for part, is_it in parts if len(part)]
     return tuple(
         sorted(found, key=lambda f: (_SEVERITY[f.severity], not f.primary, _age(view, f), -f.count, f.rule))
+    )
+
+
+_NONE = 1 << 40
+
+
+def _marks(view: View, rule: Rule) -> Iterator[tuple[NDArray[np.int64], Match | None]]:
+    """Return the rows that a rule marks, with the match that they belong to where the rule gives such."""
+    if rule.match is not None:
+        yield np.flatnonzero(rule.match(view)), None
+    if rule.matches is not None:
+        for match in rule.matches(view):
+            yield match.rows, match
+
+
+def _about(view: View, rule: Rule, match: Match, rows: NDArray[np.int64], *, primary: bool) -> Finding:
+    """Return the finding of a match: rows that belong together, or something that has none."""
+    return Finding(
+        rule.name,
+        rule.title,
+        rule.severity,
+        primary=primary,
+        confidence=rule.confidence(view, rows),
+        netns=match.netns,
+        pids=(match.pid,) if match.pid else (),
+        rows=rows,
+        evidence=(*match.evidence, *evidence(view, rule.clues, rows)),
+        ends_it=rule.ends,
+        does_not=rule.does_not,
+        subject=match.subject,
+        count=match.count if not len(match.rows) else len(rows),
+        counted=rule.counted,
     )
 
 
@@ -95,8 +112,14 @@ def _age(view: View, finding: Finding) -> int:
 
 
 def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np.bool_]) -> list[Finding]:
-    holder = view.holders.first_pid()[rows]
-    keys = (view.sockets.netns[rows], holder, _holder_sets(view, rows), _cases(view, rule, rows), primary)
+    if not len(rows):
+        return []
+    nobody = np.zeros(len(rows), np.int64)
+    if rule.counted:
+        keys = (view.sockets.netns[rows], nobody, nobody, _cases(view, rule, rows), primary)
+    else:
+        holder = view.holders.first_pid()[rows]
+        keys = (view.sockets.netns[rows], holder, _holder_sets(view, rows), _cases(view, rule, rows), primary)
     result: list[Finding] = []
     order = np.lexsort(keys[::-1])  # by namespace, then by holder; stable, so rows stay in order
     changes = np.zeros(len(rows), np.bool_)
@@ -105,7 +128,8 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
     for part in np.split(order, np.flatnonzero(changes)):
         group = rows[part]
         netns, case, is_primary = (keys[k][part[0]].item() for k in (0, 3, 4))
-        pids = tuple(sorted({pid for pid, _ in view.holders.of(int(group[0]))}))
+        held = () if rule.counted else view.holders.of(int(group[0]))
+        pids = tuple(sorted({pid for pid, _ in held}))
         words = rule if case < 0 else rule.cases[case]
         # Newest first, unknown last.
         age = view.at_least_ms[group]
@@ -125,6 +149,7 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
                 ends,
                 words.does_not,
                 count=len(group),
+                counted=rule.counted,
             )
         )
     return result

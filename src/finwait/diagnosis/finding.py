@@ -76,3 +76,5 @@ class Finding:
     """What it is about when it is not about rows (a process with dead descriptors, a namespace)."""
     count: int = 0
     """How many connections (or descriptors) it is about."""
+    counted: bool = False
+    """Whether the number is all there is to tell of them; see `Rule.counted`."""

@@ -83,5 +83,9 @@ class Rule:
     """What it could not judge, for this kernel (or this look) lacks what it needs to know."""
     flags: bool = False
     """Whether it tells of `View.close_on_exec`, which is read of the descriptors of its findings only."""
+    rest: bool = False
+    """Whether it takes only those of its rows that no other rule explains."""
+    counted: bool = False
+    """Whether its rows are told by their number alone: healthy ones, often very many, each like the other."""
     cases: tuple[Case, ...] = ()
     """Rows that are told in other words than `title`, `clues`, `ends` and `does_not`."""

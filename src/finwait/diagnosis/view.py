@@ -51,6 +51,8 @@ class NamespaceView:
     """``ipv4/tcp_fin_timeout`` → ``60``."""
     counters: Mapping[str, int] = field(default_factory=dict)
     """Of netstat, snmp, sockstat and conntrack: ``TcpExt.TCPTimeWaitOverflow``, ``conntrack.invalid``."""
+    before: Mapping[str, int] = field(default_factory=dict)
+    """The same counters at the first of two looks; empty where there was one."""
     addresses: frozenset[tuple[int, int]] = frozenset()
     dumped: bool = True
     """Whether its sockets could be dumped in all states."""
@@ -62,6 +64,12 @@ class NamespaceView:
             return int(text.split()[0]) if text is not None else None
         except (ValueError, IndexError):
             return None
+
+    def grown(self, name: str) -> int | None:
+        """Return by how much a counter grew between two looks; None where that is not known."""
+        if name not in self.counters or name not in self.before:
+            return None
+        return self.counters[name] - self.before[name]
 
     @property
     def label(self) -> str:
@@ -105,6 +113,8 @@ class View:
     """The program took bytes out of the receive queue between two looks."""
     moved_known: Mask
     """Whether there were two looks at this socket, and counters in both."""
+    queue_before: NDArray[np.int64]
+    """`rqueue` at the first of two looks; −1 where the row was not there."""
     has_flow: Mask
     """A conntrack entry for its tuple exists in some namespace."""
     flow_state: NDArray[np.uint8]
@@ -163,9 +173,11 @@ class View:
 
     @cached_property
     def queued(self) -> Mask:
-        """Which rows wait in an accept queue: the handshake is complete and accept() has not made a file of them."""
-        # A subflow of MPTCP never gets a file of its own.
-        return self.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT) & ~self.held & (self.sockets.ulp != b"mptcp")
+        """Which rows wait in an accept queue: the handshake is complete, and accept() has not made a file of them."""
+        # Of MPTCP both the connection and its subflow wait.
+        state = self.sockets.state
+        queued: Mask = ((state == tcp.ESTABLISHED) | (state == tcp.CLOSE_WAIT)) & ~self.held
+        return queued
 
     @cached_property
     def listener(self) -> I64:

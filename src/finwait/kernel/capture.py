@@ -24,16 +24,21 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
+import numpy as np
+
 from finwait.errors import KernelError, NotSupported, PermissionNeeded
 from finwait.kernel import netns, procfs
-from finwait.uapi import pcap
+from finwait.kernel.netlink import NETLINK_ROUTE, Arena, dump, netlink_socket
+from finwait.uapi import netlink as nl
+from finwait.uapi import rtnetlink
+from finwait.uapi.socket_filter import Tuple, socket_filter
 
-__all__ = ["Capture", "Packet", "space_of"]
+__all__ = ["RETIRE_S", "Capture", "Packet", "space_of"]
 
 _ETH_P_ALL: Final = 3
 _SO_ATTACH_FILTER: Final = 26
@@ -44,7 +49,9 @@ _PACKET_OUTGOING: Final = 4
 _ARPHRD_LOOPBACK: Final = 772
 _BLOCK: Final = 1 << 18
 _BLOCKS: Final = 32
-_RETIRE_MS: Final = 50  # a block that is not full is handed over after this time
+RETIRE_S: Final = 0.05
+"""A block that is not full is handed over after this time."""
+_LOOPBACK: Final = 1  # its index in every namespace
 _SOCKADDR_LL: Final = 48  # behind struct tpacket3_hdr
 
 
@@ -67,18 +74,22 @@ class Capture:
 
     Args:
         space: where.
-        tuples: what, see `finwait.uapi.pcap.socket_filter`.
+        wanted: the connections, each with the index of the interface that its socket is bound to, or 0.
         snaplen: bytes to keep of each packet.
     """
 
-    def __init__(self, space: netns.NetNamespace, tuples: list[pcap.Tuple], *, snaplen: int = 65535) -> None:
+    def __init__(
+        self, space: netns.NetNamespace, wanted: Sequence[tuple[Tuple, int]], *, snaplen: int = 65535
+    ) -> None:
         self._space = space
-        self._program = pcap.socket_filter(tuples, snaplen=snaplen)
+        self._wanted = wanted
+        self._snaplen = snaplen
         self._sock: socket.socket | None = None
         self._ring: mmap.mmap | None = None
         self._next = 0
         self.interfaces: dict[int, str] = {}
         """Index → name, as they were at the start."""
+        self._masters: dict[int, int] = {}
         self._dropped = 0
 
     def __enter__(self) -> Self:
@@ -88,11 +99,12 @@ class Capture:
             PermissionNeeded: CAP_NET_RAW is missing, or the namespace cannot be entered.
             NotSupported: the kernel has no packet sockets, or not this ring.
             KernelError: it said no to something else.
+            ValueError: so many connections that the filter is longer than the kernel takes.
         """
         results, gaps = netns.visit([self._space], lambda _: self._open())
         if gaps:
             raise PermissionNeeded(errno.EPERM, gaps[0].doing, gaps[0].needs or "CAP_SYS_ADMIN")
-        self._sock, self.interfaces = results[self._space.inode]
+        self._sock = results[self._space.inode]
         try:
             self._ring = mmap.mmap(self._sock.fileno(), _BLOCK * _BLOCKS)
         except OSError as error:
@@ -105,7 +117,26 @@ class Capture:
     ) -> None:
         self.close()
 
-    def _open(self) -> tuple[socket.socket, dict[int, str]]:
+    def reached(self, ifindex: int) -> frozenset[int]:
+        """Return the interfaces that packets of a socket bound to one of them pass.
+
+        Its own, those below it (of a VRF, a bond or a bridge), and the loopback for what the namespace says to
+        itself.
+        """
+        return frozenset((ifindex, _LOOPBACK, *(k for k, over in self._masters.items() if over == ifindex)))
+
+    def _program(self) -> bytes:
+        bound: dict[Tuple, frozenset[int]] = {}
+        for one, ifindex in self._wanted:
+            reached = self.reached(ifindex) if ifindex else frozenset[int]()
+            before = bound.get(one)
+            # Two sockets may share addresses and ports, each with its own interface; one without takes all.
+            bound[one] = (
+                reached if before is None else before | reached if before and reached else frozenset()
+            )
+        return socket_filter(bound, interfaces=bound, snaplen=self._snaplen)
+
+    def _open(self) -> socket.socket:
         doing = "capture packets"
         space = self._space.inode
         try:
@@ -116,15 +147,21 @@ class Capture:
                 raise PermissionNeeded(code, doing, "CAP_NET_RAW", netns=space) from None
             raise NotSupported(code, doing, "packet sockets", netns=space) from None
         try:
-            program = ctypes.create_string_buffer(self._program, len(self._program))
-            fprog = struct.pack("HL", len(self._program) // 8, ctypes.addressof(program))
+            links = _links()
+            self.interfaces = {index: name for index, (name, _) in links.items()}
+            self._masters = {index: master for index, (_, master) in links.items() if master}
+            program = self._program()
+            held = ctypes.create_string_buffer(program, len(program))
+            fprog = struct.pack("HL", len(program) // 8, ctypes.addressof(held))
             sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
             sock.setsockopt(_SOL_PACKET, _PACKET_VERSION, struct.pack("i", _TPACKET_V3))
             frame = 2048
-            ring = struct.pack("7I", _BLOCK, _BLOCKS, frame, _BLOCK * _BLOCKS // frame, _RETIRE_MS, 0, 0)
+            ring = struct.pack(
+                "7I", _BLOCK, _BLOCKS, frame, _BLOCK * _BLOCKS // frame, round(RETIRE_S * 1000), 0, 0
+            )
             sock.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
             _bind_all(sock)
-            return sock, {index: name for index, name in socket.if_nameindex()}  # noqa: C416 - a dict is wanted
+            return sock
         except OSError as error:
             sock.close()
             raise KernelError(error.errno or errno.EIO, doing, netns=space) from None
@@ -188,6 +225,16 @@ class Capture:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+
+
+def _links() -> dict[int, tuple[str, int]]:
+    """Return name and master of every interface of this namespace."""
+    doing = "list the interfaces"
+    arena = Arena(1 << 24)
+    with netlink_socket(NETLINK_ROUTE, doing) as sock:
+        answer = dump(sock, rtnetlink.links_request(), arena, doing)
+    buffer = arena.array()
+    return rtnetlink.links(buffer, nl.walk(buffer, np.array(answer.starts), np.array(answer.ends)))
 
 
 def _bind_all(sock: socket.socket) -> None:

@@ -166,6 +166,7 @@ class Actor:
         source: str = "",
         mptcp: bool = False,
         options: Sequence[tuple[int, int, int]] = (),
+        wait: bool = True,
     ) -> list[Conn]:
         """Open ``count`` connections at once.
 
@@ -176,6 +177,7 @@ class Actor:
             source: the address to come from; the kernel chooses when empty.
             mptcp: use IPPROTO_MPTCP.
             options: ``(level, name, value)`` to set before connecting.
+            wait: until all are established; without it the address is the far end's that was asked for.
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         told = self.ask(
@@ -187,6 +189,7 @@ class Actor:
             source=source,
             mptcp=mptcp,
             options=[list(option) for option in options],
+            wait=wait,
         )
         return [self._conn(one) for one in told]
 

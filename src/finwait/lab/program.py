@@ -219,8 +219,9 @@ class Program:
         source: str,
         mptcp: bool,
         options: list[list[int]],
+        wait: bool,
     ) -> list[dict[str, Any]]:
-        """Open ``count`` connections; all of them are under way before the first is waited for."""
+        """Open ``count`` connections; all of them are under way before the first is waited for, if any is."""
         fresh = []
         for _ in range(count):
             sock = socket.socket(
@@ -234,6 +235,12 @@ class Program:
             with contextlib.suppress(BlockingIOError):
                 sock.connect((host, port))
             fresh.append(sock)
+        if wait:
+            self.await_connected(fresh, host, port)
+        return [self.adopt(sock) for sock in fresh]
+
+    @staticmethod
+    def await_connected(fresh: list[socket.socket], host: str, port: int) -> None:
         poll = selectors.DefaultSelector()
         for sock in fresh:
             poll.register(sock, selectors.EVENT_WRITE)
@@ -251,7 +258,6 @@ class Program:
         poll.close()
         for sock in fresh:
             sock.settimeout(10)
-        return [self.adopt(sock) for sock in fresh]
 
     def do_accept(self, fd: int, count: int) -> list[dict[str, Any]]:
         taken = []

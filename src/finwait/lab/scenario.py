@@ -40,6 +40,7 @@ __all__ = [
     "expect",
     "leaked",
     "list_scenarios",
+    "listening",
     "orphan",
     "queued",
     "read_rows",
@@ -64,6 +65,7 @@ STATES = (
 )
 """The spelling and the numbers of include/net/tcp_states.h."""
 
+_ADDRESS_BYTES = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}
 _SS_STATES = {"ESTAB": "ESTABLISHED", "FIN-WAIT-1": "FIN_WAIT1", "FIN-WAIT-2": "FIN_WAIT2", "UNCONN": "CLOSE"}
 
 
@@ -90,6 +92,8 @@ class Row:
     rqueue: int
     wqueue: int
     retrans: int
+    probes: int = 0
+    """Probes without answer: of the timers 2 and 4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ class Expected:
 
     ``rule`` is "" for a row that no rule may mention. ``state`` is ``CLOSE`` for a descriptor whose socket
     is in no table any more (then there is no row, the addresses are empty, and ``inode`` and ``owners`` say
-    which). ``timer``, ``rqueue`` and ``retrans`` (a minimum) are waited for when they are not None.
+    which). ``timer``, ``rqueue``, ``retrans`` and ``probes`` (minima) are waited for when they are not None.
     """
 
     rule: str
@@ -115,6 +119,7 @@ class Expected:
     timer: int | None = None
     rqueue: int | None = None
     retrans: int | None = None
+    probes: int | None = None
     also: tuple[str, ...] = ()
     """Rules that match the row too, without being its primary cause."""
 
@@ -131,6 +136,7 @@ class Expected:
             and (self.timer is None or row.timer == self.timer)
             and (self.rqueue is None or row.rqueue == self.rqueue)
             and (self.retrans is None or row.retrans >= self.retrans)
+            and (self.probes is None or row.probes >= self.probes)
         )
 
 
@@ -162,12 +168,15 @@ class Situation:
         return self.expected + self.others + self.healthy
 
     def rows(self) -> dict[tuple[int, int, int, str, int, str, int], Row]:
-        """Read every connection of every namespace of the lab now, without listeners, by key."""
+        """Read every connection of every namespace of the lab now, and the listeners that are expected, by key."""
         found = {}
         mptcp = any(one.protocol == socket.IPPROTO_MPTCP for one in self.all)
+        doors = {one.key for one in self.all if one.state == "LISTEN"}
         for netns in self.lab.namespaces.values():
-            for row in read_rows(netns, mptcp=mptcp):
-                found[row.netns, row.protocol, row.family, row.src, row.sport, row.dst, row.dport] = row
+            for row in read_rows(netns, mptcp=mptcp, listeners=bool(doors)):
+                key = (row.netns, row.protocol, row.family, row.src, row.sport, row.dst, row.dport)
+                if row.state != "LISTEN" or key in doors:
+                    found[key] = row
         return found
 
     def missing(self) -> tuple[Expected, ...]:
@@ -238,6 +247,7 @@ def expect(
     timer: int | None = None,
     rqueue: int | None = None,
     retrans: int | None = None,
+    probes: int | None = None,
     also: tuple[str, ...] = (),
 ) -> tuple[Expected, ...]:
     """Return a row for each held socket; its owner is the program unless ``owners`` says otherwise."""
@@ -257,6 +267,7 @@ def expect(
             timer=timer,
             rqueue=rqueue,
             retrans=retrans,
+            probes=probes,
             also=also,
         )
         for conn in conns
@@ -281,6 +292,7 @@ def orphan(
     timer: int | None = None,
     rqueue: int | None = None,
     retrans: int | None = None,
+    probes: int | None = None,
 ) -> tuple[Expected, ...]:
     """Return a row for each socket that nobody has a descriptor of any more (or yet): inode 0."""
     return tuple(
@@ -297,6 +309,7 @@ def orphan(
             timer=timer,
             rqueue=rqueue,
             retrans=retrans,
+            probes=probes,
         )
         for conn in conns
     )
@@ -323,16 +336,37 @@ def queued(
     )
 
 
+def listening(rule: str, doors: Iterable[Conn], rqueue: int) -> tuple[Expected, ...]:
+    """Return the row of each listener, with so many connections in its queue."""
+    nowhere = {family: socket.inet_ntop(family, bytes(n)) for family, n in _ADDRESS_BYTES.items()}
+    return tuple(
+        Expected(
+            rule,
+            door.actor.netns.inode,
+            door.family,
+            "LISTEN",
+            door.src,
+            door.sport,
+            nowhere[door.family],
+            0,
+            (door.owner,),
+            inode=door.inode,
+            rqueue=rqueue,
+        )
+        for door in doors
+    )
+
+
 # ── reading what is there ────────────────────────────────────────────────────────────────────────────────
 
 
-def read_rows(netns: Netns, *, mptcp: bool = False) -> list[Row]:
-    """Read the TCP connections of a namespace, without listeners; ``mptcp`` adds MPTCP's (needs `ss`)."""
+def read_rows(netns: Netns, *, mptcp: bool = False, listeners: bool = False) -> list[Row]:
+    """Read the TCP connections of a namespace; ``mptcp`` adds MPTCP's (needs `ss`), ``listeners`` those of TCP."""
     rows: list[Row] = []
     for family, text in netns.call(_read_tables).items():
         for line in text.splitlines()[1:]:
             row = _parse(netns.inode, family, line.split())
-            if row.state != "LISTEN":
+            if listeners or row.state != "LISTEN":
                 rows.append(row)
     return rows + _mptcp_rows(netns) if mptcp else rows
 
@@ -364,6 +398,7 @@ def _parse(netns: int, family: int, fields: list[str]) -> Row:
         rqueue,
         wqueue,
         int(fields[6], 16),
+        int(fields[8]),
     )
 
 

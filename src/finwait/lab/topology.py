@@ -90,6 +90,14 @@ class Link:
                 f'  iifname "{dev}" drop\n }}\n}}'
             )
 
+    def refuse(self, *, a: bool = False, b: bool = False) -> None:
+        """Refuse whatever wants to leave by end ``a`` or ``b``, as a firewall of that machine does (OUTPUT)."""
+        for end, dev in ((self.a, self.a_dev),) * a + ((self.b, self.b_dev),) * b:
+            end.nft(
+                f"table inet refuse_{dev} {{\n chain leaving {{\n  type filter hook output priority 0\n"
+                f'  oifname "{dev}" drop\n }}\n}}'
+            )
+
 
 class Netns:
     """A network namespace, held open by a descriptor.

@@ -79,6 +79,7 @@ RULES: tuple[str, ...] = (
     "close-wait-eof-read",
     "close-wait-eof-unread",
     "never-accepted",
+    "accept-queue-full",
     "inherited-descriptor",
     "holder-not-found",
     "idle-unprobed",
@@ -86,11 +87,16 @@ RULES: tuple[str, ...] = (
     "fin-unanswered-orphan",
     "fin-unanswered-held",
     "zero-window",
+    "egress-blocked",
     "nat-entry-gone",
     "nat-zombie",
+    "time-wait",
     "time-wait-flood",
     "hidden-leak",
     "mptcp-half-close",
+    "handshake",
+    "closing-in-progress",
+    "unexplained",
 )
 """The names of the diagnosis rules that a setting is judged against."""
 
@@ -107,6 +113,7 @@ _BEYOND_SYSCTLS: dict[str, str] = {
     "close-wait-eof-read": "CLOSE_WAIT has no timer in any kernel; the program has to close",
     "close-wait-eof-unread": "CLOSE_WAIT has no timer in any kernel; the program has to read and close",
     "never-accepted": "the connection waits in the accept queue for the program's accept()",
+    "accept-queue-full": "only accept() frees a place in the queue; a backlog counts from the next listen()",
     "inherited-descriptor": "another process still holds the descriptor",
     "holder-not-found": "something still refers to the socket, so no orphan timer applies",
     "idle-unprobed": "no timer is armed on it, so no timer value matters",
@@ -114,6 +121,11 @@ _BEYOND_SYSCTLS: dict[str, str] = {
     "fin-unanswered-orphan": "only the orphan retransmission limits govern it",
     "fin-unanswered-held": "only the retransmission limits and TCP_USER_TIMEOUT govern it",
     "zero-window": "each answer to a window probe starts the count again",
+    "egress-blocked": "this machine refuses to send; only the limits of retries govern how long it tries",
+    "time-wait": "TIME_WAIT lasts 60 s, a constant compiled into the kernel",
+    "handshake": "it is being opened, there is nothing to close",
+    "closing-in-progress": "it goes on by itself",
+    "unexplained": "nobody knows why it stays, so no setting is known to act on it",
     "nat-entry-gone": "the address translation is already forgotten; packets no longer reach the other end",
     "nat-zombie": "one end is already gone and nothing asks the other",
     "time-wait-flood": "TIME_WAIT lasts 60 s, a constant compiled into the kernel",
@@ -597,6 +609,7 @@ _ORPHAN_RETRIES = _netns(
             "a value of 1 to 7 ends them at their next retransmission once the count is reached; 0 means 8",
         ),
         _ends("zero-window", "only the orphans among them; one that a process holds stays"),
+        _ends("egress-blocked", "only the orphans among them; a held one obeys tcp_retries2"),
         _none("fin-unanswered-held", "a held socket obeys tcp_retries2"),
     ),
     source=f"{_IP_SYSCTL}; tcp_orphan_retries(), tcp_write_timeout(), tcp_probe_timer()",
@@ -644,6 +657,7 @@ _ABORT_ON_OVERFLOW = _netns(
     ),
     effects=(
         _bad("never-accepted", "connections in the queue stay; new clients are reset instead of retrying"),
+        _bad("accept-queue-full", "no place becomes free; new clients are reset instead of retrying"),
     ),
     source=f"{_IP_SYSCTL}; tcp_check_req()",
     ledger=("S11",),
@@ -686,6 +700,7 @@ _RETRIES2 = _netns(
     effects=(
         _ends("data-unanswered", "the limit is read at every retransmission"),
         _ends("fin-unanswered-held", "the limit is read at every retransmission"),
+        _ends("egress-blocked", "only those that a process holds; orphans obey tcp_orphan_retries"),
         _bad(
             "zero-window",
             "a lower value caps the back-off: more probes, and still no end (578 packets in 480 s)",

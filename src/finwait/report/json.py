@@ -186,6 +186,7 @@ def _finding(texts: _Texts, finding: Finding) -> str:
         "pids": list(finding.pids),
         "subject": finding.subject,
         "count": finding.count,
+        "counted": finding.counted,
         "evidence": [
             {"column": e.column, "value": e.value, "read_from": e.read_from, "says": e.says}
             for e in finding.evidence
@@ -193,7 +194,8 @@ def _finding(texts: _Texts, finding: Finding) -> str:
         "ends_it": [{"text": r.text, "class": r.kind, "command": r.command} for r in finding.ends_it],
         "does_not": [{"text": a.text, "reason": a.reason} for a in finding.does_not],
     }
-    return _encode(head).decode()[:-1] + ',"sockets":[' + ",".join(texts.connections(finding.rows)) + "]}"
+    rows = finding.rows[:0] if finding.counted else finding.rows
+    return _encode(head).decode()[:-1] + ',"sockets":[' + ",".join(texts.connections(rows)) + "]}"
 
 
 def _head(view: View, facts: dict[str, Any], gaps: Iterable[Gap]) -> dict[str, Any]:

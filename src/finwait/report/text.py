@@ -274,11 +274,6 @@ def _tail(view: View, findings: Sequence[Finding], style: Style) -> list[str]:
             healthy[f.rule, f.title] += f.count
     for (rule, title), n in healthy.most_common():
         lines += _wrap("Healthy", f"{n} × {rule}: {title.removesuffix(': healthy')}", style.width)
-    waiting = int(view.in_state(tcp.TIME_WAIT).sum())
-    if waiting and not any(f.rule == "time-wait-flood" for f in findings):
-        lines += _wrap(
-            "Healthy", f"{waiting} × TIME_WAIT: each goes by itself, 60 s after the last FIN", style.width
-        )
     if view.established_skipped:
         text = (
             f"about {view.established_skipped} sockets in namespaces whose ESTABLISHED ones were left out; "
@@ -309,11 +304,22 @@ def connection(view: View, row: int, findings: Sequence[Finding], style: Style =
     yield "\n" + "\n".join(line for label, text in facts for line in _wrap(label, text, style.width)) + "\n"
     mine = [f for f in findings if (f.rows == row).any()]
     if not mine:
-        yield "\nNo rule has anything to say about it: as far as can be seen it is healthy.\n"
+        yield "\n" + "\n".join(textwrap.wrap(_unsuspected(view, row), style.width)) + "\n"
     for finding in mine:
         yield "\n" + "\n".join(_finding(view, finding, style, 1)) + "\n"
         yield f"            `finwait explain {finding.rule}` has the page of this rule.\n"
     yield "\n" + "\n".join(_all_columns(view, row, style)) + "\n"
+
+
+def _unsuspected(view: View, row: int) -> str:
+    """Return what can be said of a connection that no rule has marked: one in a closing state has always one."""
+    state = int(view.sockets.state[row])
+    if state == tcp.ESTABLISHED:
+        return (
+            "It is open, and no rule finds a reason to suspect it. One look cannot tell whether its program still "
+            "serves it: `finwait probe` asks whether the peer lives, `--for 5s` looks twice."
+        )
+    return f"It is {tcp.STATES.get(state, str(state))}: there is no connection yet that could close."
 
 
 def _who(view: View, row: int, cells: Cells) -> str:

@@ -169,6 +169,7 @@ _GROUPS: Final[Mapping[str, int]] = MappingProxyType(
         "big": tcp.ALL_STATES & ~(1 << tcp.SYN_RECV | 1 << tcp.NEW_SYN_RECV | 1 << tcp.TIME_WAIT),
     }
 )
+_UNSET: Final = "is a variable of your script not set?"
 _SEVERITIES: Final = ("problem", "notice", "healthy")
 _MULTIPLES: Final = {"k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -243,7 +244,15 @@ class _Parser:
                 # As in ss, whose states stand before the expression and apply to all of it.
                 node = gather(And, [leading, self.expression(0)])
             else:
+                before = self.peek()
                 node = self.expression(0, leading)
+                if before.kind == "and" and isinstance(node, Or):
+                    raise self.error(
+                        before,
+                        "states, `and`, then `or` can be read in two ways: without `and` the states hold for all "
+                        "that follows",
+                        "use parentheses: `state S and ( a or b )`, or `( state S and a ) or b`",
+                    )
         else:
             node = self.expression(0)
         token = self.peek()
@@ -294,7 +303,14 @@ class _Parser:
         if token.kind == "not":
             self.at += 1
             if self.state_word() is not None:
-                return Not(self.state_run(single=True))
+                found = Not(self.state_run(single=True))
+                if self.state_word() is not None:
+                    raise self.error(
+                        self.peek(),
+                        "two states side by side after `not` can be read in two ways",
+                        "`exclude A,B` is neither of them; `not A and B` is B",
+                    )
+                return found
             return Not(self.clause(depth + 1))
         if token.kind != "word":
             before = self.tokens[self.at - 1].text if self.at else ""
@@ -368,6 +384,8 @@ class _Parser:
                 raise self.error(token, f"a value should follow `{after.text}`, not {what}", hint)
             self.at += 1
             more = False
+            if not token.text.strip():
+                raise self.error(token, f"the value of `{after.text}` is empty", _UNSET)
             if token.quoted:
                 out.append(token)
             else:
@@ -437,7 +455,7 @@ class _Parser:
         if name == "dev":
             if value.text.isdecimal() and not value.quoted:
                 return Number("ifindex", op, self.number(value, SCHEMA["ifindex"]))
-            return Known("dev", op, value.text)
+            return Known("dev", op, self.name_of_something("dev", value))
         if name == "fwmark" or (name == "mark" and op in {"=", "!="}):
             mark, slash, mask = value.text.partition("/")
             column = SCHEMA["mark"]
@@ -454,11 +472,21 @@ class _Parser:
             return self.known(name, op, value)
         column = SCHEMA[name]
         if np.dtype(column.dtype).kind == "S":
-            return Text(name, op, value.text)
+            return Text(name, op, self.name_of_something(name, value))
         return Number(name, op, self.number(value, column))
 
+    def name_of_something(self, name: str, value: _Token) -> str:
+        """Return a value that is a name; `comm = $NAME held` with NAME unset has none."""
+        word = value.text.lower()
+        if not value.quoted and (word in PREDICATES or word in SCHEMA):
+            hint = f'if that is what it is called, quote it: "{value.text}"'
+            raise self.error(value, f"`{name}` has no value: `{value.text}` is a predicate", hint)
+        return value.text
+
     def known(self, name: str, op: str, value: _Token) -> Node:
-        word = value.text
+        word = self.name_of_something(name, value)
+        if name == "user" and word == "root":
+            return User(op, 0)
         if name == "netns":
             inode = re.fullmatch(r"(?:net:\[)?([0-9]+)\]?", word)
             if inode and not value.quoted:
@@ -505,8 +533,10 @@ class _Parser:
     def port(self, value: _Token) -> int | None:
         """Read ``443``, ``:443``, ``https``, ``:*``; None for any port."""
         word = value.text.removeprefix("*:").removeprefix(":")
-        if word in {"*", ""}:
+        if word == "*":
             return None
+        if not word:
+            raise self.error(value, f"`{value.text}` names no port", f"any port is `*`; {_UNSET}")
         if re.fullmatch(r"[0-9]{1,6}|0[xX][0-9a-fA-F]{1,5}", word):
             number = int(word, 16 if word[:2].lower() == "0x" else 10)
             if number > 0xFFFF:
@@ -531,7 +561,9 @@ class _Parser:
         elif colon and head in {"unix", "link", "netlink", "vsock"}:
             raise self.error(value, f"`{head}:` sockets are not TCP connections")
         where, port_token = self.split_host(word, column)
-        port = self.port(port_token) if port_token and port_token.text not in {"", "*"} else None
+        if port_token is not None and not port_token.text:
+            raise self.error(value, f"`{value.text}` ends without a port", f"any port is `*`; {_UNSET}")
+        port = self.port(port_token) if port_token and port_token.text != "*" else None
         node: Node
         if where.text not in {"", "*", "any", "all", "default"}:
             found, high, low, prefix = self.prefix(where)
@@ -553,6 +585,8 @@ class _Parser:
             inside, close, rest = word[1:].partition("]")
             if not close:
                 raise self.error(column, "this bracket is not closed", "for example `[2001:db8::1]:443`")
+            if not inside:
+                raise self.error(column, "there is no address in the brackets", _UNSET)
             slash, colon, port = rest.partition(":")
             if slash and slash[0] != "/":
                 raise self.error(column + 2 + len(inside), f"`{slash}` cannot stand behind a bracket")

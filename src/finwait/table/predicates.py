@@ -97,7 +97,8 @@ CONTEXT: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Names that `Filter.needs` can hold → what `Context.values` returns for a row.
 
-Where a row can have several values (pids, names), a tuple of them; ``()`` is "known to have none".
+Where a row can have several values (pids, names), a tuple of them; ``()`` is "known to have none", and a None
+among them "and perhaps others": then ``=`` may still match, ``!=`` cannot.
 """
 
 # --------------------------------------------------------------------------------------------------------
@@ -210,6 +211,13 @@ class Leaf:
 
 
 Node = And | Or | Not | Leaf
+
+
+def _mini(table: SocketTable, index: NDArray[np.intp]) -> Mask:
+    """Return which rows are minisockets: the kernel reports uid 0 of them, whoever made them."""
+    state = table.column("state")[index]
+    requests = (state == tcp.SYN_RECV) | (state == tcp.NEW_SYN_RECV)
+    return (state == tcp.TIME_WAIT) | requests | (table.column("timer")[index] == 3)
 
 
 def _compare(cells: NDArray[Any], op: str, value: float) -> Mask:
@@ -394,7 +402,7 @@ class Number(Leaf):
         found = _compare(rows.table.column(self.column)[index], self.op, self.value)
         if SCHEMA[self.column].nullable:
             found = found & rows.table.present(self.column)[index]
-        return found
+        return found & ~_mini(rows.table, index) if self.column == "uid" else found
 
     def kernel(self, kernel: Kernel) -> Op | bool:
         if self.op not in {"=", "!="}:
@@ -416,7 +424,8 @@ class Number(Leaf):
         return True
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
-        return frozenset({self.column}), frozenset()
+        more = {"state", "timer"} if self.column == "uid" else set()
+        return frozenset({self.column, *more}), frozenset()
 
     def __str__(self) -> str:
         names = ENUMERATIONS.get(self.column, {})
@@ -455,10 +464,7 @@ class User(Leaf):
     uid: int
 
     def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
-        table = rows.table
-        state = table.column("state")[index]
-        mini = (state == tcp.TIME_WAIT) | (state == tcp.SYN_RECV) | (table.column("timer")[index] == 3)
-        return _compare(table.column("uid")[index], self.op, self.uid) & ~mini
+        return _compare(rows.table.column("uid")[index], self.op, self.uid) & ~_mini(rows.table, index)
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
         return frozenset({"uid", "state", "timer"}), frozenset()
@@ -487,15 +493,18 @@ class Known(Leaf):
             if value is None:
                 continue
             items = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else value
-            hit = False
+            hit, unknown = False, False
             for item in items:
+                if item is None:
+                    unknown = True
+                    continue
                 answer = memo.get(item)
                 if answer is None:
                     answer = memo[item] = matches(str(item))
                 if answer:
                     hit = True
                     break
-            found[k] = hit is want
+            found[k] = hit is want and (want or not unknown)
         return found
 
     def kernel(self, kernel: Kernel) -> Op | bool:

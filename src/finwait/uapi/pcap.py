@@ -1,67 +1,57 @@
-"""Capture files: pcap and pcapng read into packets, pcapng written, and the socket filter that chooses.
+"""Capture files: pcap and pcapng, read one packet at a time and written.
 
-Mirrors the pcap format (draft-ietf-opsawg-pcap), pcapng (draft-ietf-opsawg-pcapng), the link types
-Ethernet (with VLAN tags), Linux SLL and SLL2, RAW and NULL, IPv4 and IPv6 headers (extension headers
-followed), and TCP of RFC 9293. Packets that are not TCP are counted, not errors; a packet cut short by the
-snapshot length keeps what its headers say.
+Mirrors the pcap format (draft-ietf-opsawg-pcap) and pcapng (draft-ietf-opsawg-pcapng). A file is read through
+`Source`, so its size costs no memory: what is kept is one block and the descriptions of the interfaces.
 
-`socket_filter` is classic BPF for SO_ATTACH_FILTER, made from addresses and ports: each connection in both
-directions, and in every form that a translator gives it. It looks behind one VLAN tag only if the kernel
-left it in the packet, and never at IPv4 fragments after the first (their ports are not in them).
+The surprise: lengths in a file are what somebody wrote there. A length that no capture can have, a hole
+(a packet header of zeros) and an endless row of empty packets or blocks end the reading with a `DecodeError`
+that says where; what came before was yielded.
 
-This module touches bytes only. Files and gzip are the caller's, sockets are `finwait.kernel.capture`.
+This module touches bytes only. Files and compression are the caller's; what is in a packet is
+`finwait.uapi.segment`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from finwait.errors import DecodeError
 
 __all__ = [
-    "ACK",
-    "FIN",
-    "LINKTYPE_ETHERNET",
-    "LINKTYPE_LINUX_SLL",
-    "LINKTYPE_LINUX_SLL2",
-    "LINKTYPE_RAW",
-    "PSH",
-    "RST",
-    "SYN",
     "Frame",
-    "Segment",
-    "Tuple",
+    "Reader",
+    "Source",
     "interface_block",
     "packet_block",
-    "parse_segment",
-    "read",
     "section_block",
-    "socket_filter",
+    "statistics_block",
 ]
 
-LINKTYPE_NULL: Final = 0
-LINKTYPE_ETHERNET: Final = 1
-LINKTYPE_RAW_BSD: Final = 12
-LINKTYPE_RAW: Final = 101
-LINKTYPE_LOOP: Final = 108
-LINKTYPE_LINUX_SLL: Final = 113
-LINKTYPE_IPV4: Final = 228
-LINKTYPE_IPV6: Final = 229
-LINKTYPE_LINUX_SLL2: Final = 276
-
-FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
-
-_ETH_IPV4: Final = 0x0800
-_ETH_IPV6: Final = 0x86DD
-_ETH_VLAN: Final = frozenset((0x8100, 0x88A8, 0x9100))
 _LONGEST_PACKET: Final = 1 << 18  # the largest snapshot length that libpcap writes
 _LONGEST_BLOCK: Final = 1 << 24  # pcapng sets none; beyond this the length is not one
+_MOST_INTERFACES: Final = 1 << 16
+_MOST_EMPTY: Final = 10_000  # packets or blocks without one byte, in a row
+_MOST_COMMENTS: Final = 1000
+_LONGEST_NAME: Final = 256
+_CHUNK: Final = 1 << 18
 
-Address = tuple[int, int]
-"""Two 64-bit words, IPv4 mapped into IPv6 (as in `finwait.table.sockets`)."""
+_PACKED: Final = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ", "xz"),
+    (b"BZh", "bzip2"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+)
+
+
+class Source(Protocol):
+    """What bytes come from: an open file, a pipe, a decompressor."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes; none at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,290 +66,280 @@ class Frame:
     length: int
     """On the wire; more than ``len(data)`` when it was cut."""
     interface: str = ""
+    place: str = ""
+    """What the file says about the interface (if_description); we write the network namespace there."""
     comment: str = ""
     offset: int = 0
     """Of the packet's record in the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One TCP segment."""
-
-    time_ns: int
-    src: Address
-    dst: Address
-    sport: int
-    dport: int
-    seq: int
-    ack: int
-    flags: int
-    window: int
-    """As sent, not scaled."""
-    payload: int
-    """Bytes of data, by the IP header (also when the capture cut them)."""
-    outgoing: bool | None = None
-    """Whether the capturing host sent it; None where the link type does not say."""
-    interface: str = ""
-
-
 # --------------------------------------------------------------------------------------------------------
-# Files
+# Reading
 
 
-def read(data: bytes) -> Iterator[Frame]:
-    """Yield the packets of a pcap or pcapng file, uncompressed.
+class _Bytes:
+    """A window on a source that grows to what is needed and moves on."""
+
+    __slots__ = ("_source", "at", "base", "data")
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.data = b""
+        self.at = 0
+        """Where the reader stands in `data`."""
+        self.base = 0
+        """Where `data` begins in the file."""
+
+    @property
+    def offset(self) -> int:
+        return self.base + self.at
+
+    def left(self) -> int:
+        return len(self.data) - self.at
+
+    def has(self, size: int) -> bool:
+        """Whether ``size`` more bytes are there; they are in `data` then."""
+        if len(self.data) - self.at >= size:
+            return True
+        parts = [self.data[self.at :]]
+        have = len(parts[0])
+        self.base += self.at
+        self.at = 0
+        while have < size and (part := self._source.read(max(_CHUNK, size - have))):
+            parts.append(part)
+            have += len(part)
+        self.data = b"".join(parts)
+        return have >= size
+
+    def error(self, what: str, reason: str, ahead: int = 0) -> DecodeError:
+        """Return an error at the reader's place, or some bytes ahead of it."""
+        at = self.at + ahead
+        return DecodeError(what, self.base + at, self.data[at : at + 16], reason)
+
+
+class Reader:
+    """The packets of a pcap or pcapng file, uncompressed; iterate over it once.
 
     A file that was cut in the middle of a packet (a full disk, a killed capture) gives the packets before,
     then the error.
-
-    Raises:
-        DecodeError: not a capture file, or not one any more from some place on.
     """
-    if len(data) < 4:
-        raise DecodeError("capture file", 0, data, "shorter than a magic number")
-    (magic,) = struct.unpack_from("<I", data, 0)
-    if magic == 0x0A0D0D0A:
-        yield from _read_pcapng(data)
-        return
-    for order in "<>":
-        (magic,) = struct.unpack_from(f"{order}I", data, 0)
-        if magic in (0xA1B2C3D4, 0xA1B23C4D):
-            yield from _read_pcap(data, order, 1000 if magic == 0xA1B2C3D4 else 1)
+
+    def __init__(self, source: Source) -> None:
+        self._in = _Bytes(source)
+        self._interfaces: list[_Interface] = []
+        self.dropped = 0
+        """Packets that the capturing program says it lost."""
+        self.application = ""
+        """What wrote the section that is being read."""
+        self.comments: list[str] = []
+        """Those that belong to whole sections, in order; the first thousand."""
+        self.ended_ns = 0
+        """When the capture ended, by its own account; 0 when it does not say."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the packets.
+
+        Raises:
+            DecodeError: not a capture file, or not one any more from some place on.
+        """
+        data = self._in
+        if not data.has(4):
+            raise data.error("capture file", "shorter than a magic number")
+        head = data.data[:8]
+        (magic,) = struct.unpack_from("<I", head)
+        if magic == 0x0A0D0D0A:
+            yield from self._pcapng()
             return
-    reason = (
-        "compressed with gzip; uncompress it first" if data[:2] == b"\x1f\x8b" else "no known magic number"
-    )
-    raise DecodeError("capture file", 0, data, reason)
+        for order in "<>":
+            (magic,) = struct.unpack_from(f"{order}I", head)
+            if magic in (0xA1B2C3D4, 0xA1B23C4D):
+                yield from self._pcap(order, 1000 if magic == 0xA1B2C3D4 else 1)
+                return
+            if magic == 0xA1B2CD34:
+                raise data.error("capture file", "the pcap variant of a patched libpcap, which is not read")
+        packed = next((name for start, name in _PACKED if head.startswith(start)), "")
+        reason = f"compressed with {packed}; uncompress it first" if packed else "no known magic number"
+        raise data.error("capture file", reason)
 
+    def _pcap(self, order: str, unit: int) -> Iterator[Frame]:
+        what = "pcap file"
+        data = self._in
+        if not data.has(24):
+            data.at = min(4, len(data.data))
+            raise data.error(what, "the file header is cut")
+        link = struct.unpack_from(f"{order}I", data.data, 20)[0] & 0xFFFF  # the high bits tell of an FCS
+        data.at = 24
+        head = struct.Struct(f"{order}IIII")
+        empty = 0
+        while data.has(16) or data.left():
+            if data.left() < 16:
+                raise data.error(what, "the header of a packet is cut")
+            seconds, fraction, kept, length = head.unpack_from(data.data, data.at)
+            if kept > _LONGEST_PACKET:
+                raise data.error(what, f"a packet of {kept} bytes is impossible")
+            if not (kept or length or seconds or fraction):
+                raise data.error(what, "a packet header of zeros: from here on the file is a hole")
+            empty = 0 if kept else empty + 1
+            if empty > _MOST_EMPTY:
+                raise data.error(what, f"more than {_MOST_EMPTY} packets in a row without one byte")
+            if not data.has(16 + kept):
+                raise data.error(what, f"a packet of {kept} bytes is cut")
+            at = data.at + 16
+            body = data.data[at : at + kept]
+            when = seconds * 1_000_000_000 + fraction * unit
+            yield Frame(when, link, body, max(length, kept), offset=data.offset)
+            data.at = at + kept
 
-def _read_pcap(data: bytes, order: str, unit: int) -> Iterator[Frame]:
-    what = "pcap file"
-    if len(data) < 24:
-        raise DecodeError(what, 4, data[4:], "the file header is cut")
-    link = struct.unpack_from(f"{order}I", data, 20)[0] & 0x0FFFFFFF  # the high bits tell of an FCS
-    at = 24
-    while at < len(data):
-        if len(data) - at < 16:
-            raise DecodeError(what, at, data[at:], "the header of a packet is cut")
-        seconds, fraction, kept, length = struct.unpack_from(f"{order}IIII", data, at)
-        if kept > _LONGEST_PACKET:
-            raise DecodeError(what, at, data[at:], f"a packet of {kept} bytes is impossible")
-        if kept > len(data) - at - 16:
-            raise DecodeError(what, at, data[at:], f"a packet of {kept} bytes is cut")
-        body = data[at + 16 : at + 16 + kept]
-        yield Frame(seconds * 1_000_000_000 + fraction * unit, link, body, max(length, kept), offset=at)
-        at += 16 + kept
+    def _pcapng(self) -> Iterator[Frame]:
+        what = "pcapng file"
+        data = self._in
+        order = "<"
+        empty = 0
+        while data.has(12) or data.left():
+            if data.left() < 12:
+                raise data.error(what, "a block is cut")
+            (kind,) = struct.unpack_from(f"{order}I", data.data, data.at)
+            if kind == 0x0A0D0D0A:  # the same in both byte orders
+                order = self._byte_order()
+            (length,) = struct.unpack_from(f"{order}I", data.data, data.at + 4)
+            if length < 12 or length % 4 or length > _LONGEST_BLOCK:
+                raise data.error(what, f"a block of {length} bytes is impossible", 4)
+            if not data.has(length):
+                raise data.error(what, f"a block of {length} bytes is cut")
+            (again,) = struct.unpack_from(f"{order}I", data.data, data.at + length - 4)
+            if again != length:
+                raise data.error(what, "the two lengths of a block differ", length - 4)
+            frame = self._block(kind, data.data[data.at : data.at + length - 4], order)
+            empty = 0 if length > 12 and (frame is None or frame.data) else empty + 1
+            if empty > _MOST_EMPTY:
+                raise data.error(what, f"more than {_MOST_EMPTY} blocks in a row without one byte")
+            if frame is not None:
+                yield frame
+            data.at += length
+
+    def _byte_order(self) -> str:
+        mark = self._in.data[self._in.at + 8 : self._in.at + 12]
+        if mark not in (b"\x4d\x3c\x2b\x1a", b"\x1a\x2b\x3c\x4d"):
+            raise self._in.error("pcapng file", "no byte-order magic in a section header", 8)
+        return "<" if mark == b"\x4d\x3c\x2b\x1a" else ">"
+
+    def _block(self, kind: int, block: bytes, order: str) -> Frame | None:
+        """Take a block in, without its second length; return the packet in it, if it has one."""
+        base = self._in.offset
+        if kind == 0x0A0D0D0A:
+            self._section(block, order)
+        elif kind == 1:
+            if len(self._interfaces) >= _MOST_INTERFACES:
+                raise self._in.error("pcapng file", f"more than {_MOST_INTERFACES} interfaces")
+            self._interfaces.append(_interface(block, order, base))
+        elif kind == 5:
+            self._statistics(block, order)
+        elif kind in (2, 3, 6):
+            return self._packet(block, kind, order, base)
+        return None
+
+    def _section(self, block: bytes, order: str) -> None:
+        self._interfaces = []
+        self.application = ""
+        for code, value in _options(block, 24, order):
+            if code == 4:
+                self.application = _text(value)
+            elif code == 1 and len(self.comments) < _MOST_COMMENTS:
+                self.comments.append(_text(value, 4000))
+
+    def _statistics(self, block: bytes, order: str) -> None:
+        if len(block) < 20:
+            return
+        (number,) = struct.unpack_from(f"{order}I", block, 8)
+        interface = self._interfaces[number] if number < len(self._interfaces) else None
+        for code, value in _options(block, 20, order):
+            if len(value) != 8:
+                continue
+            if code == 3 and interface is not None:
+                high, low = struct.unpack(f"{order}II", value)
+                self.ended_ns = max(self.ended_ns, interface.time_ns(high << 32 | low))
+            elif code in (5, 7):  # dropped by the interface, by the operating system
+                self.dropped += struct.unpack(f"{order}Q", value)[0]
+
+    def _packet(self, block: bytes, kind: int, order: str, base: int) -> Frame:
+        what = "pcapng packet"
+        need = 12 if kind == 3 else 28
+        if len(block) < need:
+            raise DecodeError(what, base, block, "the block is too short")
+        if kind == 3:  # simple packet block: no time, the first interface
+            number, ticks = 0, 0
+            (length,) = struct.unpack_from(f"{order}I", block, 8)
+            kept = min(length, len(block) - 12)
+            if self._interfaces and self._interfaces[0].snaplen:
+                kept = min(kept, self._interfaces[0].snaplen)
+        else:
+            high, low, kept, length = struct.unpack_from(f"{order}IIII", block, 12)
+            (number,) = struct.unpack_from(f"{order}H" if kind == 2 else f"{order}I", block, 8)
+            ticks = high << 32 | low
+        if kept > len(block) - need:
+            raise DecodeError(what, base, block, f"a packet of {kept} bytes in a block of {len(block)}")
+        if number >= len(self._interfaces):
+            raise DecodeError(what, base + 8, block[8:], f"interface {number} was never described")
+        interface = self._interfaces[number]
+        comment = ""
+        if kind == 6:
+            for code, value in _options(block, need + ((kept + 3) & ~3), order):
+                if code == 1:
+                    comment = _text(value, 4000)
+                elif code == 4 and len(value) == 8:
+                    self.dropped += struct.unpack(f"{order}Q", value)[0]
+        return Frame(
+            interface.time_ns(ticks), interface.link, block[need : need + kept], max(length, kept),
+            interface.name, interface.place, comment, base,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
 class _Interface:
     link: int
-    name: str
-    ticks: int
+    snaplen: int
+    name: str = ""
+    place: str = ""
+    ticks: int = 1_000_000
     """Time stamps a second."""
-    offset_s: int
+    offset_s: int = 0
+
+    def time_ns(self, ticks: int) -> int:
+        return ticks * 1_000_000_000 // self.ticks + self.offset_s * 1_000_000_000
 
 
-def _options(data: bytes, at: int, end: int, order: str) -> Iterator[tuple[int, bytes]]:
-    while end - at >= 4:
-        code, length = struct.unpack_from(f"{order}HH", data, at)
-        if code == 0:
+def _text(value: bytes, most: int = _LONGEST_NAME) -> str:
+    return value[:most].decode("utf-8", "replace").rstrip("\0")
+
+
+def _options(block: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the options of a block; those behind one that is cut are not there."""
+    while len(block) - at >= 4:
+        code, length = struct.unpack_from(f"{order}HH", block, at)
+        if code == 0 or length > len(block) - at - 4:
             return
-        if length > end - at - 4:
-            raise DecodeError("pcapng option", at, data[at:], f"an option of {length} bytes is cut")
-        yield code, data[at + 4 : at + 4 + length]
+        yield code, block[at + 4 : at + 4 + length]
         at += 4 + ((length + 3) & ~3)
 
 
-def _read_pcapng(data: bytes) -> Iterator[Frame]:
-    what = "pcapng file"
-    order = "<"
-    interfaces: list[_Interface] = []
-    at = 0
-    while at < len(data):
-        if len(data) - at < 12:
-            raise DecodeError(what, at, data[at:], "a block is cut")
-        (kind,) = struct.unpack_from(f"{order}I", data, at)
-        if kind == 0x0A0D0D0A:  # the same in both byte orders
-            mark = data[at + 8 : at + 12]
-            if mark not in (b"\x4d\x3c\x2b\x1a", b"\x1a\x2b\x3c\x4d"):
-                raise DecodeError(what, at + 8, data[at + 8 :], "no byte-order magic in a section header")
-            order = "<" if mark == b"\x4d\x3c\x2b\x1a" else ">"
-            interfaces = []
-        (length,) = struct.unpack_from(f"{order}I", data, at + 4)
-        if length < 12 or length % 4 or length > _LONGEST_BLOCK:
-            raise DecodeError(what, at + 4, data[at + 4 :], f"a block of {length} bytes is impossible")
-        if length > len(data) - at:
-            raise DecodeError(what, at, data[at:], f"a block of {length} bytes is cut")
-        (again,) = struct.unpack_from(f"{order}I", data, at + length - 4)
-        if again != length:
-            raise DecodeError(
-                what, at + length - 4, data[at + length - 4 :], "the two lengths of a block differ"
-            )
-        end = at + length - 4
-        if kind == 1:
-            interfaces.append(_interface(data, at + 8, end, order))
-        elif kind in (2, 3, 6):
-            yield _packet(data, at, end, kind, order, interfaces)
-        at += length
-
-
-def _interface(data: bytes, at: int, end: int, order: str) -> _Interface:
-    if end - at < 8:
-        raise DecodeError("pcapng interface", at, data[at:end], "the block is too short")
-    (link,) = struct.unpack_from(f"{order}H", data, at)
-    found = _Interface(link, "", 1_000_000, 0)
-    for code, value in _options(data, at + 8, end, order):
+def _interface(block: bytes, order: str, base: int) -> _Interface:
+    if len(block) < 16:
+        raise DecodeError("pcapng interface", base, block, "the block is too short")
+    link, _, snaplen = struct.unpack_from(f"{order}HHI", block, 8)
+    found = _Interface(link, snaplen)
+    for code, value in _options(block, 16, order):
         if code == 2:
-            found.name = value.decode("utf-8", "replace").rstrip("\0")
+            found.name = _text(value)
+        elif code == 3:
+            found.place = _text(value)
         elif code == 9 and len(value) == 1:
             power = value[0] & 0x7F
             if power > (63 if value[0] & 0x80 else 19):
-                raise DecodeError("pcapng interface", at, value, f"time stamps of resolution {value[0]:#x}")
+                raise DecodeError("pcapng interface", base, value, f"time stamps of resolution {value[0]:#x}")
             found.ticks = 2**power if value[0] & 0x80 else 10**power
         elif code == 14 and len(value) == 8:
             (found.offset_s,) = struct.unpack(f"{order}q", value)
     return found
-
-
-def _packet(data: bytes, at: int, end: int, kind: int, order: str, interfaces: Sequence[_Interface]) -> Frame:
-    what = "pcapng packet"
-    need = 12 if kind == 3 else 28
-    if end - at < need:
-        raise DecodeError(what, at, data[at:end], "the block is too short")
-    if kind == 3:  # simple packet block: no time, the first interface
-        number, ticks = 0, 0
-        (length,) = struct.unpack_from(f"{order}I", data, at + 8)
-        kept = min(length, end - at - 12)
-    else:
-        high, low, kept, length = struct.unpack_from(f"{order}IIII", data, at + 12)
-        (number,) = struct.unpack_from(f"{order}H" if kind == 2 else f"{order}I", data, at + 8)
-        ticks = high << 32 | low
-    start = at + need
-    if kept > end - start:
-        raise DecodeError(what, at, data[at:end], f"a packet of {kept} bytes in a block of {end - at}")
-    if number >= len(interfaces):
-        raise DecodeError(what, at + 8, data[at + 8 : end], f"interface {number} was never described")
-    interface = interfaces[number]
-    comment = ""
-    for code, value in _options(data, start + ((kept + 3) & ~3), end, order) if kind == 6 else ():
-        if code == 1:
-            comment = value.decode("utf-8", "replace")
-    when = ticks * 1_000_000_000 // interface.ticks + interface.offset_s * 1_000_000_000
-    return Frame(
-        when, interface.link, data[start : start + kept], max(length, kept), interface.name, comment, at
-    )
-
-
-# --------------------------------------------------------------------------------------------------------
-# Packets
-
-
-def parse_segment(frame: Frame) -> Segment | None:
-    """Return the TCP segment of a packet; None when it is another protocol or too short to tell.
-
-    A damaged packet on the wire is a fact and not an error of the file, so nothing is raised.
-    """
-    found = _network(frame)
-    if found is None:
-        return None
-    kind, at, outgoing = found
-    data = frame.data
-    if kind == _ETH_IPV4:
-        if len(data) < at + 20 or data[at] >> 4 != 4:
-            return None
-        head = (data[at] & 15) * 4
-        total, fragment = struct.unpack_from("!H2xH", data, at + 2)
-        if head < 20 or data[at + 9] != 6 or fragment & 0x1FFF:
-            return None
-        src, dst = ((0, 0xFFFF << 32 | int.from_bytes(data[at + k : at + k + 4], "big")) for k in (12, 16))
-        # Offloading hosts hand over 0 for packets longer than 64 kB.
-        size = (total or frame.length - at) - head
-        at += head
-    else:
-        after = _behind_ipv6(data, at)
-        if after is None:
-            return None
-        src, dst = (
-            (
-                int.from_bytes(data[at + k : at + k + 8], "big"),
-                int.from_bytes(data[at + k + 8 : at + k + 16], "big"),
-            )
-            for k in (8, 24)
-        )
-        (total,) = struct.unpack_from("!H", data, at + 4)
-        size = (total or frame.length - at - 40) - (after - at - 40)
-        at = after
-    if len(data) < at + 20:
-        return None
-    sport, dport, seq, ack, offset, flags, window = struct.unpack_from("!HHIIBBH", data, at)
-    head = (offset >> 4) * 4
-    if head < 20:
-        return None
-    return Segment(
-        frame.time_ns, src, dst, sport, dport, seq, ack, flags, window, max(size - head, 0), outgoing,
-        frame.interface,
-    )  # fmt: skip
-
-
-def _behind_ipv6(data: bytes, at: int) -> int | None:
-    """Return where the TCP header is; None when there is none in this packet."""
-    if len(data) < at + 40 or data[at] >> 4 != 6:
-        return None
-    following, at = data[at + 6], at + 40
-    for _ in range(8):
-        if following == 6:
-            return at
-        if len(data) < at + 8:
-            return None
-        if following in (0, 43, 60, 135):  # hop-by-hop, routing, destination options, mobility
-            following, at = data[at], at + (data[at + 1] + 1) * 8
-        elif following == 51:  # authentication header: counted in words
-            following, at = data[at], at + (data[at + 1] + 2) * 4
-        elif following == 44:  # fragment: only the first has the ports
-            if struct.unpack_from("!H", data, at + 2)[0] & 0xFFF8:
-                return None
-            following, at = data[at], at + 8
-        else:
-            return None
-    return None
-
-
-def _network(frame: Frame) -> tuple[int, int, bool | None] | None:
-    """Return the ethertype, where the network header is, and whether we sent the packet."""
-    data, link = frame.data, frame.link
-    outgoing: bool | None = None
-    if link == LINKTYPE_ETHERNET:
-        if len(data) < 14:
-            return None
-        (kind,), at = struct.unpack_from("!H", data, 12), 14
-    elif link == LINKTYPE_LINUX_SLL:
-        if len(data) < 16:
-            return None
-        (way,), (kind,), at = struct.unpack_from("!H", data, 0), struct.unpack_from("!H", data, 14), 16
-        outgoing = way == 4
-    elif link == LINKTYPE_LINUX_SLL2:
-        if len(data) < 20:
-            return None
-        (kind,), at = struct.unpack_from("!H", data, 0), 20
-        outgoing = data[10] == 4
-    elif link in (LINKTYPE_RAW, LINKTYPE_RAW_BSD, LINKTYPE_IPV4, LINKTYPE_IPV6, 14):
-        if not data:
-            return None
-        return {4: _ETH_IPV4, 6: _ETH_IPV6}.get(data[0] >> 4, 0), 0, None
-    elif link in (LINKTYPE_NULL, LINKTYPE_LOOP):
-        if len(data) < 5:
-            return None
-        return {4: _ETH_IPV4, 6: _ETH_IPV6}.get(data[4] >> 4, 0), 4, None
-    else:
-        return None
-    for _ in range(3):
-        if kind not in _ETH_VLAN:
-            break
-        if len(data) < at + 4:
-            return None
-        (kind,), at = struct.unpack_from("!H", data, at + 2), at + 4
-    return (kind, at, outgoing) if kind in (_ETH_IPV4, _ETH_IPV6) else None
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -432,112 +412,9 @@ def _cut(text: str) -> bytes:
     return text.encode("utf-8", "replace")[:4000]
 
 
-# --------------------------------------------------------------------------------------------------------
-# Classic BPF
-
-Tuple = tuple[Address, int, Address, int]
-"""Address and port of one end, address and port of the other."""
-
-_LD, _LDH, _LDB, _LDX_MSH = 0x20, 0x28, 0x30, 0xB1
-_LDH_IND = 0x48
-_JEQ, _JSET, _JA, _RET = 0x15, 0x45, 0x05, 0x06
-_LONGEST_PROGRAM: Final = 4096  # BPF_MAXINSNS
-
-
-class _Program:
-    """Instructions with labels; jumps go forward only."""
-
-    def __init__(self) -> None:
-        self.code: list[tuple[int, int, str | None, str | None]] = []
-        self.labels: dict[str, int] = {}
-
-    def add(self, code: int, k: int, true: str | None = None, false: str | None = None) -> None:
-        self.code.append((code, k, true, false))
-
-    def label(self, name: str) -> None:
-        self.labels[name] = len(self.code)
-
-    def assemble(self) -> bytes:
-        out = b""
-        for at, (code, k, true, false) in enumerate(self.code):
-            if code == _JA:
-                assert true is not None
-                out += struct.pack("=HBBI", code, 0, 0, self.labels[true] - at - 1)
-                continue
-            jumps = [0 if name is None else self.labels[name] - at - 1 for name in (true, false)]
-            out += struct.pack("=HBBI", code, *jumps, k)
-        return out
-
-
-def socket_filter(tuples: Iterable[Tuple], *, snaplen: int = 1 << 16) -> bytes:
-    """Return an array of ``struct sock_filter`` that keeps both directions of each connection.
-
-    For a packet socket of type SOCK_DGRAM: the packet begins with the network header.
-
-    Args:
-        tuples: the two ends of each connection; give every form that translation makes of it. A port 0 is
-            any port.
-        snaplen: bytes to keep of each packet.
-
-    Raises:
-        ValueError: so many that the program would be longer than the kernel takes (4096 instructions).
-    """
-    wanted = sorted({t for a, p, b, q in tuples for t in ((a, p, b, q), (b, q, a, p))})
-    v4 = [t for t in wanted if _is4(t[0])]
-    v6 = [t for t in wanted if not _is4(t[0])]
-    program = _Program()
-    add = program.add
-    add(_LDB, 0)
-    add(0x54, 0xF0)  # AND: the version
-    add(_JEQ, 0x40, "v4", None)
-    add(_JA, 0, "not4")
-    program.label("v4")
-    add(_LDB, 9)
-    add(_JEQ, 6, None, "drop4")
-    add(_LDH, 6)
-    add(_JSET, 0x1FFF, "drop4", None)
-    add(_LDX_MSH, 0)  # X = length of the IPv4 header
-    add(_JA, 0, "tests4")
-    program.label("drop4")
-    add(_RET, 0)
-    program.label("tests4")
-    for number, one in enumerate(v4):
-        _one(program, f"4-{number}", one, snaplen, six=False)
-    add(_RET, 0)
-    program.label("not4")
-    add(_JEQ, 0x60, None, "drop6")
-    add(_LDB, 6)
-    add(_JEQ, 6, "tests6", None)
-    program.label("drop6")
-    add(_RET, 0)
-    program.label("tests6")
-    for number, one in enumerate(v6):
-        _one(program, f"6-{number}", one, snaplen, six=True)
-    add(_RET, 0)
-    if len(program.code) > _LONGEST_PROGRAM:
-        raise ValueError(f"{len(wanted) // 2} connections are too many for one socket filter")
-    return program.assemble()
-
-
-def _is4(address: Address) -> bool:
-    return address[0] == 0 and address[1] >> 32 == 0xFFFF
-
-
-def _one(program: _Program, name: str, one: Tuple, snaplen: int, *, six: bool) -> None:
-    src, sport, dst, dport = one
-    miss = f"{name}-miss"
-    tests: list[tuple[int, int, int]] = []
-    if six:
-        for base, (high, low) in ((8, src), (24, dst)):
-            words = (high >> 32, high & 0xFFFFFFFF, low >> 32, low & 0xFFFFFFFF)
-            tests += [(_LD, base + 4 * k, word) for k, word in enumerate(words)]
-    else:
-        tests += [(_LD, 12, src[1] & 0xFFFFFFFF), (_LD, 16, dst[1] & 0xFFFFFFFF)]
-    for port, offset in ((sport, 0), (dport, 2)):
-        if port:
-            tests.append((_LDH, 40 + offset, port) if six else (_LDH_IND, offset, port))
-    for load, at, value in tests:
-        program.add(load, at)
-        program.add(_JEQ, value, None, miss)
-    program.add(_RET, snaplen)
-    program.label(miss)
+def statistics_block(interface: int, time_ns: int, *, received: int, dropped: int, ended_ns: int) -> bytes:
+    """Return an interface statistics block: how much came, how much was lost, until when was captured."""
+    body = struct.pack("<III", interface, time_ns >> 32 & 0xFFFFFFFF, time_ns & 0xFFFFFFFF)
+    body += _option(3, struct.pack("<II", ended_ns >> 32 & 0xFFFFFFFF, ended_ns & 0xFFFFFFFF))
+    body += _option(4, struct.pack("<Q", received)) + _option(7, struct.pack("<Q", dropped)) + _option(0, b"")
+    return _block(5, body)

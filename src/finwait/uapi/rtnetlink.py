@@ -1,4 +1,4 @@
-"""Addresses of a namespace: the answers to ``RTM_GETADDR``.
+"""Addresses and interfaces of a namespace: the answers to ``RTM_GETADDR`` and ``RTM_GETLINK``.
 
 Mirrors include/uapi/linux/rtnetlink.h and if_addr.h. With them one can say that the other end of a
 connection *should* be on this machine, and that it is not there is then evidence instead of ignorance.
@@ -21,9 +21,14 @@ __all__ = [
     "RTM_NEWADDR",
     "addresses",
     "addresses_request",
+    "links",
+    "links_request",
 ]
 
+RTM_NEWLINK, RTM_GETLINK = 16, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
+_IFLA_IFNAME, _IFLA_MASTER = 3, 10
+_IFINFOMSG_SIZE = 16  # family u8, pad u8, type u16, index s32, flags u32, change u32
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_ANYCAST, _IFA_CACHEINFO = 1, 2, 3, 4, 5, 6
 _IFA_MULTICAST, _IFA_FLAGS = 7, 8
 ADDRESS_ATTRIBUTES = frozenset({_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_ANYCAST, _IFA_MULTICAST})
@@ -68,4 +73,39 @@ def addresses(buffer: NDArray[np.uint8], messages: nl.Messages) -> list[tuple[in
         elif family == 10 and raw is not None and len(raw) == 16:
             high, low = struct.unpack("!QQ", raw)
             result.append((high, low))
+    return result
+
+
+def links_request() -> bytes:
+    """Return the dump request for the interfaces."""
+    return nl.message(RTM_GETLINK, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, bytes(_IFINFOMSG_SIZE))
+
+
+def links(buffer: NDArray[np.uint8], messages: nl.Messages) -> dict[int, tuple[str, int]]:
+    """Return name and index of the master (0 for none) of each interface, by index.
+
+    Raises:
+        DecodeError: a message is shorter than ``struct ifinfomsg`` or its attributes do not fit.
+    """
+    result: dict[int, tuple[str, int]] = {}
+    for offset, length, kind in zip(
+        messages.offset.tolist(), messages.length.tolist(), messages.type.tolist(), strict=True
+    ):
+        if kind != RTM_NEWLINK:
+            continue
+        data = buffer[offset : offset + length].tobytes()
+        if length < nl.NLMSG_HEADER + _IFINFOMSG_SIZE:
+            raise DecodeError(
+                "struct ifinfomsg", offset, data[:16], f"message of {length} bytes is too short"
+            )
+        (index,) = struct.unpack_from("=i", data, nl.NLMSG_HEADER + 4)
+        name, master = f"if{index}", 0
+        for number, at, size in nl.attributes(
+            data, nl.NLMSG_HEADER + _IFINFOMSG_SIZE, length, "ifinfomsg attribute"
+        ):
+            if number == _IFLA_IFNAME:
+                name = data[at : at + size].rstrip(b"\0").decode("utf-8", "replace")
+            elif number == _IFLA_MASTER and size == 4:
+                (master,) = struct.unpack_from("=I", data, at)
+        result[index] = name, master
     return result

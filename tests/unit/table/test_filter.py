@@ -67,9 +67,11 @@ def rows(text: str, **context: object) -> list[int]:
         ("not fin-wait-2", [0, 3, 4, 5]),
         ("state = 5", [1, 2]),
         ("!state fin-wait-2", [0, 3, 4, 5]),
-        ("not fin-wait-2 established", [0]),
+        ("not fin-wait-2 and established", [0]),
         ("state fin-wait-2 dport = :80 or dport = :443", [1, 2]),
-        ("state fin-wait-2 and dport = :80 or dport = :443", [0, 1, 2]),
+        ("( state fin-wait-2 and dport = :80 ) or dport = :443", [0, 1, 2]),
+        ("state fin-wait-2 and ( dport = :80 or dport = :443 )", [1, 2]),
+        ("state fin-wait-2 and dport = :443", [1]),
         ("state fin-wait-2 or sport = :443", [1, 2, 3, 4, 5]),
         ("sport :443", [3, 4, 5]),
         ("sport 443", [3, 4, 5]),
@@ -133,7 +135,11 @@ def rows(text: str, **context: object) -> list[int]:
         ("protocol = mptcp", [5]),
         ("netns = 7", [0, 1, 2, 3]),
         ("netns = net:[8]", [4, 5]),
-        ("uid = 0", [1, 2, 4, 5]),
+        ("uid = 0", [1, 5]),
+        ("uid != 0", [0, 3]),
+        ("uid >= 0", [0, 1, 3, 5]),
+        ("user = root", [1, 5]),
+        ("user != root", [0, 3]),
         ("user = 0", [1, 5]),
         ("user != 0", [0, 3]),
         ("cong = cubic", [0, 3]),
@@ -225,7 +231,7 @@ KNOWN = {
         ("severity = problem", [0, 1]),
         ("severity = notice,healthy", [1, 4]),
         ("user = www-data", [0, 3]),
-        ("user != root", [0, 3]),
+        ("user = 'root*'", [1, 5]),
         ("pid = 812 or rule = b-rule", [0, 1, 4]),
     ],
 )
@@ -233,6 +239,18 @@ def test_a_filter_selects_by_what_the_caller_knows(text, expected):
     parsed = parse(text)
     assert np.flatnonzero(parsed.mask(TABLE, KNOWN)).tolist() == expected
     assert parsed.needs
+
+
+def test_of_values_that_are_not_all_known_one_may_match_and_none_can_be_excluded():
+    known = {"pid": [(1, None), (None,), (), None, (7,), (8, None)]}
+    assert rows("pid = 1", **known) == [0]
+    assert rows("pid != 1", **known) == [2, 4]
+    assert rows("not pid = 1,7", **known) == [2]
+    assert rows("comm = None", comm=known["pid"]) == []
+
+
+def test_a_word_that_is_quoted_is_a_name_whatever_else_it_is():
+    assert rows("comm = 'held'", comm=[("held",), (), (), (), (), ()]) == [0]
 
 
 class Asked:
@@ -269,6 +287,8 @@ def test_a_context_that_does_not_fit_is_refused(context):
         ("not age > 1m", {"age_at_most_s"}, set()),
         ("age = 1m", {"age_at_least_s", "age_at_most_s"}, set()),
         ("user = 5", set(), {"uid", "state", "timer"}),
+        ("uid = 5", set(), {"uid", "state", "timer"}),
+        ("user = root", set(), {"uid", "state", "timer"}),
         ("user = bob", {"user"}, set()),
         ("dev lo pid 1", {"dev", "pid"}, set()),
         ("rtt_us > 1ms cong bbr", set(), {"rtt_us", "cong"}),
@@ -375,6 +395,20 @@ def test_a_filter_asks_for_the_states_that_can_match(text, states):
         ("held \\", 5, "begins with", ""),
         ("held or orphan and sport = :1", 15, "`and` after `or` can be read in two ways", "parentheses"),
         ("held or orphan sport = :1", 15, "side by side after `or`", "parentheses"),
+        ("state fin-wait-2 and held or orphan", 17, "can be read in two ways", "( state S and a ) or b"),
+        ("not fin-wait-2 established", 15, "two states side by side after `not`", "exclude A,B"),
+        ("dport = :", 8, "names no port", "`*`"),
+        ("sport = ''", 8, "is empty", "is a variable of your script not set?"),
+        ("src = ''", 6, "is empty", "variable"),
+        ("src = :", 6, "ends without a port", "`*`"),
+        ("dst = 10.0.0.1:", 6, "ends without a port", "`*`"),
+        ("dst = []:443", 6, "no address in the brackets", "variable"),
+        ('cgroup = " "', 9, "is empty", "variable"),
+        ("comm = '' held", 7, "is empty", "variable"),
+        ("comm = held", 7, "`comm` has no value: `held` is a predicate", 'quote it: "held"'),
+        ("cong = a,rtt_us", 9, "`cong` has no value", "quote"),
+        ("user = age > 10m", 7, "`user` has no value", "quote"),
+        ("dev = state fin-wait-2", 6, "`dev` has no value", "quote"),
         ("(" * 200 + "held", 101, "too deeply nested", "100"),
     ],
 )

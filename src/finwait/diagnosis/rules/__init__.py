@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.container import NOWHERE, workload_of_path
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
@@ -23,6 +24,7 @@ __all__ = [
     "RECENT_MS",
     "certain",
     "destroy",
+    "holder_names",
     "just_received",
     "just_sent",
     "likely",
@@ -71,6 +73,35 @@ def possible(reason: str) -> Confidence:
 def look_again(reason: str) -> Confidence:
     """Return the confidence of what a single look cannot tell from health, and a second one a few seconds on can."""
     return Confidence("possible", reason, look_again=True)
+
+
+def holder_names(view: View, row: int) -> str:
+    """Return the programs that hold a row, each with its pid, its descriptors and its unit, pod or container."""
+    fds: dict[int, list[int]] = {}
+    for pid, fd in view.holders.of(row):
+        fds.setdefault(pid, []).append(fd)
+    if not fds:
+        return (
+            "no process"
+            if view.holders.complete
+            else "an unknown program (not every process could be looked into)"
+        )
+    names = [_holder_name(view, pid, fds[pid]) for pid in sorted(fds)[:3]]
+    if len(fds) > 3:
+        names.append(f"{len(fds) - 3} more processes")
+    return ", ".join(names)
+
+
+def _holder_name(view: View, pid: int, fds: list[int]) -> str:
+    process = view.processes.get(pid)
+    at = f"fd {fds[0]}" if len(fds) == 1 else f"{len(fds)} descriptors"
+    if process is None:
+        return f"pid {pid} ({at})"
+    work = workload_of_path(process.cgroup) if process.cgroup else NOWHERE
+    where = f"pod {work.pod_uid}" if work.pod_uid else work.unit
+    if not where and work.container_id:
+        where = f"container {work.container_id[:12]}"
+    return f"{process.comm} (pid {pid}, {at}{', ' + where if where else ''})"
 
 
 def just_received(view: View) -> NDArray[np.bool_]:

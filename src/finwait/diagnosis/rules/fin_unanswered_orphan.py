@@ -4,9 +4,12 @@ Seen as       FIN_WAIT1, LAST_ACK or CLOSING with inode 0 on the retransmission 
 Why it stays  The path or the peer is gone. The kernel retransmits the FIN tcp_orphan_retries times (0 means 8),
               about 107 s in all, and gives up without a RST. Where data is before the FIN (wqueue above 1), it is
               that data which is retransmitted: with notsent_bytes above 0 the FIN itself was never sent once.
+              Without any timer (timer 0) nothing of that happens: kernels before 6.12 leave such an orphan behind
+              when SOCK_DESTROY is used on it.
 Not this      An inode: then tcp_retries2 counts, up to 15 minutes (fin-unanswered-held). timer 4: the FIN
-              could not even be sent (zero-window).
-What ends it  Time. tcp_orphan_retries bounds the next ones.
+              could not even be sent (zero-window, egress-blocked).
+What ends it  Time. tcp_orphan_retries bounds the next ones. Without a timer only a segment of the peer: a RST, or the
+              acknowledgment that is missing.
 What does not tcp_fin_timeout: it is about FIN_WAIT2.
 Reproduce     finwait lab run fin-unanswered-orphan
 """
@@ -16,9 +19,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import certain
+from finwait.diagnosis.rules import RECENT_MS, certain, look_again
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -35,10 +38,26 @@ def match(view: View) -> NDArray[np.bool_]:
     return (
         view.in_state(tcp.FIN_WAIT1, tcp.LAST_ACK, tcp.CLOSING)
         & ~view.held
-        & (s.timer == 1)
-        & (s.retrans >= view.options.retransmits)
+        & (((s.timer == 1) & (s.retrans >= view.options.retransmits)) | (s.timer == 0))
         & ~view.sent  # data before the FIN gets through
     )
+
+
+def _without_timer(view: View) -> NDArray[np.bool_]:
+    """Return orphans that nothing will end: an orphan that waits for anything has a timer."""
+    return view.in_state(tcp.FIN_WAIT1, tcp.LAST_ACK, tcp.CLOSING) & ~view.held & (view.sockets.timer == 0)
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    if not _without_timer(view)[rows].all():
+        return unanswered(view, rows)
+    if view.moved_known[rows].all() and view.watched_ms >= RECENT_MS:
+        return certain(f"no timer ran at either of two looks, {view.watched_ms / 1000:.1f} s apart")
+    return look_again("no timer runs; for an instant that is so of a healthy one too, `--for 5s` tells")
+
+
+def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
+    return "problem" if _without_timer(view)[rows].all() else "notice"
 
 
 def data_before_fin(view: View) -> NDArray[np.bool_]:
@@ -111,10 +130,33 @@ RULE = Rule(
     ),
     ends=_ENDS,
     does_not=_DOES_NOT,
-    confidence=unanswered,
+    confidence=_confidence,
     match=match,
     observe=_observe,
+    grade=_grade,
     cases=(
+        Case(
+            title="closed by its program, not acknowledged, and no timer runs: nothing here will ever end it",
+            rows=_without_timer,
+            clues=(
+                Clue("state", "the FIN, or data before it, was not acknowledged"),
+                Clue("inode", "0: no descriptor refers to it any more"),
+                Clue("timer", "0: nothing will fire"),
+                Clue("wqueue", "what is not acknowledged, the FIN counting 1"),
+                Clue("cgroup_id", "where it was made"),
+            ),
+            ends=(
+                Remedy("a RST of the peer, or the acknowledgment that is missing: end the connection there"),
+                Remedy("a reboot"),
+            ),
+            does_not=(
+                Advice("waiting", "no timer runs: nothing is sent again, and nothing is given up"),
+                Advice(
+                    "`ss -K` or SOCK_DESTROY",
+                    "before Linux 6.12 it is what leaves an orphan without a timer, and does no more the second time",
+                ),
+            ),
+        ),
         Case(
             title="closed by its program; data before the FIN is retransmitted and nobody answers",
             rows=data_before_fin,

@@ -6,7 +6,8 @@ Why it stays  The kernel finished the handshake; the program has not called acce
               its request, waited, and closed. A socket gets its inode only at accept().
 Not this      inode 0 in FIN_WAIT or LAST_ACK: an orphan. CLOSE_WAIT cannot be an orphan at all.
 What ends it  The program accepting again; restarting it resets the whole queue.
-What does not Destroying the connections: the state goes, the place in the queue stays taken.
+What does not Destroying the connections: the state goes, the place in the queue stays taken (accept-queue-full tells
+              of the listener then, and `finwait clear` leaves them alone).
 Reproduce     finwait lab run never-accepted
 """
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, likely, look_again, silence
+from finwait.diagnosis.rules import certain, holder_names, likely, look_again, silence
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -32,7 +33,7 @@ PATIENCE_MS = 1000
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
-    waiting = view.queued
+    waiting = view.queued & (s.ulp != b"mptcp")  # of MPTCP the connection itself, which is a row of its own
     if not waiting.any():
         return waiting
     # CLOSE_WAIT without an inode exists nowhere else; ESTABLISHED does, for the moment of an accept().
@@ -62,7 +63,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     result = []
     for one in candidates[np.lexsort((-s.rqueue[candidates].astype(np.int64), s.sport[candidates]))].tolist():
         several = alike[view.ends(one)[0]]
-        owners = ", ".join(f"pid {pid} fd {fd}" for pid, fd in view.holders.of(one)) or "an unknown holder"
+        owners = holder_names(view, one)
         port = int(s.sport[one])
         says = f"connections that {owners} has not accepted"
         if several > 1:
@@ -93,7 +94,9 @@ RULE = Rule(
         Clue("last_ack_recv_ms", "it has waited at least so long"),
     ),
     ends=(
-        Remedy("find out why the program does not accept: a blocked loop, a full worker pool, EMFILE"),
+        Remedy(
+            "find out why the program does not accept: a blocked loop, a full worker pool, EMFILE, a stopped process"
+        ),
         Remedy("restart the listening program: every connection in its queue is reset"),
     ),
     does_not=(
@@ -101,7 +104,10 @@ RULE = Rule(
             "destroy the connections",
             "the place in the queue stays taken; accept() later returns a dead socket",
         ),
-        NOT_FIN_TIMEOUT,
+        Advice(
+            "lower `net.ipv4.tcp_fin_timeout`",
+            "it is about orphans in FIN_WAIT2; these were never accepted here",
+        ),
     ),
     confidence=_confidence,
     match=match,

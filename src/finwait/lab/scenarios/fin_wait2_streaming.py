@@ -36,7 +36,7 @@ def build(lab: Lab) -> Situation:
         expected=expect("fin-wait2-streaming", near, "FIN_WAIT2"),
         others=expect("fin-wait2-held", [silent], "FIN_WAIT2", timer=0)
         + expect("close-wait-eof-read", [kept], "CLOSE_WAIT", rqueue=0),
-        healthy=expect("", far, "CLOSE_WAIT", rqueue=0),
+        healthy=expect("closing-in-progress", far, "CLOSE_WAIT", rqueue=0),
     )
 
 

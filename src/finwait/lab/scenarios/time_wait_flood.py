@@ -35,7 +35,7 @@ def build(lab: Lab) -> Situation:
         "are in TIME_WAIT. That is how TCP keeps late segments away from a new connection; each goes after "
         "60 s, a constant. It matters only when local ports run out. `cron` has 20: nobody's business.",
         expected=orphan("time-wait-flood", flood, "TIME_WAIT", timer=3),
-        healthy=orphan("", few, "TIME_WAIT", timer=3),
+        healthy=orphan("time-wait", few, "TIME_WAIT", timer=3),
     )
 
 

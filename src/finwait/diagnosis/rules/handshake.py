@@ -1,0 +1,53 @@
+"""handshake: a connection that is being opened.
+
+Seen as       SYN_SENT or SYN_RECV on the timer that repeats the SYN, or the answer to it.
+Why it stays  The other side has not answered yet. There is nothing to close.
+Not this      ESTABLISHED on this side and SYN_SENT at the other: the two do not know the same connection.
+What ends it  The answer; or time: tcp_syn_retries (6, about 2 minutes) for SYN_SENT, tcp_synack_retries (5, about
+              1 minute) for SYN_RECV.
+What does not Anything that is about closing.
+Reproduce     finwait lab run handshake
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Advice, Confidence, Remedy
+from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rules import certain
+from finwait.diagnosis.view import View
+from finwait.uapi import tcp
+
+__all__ = ["RULE", "match"]
+
+
+def match(view: View) -> NDArray[np.bool_]:
+    """Return which rows this rule explains."""
+    s = view.sockets
+    opening = np.isin(s.state, (tcp.SYN_SENT, tcp.SYN_RECV, tcp.NEW_SYN_RECV))
+    return opening & ((s.timer == 1) | (s.protocol != 6))  # MPTCP rows show no timer of their subflow
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
+    return certain("its timer is running, and its retries are limited")
+
+
+RULE = Rule(
+    name="handshake",
+    title="being opened, there is nothing to close yet: healthy",
+    severity="healthy",
+    rank=90,
+    claims=("C19",),
+    clues=(
+        Clue("state", "opening"),
+        Clue("timer", "1: the SYN, or the answer to it, is being repeated"),
+        Clue("retrans", "how often it was"),
+    ),
+    ends=(Remedy("it ends by itself: an answer, or tcp_syn_retries and tcp_synack_retries", "read-only"),),
+    does_not=(Advice("anything that is about closing", "nothing is open yet that could close"),),
+    confidence=_confidence,
+    match=match,
+    counted=True,
+)

@@ -1,0 +1,51 @@
+"""accept-queue-full: a listener takes no new clients, for its queue is full of connections that have ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finwait.lab.actor import meet
+from finwait.lab.scenario import Scenario, Situation, expect, listening, queued
+
+if TYPE_CHECKING:
+    from finwait.lab.topology import Lab
+
+__all__ = ["SCENARIO"]
+
+
+def build(lab: Lab) -> Situation:
+    """A queue full of the dead, one full of the living, and two near misses: an empty one and one with room."""
+    outside, inside = lab.netns("client"), lab.netns("server")
+    link = lab.link(outside, inside)
+    client = lab.actor(outside, "client")
+    stuck = lab.actor(inside, "stuck-server")
+    working = lab.actor(inside, "working-server")
+    dead, alive = stuck.listen(link.b4, 8080, backlog=4), stuck.listen(link.b4, 8081, backlog=2)
+    roomy, served = stuck.listen(link.b4, 8082, backlog=8), working.listen(link.b4, 8083, backlog=1)
+    checks = client.connect_many(5, link.b4, dead.sport)
+    waiting = client.connect_many(3, link.b4, alive.sport)
+    few = client.connect_many(2, link.b4, roomy.sport)
+    near, far = meet(client, link.b4, working, served)
+    client.reset(checks)
+    return Situation(
+        lab,
+        "`stuck-server` does not accept. Five health checks have filled the queue of port 8080 (its backlog is 4), "
+        "and gave up with a reset: there is no connection left, and the queue is full all the same. On port 8081 "
+        "three clients still wait, and no other gets in. On port 8082 there is room yet; `working-server` accepts.",
+        expected=listening("accept-queue-full", [dead], 5) + listening("accept-queue-full", [alive], 3),
+        others=queued("never-accepted", stuck, [*waiting, *few], "ESTABLISHED", 0),
+        healthy=listening("", [roomy], 2)
+        + listening("", [served], 0)
+        + expect("", [*waiting, *few, *near, *far], "ESTABLISHED"),
+    )
+
+
+SCENARIO = Scenario(
+    name="accept-queue-full",
+    title="an accept queue that is full of connections that have ended",
+    story="No connection is left to be seen, and no client gets in: the listener itself shows why.",
+    claims=("C6b", "X16"),
+    needs=("netns",),
+    seconds=0.4,
+    build=build,
+)
