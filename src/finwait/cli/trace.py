@@ -21,14 +21,9 @@ _PARQUET_ROWS = 1_000_000
 
 _DESCRIPTION = """\
 Print every change of state of TCP connections: when, where, from which state to which, how long it had
-<<<<<<< HEAD
 been in the old one, and which process holds it. Reads the kernel's own tracepoint in a private tracefs
 instance; without it, finwait compares snapshots of the sockets, and says so. A FILTER that a change of state
 cannot answer (a queue, a timer, a rule) is refused; `--stuck` looks at sockets and can answer most.
-=======
-been in the old one, and whose it is. Reads the kernel's own tracepoint in a private tracefs instance; without
-it, finwait compares snapshots, and says so.
->>>>>>> main
 """
 
 
@@ -70,17 +65,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--resets", action="store_true", help="also print resets sent and received, with the reason"
     )
-<<<<<<< HEAD
     parser.add_argument("--retransmits", action="store_true", help="also print retransmissions")
-    parser.add_argument("--stack", action="store_true", help="print the kernel and user stack of each change")
-    parser.add_argument("--count", type=options.count, metavar="N", help="stop after N lines (or records)")
-=======
-    parser.add_argument("--retransmits", action="store_true", help="also retransmissions")
     parser.add_argument("--stack", action="store_true", help="print the kernel and user stack of each change")
     parser.add_argument(
         "--count", type=options.at_least_one, metavar="N", help="stop after N lines (or records)"
     )
->>>>>>> main
     parser.add_argument(
         "--for",
         dest="duration",
@@ -108,17 +97,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="ring buffer of each CPU (default: 64 MiB shared out)",
     )
     parser.add_argument(
-<<<<<<< HEAD
         "--not-holder",
         action="append",
-        type=int,
+        type=options.pid,
         default=[],
         metavar="PID",
         help="assume that PID, which cannot be inspected, holds none of them (repeatable)",
     )
     parser.add_argument(
-=======
->>>>>>> main
         "-q", "--quiet", action="store_true", help="do not print the method and its blind spots"
     )
     parser.set_defaults(run=run, wrong=parser.error)
