@@ -11,18 +11,25 @@ import contextlib
 import ipaddress
 import os
 import socket
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from finwait import files
+from finwait.errors import FileRefused
 from finwait.relay.config import check_backend, split_address
+from finwait.relay.notice import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from finwait.relay.config import BackendConfig, Config, Service
 
-__all__ = ["Resolver", "parse_file"]
+__all__ = ["MOST_BACKENDS", "Resolver", "parse_file"]
+
+MOST_BACKENDS: Final = 1024
+"""Addresses taken from one name or one file."""
+_MOST_BYTES: Final = 1 << 20
+_MOST_SAID: Final = 20
+"""Lines of a file about which something is said one by one."""
 
 Row = list[Any]
 """(name, family, address, weight, max_connections), as it goes to the workers."""
@@ -53,7 +60,11 @@ def _check_line(words: list[str], weight: int) -> int:
     check_backend(words[0])
     if words[0].startswith(("dns:", "file:")):
         raise ValueError(f"`{words[0]}`: a file lists addresses, not names or files")
-    share = int(words[1]) if len(words) > 1 else weight
+    share = weight
+    if len(words) > 1:
+        if not (words[1].isascii() and words[1].isdecimal() and len(words[1]) < 6):
+            raise ValueError(f"`{words[1]}` is not a weight")
+        share = int(words[1])
     if not 0 <= share <= 256:
         raise ValueError(f"weight {share} is not within 0 to 256")
     return share
@@ -65,6 +76,10 @@ def _fixed(address: str, weight: int, most: int) -> Row:
     host, port = split_address(address)
     family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
     return [address, int(family), [host, int(port)], weight, most]
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
 
 
 class Resolver:
@@ -141,14 +156,13 @@ class Resolver:
         loop = asyncio.get_running_loop()
         try:
             answers = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-        except OSError as error:
-            sys.stderr.write(
-                f"finwait relay: could not resolve `{host}` for `{service.name}`: {error}; "
-                "what was known before stays\n"
-            )
+        except (OSError, ValueError) as error:  # ValueError: what the codec says about a name that is none
+            say(f"could not resolve `{host}` for `{service.name}`: {error}; what was known before stays")
             return
         rows = []
-        for family, _, _, _, address in sorted(answers, key=str):
+        if len(answers) > MOST_BACKENDS:
+            say(f"`{host}` has {len(answers)} addresses; the first {MOST_BACKENDS} are taken")
+        for family, _, _, _, address in sorted(answers, key=str)[:MOST_BACKENDS]:
             shown = f"[{address[0]}]:{port}" if family == socket.AF_INET6 else f"{address[0]}:{port}"
             rows.append([shown, int(family), list(address), backend.weight, backend.max_connections])
         self._parts[service.name, backend.address] = rows
@@ -169,16 +183,19 @@ class Resolver:
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if self._stamps.get(key) == stamp:
                 return
-            text = Path(path).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = files.read(path, _MOST_BYTES).decode("utf-8")
+        except (OSError, ValueError, FileRefused) as error:
             if self._stamps.get(key) != (0, 0, 0):
-                sys.stderr.write(
-                    f"finwait relay: could not read `{path}`: {error}; what was known before stays\n"
-                )
+                say(f"could not read `{path}`: {_reason(error)}; what was known before stays")
                 self._stamps[key] = (0, 0, 0)
             return
         self._stamps[key] = stamp
         rows, wrong = parse_file(text, backend.weight, backend.max_connections)
-        for what in wrong:
-            sys.stderr.write(f"finwait relay: {path}:{what}; the line is left out\n")
+        for what in wrong[:_MOST_SAID]:
+            say(f"{path}:{what}; the line is left out")
+        if len(wrong) > _MOST_SAID:
+            say(f"{path}: {len(wrong) - _MOST_SAID} more lines are left out")
+        if len(rows) > MOST_BACKENDS:
+            say(f"{path} has {len(rows)} backends; the first {MOST_BACKENDS} are taken")
+            del rows[MOST_BACKENDS:]
         self._parts[service.name, backend.address] = rows

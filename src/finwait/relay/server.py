@@ -501,8 +501,8 @@ class Worker:
                 continue  # accept(2): errors of a connection that ended while it waited
             os.set_blocking(fd, False)
             source = ""
-            if route.needs_source and listener.tcp:
-                source = str(peer[0])
+            if route.needs_source:
+                source = str(peer[0]).removeprefix("::ffff:") if listener.tcp else ""
                 if not self._admit(route, source, fd):
                     continue
             self._number += 1
@@ -523,11 +523,11 @@ class Worker:
                 self._connect(conn)
 
     def _admit(self, route: Route, source: str, fd: int) -> bool:
-        """Say whether this source may connect; if not, it gets RST."""
+        """Say whether this source (empty: a Unix socket) may connect; if not, it gets RST."""
         why = ""
-        if not route.acl.admits(source):
+        if not (route.acl.admits(source) if source else route.acl.admits_unix):
             why = "acl"
-        elif route.is_crowded(source) and not route.service.accept_proxy:
+        elif source and route.is_crowded(source) and not route.service.accept_proxy:
             why = "per_source"
         if why:
             route.reject(why)
@@ -599,7 +599,7 @@ class Worker:
         """Return the client's address as text, for balancing; empty for a Unix socket."""
         if conn.source is not None:
             return conn.source[0]
-        return str(conn.peer[0]) if conn.listener.tcp else ""
+        return str(conn.peer[0]).removeprefix("::ffff:") if conn.listener.tcp else ""
 
     def _connect(self, conn: Conn) -> None:
         """Start the next try. Command CONNECT."""
@@ -663,7 +663,7 @@ class Worker:
                 sock.setsockopt(socket.IPPROTO_IP, sockets.IP_TRANSPARENT, 1)
             else:
                 sock.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
-            sock.bind((self.source_of(conn).removeprefix("::ffff:"), 0))
+            sock.bind((self.source_of(conn), 0))
         elif side.bind:
             sock.bind((side.bind, 0))
 
