@@ -24,6 +24,7 @@ from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.rule import Rule
+from finwait.diagnosis.rules.holder_not_found import suspects
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.errors import Gap
 from finwait.kernel.observe import Plan
@@ -195,9 +196,8 @@ def _flows_complete(observation: Observation) -> bool:
 
 
 def _unheld(sockets: SocketTable, found: Descriptors) -> bool:
-    """Whether rows in a closing state have an inode that no listed descriptor names."""
-    closing = np.isin(sockets.state, [s for s in range(12) if tcp.CLOSING_STATES >> s & 1])
-    inodes = sockets.inode[closing & (sockets.inode != 0)]
+    """Whether rows that deserve a word without a holder have an inode that no listed descriptor names."""
+    inodes = sockets.inode[suspects(sockets)]
     return bool(len(inodes)) and not np.isin(inodes.astype(np.uint64), found.inode).all()
 
 

@@ -21,7 +21,8 @@ import pytest
 
 from finwait import capturing
 from finwait.cli import main
-from finwait.diagnosis.closing import Closings, Kind
+from finwait.diagnosis.closing import Kind
+from finwait.diagnosis.closings import Closings
 from finwait.errors import FileRefused, KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import Capture, space_of

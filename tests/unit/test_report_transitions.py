@@ -155,3 +155,9 @@ def test_the_summary_is_a_histogram_for_each_state():
     assert lines[0] == "ESTABLISHED: 2 times, median 3.0ms"
     assert lines[1].split("|")[0].split() == ["2.0ms", "…", "4.1ms", "2"]
     assert lines[2].startswith("FIN_WAIT1: 1 times")
+
+
+def test_a_name_that_a_spreadsheet_would_compute_is_text_in_csv() -> None:
+    assert text._cell("=1+cmd|x") == "'=1+cmd|x"
+    assert text._cell('@a,"b"') == '"\'@a,""b"""'
+    assert [text._cell(value) for value in (-5, "-5", None, "-")] == ["-5", "-5", "", "-"]

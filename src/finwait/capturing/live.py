@@ -15,7 +15,8 @@ from typing import Final
 
 from finwait.capturing.chosen import Chosen, note, place_of
 from finwait.capturing.file import Writer
-from finwait.diagnosis.closing import CLOSED, Closings
+from finwait.diagnosis.closing import CLOSED
+from finwait.diagnosis.closings import Closings
 from finwait.errors import KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import RETIRE_S, Capture, Packet, space_of

@@ -20,6 +20,7 @@ import numpy as np
 from finwait.report.json import addresses
 from finwait.table import transitions as tr
 from finwait.table.transitions import TransitionTable
+from finwait.table.units import csv_text
 from finwait.uapi import tcp
 
 __all__ = [
@@ -266,7 +267,7 @@ def csv_line(record: dict[str, Any]) -> str:
 
 
 def _cell(value: object) -> str:
-    text = "" if value is None else str(value)
+    text = "" if value is None else csv_text(value) if isinstance(value, str) else str(value)
     if any(c in text for c in ',"\r\n'):
         return '"' + text.replace('"', '""') + '"'
     return text
