@@ -647,10 +647,14 @@ def _outcome(
     return Outcome(step, "still there", said, act_id, other, open_)
 
 
+def _said(error: FinwaitError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
+
+
 def _failed(step: Step, error: FinwaitError, act_id: int = 0) -> Outcome:
     if isinstance(error, TargetGone):
         return Outcome(step, "left before", str(error), act_id)
-    return Outcome(step, "failed", f"{error}" + (f" ({error.hint})" if error.hint else ""), act_id)
+    return Outcome(step, "failed", _said(error), act_id)
 
 
 # ── probing ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -693,7 +697,7 @@ def probe(
         except TargetGone as error:
             found[k] = Probe(step, "gone", str(error))
         except FinwaitError as error:
-            found[k] = Probe(step, "not judged", f"{error}")
+            found[k] = Probe(step, "not judged", _said(error))
     idle, interval, count = keepalive
     wanted = {"keepidle": idle, "keepintvl": interval, "keepcnt": count, "user_timeout_ms": 0, "keepalive": 1}
     armed = sorted(before)
@@ -713,7 +717,7 @@ def probe(
                 begun[k] = time.monotonic()
             except FinwaitError as error:
                 found[k] = Probe(
-                    steps[k], "gone" if isinstance(error, TargetGone) else "not judged", str(error)
+                    steps[k], "gone" if isinstance(error, TargetGone) else "not judged", _said(error)
                 )
         fault("armed")
         say(f"probing {len(armed)} connections for up to {idle + interval * count + 1} s")
