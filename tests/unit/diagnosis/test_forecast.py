@@ -230,6 +230,12 @@ PREDICTED = {
 """What prose that no program writes may say of orphans and of unanswered data."""
 
 
+def test_the_help_of_probe_says_what_is_predicted() -> None:
+    predicted = forecast.text(forecast.keepalive(1, 1, 3).seconds)
+    page = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
+    assert f"default 1/1/3: up to {predicted}" in page
+
+
 def test_prose_says_what_is_predicted() -> None:
     """Numbers in docstrings of rules, in profiles and in pages cannot be computed; they are compared."""
     places = [
