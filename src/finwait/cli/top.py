@@ -71,10 +71,12 @@ class Clear:
             FinwaitError: the look failed.
         """
         from finwait.cli import clear
+        from finwait.remedy import plan as plans
         from finwait.table.units import printable
 
         words = [f"cookie = {cookie:#x}" for _, cookie in keys]
         self._plan, gaps = clear.make_plan(self._args(" or ".join(words)))
+        plans.permit(self._plan)
         lines = clear.plan_lines(self._plan)
         if gone := _gone(keys):
             lines.append(f"\n{gone} of the marked are gone meanwhile\n")
