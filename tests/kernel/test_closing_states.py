@@ -16,7 +16,7 @@ import pytest
 from finwait.diagnosis.closing import Closing, Kind, Outcome
 from finwait.diagnosis.closings import Closings
 from finwait.kernel.capture import Capture, space_of
-from finwait.kernel.lookup import ask
+from finwait.kernel.lookup import Question, ask
 from finwait.lab.actor import Actor, Conn, meet
 from finwait.lab.topology import Lab, Link, Netns, unmet
 from finwait.report.closing import diagram
@@ -61,7 +61,7 @@ class Scene:
         a, p, b, q = self.numbers
         found = []
         for space, question in ((self.here, (a, b, p, q)), (self.there, (b, a, q, p))):
-            sockets, gaps = ask([question], [space_of(space.inode)])
+            sockets, gaps = ask([Question(*question)], [space_of(space.inode)])
             assert not gaps
             found.append(tcp.STATES[int(sockets.state[0])] if len(sockets) else "CLOSED")
         return found[0], found[1]

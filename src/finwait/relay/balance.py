@@ -62,6 +62,7 @@ class Backend:
         "failures",
         "family",
         "idle",
+        "leads_back_until",
         "max_connections",
         "name",
         "up",
@@ -85,6 +86,8 @@ class Backend:
         self.eject_until = float("-inf")
         self.calm_since = float("-inf")
         """Since when it is neither ejected nor has failed."""
+        self.leads_back_until = float("-inf")
+        """Until when it takes nothing: connections to it came back as clients of the same service."""
         self.current = 0.0
         self.connected = 0
         self.failed = 0
@@ -95,6 +98,10 @@ class Backend:
     def full(self) -> bool:
         """Return whether it has as many connections as it may."""
         return 0 < self.max_connections <= self.active
+
+    def takes(self, now: float) -> bool:
+        """Return whether it may have one more connection, be it up or not."""
+        return bool(self.weight) and not self.full() and now >= self.leads_back_until
 
     def ejected(self, now: float) -> bool:
         """Return whether passive checks leave it out."""
@@ -153,8 +160,8 @@ class Balancer:
         """Return the backend for a client's next try, or None when all are full (or there is none)."""
         if len(self.backends) == 1:
             only = self.backends[0]
-            return None if only.full() or not only.weight else only
-        takers = [b for b in self.backends if b.weight and not b.full()]
+            return only if only.takes(now) else None
+        takers = [b for b in self.backends if b.takes(now)]
         choice = [b for b in takers if b.up and not b.ejected(now) and b not in tried]
         if not choice:
             choice = [b for b in takers if b not in tried] or takers

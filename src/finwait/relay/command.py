@@ -286,10 +286,13 @@ def _run(args: argparse.Namespace) -> int:
         _options_alone(args)
     if args.explain:
         return _explain(args)
+    from finwait.relay import loops
+
     if args.check:
         from finwait.relay.supervisor import user_entry
 
         config = build_config(args)
+        loops.refuse(config, names=True)
         if config.user:
             user_entry(config.user)
         names = ", ".join(f"`{service.name}`" for service in config.service)
@@ -297,7 +300,12 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     from finwait.relay.supervisor import Supervisor
 
-    supervisor = Supervisor(lambda: build_config(args), [sys.executable, *sys.orig_argv[1:]])
+    def read() -> Config:
+        config = build_config(args)
+        loops.refuse(config)
+        return config
+
+    supervisor = Supervisor(read, [sys.executable, *sys.orig_argv[1:]])
     supervisor.bind()
     return supervisor.run()
 

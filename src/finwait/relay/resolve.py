@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from finwait.relay.config import BackendConfig, Config, Service
 
-__all__ = ["MOST_BACKENDS", "Resolver", "parse_file"]
+__all__ = ["MOST_BACKENDS", "Resolver", "fixed", "parse_file"]
 
 MOST_BACKENDS: Final = 1024
 """Addresses taken from one name or one file."""
@@ -51,7 +51,7 @@ def parse_file(text: str, weight: int, max_connections: int) -> tuple[list[Row],
         except ValueError as error:
             wrong.append(f"{number}: {error}")
             continue
-        rows.append(_fixed(words[0], share, max_connections))
+        rows.append(fixed(words[0], share, max_connections))
     return rows, wrong
 
 
@@ -70,7 +70,8 @@ def _check_line(words: list[str], weight: int) -> int:
     return share
 
 
-def _fixed(address: str, weight: int, most: int) -> Row:
+def fixed(address: str, weight: int, most: int) -> Row:
+    """Return the row of a backend that is an address."""
     if address.startswith("unix:"):
         return [address, int(socket.AF_UNIX), address[5:], weight, most]
     host, port = split_address(address)
@@ -87,10 +88,18 @@ class Resolver:
 
     Args:
         changed: called with a service's name and its rows after each change.
+        wrong: returns why a backend must not be used (its connections would come back); an empty string if it may.
     """
 
-    def __init__(self, changed: Callable[[str, list[Row]], None]) -> None:
+    def __init__(
+        self,
+        changed: Callable[[str, list[Row]], None],
+        wrong: Callable[[str, Row], str] = lambda _service, _row: "",
+    ) -> None:
         self.changed = changed
+        self.wrong = wrong
+        self.left_out: dict[tuple[str, str], str] = {}
+        """Why backends are left out, by service and name."""
         self.found: dict[str, list[Row]] = {}
         self._parts: dict[tuple[str, str], list[Row]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -109,12 +118,13 @@ class Resolver:
                 elif backend.address.startswith("file:"):
                     files.append((service, backend))
                 else:
-                    row = _fixed(backend.address, backend.weight, backend.max_connections)
+                    row = fixed(backend.address, backend.weight, backend.max_connections)
                     self._parts[service.name, backend.address] = [row]
         self._services = config.service
         await asyncio.gather(*(self._ask(backend, service) for service, backend in names))
         for service, backend in files:
             self._read(backend, service)
+        self.found.clear()  # what served before leads nowhere any more
         for service in config.service:
             self.found[service.name] = self._rows(service)
         if names:
@@ -135,8 +145,18 @@ class Resolver:
         rows: dict[str, Row] = {}
         for backend in service.backend:
             for row in self._parts.get((service.name, backend.address), ()):
-                rows.setdefault(row[0], row)
+                if row[0] not in rows and not self._is_wrong(service.name, row):
+                    rows[row[0]] = row
         return list(rows.values())
+
+    def _is_wrong(self, service: str, row: Row) -> bool:
+        why = self.wrong(service, row)
+        if not why:
+            self.left_out.pop((service, row[0]), None)
+        elif self.left_out.get((service, row[0])) != why:
+            self.left_out[service, row[0]] = why
+            say(f"{why}; it is left out")
+        return bool(why)
 
     def _tell(self, service: Service) -> None:
         rows = self._rows(service)

@@ -43,7 +43,7 @@ import msgspec
 from finwait import files
 from finwait.errors import FileRefused, FinwaitError, KernelError
 from finwait.relay import config as configuration
-from finwait.relay import listeners, metrics, worker
+from finwait.relay import listeners, loops, metrics, worker
 from finwait.relay.config import ConfigError
 from finwait.relay.health import Checker
 from finwait.relay.notice import say
@@ -63,6 +63,7 @@ _ADMIN, _METRICS = "#admin", "#metrics"
 _GRACE: Final = 5.0
 """Seconds a worker may take beyond its drain time before it is killed."""
 _SPARE_FDS: Final = 256
+_SIGNALS: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
 _STDOUT: Final = ("-", "/dev/stdout")
 """Names of an access log that is standard output."""
 
@@ -266,6 +267,7 @@ class Supervisor:
         self.admin: socket.socket | None = None
         self.metrics: socket.socket | None = None
         self.servers: list[asyncio.AbstractServer] = []
+        self.circles = loops.Circles(())
         self.admin_known = (0, 0)
         """Device and inode of the path of the admin socket."""
         self.places: dict[str, tuple[int, int]] = {}
@@ -424,14 +426,23 @@ class Supervisor:
         return sock
 
     def run(self) -> int:
-        """Serve until drained; return the exit status."""
-        return asyncio.run(self._run())
+        """Serve until drained; return the exit status.
+
+        Once more SIGTERM while it cleans up changes nothing: asyncio would put back the default, which kills.
+        """
+        try:
+            return asyncio.run(self._run())
+        finally:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     async def _run(self) -> int:
         loop = asyncio.get_running_loop()
         self.finished = asyncio.Event()
         self.reloading = asyncio.Lock()
-        self.resolver = Resolver(self._backends_changed)
+        self.circles = loops.Circles(loops.listening(self.config, self.bound.values()))
+        self.resolver = Resolver(self._backends_changed, self._leads_back)
         self.checker = Checker(self._backend_marked)
         for number, handler in (
             (signal.SIGTERM, self.on_term),
@@ -443,6 +454,7 @@ class Supervisor:
             loop.add_signal_handler(number, handler)
         try:
             await self.resolver.use(self.config)
+            self._refuse_circles()
             for index in range(self.config.workers):
                 self._start_worker(index)
             await asyncio.gather(*(line.ask({"do": "stats"}, 30) for line in self.lines))
@@ -458,6 +470,7 @@ class Supervisor:
             self._announce()
             await self.finished.wait()
         finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             for server in self.servers:
                 server.close()
             for task in list(self.tasks):
@@ -475,6 +488,15 @@ class Supervisor:
             for one in self.bound.values():
                 one.close()
         return 0
+
+    def _leads_back(self, service: str, row: list[Any]) -> str:
+        return self.circles.closes(service, row, self.resolver.found)
+
+    def _refuse_circles(self) -> None:
+        """Refuse to start with a service whose backends are all left out because they lead back to it."""
+        for (service, _), why in self.resolver.left_out.items():
+            if not self.resolver.found.get(service):
+                raise ConfigError(why, hint="name another backend")
 
     def _announce(self) -> None:
         """Say that it works; and let a relay that ran before go."""
@@ -666,6 +688,7 @@ class Supervisor:
         gone = [one for key, one in self.bound.items() if key not in bound]
         self.bound = bound
         self._know_places()
+        self.circles = loops.Circles(loops.listening(new, bound.values()))
         await self.resolver.use(self.config)
         for line in self.lines:
             self._configure(line)
