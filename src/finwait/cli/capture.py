@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finwait.capturing import Chosen, FileRead, Recorder, Writer
     from finwait.capturing.chosen import End
     from finwait.diagnosis.sightings import Sighting
+    from finwait.kernel.netns import NetNamespace
     from finwait.session import Snapshot
 
 __all__ = ["add_parser", "explain_file", "run"]
@@ -129,7 +130,8 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     shot, rows = _select(args)
-    chosen = capturing.choose(shot.sockets, rows, shot.flows)
+    chosen, spaces = _named(capturing.choose(shot.sockets, rows, shot.flows))
+    options.tell_gaps(shot.gaps)
     _announce(chosen)
     recorder = capturing.Recorder()
     writer = _writer(args, chosen)
@@ -142,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
         until_closed=args.until_closed,
         said=lambda text: None if args.quiet else print(text, file=sys.stderr),
         snaplen=args.snaplen,
+        spaces=spaces,
         learn=lambda: _learn(shot, chosen),
     )
     try:
@@ -197,6 +200,19 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
         error.hint = "select fewer: the kernel limits the filter's length"
         raise error
     return shot, rows
+
+
+def _named(chosen: list[Chosen]) -> tuple[list[Chosen], dict[int, NetNamespace]]:
+    """Return the connections with the names of their interfaces, and their namespaces."""
+    from dataclasses import replace
+
+    from finwait.kernel.capture import space_of
+    from finwait.kernel.lookup import interfaces
+
+    spaces = {inode: space_of(inode) for inode in {one.netns for one in chosen}}
+    names = interfaces([spaces[one.netns] for one in chosen if one.ifindex])
+    named = [replace(one, device=names.get(one.netns, {}).get(one.ifindex, "")) for one in chosen]
+    return named, spaces
 
 
 def _announce(chosen: Sequence[Chosen]) -> None:
