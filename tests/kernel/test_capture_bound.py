@@ -10,8 +10,10 @@ import pytest
 
 from finwait.capturing import read_closings
 from finwait.diagnosis.closing import Outcome
+from finwait.kernel.capture import Capture, space_of
 from finwait.lab.actor import Actor, Conn
 from finwait.lab.topology import Lab, unmet
+from finwait.table.sockets import pack_address
 from tests.kernel.needs import missing
 from tests.kernel.test_capture import capturing_is_possible  # noqa: F401
 from tests.kernel.test_capture_scenes import capture
@@ -43,7 +45,7 @@ def test_a_link_local_connection_is_captured_and_named_with_its_interface(tmp_pa
             ours.connect(("fe80::bbbb", 8080, 0, index))
             port = ours.getsockname()[1]
             other, _ = theirs.accept()
-            words = ("netns", "=", str(here.inode), "dport", "=", ":8080", "-w", str(path))
+            words = (f"[fe80::aaaa%{link.a_dev}]:{port}", f"[fe80::bbbb%{link.a_dev}]:8080", "-w", str(path))
             with other, capture(*words, "--until-closed", "--for", "60s") as (process, said):
                 ours.shutdown(socket.SHUT_WR)
                 assert other.recv(1) == b""
@@ -101,3 +103,15 @@ def test_two_connections_with_the_same_numbers_on_two_interfaces_are_two(tmp_pat
     (quiet,) = (part for part in parts if "FIN,ACK" not in part)
     assert names[0] in quiet
     assert "No packet came or went" in " ".join(quiet.split())
+
+
+def test_a_socket_bound_to_a_bridge_is_captured_on_its_ports_too() -> None:
+    with Lab() as lab:
+        here, there = lab.netns("here"), lab.netns("there")
+        link = lab.link(here, there)
+        here.ip("link add br0 type bridge", f"link set {link.a_dev} master br0")
+        one = (pack_address("10.9.0.1"), 1, pack_address("10.9.0.2"), 2)
+        index = here.call(lambda: {name: number for number, name in socket.if_nameindex()})
+        with Capture(space_of(here.inode), [(one, index["br0"])]) as capture_:
+            assert capture_.reached(index["br0"]) == {1, index["br0"], index[link.a_dev]}
+            assert capture_.reached(index[link.a_dev]) == {1, index[link.a_dev]}
