@@ -32,6 +32,7 @@ __all__ = [
     "Setting",
     "Verdict",
     "by_key",
+    "by_letters",
     "canonical_key",
 ]
 
@@ -1271,3 +1272,11 @@ def canonical_key(text: str) -> str:
 def by_key(key: str) -> Setting | None:
     """Return the catalogued setting of that name (in any spelling of `canonical_key`), or None."""
     return _BY_KEY.get(canonical_key(key))
+
+
+_BY_LETTERS = {"".join(c for c in key if c.isalnum()): key for key in _BY_KEY}
+
+
+def by_letters(text: str) -> str | None:
+    """Return the catalogued setting that a name without dots stands for: ``netIpv4TcpFinTimeout``, ``net_ipv4_…``."""
+    return _BY_LETTERS.get("".join(c for c in text[:120].lower() if c.isalnum()))
