@@ -131,7 +131,6 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     shot, rows = _select(args)
     chosen, spaces = _named(capturing.choose(shot.sockets, rows, shot.flows))
-    options.tell_gaps(shot.gaps)
     _announce(chosen)
     recorder = capturing.Recorder()
     writer = _writer(args, chosen)
@@ -179,7 +178,8 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
     whole = bool(found.needs & {"rule", "severity"})
     # Who holds a socket takes seconds on a busy machine. Packets do not wait: it is found out afterwards,
     # unless the FILTER asks for it.
-    for owners in (whole or bool(found.needs & {"pid", "comm"}), True):
+    asked = whole or bool(found.needs & {"pid", "comm"})
+    for owners in (asked, True):
         shot = session.snapshot(
             states=tcp.ALL_STATES if whole else found.states,
             bytecode=b"" if whole else found.bytecode(),
@@ -188,10 +188,12 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
         findings = engine.diagnose(shot.view, catalogue.rules()) if whole else None
         mask = options.mask_of(found, shot, findings) & (shot.sockets.state != tcp.LISTEN)
         rows = np.flatnonzero(mask & (shot.sockets.dport != 0)).tolist()
+        if owners == asked:
+            gaps = shot.gaps
         if rows or owners:  # else it may be in a namespace that nothing but a descriptor leads to
             break
+    options.tell_gaps(gaps if rows else shot.gaps)
     if not rows:
-        options.tell_gaps(shot.gaps)
         error = FinwaitError(f"no connection is `{' '.join(args.what)}`")
         error.hint = "`finwait list` shows what is there; connections that begin later are not captured"
         raise error
