@@ -31,10 +31,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register the command."""
     parser = subparsers.add_parser(
         "capture",
-        help="the packets of chosen connections, and a picture of how they close",
-        description="Capture the packets of connections that are there now, in their network namespaces and in "
-        "every form that address translation gives them. Writes pcapng with what is known about each connection as "
-        "comments, and draws how it closed: who sent FIN, which ACK answered, what never came.",
+        help="capture the packets of chosen connections, and draw how they close",
+        description="Capture the packets of connections that exist now, in their network namespaces and in every "
+        "form that address translation gives them. Draw how each one closed: who sent a FIN, which ACK answered it, "
+        "what never came. With --write, save the packets as pcapng, with comments on each connection.",
     )
     parser.add_argument(
         "what",
@@ -50,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--for",
         dest="duration",
         type=options.duration_ms,
-        metavar="TIME",
+        metavar="DURATION",
         help="stop after this time (e.g. 30s)",
     )
     parser.add_argument(
@@ -58,14 +58,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=options.positive,
         default=0,
         metavar="MB",
-        help="start a new file every MB megabytes",
+        help="start a new file every MB megabytes, and keep the last --files",
     )
     parser.add_argument(
         "--files",
         type=options.at_least_one,
         default=5,
         metavar="N",
-        help="files to keep with --ring-mb (default: 5)",
+        help="files to keep (default: 5)",
     )
     parser.add_argument(
         "--snaplen",

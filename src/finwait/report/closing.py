@@ -354,7 +354,7 @@ def _reset(c: Closing) -> str:
     elif c.reset.answers and not rest.fins:
         before += ": nothing takes data for it there any more"
     unsure = ""
-    if c.reset.standing is Standing.UNKNOWN:
+    if c.reset.standing is Standing.UNKNOWN and not rest.kernel:
         unsure = " Whether the number of the RST was in the window cannot be checked with this capture."
     return f"{end_name(c, end)} reset the connection {before}.{unsure}"
 
