@@ -19,7 +19,7 @@ from finwait.diagnosis.finding import Advice, Evidence, Remedy
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
-__all__ = ["FIND_THE_LOSS", "NOT_AT_PEER", "WAY_BACK", "arrived", "fin_arrived", "observed"]
+__all__ = ["FIND_THE_LOSS", "NOT_AT_PEER", "WAY_BACK", "arrived", "fin_arrived", "looks", "observed"]
 
 _HAS_OUR_FIN: Final = (tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING, tcp.TIME_WAIT)
 _SYN_AND_FIN: Final = 2
@@ -57,6 +57,11 @@ def arrived(view: View) -> NDArray[np.bool_]:
     ours = view.in_state(tcp.FIN_WAIT1, tcp.LAST_ACK, tcp.CLOSING)
     there: NDArray[np.bool_] = (ours & fin_arrived(view)) | (counted & (ahead > _SYN_AND_FIN))
     return there
+
+
+def looks(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    """Return what to look at first where only the acknowledgment is lost."""
+    return (FIND_THE_LOSS, WAY_BACK) if arrived(view)[rows].all() else ()
 
 
 def observed(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:

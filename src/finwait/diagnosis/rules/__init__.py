@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.container import NOWHERE, workload_of_path
-from finwait.diagnosis import forecast
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.sockets import SocketTable
@@ -26,7 +25,6 @@ __all__ = [
     "RECENT_MS",
     "certain",
     "destroy",
-    "given_up",
     "holder_names",
     "just_received",
     "just_sent",
@@ -162,29 +160,6 @@ def unclocked(
             *(part.tolist() for part in np.unique(view.sockets.netns[blind], return_counts=True)), strict=True
         )
     ]
-
-
-_FORECAST_ROWS = 100
-"""Of so many rows of a finding it is worked out when the kernel gives them up."""
-
-
-def given_up(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    """Return within what time the kernel gives up rows that wait for an answer."""
-    some = rows[:_FORECAST_ROWS].tolist()
-    left = [forecast.left_ms(view, row) for row in some]
-    known = [ms for ms in left if ms is not None]
-    if not known or len(known) < len(left):
-        return ()
-    low, high = forecast.text(min(known) / 1000), forecast.text(max(known) / 1000)
-    which = "" if len(rows) <= _FORECAST_ROWS else f", of the first {_FORECAST_ROWS}"
-    return (
-        Evidence(
-            "given up in at most",
-            low if low == high else f"{low} … {high}",
-            "worked out from tcpi_rto, retransmissions and sysctls of the namespace",
-            f"unless TCP_USER_TIMEOUT is set, which is not visible from outside{which}",
-        ),
-    )
 
 
 def destroy(rule: str) -> Remedy:

@@ -19,10 +19,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.arrival import FIND_THE_LOSS, NOT_AT_PEER, WAY_BACK, arrived, observed
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis import forecast
+from finwait.diagnosis.arrival import FIND_THE_LOSS, NOT_AT_PEER, WAY_BACK, arrived, looks, observed
+from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, RECENT_MS, certain, destroy, given_up, likely
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, RECENT_MS, certain, destroy, likely
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -56,10 +57,6 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     return likely(f"{tries}, {more}; in a single look one may be on its way, `--for 5s` tells")
 
 
-def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    return (*observed(view, rows), *given_up(view, rows))
-
-
 _CLUES = (
     Clue("timer", "1: waiting for an acknowledgment"),
     Clue("retrans", "retransmissions in a row without answer"),
@@ -76,11 +73,18 @@ _ENDS = (
     ),
     destroy("data-unanswered"),
     Remedy(
-        "time: it is given up after `tcp_retries2`, about 15 minutes by default (a time, not a count of "
-        "retransmissions)",
-        "read-only",
+        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)", "read-only"
     ),
 )
+
+
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    when = (
+        f"it ends by itself {forecast.ends_by_itself(view, rows)} (`tcp_retries2`), without TCP_USER_TIMEOUT"
+    )
+    return (*looks(view, rows), *_ENDS[:-1], Remedy(when, "read-only"))
+
+
 _DOES_NOT = (NOT_KEEPALIVE_IN_FLIGHT, NOT_FIN_TIMEOUT)
 
 RULE = Rule(
@@ -94,7 +98,8 @@ RULE = Rule(
     does_not=_DOES_NOT,
     confidence=_confidence,
     match=match,
-    observe=_observe,
+    observe=observed,
+    remedies=_remedies,
     cases=(
         Case(
             title="data is retransmitted although the peer has received it: its acknowledgment is lost on the way back",

@@ -5,7 +5,7 @@ Why it stays  The path or the peer is gone, and a process still holds the socket
               data, tcp_retries2 (a time, about 15 minutes by default), not tcp_orphan_retries. Where data is before the
               FIN (wqueue above 1), it is that data which is retransmitted, and the FIN waits behind it.
               Where the other end is on this machine and has the FIN, its acknowledgment is lost on the way back.
-Not this      inode 0: an orphan, gone in about 107 s (fin-unanswered-orphan).
+Not this      inode 0: an orphan, gone in about 104 s (fin-unanswered-orphan).
 What ends it  TCP_USER_TIMEOUT; close() (then it is an orphan); SOCK_DESTROY; time.
 What does not tcp_orphan_retries while it is held; tcp_fin_timeout.
 Reproduce     finwait lab run fin-unanswered-held
@@ -16,10 +16,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.arrival import FIND_THE_LOSS, NOT_AT_PEER, WAY_BACK, arrived, observed
+from finwait.diagnosis import forecast
+from finwait.diagnosis.arrival import FIND_THE_LOSS, NOT_AT_PEER, WAY_BACK, arrived, looks, observed
 from finwait.diagnosis.finding import Advice, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import destroy, given_up
+from finwait.diagnosis.rules import destroy
 from finwait.diagnosis.rules.fin_unanswered_orphan import (
     BEHIND_DATA,
     NOT_FIN_TIMEOUT_HERE,
@@ -48,9 +49,23 @@ _ENDS = (
     Remedy(
         "set TCP_USER_TIMEOUT on the socket (pidfd_getfd)", "reversible", "finwait clear fin-unanswered-held"
     ),
-    Remedy("close() in the program: an orphan is given up after about 107 s"),
+    Remedy(
+        f"close() in the program: an orphan is given up {forecast.span(forecast.orphan())} after its FIN was sent"
+    ),
     destroy("fin-unanswered-held"),
+    Remedy(
+        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)", "read-only"
+    ),
 )
+
+
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    when = (
+        f"it ends by itself {forecast.ends_by_itself(view, rows)} (`tcp_retries2`), without TCP_USER_TIMEOUT"
+    )
+    return (*looks(view, rows), *_ENDS[:-1], Remedy(when, "read-only"))
+
+
 _DOES_NOT = (
     NOT_FIN_TIMEOUT_HERE,
     Advice("`tcp_orphan_retries`", "it bounds orphans; this socket is held, and tcp_retries2 bounds it"),
@@ -75,7 +90,8 @@ RULE = Rule(
     does_not=_DOES_NOT,
     confidence=unanswered,
     match=match,
-    observe=lambda view, rows: (*observed(view, rows), *given_up(view, rows)),
+    observe=observed,
+    remedies=_remedies,
     cases=(
         Case(
             title="shut down but held; the peer has received what was sent, and its acknowledgment is lost on the way "

@@ -2,7 +2,7 @@
 
 Seen as       FIN_WAIT1, LAST_ACK or CLOSING with inode 0 on the retransmission timer.
 Why it stays  The path or the peer is gone. The kernel retransmits the FIN for as long as tcp_orphan_retries
-              stands for (0 means 8: about 107 s), and gives up without a RST. Where data is before the FIN
+              stands for (0 means 8: about 104 s), and gives up without a RST. Where data is before the FIN
               (wqueue above 1), it is that data which is retransmitted: with notsent_bytes above 0 the FIN itself was
               never sent once. Where the other end is on this machine and has the FIN (CLOSE_WAIT, LAST_ACK, CLOSING,
               TIME_WAIT), the peer does answer: its acknowledgment is lost on the way back.
@@ -21,10 +21,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.arrival import FIND_THE_LOSS, NOT_AT_PEER, WAY_BACK, arrived, fin_arrived, observed
+from finwait.diagnosis import forecast
+from finwait.diagnosis.arrival import (
+    FIND_THE_LOSS,
+    NOT_AT_PEER,
+    WAY_BACK,
+    arrived,
+    fin_arrived,
+    looks,
+    observed,
+)
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import RECENT_MS, certain, given_up, likely, look_again
+from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -96,7 +105,7 @@ def _arrived(view: View, rows: NDArray[np.int64], tries: str) -> Confidence:
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    return (*observed(view, rows), *given_up(view, rows), *_made_in(view, rows))
+    return (*observed(view, rows), *_made_in(view, rows))
 
 
 def _made_in(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
@@ -119,8 +128,22 @@ def _made_in(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     )
 
 
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    if _without_timer(view)[rows].all():
+        return _NEVER
+    when = Remedy(f"it ends by itself {forecast.ends_by_itself(view, rows)}", "read-only")
+    return (*looks(view, rows), when, *_ENDS[1:])
+
+
+_NEVER = (
+    Remedy("a RST of the peer, or the acknowledgment that is missing: end the connection there"),
+    Remedy("a reboot"),
+)
 _ENDS = (
-    Remedy("it ends by itself: about 107 s with the default tcp_orphan_retries", "read-only"),
+    Remedy(
+        f"it ends by itself: {forecast.span(forecast.orphan())} after its FIN, with the default tcp_orphan_retries",
+        "read-only",
+    ),
     Remedy("`tcp_orphan_retries` bounds the next ones; TCP_USER_TIMEOUT in the program does too"),
 )
 _DOES_NOT = (
@@ -154,6 +177,7 @@ RULE = Rule(
     confidence=_confidence,
     match=match,
     observe=_observe,
+    remedies=_remedies,
     grade=_grade,
     cases=(
         Case(
@@ -166,10 +190,7 @@ RULE = Rule(
                 Clue("wqueue", "what is not acknowledged, the FIN counting 1"),
                 Clue("cgroup_id", "where it was made"),
             ),
-            ends=(
-                Remedy("a RST of the peer, or the acknowledgment that is missing: end the connection there"),
-                Remedy("a reboot"),
-            ),
+            ends=_NEVER,
             does_not=(
                 Advice("waiting", "no timer runs: nothing is sent again, and nothing is given up"),
                 Advice(
