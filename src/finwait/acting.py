@@ -759,10 +759,14 @@ def _outcome(
     return Outcome(step, "still there", said, act_id, other, open_)
 
 
+def _said(error: FinwaitError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
+
+
 def _failed(step: Step, error: FinwaitError, act_id: int = 0) -> Outcome:
     if isinstance(error, TargetGone):
         return Outcome(step, "left before", str(error), act_id)
-    return Outcome(step, "failed", f"{error}" + (f" ({error.hint})" if error.hint else ""), act_id)
+    return Outcome(step, "failed", _said(error), act_id)
 
 
 # ── probing ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -848,7 +852,7 @@ def probe(
 
 
 def _unprobed(step: Step, error: FinwaitError) -> Probe:
-    return Probe(step, "gone" if isinstance(error, TargetGone) else "not judged", str(error))
+    return Probe(step, "gone" if isinstance(error, TargetGone) else "not judged", _said(error))
 
 
 def _followed(netns: Iterable[int]) -> dict[int, dict[str, int]]:

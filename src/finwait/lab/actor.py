@@ -10,6 +10,7 @@ PR_SET_PDEATHSIG), so a lab belongs to a thread that outlives it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -65,7 +66,7 @@ class Actor:
         self.netns = netns
         self.comm = comm
         self.children: list[int] = []
-        """Pidfds of programs that it started and that may outlive it."""
+        """Pidfds of programs that it started and that may outlive it; negative pids where the kernel has no pidfds."""
         near, far = socket.socketpair()
         launch = {
             "parent": os.getpid(),
@@ -289,7 +290,14 @@ class Actor:
     def child(self, conns: Iterable[Conn], *argv: str) -> int:
         """Start a real program that inherits the descriptors under the same numbers; return its pid."""
         pid = int(self.ask("child", fds=[conn.fd for conn in conns], argv=list(argv)))
-        self.children.append(os.pidfd_open(pid))
+        try:
+            self.children.append(os.pidfd_open(pid))
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            self.children.append(
+                -pid
+            )  # before Linux 5.3: our program is its parent and does not reap it before `kill`
         return pid
 
     def strand(self, conns: Iterable[Conn]) -> None:
@@ -301,6 +309,9 @@ class Actor:
         if self.children:
             for pidfd in self.children:
                 with contextlib.suppress(ProcessLookupError):
+                    if pidfd < 0:
+                        os.kill(-pidfd, signal.SIGKILL)
+                        continue
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os.close(pidfd)
             self.children.clear()

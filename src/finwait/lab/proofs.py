@@ -1026,6 +1026,49 @@ def _half_open_heals(lab: Lab) -> Iterator[Measured]:
             yield Measured(f"{what}: the error of the old end", "ECONNRESET or ETIMEDOUT", error, told)
 
 
+def _mptcp_without_subflow(lab: Lab) -> Iterator[Measured]:
+    with _Place(lab) as place:
+        place.ns.sysctl("net.mptcp.enabled", 1)
+        if not place.ns.call(lambda: Path("/proc/sys/net/mptcp/close_timeout").exists()):
+            raise LabError(
+                "this kernel has no net.mptcp.close_timeout", hint="it is in Linux 6.18, and not in 6.1"
+            )
+        place.ns.sysctl("net.mptcp.close_timeout", 2)
+
+        def fresh() -> socket.socket:
+            sock = place.ns.call(
+                lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+            )
+            sock.settimeout(10)
+            place.open.append(sock)
+            return sock
+
+        door, a = fresh(), fresh()
+        door.bind(("127.0.0.1", 0))
+        door.listen(8)
+        a.connect(door.getsockname())
+        b, _ = door.accept()
+        place.open.append(b)
+        for one, other in ((a, b), (b, a)):  # data both ways completes the handshake of MPTCP
+            one.sendall(b"hello")
+            other.recv(5)
+        port = a.getsockname()[1]
+        place.ns.run("ss", "-K", "-t", "-n", "state", "established", f"sport = :{port}")
+        _until(
+            lambda: not any(port in (row.sport, row.dport) for row in _table(place.ns)), "the subflow is gone"
+        )
+        yield _equal("its MPTCP rows after the last subflow", "ESTAB ESTAB", _mptcp_states(place.ns, port))
+        took = _until(lambda: _mptcp_states(place.ns, port) == "UNCONN UNCONN", "the kernel closes it")
+        yield _life("until the kernel closes it with close_timeout=2", took, 0.5, 8)
+        link = os.readlink(f"/proc/self/fd/{a.fileno()}")
+        yield Measured("its descriptor after that", "open", link, link.startswith("socket:"))
+
+
+def _mptcp_states(ns: Netns, port: int) -> str:
+    rows = (line.split() for line in ns.run("ss", "-H", "-M", "-n", "-a", "-O").splitlines())
+    return " ".join(sorted(row[0] for row in rows if any(end.endswith(f":{port}") for end in row[3:5])))
+
+
 _NET = ("netns",)
 _NFT = ("netns", "tool:nft")
 _SS = ("netns", "tool:ss")
@@ -1073,6 +1116,7 @@ _PROOFS: tuple[Proof, ...] = (
     Proof("nat-entry-gone", ("S31", "X28"), 8, _CT, _by_scenario("nat-entry-gone")),
     Proof("nat-zombie", ("X38",), 5, ("netns", "tool:nft"), _by_scenario("nat-zombie")),
     Proof("pod-deleted", ("X37",), 1, _NET, _by_scenario("idle-unprobed")),
+    Proof("mptcp-without-subflow", ("X57",), 3, ("netns", "mptcp", "tool:ss"), _mptcp_without_subflow),
     Proof("half-open-heals", ("X56",), 9, _NFT, _half_open_heals),
     Proof("mptcp-half-close", ("X49",), 1, ("netns", "mptcp"), _by_scenario("mptcp-half-close")),
 )

@@ -32,6 +32,7 @@ __all__ = [
     "Setting",
     "Verdict",
     "by_key",
+    "by_letters",
     "canonical_key",
 ]
 
@@ -82,6 +83,7 @@ RULES: tuple[str, ...] = (
     "accept-queue-full",
     "inherited-descriptor",
     "holder-not-found",
+    "established-unread",
     "half-open",
     "idle-unprobed",
     "data-unanswered",
@@ -95,6 +97,7 @@ RULES: tuple[str, ...] = (
     "time-wait-flood",
     "hidden-leak",
     "mptcp-half-close",
+    "mptcp-no-subflow",
     "handshake",
     "closing-in-progress",
     "unexplained",
@@ -117,6 +120,7 @@ _BEYOND_SYSCTLS: dict[str, str] = {
     "accept-queue-full": "only accept() frees a place in the queue; a backlog counts from the next listen()",
     "inherited-descriptor": "another process still holds the descriptor",
     "holder-not-found": "something still refers to the socket, so no orphan timer applies",
+    "established-unread": "to the kernel these connections are well; only the program can read",
     "half-open": "neither end gives up sooner by it: the old one is idle, and every new SYN meets it",
     "idle-unprobed": "no timer is armed on it, so no timer value matters",
     "data-unanswered": "only the retransmission limits and TCP_USER_TIMEOUT govern it",
@@ -131,6 +135,7 @@ _BEYOND_SYSCTLS: dict[str, str] = {
     "nat-entry-gone": "the address translation is already forgotten; packets no longer reach the other end",
     "nat-zombie": "one end is already gone and nothing asks the other",
     "time-wait-flood": "TIME_WAIT lasts 60 s, a constant compiled into the kernel",
+    "mptcp-no-subflow": "no setting of TCP applies without a subflow; net.mptcp.close_timeout does",
     "hidden-leak": "the connection is gone; only the descriptor is left in the process",
     "mptcp-half-close": "the MPTCP connection, not its subflows, is what has to close",
 }
@@ -1271,3 +1276,11 @@ def canonical_key(text: str) -> str:
 def by_key(key: str) -> Setting | None:
     """Return the catalogued setting of that name (in any spelling of `canonical_key`), or None."""
     return _BY_KEY.get(canonical_key(key))
+
+
+_BY_LETTERS = {"".join(c for c in key if c.isalnum()): key for key in _BY_KEY}
+
+
+def by_letters(text: str) -> str | None:
+    """Return the catalogued setting that a name without dots stands for: ``netIpv4TcpFinTimeout``, ``net_ipv4_…``."""
+    return _BY_LETTERS.get("".join(c for c in text[:120].lower() if c.isalnum()))
