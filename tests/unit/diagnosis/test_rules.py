@@ -915,3 +915,22 @@ def test_subflows_without_their_mptcp_connections_are_a_gap() -> None:
 
 def test_an_empty_machine_has_no_findings() -> None:
     assert engine.diagnose(view(), catalogue.rules()) == ()
+
+
+def test_keepalive_is_no_idle_cure_where_nobody_knows_whether_the_peer_lives() -> None:
+    (far,) = (f for f in engine.diagnose(view(HELD, holders=OWNED), catalogue.rules()) if f.primary)
+    assert any("finwait probe" in remedy.command for remedy in far.ends_it)
+    assert not any("keepalive" in advice.text for advice in far.does_not)
+    for name in ("fin-wait2-held", "fin-wait2-shut-both", "relay-pair"):
+        rule = catalogue.rule(name)
+        texts = [
+            a.text for advice in (rule.does_not, *(case.does_not for case in rule.cases)) for a in advice
+        ]
+        assert "turn on keepalive" not in texts, name
+
+
+def test_an_open_connection_before_a_closed_window_has_no_fin() -> None:
+    one = HELD | {"state": E, "shutdown": 0, "timer": 4, "snd_wnd": 0, "wqueue": 99, "backoff": 4}
+    (found,) = (f for f in engine.diagnose(view(one, holders=OWNED), catalogue.rules()) if f.primary)
+    said = [found.title, *(e.says for e in found.evidence), *(a.reason for a in found.does_not)]
+    assert not any("FIN " in text or "our FIN" in text or "closing" in text for text in said)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
-from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import RECENT_MS, certain, destroy, likely, look_again, possible
 from finwait.diagnosis.rules.data_unanswered import NOT_KEEPALIVE_IN_FLIGHT
 from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
@@ -110,6 +110,23 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     )
 
 
+_ENDS = (
+    Remedy("make the peer's program read, or close it there"),
+    Remedy(
+        "set TCP_USER_TIMEOUT on the socket (pidfd_getfd, where it is held)",
+        "reversible",
+        "finwait clear zero-window",
+    ),
+    destroy("zero-window"),
+)
+_DOES_NOT = (
+    Advice(
+        "lower `tcp_retries2`",
+        "every answered probe starts the count anew; it only makes probes more frequent",
+    ),
+    NOT_KEEPALIVE_IN_FLIGHT,
+)
+
 RULE = Rule(
     name="zero-window",
     title="the peer stopped reading: its window is closed and our FIN cannot get out",
@@ -125,25 +142,29 @@ RULE = Rule(
         Clue("notsent_bytes", "bytes that were never sent once"),
         Clue("inode", "0: an orphan, given up after about 340 s; else held, and never given up"),
     ),
-    ends=(
-        Remedy("make the peer's program read, or close it there"),
-        Remedy(
-            "set TCP_USER_TIMEOUT on the socket (pidfd_getfd, where it is held)",
-            "reversible",
-            "finwait clear zero-window",
-        ),
-        destroy("zero-window"),
-    ),
-    does_not=(
-        NOT_FIN_TIMEOUT_HERE,
-        Advice(
-            "lower `tcp_retries2`",
-            "every answered probe starts the count anew; it only makes probes more frequent",
-        ),
-        NOT_KEEPALIVE_IN_FLIGHT,
-    ),
+    ends=_ENDS,
+    does_not=(NOT_FIN_TIMEOUT_HERE, *_DOES_NOT),
     confidence=_confidence,
     match=match,
     observe=_observe,
     grade=_grade,
+    cases=(
+        Case(
+            title="the peer stopped reading: its window is closed, and what we send on this open connection waits",
+            rows=lambda view: view.in_state(tcp.ESTABLISHED),
+            clues=(
+                Clue("state", "open: nobody has closed it or shut it down"),
+                Clue("timer", "4: probing a closed window"),
+                Clue("snd_wnd", "0: the peer takes nothing"),
+                Clue("backoff", "doublings of the probe timer since the peer last took anything"),
+                Clue("wqueue", "bytes that wait"),
+                Clue("notsent_bytes", "bytes that were never sent once"),
+            ),
+            ends=_ENDS,
+            does_not=(
+                Advice("lower `net.ipv4.tcp_fin_timeout`", "it is about FIN_WAIT2; this connection is open"),
+                *_DOES_NOT,
+            ),
+        ),
+    ),
 )
