@@ -9,7 +9,7 @@ Two labs at once do not meet: each takes a /20 of 10.0.0.0/8 that no other lab o
 number is held by an abstract Unix socket), so even their four-tuples differ.
 
 The surprise: an orphaned socket keeps its namespace alive after the last process and descriptor is gone, for
-as long as its FIN is retransmitted (some 107 s). So a lab destroys what is left before it lets go.
+as long as its FIN is retransmitted (some 104 s). So a lab destroys what is left before it lets go.
 
 A namespace is entered by a thread that ends there; no thread of the caller ever changes its own. Working as
 an ordinary user is possible inside ``unshare --user --map-root-user --net``.

@@ -4,7 +4,7 @@ Seen as       timer 4 (window probes) and snd_wnd 0, with bytes waiting; in FIN_
               Of ESTABLISHED connections only those that were probed three times and more. Between two looks
               nothing was acknowledged, and the other end, where it is here, read nothing.
 Why it stays  The peer's program stopped reading and its receive window closed. Probes are answered, so nothing
-              is ever given up on a held socket. An orphan is given up after about 340 s.
+              is ever given up on a held socket. An orphan is given up after about 329 s.
 Not this      timer 1: no answers at all (data-unanswered, fin-unanswered-*). A peer that reads slowly: its window is
               closed most of the time, and opens again and again. One look with few probes cannot tell it from one
               that stopped; `--for 5s` can.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import RECENT_MS, certain, destroy, likely, look_again, possible
@@ -140,7 +141,11 @@ RULE = Rule(
         Clue("backoff", "doublings of the probe timer since the peer last took anything"),
         Clue("wqueue", "bytes that wait, the FIN counting 1 behind them"),
         Clue("notsent_bytes", "bytes that were never sent once"),
-        Clue("inode", "0: an orphan, given up after about 340 s; else held, and never given up"),
+        Clue(
+            "inode",
+            f"0: an orphan, given up after about {forecast.span(forecast.zero_window(orphaned=True))}; else held, and "
+            "never given up",
+        ),
     ),
     ends=_ENDS,
     does_not=(NOT_FIN_TIMEOUT_HERE, *_DOES_NOT),
