@@ -3,8 +3,8 @@
 Seen as       ESTABLISHED or CLOSE_WAIT on the retransmission timer, several retransmissions without answer.
 Why it stays  The peer or the path is gone while data is in flight. TCP sends again with doubling pauses, and
               gives up after tcp_retries2. That is a time, not a count: what so many retransmissions take with an
-              RTO of 200 ms (about 15 minutes by default), whatever the RTO is, looked at when the timer fires. Where this machine
-              itself refuses to send (a full queue) it tries every 0.5 s, and retrans goes far above 15.
+              RTO of 200 ms (about 15 minutes by default), whatever the RTO is, looked at when the timer fires.
+              Where this machine itself refuses to send (a full queue) it tries every 0.5 s, and retrans goes far above 15.
               Keepalive does not run while data is in flight.
               Where the other end is on this machine and has received more than was acknowledged here, the peer does
               answer: its acknowledgment is lost on the way back.
