@@ -4,8 +4,8 @@ Seen as       ESTABLISHED or CLOSE_WAIT on the retransmission timer, several ret
 Why it stays  The peer or the path is gone while data is in flight. TCP sends again with doubling pauses, and
               gives up after tcp_retries2. That is a time, not a count: what so many retransmissions take with an
               RTO of 200 ms (about 15 minutes by default), whatever the RTO is, looked at when the timer fires.
-              Where this machine itself refuses to send (a full queue) it tries every 0.5 s, and retrans goes far above 15.
-              Keepalive does not run while data is in flight.
+              Where this machine itself refuses to send (a full queue) it tries every 0.5 s, and retrans goes far
+              above 15. Keepalive does not run while data is in flight.
               Where the other end is on this machine and has received more than was acknowledged here, the peer does
               answer: its acknowledgment is lost on the way back.
 Not this      timer 4: the peer answers, and has closed its window (zero-window).
