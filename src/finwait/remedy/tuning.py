@@ -453,6 +453,7 @@ def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
     interval = _number(values, "net.ipv4.tcp_keepalive_intvl")
     probes = _number(values, "net.ipv4.tcp_keepalive_probes")
     if idle is not None and interval is not None and probes is not None:
+        found = forecast.keepalive(idle, interval, probes).seconds
         answer.append(
             Remark(
                 Verdict.ONLY_WHEN,
@@ -461,9 +462,8 @@ def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
                     "net.ipv4.tcp_keepalive_intvl",
                     "net.ipv4.tcp_keepalive_probes",
                 ),
-                f"a dead peer is found after {idle} + {probes} * {interval} ="
-                f" {forecast.keepalive(idle, interval, probes).seconds:.0f} s, on idle sockets with SO_KEEPALIVE, no"
-                " times of their own and no TCP_USER_TIMEOUT, which takes the place of the count",
+                f"a dead peer is found after {idle} + {probes} * {interval} = {found:.0f} s, on sockets with"
+                " SO_KEEPALIVE, no times of their own and no TCP_USER_TIMEOUT, which takes the place of the count",
                 ("S19",),
             )
         )
@@ -489,12 +489,13 @@ def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
         )
     rto_max = _number(values, "net.ipv4.tcp_rto_max_ms")
     if rto_max is not None and rto_max < 5000 and _number(values, "net.ipv4.tcp_orphan_retries") == 0:
+        lives = forecast.text(forecast.orphan(forecast.Limits(rto_max_ms=max(rto_max, 1))).seconds)
         answer.append(
             Remark(
                 Verdict.HARMFUL,
                 ("net.ipv4.tcp_rto_max_ms", "net.ipv4.tcp_orphan_retries"),
                 "with so small a tcp_rto_max_ms, tcp_orphan_retries=0 really means 0: orphans lose the end of"
-                " their data after about 3 s",
+                f" their data after about {lives}",
                 ("S21",),
             )
         )
