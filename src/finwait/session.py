@@ -375,6 +375,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     ids = np.unique(sockets.cgroup_id).tolist() if len(sockets) else []
     paths = {number: printable(path) for number, path in machine.cgroups(ids).items()}
     skipped = sum(ns.established_skipped for ns in observation.namespaces)
+    entered = not any(gap.doing == "enter it" for gap in observation.gaps)
     view = assemble(
         sockets,
         flows=flows,
@@ -391,6 +392,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         established_skipped=skipped,
         flows_complete=_flows_complete(observation),
     )
+    view = replace(view, whole=plan.only is None and entered)
     gaps = tuple(
         g
         for g in sorted({*observation.gaps, *more})

@@ -228,9 +228,10 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
         if plan.conntrack and entries.strip() not in (b"0", b""):
             ask = conntrack.dump_request()
             dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, where)
-    if dumps:
-        dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
-    if plan.files and dumps:
+    busy = bool(dumps)
+    # Also where there is no socket: an address of such a namespace is one of this machine, without the other end there.
+    dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
+    if plan.files and busy:
         _read_files(files, first)
     return Namespace(ns.inode, ns.names, ns.pids, ns.process_count, tuple(dumps), files, skipped)
 
