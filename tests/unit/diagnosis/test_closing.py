@@ -508,6 +508,8 @@ def test_without_a_packet_the_kernel_is_the_only_witness(state, outcome):
     if state != "TIME_WAIT":
         assert c.outcome is outcome
         assert "No packet came or went" in verdict(c)
+        idle = state in ("FIN_WAIT2", "CLOSE_WAIT")
+        assert ("an idle connection sends nothing" in verdict(c)) == idle
 
 
 def test_each_state_of_one_end_says_something_of_the_other():
