@@ -20,14 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution import process
-from finwait.diagnosis import catalogue, engine
+from finwait.diagnosis import catalogue, engine, select
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.finding import Finding
+from finwait.diagnosis.hint import NOTHING_ASKED, Asked
 from finwait.diagnosis.rule import Rule
+from finwait.diagnosis.select import Narrowed
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
-from finwait.errors import Gap
+from finwait.errors import FinwaitError, Gap
 from finwait.kernel.observe import Plan
 from finwait.table import decode
+from finwait.table.filter import Context, Filter, parse
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
 from finwait.table.units import printable
@@ -44,6 +47,8 @@ __all__ = [
     "live_machine",
     "look",
     "named",
+    "narrow",
+    "refuse_impossible",
     "rules_for",
     "snapshot",
 ]
@@ -83,6 +88,9 @@ class Machine(Protocol):
 
     def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
         """Look into further namespaces from now on: ``(netns, pid, fd)`` of sockets that lead there."""
+
+    def devices(self, spaces: Iterable[int]) -> Mapping[tuple[int, int], str]:
+        """Return the names of the interfaces of namespaces, by (netns, ifindex); none of a recording."""
 
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Return the protocol names of sockets by inode."""
@@ -148,6 +156,10 @@ class Diagnosis:
     snapshot: Snapshot
     findings: tuple[Finding, ...]
     gaps: tuple[Gap, ...]
+    asked: Asked = NOTHING_ASKED
+    """The FILTER that it was narrowed to, and the options of the look, which its commands repeat."""
+    narrowed: Narrowed | None = None
+    """What the FILTER selects, and what it cannot judge; None where there is none."""
 
     @property
     def view(self) -> View:
@@ -390,6 +402,7 @@ def diagnose(
     how: Look | None = None,
     rules: Iterable[str] | None = None,
     only: Callable[[Snapshot], NDArray[np.bool_]] | None = None,
+    asked: Asked = NOTHING_ASKED,
 ) -> Diagnosis:
     """Look, and say which connections do not finish closing, and why.
 
@@ -398,7 +411,8 @@ def diagnose(
         how: how to look (two looks, thresholds, namespaces).
         rules: names of the rules to apply, beside those of healthy patterns; all if not given. Rows in a closing
             state that none of them explains are found ``unexplained``.
-        only: gives the mask of rows to report on (a FILTER); the other rows still serve as other ends.
+        only: gives the mask of rows to report on; the other rows still serve as other ends.
+        asked: options of a command line for the commands that findings suggest. A FILTER is applied by `narrow`.
 
     Raises:
         ValueError: there is no rule of that name.
@@ -410,11 +424,64 @@ def diagnose(
         raise ValueError(f"there is no rule {error}; the rules are {', '.join(catalogue.NAMES)}") from None
     shot = look(machine or live_machine(), how or Look())
     mask = only(shot) if only is not None else None
-    found = engine.diagnose(shot.view, chosen, mask)
+    plain = replace(asked, filter=None)
+    found = engine.diagnose(shot.view, chosen, mask, plain)
     if wanted := engine.flags_wanted(shot.view, chosen, found):
         view = replace(shot.view, close_on_exec=shot.machine.close_on_exec(wanted))
-        shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found)
-    return Diagnosis(shot, found, tuple(sorted({*shot.gaps, *engine.gaps(shot.view, chosen)})))
+        shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found, plain)
+    gaps = tuple(sorted({*shot.gaps, *engine.gaps(shot.view, chosen)}))
+    return Diagnosis(shot, found, gaps, plain)
+
+
+def refuse_impossible(found: Filter, shot: Snapshot) -> None:
+    """Raise an error where a FILTER can match nothing, for it names what is not here.
+
+    Raises:
+        FinwaitError: it does; that it selects nothing says nothing about connections.
+    """
+    if why := select.nothing_like_it(found, shot.view, shot.machine.processes):
+        error = FinwaitError(f"`{found.text.strip()}` can match nothing: {'; '.join(why)}")
+        error.hint = "`finwait list` shows what is there, `finwait netns` the network namespaces"
+        raise error
+
+
+def narrow(diagnosis: Diagnosis, found: Filter, context: Context) -> Diagnosis:
+    """Return what a FILTER leaves of a diagnosis, and which of its findings it cannot judge.
+
+    Args:
+        diagnosis: of all that was looked at.
+        found: the FILTER.
+        context: what is known of the rows, and of the findings of the diagnosis.
+
+    Raises:
+        ValueError: the FILTER asks for something that is not known here.
+        FinwaitError: it can match nothing, for it names something that is not here.
+    """
+    view, sockets = diagnosis.view, diagnosis.view.sockets
+    mask = found.mask(sockets, context)
+    asked = replace(diagnosis.asked, filter=found)
+    about_rows = tuple(f for f in engine.diagnose(view, catalogue.rules(), mask, asked) if len(f.rows))
+    answers = [(f, select.judge(found, f, view)) for f in diagnosis.findings if not len(f.rows)]
+    kept = tuple(f for f, answer in answers if answer)
+    worth = np.zeros(len(view), np.bool_)
+    for finding in diagnosis.findings:
+        if finding.primary and finding.severity != "healthy":
+            worth[finding.rows] = True
+    rows = np.flatnonzero(worth & ~mask)
+    open_ = np.zeros(len(view), np.bool_)
+    open_[rows[found.possible(sockets, context, rows)]] = True
+    unjudged = [f for f, answer in answers if answer is None and f.severity != "healthy"]
+    if open_.any():
+        more = engine.diagnose(view, catalogue.rules(), open_, diagnosis.asked)
+        unjudged += [f for f in more if len(f.rows) and f.primary and f.severity != "healthy"]
+    if not mask.any() and not kept and not unjudged:
+        refuse_impossible(found, diagnosis.snapshot)
+    return replace(
+        diagnosis,
+        findings=engine.sorted_findings(view, (*kept, *about_rows)),
+        asked=asked,
+        narrowed=Narrowed(found, mask, tuple(unjudged)),
+    )
 
 
 def rules_for(names: Iterable[str]) -> tuple[Rule, ...]:
@@ -430,7 +497,10 @@ def findings_of(diagnosis: Diagnosis, row: int) -> tuple[Finding, ...]:
     """Return what the rules say about one connection; the other rows still serve as other ends."""
     alone = np.zeros(len(diagnosis.view), np.bool_)
     alone[row] = True
-    return tuple(f for f in engine.diagnose(diagnosis.view, catalogue.rules(), alone) if len(f.rows))
+    s = diagnosis.view.sockets
+    one = parse(f"netns = {int(s.netns[row])} and cookie = {int(s.cookie[row]):#x}")
+    asked = replace(diagnosis.asked, filter=one)
+    return tuple(f for f in engine.diagnose(diagnosis.view, catalogue.rules(), alone, asked) if len(f.rows))
 
 
 def named(diagnosis: Diagnosis, names: Mapping[int, str]) -> Diagnosis:
