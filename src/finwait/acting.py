@@ -35,7 +35,7 @@ from finwait.kernel.destroy_trial import Trial, tried
 from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
 from finwait.kernel.observe import Machine
 from finwait.remedy.guards import Abilities
-from finwait.remedy.journal import Act, Kind
+from finwait.remedy.journal import Act, Kind, check_undo
 from finwait.remedy.plan import End, Plan, Step
 from finwait.table import decode
 from finwait.table.flows import FlowTable
@@ -915,13 +915,9 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         KernelError: the options could not be set.
     """
     entry = journal.get(act_id)
-    if entry.undone_by is not None:
-        raise Refused("undone", f"act {act_id} was taken back already, by act {entry.undone_by}")
+    check_undo(entry)
     if entry.kind != "sockopt":
-        sent = {"destroy": "a RST was sent", "shutdown": "a FIN was sent"}.get(
-            entry.kind, f"it is a {entry.kind}"
-        )
-        raise Refused("irreversible", f"act {act_id} cannot be taken back: {sent}")
+        raise Refused("irreversible", f"act {act_id} cannot be taken back: it is a {entry.kind}")
     target = entry.target
     with _whole_act(act_id):
         options = {name: int(entry.before["options"][name]) for name in entry.before["options"]}

@@ -6,6 +6,7 @@
     │   └── NotSupported      the facility is not in this kernel
     ├── DecodeError          bytes that are not what they claim: what, offset, the bytes around it
     ├── RecordingError       a recording that cannot be read or written
+    ├── UsageError           a command line that asks for what no machine could do; names the argument
     ├── FileRefused          a file that is not what it must be, or that somebody else may have put there
     ├── FilterError          a FILTER that does not parse, with the column of the mistake
     ├── TargetGone           the connection left between the look and the act
@@ -34,6 +35,7 @@ __all__ = [
     "Refused",
     "SubflowOnly",
     "TargetGone",
+    "UsageError",
 ]
 
 
@@ -112,6 +114,17 @@ class DecodeError(FinwaitError):
 
 class RecordingError(FinwaitError):
     """A recording cannot be read (or written): which file and why."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(FinwaitError):
+    """A command line that asks for what no machine could do: which argument, and what would be right.
+
+    What depends on the machine (a file, a namespace or a process that is not there) is a plain `FinwaitError`.
+    """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -370,7 +370,7 @@ class Following:
             "age_at_least_s": age,
             "age_at_most_s": age,
             "autobound": nothing, "container": nothing, "dev": nothing, "rule": nothing,
-            "severity": nothing, "user": nothing,
+            "severity": nothing, "user": nothing, "also": nothing, "variant": nothing,
         }  # fmt: skip
 
     # -- looking -----------------------------------------------------------------------------------------

@@ -22,20 +22,22 @@ from numpy.typing import NDArray
 from finwait.attribution import process
 from finwait.diagnosis import catalogue, engine, select
 from finwait.diagnosis.assemble import assemble
+from finwait.diagnosis.context import ViewContext
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.hint import NOTHING_ASKED, Asked
 from finwait.diagnosis.rule import Rule
+from finwait.diagnosis.rules.holder_not_found import suspects
 from finwait.diagnosis.select import Narrowed
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.errors import FinwaitError, Gap
 from finwait.kernel.observe import Plan
 from finwait.table import decode
-from finwait.table.filter import Context, Filter, parse
+from finwait.table.filter import Filter, parse
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
 from finwait.table.units import printable
 from finwait.uapi import tcp
-from finwait.uapi.observation import Descriptors, LoneSocket, Observation, ProcessFiles, unseen
+from finwait.uapi.observation import Descriptors, LoneSocket, Namespace, Observation, ProcessFiles, unseen
 
 __all__ = [
     "Diagnosis",
@@ -190,9 +192,26 @@ def _namespaces(
             process.counters(ns.files),
             before.get(ns.inode, {}),
             addresses.get(ns.inode, frozenset()),
-            complete and not ns.established_skipped,
+            complete and not ns.established_skipped and _dumped(ns),
         )
     return result
+
+
+def _dumped(ns: Namespace) -> bool:
+    """Whether all sockets of a namespace were dumped, in the states that were asked for, or it has none."""
+    dumps = [dump for dump in ns.dumps if dump.kind == "tcp"]
+    if dumps:
+        return not any(dump.interrupted for dump in dumps)
+    counted = process.counters(ns.files)
+    in_use = sum(counted.get(f"{name}.inuse", 0) for name in ("sockstat.TCP", "sockstat6.TCP6"))
+    return not in_use and counted.get("sockstat.TCP.tw") == 0
+
+
+def _all_states(observation: Observation, plan: Plan) -> bool:
+    """Whether rows of all states were asked for, but for ESTABLISHED ones of large namespaces."""
+    large = any(ns.established_skipped for ns in observation.namespaces)
+    every = plan.states & tcp.ALL_STATES == tcp.ALL_STATES
+    return (observation.complete or (large and every)) and not plan.bytecode
 
 
 def _flows_complete(observation: Observation) -> bool:
@@ -207,9 +226,8 @@ def _flows_complete(observation: Observation) -> bool:
 
 
 def _unheld(sockets: SocketTable, found: Descriptors) -> bool:
-    """Whether rows in a closing state have an inode that no listed descriptor names."""
-    closing = np.isin(sockets.state, [s for s in range(12) if tcp.CLOSING_STATES >> s & 1])
-    inodes = sockets.inode[closing & (sockets.inode != 0)]
+    """Whether rows that deserve a word without a holder have an inode that no listed descriptor names."""
+    inodes = sockets.inode[suspects(sockets)]
     return bool(len(inodes)) and not np.isin(inodes.astype(np.uint64), found.inode).all()
 
 
@@ -236,13 +254,13 @@ _MOST_LONE: Final = 20_000
 
 def _lost(
     machine: Machine,
-    sockets: SocketTable,
+    listed: NDArray[np.uint64],
     found: Descriptors,
     only: frozenset[int] | None,
     files: Mapping[int, ProcessFiles],
 ) -> list[tuple[int, int, int]]:
-    """Return ``(pid, fd, inode)`` of TCP sockets that no row has."""
-    lost = ~np.isin(found.inode, sockets.inode.astype(np.uint64))
+    """Return ``(pid, fd, inode)`` of TCP sockets that are not among those that some dump has listed."""
+    lost = ~np.isin(found.inode, listed)
     if only is not None:  # its process's namespace is the best lead, but a process may hold sockets of others
         mine = [pid for pid, one in files.items() if one.netns in only]
         lost &= np.isin(found.pid, np.array(mine, np.uint32))
@@ -279,6 +297,37 @@ def _hidden(
     who = f"pid {min(unknown)}" if len(unknown) == 1 else f"{len(unknown)} processes"
     doing = "ask the TCP sockets that no dump contains for their state"
     return tuple(hidden), [Gap(who, doing, needs)]
+
+
+_MANY: Final = 2_000
+"""Of more descriptors without a row, those of ESTABLISHED sockets are told apart by a dump of their inodes alone."""
+
+
+def _left_out(
+    machine: Machine, observation: Observation, plan: Plan, found: Descriptors
+) -> NDArray[np.uint64]:
+    """Return the inodes of ESTABLISHED sockets that were left out of the dumps, where there are many descriptors.
+
+    A dump without attributes takes less than a microsecond a socket; asking each descriptor takes ten and more.
+    """
+    spaces = frozenset(ns.inode for ns in observation.namespaces if ns.established_skipped)
+    if not spaces or not machine.live or len(found.inode) < _MANY:
+        return np.empty(0, np.uint64)
+    bare = replace(
+        plan, states=1 << tcp.ESTABLISHED, extensions=0, conntrack=False, files=False, descriptors=False,
+        established_limit=None, only=spaces, mptcp=False,
+    )  # fmt: skip
+    return decode.sockets(machine.observe(bare)).inode.astype(np.uint64)
+
+
+def _few_of_each(
+    triples: list[tuple[int, int, int]],
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+    """Return as many as can be asked, the same number of each process as far as they go round; and the others."""
+    if len(triples) <= _MOST_LONE:
+        return triples, []
+    ranked = _fairly(triples)
+    return ranked[:_MOST_LONE], ranked[_MOST_LONE:]
 
 
 def _fairly(triples: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -331,17 +380,22 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         found = _unique(_both(found, machine.descriptors_again()))
     here = np.isin(found.inode, sockets.inode.astype(np.uint64))
     holding = {int(p) for p in np.unique(found.pid[here] if plan.only is None else found.pid)}
+    holding |= {pid for pid in found.unreadable if pid}  # what they are called tells what they may hold
     files = machine.processes(sorted(holding))
     processes = process.processes(files, observation.facts)
-    complete = observation.complete and not plan.bytecode
+    complete = _all_states(observation, plan)
     hidden: tuple[HiddenDescriptor, ...] = ()
     more: list[Gap] = []
     if complete and found.searched:
-        lost = _lost(machine, sockets, found, plan.only, files)
-        if len(lost) > _MOST_LONE:
-            doing = f"ask more than {_MOST_LONE} TCP sockets that no dump contains for their state"
-            more.append(Gap("this machine", doing, ""))
-            lost = _fairly(lost)[:_MOST_LONE]
+        listed = np.concatenate(
+            [sockets.inode.astype(np.uint64), _left_out(machine, observation, plan, found)]
+        )
+        lost, unasked = _few_of_each(_lost(machine, listed, found, plan.only, files))
+        if unasked:
+            pids = {pid for pid, _, _ in unasked}
+            who = f"pid {min(pids)}" if len(pids) == 1 else f"{len(pids)} processes"
+            doing = f"ask {len(unasked)} more TCP sockets that no dump contains for their state"
+            more.append(Gap(who, doing, ""))
         lone = machine.lone_sockets(lost)
         if plan.only is None and (spaces := unseen(observation, lone, lost)):
             if again and machine.live:
@@ -445,7 +499,7 @@ def refuse_impossible(found: Filter, shot: Snapshot) -> None:
         raise error
 
 
-def narrow(diagnosis: Diagnosis, found: Filter, context: Context) -> Diagnosis:
+def narrow(diagnosis: Diagnosis, found: Filter, context: ViewContext) -> Diagnosis:
     """Return what a FILTER leaves of a diagnosis, and which of its findings it cannot judge.
 
     Args:
@@ -461,7 +515,9 @@ def narrow(diagnosis: Diagnosis, found: Filter, context: Context) -> Diagnosis:
     mask = found.mask(sockets, context)
     asked = replace(diagnosis.asked, filter=found)
     about_rows = tuple(f for f in engine.diagnose(view, catalogue.rules(), mask, asked) if len(f.rows))
-    answers = [(f, select.judge(found, f, view)) for f in diagnosis.findings if not len(f.rows)]
+    answers = [
+        (f, select.judge(found, f, view, context.users)) for f in diagnosis.findings if not len(f.rows)
+    ]
     kept = tuple(f for f, answer in answers if answer)
     worth = np.zeros(len(view), np.bool_)
     for finding in diagnosis.findings:

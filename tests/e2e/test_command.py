@@ -178,9 +178,62 @@ def test_check_leaves_out_what_has_no_age_and_says_so() -> None:
     now = said(finwait("check", "--from", capture))
     assert "5 hidden-leak" in now
     assert "stuck=5;" in now
-    old = said(finwait("check", "--from", capture, "--min-age", "1h"))
-    assert "left out, of unknown age: 5 descriptors of connections that are gone" in old
-    assert "stuck=0;" in old
+    done = finwait("check", "--from", capture, "--min-age", "1h")
+    assert "left out, of unknown age: 5 descriptors of connections that are gone" in said(done)
+    assert "stuck=0;" in said(done)
+    assert done.returncode == 3, "five more might count, and they never grow older"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "part"),
+    [
+        (["-w", "5", "-c", "3"], 3, "wrong arguments: `--warning 5` is above `--critical 3`"),
+        (["-w", "200"], 3, "above `--critical 100` (the default)"),
+        (["-w", "x"], 3, "argument -w/--warning: `x` is no threshold"),
+        (["-w"], 3, "argument -w/--warning: expected one argument"),
+        (["--no-such"], 3, "unrecognized arguments: --no-such"),
+        (["--from=--"], 3, "`--` is no value"),
+        (["state", "no-such"], 3, "wrong arguments: FILTER `state no-such`"),
+        (["--from", "/nonexistent/x"], 3, "could not read"),
+        (["-w", "10", "-c", "5:"], 1, "22 stuck"),
+        (["-w", "30", "-c", "5:22"], 0, ";29;5:22;0"),
+        (["-w", "30", "-c", "23:"], 2, ";29;23:;0"),
+        (["-w", "@20:25", "-c", "100"], 1, ";@20:25;99;0"),
+        (["-w", "~:21", "-c", "~:22"], 1, ";~:21;~:22;0"),
+        (["-w", "23", "-c", "23"], 0, ";22;22;0"),
+        (["-w", "22", "-c", "23"], 1, ";21;22;0"),
+    ],
+)
+def test_check_has_one_line_and_a_plugin_s_status_for_every_command_line(
+    words: list[str], status: int, part: str
+) -> None:
+    where = [] if "--from" in words else WHOLE
+    done = finwait("check", *words, *where)
+    assert (done.returncode, said(done).count("\n")) == (status, 1), said(done)
+    assert said(done).startswith(f"FINWAIT {('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')[status]} - ")
+    assert (part if "stuck" not in part else "stuck=22;9;5:;0") in said(done)
+
+
+def test_a_threshold_below_which_is_alerted_needs_the_whole_picture() -> None:
+    """More than the 22 may be there: what alerts below 50 may be wrong to alert, and is not said."""
+    done = finwait("check", "--from", str(RELAY), "-w", "50:", "-c", "@90:")
+    assert (done.returncode, said(done).split()[:2]) == (3, ["FINWAIT", "UNKNOWN"])
+    done = finwait("check", "--from", str(RELAY), "-w", "@20:", "-c", "~:99")
+    assert (done.returncode, said(done).split()[:2]) == (1, ["FINWAIT", "WARNING"])
+
+
+def test_check_that_fails_in_itself_is_unknown_and_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
+    from finwait.cli import main, options
+
+    def fails(*_: object) -> None:
+        raise TypeError("no such luck")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options, "diagnose", fails)
+        assert main(["check"]) == 3
+    out, err = capsys.readouterr()
+    assert out.startswith("FINWAIT UNKNOWN - finwait itself failed (TypeError: no such luck)")
+    assert "Traceback" in err
 
 
 # ── this machine ─────────────────────────────────────────────────────────────────────────────────────────

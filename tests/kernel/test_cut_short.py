@@ -130,7 +130,7 @@ def test_an_apply_that_is_killed_is_told_and_settled(tmp_path: Path, means: str,
         assert f"act 1, {kind} of " in told.stderr
         assert "`finwait undo --incomplete`" in told.stderr
         assert "cut short: `finwait undo 1`" in command(tmp_path, "journal", "--incomplete").stdout
-        said = command(tmp_path, "undo", "1").stdout
+        said = command(tmp_path, "undo", "--yes", "1").stdout
         if ends:
             assert "cannot be taken back" in said
             assert ("its connection is gone" if done else f"still there, in {state}") in said
@@ -161,7 +161,7 @@ def test_options_that_a_killed_command_left_behind_are_put_back_in_one_go(
         assert "7 acts of the journal were begun and never finished" in told
         assert "… and 2 more" in told
         pair.near.close(pair.ours[:1])  # one connection ends meanwhile
-        said = command(tmp_path, "undo", "--incomplete").stdout.splitlines()
+        said = command(tmp_path, "undo", "--yes", "--incomplete").stdout.splitlines()
         assert len(said) == 7
         assert sum("put back" in line and "nothing" not in line for line in said) == 6
         assert "act 1: nothing to put back" in said[-1]
@@ -206,7 +206,7 @@ def test_a_deletion_of_entries_that_is_killed_is_told(tmp_path: Path, stage: str
         assert bool(gateway.run("conntrack", "-L", "-p", "tcp").strip()) == (stage == "journaled")
         told = command(tmp_path, "arm", "pid = 1", "--keepalive", "60/15/5", "--netns", netns[0], code=(1,))
         assert "conntrack-delete of x: it may have been deleted" in told.stderr
-        assert "is not known" in command(tmp_path, "undo", "--incomplete").stdout
+        assert "is not known" in command(tmp_path, "undo", "--yes", "--incomplete").stdout
         assert command(tmp_path, "journal", "--incomplete").stdout == ""
 
 
@@ -240,7 +240,7 @@ def test_settings_that_a_killed_tune_left_behind_are_put_back_by_undo(tmp_path: 
             tmp_path, "tune", "apply", "net.ipv4.tcp_fin_timeout=60", "--netns", f"netns:{where.inode}"
         )
         assert "settings may still be changed" in told.stderr
-        command(tmp_path, "undo", "--incomplete")
+        command(tmp_path, "undo", "--yes", "--incomplete")
         with sysctl.open_target(where.fd) as target:
             keys = ["net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_rfc1337"]
             assert dict(sysctl.read(keys, target).values) == dict(zip(keys, ("60", "0"), strict=True))
@@ -249,7 +249,7 @@ def test_settings_that_a_killed_tune_left_behind_are_put_back_by_undo(tmp_path: 
 
 FULL = """
 set -e
-mount -t tmpfs -o size=256k tmpfs "$1"
+mount -t tmpfs -o size=256k,mode=700 tmpfs "$1"
 export FINWAIT_STATE_DIR="$1"
 shift
 python="$1"

@@ -86,7 +86,7 @@ def test_a_probe_that_is_killed_is_put_back_by_undo(tmp_path: Path) -> None:
         running.kill()
         running.communicate(timeout=20)
         assert [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)] != before
-        undone = start(tmp_path, "undo", "1-3")
+        undone = start(tmp_path, "undo", "--yes", "1-3")
         told, _ = undone.communicate(timeout=20)
         assert undone.returncode == 0
         assert told.count("put back ") == 3
@@ -166,6 +166,6 @@ def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> N
         plan = json.loads(as_json)
         assert plan["kind"] == "ArmPlan"
         assert [s["sport"] for s in plan["steps"]] == [c.sport for c in pair.ours]
-        back, _ = start(tmp_path, "undo", "1-2").communicate()
+        back, _ = start(tmp_path, "undo", "--yes", "1-2").communicate()
         assert back.count("put back") == 2
         assert options_of(one, cookie_of(view, one))["keepidle"] == 7200

@@ -15,9 +15,9 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from finwait.errors import DecodeError, FilterError, FinwaitError, Refused
+from finwait.errors import DecodeError, FilterError, FinwaitError, Refused, UsageError
 from finwait.version import __version__
 
 __all__ = ["COMMANDS", "EXIT_STATUS", "build_parser", "main"]
@@ -50,11 +50,19 @@ EXIT_STATUS = {
     0: "done; all that was asked for could be seen",
     1: "failed: the message says what was tried and what the kernel said",
     2: "wrong usage: an option, an argument or a FILTER that does not parse",
-    3: "done, but something could not be seen: the gaps are listed, with what would have let us look",
+    3: "done, but something could not be seen, or the FILTER could not judge it: that is listed, with what would help",
     4: "refused by a guard: nothing was changed",
     130: "interrupted (Ctrl-C)",
 }
 """Exit status → meaning, of every command but `check`."""
+
+
+class _WrongArguments(SystemExit):
+    """The arguments do not parse; it was said on standard error."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
 
 
 def _word(text: str) -> str:
@@ -74,10 +82,13 @@ class _Parser(argparse.ArgumentParser):
         found.type = str  # all the words behind it go through its type, FILTERs among them
         return found
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
+        from finwait.table.units import printable
+
         self.print_usage(sys.stderr)
-        sys.stderr.write(f"finwait: error: {message}\nhint: `{self.prog} --help` lists what there is\n")
-        raise SystemExit(2)
+        said = f"finwait: error: {message}\nhint: `{self.prog} --help` lists what there is\n"
+        sys.stderr.write(printable(said, lines=True))
+        raise _WrongArguments(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -113,12 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # all of it for cycles, again and again, finds none.
     gc.set_threshold(100_000, 20, 100)
     args = argparse.Namespace()
+    words = _with_command(sys.argv[1:] if argv is None else argv)
+    if words[0] == "check":
+        return _check(words)
     if not _standard_streams():
-        return _complain(
-            FinwaitError("standard output is closed: there is nowhere to write the answer to"), 1
-        )
+        return _complain(FinwaitError(_NO_OUTPUT), 1)
     try:
-        args = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
+        args = _parsed(words)
         status: int = args.run(args)
         sys.stdout.flush()
         return status
@@ -128,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except FilterError as error:
+    except (FilterError, UsageError) as error:
         return _complain(error, 2)
     except Refused as error:
         return _complain(error, 4)
@@ -144,6 +156,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = error.strerror or str(error)
         where = f"`{error.filename}`" if error.filename else "the output could not be written"
         return _complain(FinwaitError(f"{where}: {said}"), 1)
+
+
+_NO_OUTPUT = "standard output is closed: there is nowhere to write the answer to"
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    """Return what the words of a command line say.
+
+    Raises:
+        UsageError: a word holds what no shell can pass on.
+        SystemExit: they are wrong, or ask for help.
+    """
+    for word in words:
+        if "\0" in word:
+            raise UsageError(f"`{word[:60]}`: an argument cannot hold a NUL byte")
+        if word.startswith("--") and word.endswith(
+            "=--"
+        ):  # argparse of Python 3.11 would take it for no value at all
+            raise UsageError(f"`{word[:60]}`: `--` is no value")
+    return build_parser().parse_args(words)
+
+
+def _check(words: Sequence[str]) -> int:
+    """Run ``finwait check``, whose status is a plugin's whatever happens: 3 also for wrong arguments."""
+    from finwait.cli import check
+
+    if not _standard_streams():
+        _complain(FinwaitError(_NO_OUTPUT), 3)
+        return 3
+    try:
+        args = _parsed(words)
+        status: int = args.run(args)
+        return status
+    except _WrongArguments as wrong:
+        return check.unknown(f"wrong arguments: {wrong.message}")
+    except UsageError as error:
+        return check.unknown(f"wrong arguments: {error}")
+    except KeyboardInterrupt:
+        return check.unknown("interrupted")
+    except OSError:  # nobody takes the line, or there is no room for it
+        _write_no_more()
+        return 3
 
 
 _PLAIN = {

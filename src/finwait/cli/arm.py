@@ -39,13 +39,17 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--user-timeout",
         type=options.duration_ms,
         metavar="DURATION",
-        help="give up what is not acknowledged for so long",
+        help="drop a connection whose data stays unacknowledged this long",
     )
     parser.add_argument(
         "--yes", action="store_true", help="do it; without it the connections are only listed"
     )
     parser.add_argument(
-        "--max", type=options.count, default=1000, metavar="N", help="refuse more connections (default 1000)"
+        "--max",
+        type=options.count,
+        default=1000,
+        metavar="N",
+        help="refuse more than N connections (default 1000)",
     )
     parser.set_defaults(run=run)
 
@@ -60,16 +64,17 @@ def chosen(args: argparse.Namespace, verb: str) -> tuple[list[Step], tuple[objec
     import numpy as np
 
     from finwait import session
-    from finwait.errors import FinwaitError, Refused
+    from finwait.errors import FinwaitError, Refused, UsageError
     from finwait.remedy.plan import step_of
     from finwait.uapi import tcp
 
     if args.recording:
-        raise FinwaitError("a recording cannot be acted upon")
+        raise UsageError("`--from`: a recording cannot be acted upon")
     if not args.filter:
-        error = FinwaitError(f"`finwait {verb}` needs a FILTER: which connections?")
-        error.hint = "for example `rule = idle-unprobed`, `pid = 812`, `dport = :5432`"
-        raise error
+        raise UsageError(
+            f"`finwait {verb}` needs a FILTER: which connections?",
+            hint="for example `rule = idle-unprobed`, `pid = 812`, `dport = :5432`",
+        )
     found = options.parse_filter(args.filter)
     diagnosis = session.diagnose(options.machine(args), how=options.how(args))
     view = diagnosis.view
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from finwait import acting
     from finwait.cli.clear import tell
     from finwait.cli.journal import opened, tell_unfinished
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
 
     values: dict[str, int] = {}
     if args.keepalive:
@@ -102,9 +107,10 @@ def run(args: argparse.Namespace) -> int:
     if args.user_timeout is not None:
         values["user_timeout_ms"] = args.user_timeout
     if not values:
-        error = FinwaitError("nothing to set")
-        error.hint = "`--keepalive 60/15/5`, `--user-timeout 30s`, or both"
-        raise error
+        raise UsageError(
+            "nothing to set: neither `--keepalive` nor `--user-timeout`",
+            hint="`--keepalive 60/15/5`, `--user-timeout 30s`, or both",
+        )
     if not args.recording:
         tell_unfinished()
     steps, gaps = chosen(args, "arm")

@@ -60,14 +60,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--files",
-        type=options.count,
+        type=options.at_least_one,
         default=5,
         metavar="N",
         help="files to keep with --ring-mb (default: 5)",
     )
     parser.add_argument(
         "--snaplen",
-        type=_bytes,
+        type=options.whole(64, 65535),
         default=65535,
         metavar="BYTES",
         help="bytes kept per packet, 64 to 65535 (default: 65535)",
@@ -162,22 +162,6 @@ def _check(args: argparse.Namespace) -> None:
         args.wrong("standard output is for the drawing: name a file with --write")
 
 
-def _bytes(text: str) -> int:
-    """Read how much is kept of a packet (argparse type)."""
-    number = options.count(text)
-    if not 64 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"`{text}`: between 64 and 65535 bytes; 128 keeps the headers")
-    return number
-
-
-def _files(text: str) -> int:
-    """Read how many files a ring has (argparse type)."""
-    number = options.count(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"`{text}`: at least 1")
-    return number
-
-
 def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
     """Look, and return the rows that the FILTER selects."""
     import numpy as np
@@ -189,7 +173,7 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
     from finwait.uapi import tcp
 
     found = options.parse_filter(connection_filter(args.what))
-    whole = bool(found.needs & {"rule", "severity"})
+    whole = found.asks_rules
     # Who holds a socket takes seconds on a busy machine. Packets do not wait: it is found out afterwards,
     # unless the FILTER asks for it.
     for owners in (whole or bool(found.needs & {"pid", "comm"}), True):

@@ -1,16 +1,27 @@
-"""``finwait check``: one line and a Nagios status, for monitoring."""
+"""``finwait check``: one line and a Nagios status, for monitoring.
+
+Whatever goes wrong, the answer is one line on standard output and status 3: to what runs plugins, 1 and 2 are alarms.
+"""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finwait.cli import options
 
 if TYPE_CHECKING:
-    from finwait.diagnosis.finding import Finding
+    from collections.abc import Sequence
 
-__all__ = ["add_parser", "run"]
+    from finwait.diagnosis.finding import Finding
+    from finwait.report.nagios import Threshold
+    from finwait.session import Diagnosis
+
+__all__ = ["add_parser", "run", "unknown"]
+
+_WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+_WARNING, _CRITICAL = "1", "100"
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,31 +30,52 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "check",
         help="one line and a Nagios status: are there too many connections that do not finish closing?",
         description="Count connections that do not finish closing and compare with thresholds. Exit status as of a "
-        "Nagios plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. Where one look cannot tell a stuck connection from one "
-        "that is still in use, it looks a second time, 3.5 s later. Changes nothing.",
+        "Nagios plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, which is also the status of wrong arguments. A "
+        "threshold is N (N or more) or a range of the plugins' convention: `10:` alerts below 10, `10:20` outside, "
+        "`@5:10` inside, `~:5` above 5. Where one look cannot tell a stuck connection from one that is still in use, "
+        "it looks a second time, 3.5 s later. Changes nothing.",
     )
     options.add_filter(parser)
     options.add_look(parser)
     parser.add_argument(
-        "-w", "--warning", type=int, default=1, metavar="N", help="WARNING from so many on (default 1)"
+        "-w",
+        "--warning",
+        type=_threshold,
+        default=_WARNING,
+        metavar="RANGE",
+        help=f"WARNING at N or more, or by a range (default {_WARNING})",
     )
     parser.add_argument(
-        "-c", "--critical", type=int, default=100, metavar="N", help="CRITICAL from so many on (default 100)"
+        "-c",
+        "--critical",
+        type=_threshold,
+        default=_CRITICAL,
+        metavar="RANGE",
+        help=f"CRITICAL at N or more, or by a range (default {_CRITICAL})",
     )
     parser.add_argument(
         "--min-age",
         type=options.duration_ms,
         default=0,
         metavar="DURATION",
-        help="count only connections that are certainly in their state for at least so long",
+        help="count only connections that have certainly been in their state this long",
     )
     parser.add_argument(
         "--severity",
         choices=("problem", "notice"),
         default="problem",
-        help="count notices too (default: problems only)",
+        help="with `notice`, count notices too (default: problems only)",
     )
     parser.set_defaults(run=run)
+
+
+def _threshold(text: str) -> Threshold:
+    from finwait.report.nagios import Threshold
+
+    try:
+        return Threshold.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _undecided(finding: Finding, wanted: tuple[str, ...]) -> bool:
@@ -55,49 +87,159 @@ def _undecided(finding: Finding, wanted: tuple[str, ...]) -> bool:
     return finding.primary and counts and finding.confidence.look_again
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command."""
-    from collections import Counter
-
-    from finwait.diagnosis.rules import RECENT_MS
-    from finwait.errors import FinwaitError
+def unknown(reason: str) -> int:
+    """Print that nothing can be said, and why; return the status of that."""
     from finwait.table.units import printable
 
-    wanted = ("problem", "notice") if args.severity == "notice" else ("problem",)
+    print(printable(f"FINWAIT UNKNOWN - {' '.join(reason.split())}"), flush=True)
+    return 3
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; it raises for nothing but the end of the process, and a closed standard output."""
+    import traceback
+
+    from finwait.errors import FilterError, FinwaitError
+
     try:
-        diagnosis = options.diagnose(args)
-        if not args.watch and not args.recording and any(_undecided(f, wanted) for f in diagnosis.findings):
-            args.watch = RECENT_MS + 500
-            diagnosis = options.diagnose(args)
+        warning, critical = args.warning.maximum, args.critical.maximum
+        if warning is not None and critical is not None and warning > critical:
+            default = " (the default)" if args.critical.text == _CRITICAL else ""
+            return unknown(
+                f"wrong arguments: `--warning {args.warning.text}` is above `--critical {args.critical.text}`"
+                f"{default}, so that WARNING could never be said"
+            )
+        return _answer(args, _look(args))
+    except BrokenPipeError:
+        raise
+    except FilterError as error:
+        return unknown(f"wrong arguments: FILTER `{error.text}`: {error.message}")
     except FinwaitError as error:
-        print(f"FINWAIT UNKNOWN - {str(error).splitlines()[0]}")
-        return 3
+        return unknown(str(error).splitlines()[0])
+    except OSError as error:
+        where = f"`{error.filename}`: " if error.filename else ""
+        return unknown(f"{where}{error.strerror or error}")
+    except Exception as error:  # noqa: BLE001 - a fault of ours must not look like a WARNING, which is status 1
+        traceback.print_exc()
+        return unknown(f"finwait itself failed ({type(error).__name__}: {error}); the traceback is on stderr")
+
+
+def _look(args: argparse.Namespace) -> Diagnosis:
+    from finwait.diagnosis.rules import RECENT_MS
+
+    diagnosis = options.diagnose(args)
+    wanted = _severities(args)
+    if not args.watch and not args.recording and any(_undecided(f, wanted) for f in diagnosis.findings):
+        args.watch = RECENT_MS + 500
+        diagnosis = options.diagnose(args)
+    return diagnosis
+
+
+def _severities(args: argparse.Namespace) -> tuple[str, ...]:
+    return ("problem", "notice") if args.severity == "notice" else ("problem",)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What is compared with the thresholds, and what stands beside it."""
+
+    by_rule: dict[str, int]
+    """Without the rules that found nothing, the most frequent first."""
+    ageless: int
+    """What `--min-age` leaves out because nobody can know since when it is so: descriptors without a connection."""
+    not_seen: tuple[str, ...]
+    """What more could be wrong, and why it was not seen."""
+    passed_over: int
+    """How many ESTABLISHED connections were left out because that was asked for."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_rule.values())
+
+
+def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
+    from collections import Counter
+
+    wanted = _severities(args)
     counts: Counter[str] = Counter()
-    descriptors = 0
+    ageless = 0
     for f in diagnosis.findings:
-        if f.primary and f.severity in wanted:
-            n = f.count
-            if not len(f.rows):
-                descriptors += n
-                n = 0 if args.min_age else n  # of what is no connection any more nobody knows since when
-            elif args.min_age:
-                n = int((diagnosis.view.at_least_ms[f.rows] >= args.min_age).sum())
-            if n:
-                counts[f.rule] += n
-    total = sum(counts.values())
-    partly = diagnosis.gaps or diagnosis.view.established_skipped
-    nothing = f"nothing {'that was seen ' if partly else ''}fails to finish closing"
-    said = ", ".join(f"{n} {rule}" for rule, n in counts.most_common()) or nothing
-    if descriptors and args.min_age:
-        said += f"; left out, of unknown age: {descriptors} descriptors of connections that are gone"
-    # What was seen can be too much whatever was not seen; only a good answer needs the whole picture.
-    level = 2 if total >= args.critical else 1 if total >= args.warning else 3 if diagnosis.gaps else 0
-    word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[level]
-    if diagnosis.gaps:
-        said += f"; not seen: {diagnosis.gaps[0]}" + (
-            f" and {len(diagnosis.gaps) - 1} more" if len(diagnosis.gaps) > 1 else ""
+        if not f.primary or f.severity not in wanted:
+            continue
+        if not args.min_age:
+            counts[f.rule] += f.count
+        elif len(f.rows):
+            counts[f.rule] += int((diagnosis.view.at_least_ms[f.rows] >= args.min_age).sum())
+        else:
+            ageless += f.count
+    not_seen = [str(gap) for gap in diagnosis.gaps]
+    skipped = _established_skipped(args, diagnosis)
+    if skipped and args.established == "auto":
+        not_seen.append(
+            f"about {skipped} sockets in namespaces too large to look at ESTABLISHED ones "
+            "(`--established always` does, `never` leaves them out)"
         )
-    perf = " ".join(f"'{rule}'={n}" for rule, n in sorted(counts.items()))
-    line = f"FINWAIT {word} - {said} | stuck={total};{args.warning};{args.critical};0 {perf}"
-    print(printable(line).rstrip())
+    if diagnosis.narrowed is not None:
+        open_: Counter[str] = Counter()
+        for f in diagnosis.narrowed.unjudged:
+            open_[f.rule] += f.count if f.severity in wanted else 0
+        not_seen += [f"whether the FILTER selects {n} {rule}" for rule, n in open_.items() if n]
+    if ageless:
+        not_seen.append(f"the age of {ageless} descriptors of connections that are gone")
+    return _Counted(
+        {rule: n for rule, n in counts.most_common() if n},
+        ageless,
+        tuple(not_seen),
+        skipped if args.established == "never" else 0,
+    )
+
+
+def _established_skipped(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
+    """Return how many ESTABLISHED sockets were left out that the FILTER may ask for."""
+    from finwait.uapi import tcp
+
+    asked = options.parse_filter(args.filter).states >> tcp.ESTABLISHED & 1
+    return diagnosis.view.established_skipped if asked else 0
+
+
+def _level(args: argparse.Namespace, counted: _Counted) -> int:
+    """Return the status: what was not seen can only add to the count, and never makes a good answer."""
+    total = counted.total
+    if not counted.not_seen:
+        return 2 if args.critical.alerts(total) else 1 if args.warning.alerts(total) else 0
+    return 2 if args.critical.alerts_from(total) else 1 if args.warning.alerts_from(total) else 3
+
+
+def _answer(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
+    from finwait.report.nagios import perfdata
+    from finwait.table.units import printable
+
+    counted = _counted(args, diagnosis)
+    level = _level(args, counted)
+    performance = [
+        perfdata("stuck", counted.total, args.warning, args.critical),
+        *(perfdata(rule, n) for rule, n in sorted(counted.by_rule.items())),
+    ]
+    # `|` ends the text for what reads it.
+    text = _text(counted).replace("|", "/")
+    print(printable(f"FINWAIT {_WORDS[level]} - {text} | {' '.join(performance)}"), flush=True)
     return level
+
+
+def _text(counted: _Counted) -> str:
+    partly = counted.not_seen or counted.passed_over
+    nothing = f"nothing {'that was seen ' if partly else ''}fails to finish closing"
+    parts = [", ".join(f"{n} {rule}" for rule, n in counted.by_rule.items()) or nothing]
+    if counted.passed_over:
+        parts.append(f"about {counted.passed_over} sockets not looked at (`--established never`)")
+    if counted.ageless:
+        parts.append(f"left out, of unknown age: {counted.ageless} descriptors of connections that are gone")
+    parts += _not_seen(counted.not_seen)
+    return "; ".join(parts)
+
+
+def _not_seen(gaps: Sequence[str]) -> list[str]:
+    if not gaps:
+        return []
+    more = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
+    return [f"not seen: {gaps[0]}{more}"]

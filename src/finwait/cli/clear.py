@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_parser",
+    "chosen_words",
     "left_lines",
     "make_plan",
     "outcome_lines",
@@ -44,28 +45,31 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument("--dry-run", action="store_true", help="show the plan and do not even ask")
     act.add_argument(
-        "--plan", dest="plan_file", metavar="FILE", help="apply a plan that `-o json` printed; `-` for stdin"
+        "--plan",
+        dest="plan_file",
+        metavar="FILE",
+        help="apply a plan that `-o json` printed; `-` for stdin",
     )
     act.add_argument(
         "--with",
         dest="means",
         choices=("fin", "keepalive", "user-timeout", "reset", "destroy"),
         help="use this means for all, at the end that was selected; `reset` is a RST through the borrowed "
-        "descriptor, where SOCK_DESTROY (`destroy`) is not to be had",
+        "descriptor, where SOCK_DESTROY (`destroy`) is unavailable",
     )
     act.add_argument(
         "--max",
         type=options.count,
         default=100,
         metavar="N",
-        help="refuse a plan for more connections (default 100)",
+        help="refuse plans for more than N connections (default 100)",
     )
     act.add_argument(
         "--share",
         type=options.positive,
         default=0.9,
         metavar="X",
-        help="refuse a plan for more than this share of a process's connections (default 0.9)",
+        help="refuse plans for more than this share of a process's connections (default 0.9)",
     )
     act.add_argument(
         "--min-age",
@@ -79,7 +83,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=options.positive,
         default=0.0,
         metavar="N",
-        help="destroy at most so many a second (default: no limit)",
+        help="destroy at most N per second (default: no limit)",
     )
     act.add_argument(
         "--override",
@@ -102,21 +106,22 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from finwait.cli.journal import tell_unfinished
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.remedy import plan as plans
 
     if args.recording and not args.dry_run:
-        error = FinwaitError("a recording cannot be acted upon")
-        error.hint = "`--dry-run` shows what would be planned"
-        raise error
+        raise UsageError(
+            "`--from`: a recording cannot be acted upon", hint="`--dry-run` shows what would be planned"
+        )
     if not args.recording:
         tell_unfinished()
     gaps: tuple[object, ...] = ()
     if args.plan_file:
         if args.filter or args.means or args.netns:
-            wrong = FinwaitError("`--plan` applies a whole plan: no FILTER, `--with` or `--netns` beside it")
-            wrong.hint = "make the plan with them: `finwait clear FILTER -o json`"
-            raise wrong
+            raise UsageError(
+                "`--plan` applies a whole plan: no FILTER, `--with` or `--netns` beside it",
+                hint="make the plan with them: `finwait clear FILTER -o json`",
+            )
         plan = plans.decode(_read(args.plan_file), args.plan_file)
         plans.check_again(plan, _limits(args, established=True), _names(plan))
     else:
@@ -160,6 +165,13 @@ def _names(plan: Plan) -> dict[int, str]:
     return names
 
 
+def chosen_words(words: list[str]) -> list[str]:
+    """Return a FILTER; a rule alone stands for the connections whose primary cause it is."""
+    from finwait.diagnosis import catalogue
+
+    return ["rule", "=", words[0]] if len(words) == 1 and words[0] in catalogue.NAMES else words
+
+
 def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     """Look, diagnose and plan, as the options say.
 
@@ -170,13 +182,10 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     import numpy as np
 
     from finwait import acting, session
-    from finwait.diagnosis import catalogue
     from finwait.remedy import plan as plans
     from finwait.uapi import tcp
 
-    words = args.filter
-    if len(words) == 1 and words[0] in catalogue.NAMES:
-        words = ["rule", "=", words[0]]
+    words = chosen_words(args.filter)
     found = options.parse_filter(words)
     look = options.how(args)
     if not look.watch_ms:
@@ -187,10 +196,14 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     view, facts = diagnosis.view, diagnosis.snapshot.observation.facts
     if words:
         rows = options.mask_of(found, diagnosis.snapshot, diagnosis.findings)
+        if not rows.any():
+            session.refuse_impossible(found, diagnosis.snapshot)
     else:
         rows = np.zeros(len(view), np.bool_)
-        for f in diagnosis.problems:
-            rows[f.rows] = True
+        for (
+            f
+        ) in diagnosis.problems:  # those that it would end well: what nobody can explain is not among them
+            rows[f.rows] = any(r.command.startswith("finwait clear") for r in f.ends_it)
     limits = _limits(args, bool(words) and found.asks_for(tcp.ESTABLISHED))
     plan = plans.make(
         view,
@@ -208,18 +221,17 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
 def _limits(args: argparse.Namespace, established: bool) -> Limits:
     import os
 
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.remedy.guards import GUARDS, Limits
 
     for name in args.override:
         if name not in GUARDS or name == "listener":
-            error = FinwaitError(
-                f"there is no guard `{name}`"
+            raise UsageError(
+                f"`--override`: there is no guard `{name}`"
                 if name not in GUARDS
-                else "the guard `listener` cannot be overridden"
+                else "`--override`: the guard `listener` cannot be overridden",
+                hint="guards: " + ", ".join(g for g in GUARDS if g != "listener"),
             )
-            error.hint = "guards: " + ", ".join(g for g in GUARDS if g != "listener")
-            raise error
     return Limits(args.max, args.share, args.min_age, established, frozenset(args.override), os.getpid())
 
 

@@ -39,7 +39,11 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--yes", action="store_true", help="do it; without it only what would be deleted is shown"
     )
     act.add_argument(
-        "--max", type=options.count, default=100, metavar="N", help="refuse to delete more (default 100)"
+        "--max",
+        type=options.count,
+        default=100,
+        metavar="N",
+        help="refuse to delete more than N entries (default 100)",
     )
     act.add_argument(
         "--override",
@@ -56,11 +60,11 @@ def run(args: argparse.Namespace) -> int:
     from finwait import session
     from finwait.attribution.tracked import AGREE, tracked, untracked
     from finwait.diagnosis.assemble import loopback
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.table.flows import FlowTable
 
     if args.recording and args.delete:
-        raise FinwaitError("a recording cannot be acted upon")
+        raise UsageError("`--delete`: a recording cannot be acted upon")
     args.established = "always" if args.established == "auto" else args.established
     found = options.parse_filter(args.filter)
     shot = session.look(options.machine(args), options.how(args))
@@ -313,12 +317,13 @@ def _delete(
 def _limits(args: argparse.Namespace) -> Limits:
     import os
 
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.remedy.guards import ENTRY_GUARDS, Limits
 
     for name in args.override:
         if name not in ENTRY_GUARDS:
-            error = FinwaitError(f"there is no guard `{name}` of entries")
-            error.hint = "guards: " + ", ".join(ENTRY_GUARDS)
-            raise error
+            raise UsageError(
+                f"`--override`: there is no guard `{name}` of entries",
+                hint="guards: " + ", ".join(ENTRY_GUARDS),
+            )
     return Limits(args.max, override=frozenset(args.override), own_pid=os.getpid())

@@ -57,24 +57,23 @@ def run(args: argparse.Namespace) -> int:
     if args.pcap:
         return _explain_capture(args)
     if not args.what:
-        from finwait.errors import FinwaitError
+        from finwait.errors import UsageError
 
-        nothing = FinwaitError("nothing to explain was named")
-        nothing.hint = "name a connection, a rule, or a capture file with `--pcap`"
-        raise nothing
-
+        raise UsageError(
+            "nothing to explain: no CONNECTION and no RULE",
+            hint="name a connection, a rule, or a capture file with `--pcap`",
+        )
     if len(args.what) == 1 and args.what[0] in catalogue.NAMES:
         print(catalogue.page(args.what[0]))
         return 0
     if len(args.what) == 1 and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", args.what[0]):
         import difflib
 
-        from finwait.errors import FinwaitError
+        from finwait.errors import UsageError
 
         near = difflib.get_close_matches(args.what[0], catalogue.NAMES, 1)
-        error = FinwaitError(f"there is no rule `{args.what[0]}`")
-        error.hint = f"did you mean `{near[0]}`?" if near else "`finwait rules` lists them"
-        raise error
+        hint = f"did you mean `{near[0]}`?" if near else "`finwait rules` lists them"
+        raise UsageError(f"there is no rule `{args.what[0]}`", hint=hint)
     return _explain(args)
 
 

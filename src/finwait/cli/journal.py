@@ -6,13 +6,16 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from finwait.cli import options
+
 if TYPE_CHECKING:
+    from finwait.errors import FinwaitError
     from finwait.kernel.journal import JournalEntry, SqliteJournal
 
-__all__ = ["add_parser", "opened", "run", "tell_unfinished", "undo"]
+__all__ = ["add_parser", "opened", "run", "tell_unfinished", "undo", "would_do"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,7 +26,13 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="List every act: when, who, what, to which connection or setting, and what came of it. Acts "
         "that were begun and never finished (a crash) are marked.",
     )
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="how many (default 50)")
+    parser.add_argument(
+        "--limit",
+        type=options.at_least_one,
+        default=50,
+        metavar="N",
+        help="acts to list (default 50)",
+    )
     parser.add_argument(
         "--incomplete", action="store_true", help="only acts that were begun and never finished"
     )
@@ -34,7 +43,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     back = sub.add_parser(
         "undo",
         help="take back an act of the journal, where that is possible",
-        description="Put back what an act changed: socket options, sysctls. What was sent stays sent.",
+        description="Put back what an act changed: socket options, sysctls. What was sent stays sent. Shows what it "
+        "would do, and asks.",
     )
     back.add_argument(
         "acts",
@@ -47,6 +57,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--incomplete", action="store_true", help="every act that was begun and never finished (a crash)"
     )
     back.add_argument(
+        "--yes", action="store_true", help="do it; without this only what would be done is shown"
+    )
+    back.add_argument(
         "--force", action="store_true", help="also where somebody has set the options or values since"
     )
     back.set_defaults(run=undo)
@@ -55,8 +68,14 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _numbers(text: str) -> range:
     """Read ``7`` or ``7-12`` (argparse type)."""
     first, _, last = text.partition("-")
-    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) < 1 << 63):
-        raise argparse.ArgumentTypeError(f"`{text}`: write the number of an act, or FIRST-LAST")
+    if not (
+        text.isascii()
+        and len(text) < 40
+        and first.isdecimal()
+        and (last or first).isdecimal()
+        and int(first) <= int(last or first) < (1 << 63) - 1
+    ):
+        raise argparse.ArgumentTypeError(f"`{text[:60]}`: write the number of an act, or FIRST-LAST")
     return range(int(first), int(last or first) + 1)
 
 
@@ -97,7 +116,9 @@ def tell_unfinished() -> None:
         else "finwait: an act of the journal was begun and never finished (a crash, or a kill):\n"
     )
     for entry in cut[:5]:
-        sys.stderr.write(f"  act {entry.id}, {entry.kind} of {_whom(entry)}: {_ADVICE[entry.kind]}\n")
+        sys.stderr.write(
+            f"  act {entry.id}, {entry.kind} of {_whom(entry)}: {_ADVICE.get(entry.kind, _UNKNOWN)}\n"
+        )
     if len(cut) > 5:
         sys.stderr.write(f"  … and {len(cut) - 5} more; `finwait journal --incomplete` lists them\n")
     sys.stderr.write(
@@ -112,6 +133,7 @@ _ADVICE = {
     "shutdown": "its FIN may have been sent",
     "conntrack-delete": "it may have been deleted",
 }
+_UNKNOWN = "this version of finwait does not know such acts"
 
 
 def _whom(entry: JournalEntry) -> str:
@@ -175,52 +197,120 @@ def run(args: argparse.Namespace) -> int:
 
 def undo(args: argparse.Namespace) -> int:
     """Take back acts, the last first; go on when one cannot be taken back, and say so."""
-    from finwait.errors import FinwaitError, Refused
+    from finwait.cli.tune import agreed
+    from finwait.errors import FinwaitError, UsageError
+    from finwait.table.units import printable
 
     ids = sorted({number for part in args.acts for number in _bounded(part)}, reverse=True)
     if not ids and not args.incomplete:
-        error = FinwaitError("which act?")
-        error.hint = "`finwait journal` lists them; `--incomplete` takes those that were cut short"
-        raise error
+        raise UsageError(
+            "`finwait undo` needs the number of an act",
+            hint="`finwait journal` lists them; `--incomplete` takes those that were cut short",
+        )
     with opened() as journal:
         if args.incomplete:
             ids = sorted({*ids, *(entry.id for entry in journal.incomplete())}, reverse=True)
             if not ids:
                 sys.stdout.write("no act was cut short\n")
-        failed: list[FinwaitError] = []
-        for number in ids:
+        entries, failed = _found(ids, journal)
+        if entries and not args.yes:
+            for entry in entries:
+                sys.stdout.writelines(f"{line}\n" for line in would_do(entry))
+            sys.stdout.flush()
+            if not agreed(f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"):
+                sys.stderr.write("nothing was done; `--yes` takes them back\n")
+                return _undo_status(failed)
+        for entry in entries:
             try:
-                sys.stdout.write(f"act {number}: {_undo_one(number, journal, args.force)}\n")
+                said = _undo_one(entry, journal, args.force)
             except FinwaitError as error:
                 if len(ids) == 1:
                     raise
-                sys.stderr.write(f"finwait: act {number}: {error}\n")
+                sys.stderr.write(printable(f"finwait: act {entry.id}: {error}\n", lines=True))
                 failed.append(error)
+            else:
+                sys.stdout.write(printable(f"act {entry.id}: {said}\n", lines=True))
+    return _undo_status(failed)
+
+
+def _found(ids: Sequence[int], journal: SqliteJournal) -> tuple[list[JournalEntry], list[FinwaitError]]:
+    """Return the acts that could be finwait's, and say of the others what is wrong with them."""
+    from finwait.errors import FinwaitError
+    from finwait.remedy.journal import check_undo, settings_act
+    from finwait.table.units import printable
+
+    entries, failed = [], []
+    for number in ids:
+        try:
+            try:
+                entry = journal.get(number)
+            except ValueError as error:
+                raise FinwaitError(str(error)) from None
+            check_undo(entry)
+            if entry.kind == "sysctl":
+                settings_act(entry)
+            entries.append(entry)
+        except FinwaitError as error:
+            if len(ids) == 1:
+                raise
+            sys.stderr.write(printable(f"finwait: act {number}: {error}\n", lines=True))
+            failed.append(error)
+    return entries, failed
+
+
+def _undo_status(failed: Sequence[FinwaitError]) -> int:
+    from finwait.errors import Refused
+
     if not failed:
         return 0
     return 4 if all(isinstance(error, Refused) for error in failed) else 1
 
 
-def _bounded(part: range) -> range:
-    from finwait.errors import FinwaitError
+def would_do(entry: JournalEntry) -> list[str]:
+    """Return what taking an act back would do, as lines for a person.
 
-    if len(part) > 1_000_000:
-        raise FinwaitError(f"{len(part)} acts are more than a journal has")
+    Raises:
+        Refused: it is no act that finwait could have done.
+    """
+    from finwait.remedy.journal import settings_act
+    from finwait.table.units import printable
+
+    lines = [f"act {entry.id}, {entry.kind} of {_whom(entry)}:"]
+    if entry.kind == "sysctl":
+        did = settings_act(entry)
+        lines[0] = f"act {entry.id}, settings of netns {did.netns}:"
+        lines += [f"  {key}: {did.after.get(key, '?')} -> {value}" for key, value in did.before.items()]
+        if did.drop_in:
+            lines.append(f"  {did.drop_in}: {'removed' if did.text_before is None else 'as it was before:'}")
+            lines += [f"    {line}" for line in (did.text_before or "").splitlines()]
+    elif entry.kind == "sockopt":
+        after, before = ({**part.get("options", {})} for part in (entry.after, entry.before))
+        lines[0] = f"act {entry.id}, options of {_whom(entry)}:"
+        lines.append("  " + ", ".join(f"{name} {after.get(name, '?')} → {v}" for name, v in before.items()))
+    else:
+        lines.append("  interrupted, and cannot be taken back; finwait looks at what became of it")
+    return [printable(line) for line in lines]
+
+
+def _bounded(part: range) -> range:
+    from finwait.errors import UsageError
+
+    if part.stop - part.start > 1_000_000:
+        raise UsageError(f"{part.start}-{part.stop - 1} is more acts than a journal has")
     return part
 
 
-def _undo_one(number: int, journal: SqliteJournal, force: bool) -> str:
+def _undo_one(entry: JournalEntry, journal: SqliteJournal, force: bool) -> str:
     from finwait import acting
     from finwait.cli.tune import roll_back
     from finwait.errors import FinwaitError, TargetGone
 
     try:
-        entry = journal.get(number)
         if entry.kind == "sysctl":
-            return "; ".join(roll_back(number, journal, force=force).lines)
+            return "; ".join(roll_back(entry.id, journal, force=force).lines)
         if entry.kind != "sockopt" and entry.result is None:
-            return f"cut short, and cannot be taken back; {acting.settle(number, journal)}"
-        return acting.restore(number, journal, force=force)
+            return f"cut short, and cannot be taken back; {acting.settle(entry.id, journal)}"
+        return acting.restore(entry.id, journal, force=force)
     except TargetGone as error:
         if entry.result is None:  # which is what one wanted to know of an act that was cut short
             return f"nothing to put back: {error}"

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     from finwait import session
     from finwait.cli.diagnose import show
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.lab.scenario import run as run_scenario
     from finwait.lab.scenario import scenarios
 
@@ -73,9 +73,8 @@ def run(args: argparse.Namespace) -> int:
         import difflib
 
         near = difflib.get_close_matches(args.scenario, list(scenarios()), 1)
-        error = FinwaitError(f"there is no scenario `{args.scenario}`")
-        error.hint = f"did you mean `{near[0]}`?" if near else "`finwait lab list` lists them"
-        raise error
+        hint = f"did you mean `{near[0]}`?" if near else "`finwait lab list` lists them"
+        raise UsageError(f"there is no scenario `{args.scenario}`", hint=hint)
 
     scenario = scenarios()[args.scenario]
 

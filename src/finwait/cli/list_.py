@@ -49,12 +49,14 @@ def run(args: argparse.Namespace) -> int:
     if args.established == "auto":
         args.established = "always"
     # Rules and other ends look at rows that the filter leaves out: then the kernel must give them all.
-    rules = bool(found.needs & {"rule", "severity"} or {"rule", "also"} & set(chosen))
+    rules = found.asks_rules or bool({"rule", "also"} & set(chosen))
     whole = rules or bool({"other_end", "other_state", "conntrack"} & set(chosen)) or bool(args.recording)
     how = options.how(args) if whole else options.how(args, found.states, found.bytecode())
     shot = session.look(options.machine(args), how)
     findings: tuple[object, ...] = engine.diagnose(shot.view, catalogue.rules()) if rules else ()
-    which = np.flatnonzero(options.mask_of(found, shot, findings or None))  # type: ignore[arg-type]
+    which = np.flatnonzero(options.mask_of(found, shot, findings if rules else None))  # type: ignore[arg-type]
+    if not len(which):
+        session.refuse_impossible(found, shot)
     cells = cols.Cells(shot.view, which, findings)  # type: ignore[arg-type]
     if args.sort:
         which = which[_order(cells, args.sort)]
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _columns(args: argparse.Namespace) -> tuple[str, ...]:
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.report import columns as cols
     from finwait.report import rows
 
@@ -89,22 +91,19 @@ def _columns(args: argparse.Namespace) -> tuple[str, ...]:
             import difflib
 
             near = difflib.get_close_matches(name, cols.NAMES, 1)
-            error = FinwaitError(f"there is no column `{name}`")
-            error.hint = f"did you mean `{near[0]}`?" if near else "`--columns help` lists all"
-            raise error
+            hint = f"did you mean `{near[0]}`?" if near else "`--columns help` lists all"
+            raise UsageError(f"`--columns`: there is no column `{name}`", hint=hint)
     return chosen
 
 
 def _order(cells: object, name: str) -> list[int]:
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.report.columns import NAMES, Cells
 
     assert isinstance(cells, Cells)
     descending = name.startswith("-")
     name = name.lstrip("-")
     if name not in NAMES:
-        error = FinwaitError(f"there is no column `{name}` to sort by")
-        error.hint = "`--columns help` lists all"
-        raise error
+        raise UsageError(f"`--sort`: there is no column `{name}`", hint="`--columns help` lists all")
     values = cells.column(name)
     return sorted(range(len(values)), key=lambda k: (values[k] is None, values[k]), reverse=descending)

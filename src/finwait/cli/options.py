@@ -28,7 +28,9 @@ __all__ = [
     "add_look",
     "add_output",
     "asked",
+    "at_least_one",
     "context",
+    "count",
     "diagnose",
     "duration_ms",
     "how",
@@ -36,9 +38,14 @@ __all__ = [
     "mask_of",
     "namespaces",
     "parse_filter",
+    "pause_ms",
+    "pid",
+    "positive",
     "progress",
     "status",
     "style",
+    "tell_gaps",
+    "whole",
     "write",
 ]
 
@@ -57,23 +64,48 @@ def duration_ms(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def count(text: str) -> int:
-    """Read a number of things (argparse type)."""
-    if not (text.isascii() and text.isdecimal() and len(text) < 12):
-        raise argparse.ArgumentTypeError(f"`{text}`: write a number, 0 or more")
-    return int(text)
+_SHORTEST_PAUSE_MS = 10
+
+
+def pause_ms(text: str) -> int:
+    """Return milliseconds between two looks (argparse type): without a pause one look would chase the next."""
+    ms = duration_ms(text)
+    if ms < _SHORTEST_PAUSE_MS:
+        raise argparse.ArgumentTypeError(f"`{text}` is too short: write {_SHORTEST_PAUSE_MS}ms or more")
+    return ms
+
+
+_MOST = 10**12 - 1
+
+
+def whole(low: int, high: int = _MOST) -> Callable[[str], int]:
+    """Return what reads a whole number within bounds (argparse type)."""
+    bounds = f"{low} or more" if high == _MOST else f"{low} to {high}"
+
+    def read(text: str) -> int:
+        if text.isascii() and text.isdecimal() and len(text) < 20 and low <= int(text) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"`{text[:60]}`: write a whole number, {bounds}")
+
+    return read
+
+
+count = whole(0)
+"""A number of things (argparse type)."""
+at_least_one = whole(1)
+"""A number of things that cannot be none (argparse type)."""
+pid = whole(1, 1 << 22)
+"""A process (argparse type): PID_MAX_LIMIT of include/linux/threads.h."""
 
 
 def positive(text: str) -> float:
     """Read a number that is 0 or more (argparse type)."""
     import math
+    import re
 
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = float(text) if re.fullmatch(r"[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15}", text) else math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"`{text}`: write a number, 0 or more")
+        raise argparse.ArgumentTypeError(f"`{text[:60]}`: write a number, 0 or more")
     return value
 
 
@@ -111,7 +143,10 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where and how to look."""
     group = parser.add_argument_group("looking")
     group.add_argument(
-        "--from", dest="recording", metavar="FILE", help="look at a recording instead of this machine"
+        "--from",
+        dest="recording",
+        metavar="FILE",
+        help="look at a recording instead of this machine",
     )
     group.add_argument(
         "--netns",
@@ -126,8 +161,8 @@ def add_look(parser: argparse.ArgumentParser) -> None:
         type=duration_ms,
         default=0,
         metavar="DURATION",
-        help="look twice, so long apart: tells a streaming half-close from a stuck one; of a recording, its "
-        "first and last look are always compared",
+        help="look twice, DURATION apart, to tell streaming from stuck; of a recording, the first and the last look "
+        "are always compared",
     )
     group.add_argument(
         "--established",
@@ -138,29 +173,29 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-owners",
         action="store_true",
-        help="do not list descriptors: fast, but who holds a socket is not told",
+        help="do not list descriptors: faster, but owners are not shown",
     )
     group.add_argument(
         "--not-holder",
         action="append",
-        type=int,
+        type=pid,
         default=[],
         metavar="PID",
-        help="this process cannot be looked into, and you know that it holds none of the sockets (repeatable)",
+        help="assume that PID, which cannot be inspected, holds none of the sockets (repeatable)",
     )
     group.add_argument(
         "--idle",
         type=duration_ms,
         default=IDLE_MS,
         metavar="DURATION",
-        help="ESTABLISHED and silent for so long is worth a probe (default 10m)",
+        help="treat ESTABLISHED connections as idle after this long (default 10m)",
     )
     group.add_argument(
         "--flood",
-        type=int,
+        type=at_least_one,
         default=FLOOD,
         metavar="N",
-        help="so many TIME_WAIT are worth a word (default 10000)",
+        help="report TIME_WAIT from N sockets on (default 10000)",
     )
 
 
@@ -292,7 +327,7 @@ def namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:
             everywhere = True
             found, _ = netns.discover(procfs.descriptors()[1])
             matching = _called(found, text)
-        if not matching and text.isdigit():
+        if not matching and _is_number(text):
             inode = netns.inode_of_pid(int(text)) if live else int(text)
             matching = [] if inode is None else [inode]
         if not matching:
@@ -308,7 +343,11 @@ def _called(found: Iterable[Any], text: str) -> list[int]:
 
 
 def _has_pid(namespace: Any, text: str) -> bool:  # noqa: ANN401 - kernel.netns.NetNamespace, imported lazily
-    return text.isdigit() and int(text) in namespace.pids
+    return _is_number(text) and int(text) in namespace.pids
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 20
 
 
 def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from finwait.cli import options
@@ -10,12 +11,19 @@ from finwait.cli import options
 __all__ = ["add_parser", "keepalive", "run"]
 
 
+_IN_SECONDS = re.compile(r"[0-9]{1,5}")
+
+
 def keepalive(text: str) -> tuple[int, int, int]:
     """Read ``IDLE/INTERVAL/COUNT`` (argparse type): seconds, seconds, probes."""
     words = text.split("/")
-    if len(words) != 3 or not all(w.isdigit() and 1 <= int(w) <= 32767 for w in words) or int(words[2]) > 127:
+    if (
+        len(words) != 3
+        or not all(_IN_SECONDS.fullmatch(w) and 1 <= int(w) <= 32767 for w in words)
+        or int(words[2]) > 127
+    ):
         raise argparse.ArgumentTypeError(
-            f"`{text}`: write IDLE/INTERVAL/COUNT, e.g. 1/1/3 (seconds, seconds, at most 127)"
+            f"`{text[:60]}`: write IDLE/INTERVAL/COUNT, e.g. 1/1/3 (seconds, seconds, at most 127)"
         )
     return int(words[0]), int(words[1]), int(words[2])
 
@@ -40,7 +48,11 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="default 1/1/3: up to 4 s",
     )
     parser.add_argument(
-        "--max", type=options.count, default=1000, metavar="N", help="refuse more connections (default 1000)"
+        "--max",
+        type=options.count,
+        default=1000,
+        metavar="N",
+        help="refuse more than N connections (default 1000)",
     )
     parser.set_defaults(run=run)
 

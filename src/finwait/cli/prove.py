@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(words: list[str], known: Knowledge) -> Iterator[Proof]:
-    from finwait.errors import FinwaitError
+    from finwait.errors import UsageError
     from finwait.lab.proofs import proofs
 
     available = proofs()
@@ -78,9 +78,7 @@ def _chosen(words: list[str], known: Knowledge) -> Iterator[Proof]:
             message = f"there is no demonstration of `{word}`"
             if claim is not None:
                 message += f" ({claim.evidence}: {claim.source})"
-            error = FinwaitError(message)
-            error.hint = "`finwait lab prove` lists what can be demonstrated"
-            raise error
+            raise UsageError(message, hint="`finwait lab prove` lists what can be demonstrated")
     for name in names:
         yield available[name]
 

@@ -30,10 +30,10 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument(
         "--looks",
-        type=int,
+        type=options.whole(1, 1000),
         default=2,
         metavar="N",
-        help="how many looks (default 2: tells stuck from streaming)",
+        help="how many looks, 1 to 1000 (default 2, which tells stuck from streaming)",
     )
     parser.add_argument(
         "--interval",
@@ -58,13 +58,9 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     from finwait import session
-    from finwait.errors import FinwaitError
     from finwait.recording import record
+    from finwait.table.units import printable
 
-    if not 1 <= args.looks <= 1000:
-        error = FinwaitError(f"`--looks {args.looks}`: 1 to 1000 looks can be recorded")
-        error.hint = "two are enough to tell a streaming half-close from a stuck one"
-        raise error
     rows = record(
         session.live_machine(),
         args.file,
@@ -77,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
         progress=options.progress(),
     )
     size = os.stat(args.file).st_size
+    file = printable(args.file)
     sys.stderr.write(
         f"finwait: recorded {rows} connections in {args.looks} look{'s' if args.looks != 1 else ''} "
-        f"({size / 1000:.0f} kB) into `{args.file}`; read it with `finwait --from {args.file}`\n"
+        f"({size / 1000:.0f} kB) into `{file}`; read it with `finwait --from {file}`\n"
     )
     return 0

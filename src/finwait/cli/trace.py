@@ -16,8 +16,8 @@ __all__ = ["add_parser"]
 
 _DESCRIPTION = """\
 Print every change of state of TCP connections: when, where, from which state to which, how long it had
-been in the old one, and whose it is. Reads the kernel's own tracepoint in a private tracefs instance; where
-that cannot be had it compares one look at the sockets with the next, and says so.
+been in the old one, and whose it is. Reads the kernel's own tracepoint in a private tracefs instance; without
+it, finwait compares snapshots, and says so.
 """
 
 
@@ -60,8 +60,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--resets", action="store_true", help="also resets sent and received, with the reason"
     )
     parser.add_argument("--retransmits", action="store_true", help="also retransmissions")
-    parser.add_argument("--stack", action="store_true", help="who moved it: kernel and user stack")
-    parser.add_argument("--count", type=options.count, metavar="N", help="stop after N lines (or records)")
+    parser.add_argument("--stack", action="store_true", help="print the kernel and user stack of each change")
+    parser.add_argument(
+        "--count", type=options.at_least_one, metavar="N", help="stop after N lines (or records)"
+    )
     parser.add_argument(
         "--for",
         dest="duration",
@@ -77,34 +79,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--poll", action="store_true", help="do not trace; compare looks at the sockets")
     parser.add_argument(
         "--interval",
-        type=_interval,
+        type=options.pause_ms,
         default=250,
         metavar="DURATION",
         help="time between looks at the sockets (default: 250ms)",
     )
     parser.add_argument(
-        "--buffer-kb", type=_kib, metavar="KIB", help="ring buffer of each CPU (default: 64 MiB shared out)"
+        "--buffer-kb",
+        type=options.whole(1, 1 << 21),
+        metavar="KIB",
+        help="ring buffer of each CPU (default: 64 MiB shared out)",
     )
     parser.add_argument(
-        "-q", "--quiet", action="store_true", help="do not say how it is done and what that misses"
+        "-q", "--quiet", action="store_true", help="do not print the method and its blind spots"
     )
     parser.set_defaults(run=run, wrong=parser.error)
-
-
-def _interval(text: str) -> int:
-    """Read a time between looks (argparse type); without any pause looking would be all that is done."""
-    ms = options.duration_ms(text)
-    if ms < 1:
-        raise argparse.ArgumentTypeError(f"`{text}`: at least 1ms")
-    return ms
-
-
-def _kib(text: str) -> int:
-    """Read the size of a ring buffer (argparse type)."""
-    number = options.count(text)
-    if not 1 <= number <= 1 << 21:
-        raise argparse.ArgumentTypeError(f"`{text}`: between 1 and {1 << 21} KiB")
-    return number
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finwait.cli import options
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from finwait.kernel.sysctl import Target
-    from finwait.remedy.journal import Journal
+    from finwait.remedy.journal import Journal, SettingsAct
     from finwait.remedy.tuning import Plan, Profile
 
 __all__ = ["Outcome", "add_parser", "apply_plan", "roll_back"]
@@ -53,7 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     explain = commands.add_parser("explain", help="all that is known of one setting")
     explain.add_argument(
-        "key", metavar="KEY", help="for example net.ipv4.tcp_fin_timeout, or tcp_fin_timeout"
+        "key",
+        metavar="KEY",
+        help="for example net.ipv4.tcp_fin_timeout, or tcp_fin_timeout",
     )
     explain.add_argument(
         "-o", "--output", choices=("text", "json"), default="text", help="form of the answer"
@@ -83,7 +88,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     apply.set_defaults(run=run_apply)
 
     rollback = commands.add_parser("rollback", help="put back what an earlier apply changed")
-    rollback.add_argument("id", type=int, metavar="ID", help="the number that apply printed")
+    rollback.add_argument(
+        "id", type=options.whole(1, (1 << 63) - 1), metavar="ID", help="the number that apply printed"
+    )
     rollback.add_argument(
         "--yes", action="store_true", help="do it; without this only what would be done is shown"
     )
@@ -103,7 +110,9 @@ def _what(parser: argparse.ArgumentParser) -> None:
 def _where(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        "--netns", metavar="NETNS", help="name, path, inode, or pid:PID (default: the one we are in)"
+        "--netns",
+        metavar="NETNS",
+        help="name, path, inode, or pid:PID (default: the one we are in)",
     )
     group.add_argument("--pod-uid", metavar="UID", help="the namespace of this pod on this node")
 
@@ -119,7 +128,8 @@ def _target(args: argparse.Namespace) -> Iterator[Target]:
     try:
         target = sysctl.pod_target(args.pod_uid) if args.pod_uid else sysctl.open_target(args.netns)
     except ValueError as error:
-        raise _wrong(str(error), "as in `kubectl get pod -o jsonpath={.metadata.uid}`") from None
+        hint = "as in `kubectl get pod -o jsonpath={.metadata.uid}`"
+        raise _wrong(f"`--pod-uid`: {error}", hint) from None
     with target:
         yield target
 
@@ -210,11 +220,9 @@ def _setting(key: str) -> Any:  # noqa: ANN401 - Setting; imported where used
 
 
 def _wrong(message: str, hint: str) -> Exception:
-    from finwait.remedy.tuning import ProfileError
+    from finwait.errors import UsageError
 
-    error = ProfileError("command line", 0, message)
-    error.hint = hint
-    return error
+    return UsageError(message, hint=hint)
 
 
 def run_explain(args: argparse.Namespace) -> int:
@@ -238,13 +246,17 @@ def load_profile(words: Sequence[str]) -> Profile:
     """Return the settings that a command line asks for: a shipped profile, a file, or ``key=value`` words.
 
     Raises:
-        ProfileError: there is no such profile, or the file or the words cannot be understood.
+        UsageError: there is no such profile, or the words cannot be understood.
+        ProfileError: the file cannot be understood.
     """
     from finwait import shipped
-    from finwait.remedy.tuning import parse_assignments, parse_profile, parse_sysctl_conf
+    from finwait.remedy.tuning import ProfileError, parse_assignments, parse_profile, parse_sysctl_conf
 
-    if all("=" in word for word in words) and not Path(words[0]).exists():
-        return parse_assignments(words)
+    if all("=" in word for word in words) and not os.path.exists(words[0]):
+        try:
+            return parse_assignments(words)
+        except ProfileError as error:
+            raise _wrong(error.reason, "for example `tcp_keepalive_time=300`") from None
     if len(words) > 1:
         raise _wrong(
             "one profile or file at a time, or only KEY=VALUE words", "plan them one after the other"
@@ -255,9 +267,11 @@ def load_profile(words: Sequence[str]) -> Profile:
     try:
         data = Path(name).read_bytes()
     except OSError as error:
-        known = ", ".join(shipped.profile_names())
+        hint = f"profiles: {', '.join(shipped.profile_names())}"
+        if isinstance(error, FileNotFoundError):
+            raise _wrong(f"no profile is called `{name}`, and there is no such file", hint) from None
         raise _wrong(
-            f"no profile `{name}`, and no such file ({error.strerror})", f"profiles: {known}"
+            f"`{name}` is no profile, and could not be read as a file: {error.strerror}", hint
         ) from None
     if name.endswith(".toml"):
         return parse_profile(name, data)
@@ -333,7 +347,7 @@ def run_apply(args: argparse.Namespace) -> int:
         counts = None if args.no_diagnosis else rule_counts(target.inode)
         plan = make_plan(profile, target, counts or {})
         _print_plan(plan, target, counts, "text")
-        if not args.yes and not (plan.changes and _agreed(f"Set these {len(plan.changes)} values?")):
+        if not args.yes and not (plan.changes and agreed(f"Set these {len(plan.changes)} values?")):
             print("nothing was done; `--yes` applies this plan", file=sys.stderr)
             return 0
         _guard(plan, target, args)
@@ -348,7 +362,8 @@ def run_apply(args: argparse.Namespace) -> int:
     return 0
 
 
-def _agreed(question: str) -> bool:
+def agreed(question: str) -> bool:
+    """Ask, if somebody is there to answer."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
@@ -397,11 +412,13 @@ def apply_plan(
             ``writing drop-in``, ``wrote drop-in``.
 
     Raises:
+        Refused: the sysctl.d file holds what somebody else wrote.
         KernelError: the journal or a sysctl could not be written, or a value changed since the plan; nothing is left
             changed then, unless the message says so.
     """
+    from finwait.errors import Refused
     from finwait.kernel import sysctl
-    from finwait.remedy.journal import Act
+    from finwait.remedy.journal import Act, foreign_line
     from finwait.remedy.tuning import COMMAND_LINE, State, drop_in, settings_of
 
     tell = on_step or (lambda _step: None)
@@ -416,6 +433,12 @@ def apply_plan(
     if persist:
         kept = {line.key: line.wanted for line in plan.lines if line.state in (State.CHANGE, State.SAME)}
         there = sysctl.read_drop_in(name, folder=folder)
+        if foreign := foreign_line(there or ""):
+            raise Refused(
+                "drop-in",
+                f"`{folder / name}` holds a line that finwait does not write: `{foreign}`; "
+                "move it to a file of its own",
+            )
         if plan.profile.name == COMMAND_LINE:  # what was typed adds up; a profile's file is the profile
             earlier = {key: value for key, value in settings_of(there or "").items() if key not in kept}
         title = " ".join(plan.profile.title.split())
@@ -451,29 +474,33 @@ def apply_plan(
 
 def run_rollback(args: argparse.Namespace) -> int:
     """Take an act back and return the exit status."""
-    from finwait.cli.journal import opened
+    from finwait.cli.journal import opened, would_do
 
     with opened() as journal:
         try:
             entry = journal.get(args.id)
-        except (ValueError, OverflowError):
-            raise _wrong(f"the journal has no act {args.id}", "`finwait journal` lists the acts") from None
+        except ValueError:
+            raise _no_such_act(f"the journal has no act {args.id}") from None
         if entry.kind != "sysctl":
-            raise _wrong(f"act {args.id} set no sysctls", "`finwait journal` lists the acts")
-        yes = args.yes
-        if not yes:
-            for key, value in entry.before.get("sysctl", {}).items():
-                print(f"{key}: would be {value} again")
-            if "drop_in" in entry.before:
-                print(f"{entry.before['drop_in']['path']}: would be as before")
-            yes = _agreed(f"Take act {args.id} back?")
-        if not yes:
-            print("nothing was done; `--yes` puts these values back", file=sys.stderr)
-            return 0
+            raise _no_such_act(f"act {args.id} set no sysctls")
+        if not args.yes:
+            for line in would_do(entry):
+                print(line)
+            if not agreed(f"Take act {args.id} back?"):
+                print("nothing was done; `--yes` puts these values back", file=sys.stderr)
+                return 0
         outcome = roll_back(args.id, journal, force=args.force)
     for line in outcome.lines:
         print(line)
     return 0
+
+
+def _no_such_act(message: str) -> Exception:
+    from finwait.errors import FinwaitError
+
+    error = FinwaitError(message)
+    error.hint = "`finwait journal` lists the acts"
+    return error
 
 
 def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Path | None = None) -> Outcome:
@@ -487,25 +514,23 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
 
     Raises:
         ValueError: there is no such act, or it set no sysctls.
-        Refused: the namespace is gone and its values with it, a value was changed since, or the act was taken back
-            already.
+        Refused: the namespace is gone and its values with it, a value was changed since, the act was taken back
+            already, or it is none that finwait could have done.
         KernelError: a value or file could not be put back; nothing is left changed then.
     """
     from finwait.errors import Refused
     from finwait.kernel import sysctl
-    from finwait.remedy.journal import Act
+    from finwait.remedy.journal import Act, check_undo, settings_act
 
     entry = journal.get(act_id)
     if entry.kind != "sysctl":
         raise ValueError(f"act {act_id} set no sysctls")
-    if entry.undone_by is not None:
-        raise Refused("undone", f"act {act_id} was taken back already, by act {entry.undone_by}")
+    check_undo(entry)
+    did = settings_act(entry)
     folder = folder if folder is not None else sysctl.SYSCTL_D
-    wanted: dict[str, str] = dict(entry.before.get("sysctl", {}))
-    was_set: dict[str, str] = dict(entry.after.get("sysctl", {}))
-    drop = entry.before.get("drop_in")
-    target, gone = _recorded_target(entry.target)
-    if target is None and drop is None:
+    wanted, was_set = did.before, did.after
+    target, gone = _recorded_target(did)
+    if target is None and not did.drop_in:
         if entry.result is None:
             journal.complete(act_id, {"result": f"cut short; {gone}"})
         raise Refused("namespace-gone", gone)
@@ -515,7 +540,7 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
         if changed and not force:
             told = ", ".join(f"{k} is {now[k]}" for k in changed)
             raise Refused("changed-since", f"{told}: somebody set it after act {act_id}", override="--force")
-        back = {k: v for k, v in reversed(wanted.items()) if k in now and now[k] != v}
+        back = {k: v for k, v in reversed(list(wanted.items())) if k in now and now[k] != v}
         before = {"sysctl": {k: now[k] for k in back}}
         identity = target.identity() if target is not None else entry.target
         new_id = journal.record(
@@ -526,8 +551,10 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
             if back:
                 sysctl.apply(back, target, expected=before["sysctl"])
                 lines += [f"{key}: {now[key]} -> {value}" for key, value in back.items()]
-            if drop is not None:
-                lines.append(_drop_in_back(drop, entry.after["drop_in"], folder))
+            if did.drop_in:
+                path = str(folder / did.drop_in)
+                sysctl.remove_drop_in(sysctl.DropIn(path, did.text_before, did.text_after), folder=folder)
+                lines.append(f"{path}: {'removed' if did.text_before is None else 'as before'}")
         except Exception as error:
             journal.complete(new_id, {"error": str(error)})
             raise
@@ -539,28 +566,21 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
     return Outcome(new_id, tuple(lines))
 
 
-def _drop_in_back(before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> str:
-    from finwait.kernel import sysctl
-
-    sysctl.remove_drop_in(sysctl.DropIn(before["path"], before["text"], after["text"]), folder=folder)
-    return f"{before['path']}: {'removed' if before['text'] is None else 'as before'}"
-
-
-def _recorded_target(identity: Mapping[str, Any]) -> tuple[Target | None, str]:
+def _recorded_target(did: SettingsAct) -> tuple[Target | None, str]:
     """Open the namespace that an act was done in; None and the reason if it is gone."""
     from finwait.errors import KernelError
     from finwait.kernel import sysctl
 
-    gone = f"network namespace {identity['netns']} is gone, and its values with it"
-    if identity.get("boot_id") != sysctl.boot_id():
+    gone = f"network namespace {did.netns} is gone, and its values with it"
+    if did.boot_id != sysctl.boot_id():
         return None, f"{gone}: the machine was restarted since"
     try:
-        target = sysctl.open_target(f"netns:{identity['netns']}")
+        target = sysctl.open_target(f"netns:{did.netns}")
     except KernelError as error:
         if error.errno == errno.ENOENT:
             return None, gone
         raise
-    if target.cookie != identity["cookie"]:
+    if target.cookie != did.cookie:
         target.close()
         return None, f"{gone}; another one has its number now"
     return target, ""

@@ -23,6 +23,7 @@ NAMES = (
     "accept-queue-full",
     "inherited-descriptor",
     "holder-not-found",
+    "half-open",
     "idle-unprobed",
     "data-unanswered",
     "fin-unanswered-orphan",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
-from finwait.table.predicates import minisockets
+from finwait.table.predicates import Perhaps, minisockets
 
 __all__ = ["ViewContext"]
 
@@ -40,7 +40,7 @@ class ViewContext:
     ) -> None:
         self._view = view
         self._findings = None if findings is None else tuple(findings)
-        self._users = users
+        self.users = users
         self._devices = devices
 
     def values(self, name: str) -> Sequence[Any] | NDArray[Any]:
@@ -75,17 +75,27 @@ class ViewContext:
 
     def _per_holder(self, what: Callable[[int], Any]) -> list[Any]:
         view = self._view
-        known = view.holders.complete
+        others = self._perhaps(what)
         result: list[Any] = []
         for row, (count, inode) in enumerate(
             zip(view.holders.count.tolist(), view.sockets.inode.tolist(), strict=True)
         ):
             if count:
                 cells = tuple(None if (cell := what(pid)) == "?" else cell for pid, _ in view.holders.of(row))
-                result.append(cells if known else (*cells, None))
+                result.append((*cells, *others))
             else:
-                result.append(() if known or not inode else None)
+                result.append(others if inode else ())
         return result
+
+    def _perhaps(self, what: Callable[[int], Any]) -> tuple[Perhaps | None, ...]:
+        """Return what any held row may have beside what was found: the processes that could not be looked into."""
+        holders = self._view.holders
+        if holders.complete:
+            return ()
+        cells = {what(pid) for pid in holders.unreadable}
+        if not holders.searched or 0 in holders.unreadable or "?" in cells:
+            return (None,)
+        return (Perhaps(frozenset(map(str, cells))),)
 
     def _causes(self, name: str, findings: Iterable[Finding]) -> NDArray[Any]:
         cells: NDArray[Any] = np.empty(len(self._view), object)
@@ -103,9 +113,9 @@ class ViewContext:
 
     def _owners(self) -> list[str | None]:
         s = self._view.sockets
-        if self._users is None:
+        if self.users is None:
             raise ValueError("a recording has no names of users; compare with a number: `user = 33`")
-        users = self._users
+        users = self.users
         unknown = minisockets(s, np.arange(len(s)))
         return [
             None if not_known else users.get(uid, str(uid))

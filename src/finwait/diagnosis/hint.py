@@ -20,6 +20,7 @@ import numpy as np
 from finwait.diagnosis.finding import Finding, Remedy
 from finwait.diagnosis.view import View
 from finwait.table.filter import Filter, conjunction, parse
+from finwait.table.predicates import Known
 
 __all__ = ["NOTHING_ASKED", "Asked", "aimed", "command_of"]
 
@@ -63,15 +64,26 @@ def command_of(remedy: Remedy, rule: str, select: str, asked: Asked) -> Remedy:
     words = shlex.split(remedy.command)
     if len(words) < 3 or words[0] != "finwait" or rule not in words:
         return remedy
-    at = words.index(rule)
-    begin = at - 2 if words[at - 2 : at] == ["rule", "="] else at
-    rest = words[2:begin] + words[at + 1 :]
+    options, asks = _options_first(words[2:])
     if asked.recorded and words[1] == "clear":
-        rest.append("--dry-run")
+        options.append("--dry-run")
+    if asks != [rule] and select:  # the rule, and something more: that stays
+        own = parse(asks).without(Known("rule", "=", rule))
+        select = str(conjunction(parse(select), own))
     if words[1] == "clear" and select == f"rule = {rule}":
         select = rule
-    command = _line((*words[:2], *asked.options, *rest), select) if select else ""
+    command = _line((*words[:2], *asked.options, *options), select) if select else ""
     return replace(remedy, command=command)
+
+
+def _options_first(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the options of a command of ours, each of which has a value, and its FILTER."""
+    options: list[str] = []
+    asks: list[str] = []
+    for k, word in enumerate(words):
+        option = word.startswith("--") or (k > 0 and words[k - 1].startswith("--"))
+        (options if option else asks).append(word)
+    return options, asks
 
 
 def _line(words: Sequence[str], select: str) -> str:

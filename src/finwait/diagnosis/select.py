@@ -8,7 +8,7 @@ it may be just what was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +38,22 @@ class Narrowed:
     """Problems and notices of which it cannot tell whether it selects them."""
 
 
-def judge(found: Filter, finding: Finding, view: View) -> bool | None:
-    """Return whether a FILTER selects a finding that has no rows; None where that cannot be told."""
+def judge(found: Filter, finding: Finding, view: View, users: Mapping[int, str] | None = None) -> bool | None:
+    """Return whether a FILTER selects a finding that has no rows; None where that cannot be told.
+
+    Args:
+        found: the FILTER.
+        finding: about something without rows.
+        view: where it was found.
+        users: uid → name, where names of users are known.
+    """
     cells = {"netns": finding.netns} if finding.netns else {}
     cells |= finding.cells
     uids = {p.uid for pid in finding.pids if (p := view.processes.get(pid)) is not None}
     if len(uids) == 1 and min(uids) >= 0:
         cells |= {"uid": min(uids), "timer": 0}
     table = SocketTable.from_columns({name: [cell] for name, cell in cells.items()} or {"netns": [0]})
-    facts = Facts(table, _Answers(finding, view), {})
+    facts = Facts(table, _Answers(finding, view, users or {}), {})
 
     def by(leaf: Leaf) -> bool | None:
         if isinstance(leaf, Number) and leaf.column == "inode" and not leaf.value and finding.pids:
@@ -63,8 +70,8 @@ def judge(found: Filter, finding: Finding, view: View) -> bool | None:
 class _Answers:
     """What is known of a finding without rows, as the context of a table of one row."""
 
-    def __init__(self, finding: Finding, view: View) -> None:
-        self._finding, self._view = finding, view
+    def __init__(self, finding: Finding, view: View, users: Mapping[int, str]) -> None:
+        self._finding, self._view, self._users = finding, view, users
 
     def values(self, name: str) -> list[Any]:
         """Return one value; None where it is not known."""
@@ -87,7 +94,11 @@ class _Answers:
             return [(*space.names, str(finding.netns)) if space is not None else None]
         if name in ("container", "pod"):
             works = [workload_of_path(p.cgroup) if p.cgroup else None for p in known]
-            return [tuple(_word(work, name) for work in works) or None]
+            words = tuple(_word(work, name) for work in works)
+            return [(*words, None) if any(words) else words or None]  # what people call it is not known here
+        if name == "user":
+            uid = known[0].uid if len({p.uid for p in known}) == 1 else -1
+            return [self._users.get(uid, str(uid)) if uid >= 0 else None]
         if name.startswith("age_"):
             return [np.nan]
         return [None]
@@ -137,6 +148,10 @@ def _not_here(leaf: Leaf, view: View, alive: Callable[[Iterable[int]], Iterable[
         here = leaf.matches_any(names)
         return "" if here else f"there is no network namespace `{word}` among those looked into"
     if leaf.name == "comm":
-        here = leaf.matches_any([p.comm for p in view.processes.values()]) or not view.holders.complete
+        holders, known = view.holders, view.processes
+        all_known = holders.searched and all(
+            pid in known and known[pid].comm != "?" for pid in holders.unreadable
+        )
+        here = not all_known or leaf.matches_any([p.comm for p in known.values()])
         return "" if here else f"no process that holds a TCP socket is called `{word}`"
     return ""

@@ -8,6 +8,10 @@ taken back: a row without a result whose process has gone is *incomplete*.
 
 If the row cannot be written, because the disk is full or the directory is read-only, the act is not done.
 
+Whoever can write to the journal decides what is put back. So it must be ours alone: the file, what SQLite keeps beside
+it, the directory, and each directory above in which somebody could put another one in its place. All of that is looked
+at before anything is opened or changed (see `finwait.files`).
+
 The kinds of acts and their fields are the caller's; this module stores JSON. The one surprise: a write-ahead
 log with ``synchronous=FULL``, since the usual ``NORMAL`` would lose the last commits with the power.
 """
@@ -28,7 +32,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
-from finwait.errors import KernelError, PermissionNeeded
+from finwait import files
+from finwait.errors import FileRefused, FinwaitError, KernelError, PermissionNeeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +64,7 @@ CREATE INDEX IF NOT EXISTS acts_open ON acts(id) WHERE finished_ns IS NULL;
 CREATE INDEX IF NOT EXISTS acts_undoes ON acts(undoes) WHERE undoes IS NOT NULL;
 """
 _VERSION = 1
+_ELSEWHERE = "set FINWAIT_STATE_DIR to a directory that only you can write, for example `mktemp -d` makes one"
 _COLUMNS = (
     "id, kind, started_ns, finished_ns, uid, user, command, pid, pid_start, boot_id, target,"
     " before, after, why,"
@@ -111,14 +117,35 @@ class JournalEntry:
 
 
 def state_directory() -> Path:
-    """Return where finwait keeps its state: ``$FINWAIT_STATE_DIR``, else by the user."""
+    """Return where finwait keeps its state: ``$FINWAIT_STATE_DIR``, else by the user.
+
+    Raises:
+        FinwaitError: the user has no home directory, and nothing else says where.
+    """
     named = os.environ.get("FINWAIT_STATE_DIR")
     if named:
         return Path(named)
     if os.geteuid() == 0:
         return Path("/var/lib/finwait")
     base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base and base.startswith("/") else Path.home() / ".local/state") / "finwait"
+    if base and base.startswith("/"):
+        return Path(base) / "finwait"
+    home = os.environ.get("HOME") or _home_of(os.geteuid())
+    if not home.startswith("/"):
+        error = FinwaitError(
+            f"no place to keep the journal: HOME is {f'`{home}`' if home else 'not set'}, and the user database "
+            f"has no home directory for user {os.geteuid()}"
+        )
+        error.hint = "set FINWAIT_STATE_DIR to a directory of your own"
+        raise error
+    return Path(home) / ".local/state/finwait"
+
+
+def _home_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_dir
+    except KeyError:
+        return ""
 
 
 def _start_of(pid: int) -> int:
@@ -163,37 +190,86 @@ class SqliteJournal:
         Raises:
             KernelError: it cannot be opened or is not a journal of this version.
         """
-        self.path = path if path is not None else state_directory() / "journal.sqlite"
+        self.path = (path if path is not None else state_directory() / "journal.sqlite").absolute()
         self._read_only = read_only
+        self._db: sqlite3.Connection | None = None
         with self._errors("open"):
+            self._check_files()
             if read_only:
-                if not self.path.exists():
-                    raise KernelError(
-                        errno.ENOENT, f"open the journal `{self.path}`", hint="no act was recorded yet"
-                    )
-                self._db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+                self._db = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=10)
             else:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
-                try:
-                    self.path.chmod(0o600)
-                    self._prepare()
-                except BaseException:
-                    self._db.close()
-                    raise
+            try:
+                self._prepare()
+            except BaseException:
+                self.close()
+                raise
+
+    def _check_files(self) -> None:
+        """Refuse what is not ours alone; make what is missing, readable by us only."""
+        name = self.path.name
+        try:
+            where = files.folder(str(self.path.parent), make=not self._read_only)
+        except FileNotFoundError:
+            raise self._nothing_yet() from None
+        with where as folder:
+            if reason := folder.alone or folder.way:
+                raise FileRefused(
+                    str(self.path),
+                    f"only you may be able to write the journal, and {reason}",
+                    hint=_ELSEWHERE,
+                )
+            for beside in ("", "-wal", "-shm", "-journal"):
+                self._check_file(folder, name + beside)
+            if folder.status(name) is None:
+                if self._read_only:
+                    raise self._nothing_yet()
+                with contextlib.suppress(FileExistsError):  # another finwait was faster
+                    os.close(folder.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+
+    def _check_file(self, folder: files.Folder, name: str) -> None:
+        status = folder.status(name)
+        if status is None:
+            return
+        folder.check(name, status)
+        path = folder.name_of(name)
+        if status.st_uid not in (0, os.geteuid()):
+            raise FileRefused(path, "the journal belongs to another user", hint=_ELSEWHERE)
+        if status.st_nlink != 1:
+            raise FileRefused(path, f"the journal has {status.st_nlink} names (hard links)", hint=_ELSEWHERE)
+        if status.st_mode & 0o022:
+            raise FileRefused(
+                path, f"others can write the journal (mode {status.st_mode & 0o7777:04o})", hint=_ELSEWHERE
+            )
+
+    def _nothing_yet(self) -> KernelError:
+        what = f"open the journal `{self.path}`"
+        return KernelError(errno.ENOENT, what, hint="no act was recorded yet")
+
+    @property
+    def _base(self) -> sqlite3.Connection:
+        assert self._db is not None, "the journal was closed"
+        return self._db
 
     def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        db = self._base
+        db.execute("PRAGMA trusted_schema=OFF")
+        if not self._read_only:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and self._read_only:
+            raise self._nothing_yet()
         if version == 0:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
         elif version != _VERSION:
             raise KernelError(
                 errno.EINVAL,
                 f"use the journal `{self.path}` of version {version}",
                 hint="a newer finwait wrote it; use that one, or move the file away",
             )
+        if not self._read_only:
+            self.path.chmod(0o600)  # it is ours, and a journal; nobody else can put anything at its place
 
     def __enter__(self) -> Self:
         return self
@@ -205,7 +281,9 @@ class SqliteJournal:
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
+            self._db = None
 
     @contextlib.contextmanager
     def _errors(self, doing: str, state: str = "nothing was done") -> Iterator[None]:
@@ -277,18 +355,18 @@ class SqliteJournal:
         ]
         with self._errors("write"):
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany(
+                self._base.execute("BEGIN IMMEDIATE")
+                self._base.executemany(
                     "INSERT INTO acts (kind, started_ns, uid, user, command, pid, pid_start, boot_id,"
                     " target, before, after, why, undoes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
                     rows,
                 )
                 # AUTOINCREMENT under the write lock: the rows just inserted have consecutive ids.
-                last = self._db.execute("SELECT coalesce(max(id), 0) FROM acts").fetchone()[0]
-                self._db.execute("COMMIT")
+                last = self._base.execute("SELECT coalesce(max(id), 0) FROM acts").fetchone()[0]
+                self._base.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                if self._base.in_transaction:
+                    self._base.execute("ROLLBACK")
                 raise
         return list(range(last - len(rows) + 1, last + 1))
 
@@ -310,17 +388,17 @@ class SqliteJournal:
         """
         with self._errors("write", "the act was done, its result is not written down"):
             try:
-                self._db.execute("BEGIN IMMEDIATE")
+                self._base.execute("BEGIN IMMEDIATE")
                 now = time.time_ns()
-                changed = self._db.executemany(
+                changed = self._base.executemany(
                     "UPDATE acts SET finished_ns = ?, result = ? WHERE id = ? AND finished_ns IS NULL",
                     [(now, _dump(result), act_id) for act_id, result in results.items()],
                 )
                 _all_open(changed.rowcount, list(results))
-                self._db.execute("COMMIT")
+                self._base.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                if self._base.in_transaction:
+                    self._base.execute("ROLLBACK")
                 raise
 
     def get(self, act_id: int) -> JournalEntry:
@@ -352,7 +430,7 @@ class SqliteJournal:
 
     def _select(self, tail: str, values: tuple[object, ...]) -> list[JournalEntry]:
         with self._errors("read"):
-            rows = self._db.execute(f"SELECT {_COLUMNS} FROM acts {tail}", values).fetchall()  # noqa: S608 - constants
+            rows = self._base.execute(f"SELECT {_COLUMNS} FROM acts {tail}", values).fetchall()  # noqa: S608 - constants
         entries = []
         for row in rows:
             try:

@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -193,6 +193,11 @@ class Actor:
         )
         return [self._conn(one) for one in told]
 
+    def dial(self, host: str, port: int, *, source: str, sport: int) -> Conn:
+        """Begin to connect from a given port; the connection may stay in SYN_SENT."""
+        told = self.ask("dial", host=host, port=port, source=source, sport=sport)
+        return replace(self._conn(told), dst=host, dport=port)
+
     def accept(self, listener: Conn) -> Conn:
         """Accept one connection, waiting for it up to 10 s."""
         return self.accept_many(listener, 1)[0]
@@ -276,6 +281,10 @@ class Actor:
     def reset(self, conns: Iterable[Conn]) -> None:
         """Close each with SO_LINGER on and 0 s, which sends RST."""
         self.ask("reset", fds=[conn.fd for conn in conns])
+
+    def forget(self, conns: Iterable[Conn]) -> None:
+        """Close each without a packet, as a machine does that loses power (needs CAP_NET_ADMIN)."""
+        self.ask("forget", fds=[conn.fd for conn in conns])
 
     def child(self, conns: Iterable[Conn], *argv: str) -> int:
         """Start a real program that inherits the descriptors under the same numbers; return its pid."""

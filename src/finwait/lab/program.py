@@ -259,6 +259,15 @@ class Program:
         for sock in fresh:
             sock.settimeout(10)
 
+    def do_dial(self, host: str, port: int, source: str, sport: int) -> dict[str, Any]:
+        """Begin to connect from a port, and do not wait for what becomes of it."""
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock.bind((source, sport))
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect((host, port))
+        return self.adopt(sock)
+
     def do_accept(self, fd: int, count: int) -> list[dict[str, Any]]:
         taken = []
         for _ in range(count):
@@ -337,6 +346,12 @@ class Program:
     def do_reset(self, fds: list[int]) -> None:
         for fd in fds:
             self.sockets[fd].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.drop(self.sockets[fd])
+
+    def do_forget(self, fds: list[int]) -> None:
+        """Close each without a packet, as a machine forgets it that loses power (TCP_REPAIR)."""
+        for fd in fds:
+            self.sockets[fd].setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
             self.drop(self.sockets[fd])
 
     def do_setsockopt(self, fds: list[int], level: int, name: int, value: int) -> None:

@@ -41,6 +41,7 @@ __all__ = ["Measured", "Outcome", "Proof", "proofs", "prove"]
 _TICKS = os.sysconf("SC_CLK_TCK")
 _TCP_LINGER2, _TCP_USER_TIMEOUT = 8, 18
 _TCP_RTO_MAX_MS = 44
+_TCP_REPAIR = 19
 _DEADLINE_S = 30.0
 
 
@@ -991,6 +992,40 @@ def _server_speaks_first(lab: Lab) -> Iterator[Measured]:
     yield _seen("the client's end", _end(near), "ESTABLISHED", timer=0, held=True)
 
 
+def _resent(row: _Row | None, times: int) -> bool:
+    return row is not None and row.retrans >= times
+
+
+def _half_open_heals(lab: Lab) -> Iterator[Measured]:
+    for careless in (False, True):
+        with _Place(lab, "careless" if careless else "plain") as place:
+            door = place.listener()
+            old = place.pair(door)
+            old.a.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+            old.a.close()  # without a packet, as a machine does that loses power
+            if careless:
+                place.ns.nft(
+                    "table inet careless {\n chain arriving {\n type filter hook input priority 0\n"
+                    f" tcp sport {old.b_port} tcp flags & (syn | ack) == ack drop\n }}\n}}"
+                )
+            again = place.fresh()
+            again.bind(("127.0.0.1", old.a_port))
+            again.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                again.connect(door.getsockname())
+            if careless:
+                _until(lambda p=old: _resent(p.at_a(), 2), "the SYN is sent again")  # type: ignore[misc]
+                yield _seen("behind a filter: the side that forgot", old.at_a(), "SYN_SENT", timer=1)
+                yield _seen("behind a filter: the old end", old.at_b(), "ESTABLISHED", timer=0, held=True)
+                _keepalive(old.b, 1, 1, 2)
+            took = _until(lambda p=old: _is(p.at_a(), "ESTABLISHED"), "the new connection is open")  # type: ignore[misc]
+            error = _error_of(old.b)
+            what = "after a keepalive 1/1/2 of the old end" if careless else "left alone"
+            yield _life(f"{what}: until the new connection is open", took, 0, 12)
+            told = error in ("ECONNRESET", "ETIMEDOUT")
+            yield Measured(f"{what}: the error of the old end", "ECONNRESET or ETIMEDOUT", error, told)
+
+
 _NET = ("netns",)
 _NFT = ("netns", "tool:nft")
 _SS = ("netns", "tool:ss")
@@ -1038,6 +1073,7 @@ _PROOFS: tuple[Proof, ...] = (
     Proof("nat-entry-gone", ("S31", "X28"), 8, _CT, _by_scenario("nat-entry-gone")),
     Proof("nat-zombie", ("X38",), 5, ("netns", "tool:nft"), _by_scenario("nat-zombie")),
     Proof("pod-deleted", ("X37",), 1, _NET, _by_scenario("idle-unprobed")),
+    Proof("half-open-heals", ("X56",), 9, _NFT, _half_open_heals),
     Proof("mptcp-half-close", ("X49",), 1, ("netns", "mptcp"), _by_scenario("mptcp-half-close")),
 )
 

@@ -10,9 +10,9 @@ import argparse
 import json
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from finwait.errors import FinwaitError
+from finwait.errors import FinwaitError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,7 +60,19 @@ def option_of(path: str) -> str:
     return "--to" if plain.startswith("service.backend") else flag_of(plain)
 
 
-class RunParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """A parser that ends with a hint."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, with a hint."""
+        from finwait.table.units import printable
+
+        said = f"finwait relay: error: {message}\nhint: `{self.prog} --help` lists what there is\n"
+        sys.stderr.write(printable(said, lines=True))
+        raise SystemExit(2)
+
+
+class RunParser(_Parser):
     """The parser of ``run``, which fills itself when it is first used."""
 
     _filled = False
@@ -127,11 +139,6 @@ class RunParser(argparse.ArgumentParser):
         self.fill()
         return super().format_help()
 
-    def error(self, message: str) -> Any:  # noqa: ANN401  # never returns
-        """Say what is wrong, with a hint."""
-        sys.stderr.write(f"finwait relay: error: {message}\nhint: `{self.prog} --help` lists what there is\n")
-        raise SystemExit(2)
-
 
 def default_text(value: object, kind: str) -> str:
     """Return what an option is set to, as `--explain` and the reference page show it."""
@@ -167,9 +174,7 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands to a parser."""
-    what = parser.add_subparsers(
-        dest="relay", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
-    )
+    what = parser.add_subparsers(dest="relay", metavar="COMMAND", required=True, parser_class=_Parser)
     # add_parser() makes parsers of one class; `run` needs its own.
     what._parser_class = RunParser
     what.add_parser(
@@ -178,7 +183,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         description="Run a relay in the foreground. Every option is also a key of the configuration file.",
         epilog="A duration is a number of seconds or has a unit: 300ms, 5s, 10m, 1h. 0 means no limit.",
     ).set_defaults(run=_run)
-    what._parser_class = argparse.ArgumentParser
+    what._parser_class = _Parser
     what.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
     what.add_parser("transitions", help="print the table of states and events").set_defaults(run=_transitions)
     ls = what.add_parser("ls", help="list the connections of a running relay")
@@ -277,6 +282,8 @@ def _backend(text: str) -> dict[str, Any]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if not args.config and (args.listen or args.to or not args.explain):
+        _options_alone(args)
     if args.explain:
         return _explain(args)
     if args.check:
@@ -293,6 +300,16 @@ def _run(args: argparse.Namespace) -> int:
     supervisor = Supervisor(lambda: build_config(args), [sys.executable, *sys.orig_argv[1:]])
     supervisor.bind()
     return supervisor.run()
+
+
+def _options_alone(args: argparse.Namespace) -> None:
+    """Check what options alone describe: what is wrong there is wrong on every machine."""
+    from finwait.relay.config import ConfigError
+
+    try:
+        build_config(args)
+    except ConfigError as error:
+        raise UsageError(str(error), hint=error.hint) from None
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -455,12 +472,12 @@ def _all_found(count: int, ids: Iterable[str]) -> int:
 
 
 def _drain(args: argparse.Namespace) -> int:
-    from finwait.relay.config import ConfigError, parse_duration
+    from finwait.relay.config import parse_duration
 
     try:
         seconds = None if args.seconds is None else parse_duration(args.seconds)
     except ValueError as error:
-        raise ConfigError(f"`--seconds`: {error}", hint="0 cuts what is left at once") from None
+        raise UsageError(f"`--seconds`: {error}", hint="0 cuts what is left at once") from None
     _ask(args.admin, {"do": "drain", "seconds": seconds})
     sys.stdout.write("draining\n")
     return 0
@@ -478,9 +495,7 @@ def _stats(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m finwait.relay``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m finwait.relay", description="A TCP relay that closes correctly."
-    )
+    parser = _Parser(prog="python -m finwait.relay", description="A TCP relay that closes correctly.")
     add_commands(parser)
     args = parser.parse_args(argv)
     try:
@@ -492,4 +507,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"finwait relay: error: {error}\n")
         if hint := getattr(error, "hint", ""):
             sys.stderr.write(f"hint: {hint}\n")
-        return 1
+        return 2 if isinstance(error, UsageError) else 1

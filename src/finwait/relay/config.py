@@ -880,7 +880,10 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
                 f"{path}.health.send",
                 "send_proxy puts a header before it already; leave the line PROXY … out",
             )
-        if "\0" in service.client.device or len(service.client.device.encode()) > 15:
+        if (
+            "\0" in service.client.device
+            or len(service.client.device.encode("utf-8", "surrogateescape")) > 15
+        ):
             yield f"{path}.client.device", "the name of an interface has at most 15 bytes and no NUL"
         if service.server.bind:
             try:

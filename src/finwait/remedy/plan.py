@@ -325,7 +325,7 @@ def _means(view: View, row: int, rule: str) -> Means:
         return "user-timeout"  # a FIN would only queue up behind what is not acknowledged
     if state == tcp.CLOSE_WAIT and held:
         return "fin"
-    if rule in ("idle-unprobed", "nat-zombie") and held:
+    if rule in ("half-open", "idle-unprobed", "nat-zombie") and held:
         return "keepalive"
     return "destroy"
 
@@ -366,9 +366,13 @@ def _not_borrowed(view: View, row: int, can: Abilities) -> str | None:
     return None
 
 
-def _possible(view: View, row: int, means: Means, can: Abilities) -> str | None:
+def _possible(view: View, row: int, means: Means, can: Abilities, rule: str = "") -> str | None:
     """Return why a means does nothing here, or None."""
     state = int(view.sockets.state[row])
+    if state == tcp.SYN_SENT and rule == "half-open":
+        return (
+            "the old connection at its other end is in the way; without this one the next would meet it, too"
+        )
     key = (int(view.sockets.netns[row]), int(view.sockets.protocol[row]))
     if means == "destroy":
         if can.spares_minisockets and view.sockets.timer[row] == 3:
@@ -396,7 +400,7 @@ def _planned(
     means = force or _means(view, row, rule)
     if means == "destroy" and (harm := guard_destroy(view, row, limits, can)) is not None:
         return harm
-    why_not = _possible(view, row, means, can)
+    why_not = _possible(view, row, means, can, rule if force is None else "")
     if why_not is None:
         return step_of(view, row, rule, means, cells=cells)
     if means == "destroy" and _possible(view, row, "reset", can) is None:

@@ -113,7 +113,7 @@ def ledger_page(knowledge: Knowledge) -> str:
         "",
         "What is said about connections that do not finish closing, and what is so. S01 to S41 are the claims of the",
         "article that finwait started from, *Debugging persistent FIN_WAIT2 connections in Kubernetes kube-proxy*;",
-        "X01 to X55 are further claims that experts ask about.",
+        "those from X01 on are further claims that experts ask about.",
         "",
         "| Verdict | Meaning |",
         "|---|---|",

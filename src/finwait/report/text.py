@@ -262,12 +262,12 @@ def _finding(view: View, finding: Finding, style: Style, limit: int, *, again: b
     for k, r in enumerate(finding.ends_it):
         tag = "" if r.kind == "advice" else f" [{r.kind}]"
         label, said = "ends it" if k == 0 else "", f"· {r.text}{tag}"
-        if r.command and len(f"{said}: `{r.command}`") <= style.width - 12:
-            lines += _wrap(label, f"{said}: `{r.command}`", style.width, hang=2)
-            continue
-        lines += _wrap(label, said + (":" if r.command else ""), style.width, hang=2)
-        if r.command:
-            lines += _typed(" ", r.command, style.width)
+        if len(r.command) + 16 <= style.width:  # on one line, as it has to be typed
+            typed = f": `{r.command}`".replace(" ", _NO_BREAK).replace(_NO_BREAK, " ", 1) if r.command else ""
+            wrapped = _wrap(label, said + typed, style.width, hang=2)
+            lines += [line.replace(_NO_BREAK, " ") for line in wrapped]
+        else:
+            lines += [*_wrap(label, f"{said}:", style.width, hang=2), *_typed(" ", r.command, style.width)]
     for k, a in enumerate(finding.does_not):
         lines += _wrap("does not" if k == 0 else "", f"· {a.text}: {a.reason}", style.width, hang=2)
     lines += _connections(view, finding, style, limit)
@@ -302,6 +302,7 @@ def _connections(view: View, finding: Finding, style: Style, limit: int) -> list
     return lines
 
 
+_NO_BREAK = "\u00a0"
 _LONGEST_COMMAND = 6
 """Lines that a command may take; one that names very many connections one by one is left to `-o json`."""
 

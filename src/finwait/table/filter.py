@@ -32,6 +32,7 @@ from finwait.table.predicates import (
     CONTEXT,
     EVERY_STATE,
     NAMED_STATES,
+    OF_FINDINGS,
     Age,
     And,
     Context,
@@ -332,6 +333,11 @@ class Filter:
         return frozenset().union(*(leaf.reads()[1] for leaf in _leaves(self._flat)))
 
     @property
+    def asks_rules(self) -> bool:
+        """Whether rules must be applied before it can be judged."""
+        return bool(self.needs & OF_FINDINGS)
+
+    @property
     def columns(self) -> frozenset[str]:
         """Columns that `mask` looks at; a dump must ask for the attributes that carry them."""
         return frozenset().union(*(leaf.reads()[0] for leaf in _leaves(self._flat)))
@@ -360,6 +366,11 @@ class Filter:
             ValueError: see `mask`.
         """
         return _possible(self._flat, Facts(table, context, {}), index)
+
+    def without(self, part: Leaf) -> Filter:
+        """Return the FILTER without one of the predicates that it asks for at the same time."""
+        parts = self.root.parts if isinstance(self.root, And) else (self.root,)
+        return Filter(gather(And, [one for one in parts if one != part]))
 
     def judge(self, by: Callable[[Leaf], bool | None]) -> bool | None:
         """Return whether something matches that answers each predicate: None where that stays open."""

@@ -39,6 +39,7 @@ __all__ = [
     "KEYWORDS",
     "NAMED_STATES",
     "NOTHING",
+    "OF_FINDINGS",
     "WORD_OPERATORS",
     "Age",
     "And",
@@ -55,6 +56,7 @@ __all__ = [
     "Number",
     "Op",
     "Or",
+    "Perhaps",
     "Port",
     "Resolver",
     "State",
@@ -65,6 +67,13 @@ __all__ = [
     "minisockets",
     "state_text",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Perhaps:
+    """Among the values that a row has there may be one of these: it is not known."""
+
+    values: frozenset[str]
 
 
 class Context(Protocol):
@@ -100,9 +109,13 @@ CONTEXT: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Names that `Filter.needs` can hold → what `Context.values` returns for a row.
 
-Where a row can have several values (pids, names), a tuple of them; ``()`` is "known to have none", and a None
-among them "and perhaps others": then ``=`` may still match, ``!=`` cannot.
+Where a row can have several values (pids, names), a tuple of them; ``()`` is "known to have none". A None among
+them is "and perhaps others", a `Perhaps` "and perhaps one of these": ``=`` may still match, ``!=`` cannot where one
+of those would.
 """
+
+OF_FINDINGS: Final = frozenset({"rule", "also", "variant", "severity"})
+"""Names out of `CONTEXT` that nobody knows before rules are applied."""
 
 # --------------------------------------------------------------------------------------------------------
 # The tree
@@ -500,12 +513,15 @@ class Known(Leaf):
             hit, unknown = False, False
             for item in items:
                 if item is None:
-                    unknown = nameable
+                    unknown = unknown or nameable
                     continue
                 answer = memo.get(item)
                 if answer is None:
-                    answer = memo[item] = matches(str(item))
-                if answer:
+                    some = item.values if isinstance(item, Perhaps) else (str(item),)
+                    answer = memo[item] = any(matches(one) for one in some)
+                if isinstance(item, Perhaps):
+                    unknown = unknown or answer
+                elif answer:
                     hit = True
                     break
             found[k] = hit is want and (want or not unknown)

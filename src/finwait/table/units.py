@@ -76,19 +76,25 @@ def span_text(at_least_ms: int, at_most_ms: int) -> str:
     return f"about {low}" if low == high else f"{low} to {high}"
 
 
+_LONGEST_MS = 36_525 * 86_400_000
+
+
 def parse_duration_ms(text: str) -> int:
     """Return milliseconds from ``500ms``, ``5s``, ``10m``, ``2h``, ``1d`` (a bare number is seconds).
 
     Raises:
-        ValueError: not a duration.
+        ValueError: not a duration, or longer than a century.
     """
     found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|min|h|d|)", text.strip())
     if not found:
-        raise ValueError(f"`{text}` is not a duration: write 500ms, 5s, 10m, 2h or 1d")
+        raise ValueError(f"`{text[:60]}` is not a duration: write 500ms, 5s, 10m, 2h or 1d")
     unit = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}[
         found[2]
     ]
-    return int(float(found[1]) * unit)
+    ms = float(found[1]) * unit
+    if ms > _LONGEST_MS:
+        raise ValueError(f"`{text[:60]}` is longer than a century")
+    return int(ms)
 
 
 def cell_text(column: str, value: object) -> str:

@@ -27,11 +27,11 @@ def test_a_duration_that_is_none_is_a_usage_error(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--interval", "0s"], "1ms"),
-        (["--count", "-1"], "0 or more"),
-        (["--count", "many"], "0 or more"),
-        (["--buffer-kb", "0"], "KiB"),
-        (["--buffer-kb", "99999999999"], "KiB"),
+        (["--interval", "0s"], "10ms or more"),
+        (["--count", "-1"], "1 or more"),
+        (["--count", "many"], "1 or more"),
+        (["--buffer-kb", "0"], "1 to 2097152"),
+        (["--buffer-kb", "99999999999"], "1 to 2097152"),
         (["--stuck", "1s", "--summary"], "choose one"),
         (["--follow-connection", "--summary"], "choose one"),
         (["--summary", "-o", "csv"], "not csv"),

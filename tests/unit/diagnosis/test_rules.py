@@ -530,6 +530,93 @@ def test_the_prevention_is_the_one_that_acts_on_how_the_copy_was_made(
     assert says == [f"holds a descriptor of it{word}"]
 
 
+def test_an_end_that_its_other_end_forgot_is_half_open() -> None:
+    old = HELD | {"state": E, "shutdown": 0}
+    again = socket(
+        src="192.0.2.1", dst="10.0.0.1", sport=80, dport=4000, state=tcp.SYN_SENT, inode=8, timer=1, retrans=1,
+        cookie=2, **INFO,
+    )  # fmt: skip
+
+    def causes(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+        return primary(view(a, b, holders={7: [5], 8: [6]}))
+
+    assert causes(old, again) == ["half-open", "half-open"]
+    for state in (F2, CW, LA, F1):
+        assert causes(old | {"state": state}, again) == ["half-open", "half-open"]
+    assert causes(old | {"last_ack_recv_ms": 20}, again) == [
+        "",
+        "handshake",
+    ]  # the end that this SYN has made
+    assert causes(old, again | {"retrans": 0}) == ["", "handshake"]  # on its way
+    undated = [without(one, *CLOCKS) for one in (old, again)]
+    assert causes(*undated) == ["", "handshake"]
+    assert causes(undated[0], undated[1] | {"retrans": 2}) == ["half-open", "half-open"]
+    assert causes(socket(state=TW, timer=3, expires_ms=9000), again) == ["time-wait", "handshake"]
+    assert causes(old, again | {"dport": 4001}) == ["", "handshake"]
+    found = engine.diagnose(view(old, again, holders={7: [5], 8: [6]}), catalogue.rules())
+    titles = {int(f.rows[0]): f.title for f in found if f.rule == "half-open"}
+    assert "has forgotten this connection" in titles[0]
+    assert "still has an old connection" in titles[1]
+
+
+def test_an_open_connection_without_a_holder_deserves_a_look_unless_it_is_the_kernel_s_own() -> None:
+    one = HELD | {"state": E, "shutdown": 0}
+
+    def told(row: dict[str, Any], **more: Any) -> tuple[str, str]:
+        found = [
+            f for f in engine.diagnose(view(row, **more), catalogue.rules()) if f.rule == "holder-not-found"
+        ]
+        return (found[0].severity, found[0].title) if found else ("", "")
+
+    severity, title = told(one)
+    assert severity == "notice"
+    assert "no process can ever answer" in title
+    assert told(one, unreadable=(1,)) == ("", "")
+    assert told(one, holders=OWNED) == ("", "")
+    assert told(one | {"last_data_recv_ms": 20}) == ("", "")  # on its way between two processes
+    assert told(one | {"ulp": b"mptcp"}) == ("", "")
+    assert told(one | {"dport": 2049})[0] == "healthy"
+    assert told(one | {"state": CW, "dport": 2049})[0] == "problem"
+    made, served = (
+        one | {"cgroup_id": 1, "uid": 0},
+        HELD | {"inode": 8, "cookie": 2, "cgroup_id": 70, "sport": 9},
+    )
+    paths = {1: "/", 70: "/system.slice/web.service"}
+
+    def beside(kept: dict[str, Any], row: dict[str, Any]) -> str:
+        v = view(row, kept, holders={8: [9]}, cgroup_paths=paths)
+        found = engine.diagnose(v, catalogue.rules())
+        return next(f.severity for f in found if f.rule == "holder-not-found")
+
+    assert beside(served, made) == "healthy"
+    assert beside(served, made | {"uid": 5}) == "notice"
+    assert beside(served | {"cgroup_id": 1}, made) == "notice"  # here programs are in the root cgroup, too
+
+
+def test_data_that_nobody_reads_shows_no_use_by_a_stray_child() -> None:
+    deaf = HELD | {
+        "state": E,
+        "shutdown": 0,
+        "rqueue": 3,
+        "last_data_recv_ms": 4000,
+        "last_data_sent_ms": 60_000,
+    }
+    child = {500: ProcessView(500, "sleep", exe="/bin/sleep", age_ms=10_000)}
+
+    def cause(row: dict[str, Any], **more: Any) -> str:
+        return primary(view(row, holders=OWNED, processes=child, **more))[0]
+
+    assert cause(deaf) == "inherited-descriptor"
+    assert cause(deaf | {"last_data_sent_ms": 5000}) == ""  # it answered something
+    assert cause(deaf | {"last_data_recv_ms": 100}) == ""  # it may be about to read
+    fresh = deaf | {"last_data_recv_ms": 100}
+    assert cause(fresh, earlier=[fresh], watched_ms=500) == "inherited-descriptor"
+    assert cause(fresh | {"rqueue": 1}, earlier=[fresh], watched_ms=500) == ""  # it reads
+    assert cause(deaf | {"rqueue": 0}) == ""
+    over = deaf | {"state": CW, "shutdown": 1}
+    assert cause(over | {"rqueue": 4}) == "inherited-descriptor"
+
+
 def test_a_long_silence_is_worth_a_probe_unless_keepalive_runs() -> None:
     one = HELD | {"state": E, "shutdown": 0}
     soon = Options(idle_ms=1000)

@@ -41,6 +41,7 @@ def view(
     watched_ms: int = 0,
     hidden: tuple[HiddenDescriptor, ...] = (),
     hidden_known: bool = True,
+    cgroup_paths: dict[int, str] | None = None,
 ) -> View:
     """Build a view; ``holders`` is inode → pids."""
     rows = [(pid, 3 + k, inode) for inode, pids in (holders or {}).items() for k, pid in enumerate(pids)]
@@ -56,7 +57,7 @@ def view(
         ),
         namespaces=namespaces or {1: NamespaceView(1, ("host",))},
         processes=processes or {},
-        cgroup_paths={},
+        cgroup_paths=cgroup_paths or {},
         options=options or Options(),
         earlier=_table(earlier) if earlier else None,
         watched_ms=watched_ms,

@@ -141,7 +141,7 @@ def test_a_full_disk_refuses_the_act_and_says_so(tmp_path):
         "(pathlib.Path(sys.argv[1]) / 'ballast').unlink()\n"
         "print(journal.get(first).target, journal.record(Act('sysctl', {'netns': 2})) > first)\n"
     )
-    script = f'mount -t tmpfs -o size=256k none "{tmp_path}" && exec "$0" -c "$1" "{tmp_path}"'
+    script = f'mount -t tmpfs -o size=256k,mode=700 none "{tmp_path}" && exec "$0" -c "$1" "{tmp_path}"'
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, sys.executable, code], capture_output=True, text=True
     )

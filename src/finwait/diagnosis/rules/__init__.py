@@ -14,6 +14,7 @@ from finwait.attribution.container import NOWHERE, workload_of_path
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
+from finwait.table.sockets import SocketTable
 
 __all__ = [
     "CLOSE_AT_PEER",
@@ -31,6 +32,7 @@ __all__ = [
     "look_again",
     "possible",
     "silence",
+    "silence_of",
     "unclocked",
 ]
 
@@ -127,17 +129,27 @@ def just_sent(view: View) -> NDArray[np.bool_]:
 
 def silence(view: View, *clocks: str) -> NDArray[np.int64]:
     """Return for how long nothing has happened by some clocks of tcp_info, in ms; −1 where none of them is there."""
-    s = view.sockets
+    return silence_of(view.sockets, *clocks)
+
+
+def silence_of(sockets: SocketTable, *clocks: str) -> NDArray[np.int64]:
+    """As `silence`, of a table."""
     never = np.iinfo(np.int64).max
-    quiet = np.full(len(view), never, np.int64)
+    quiet = np.full(len(sockets), never, np.int64)
     for name in clocks:
-        quiet = np.minimum(quiet, np.where(s.present(name), s.column(name).astype(np.int64), never))
+        quiet = np.minimum(
+            quiet, np.where(sockets.present(name), sockets.column(name).astype(np.int64), never)
+        )
     return np.where(quiet == never, -1, quiet)
 
 
-def unclocked(view: View, rows: NDArray[np.bool_]) -> list[Gap]:
+def unclocked(
+    view: View,
+    rows: NDArray[np.bool_],
+    clocks: tuple[str, ...] = ("last_data_sent_ms", "last_data_recv_ms"),
+) -> list[Gap]:
     """Return the gaps that open connections leave when nothing says since when they are silent."""
-    blind = rows & (silence(view, "last_data_sent_ms", "last_data_recv_ms") < 0)
+    blind = rows & (silence(view, *clocks) < 0)
     return [
         Gap(
             f"netns {netns}",

@@ -3,7 +3,8 @@
 Seen as       A connection in FIN_WAIT2 or CLOSE_WAIT with two or more holding processes; or a connection
               whose every holder was started after the last byte was exchanged: it inherited the descriptor. A
               single such holder counts if it runs another program than its parent, and has the connection neither
-              as standard input nor as its output. ESTABLISHED is only a notice.
+              as standard input nor as its output. Data that came since and lies unread is no use of the connection.
+              ESTABLISHED is only a notice.
 Why it stays  A descriptor without FD_CLOEXEC is passed to every program that is started. close() in the parent
               then closes nothing: no FIN is sent while a child holds a copy. shutdown() does send the FIN, but
               the socket stays held and tcp_fin_timeout does not start.
@@ -37,6 +38,7 @@ from finwait.diagnosis.rules import (
     unclocked,
 )
 from finwait.diagnosis.view import View
+from finwait.errors import Gap
 from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
@@ -48,7 +50,11 @@ SLACK_MS = 20
 def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:
     """Rows on which nothing happened since the *oldest* of their holders was started."""
     candidates = view.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT, tcp.FIN_WAIT2) & view.holder_found
-    silent = silence(view, "last_data_sent_ms", "last_data_recv_ms")
+    silent = np.where(
+        _left_unread(view),
+        silence(view, "last_data_sent_ms"),
+        silence(view, "last_data_sent_ms", "last_data_recv_ms"),
+    )
     out = np.zeros(len(view), np.bool_)
     for pid, rows in view.pid_rows(candidates).items():
         process = view.processes.get(pid)
@@ -64,6 +70,15 @@ def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:
         ages = [view.processes[pid].age_ms if pid in view.processes else -1 for pid, _ in holders]
         out[row] = all(age >= 0 and silent[row] > age + SLACK_MS for age in ages)
     return out
+
+
+def _left_unread(view: View) -> NDArray[np.bool_]:
+    """Return rows on which data has come that nobody reads: it shows no use by whoever holds them."""
+    s = view.sockets
+    data = s.rqueue.astype(np.int64) - (s.state == tcp.CLOSE_WAIT)  # an unread FIN counts 1
+    stale = view.moved_known | (silence(view, "last_data_recv_ms") >= RECENT_MS)
+    unread: NDArray[np.bool_] = (data > 0) & stale & ~view.read
+    return unread
 
 
 def _handed_over(view: View, holders: list[tuple[int, int]]) -> bool:
@@ -94,6 +109,11 @@ def _established(view: View) -> NDArray[np.bool_]:
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
     return "notice" if _established(view)[rows].all() else "problem"
+
+
+def _unjudged(view: View) -> list[Gap]:
+    rows = _established(view) & view.holder_found
+    return [*unclocked(view, rows), *unclocked(view, rows & _left_unread(view), ("last_data_sent_ms",))]
 
 
 def _fresh(view: View, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -162,6 +182,7 @@ _CLUES = (
     Clue("inode", "not 0: the socket lives while any process holds it"),
     Clue("last_data_sent_ms", "since a byte was last sent"),
     Clue("last_data_recv_ms", "since a byte was last received"),
+    Clue("rqueue", "bytes that nobody has read, a FIN counting 1"),
 )
 _DOES_NOT = (
     Advice("close it in the parent", "no FIN is sent while another process holds the socket"),
@@ -201,7 +222,7 @@ RULE = Rule(
     observe=_observe,
     grade=_grade,
     remedies=_remedies,
-    unjudged=lambda view: unclocked(view, _established(view) & view.holder_found),
+    unjudged=_unjudged,
     flags=True,
     cases=(
         Case(

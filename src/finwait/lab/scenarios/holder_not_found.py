@@ -14,7 +14,7 @@ __all__ = ["SCENARIO"]
 
 
 def build(lab: Lab) -> Situation:
-    """Three sockets inside an unread message, one that is held in the ordinary way."""
+    """Four sockets inside an unread message, one that is held in the ordinary way, one as the kernel's own would be."""
     outside, inside = lab.netns("client"), lab.netns("server")
     link = lab.link(outside, inside)
     client = lab.actor(outside, "client")
@@ -27,17 +27,25 @@ def build(lab: Lab) -> Situation:
     client.read_to_end([*waiting, asking])
     client.leave([left])
     dispatcher.read_to_end([abandoned])
-    dispatcher.strand([*passed, abandoned])
+    (hoping,), (unanswered,) = meet(client, link.b4, dispatcher, door)
+    (mounted,), (served,) = meet(client, link.b4, dispatcher, dispatcher.listen(link.b4, 2049))
+    client.send([hoping], "GET /")
+    dispatcher.recv([unanswered], 5)
+    dispatcher.strand([*passed, abandoned, unanswered, served])
     return Situation(
         lab,
-        "`dispatcher` passed three sockets on over a Unix socket (SCM_RIGHTS) and closed its own copies; the "
-        "worker that should receive them never reads. They exist only inside that message: an inode, and no "
-        "descriptor in any /proc/PID/fd. A fourth one it kept.",
+        "`dispatcher` passed sockets on over a Unix socket (SCM_RIGHTS) and closed its own copies; the worker that "
+        "should receive them never reads. They exist only inside that message: an inode, and no descriptor in any "
+        "/proc/PID/fd. One of them is still open, and its client waits for an answer. One more it kept; and one is "
+        "on port 2049, where the kernel's own NFS server looks just so.",
         expected=expect("holder-not-found", passed, "FIN_WAIT2", owners=())
-        + expect("holder-not-found", [abandoned], "CLOSE_WAIT", owners=(), rqueue=0),
+        + expect("holder-not-found", [abandoned], "CLOSE_WAIT", owners=(), rqueue=0)
+        + expect("holder-not-found", [unanswered], "ESTABLISHED", owners=(), rqueue=0),
         others=expect("fin-wait2-held", [own], "FIN_WAIT2")
         + expect("close-wait-eof-read", [*waiting, asking], "CLOSE_WAIT", rqueue=0),
-        healthy=orphan("fin-wait2-orphan", [left], "FIN_WAIT2", timer=3),
+        healthy=orphan("fin-wait2-orphan", [left], "FIN_WAIT2", timer=3)
+        + expect("holder-not-found", [served], "ESTABLISHED", owners=())
+        + expect("", [hoping, mounted], "ESTABLISHED"),
     )
 
 
@@ -49,4 +57,5 @@ SCENARIO = Scenario(
     needs=("netns",),
     seconds=0.4,
     build=build,
+    watch_ms=1200,
 )

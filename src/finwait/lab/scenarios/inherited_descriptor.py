@@ -15,7 +15,7 @@ __all__ = ["SCENARIO"]
 
 
 def build(lab: Lab) -> Situation:
-    """The child keeps two connections open, two half-closed, and one whose client has left."""
+    """The child keeps three connections open, two half-closed, and one whose client has left."""
     outside, inside = lab.netns("client"), lab.netns("server")
     link = lab.link(outside, inside)
     client = lab.actor(outside, "client")
@@ -26,13 +26,15 @@ def build(lab: Lab) -> Situation:
     (left,), (abandoned,) = meet(client, link.b4, service, door)
     (asking,), (own,) = meet(client, link.b4, service, door)
     (content,), (served,) = meet(client, link.b4, service, door)
-    inherited = [*open_ones, *half_closed, abandoned]
+    (asks,), (deaf,) = meet(client, link.b4, service, door)
+    inherited = [*open_ones, *half_closed, abandoned, deaf]
     time.sleep(0.1)  # start times are told in ticks of 10 ms: the child must be visibly younger
     child = service.child(inherited, "sleep", "86400")
     client.leave([left])
     service.read_to_end([abandoned])
     service.shutdown([*half_closed, own], "WR")
     service.close(inherited)
+    client.send([asks], "GET /")
     client.read_to_end([*told, asking])
 
     def held_by_child(state: str, *numbers: int) -> tuple[Expected, ...]:
@@ -47,16 +49,17 @@ def build(lab: Lab) -> Situation:
     return Situation(
         lab,
         "`service` started `sleep` without closing its connections in the child (no CLOEXEC), and then "
-        "closed them itself. As long as the child holds a copy nothing is closed: two connections are still "
-        "ESTABLISHED and no FIN was ever sent; two are in FIN_WAIT2 because `service` had called shutdown(); "
-        "one is in CLOSE_WAIT. One half-closed and one plain connection are held by `service` alone.",
-        expected=held_by_child("ESTABLISHED", 0, 1)
+        "closed them itself. As long as the child holds a copy nothing is closed: three connections are still "
+        "ESTABLISHED and no FIN was ever sent (on one of them a client even asks, and `sleep` does not read); two "
+        "are in FIN_WAIT2 because `service` had called shutdown(); one is in CLOSE_WAIT. One half-closed and one "
+        "plain connection are held by `service` alone.",
+        expected=held_by_child("ESTABLISHED", 0, 1, 5)
         + held_by_child("FIN_WAIT2", 2, 3)
         + held_by_child("CLOSE_WAIT", 4),
         others=expect("fin-wait2-held", [own], "FIN_WAIT2")
         + expect("close-wait-eof-read", [*told, asking], "CLOSE_WAIT", rqueue=0),
         healthy=orphan("fin-wait2-orphan", [left], "FIN_WAIT2", timer=3)
-        + expect("", [*plain, content, served], "ESTABLISHED"),
+        + expect("", [*plain, content, served, asks], "ESTABLISHED"),
     )
 
 
@@ -68,4 +71,5 @@ SCENARIO = Scenario(
     needs=("netns", "tool:sleep"),
     seconds=0.4,
     build=build,
+    watch_ms=500,
 )
