@@ -6,7 +6,7 @@ import io
 
 from tests import packets
 
-from finwait.diagnosis.closing import closings
+from finwait.diagnosis.closings import closings
 from finwait.errors import DecodeError
 from finwait.report.closing import diagram
 from finwait.uapi import pcap

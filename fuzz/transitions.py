@@ -50,4 +50,6 @@ def one_input(data: bytes) -> None:
     for record in text.records(rows, text.Names()):
         text.line(record, text.Names())
         text.csv_line(record)
-    list(text.summary(rows))
+    summary = text.Summary()
+    summary.add(rows)
+    summary.lines()

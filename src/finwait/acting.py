@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
+from finwait.diagnosis import forecast
 from finwait.errors import FinwaitError, KernelError, Refused, SubflowOnly, TargetGone
 from finwait.kernel import netns as ns_edge
 from finwait.kernel import pidfd, procfs
 from finwait.kernel.destroy import GONE, Target, destroy, lacking, read_back
 from finwait.kernel.destroy_trial import Trial, tried
+from finwait.kernel.journal import Taken
 from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
 from finwait.kernel.observe import Machine
 from finwait.remedy.guards import Abilities
@@ -54,6 +56,7 @@ __all__ = [
     "apply",
     "arm",
     "delete_entries",
+    "options_of",
     "probe",
     "restore",
     "settle",
@@ -69,8 +72,10 @@ class Journal(Protocol):
     """What is asked of the journal; `finwait.kernel.journal.SqliteJournal` has it."""
 
     def record_many(self, acts: Sequence[Act]) -> list[int]: ...
+    def claim_many(self, acts: Sequence[Act], *, besides: int | None = None) -> list[int | Taken]: ...
     def complete_many(self, results: Mapping[int, Mapping[str, Any]]) -> None: ...
     def get(self, act_id: int) -> Any: ...  # noqa: ANN401 - a JournalEntry
+    def is_running(self, entry: Any) -> bool: ...  # noqa: ANN401 - a JournalEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,28 +381,16 @@ def _do(
         },
         "user-timeout": {"user_timeout_ms": user_timeout_ms},
     }
-    before: dict[int, dict[str, int]] = {}
-    for k in todo:
-        step = steps[k]
-        if step.means in values:
-            try:
-                with _borrow(step) as sock:
-                    before[k] = pidfd.get_options(sock)
-            except FinwaitError as error:
-                outcomes[k] = _failed(step, error)
-    todo = [k for k in todo if k not in outcomes]
-    acts = [
-        Act(
-            kind=_KIND[steps[k].means],
-            target=_identity(steps[k]),
-            before={"options": {n: before[k][n] for n in values[steps[k].means]}} if k in before else {},
-            after={"options": values[steps[k].means]} if k in before else {},
-            why=steps[k].rule,
-        )
-        for k in todo
-    ]
     say("writing the journal")
-    ids = dict(zip(todo, journal.record_many(acts), strict=True))
+    wanted = {k: values[steps[k].means] for k in todo if steps[k].means in values}
+    claim = _claim({k: steps[k] for k in wanted}, wanted, journal, lambda step: step.rule)
+    for k, error in claim.errors.items():
+        outcomes[k] = _failed(steps[k], error)
+    others = [k for k in todo if k not in wanted]
+    acts = [Act(_KIND[steps[k].means], _identity(steps[k]), why=steps[k].rule) for k in others]
+    ids = claim.ids | dict(zip(others, journal.record_many(acts), strict=True))
+    todo = [k for k in todo if k in ids]
+    before = claim.before
     fault("journaled")
     errors: dict[int, FinwaitError] = {}
     answered: set[int] = set()
@@ -482,6 +475,125 @@ def _borrow(step: Step) -> Iterator[socket.socket]:
             yield sock
             return
     raise last
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """Connections whose options are ours to change, and why the others' are not."""
+
+    before: dict[int, dict[str, int]]
+    """All their options as they are."""
+    ids: dict[int, int]
+    """Their acts in the journal."""
+    followed: dict[int, tuple[str, ...]]
+    """Options that have the value of their sysctl, which the socket may follow as long as it has none of its own."""
+    errors: dict[int, FinwaitError]
+
+
+def _claim(
+    steps: Mapping[int, Step],
+    wanted: Mapping[int, Mapping[str, int]],
+    journal: Journal,
+    why: Callable[[Step], str],
+) -> _Claim:
+    """Write down acts that change options of connections, of those whose options can be put back and are free.
+
+    They are read, written down as a claim that no other act overlaps, and read again: what changed in between was
+    another act's, which ended meanwhile, and nothing is known of how it was before. Then each option is set to what
+    it is: what can be set so now can be put back later.
+
+    Args:
+        steps: the connections.
+        wanted: the options that each is to get.
+        journal: where acts are written down, and claimed.
+        why: what to write down as the reason.
+
+    Raises:
+        KernelError: the journal could not be written; nothing was done.
+    """
+    order = list(steps)
+    read, failed = options_of([steps[k] for k in order])
+    errors = {order[n]: error for n, error in failed.items()}
+    before: dict[int, dict[str, int]] = {}
+    for n, options in read.items():
+        k = order[n]
+        try:
+            _in_range({name: options[name] for name in wanted[k]})
+            before[k] = options
+        except FinwaitError as error:
+            errors[k] = error
+    sysctls = _followed({steps[k].netns for k in before})
+    followed = {
+        k: tuple(n for n, v in sysctls.get(steps[k].netns, {}).items() if n in wanted[k] and options[n] == v)
+        for k, options in before.items()
+    }
+    acts = [
+        Act(
+            "sockopt",
+            _identity(steps[k]),
+            {"options": {name: options[name] for name in wanted[k]}, "followed": followed[k]},
+            {"options": dict(wanted[k])},
+            why(steps[k]),
+        )
+        for k, options in before.items()
+    ]
+    ids: dict[int, int] = {}
+    with _uninterrupted():
+        for k, claimed in zip(list(before), journal.claim_many(acts), strict=True):
+            if isinstance(claimed, int):
+                ids[k] = claimed
+            else:
+                errors[k] = FinwaitError(f"{claimed}; nothing was set")
+        lost: dict[int, FinwaitError] = {}
+        for k in ids:
+            try:
+                _confirm(steps[k], before[k], wanted[k])
+            except FinwaitError as error:
+                lost[k] = error
+        if lost:
+            journal.complete_many({ids.pop(k): {"error": str(error)} for k, error in lost.items()})
+    return _Claim({k: before[k] for k in ids}, ids, followed, errors | lost)
+
+
+def options_of(steps: Sequence[Step]) -> tuple[dict[int, dict[str, int]], dict[int, FinwaitError]]:
+    """Return the options that connections have now, by index, and why those of others cannot be read."""
+    options: dict[int, dict[str, int]] = {}
+    errors: dict[int, FinwaitError] = {}
+    for k, step in enumerate(steps):
+        try:
+            with _borrow(step) as sock:
+                options[k] = pidfd.get_options(sock)
+        except FinwaitError as error:
+            errors[k] = error
+    return options, errors
+
+
+def _in_range(values: Mapping[str, int]) -> None:
+    """Refuse options that could not be put back, as their old values are none that setsockopt(2) takes."""
+    wrong = pidfd.out_of_range(values)
+    if wrong:
+        name, value = next(iter(wrong.items()))
+        raise FinwaitError(
+            f"its {name} of {value} could not be put back: setsockopt(2) takes at most {pidfd.OPTION_RANGES[name][1]} "
+            f"(the value of net.ipv4.{_SYSCTLS[name]}, most likely); nothing was set"
+        )
+
+
+_SYSCTLS: Final = {
+    "keepidle": "tcp_keepalive_time",
+    "keepintvl": "tcp_keepalive_intvl",
+    "keepcnt": "tcp_keepalive_probes",
+}
+"""Option → what a socket follows that has no value of its own."""
+
+
+def _confirm(step: Step, before: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+    with _borrow(step) as sock:
+        if pidfd.get_options(sock) != before:
+            raise FinwaitError(
+                "its options were changed by somebody else at this very moment; nothing was set"
+            )
+        pidfd.set_options(sock, {name: before[name] for name in wanted if name != "keepalive"})
 
 
 def _through_descriptor(step: Step, values: Mapping[str, dict[str, int]]) -> None:
@@ -665,6 +777,10 @@ class Probe:
     step: Step
     verdict: Verdict
     detail: str = ""
+    unrestored: str = ""
+    """Why its options are not as they were; empty when they are."""
+    pinned: tuple[str, ...] = ()
+    """Options that had the value of their sysctl, which the socket may have followed and follows no more."""
 
 
 def probe(
@@ -674,63 +790,75 @@ def probe(
     keepalive: tuple[int, int, int] = (1, 1, 3),
     fault: Callable[[str], None] = _quiet,
     say: Say = _quiet,
+    unrestored: dict[int, str] | None = None,
 ) -> list[Probe]:
     """Ask connections whether their peers live, and leave every option as it was.
 
     A keepalive is armed through a borrowed descriptor, its outcome watched by sock_diag, and the options are
-    put back also when this is interrupted; what a SIGKILL leaves behind, `restore` puts back by the journal.
+    put back also when this is interrupted; what a SIGKILL leaves behind, `restore` puts back by the journal. A
+    connection whose options could not be put back, or which another act is at, is not touched.
+
+    Args:
+        steps: the connections, as a plan names them.
+        journal: where acts are written down before they are done.
+        keepalive: idle, interval (seconds) and count.
+        fault: called with the name of each stage; a test's way to stop in the middle.
+        say: told what is being done.
+        unrestored: takes, by index, why options are not as they were; also when this raises.
 
     Raises:
         KernelError: the journal could not be written; nothing was done.
     """
-    found: dict[int, Probe] = {}
-    before: dict[int, dict[str, int]] = {}
-    begun: dict[int, float] = {}
-    for k, step in enumerate(steps):
-        try:
-            with _borrow(step) as sock:
-                before[k] = pidfd.get_options(sock)
-        except TargetGone as error:
-            found[k] = Probe(step, "gone", str(error))
-        except FinwaitError as error:
-            found[k] = Probe(step, "not judged", f"{error}")
     idle, interval, count = keepalive
     wanted = {"keepidle": idle, "keepintvl": interval, "keepcnt": count, "user_timeout_ms": 0, "keepalive": 1}
-    armed = sorted(before)
-    acts = [
-        Act("sockopt", _identity(steps[k]), {"options": before[k]}, {"options": wanted}, "probe")
-        for k in armed
-    ]
-    ids: dict[int, int] = {}
+    claim = _claim(
+        dict(enumerate(steps)), dict.fromkeys(range(len(steps)), wanted), journal, lambda _: "probe"
+    )
+    found = {k: _unprobed(steps[k], error) for k, error in claim.errors.items()}
+    begun: dict[int, float] = {}
+    ended: dict[int, str] = {} if unrestored is None else unrestored
     try:
-        with _uninterrupted():
-            ids = dict(zip(armed, journal.record_many(acts), strict=True))
         fault("journaled")
-        for k in list(armed):
+        for k in claim.ids:
             try:
                 with _borrow(steps[k]) as sock:
                     pidfd.set_options(sock, wanted)
                 begun[k] = time.monotonic()
             except FinwaitError as error:
-                found[k] = Probe(
-                    steps[k], "gone" if isinstance(error, TargetGone) else "not judged", str(error)
-                )
+                found[k] = _unprobed(steps[k], error)
         fault("armed")
-        say(f"probing {len(armed)} connections for up to {idle + interval * count + 1} s")
-        first = {k: begun[k] + (0.0 if before[k]["keepalive"] else idle) for k in begun}
-        _watch({k: steps[k] for k in armed if k not in found}, first, found, keepalive)
+        silence = forecast.keepalive(idle, interval, count).seconds
+        say(f"probing {len(begun)} connections for up to {silence + 1:.0f} s")
+        first = {k: begun[k] + (0.0 if claim.before[k]["keepalive"] else idle) for k in begun}
+        _watch({k: steps[k] for k in begun}, first, found, keepalive)
     finally:
         with _uninterrupted():
-            ended = _restored({k: steps[k] for k in ids}, before)
+            ended |= _restored({k: steps[k] for k in claim.ids}, claim.before)
             journal.complete_many(
                 {
                     act: {"error": ended[k]}
                     if k in ended
                     else {"result": found[k].verdict if k in found else "interrupted", "restored": True}
-                    for k, act in ids.items()
+                    for k, act in claim.ids.items()
                 }
             )
+    for k in claim.ids:
+        found[k] = replace(found[k], unrestored=ended.get(k, ""), pinned=claim.followed[k])
     return [found[k] for k in range(len(steps))]
+
+
+def _unprobed(step: Step, error: FinwaitError) -> Probe:
+    return Probe(step, "gone" if isinstance(error, TargetGone) else "not judged", str(error))
+
+
+def _followed(netns: Iterable[int]) -> dict[int, dict[str, int]]:
+    """Return what sockets without keepalive times of their own follow, by namespace: option → value of its sysctl."""
+
+    def inside(_: ns_edge.NetNamespace) -> dict[str, int]:
+        read = {n: procfs.read(f"/proc/sys/net/ipv4/{name}") for n, name in _SYSCTLS.items()}
+        return {n: int(data) for n, data in read.items() if data and data.strip().isdigit()}
+
+    return ns_edge.visit(_namespaces(netns), inside)[0]
 
 
 def _restored(steps: Mapping[int, Step], before: Mapping[int, dict[str, int]]) -> dict[int, str]:
@@ -740,10 +868,15 @@ def _restored(steps: Mapping[int, Step], before: Mapping[int, dict[str, int]]) -
         try:
             with _borrow(step) as sock:
                 pidfd.set_options(sock, before[k])
+                now = pidfd.get_options(sock)
         except TargetGone:  # it ended: there is nothing to put back
             continue
         except FinwaitError as error:
             failed[k] = f"the options could not be put back: {error}"
+            continue
+        if now != before[k]:
+            wrong = ", ".join(f"{n} is {now[n]}, was {v}" for n, v in before[k].items() if now[n] != v)
+            failed[k] = f"the options are not as they were: {wrong}"
     return failed
 
 
@@ -856,48 +989,41 @@ def arm(
         say: told what is being done.
 
     Raises:
+        ValueError: a value that no socket takes; nothing was done.
         KernelError: the journal could not be written; nothing was done.
     """
-    outcomes: dict[int, Outcome] = {}
-    before: dict[int, dict[str, int]] = {}
-    for k, step in enumerate(steps):
-        try:
-            with _borrow(step) as sock:
-                before[k] = pidfd.get_options(sock)
-        except FinwaitError as error:
-            outcomes[k] = _failed(step, error)
-    todo = sorted(before)
-    acts = [
-        Act(
-            "sockopt",
-            _identity(steps[k]),
-            {"options": {n: before[k][n] for n in values}},
-            {"options": dict(values)},
-            "arm",
-        )
-        for k in todo
-    ]
-    say(f"setting options of {len(todo)} connections")
+    if wrong := pidfd.out_of_range(values):
+        raise ValueError(f"setsockopt(2) does not take {wrong}")
+    claim = _claim(dict(enumerate(steps)), dict.fromkeys(range(len(steps)), values), journal, lambda _: "arm")
+    outcomes = {k: _failed(steps[k], error) for k, error in claim.errors.items()}
+    say(f"setting options of {len(claim.ids)} connections")
     with _uninterrupted():  # it is a matter of milliseconds
-        ids = dict(zip(todo, journal.record_many(acts), strict=True))
         fault("journaled")
-        for k in todo:
-            outcomes[k] = _armed(steps[k], values, before[k], ids[k])
+        for k, act_id in claim.ids.items():
+            outcomes[k] = _armed(steps[k], values, claim.before[k], act_id)
         fault("armed")
-        journal.complete_many({ids[k]: _journaled(outcomes[k]) for k in todo})
+        journal.complete_many({act_id: _journaled(outcomes[k]) for k, act_id in claim.ids.items()})
     return [outcomes[k] for k in range(len(steps))]
 
 
-def _armed(step: Step, values: Mapping[str, int], before: Mapping[str, int], act_id: int) -> Outcome:
+def _armed(step: Step, values: Mapping[str, int], before: dict[str, int], act_id: int) -> Outcome:
     try:
         with _borrow(step) as sock:
-            pidfd.set_options(sock, dict(values))
+            pidfd.set_options(sock, values)
             now = pidfd.get_options(sock)
     except FinwaitError as error:
-        return _failed(step, error, act_id)
+        return _taken_back(_failed(step, error, act_id), before)
     if wrong := {n: now[n] for n, v in values.items() if now[n] != v}:
-        return Outcome(step, "failed", f"the kernel took {wrong}", act_id)
+        return _taken_back(Outcome(step, "failed", f"the kernel took {wrong}", act_id), before)
     return Outcome(step, "set", ", ".join(f"{n} {before[n]} → {v}" for n, v in values.items()), act_id)
+
+
+def _taken_back(outcome: Outcome, before: dict[str, int]) -> Outcome:
+    """Put options back after an act that was done by half."""
+    if outcome.result == "left before":
+        return outcome
+    failed = _restored({0: outcome.step}, {0: before})
+    return replace(outcome, detail=f"{outcome.detail}; {failed.get(0, 'the options are as they were')}")
 
 
 def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
@@ -918,19 +1044,24 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
     check_undo(entry)
     if entry.kind != "sockopt":
         raise Refused("irreversible", f"act {act_id} cannot be taken back: it is a {entry.kind}")
+    if entry.result is None and entry.pid != os.getpid() and journal.is_running(entry) and not force:
+        raise Refused("under-way", f"act {act_id} is not over: pid {entry.pid} is at it", override="--force")
     target = entry.target
     with _whole_act(act_id):
         options = {name: int(entry.before["options"][name]) for name in entry.before["options"]}
         made = {name: int(value) for name, value in entry.after["options"].items()}
         cookie, inode = int(target["cookie"], 16), int(target["inode"])
         holders = [(int(pid), int(fd), str(comm)) for pid, fd, comm in target["holders"]]
+        followed = [str(name) for name in entry.before.get("followed", ())]
         if not options.keys() <= pidfd.KEEPALIVE_OPTIONS.keys():
             raise ValueError("an option that is none of ours")
     undo = Act(
         "sockopt", dict(target), dict(entry.after), {"options": options}, f"undo {act_id}", undoes=act_id
     )
-    (undo_id,) = journal.record_many([undo])
-    last: FinwaitError = TargetGone(cookie, "no process holds it")
+    (undo_id,) = journal.claim_many([undo], besides=act_id)
+    if not isinstance(undo_id, int):
+        raise Refused("taken", f"act {act_id} cannot be taken back now: {undo_id}")
+    last: FinwaitError = TargetGone(cookie)
     if entry.boot_id != procfs.facts().boot_id:
         last, holders = TargetGone(cookie, "the machine was started again since"), []
     for pid, fd, comm in holders:
@@ -938,7 +1069,7 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
             with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie) as sock:
                 if entry.result is not None and not force:
                     _unchanged(pidfd.get_options(sock), options, made)
-                pidfd.set_options(sock, options)
+                pidfd.set_options(sock, pidfd.nearest(options))
         except TargetGone as error:
             last = error
             continue
@@ -948,9 +1079,22 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         _close_open(
             entry, journal, {undo_id: {"result": "restored"}}, f"cut short; act {undo_id} put it back"
         )
-        return f"put back {', '.join(f'{n}={v}' for n, v in options.items())} in {comm} (pid {pid}, fd {fd})"
+        return f"put back {_put_back(options, followed)} in {comm} (pid {pid}, fd {fd})"
     _close_open(entry, journal, {undo_id: {"error": str(last)}}, "cut short; its connection has ended since")
     raise last
+
+
+def _put_back(options: Mapping[str, int], followed: Sequence[str]) -> str:
+    """Say what options are now, and what of it is not as it was."""
+    now = pidfd.nearest(options)
+    said = ", ".join(
+        f"{n}={now[n]}" + (f" (it was {v}, more than setsockopt(2) takes)" if now[n] != v else "")
+        for n, v in options.items()
+    )
+    if not followed:
+        return said
+    which = ", ".join(f"net.ipv4.{_SYSCTLS[n]}" for n in followed if n in _SYSCTLS)
+    return f"{said} (its own from now on: if it followed {which}, it does so no more)"
 
 
 def _unchanged(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[str, int]) -> None:

@@ -94,13 +94,15 @@ class Folder:
         path: as it was written.
         alone: why somebody else can write to it; empty if nobody can.
         way: why somebody else can put another folder in its place; empty if nobody can.
+        sticky: whether nobody else can rename what is ours in it all the same.
     """
 
-    def __init__(self, fd: int, path: str, alone: str, way: str, ours: frozenset[int]) -> None:
+    def __init__(self, fd: int, path: str, alone: str, way: str, sticky: bool, ours: frozenset[int]) -> None:
         self.fd = fd
         self.path = path
         self.alone = alone
         self.way = way
+        self.sticky = sticky
         self._ours = ours
 
     def __enter__(self) -> Self:
@@ -208,7 +210,8 @@ def folder(path: str, *, make: bool = False, also: Iterable[int] = ()) -> Folder
     except BaseException:
         os.close(walk.at)
         raise
-    return Folder(walk.at, path or ".", walk.alone, walk.way, walk.ours)
+    sticky = _sticky(walk.at, walk.ours)
+    return Folder(walk.at, path or ".", walk.alone, walk.way, sticky, walk.ours)
 
 
 class _Walk:

@@ -21,11 +21,12 @@ import pytest
 
 from finwait import capturing
 from finwait.cli import main
-from finwait.diagnosis.closing import Closings, Kind
+from finwait.diagnosis.closing import Kind
+from finwait.diagnosis.closings import Closings
 from finwait.errors import FileRefused, KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import Capture, space_of
-from finwait.kernel.lookup import ask
+from finwait.kernel.lookup import Question, ask
 from finwait.table.sockets import pack_address
 from finwait.uapi import pcap
 from finwait.uapi.segment import Segment, parse_segment
@@ -154,7 +155,8 @@ def test_single_questions_find_both_ends_and_no_listener():
     with pair() as pair_:
         a, p, b, q = pair_.tuple()
         space = space_of(pair_.netns)
-        sockets, gaps = ask([(a, b, p, q), (b, a, q, p), (b, a, q, 1), (a, b, 1, 2)], [space])
+        tuples = [(a, b, p, q), (b, a, q, p), (b, a, q, 1), (a, b, 1, 2)]
+        sockets, gaps = ask([Question(*one) for one in tuples], [space])
         assert gaps == []
         assert sorted(zip(sockets["sport"].tolist(), sockets["dport"].tolist(), strict=True)) == sorted(
             [(p, q), (q, p)]

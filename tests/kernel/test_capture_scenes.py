@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,11 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from finwait.capturing import Recorder
+from finwait.cli.capture import _account
+from finwait.diagnosis.closings import Closings
+from finwait.diagnosis.sightings import sightings
+from finwait.kernel.capture import Capture, space_of
 from finwait.lab.actor import meet
 from finwait.lab.topology import Lab, unmet
-from finwait.uapi.segment import Segment, parse_segment
+from finwait.report.closing import drawing
+from finwait.table.sockets import pack_address
+from finwait.uapi.pcap import Frame
+from finwait.uapi.segment import FIN, LINKTYPE_LINUX_SLL2, Segment, parse_segment
 from tests.kernel.needs import missing
-from tests.kernel.test_capture import capturing_is_possible, frames_of  # noqa: F401
+from tests.kernel.test_capture import capturing_is_possible, collect, frames_of  # noqa: F401
 
 pytestmark = pytest.mark.kernel
 
@@ -100,3 +109,136 @@ def test_a_namespace_that_vanishes_ends_the_capture_in_words(tmp_path: Path) -> 
     assert re.search(r"was \w+ and is gone with its namespace", err), err
     assert path.read_bytes()[:4] == b"\x0a\x0d\x0d\x0a"
     frames_of(path)  # whole to the last block
+
+
+def test_a_gateway_shows_both_forms_and_says_that_they_are_one() -> None:
+    """Captured where the translation happens, before it and behind it, and drawn once."""
+    needs("netns", "tool:nft", "tool:conntrack")
+    with Lab() as lab:
+        made = lab.translated()
+        (mine,), (other,) = meet(made.client, made.address, made.backend, made.door)
+        ends = (pack_address(mine.src), mine.sport, pack_address(mine.dst), mine.dport)
+        wire = (pack_address(other.dst), other.dport, pack_address(other.src), other.sport)
+        segments = []
+        with Capture(space_of(made.gateway.inode), [(ends, 0), (wire, 0)]) as capture_:
+            made.client.shutdown([mine])
+            made.backend.read_to_end([other])
+            made.backend.close([other])
+            made.client.read_to_end([mine])
+            segments = collect(capture_, 6)
+        book = Closings()
+        for one in segments:
+            book.feed(one)
+    closings = book.told()
+    assert len(closings) == 2
+    (found,) = sightings(closings)
+    assert [also.alike for also in found.also] == [True]
+    assert "by the same packets" in " ".join(drawing(found))
+
+
+def test_a_fin_that_is_not_translated_any_more_is_counted_before_the_translator_only() -> None:
+    needs("netns", "tool:nft", "tool:conntrack")
+    with Lab() as lab:
+        made = lab.translated()
+        made.gateway.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", 1)
+        made.gateway.sysctl("net.netfilter.nf_conntrack_tcp_timeout_fin_wait", 1)
+        (mine,), (other,) = meet(made.client, made.address, made.backend, made.door)
+        ends = (pack_address(mine.src), mine.sport, pack_address(mine.dst), mine.dport)
+        wire = (pack_address(other.dst), other.dport, pack_address(other.src), other.sport)
+        with Capture(space_of(made.gateway.inode), [(ends, 0), (wire, 0)]) as capture_:
+            made.backend.shutdown([other])
+            made.client.read_to_end([mine])
+            segments = collect(capture_, 4)
+            made.await_no_entries()
+            made.client.close([mine])
+            segments += collect(capture_, 2)  # the FIN and its first repetition
+        book = Closings()
+        for one in segments:
+            book.feed(one)
+        (found,) = sightings(book.told())
+    said = " ".join(drawing(found))
+    assert [also.alike for also in found.also] == [False]
+    assert re.search(
+        rf"FIN from {re.escape(mine.src)}:{mine.sport}: (0 as|\d+ as \S+ > \S+, 0 here)", said
+    ), said
+
+
+def test_packets_that_found_no_room_are_a_gap() -> None:
+    needs("netns")
+    with Lab() as lab:
+        here, there = lab.netns("here"), lab.netns("there")
+        link = lab.link(here, there)
+        client, backend = lab.actor(here, "client"), lab.actor(there, "backend")
+        door = backend.listen(link.b4, 8080)
+        (mine,), (other,) = meet(client, link.b4, backend, door)
+        backend.absorb([other])
+        wanted = [((pack_address(mine.src), mine.sport, pack_address(mine.dst), mine.dport), 0)]
+        with Capture(space_of(here.inode), wanted) as capture_:
+            deadline = time.monotonic() + 60
+            while not capture_.dropped():  # nobody takes anything from the ring
+                client.send([mine], "x" * 1_000_000)
+                assert time.monotonic() < deadline
+            lost = capture_.dropped()
+            assert lost
+            recorder = Recorder(dropped=lost)
+            for packet in capture_.drain():
+                frame = Frame(packet.time_ns, LINKTYPE_LINUX_SLL2, packet.data, packet.length)
+                segment = parse_segment(frame)
+                assert isinstance(segment, Segment)
+                recorder.book.feed(segment)
+    assert _account(recorder, None, 0) == 3
+
+
+def test_a_capture_that_is_interrupted_has_the_last_packets(tmp_path: Path) -> None:
+    """What is in the ring when Ctrl-C is pressed is drawn and written."""
+    needs("netns")
+    path = tmp_path / "x.pcapng"
+    with Lab() as lab:
+        here, there = lab.netns("here"), lab.netns("there")
+        link = lab.link(here, there)
+        client, backend = lab.actor(here, "client"), lab.actor(there, "backend")
+        door = backend.listen(link.b4, 8080)
+        (mine,), (other,) = meet(client, link.b4, backend, door)
+        with capture(f"{mine.src}:{mine.sport}", f"{mine.dst}:{mine.dport}", "-w", str(path)) as (process, _):
+            client.close([mine])
+            backend.read_to_end([other])
+            backend.close([other])
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Closed in order" in out, out
+    assert (
+        sum(bool(one.flags & FIN) for one in map(parse_segment, frames_of(path)) if isinstance(one, Segment))
+        == 2
+    )
+
+
+def test_last_ack_is_not_told_as_a_peer_that_has_not_closed(tmp_path: Path) -> None:
+    """A filter drops the last ACKs on their way in, behind the place of capture."""
+    needs("netns", "tool:nft")
+    path = tmp_path / "x.pcapng"
+    with Lab() as lab:
+        here, there = lab.netns("here"), lab.netns("there")
+        link = lab.link(here, there)
+        client, backend = lab.actor(here, "client"), lab.actor(there, "backend")
+        door = backend.listen(link.b4, 8080)
+        (mine,), (other,) = meet(client, link.b4, backend, door)
+        client.shutdown([mine])
+        backend.read_to_end([other])
+        there.nft(
+            "table inet t {\n chain i {\n  type filter hook input priority 0\n  tcp dport 8080 drop\n }\n}"
+        )
+        backend.close([other])
+        words = ("netns", "=", str(there.inode), "state", "last-ack")
+        with capture(*words, "--for", "3s", "-w", str(path)) as (process, _):
+            out, err = process.communicate(timeout=60)
+        out_of_file = subprocess.run(
+            [sys.executable, "-m", "finwait", "explain", "--pcap", str(path)], capture_output=True, text=True
+        ).stdout
+    assert process.returncode == 0, err
+    for text in (out, out_of_file):
+        words_ = " ".join(text.split())
+        assert "LAST_ACK, says its kernel" in words_
+        assert "the ACK does not reach it, its kernel still says LAST_ACK" in words_
+        assert "never came" not in words_
+        assert "TIME_WAIT" in words_

@@ -70,6 +70,15 @@ def test_owners_are_those_that_psutil_finds() -> None:
         assert ours == theirs
 
 
+def _listed(folder: str) -> list[str]:
+    return sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else []
+
+
+def _modules() -> list[str]:
+    path = Path("/proc/modules")
+    return sorted(line.split()[0] for line in path.read_text().splitlines()) if path.exists() else []
+
+
 def state_of_the_machine(namespaces: list[netns.NetNamespace]) -> dict[str, object]:
     """What looking might change: settings, conntrack, sockets, modules, namespaces, trace instances."""
 
@@ -85,10 +94,9 @@ def state_of_the_machine(namespaces: list[netns.NetNamespace]) -> dict[str, obje
     seen, _ = netns.visit(namespaces, inside)
     return {
         "inside": {n: {k: v for k, v in d.items() if k != "sockstat"} for n, d in seen.items()},
-        "instances": sorted(os.listdir("/sys/kernel/tracing/instances"))
-        if os.access("/sys/kernel/tracing/instances", os.R_OK)
-        else [],
-        "modules": Path("/proc/modules").read_text().split("\n") if Path("/proc/modules").exists() else [],
+        # Others trace and load modules meanwhile: only what this process, or a question of its kind, could have made.
+        "instances": [n for n in _listed("/sys/kernel/tracing/instances") if f"-{os.getpid()}-" in n],
+        "modules": [m for m in _modules() if m.endswith("_diag") or m.startswith("nf_conntrack")],
         "descriptors": descriptors(),
         "threads": threading.active_count(),
         "netns": netns.own_netns(),

@@ -147,8 +147,9 @@ def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> N
         ]
         shown, said = start(tmp_path, *words, "state established").communicate()
         assert "Would set, on 2 connections [reversible]:" in shown
-        assert "noticed after 135 s" in shown
-        assert "not acknowledged for 30 s is given up" in shown
+        assert "noticed after 75 s of silence, with 1 unanswered probe\n" in shown
+        assert "data in flight is given up in 30 s (the user timeout)" in shown
+        assert "with a user timeout of 127.5 to 135 s all 5 probes count" in shown
         assert f"in near (pid {pair.near.pid}), 2:" in shown
         assert "{" not in shown
         assert max(map(len, shown.splitlines())) < 100
@@ -166,6 +167,7 @@ def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> N
         plan = json.loads(as_json)
         assert plan["kind"] == "ArmPlan"
         assert [s["sport"] for s in plan["steps"]] == [c.sport for c in pair.ours]
+        assert [(p["silence_s"], p["probes"]) for p in plan["predicted"]] == [(75.0, 1)] * 2
         back, _ = start(tmp_path, "undo", "--yes", "1-2").communicate()
         assert back.count("put back") == 2
         assert options_of(one, cookie_of(view, one))["keepidle"] == 7200

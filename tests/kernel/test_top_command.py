@@ -15,7 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -164,8 +164,12 @@ def test_marked_connections_are_cleared_by_the_plan_of_clear(tmp_path, monkeypat
                 deadline = time.monotonic() + 20
                 while not keys:  # until our FIN was acknowledged
                     assert time.monotonic() < deadline
-                    table = session.snapshot().sockets
-                    mine = (table.sport == client.getsockname()[1]) & (table.state == 5)
+                    table = session.snapshot(only=frozenset({here.inode, there.inode})).sockets
+                    mine = (
+                        (table.netns == here.inode)
+                        & (table.sport == client.getsockname()[1])
+                        & (table.state == 5)
+                    )
                     keys = list(zip(table.netns[mine].tolist(), table.cookie[mine].tolist(), strict=True))
                 clearing = Clear("--min-age", "0")
                 # The test itself holds the socket, and finwait leaves its own process alone.
@@ -187,13 +191,23 @@ sys.stdin.read()
 """
 
 
-def test_a_session_in_tmux_marks_plans_and_clears(tmp_path):
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def test_a_session_in_tmux_marks_plans_and_clears(tmp_path, stack):
     """As a person would: FILTER, group, mark, plan, agree, and see that it is gone."""
     tmux = shutil.which("tmux")
     if tmux is None:
         missing("tmux is not installed")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    lab = stack.enter_context(Lab())
+    there = lab.netns("there")
+    holder = there.call(
+        lambda: subprocess.Popen(
+            [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
     )
     assert holder.stdin
     assert holder.stdout
@@ -215,7 +229,7 @@ def test_a_session_in_tmux_marks_plans_and_clears(tmp_path):
 
     command = (
         f"FINWAIT_STATE_DIR={tmp_path} NO_COLOR=1 {sys.executable} -m finwait top --refresh 300ms"
-        f" sport = :{port} state fin-wait-2"
+        f" netns = {there.inode} sport = :{port} state fin-wait-2"
     )
     try:
         subprocess.run([*at, "new-session", "-d", "-x", "80", "-y", "24", command], check=True)

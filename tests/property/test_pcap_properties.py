@@ -7,7 +7,7 @@ import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finwait.diagnosis.closing import closings
+from finwait.diagnosis.closings import closings
 from finwait.errors import DecodeError
 from finwait.report.closing import diagram, verdict
 from finwait.uapi import pcap

@@ -13,9 +13,15 @@ from finwait.table.sockets import pack_address
 from finwait.table.transitions import TransitionTable
 
 A, B = pack_address("10.0.0.1"), pack_address("10.0.0.2")
+MOVERS = {
+    812: text.Mover(812, "nginx", 812, "nginx"),
+    815: text.Mover(815, "worker-3", 812, "nginx"),
+    90: text.Mover(90, "kworker/0:1", 90, "kworker/0:1", kernel=True),
+    77: text.Mover(77, "curl"),
+}
 NAMES = text.Names(
     wall_offset_ns=1_700_000_000_000_000_000, netns={7: ("host",)}, owners={5: [(812, "nginx")]},
-    pods={9: "3f2a8c1e-0000-4000-8000-000000000001"}, tasks={812: "nginx"}, reasons={14: "TCP_STATE"},
+    pods={9: "3f2a8c1e-0000-4000-8000-000000000001"}, movers=MOVERS, reasons={14: "TCP_STATE"},
 )  # fmt: skip
 
 
@@ -25,7 +31,7 @@ def rows(*script: tuple[int, int, int], ours: bool = True, **columns: Any) -> Tr
         "kind": [tr.TRANSITION] * n, "time_ns": [t for t, _, _ in script], "oldstate": [o for _, o, _ in script],
         "newstate": [s for _, _, s in script], "family": [2] * n, "src": [A if ours else B] * n,
         "dst": [B if ours else A] * n, "sport": [40000 if ours else 80] * n, "dport": [80 if ours else 40000] * n,
-        "interrupt": [True] * n,
+        "interrupt": [True] * n, "life": [-1] * n,
     }  # fmt: skip
     given |= {name: [value] * n for name, value in columns.items()}
     return TransitionTable.from_columns(given)
@@ -91,10 +97,48 @@ def test_a_record_is_one_json_object_with_utc_time():
     assert back["in_old_us"] is None
 
 
+@pytest.mark.parametrize(
+    ("pid", "shown", "told"),
+    [
+        (812, "by nginx[812]", (812, "nginx")),
+        (815, "by nginx[812]", (812, "nginx")),
+        (77, "by curl (thread 77)", (None, "")),
+        (78, "by thread (thread 78)", (None, "")),
+        (90, "-", (None, "")),
+    ],
+)
+def test_who_moved_it_is_a_process_and_never_a_thread_of_it(pid, shown, told):
+    table = rows((0, 1, 4), interrupt=False, pid=pid)
+    (record,) = text.records(table, NAMES)
+    assert record["owners"] is None
+    assert (record["moved_by"]["pid"], record["moved_by"]["comm"]) == told
+    assert record["moved_by"]["tid"] == pid
+    (line,) = text.lines(table, NAMES)
+    assert shown in line
+    if pid == 90:
+        assert line.rstrip().endswith("moved by kworker/0:1 (thread 90) of the kernel")
+        assert " by kworker" not in line.replace("moved by kworker", "")
+
+
+def test_who_held_what_is_over_is_told_as_the_past():
+    names = text.Names(owners={5: [(812, "nginx")]}, last={3: [(900, "worker")]})
+    over = rows((0, 9, 7), inode=5, life=3, over=True)
+    (record,) = text.records(over, names)
+    assert record["owners"] is None, "an inode of what is over may be another socket's"
+    assert record["last_owners"] == [{"pid": 900, "comm": "worker"}]
+    (line,) = text.lines(over, names)
+    assert "was worker[900]" in line
+    alive = rows((0, 1, 8), inode=6, life=3)
+    (record,) = text.records(alive, names)
+    assert record["last_owners"] is None
+    (nobody,) = text.lines(alive, text.Names(owners={6: []}))
+    assert nobody.rstrip().endswith("nobody")
+
+
 def test_csv_quotes_what_needs_it():
     (record,) = text.records(rows((1, 5, 5), interrupt=False, pid=812), NAMES)
     line = text.csv_line(record)
-    assert line.endswith('"closed by its owner, nginx[812]"')
+    assert line.endswith('"closed by its owner, nginx[812]",,')
     assert len(text.CSV_COLUMNS) == line.replace("owner, n", "owner; n").count(",") + 1
 
 
@@ -127,9 +171,75 @@ def test_an_end_whose_namespace_is_not_known_joins_the_only_story_with_its_numbe
         list(stories.add(rows((1, 3, 1), ours=False, **local, **second), NAMES))
         assert len(list(stories.rest())) == 1
     stories = text.Stories()
-    list(stories.add(rows((0, 7, 2), **local, netns=7), NAMES))
-    list(stories.add(rows((0, 7, 2), **local, netns=8), NAMES))
+    list(stories.add(rows((0, 7, 2), **local, netns=7, life=1), NAMES))
+    list(stories.add(rows((0, 7, 2), **local, netns=8, life=2), NAMES))
     assert len(list(stories.rest())) == 2
+
+
+def story_of(*parts: TransitionTable) -> list[list[str]]:
+    stories = text.Stories()
+    told = [story for part in parts for story in stories.add(part, NAMES)]
+    return told + list(stories.rest())
+
+
+CLIENT = ((0, 7, 2), (2, 2, 1), (4, 1, 4), (9, 4, 5), (20, 5, 7))
+SERVER = ((1, 2, 3), (3, 3, 1), (5, 1, 8), (8, 8, 9), (10, 9, 7))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (0, 2, 1, 3), (2, 3, 0, 1)])
+def test_the_same_numbers_in_two_namespaces_are_two_connections(order):
+    ends = [
+        rows(*CLIENT, netns=7, life=1),
+        rows(*SERVER, netns=7, life=2, ours=False),
+        rows(*CLIENT, netns=8, life=3),
+        rows(*SERVER, netns=8, life=4, ours=False),
+    ]
+    opening = [ends[k].select([0]) for k in order]
+    rest = [ends[k].select([1, 2, 3, 4]) for k in order]
+    told = story_of(*opening, *rest)
+    assert len(told) == 2
+    assert sorted(story[0].rpartition("netns ")[2] for story in told) == ["8", "host"]
+    for story in told:
+        assert len(story) == 11
+        assert {line.split()[2] for line in story[1:]} == {"client", "server"}
+
+
+def test_an_end_that_fits_two_is_told_alone():
+    """One server, and two clients of the same address in other namespaces: whose it is nobody knows."""
+    told = story_of(
+        rows(*CLIENT[:2], netns=7, life=1),
+        rows(*SERVER[:2], netns=8, life=2, ours=False),
+        rows(*CLIENT[:2], netns=9, life=3),
+    )
+    assert len(told) == 3
+    assert all("in use more than once" in story[1] for story in told)
+
+
+def test_two_namespaces_of_one_connection_are_one_story():
+    (story,) = story_of(
+        rows(*CLIENT[:1], netns=7, life=1), rows(*SERVER, netns=8, life=2, ours=False),
+        rows(*CLIENT[1:], netns=7, life=1),
+    )  # fmt: skip
+    assert story[0].endswith("netns host and 8")
+
+
+def test_the_same_ports_used_again_are_another_connection():
+    later = [tuple((t + 10_000_000_000, old, new) for t, old, new in end) for end in (CLIENT, SERVER)]
+    told = story_of(
+        rows(*SERVER[:3], netns=7, life=2, ours=False), rows(*CLIENT, netns=7, life=1),
+        rows(*later[0], netns=7, life=3), rows(*later[1], netns=7, life=4, ours=False),
+        rows(*SERVER[3:], netns=7, life=2, ours=False),
+    )  # fmt: skip
+    assert [len(story) for story in told] == [11, 11]
+
+
+def test_stories_are_bounded_and_what_was_cut_is_counted():
+    stories = text.Stories(most=100)
+    told = 0
+    for k in range(200):
+        told += len(list(stories.add(rows((k, 7, 2), sport=1000 + k, life=k), NAMES)))
+    assert told == stories.cut == 100
+    assert len(list(stories.rest())) == 100
 
 
 def test_a_story_that_is_not_over_is_told_at_the_end():
@@ -151,7 +261,16 @@ def test_a_duration_has_at_most_eight_characters(ns, shown):
 
 def test_the_summary_is_a_histogram_for_each_state():
     table = rows((0, 1, 4), (0, 1, 4), (0, 4, 5), in_old_ns=3_000_000)
-    lines = text.summary(table)
+    summary = text.Summary()
+    summary.add(table.select([0, 1]))  # type: ignore[arg-type]
+    summary.add(table.select([2]))  # type: ignore[arg-type]
+    lines = summary.lines()
     assert lines[0] == "ESTABLISHED: 2 times, median 3.0ms"
     assert lines[1].split("|")[0].split() == ["2.0ms", "…", "4.1ms", "2"]
     assert lines[2].startswith("FIN_WAIT1: 1 times")
+
+
+def test_a_name_that_a_spreadsheet_would_compute_is_text_in_csv() -> None:
+    assert text._cell("=1+cmd|x") == "'=1+cmd|x"
+    assert text._cell('@a,"b"') == '"\'@a,""b"""'
+    assert [text._cell(value) for value in (-5, "-5", None, "-")] == ["-5", "-5", "", "-"]

@@ -283,7 +283,7 @@ def test_polling_an_empty_machine(first, second):
 
 
 def test_the_histogram_counts_by_powers_of_two_of_microseconds():
-    bounds, counts = tr.histogram(np.array([0, 999, 1000, 1999, 2000, 4_000_000, 7_999_000]))
+    bounds, counts = tr.coarse(tr.fine_histogram(np.array([0, 999, 1000, 1999, 2000, 4_000_000, 7_999_000])))
     assert bounds.tolist()[:4] == [0, 1, 2, 4]
     assert counts[0] == 2
     assert counts[1] == 2
@@ -292,6 +292,19 @@ def test_the_histogram_counts_by_powers_of_two_of_microseconds():
     where = np.flatnonzero(counts)[-2:]
     for k, us in zip(where.tolist(), (4000, 7999), strict=True):
         assert bounds[k] <= us < 2 * bounds[k]
+
+
+@pytest.mark.parametrize("ns", [0, 999, 1000, 3000, 77_000, 1_234_567, 60_000_000_000, 10**16, (1 << 63) - 1])
+def test_the_median_of_a_fine_histogram_is_near(ns):
+    fine = tr.fine_histogram(np.array([ns]))
+    assert len(fine) == len(tr.fine_histogram(np.empty(0, np.int64)))
+    found = tr.fine_median_ns(fine)
+    assert abs(found - ns) <= (ns / 200 if ns >= 1000 else 999)
+
+
+def test_the_median_lies_in_the_middle():
+    spent = np.array([1, 2, 3, 500, 600]) * 1_000_000
+    assert abs(tr.fine_median_ns(tr.fine_histogram(spent)) - 3_000_000) < 30_000
 
 
 def test_a_reset_right_before_the_end_is_told_and_an_old_one_is_not():

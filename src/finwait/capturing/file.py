@@ -19,7 +19,7 @@ from typing import BinaryIO, Final, Self
 
 from finwait import files as disk
 from finwait.capturing.chosen import End, read_note
-from finwait.diagnosis.closing import Closings
+from finwait.diagnosis.closings import Closings
 from finwait.errors import DecodeError, FileRefused
 from finwait.kernel.capture import Packet
 from finwait.uapi import pcap

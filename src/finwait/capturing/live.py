@@ -15,11 +15,12 @@ from typing import Final
 
 from finwait.capturing.chosen import Chosen, note, place_of
 from finwait.capturing.file import Writer
-from finwait.diagnosis.closing import CLOSED, Closings
+from finwait.diagnosis.closing import CLOSED
+from finwait.diagnosis.closings import Closings
 from finwait.errors import KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import RETIRE_S, Capture, Packet, space_of
-from finwait.kernel.lookup import ask
+from finwait.kernel.lookup import Question, ask
 from finwait.uapi import pcap, tcp
 from finwait.uapi.segment import LINKTYPE_LINUX_SLL2, Segment, parse_segment
 from finwait.uapi.socket_filter import Address, Tuple
@@ -287,6 +288,6 @@ def _sides(one: Tuple) -> frozenset[tuple[Address, int]]:
     return frozenset(((one[0], one[1]), (one[2], one[3])))
 
 
-def _question(one: Chosen) -> tuple[Address, Address, int, int]:
+def _question(one: Chosen) -> Question:
     a, p, b, q = one.ends
-    return a, b, p, q
+    return Question(a, b, p, q, one.ifindex)

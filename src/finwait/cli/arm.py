@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finwait.cli import options
@@ -12,9 +14,11 @@ from finwait.cli.probe import keepalive
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from finwait.diagnosis.forecast import Limits
+    from finwait.errors import FinwaitError
     from finwait.remedy.plan import Step
 
-__all__ = ["add_parser", "chosen", "run"]
+__all__ = ["Chosen", "add_parser", "chosen", "run"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,9 +41,10 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument(
         "--user-timeout",
-        type=options.duration_ms,
+        type=options.user_timeout_ms,
         metavar="DURATION",
-        help="drop a connection whose data stays unacknowledged this long",
+        help="drop a connection whose data stays unacknowledged this long; with keepalive it takes the place of "
+        "COUNT, so give it at least IDLE + INTERVAL × (COUNT − 1), e.g. 130s beside 60/15/5",
     )
     parser.add_argument(
         "--yes", action="store_true", help="do it; without it the connections are only listed"
@@ -54,7 +59,17 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.set_defaults(run=run)
 
 
-def chosen(args: argparse.Namespace, verb: str) -> tuple[list[Step], tuple[object, ...]]:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The connections that a FILTER selects for an act on their options."""
+
+    steps: list[Step]
+    gaps: tuple[object, ...]
+    limits: dict[int, Limits]
+    """What decides how long unacknowledged data is sent again, by namespace."""
+
+
+def chosen(args: argparse.Namespace, verb: str) -> Chosen:
     """Return the held connections that the FILTER selects, as steps; listeners and minisockets are none.
 
     Raises:
@@ -64,6 +79,7 @@ def chosen(args: argparse.Namespace, verb: str) -> tuple[list[Step], tuple[objec
     import numpy as np
 
     from finwait import session
+    from finwait.diagnosis.forecast import Limits
     from finwait.errors import FinwaitError, Refused, UsageError
     from finwait.remedy.plan import step_of
     from finwait.uapi import tcp
@@ -87,7 +103,8 @@ def chosen(args: argparse.Namespace, verb: str) -> tuple[list[Step], tuple[objec
         raise error
     if len(rows) > args.max:
         raise Refused("max", f"{len(rows)} connections, more than {args.max}", override=f"--max {len(rows)}")
-    return [step_of(view, row, "", "keepalive") for row in rows.tolist()], diagnosis.gaps
+    limits = {n: Limits.of(space.sysctls) for n, space in view.namespaces.items()}
+    return Chosen([step_of(view, row, "", "keepalive") for row in rows.tolist()], diagnosis.gaps, limits)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,23 +126,69 @@ def run(args: argparse.Namespace) -> int:
     if not values:
         raise UsageError(
             "nothing to set: neither `--keepalive` nor `--user-timeout`",
-            hint="`--keepalive 60/15/5`, `--user-timeout 30s`, or both",
+            hint="`--keepalive 60/15/5`, `--user-timeout 130s`, or both",
         )
     if not args.recording:
         tell_unfinished()
-    steps, gaps = chosen(args, "arm")
-    options.tell_gaps(gaps)
+    selected = chosen(args, "arm")
+    options.tell_gaps(selected.gaps)
     if not args.yes:
+        ends, unread = _predicted(selected, values)
         if args.output == "json":
-            plan = {"apiVersion": "finwait/v1", "kind": "ArmPlan", "options": values, "steps": steps}
+            plan = {
+                "apiVersion": "finwait/v1",
+                "kind": "ArmPlan",
+                "options": values,
+                "steps": selected.steps,
+                "predicted": [ends.get(k) for k in range(len(selected.steps))],
+            }
             sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
         else:
-            options.write(_plan(steps, values))
+            options.write(_plan(selected.steps, values))
+            options.write(_follows(list(ends.values()), values))
+        for text, n in Counter(map(str, unread.values())).most_common():
+            options.write_error([f"finwait: of {n} the options cannot be read: {text}\n"])
         sys.stderr.write("finwait: nothing was done; `--yes` does it\n")
-        return options.status(gaps)
+        return options.status(selected.gaps)
     with opened() as journal:
-        outcomes = acting.arm(steps, journal, values, say=options.progress() or (lambda _: None))
-    return tell(args, outcomes) or options.status(gaps)
+        outcomes = acting.arm(selected.steps, journal, values, say=options.progress() or (lambda _: None))
+    return tell(args, outcomes) or options.status(selected.gaps)
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What will end a connection whose peer is gone, with the options that it is to have."""
+
+    silence_s: float | None
+    """After so long a silence, when nothing is in flight; None: never, as keepalive is off."""
+    probes: int
+    """Probes that are unanswered by then."""
+    count: int
+    """… and TCP_KEEPCNT."""
+    user_timeout_ms: int
+    unacknowledged_s: float
+    """After so long, when data is in flight."""
+
+
+def _predicted(
+    selected: Chosen, values: dict[str, int]
+) -> tuple[dict[int, Predicted], dict[int, FinwaitError]]:
+    from finwait import acting
+    from finwait.diagnosis import forecast
+
+    read, unread = acting.options_of(selected.steps)
+    found = {}
+    for k, now in read.items():
+        o = now | values
+        limits = selected.limits.get(selected.steps[k].netns, forecast.DEFAULTS)
+        timeout = o["user_timeout_ms"]
+        idle = forecast.keepalive(o["keepidle"], o["keepintvl"], o["keepcnt"], timeout)
+        busy = forecast.retransmission(limits, user_timeout_ms=timeout)
+        on = bool(o["keepalive"])
+        found[k] = Predicted(
+            idle.seconds if on else None, idle.tries if on else 0, o["keepcnt"], timeout, busy.seconds
+        )
+    return found, unread
 
 
 def _plan(steps: list[Step], values: dict[str, int]) -> Iterator[str]:
@@ -136,13 +199,9 @@ def _plan(steps: list[Step], values: dict[str, int]) -> Iterator[str]:
     yield f"Would set, on {len(steps)} connection{'s' if len(steps) != 1 else ''} [reversible]:\n"
     if "keepalive" in values:
         idle, interval, count = values["keepidle"], values["keepintvl"], values["keepcnt"]
-        yield (
-            f"  keepalive on: first probe after {idle} s of silence, then every {interval} s, {count} in all:\n"
-            f"    a peer that is gone is noticed after {idle + interval * count} s\n"
-        )
+        yield f"  keepalive: a first probe at {idle} s of silence, then one every {interval} s, {count} in all\n"
     if "user_timeout_ms" in values:
-        ms = values["user_timeout_ms"]
-        yield f"  user timeout: what is not acknowledged for {ms / 1000:g} s is given up\n"
+        yield f"  user timeout: {values['user_timeout_ms'] / 1000:g} s\n"
     by = sorted(steps, key=lambda s: s.holders[0])
     for (pid, comm), group in groupby(by, key=lambda s: (s.holders[0][0], s.holders[0][2])):
         members = list(group)
@@ -152,3 +211,36 @@ def _plan(steps: list[Step], values: dict[str, int]) -> Iterator[str]:
             yield f"  fd {step.holders[0][1]:<5} {src} → {dst}  {step.state}\n"
         if len(members) > 20:
             yield f"  … and {len(members) - 20} more\n"
+
+
+def _follows(ends: list[Predicted], values: dict[str, int]) -> Iterator[str]:
+    """Say what the options will do; connections that keep other options of their own are told apart."""
+    from finwait.cli.clear import wrapped
+    from finwait.diagnosis import forecast
+
+    for end, n in Counter(ends).most_common(5):
+        yield "\nThen, where the peer is gone" + (f" (×{n})" if n < len(ends) else "") + ":\n"
+        if end.silence_s is None:
+            yield from wrapped("nothing notices it while nothing is in flight: keepalive is off")
+        else:
+            yield f"  it is noticed after {forecast.text(end.silence_s)} of silence, with {_probes(end.probes)}\n"
+            if end.user_timeout_ms and end.probes != end.count:
+                yield from wrapped(
+                    f"(a user timeout takes the place of the count of {end.count}: the first probe that is due "
+                    f"later than {end.user_timeout_ms / 1000:g} s into the silence ends the connection)"
+                )
+        bound = "the user timeout" if end.user_timeout_ms else "tcp_retries2"
+        yield from wrapped(
+            f"data in flight is given up in {forecast.text(end.unacknowledged_s)} ({bound}); keepalive does not run "
+            "meanwhile"
+        )
+    if values.keys() >= {"keepalive", "user_timeout_ms"} and any(0 < e.probes < e.count for e in ends):
+        least, most = forecast.user_timeout_for(values["keepidle"], values["keepintvl"], values["keepcnt"])
+        yield from wrapped(
+            f"hint: with a user timeout of {least / 1000:g} to {most / 1000:g} s all {values['keepcnt']} probes count",
+            indent="",
+        )
+
+
+def _probes(n: int) -> str:
+    return "1 unanswered probe" if n == 1 else f"{n} unanswered probes"

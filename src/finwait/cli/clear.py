@@ -95,10 +95,10 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--user-timeout",
-        type=options.duration_ms,
+        type=options.user_timeout_ms,
         default=30_000,
         metavar="DURATION",
-        help="for the means user-timeout (default 30s)",
+        help="for the means user-timeout: drop a connection whose data stays unacknowledged this long (default 30s)",
     )
     parser.set_defaults(run=run)
 

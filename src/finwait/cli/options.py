@@ -45,8 +45,10 @@ __all__ = [
     "status",
     "style",
     "tell_gaps",
+    "user_timeout_ms",
     "whole",
     "write",
+    "write_error",
 ]
 
 IDLE_MS, FLOOD = 600_000, 10_000
@@ -62,6 +64,17 @@ def duration_ms(text: str) -> int:
         return parse_duration_ms(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def user_timeout_ms(text: str) -> int:
+    """Read a TCP_USER_TIMEOUT (argparse type): what an ``int`` of milliseconds holds, or 0 for none."""
+    most = 2**31 - 1
+    value = duration_ms(text)
+    if value > most:
+        raise argparse.ArgumentTypeError(
+            f"`{text}`: TCP_USER_TIMEOUT takes at most {most} ms (24 days, 20 hours)"
+        )
+    return value
 
 
 _SHORTEST_PAUSE_MS = 10
@@ -403,6 +416,14 @@ def write(pieces: Iterable[str]) -> None:
     out = sys.stdout
     for piece in pieces:
         out.write(printable(piece, lines=True))
+
+
+def write_error(pieces: Iterable[str]) -> None:
+    """Write text to standard error, see `finwait.table.units.printable`."""
+    from finwait.table.units import printable
+
+    for piece in pieces:
+        sys.stderr.write(printable(piece, lines=True))
 
 
 def tell_gaps(gaps: Iterable[object]) -> None:

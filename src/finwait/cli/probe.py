@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from typing import TYPE_CHECKING
 
 from finwait.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from finwait.acting import Probe
+    from finwait.remedy.plan import Step
 
 __all__ = ["add_parser", "keepalive", "run"]
 
@@ -59,36 +66,84 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from collections import Counter
-
     import msgspec
 
     from finwait import acting
     from finwait.cli.arm import chosen
-    from finwait.cli.clear import where
     from finwait.cli.journal import opened, tell_unfinished
 
     if not args.recording:
         tell_unfinished()
-    steps, gaps = chosen(args, "probe")
+    selected = chosen(args, "probe")
+    steps, gaps = selected.steps, selected.gaps
     options.tell_gaps(gaps)
+    unrestored: dict[int, str] = {}
     try:
         with opened() as journal:
             found = acting.probe(
-                steps, journal, keepalive=args.keepalive, say=options.progress() or (lambda _: None)
+                steps,
+                journal,
+                keepalive=args.keepalive,
+                say=options.progress() or (lambda _: None),
+                unrestored=unrestored,
             )
     except KeyboardInterrupt:
-        sys.stderr.write("finwait: interrupted; every option is as it was before\n")
+        if not unrestored:
+            sys.stderr.write("finwait: interrupted; every option is as it was before\n")
+        else:
+            options.write_error(_unrestored(steps, unrestored))
         raise
     if args.output == "json":
-        items = [{"step": p.step, "verdict": p.verdict, "detail": p.detail} for p in found]
+        items = [
+            {
+                "step": p.step,
+                "verdict": p.verdict,
+                "detail": p.detail,
+                "unrestored": p.unrestored or None,
+                "pinned": p.pinned,
+            }
+            for p in found
+        ]
         out = {"apiVersion": "finwait/v1", "kind": "ProbeList", "items": items}
         sys.stdout.write(msgspec.json.encode(out).decode() + "\n")
     else:
-        counted = Counter(p.verdict for p in found)
-        options.write([", ".join(f"{n} {verdict}" for verdict, n in counted.most_common()) + "\n"])
-        for p in found:
-            who = ", ".join(f"{comm}({pid}:{fd})" for pid, fd, comm in p.step.holders[:1]) or "-"
-            src, dst = where(p.step)
-            options.write([f"\n{p.verdict}  {src} → {dst}  {p.step.state}  {who}\n", f"  {p.detail}\n"])
+        options.write(_lines(found))
+    if unrestored:
+        options.write_error(_unrestored(steps, unrestored))
+        return 1
     return options.status(gaps)
+
+
+def _lines(found: list[Probe]) -> Iterator[str]:
+    from collections import Counter
+
+    from finwait.cli.clear import where, wrapped
+
+    counted = Counter(p.verdict for p in found)
+    yield ", ".join(f"{n} {verdict}" for verdict, n in counted.most_common()) + "\n"
+    for p in found:
+        who = ", ".join(f"{comm}({pid}:{fd})" for pid, fd, comm in p.step.holders[:1]) or "-"
+        src, dst = where(p.step)
+        yield f"\n{p.verdict}  {src} → {dst}  {p.step.state}  {who}\n"
+        yield from wrapped(p.detail)
+    pinned = [
+        p for p in found if p.pinned and not p.unrestored and p.verdict not in ("gone", "reset", "dead")
+    ]
+    if pinned:
+        names = sorted({name for p in pinned for name in p.pinned})
+        yield "\n"
+        yield from wrapped(
+            f"Their options read as before. Of {len(pinned)} connection{'s' if len(pinned) > 1 else ''} "
+            f"{', '.join(names)} had the value of the sysctl: now it is the socket's own, and a later change of "
+            "net.ipv4.tcp_keepalive_* does not reach it.",
+            indent="",
+        )
+
+
+def _unrestored(steps: list[Step], why: dict[int, str]) -> Iterator[str]:
+    from finwait.cli.clear import where
+
+    for k, text in why.items():
+        src, dst = where(steps[k])
+        yield f"finwait: {src} → {dst}: {text}\n"
+    yield "hint: `finwait journal` has the old values; `finwait undo ACT` tries again\n"

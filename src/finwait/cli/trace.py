@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Any
 from finwait.cli import options
 
 if TYPE_CHECKING:
-    from finwait.follow import Following, Round
+    from collections.abc import Mapping, Sequence
+
+    from finwait.errors import Gap
+    from finwait.follow import Following, Round, Stuck
     from finwait.report.transitions import Names
-    from finwait.table.filter import Filter
 
 __all__ = ["add_parser"]
 
+_PARQUET_ROWS = 1_000_000
+"""A Parquet file is written at its end, from memory."""
+
 _DESCRIPTION = """\
 Print every change of state of TCP connections: when, where, from which state to which, how long it had
-been in the old one, and whose it is. Reads the kernel's own tracepoint in a private tracefs instance; without
-it, finwait compares snapshots, and says so.
+been in the old one, and which process holds it. Reads the kernel's own tracepoint in a private tracefs
+instance; without it, finwait compares snapshots of the sockets, and says so. A FILTER that a change of state
+cannot answer (a queue, a timer, a rule) is refused; `--stuck` looks at sockets and can answer most.
 """
 
 
@@ -48,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--stuck",
         type=options.duration_ms,
         metavar="DURATION",
-        help="print only connections that stay in a closing state longer (e.g. 30s)",
+        help="print only connections that stay in a closing state longer than this (e.g. 30s)",
     )
     parser.add_argument(
         "--follow-connection", action="store_true", help="print both ends of a connection as one story"
@@ -57,9 +63,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--summary", action="store_true", help="histograms of the time in each state, at the end"
     )
     parser.add_argument(
-        "--resets", action="store_true", help="also resets sent and received, with the reason"
+        "--resets", action="store_true", help="also print resets sent and received, with the reason"
     )
-    parser.add_argument("--retransmits", action="store_true", help="also retransmissions")
+    parser.add_argument("--retransmits", action="store_true", help="also print retransmissions")
     parser.add_argument("--stack", action="store_true", help="print the kernel and user stack of each change")
     parser.add_argument(
         "--count", type=options.at_least_one, metavar="N", help="stop after N lines (or records)"
@@ -74,21 +80,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--no-lookup",
         action="store_true",
-        help="do not look connections up: cheaper, but namespace, owner and minisockets are not told",
+        help="do not look connections up: cheaper, but without namespace, owner and minisockets",
     )
-    parser.add_argument("--poll", action="store_true", help="do not trace; compare looks at the sockets")
+    parser.add_argument("--poll", action="store_true", help="do not trace; compare snapshots of the sockets")
     parser.add_argument(
         "--interval",
         type=options.pause_ms,
         default=250,
         metavar="DURATION",
-        help="time between looks at the sockets (default: 250ms)",
+        help="time between two snapshots of the sockets (default: 250ms)",
     )
     parser.add_argument(
         "--buffer-kb",
         type=options.whole(1, 1 << 21),
         metavar="KIB",
         help="ring buffer of each CPU (default: 64 MiB shared out)",
+    )
+    parser.add_argument(
+        "--not-holder",
+        action="append",
+        type=options.pid,
+        default=[],
+        metavar="PID",
+        help="assume that PID, which cannot be inspected, holds none of them (repeatable)",
     )
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="do not print the method and its blind spots"
@@ -127,6 +141,10 @@ class _Sink:
         self._symbols: Any = None
         self.left = args.count if args.count is not None else -1
         self.wide = args.output == "wide"
+        self.full = False
+        """Whether a Parquet file holds as many rows as fit into memory."""
+        self.unprinted = 0
+        """Rows that were handed over and not printed yet."""
 
     def start(self) -> None:
         from finwait.report import transitions as text
@@ -136,15 +154,16 @@ class _Sink:
         elif (
             self._args.output in ("text", "wide")
             and not self._args.follow_connection
-            and not self._args.stuck
+            and self._args.stuck is None
         ):
             print(text.header(), file=self._out)
+        self._out.flush()
 
     def line(self, line: str) -> bool:
         """Print one line; return whether there is room for more."""
         if self.left == 0:
             return False
-        print(line, file=self._out)
+        print(line, file=self._out, flush=True)
         self.left -= 1
         return self.left != 0
 
@@ -152,31 +171,35 @@ class _Sink:
         """Print the rows of a round; return whether there is room for more."""
         from finwait.report import transitions as text
 
-        cpus, times, pids = (found.rows[n].tolist() for n in ("cpu", "time_ns", "pid"))
+        cpus, times, tids = (found.rows[n].tolist() for n in ("cpu", "time_ns", "pid"))
+        self.unprinted = len(times)
         for k, record in enumerate(text.records(found.rows, names)):
-            if self.left == 0:
+            if self.left == 0 or self.full:
+                self.unprinted = 0
                 return False
             stacks = found.stacks.get((cpus[k], times[k]))
             if self._args.output == "parquet":
                 self._records.append(record)
+                self.full = len(self._records) >= _PARQUET_ROWS
             elif self._args.output == "csv":
                 print(text.csv_line(record), file=self._out)
             elif self._args.output == "jsonl":
                 if stacks is not None:
-                    kernel, user = self._named(stacks, pids[k], interrupt=record["moved_by"] is None)
+                    kernel, user = self._named(stacks, tids[k], interrupt=record["moved_by"] is None)
                     record = {**record, "kernel_stack": kernel, "user_stack": user}
                 print(text.encode(record), file=self._out)
             else:
                 print(text.line(record, names, wide=self._args.output == "wide"), file=self._out)
                 if stacks is not None:
-                    kernel, user = self._named(stacks, pids[k], interrupt=record["moved_by"] is None)
+                    kernel, user = self._named(stacks, tids[k], interrupt=record["moved_by"] is None)
                     for frame in kernel:
                         print(f"             {frame}", file=self._out)
                     for frame in user:
                         print(f"           u {frame}", file=self._out)
             self.left -= 1
+            self.unprinted -= 1
         self._out.flush()
-        return self.left != 0
+        return self.left != 0 and not self.full
 
     def _named(
         self, stacks: tuple[tuple[int, ...], tuple[int, ...]], pid: int, *, interrupt: bool
@@ -208,17 +231,13 @@ def _parquet(records: list[dict[str, Any]]) -> None:
         error = FinwaitError("cannot write Parquet: the package `arro3-io` is not installed")
         error.hint = "pip install 'finwait[export]'"
         raise error from None
-    from finwait.report.transitions import CSV_COLUMNS
+    from finwait.report.transitions import CSV_COLUMNS, flat_names
 
-    whole = {"sport", "dport", "netns", "in_old_us", "cookie", "inode", "expires_ms"}
+    whole = {"sport", "dport", "netns", "in_old_us", "cookie", "inode", "expires_ms", "ifindex"}
     columns: dict[str, Any] = {}
     for name in CSV_COLUMNS:
-        if name == "owner":
-            cells: list[Any] = [
-                " ".join(f"{o['comm']}[{o['pid']}]" for o in r["owners"] or ()) for r in records
-            ]
-        elif name == "moved_by":
-            cells = [f"{m['comm']}[{m['pid']}]" if (m := r["moved_by"]) else None for r in records]
+        if name in ("owner", "last_owner", "moved_by"):
+            cells: list[Any] = [flat_names(r)[name] or None for r in records]
         else:
             cells = [r.get(name) for r in records]
         kind = core.DataType.int64() if name in whole else core.DataType.string()
@@ -228,22 +247,58 @@ def _parquet(records: list[dict[str, Any]]) -> None:
     sys.stdout.buffer.write(out.getvalue())
 
 
+class _Ending:
+    """What ends a trace: its time, or a signal.
+
+    The first signal ends it as its time would: what was traced is looked up and printed. A second one ends it at once.
+    A closed terminal or a SIGTERM must not leave the tracing instance behind either.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        import signal
+        import time
+
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._previous = [signal.signal(number, self._take) for number in self._signals]
+        self.asked = False
+
+    def _take(self, number: int, frame: object) -> None:  # noqa: ARG002 - the form of a handler
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @property
+    def left(self) -> float:
+        """Seconds to go; 0 when it is over."""
+        import time
+
+        if self.asked:
+            return 0.0
+        return 3600.0 if self._end is None else max(self._end - time.monotonic(), 0.0)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        import signal
+
+        for number, handler in zip(self._signals, self._previous, strict=True):
+            signal.signal(number, handler)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status.
 
     Raises:
         FinwaitError: the filter is wrong, or neither tracing nor looking is possible.
     """
-    import signal
-    import time
-
     from finwait.follow import Following
     from finwait.table.filter import parse
+    from finwait.table.trace_filter import by_the_event, refusal
 
     wanted = parse(args.filter) if args.filter else None
-    limit = None if args.duration is None else args.duration / 1000
-    stuck = None if args.stuck is None else args.stuck / 1000
     _check(args)
+    if refused := refusal(wanted, stuck=args.stuck is not None):
+        raise refused
     following = Following(
         wanted,
         resets=args.resets,
@@ -251,27 +306,21 @@ def run(args: argparse.Namespace) -> int:
         stacks=args.stack,
         tracing=not args.poll,
         # A histogram needs the times alone, unless the FILTER asks who and where.
-        lookup=not args.no_lookup and not (args.summary and (wanted is None or _by_numbers(wanted))),
+        lookup=not args.no_lookup and not (args.summary and by_the_event(wanted)),
         interval=args.interval / 1000,
         buffer_kb=args.buffer_kb,
+        left_only=args.summary,
+        rows=args.stuck is None,
+        not_holders=frozenset(args.not_holder),
     )
-    # A closed terminal or a SIGTERM must not leave the instance behind: both end the loop as Ctrl-C does.
-    ending = (signal.SIGTERM, signal.SIGHUP)
-    previous = [signal.signal(number, signal.default_int_handler) for number in ending]
+    ending = _Ending(None if args.duration is None else args.duration / 1000)
     try:
         with following:
             if not args.quiet:
                 _say_how(following)
-            end = None if limit is None else time.monotonic() + limit
-            return _loop(following, args, end, stuck)
+            return _Run(following, args, ending).go()
     finally:
-        for number, handler in zip(ending, previous, strict=True):
-            signal.signal(number, handler)
-
-
-def _by_numbers(wanted: Filter) -> bool:
-    """Whether ports, addresses and states decide, which every traced event has."""
-    return wanted.columns <= {"sport", "dport", "src", "dst", "state", "family"} and not wanted.needs
+        ending.restore()
 
 
 def _say_how(following: Following) -> None:
@@ -293,139 +342,237 @@ def _names(following: Following, found: Round) -> Names:
     import time
 
     from finwait.follow import pod_uid
-    from finwait.report.transitions import Names
+    from finwait.report.transitions import Mover, Names
 
     rows = found.rows
-    by_task = rows.pid[~rows.interrupt & (rows.pid != 0)].tolist()
-    owners = following.owners(rows.inode.tolist(), by_task)
+    who = following.who(rows)
+    movers = {tid: Mover(tid, name) for tid, name in who.threads.items()}
+    movers |= {tid: Mover(tid, one.thread, one.pid, one.comm, one.kernel) for tid, one in who.tasks.items()}
     paths = following.cgroups(rows.cgroup_id.tolist())
     return Names(
         wall_offset_ns=time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC),
         utc_offset_s=time.localtime().tm_gmtoff,
         netns=following.netns_names(),
-        owners={inode: [(o.pid, o.comm) for o in holders] for inode, holders in owners.items()},
+        owners={inode: [(o.pid, o.comm) for o in holders] for inode, holders in who.owners.items()},
+        last={life: [(o.pid, o.comm) for o in holders] for life, holders in who.last.items()},
         pods={number: uid for number, path in paths.items() if (uid := pod_uid(path))},
-        tasks=following.task_names(set(by_task)),
+        movers=movers,
         reasons=following.reasons(),
         looked_up=following.looks_up,
     )
 
 
-def _loop(following: Following, args: argparse.Namespace, end: float | None, stuck: float | None) -> int:
-    import sys
-    import time
+class _Run:
+    """One trace, from its first row to what is said at its end."""
 
-    from finwait.report import transitions as text
-    from finwait.table.transitions import TransitionTable
+    def __init__(self, following: Following, args: argparse.Namespace, ending: _Ending) -> None:
+        from finwait.report.transitions import Stories, Summary
 
-    sink = _Sink(args)
-    stories = text.Stories() if args.follow_connection else None
-    kept: list[TransitionTable] = []
-    lost = 0
-    partial = False
-    status = 0
-    told: set[tuple[int, int]] = set()
-    if not args.summary:
-        sink.start()
+        self._following = following
+        self._args = args
+        self._ending = ending
+        self._sink = _Sink(args)
+        self._stories = Stories() if args.follow_connection else None
+        self._summary = Summary() if args.summary else None
+        self._stuck_s = None if args.stuck is None else args.stuck / 1000
+        self._told: set[tuple[int, int]] = set()
+        self._lost = 0
+        self._partial = False
+        self._blind_told = False
 
-    def show(found: Round) -> bool:
-        nonlocal lost, partial
-        lost += found.lost
-        for gap in found.gaps:
-            if gap.needs:  # a namespace that vanished is news of its own, in the rows
-                partial = True
-                print(f"gap: {gap}", file=sys.stderr)
+    def go(self) -> int:
+        """Trace until it ends; return the exit status."""
+        missing = 0
+        if self._summary is None:
+            self._sink.start()
+        try:
+            going = True
+            while going and (left := self._ending.left) > 0:
+                going = self._show(self._following.step(min(0.5, left)))
+                if going and self._stuck_s is not None:
+                    self._tell_gaps(self._following.look_now())
+                    going = self._tell_stuck()
+            if going:
+                self._show(self._following.finish())
+                if self._stuck_s is not None:
+                    self._tell_stuck(last=True)
+        except KeyboardInterrupt:
+            self._ending.asked = True
+            missing = self._sink.unprinted + self._following.waiting
+        self._tell_rest()
+        return self._account(missing)
+
+    def _show(self, found: Round) -> bool:
+        """Show the rows of a round; return whether there is room for more."""
+        import sys
+
+        self._lost += found.lost
+        self._tell_gaps(found.gaps)
         if found.lost:
             print(f"lost {found.lost} records: the ring buffer was full", file=sys.stderr)
-        if args.summary:
-            kept.append(found.rows)
-        elif stuck is not None:
-            return _stuck(following, sink, stuck, told)
-        elif len(found.rows):
-            names = _names(following, found)
-            if stories is None:
-                return sink.rows(found, names)
-            for story in stories.add(found.rows, names):
-                if not sink.line("\n".join(story)):
-                    return False
+        if self._summary is not None:
+            self._summary.add(found.rows)
+            return True
+        if self._stuck_s is not None:
+            return self._tell_stuck()
+        if not len(found.rows):
+            return True
+        names = _names(self._following, found)
+        if self._stories is None:
+            return self._sink.rows(found, names)
+        return all(self._sink.line("\n".join(story)) for story in self._stories.add(found.rows, names))
+
+    def _tell_gaps(self, gaps: tuple[Gap, ...]) -> None:
+        import sys
+
+        for gap in gaps:
+            if gap.needs:  # a namespace that vanished is news of its own, in the rows
+                self._partial = True
+                print(f"gap: {gap}", file=sys.stderr)
+
+    def _tell_rest(self) -> None:
+        """Tell what is told at the end."""
+        if self._stories is not None:
+            for story in self._stories.rest():
+                if not self._sink.line("\n".join(story)):
+                    break
+        if self._summary is not None:
+            for line in self._summary.lines():
+                print(line)
+        self._sink.finish()
+
+    def _account(self, missing: int) -> int:
+        """Say what is missing, and of what nobody knows; return the exit status."""
+        import sys
+
+        following = self._following
+        lost = self._say_lost()
+        if missing:
+            print(f"interrupted: {missing} traced rows were not printed", file=sys.stderr)
+        if unjudged := following.unjudged:
+            what = "stuck connections" if self._stuck_s is not None else "rows"
+            print(
+                f"left out: {unjudged} {what} that the FILTER could not judge, because the connection was over, or its "
+                "holder could not be found",
+                file=sys.stderr,
+            )
+            self._tell_gaps(following.blind_gaps)
+        bounded = list(following.bounded)
+        if self._stories is not None and self._stories.cut:
+            bounded.append(
+                f"{self._stories.cut} stories were told before they were over: too many were open at once"
+            )
+        if self._sink.full:
+            bounded.append(f"the file ends after {_PARQUET_ROWS} rows, which is what fits into memory")
+        for sentence in bounded:
+            print(f"bounded: {sentence}", file=sys.stderr)
+        if self._ending.asked:
+            return 130
+        return 3 if lost or missing or unjudged or bounded or self._partial else 0
+
+    def _say_lost(self) -> int:
+        """Say what was lost in all, by the ring buffer's own account."""
+        import sys
+
+        statistics = self._following.statistics()
+        if statistics is None:
+            return 0
+        lost = max(self._lost, statistics.lost)
+        if lost:
+            print(
+                f"lost {lost} of {statistics.read + lost} records in all; ages across a loss are not given\n"
+                "hint: a larger `--buffer-kb`, or a FILTER with ports, which the kernel applies",
+                file=sys.stderr,
+            )
+        return lost
+
+    def _tell_stuck(self, *, last: bool = False) -> bool:
+        """Print what is newly stuck; return whether there is room for more."""
+        assert self._stuck_s is not None
+        following = self._following
+        found = following.stuck(self._stuck_s, self._told, last=last)
+        if not found:
+            return True
+        paths = following.cgroups(one.cgroup_id for one in found)
+        names = following.netns_names()
+        blind = bool(following.blind_gaps)
+        for one in found:
+            self._told.add((one.key, one.state))
+            record = _stuck_record(one, names, paths, blind=blind)
+            self._partial = self._partial or record["holders"] is None
+            if record["holders"] is None:
+                self._tell_blind()
+            shown = (
+                _stuck_json(record) if self._args.output == "jsonl" else _stuck_text(record, self._sink.wide)
+            )
+            if not self._sink.line(shown):
+                return False
         return True
 
-    try:
-        going = True
-        while going and (end is None or time.monotonic() < end):
-            pause = 0.5 if end is None else min(0.5, max(end - time.monotonic(), 0))
-            going = show(following.step(pause))
-            if going and stuck is not None:
-                following.look_now()
-                going = _stuck(following, sink, stuck, told)
-        if going:
-            show(following.finish())
-            if stuck is not None:
-                _stuck(following, sink, stuck, told, last=True)
-    except KeyboardInterrupt:
-        status = 130
-    if stories is not None and not args.summary:
-        for story in stories.rest():
-            if not sink.line("\n".join(story)):
-                break
-    if args.summary:
-        for line in text.summary(TransitionTable.concatenate(kept)):
-            print(line)
-    sink.finish()
-    lost = _account(following, lost)
-    return status or (3 if lost or partial else 0)
+    def _tell_blind(self) -> None:
+        """Say once why holders are not known."""
+        import sys
+
+        if not self._blind_told:
+            self._blind_told = True
+            for gap in self._following.blind_gaps:
+                print(f"gap: {gap}", file=sys.stderr)
 
 
-def _account(following: Following, lost: int) -> int:
-    """Say what was lost in all, by the ring buffer's own account."""
-    import sys
-
-    statistics = following.statistics()
-    if statistics is None:
-        return 0
-    lost = max(lost, statistics.lost)
-    if lost:
-        print(
-            f"lost {lost} of {statistics.read + lost} records in all; ages across a loss are not given\n"
-            "hint: a larger `--buffer-kb`, or a FILTER with ports, which the kernel applies",
-            file=sys.stderr,
-        )
-    return lost
-
-
-def _stuck(
-    following: Following, sink: _Sink, limit: float, told: set[tuple[int, int]], *, last: bool = False
-) -> bool:
-    """Print what is newly stuck; with ``last`` also that whose holder is still being looked for."""
+def _stuck_record(
+    one: Stuck, names: Mapping[int, Sequence[str]], paths: Mapping[int, str], *, blind: bool
+) -> dict[str, Any]:
+    """Return a stuck connection as an object; ``holders`` is null where it is not known who holds it."""
     from finwait.follow import pod_uid
-    from finwait.report.transitions import duration, endpoint
     from finwait.table.sockets import address_text
     from finwait.uapi import tcp
 
-    found = [one for one in following.stuck(limit) if (one.key, one.state) not in told]
-    if not found:
-        return True
-    owners = following.owners(one.inode for one in found)
-    paths = following.cgroups(one.cgroup_id for one in found)
-    names = following.netns_names()
-    for one in found:
-        if one.inode and one.inode not in owners and following.listing and not last:
-            continue  # it stays stuck, and is told when every process has been looked into
-        told.add((one.key, one.state))
-        space = next(iter(names.get(one.netns or 0, ())), str(one.netns))
-        ends = (
-            f"{endpoint(address_text(*one.src), one.sport)} > {endpoint(address_text(*one.dst), one.dport)}"
-        )
-        age = ("for " if one.exact else "for at least ") + duration(one.for_ns)
-        holders = owners.get(one.inode, ())
-        owner = ", ".join(str(o) for o in holders) or (
-            "nobody (orphan)" if not one.inode else "unknown holder"
-        )
-        uid = pod_uid(paths.get(one.cgroup_id, ""))
-        text = f"{space:8} {ends:37} {tcp.STATES[one.state]:10} {age}  {owner}"
-        if uid:
-            wide = sink.wide or len(text) + len(uid) + 6 <= 100
-            text += f"  pod {uid}" if wide else f"\n{'':8} pod {uid}"
-        if not sink.line(text):
-            return False
-    return True
+    holders: list[dict[str, Any]] | None = []
+    if one.held is not None:
+        holders = [{"pid": owner.pid, "comm": owner.comm} for owner in one.held.owners]
+        if not holders and (blind or not one.held.whole):
+            holders = None
+    return {
+        "state": tcp.STATES[one.state],
+        "for_ms": one.for_ns // 1_000_000,
+        "at_least": not one.exact,
+        "netns": one.netns,
+        "netns_name": next(iter(names.get(one.netns or 0, ())), None),
+        "src": address_text(*one.src),
+        "sport": one.sport,
+        "dst": address_text(*one.dst),
+        "dport": one.dport,
+        "holders": holders,
+        "orphan": one.held is None and one.state != tcp.CLOSE_WAIT,
+        "not_accepted": one.held is None and one.state == tcp.CLOSE_WAIT,
+        "pod_uid": pod_uid(paths.get(one.cgroup_id, "")) or None,
+        "cookie": one.key,
+        "inode": one.inode or None,
+    }
+
+
+def _stuck_json(record: dict[str, Any]) -> str:
+    from finwait.report.transitions import encode
+
+    return encode(record)
+
+
+def _stuck_text(record: dict[str, Any], wide: bool) -> str:
+    from finwait.report.transitions import duration, endpoint
+
+    space = record["netns_name"] or str(record["netns"])
+    ends = f"{endpoint(record['src'], record['sport'])} > {endpoint(record['dst'], record['dport'])}"
+    age = ("for at least " if record["at_least"] else "for ") + duration(record["for_ms"] * 1_000_000)
+    if record["orphan"]:
+        owner = "nobody (orphan)"
+    elif record["not_accepted"]:
+        owner = "not accepted yet"
+    elif record["holders"] is None:
+        owner = "unknown holder"
+    else:
+        owner = ", ".join(f"{o['comm']}[{o['pid']}]" for o in record["holders"]) or "no process (in flight?)"
+    text = f"{space:8} {ends:37} {record['state']:10} {age}  {owner}"
+    if uid := record["pod_uid"]:
+        fits = wide or len(text) + len(uid) + 6 <= 100
+        text += f"  pod {uid}" if fits else f"\n{'':8} pod {uid}"
+    return text

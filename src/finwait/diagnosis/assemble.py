@@ -16,6 +16,7 @@ from finwait.attribution.join import matches, unique_match
 from finwait.attribution.other_end import HALF, OtherEnds, other_ends
 from finwait.attribution.owners import holders
 from finwait.attribution.process import ProcessView
+from finwait.diagnosis import forecast
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable
@@ -30,14 +31,14 @@ __all__ = ["Movement", "ages", "assemble", "loopback", "movement"]
 _JOINED = (
     "family", "state", "timer", "retrans", "sport", "dport", "cookie", "expires_ms", "rqueue", "wqueue", "uid",
     "inode", "shutdown", "cgroup_id", "last_data_sent_ms", "last_data_recv_ms",
-    "last_ack_recv_ms", "unacked", "backoff", "bytes_acked", "bytes_received", "snd_wnd",
+    "last_ack_recv_ms", "unacked", "backoff", "rto_us", "bytes_acked", "bytes_received", "snd_wnd",
     "notsent_bytes",
 )  # fmt: skip
 """Columns that the joins or the rules look at: read together."""
 _RECEIVED = ("bytes_received", "mptcp_bytes_received", "mptcp_rcv_nxt")
 """Counters of what came, the first that a row has: of TCP, of MPTCP, and of MPTCP on a kernel without those."""
 _ACKNOWLEDGED = ("bytes_acked", "mptcp_bytes_acked", "mptcp_snd_una")
-_TIME_WAIT_MS = 60_000  # TCP_TIMEWAIT_LEN, include/net/tcp.h: compiled in
+_TIME_WAIT_MS = int(1000 * forecast.TIME_WAIT_S)
 
 
 def loopback(sockets: SocketTable) -> Mask:
@@ -57,7 +58,8 @@ def ages(
     count as an ACK received, so the state is at least as old as `last_ack_recv`; it cannot be older than the
     last data that had to come before it. ESTABLISHED began with a handshake that set all three clocks.
     TIME_WAIT lasts 60 s from its beginning, but a FIN that comes again starts them again
-    (``tcp_timewait_state_process``): what is over of them is the least.
+    (``tcp_timewait_state_process``): what is over of them is the least. A FIN that is all that is unacknowledged has
+    waited for as long as its retransmissions took (`forecast.waited_ms`); CLOSING may have begun after it was sent.
     """
     n = len(sockets)
     least = np.full(n, -1, np.int64)
@@ -80,6 +82,10 @@ def ages(
     past = np.maximum(_TIME_WAIT_MS - s.expires_ms.astype(np.int64), 0)
     least[timewait] = past[timewait]
     source[timewait] = 2
+    alone = ((s.state == tcp.FIN_WAIT1) | (s.state == tcp.LAST_ACK)) & (s.timer == 1) & (s.wqueue == 1)
+    alone &= s.present("rto_us")
+    waited = forecast.waited_ms(s.rto_us[alone], s.retrans[alone], s.backoff[alone])
+    least[alone], source[alone] = waited, np.where(waited >= 0, 4, 0)
     return least, most, source
 
 

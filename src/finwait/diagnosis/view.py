@@ -104,7 +104,7 @@ class View:
     at_most_ms: NDArray[np.int64]
     """… and at most so long; −1 unknown."""
     age_source: NDArray[np.uint8]
-    """0 none, 1 last_ack_recv, 2 expires, 3 seen by us, by cookie."""
+    """0 none, 1 last_ack_recv, 2 expires, 3 seen by us, by cookie, 4 retransmissions of the FIN."""
     moved: Mask
     """bytes_received grew between two looks."""
     sent: Mask

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["JournalEntry", "SqliteJournal", "state_directory"]
+__all__ = ["JournalEntry", "SqliteJournal", "Taken", "state_directory"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS acts (
@@ -88,6 +88,22 @@ class _ActLike(Protocol):
     def why(self) -> str: ...
     @property
     def undoes(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An act without a result that has a socket, so that no other may change its options."""
+
+    act_id: int
+    pid: int
+    why: str
+    running: bool
+    """Whether its process is still at it; if not, it was cut short, and may have left the options changed."""
+
+    def __str__(self) -> str:
+        if self.running:
+            return f"act {self.act_id} ({self.why}, pid {self.pid}) is under way on it"
+        return f"act {self.act_id} ({self.why}) was cut short on it; `finwait undo {self.act_id}` puts its options back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +298,7 @@ class SqliteJournal:
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
         if self._db is not None:
-            self._db.close()
+            self._base.close()
             self._db = None
 
     @contextlib.contextmanager
@@ -333,6 +349,10 @@ class SqliteJournal:
         Raises:
             KernelError: they could not be written.
         """
+        with self._transaction("write"):
+            return self._insert(acts)
+
+    def _insert(self, acts: Sequence[_ActLike]) -> list[int]:
         uid = os.getuid()
         pid = os.getpid()
         argv = [
@@ -353,22 +373,73 @@ class SqliteJournal:
             )
             for act in acts
         ]
-        with self._errors("write"):
+        self._base.executemany(
+            "INSERT INTO acts (kind, started_ns, uid, user, command, pid, pid_start, boot_id,"
+            " target, before, after, why, undoes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            rows,
+        )
+        # AUTOINCREMENT under the write lock: the rows just inserted have consecutive ids.
+        last = self._base.execute("SELECT coalesce(max(id), 0) FROM acts").fetchone()[0]
+        return list(range(last - len(rows) + 1, last + 1))
+
+    @contextlib.contextmanager
+    def _transaction(self, doing: str, state: str = "nothing was done") -> Iterator[None]:
+        with self._errors(doing, state):
+            self._base.execute("BEGIN IMMEDIATE")
             try:
-                self._base.execute("BEGIN IMMEDIATE")
-                self._base.executemany(
-                    "INSERT INTO acts (kind, started_ns, uid, user, command, pid, pid_start, boot_id,"
-                    " target, before, after, why, undoes) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                    rows,
-                )
-                # AUTOINCREMENT under the write lock: the rows just inserted have consecutive ids.
-                last = self._base.execute("SELECT coalesce(max(id), 0) FROM acts").fetchone()[0]
+                yield
                 self._base.execute("COMMIT")
             except BaseException:
                 if self._base.in_transaction:
                     self._base.execute("ROLLBACK")
                 raise
-        return list(range(last - len(rows) + 1, last + 1))
+
+    def claim_many(self, acts: Sequence[_ActLike], *, besides: int | None = None) -> list[int | Taken]:
+        """Write acts on options of sockets down, as `record_many` does, each only if its socket is free.
+
+        A socket is taken while another act of that kind on it has no result: by a process that is still at it, or by
+        one that was cut short and may have left its options changed. The claim ends with the act's result.
+
+        Args:
+            acts: one a socket.
+            besides: the act that is taken back here, which is no obstacle.
+
+        Returns:
+            For each act its id, or what has taken its socket; then it is not written down.
+
+        Raises:
+            KernelError: they could not be written.
+        """
+        found: list[int | Taken] = []
+        free: list[_ActLike] = []
+        with self._transaction("write"):
+            taken = self._taken(besides)
+            for act in acts:
+                holder = taken.get(_socket_of(act.target))
+                if holder is None:
+                    free.append(act)
+                found.append(holder or 0)
+            ids = iter(self._insert(free))
+        return [next(ids) if one == 0 else one for one in found]
+
+    def _taken(self, besides: int | None) -> dict[tuple[Any, Any], Taken]:
+        rows = self._base.execute(
+            f"SELECT {_COLUMNS} FROM acts WHERE finished_ns IS NULL AND kind = 'sockopt'"  # noqa: S608 - constants
+            " AND boot_id = ? AND id IS NOT ?",
+            (_boot(), besides),
+        ).fetchall()
+        taken = {}
+        for row in rows:
+            try:
+                entry = _entry(row)
+            except (
+                ValueError,
+                TypeError,
+                RecursionError,
+            ):  # damaged: `entries` says so, and no socket is known
+                continue
+            taken[_socket_of(entry.target)] = Taken(entry.id, entry.pid, entry.why, self.is_running(entry))
+        return taken
 
     def complete(self, act_id: int, result: Mapping[str, Any]) -> None:
         """Write down what came of an act. A key ``error`` in the result says that it failed.
@@ -386,20 +457,13 @@ class SqliteJournal:
             ValueError: one of them is not there or complete already; nothing was written then.
             KernelError: it could not be written.
         """
-        with self._errors("write", "the act was done, its result is not written down"):
-            try:
-                self._base.execute("BEGIN IMMEDIATE")
-                now = time.time_ns()
-                changed = self._base.executemany(
-                    "UPDATE acts SET finished_ns = ?, result = ? WHERE id = ? AND finished_ns IS NULL",
-                    [(now, _dump(result), act_id) for act_id, result in results.items()],
-                )
-                _all_open(changed.rowcount, list(results))
-                self._base.execute("COMMIT")
-            except BaseException:
-                if self._base.in_transaction:
-                    self._base.execute("ROLLBACK")
-                raise
+        with self._transaction("write", "the act was done, its result is not written down"):
+            now = time.time_ns()
+            changed = self._base.executemany(
+                "UPDATE acts SET finished_ns = ?, result = ? WHERE id = ? AND finished_ns IS NULL",
+                [(now, _dump(result), act_id) for act_id, result in results.items()],
+            )
+            _all_open(changed.rowcount, list(results))
 
     def get(self, act_id: int) -> JournalEntry:
         """Return one act.
@@ -421,12 +485,12 @@ class SqliteJournal:
 
     def incomplete(self) -> list[JournalEntry]:
         """Return the acts that were begun and never ended: without a result, and their process is gone."""
-        boot = _boot()
-        return [
-            entry
-            for entry in self._select("WHERE finished_ns IS NULL ORDER BY id", ())
-            if entry.boot_id != boot or entry.pid_start == 0 or _start_of(entry.pid) != entry.pid_start
-        ]
+        open_ = self._select("WHERE finished_ns IS NULL ORDER BY id", ())
+        return [entry for entry in open_ if not self.is_running(entry)]
+
+    def is_running(self, entry: JournalEntry) -> bool:
+        """Return whether the process that did an act is there still."""
+        return entry.boot_id == _boot() and entry.pid_start != 0 and _start_of(entry.pid) == entry.pid_start
 
     def _select(self, tail: str, values: tuple[object, ...]) -> list[JournalEntry]:
         with self._errors("read"):
@@ -442,6 +506,11 @@ class SqliteJournal:
                     hint=f"it is damaged ({error}); move the file away to begin a new one",
                 ) from None
         return entries
+
+
+def _socket_of(target: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return namespace and cookie of an act's target: what names one socket on this boot."""
+    return target.get("netns"), target.get("cookie")
 
 
 def _all_open(changed: int, ids: list[int]) -> None:

@@ -3,13 +3,19 @@
 A dump walks every socket of a namespace: half a second where there are 200,000. A question about one
 connection is one hash lookup and 15 µs, and finds minisockets as well. So a few questions are asked one by
 one, and only many are answered by a dump.
+
+The surprise: addresses and ports do not suffice. A socket that is bound to an interface (SO_BINDTODEVICE, a VRF, every
+link-local IPv6 address) is found only by a question that carries this interface (``idiag_if``); one that carries none
+has the answer "there is no such socket". Who asks about a row of a dump knows its interface. An event does not tell it:
+then every interface of the namespace is tried, once the question without any has found nothing.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -20,10 +26,23 @@ from finwait.table.sockets import SocketTable
 from finwait.uapi import inet_diag, tcp
 from finwait.uapi import netlink as nl
 
-__all__ = ["Question", "ask"]
+__all__ = ["Question", "ask", "interfaces", "link_local"]
 
-Question = tuple[tuple[int, int], tuple[int, int], int, int]
-"""Local and remote address (two words each, IPv4 mapped), local and remote port."""
+
+class Question(NamedTuple):
+    """One connection."""
+
+    src: tuple[int, int]
+    """Local address: two words, IPv4 mapped."""
+    dst: tuple[int, int]
+    sport: int
+    dport: int
+    ifindex: int | None = None
+    """Interface that it is bound to, 0 for none; None where that is not known."""
+
+
+_TRIES: Final = 4000
+"""Questions with an interface that are asked in place of one without, at most; what is left has no answer."""
 
 
 def ask(
@@ -36,29 +55,78 @@ def ask(
     Raises:
         DecodeError: an answer is not what the kernel sends.
     """
-    requests = [_request(question) for question in questions]
-    parts: list[bytes] = []
-    spaces: list[int] = []
-
-    def look(space: netns.NetNamespace) -> Gap | None:
-        try:
-            with netlink_socket(NETLINK_SOCK_DIAG, "ask for single sockets") as sock:
-                for request in requests:
-                    answer = _answer(sock, request)
-                    if answer is not None:
-                        parts.append(answer)
-                        spaces.append(space.inode)
-        except KernelError as error:
-            return Gap(f"netns {space.inode}", error.doing, getattr(error, "capability", "") or str(error))
-        return None
-
-    results, gaps = netns.visit(namespaces, look)
-    gaps += [gap for gap in results.values() if gap is not None]
-    return _table(parts, spaces), gaps
+    found = _Answers()
+    gaps = found.ask(questions, namespaces, lambda question, _: (question.ifindex or 0,))
+    open_ = [q for k, q in enumerate(questions) if q.ifindex is None and k not in found.answered]
+    if open_:
+        known = interfaces(namespaces)
+        room = _TRIES // max(sum(map(len, known.values())), 1)
+        # Of a link-local address it is certain that it is bound; of the others few are.
+        open_.sort(key=lambda q: not link_local(q.src[0]))
+        more = found.ask(open_[:room], namespaces, lambda _, space: tuple(known.get(space.inode, ())))
+        gaps += [gap for gap in more if gap not in gaps]
+    return _table(found.parts, found.spaces), gaps
 
 
-def _request(question: Question) -> bytes:
-    (src_high, src_low), (dst_high, dst_low), sport, dport = question
+def link_local(high: int) -> bool:
+    """Return whether an address is link-local (fe80::/10), by its high word: then its socket is bound."""
+    return high >> 54 == 0xFE80 >> 6
+
+
+class _Answers:
+    """What was answered, in the order of asking."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.spaces: list[int] = []
+        self.answered: set[int] = set()
+        self._cookies: set[tuple[int, bytes]] = set()
+
+    def ask(
+        self,
+        questions: Sequence[Question],
+        namespaces: Sequence[netns.NetNamespace],
+        ways: Callable[[Question, netns.NetNamespace], tuple[int, ...]],
+    ) -> list[Gap]:
+        """Ask every question in every namespace, once for each interface that ``ways`` names."""
+
+        def look(space: netns.NetNamespace) -> Gap | None:
+            try:
+                with netlink_socket(NETLINK_SOCK_DIAG, "ask for single sockets") as sock:
+                    for k, question in enumerate(questions):
+                        for ifindex in ways(question, space):
+                            self._keep(k, space.inode, _answer(sock, _request(question, ifindex)))
+            except KernelError as error:
+                needs = getattr(error, "capability", "") or error.hint or str(error)
+                return Gap(f"netns {space.inode}", error.doing, needs)
+            return None
+
+        results, gaps = netns.visit(namespaces, look)
+        return gaps + [gap for gap in results.values() if gap is not None]
+
+    def _keep(self, question: int, space: int, answer: bytes | None) -> None:
+        if answer is None:
+            return
+        self.answered.add(question)
+        # A socket that is bound to nothing answers whatever interface is asked for.
+        cookie = space, answer[_COOKIE]
+        if cookie not in self._cookies:
+            self._cookies.add(cookie)
+            self.parts.append(answer)
+            self.spaces.append(space)
+
+
+_COOKIE: Final = slice(nl.NLMSG_HEADER + 44, nl.NLMSG_HEADER + 52)
+"""``idiag_cookie`` of an answer."""
+
+
+def interfaces(namespaces: Sequence[netns.NetNamespace]) -> dict[int, dict[int, str]]:
+    """Return the interfaces of namespaces, index → name; of those that cannot be entered nothing."""
+    return netns.visit(namespaces, lambda _: dict(socket.if_nameindex()))[0]
+
+
+def _request(question: Question, ifindex: int) -> bytes:
+    (src_high, src_low), (dst_high, dst_low), sport, dport, _ = question
     mapped = src_high == 0 and src_low >> 32 == 0xFFFF
     if mapped:
         src, dst = (struct.pack("!I", low & 0xFFFFFFFF) for low in (src_low, dst_low))
@@ -68,7 +136,7 @@ def _request(question: Question) -> bytes:
         inet_diag.SOCK_DIAG_BY_FAMILY,
         inet_diag.AF_INET if mapped else inet_diag.AF_INET6,
         inet_diag.IPPROTO_TCP,
-        inet_diag.SocketId(sport, dport, src, dst),
+        inet_diag.SocketId(sport, dport, src, dst, ifindex),
         extensions=0,
     )
 

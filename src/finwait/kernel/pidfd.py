@@ -14,7 +14,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded, SubflowOnly, TargetGone
@@ -23,10 +23,13 @@ from finwait.uapi.observation import LoneSocket
 
 __all__ = [
     "KEEPALIVE_OPTIONS",
+    "OPTION_RANGES",
     "borrowed",
     "get_options",
     "lone_sockets",
     "namespace_of",
+    "nearest",
+    "out_of_range",
     "reset",
     "set_options",
     "yama_scope",
@@ -47,6 +50,15 @@ KEEPALIVE_OPTIONS = {
     "keepalive": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
 }
 """Options by name; SO_KEEPALIVE last, so that it is armed with the times already set."""
+
+OPTION_RANGES = {
+    "keepidle": (1, 32767),  # MAX_TCP_KEEPIDLE, include/net/tcp.h
+    "keepintvl": (1, 32767),
+    "keepcnt": (1, 127),
+    "user_timeout_ms": (0, 2**31 - 1),
+    "keepalive": (0, 1),
+}
+"""Least and most that setsockopt(2) takes."""
 
 
 def _syscall(number: int, *args: int) -> int:
@@ -175,17 +187,49 @@ def get_options(sock: socket.socket) -> dict[str, int]:
     return {name: sock.getsockopt(level, number) for name, (level, number) in KEEPALIVE_OPTIONS.items()}
 
 
-def set_options(sock: socket.socket, values: dict[str, int]) -> None:
-    """Set options by name.
+def out_of_range(values: Mapping[str, int]) -> dict[str, int]:
+    """Return those values that setsockopt(2) does not take.
+
+    getsockopt(2) gives more than that: of a socket without times of its own it gives the sysctls, which have no such
+    limit (``net.ipv4.tcp_keepalive_time=86400``).
+    """
+    return {n: v for n, v in values.items() if not OPTION_RANGES[n][0] <= v <= OPTION_RANGES[n][1]}
+
+
+def nearest(values: Mapping[str, int]) -> dict[str, int]:
+    """Return values that setsockopt(2) takes, each the nearest to what is wanted."""
+    return {n: min(max(v, OPTION_RANGES[n][0]), OPTION_RANGES[n][1]) for n, v in values.items()}
+
+
+def set_options(sock: socket.socket, values: Mapping[str, int]) -> None:
+    """Set options by name, each of them, also when one fails.
 
     Switching keepalive off first and on last arms its timer anew: a timer that is armed keeps the time it
     was armed with.
+
+    Raises:
+        KernelError: the kernel took some of them not; the others are set.
     """
+    failed: dict[str, int] = {}
     if "keepalive" in values:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
-    for name, (level, number) in KEEPALIVE_OPTIONS.items():
+        _set_option(sock, "keepalive", 0, failed)
+    for name in KEEPALIVE_OPTIONS:
         if name in values:
-            sock.setsockopt(level, number, values[name])
+            _set_option(sock, name, values[name], failed)
+    if failed:
+        which = ", ".join(f"{name}={values[name]}" for name in failed)
+        raise KernelError(next(iter(failed.values())), f"set {which}")
+
+
+def _set_option(sock: socket.socket, name: str, value: int, failed: dict[str, int]) -> None:
+    level, number = KEEPALIVE_OPTIONS[name]
+    if not -(2**31) <= value < 2**31:  # no C int: Python would call it a TypeError
+        failed[name] = errno.ERANGE
+        return
+    try:
+        sock.setsockopt(level, number, value)
+    except OSError as error:
+        failed[name] = error.errno or errno.EIO
 
 
 def reset(sock: socket.socket) -> None:

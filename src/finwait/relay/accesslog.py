@@ -13,9 +13,10 @@ import errno
 import os
 import queue
 import select
-import sys
 import threading
 from typing import Final
+
+from finwait.relay.notice import say
 
 __all__ = ["AccessLog"]
 
@@ -53,9 +54,7 @@ class AccessLog:
             self._queue.put(data)
             return
         if not self.dropped:
-            sys.stderr.write(
-                "finwait relay: the access log is not taken up as fast as it grows: lines are dropped\n"
-            )
+            say("the access log's reader is too slow: lines are dropped")
         self.dropped += len(lines)
 
     def close(self, seconds: float = 0.0) -> None:
@@ -69,7 +68,7 @@ class AccessLog:
             try:
                 self._write(data)
             except OSError as error:  # a full disk must not end connections
-                sys.stderr.write(f"finwait relay: could not write the access log: {error.strerror}\n")
+                say(f"could not write the access log: {error.strerror}")
             with self._lock:
                 self._waiting -= len(data)
         os.close(self.fd)

@@ -29,10 +29,13 @@ __all__ = ["Address", "Backend", "Balancer"]
 Address = tuple[Any, ...] | str
 """A socket address: (host, port, …), or a path."""
 
+_MOST_POINTS: Final = 1 << 18
 _POINTS: Final = 128
 """Places on the ring for one unit of weight: shares differ by some 10 % then."""
 _SLOW_START_FLOOR: Final = 0.05
-_EJECT_DOUBLINGS: Final = 10
+_EJECT_MOST: Final = 300.0
+"""Seconds that doubling does not go beyond."""
+_EJECT_DOUBLINGS: Final = 64
 
 
 class Backend:
@@ -49,6 +52,7 @@ class Backend:
     __slots__ = (
         "active",
         "address",
+        "calm_since",
         "connect_seconds",
         "connected",
         "current",
@@ -58,6 +62,7 @@ class Backend:
         "failures",
         "family",
         "idle",
+        "leads_back_until",
         "max_connections",
         "name",
         "up",
@@ -79,6 +84,10 @@ class Backend:
         self.failures = 0
         self.ejections = 0
         self.eject_until = float("-inf")
+        self.calm_since = float("-inf")
+        """Since when it is neither ejected nor has failed."""
+        self.leads_back_until = float("-inf")
+        """Until when it takes nothing: connections to it came back as clients of the same service."""
         self.current = 0.0
         self.connected = 0
         self.failed = 0
@@ -89,6 +98,10 @@ class Backend:
     def full(self) -> bool:
         """Return whether it has as many connections as it may."""
         return 0 < self.max_connections <= self.active
+
+    def takes(self, now: float) -> bool:
+        """Return whether it may have one more connection, be it up or not."""
+        return bool(self.weight) and not self.full() and now >= self.leads_back_until
 
     def ejected(self, now: float) -> bool:
         """Return whether passive checks leave it out."""
@@ -124,25 +137,31 @@ class Balancer:
             old.weight, old.max_connections = new.weight, new.max_connections
             now_there.append(old)
         self.backends = now_there
-        self._ring = sorted(
-            (
-                (_hash(f"{backend.name}#{point}"), backend)
-                for backend in now_there
-                for point in range(_POINTS * backend.weight)
-            ),
-            key=lambda place: place[0],
-        )
+        self._ring = [] if self.service.balance != "source_hash" else self._points(now_there)
         gone = list(known.values())
         for source in [source for source, (backend, _) in self._sources.items() if backend in gone]:
             del self._sources[source]
         return gone
 
+    @staticmethod
+    def _points(backends: Sequence[Backend]) -> list[tuple[int, Backend]]:
+        """Return the ring; with very many backends each has fewer places on it."""
+        for_each = max(1, min(_POINTS, _MOST_POINTS // max(1, sum(b.weight for b in backends))))
+        return sorted(
+            (
+                (_hash(f"{backend.name}#{point}"), backend)
+                for backend in backends
+                for point in range(for_each * backend.weight)
+            ),
+            key=lambda place: place[0],
+        )
+
     def pick(self, source: str, tried: Container[Backend], now: float) -> Backend | None:
         """Return the backend for a client's next try, or None when all are full (or there is none)."""
         if len(self.backends) == 1:
             only = self.backends[0]
-            return None if only.full() or not only.weight else only
-        takers = [b for b in self.backends if b.weight and not b.full()]
+            return only if only.takes(now) else None
+        takers = [b for b in self.backends if b.takes(now)]
         choice = [b for b in takers if b.up and not b.ejected(now) and b not in tried]
         if not choice:
             choice = [b for b in takers if b not in tried] or takers
@@ -178,7 +197,9 @@ class Balancer:
                 if backend in usable:
                     return backend
         if self.service.balance == "least_connections":
-            return min(choice, key=lambda b: ((b.active + 1) / self._share(b, now), -b.current))
+            load = [b.active / self._share(b, now) for b in choice]
+            least = min(load)
+            choice = [b for b, of_it in zip(choice, load, strict=True) if of_it <= least]  # these in turn
         # Smooth weighted round robin: each earns its weight, the richest pays for all.
         total = 0.0
         best = choice[0]
@@ -205,6 +226,7 @@ class Balancer:
     def failed(self, backend: Backend, now: float) -> bool:
         """Note a failure; return whether the backend is ejected by it."""
         outlier = self.service.outlier
+        self._forget(backend, now)
         backend.failures += 1
         backend.failed += 1
         if not outlier.failures or backend.failures < outlier.failures or backend.ejected(now):
@@ -212,11 +234,19 @@ class Balancer:
         out = sum(b.ejected(now) for b in self.backends)
         if (out + 1) * 100 > outlier.max_percent * len(self.backends):
             return False
-        backend.eject_until = now + outlier.eject * 2 ** min(backend.ejections, _EJECT_DOUBLINGS)
-        backend.up_since = backend.eject_until
+        out_for = outlier.eject * 2.0 ** min(backend.ejections, _EJECT_DOUBLINGS)
+        backend.eject_until = now + min(out_for, max(outlier.eject, _EJECT_MOST))
+        backend.up_since = backend.calm_since = backend.eject_until
         backend.ejections += 1
         backend.failures = 0
         return True
+
+    def _forget(self, backend: Backend, now: float) -> None:
+        """Take back one doubling for each ``eject`` seconds that went by without a failure."""
+        if backend.ejections and self.service.outlier.eject:
+            calm = (now - backend.calm_since) / self.service.outlier.eject
+            backend.ejections = max(0, backend.ejections - int(max(0.0, calm)))
+        backend.calm_since = max(backend.calm_since, now)
 
     def mark(self, name: str, up: bool, now: float) -> None:
         """Take what an active check says about the backend of that name."""

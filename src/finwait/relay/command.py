@@ -286,10 +286,13 @@ def _run(args: argparse.Namespace) -> int:
         _options_alone(args)
     if args.explain:
         return _explain(args)
+    from finwait.relay import loops
+
     if args.check:
         from finwait.relay.supervisor import user_entry
 
         config = build_config(args)
+        loops.refuse(config, names=True)
         if config.user:
             user_entry(config.user)
         names = ", ".join(f"`{service.name}`" for service in config.service)
@@ -297,7 +300,12 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     from finwait.relay.supervisor import Supervisor
 
-    supervisor = Supervisor(lambda: build_config(args), [sys.executable, *sys.orig_argv[1:]])
+    def read() -> Config:
+        config = build_config(args)
+        loops.refuse(config)
+        return config
+
+    supervisor = Supervisor(read, [sys.executable, *sys.orig_argv[1:]])
     supervisor.bind()
     return supervisor.run()
 
@@ -375,7 +383,7 @@ def _ask(path: str, request: dict[str, Any]) -> tuple[Any, int]:
             raise failed from None
     try:
         answer = json.loads(line) if line else {"error": "nothing; it closed the connection"}
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or not answer.keys() & {"ok", "error"}:
         raise FinwaitError(f"the relay at `{path}` said {line[:40]!r}: it is no relay of this version")
@@ -418,6 +426,11 @@ def _ls(args: argparse.Namespace) -> int:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> None:
+    from finwait.table.units import printable
+
+    rows = [
+        [printable(str(cell)) for cell in row] for row in rows
+    ]  # names come from files and from the network
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     sys.stdout.writelines(
         "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
@@ -485,8 +498,10 @@ def _drain(args: argparse.Namespace) -> int:
 
 def _stats(args: argparse.Namespace) -> int:
     if args.output == "prometheus":
+        from finwait.table.units import printable
+
         text, status = _ask(args.admin, {"do": "metrics"})
-        sys.stdout.write(text)
+        sys.stdout.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
     else:
         counts, status = _ask(args.admin, {"do": "stats"})
         sys.stdout.write(json.dumps(counts, indent=2) + "\n")
@@ -504,7 +519,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (FinwaitError, ValueError) as error:
-        sys.stderr.write(f"finwait relay: error: {error}\n")
-        if hint := getattr(error, "hint", ""):
-            sys.stderr.write(f"hint: {hint}\n")
+        from finwait.table.units import printable
+
+        hint = getattr(error, "hint", "")
+        said = f"finwait relay: error: {error}\n" + (f"hint: {hint}\n" if hint else "")
+        sys.stderr.write(printable(said, lines=True))
         return 2 if isinstance(error, UsageError) else 1

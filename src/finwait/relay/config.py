@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from finwait.errors import FinwaitError
+from finwait import files
+from finwait.errors import FileRefused, FinwaitError
+from finwait.relay.acl import UNIX, parse_network
 from finwait.relay.machine import Limits
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ _DURATION = {"type": ["number", "string"], "pattern": r"^[0-9.]+ *(ms|s|m|min|h|
 _LONGEST: Final = 1e6
 """Seconds, some eleven days. TCP_USER_TIMEOUT counts milliseconds in 31 bits; nothing here needs more."""
 _C_INT: Final = 0x7FFFFFFF
+_MOST_BYTES: Final = 1 << 20
+"""Of a configuration; the longest that is of use has some ten thousand."""
 _MAX_KEEPALIVE: Final = 32767
 """MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL, include/net/tcp.h."""
 _MAX_PATH: Final = 107
@@ -342,9 +346,13 @@ class Outlier(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="Failures in a row (connect, or reset before its first byte) that eject a backend; 0 is off.",
         ),
     ] = 3
-    eject: Annotated[float, _time("How long it is left out; doubles with each ejection, up to 10 times.")] = (
-        10.0
-    )
+    eject: Annotated[
+        float,
+        _time(
+            "How long it is left out. Doubles with each ejection, up to 300 s, and halves again with each such "
+            "interval without a failure."
+        ),
+    ] = 10.0
     max_percent: Annotated[
         int,
         Meta(
@@ -416,10 +424,14 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="Tell the backend who the client is; it must expect the header."),
     ] = ""
     allow: Annotated[
-        tuple[str, ...], Meta(description="Source networks that may connect; empty: all. Others get RST.")
+        tuple[str, ...],
+        Meta(
+            description="Source networks that may connect; empty: all. Others get RST. `unix` stands for the "
+            "clients of Unix listeners, which have no address: a list without it turns them away."
+        ),
     ] = ()
     deny: Annotated[
-        tuple[str, ...], Meta(description="Source networks that may not; goes before allow.")
+        tuple[str, ...], Meta(description="Source networks that may not, or `unix`; goes before allow.")
     ] = ()
     max_connections: Annotated[
         int,
@@ -571,13 +583,29 @@ def check_backend(text: str) -> None:
     host, port = split_address(rest if kind == "dns" else text)
     _port(port, 1)
     if kind == "dns":
-        if not host:
-            raise ValueError(f"`{text}` needs a name")
+        _check_name(host)
         return
     try:
         ipaddress.ip_address(host)
     except ValueError:
         raise ValueError(f"`{host}` is not an IP address; for a name write `dns:{host}:{port}`") from None
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError when a text cannot be a name of the DNS (RFC 1035, 2.3.4)."""
+    try:
+        plain = name if name.isascii() else name.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError(f"`{name}` is no name that the DNS could have") from None
+    labels = plain.removesuffix(".").split(".")
+    if len(plain) > 253 or not all(0 < len(label) < 64 for label in labels):
+        raise ValueError(
+            f"`{name}` is no name: each part between dots has 1 to 63 characters, all at most 253"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", plain):
+        raise ValueError(
+            f"`{name}` is no name: it has a character other than letters, digits, `-`, `_` and `.`"
+        )
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -805,7 +833,11 @@ def load(path: Path) -> Config:
         ConfigError: it cannot be read, is no TOML, or says something that cannot be; with file and line.
     """
     try:
-        text = path.read_text("utf-8")
+        text = files.read(str(path), _MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
+    except FileRefused as error:
+        raise ConfigError(
+            f"could not read `{path}`: {error.reason}", hint="`--config` names a TOML file"
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"could not read `{path}`: the kernel said {error.strerror}", hint="`--config` names a TOML file"
@@ -864,9 +896,15 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
         for key in ("allow", "deny"):
             for place, network in enumerate(getattr(service, key)):
                 try:
-                    ipaddress.ip_network(network)
+                    if network != UNIX:
+                        parse_network(network)
                 except ValueError as error:
                     yield f"{path}.{key}[{place}]", f"{error}; write for example 10.0.0.0/8"
+        if any(text.startswith("unix:") for text in service.listen):
+            if service.allow and UNIX not in service.allow:
+                yield f"{path}.allow", "nobody could connect to the Unix listener: `unix` is not in the list"
+            elif UNIX in service.deny:
+                yield f"{path}.deny", "nobody could connect to the Unix listener: `unix` is in the list"
         if service.health.send:
             try:
                 probe_bytes(service.health.send)

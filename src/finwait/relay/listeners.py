@@ -18,6 +18,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from finwait import files
 from finwait.errors import KernelError, PermissionNeeded
 from finwait.relay import sockets
 from finwait.relay.config import ConfigError, Listen, parse_listen
@@ -215,22 +216,32 @@ def _open_unix(service: Service, path: str) -> socket.socket:
     except OSError as error:
         sock.close()
         raise refused(error, f"listen on unix:{path}") from None
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
 def remove_stale(path: str) -> None:
-    """Remove a Unix socket that nobody listens on; anything else stays and makes ``bind()`` fail."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
+    """Remove a Unix socket that nobody listens on; anything else stays and makes ``bind()`` fail.
+
+    Raises:
+        FileRefused: a link on the way belongs to somebody else.
+        OSError: it cannot be looked at or removed.
+    """
+    above, name = os.path.split(path)
+    with files.folder(above) as folder:
+        status = folder.status(name)
+        if status is None or not stat.S_ISSOCK(status.st_mode):
             return
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
+        if folder.alone and status.st_uid not in (0, os.geteuid()):
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1)
+            try:
+                probe.connect(f"/proc/self/fd/{folder.fd}/{name}")
+            except ConnectionRefusedError:
+                os.unlink(name, dir_fd=folder.fd)
 
 
 def refused(error: OSError, doing: str) -> KernelError:

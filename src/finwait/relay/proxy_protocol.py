@@ -28,7 +28,10 @@ _INET, _INET6 = 0x11, 0x21
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a header says. ``source`` is None where the proxy speaks for itself (LOCAL, UNKNOWN)."""
+    """What a header says. ``source`` is None where the proxy speaks for itself (LOCAL, UNKNOWN).
+
+    An IPv4-mapped address is given as the IPv4 address that it is, so that a client has one name.
+    """
 
     source: tuple[str, int] | None
     destination: tuple[str, int] | None
@@ -61,6 +64,8 @@ def _parse_v1(data: bytes) -> Header | None:
     if len(words) != 6 or words[1] not in (b"TCP4", b"TCP6"):
         raise DecodeError("PROXY header v1", 6, data[6:22], "not TCP4, TCP6 or UNKNOWN with two addresses")
     version = 4 if words[1] == b"TCP4" else 6
+    if b"%" in data[:end]:  # ipaddress takes any text after it, line ends and escapes included
+        raise DecodeError("PROXY header v1", 11, data[11:27], "an address has a scope")
     try:
         hosts = [ipaddress.ip_address(word.decode("ascii")) for word in words[2:4]]
         ports = [_port(word) for word in words[4:6]]
@@ -68,7 +73,8 @@ def _parse_v1(data: bytes) -> Header | None:
         raise DecodeError("PROXY header v1", 11, data[11:27], "an address or a port does not parse") from None
     if any(host.version != version for host in hosts):
         raise DecodeError("PROXY header v1", 11, data[11:27], f"an address is not of IPv{version}")
-    return Header((str(hosts[0]), ports[0]), (str(hosts[1]), ports[1]), end + 2)
+    source, destination = (str(_plain(host)) for host in hosts)
+    return Header((source, ports[0]), (destination, ports[1]), end + 2)
 
 
 def _port(word: bytes) -> int:
@@ -92,7 +98,7 @@ def _parse_v2(data: bytes) -> Header | None:
     if length < 2 * width + 4:
         raise DecodeError("PROXY header v2", 14, data[14:30], "too short for its addresses")
     body = data[16 : 16 + 2 * width + 4]
-    source, destination = (str(ipaddress.ip_address(body[at : at + width])) for at in (0, width))
+    source, destination = (str(_plain(ipaddress.ip_address(body[at : at + width]))) for at in (0, width))
     sport, dport = struct.unpack("!HH", body[2 * width :])
     return Header((source, sport), (destination, dport), size)
 

@@ -11,18 +11,25 @@ import contextlib
 import ipaddress
 import os
 import socket
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from finwait import files
+from finwait.errors import FileRefused
 from finwait.relay.config import check_backend, split_address
+from finwait.relay.notice import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from finwait.relay.config import BackendConfig, Config, Service
 
-__all__ = ["Resolver", "parse_file"]
+__all__ = ["MOST_BACKENDS", "Resolver", "fixed", "parse_file"]
+
+MOST_BACKENDS: Final = 1024
+"""Addresses taken from one name or one file."""
+_MOST_BYTES: Final = 1 << 20
+_MOST_SAID: Final = 20
+"""Lines of a file about which something is said one by one."""
 
 Row = list[Any]
 """(name, family, address, weight, max_connections), as it goes to the workers."""
@@ -44,7 +51,7 @@ def parse_file(text: str, weight: int, max_connections: int) -> tuple[list[Row],
         except ValueError as error:
             wrong.append(f"{number}: {error}")
             continue
-        rows.append(_fixed(words[0], share, max_connections))
+        rows.append(fixed(words[0], share, max_connections))
     return rows, wrong
 
 
@@ -53,13 +60,18 @@ def _check_line(words: list[str], weight: int) -> int:
     check_backend(words[0])
     if words[0].startswith(("dns:", "file:")):
         raise ValueError(f"`{words[0]}`: a file lists addresses, not names or files")
-    share = int(words[1]) if len(words) > 1 else weight
+    share = weight
+    if len(words) > 1:
+        if not (words[1].isascii() and words[1].isdecimal() and len(words[1]) < 6):
+            raise ValueError(f"`{words[1]}` is not a weight")
+        share = int(words[1])
     if not 0 <= share <= 256:
         raise ValueError(f"weight {share} is not within 0 to 256")
     return share
 
 
-def _fixed(address: str, weight: int, most: int) -> Row:
+def fixed(address: str, weight: int, most: int) -> Row:
+    """Return the row of a backend that is an address."""
     if address.startswith("unix:"):
         return [address, int(socket.AF_UNIX), address[5:], weight, most]
     host, port = split_address(address)
@@ -67,15 +79,27 @@ def _fixed(address: str, weight: int, most: int) -> Row:
     return [address, int(family), [host, int(port)], weight, most]
 
 
+def _reason(error: Exception) -> str:
+    return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+
+
 class Resolver:
     """Keeps ``found``, the backends of each service, up to date.
 
     Args:
         changed: called with a service's name and its rows after each change.
+        wrong: returns why a backend must not be used (its connections would come back); an empty string if it may.
     """
 
-    def __init__(self, changed: Callable[[str, list[Row]], None]) -> None:
+    def __init__(
+        self,
+        changed: Callable[[str, list[Row]], None],
+        wrong: Callable[[str, Row], str] = lambda _service, _row: "",
+    ) -> None:
         self.changed = changed
+        self.wrong = wrong
+        self.left_out: dict[tuple[str, str], str] = {}
+        """Why backends are left out, by service and name."""
         self.found: dict[str, list[Row]] = {}
         self._parts: dict[tuple[str, str], list[Row]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,12 +118,13 @@ class Resolver:
                 elif backend.address.startswith("file:"):
                     files.append((service, backend))
                 else:
-                    row = _fixed(backend.address, backend.weight, backend.max_connections)
+                    row = fixed(backend.address, backend.weight, backend.max_connections)
                     self._parts[service.name, backend.address] = [row]
         self._services = config.service
         await asyncio.gather(*(self._ask(backend, service) for service, backend in names))
         for service, backend in files:
             self._read(backend, service)
+        self.found.clear()  # what served before leads nowhere any more
         for service in config.service:
             self.found[service.name] = self._rows(service)
         if names:
@@ -120,8 +145,18 @@ class Resolver:
         rows: dict[str, Row] = {}
         for backend in service.backend:
             for row in self._parts.get((service.name, backend.address), ()):
-                rows.setdefault(row[0], row)
+                if row[0] not in rows and not self._is_wrong(service.name, row):
+                    rows[row[0]] = row
         return list(rows.values())
+
+    def _is_wrong(self, service: str, row: Row) -> bool:
+        why = self.wrong(service, row)
+        if not why:
+            self.left_out.pop((service, row[0]), None)
+        elif self.left_out.get((service, row[0])) != why:
+            self.left_out[service, row[0]] = why
+            say(f"{why}; it is left out")
+        return bool(why)
 
     def _tell(self, service: Service) -> None:
         rows = self._rows(service)
@@ -141,14 +176,13 @@ class Resolver:
         loop = asyncio.get_running_loop()
         try:
             answers = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-        except OSError as error:
-            sys.stderr.write(
-                f"finwait relay: could not resolve `{host}` for `{service.name}`: {error}; "
-                "what was known before stays\n"
-            )
+        except (OSError, ValueError) as error:  # ValueError: what the codec says about a name that is none
+            say(f"could not resolve `{host}` for `{service.name}`: {error}; what was known before stays")
             return
         rows = []
-        for family, _, _, _, address in sorted(answers, key=str):
+        if len(answers) > MOST_BACKENDS:
+            say(f"`{host}` has {len(answers)} addresses; the first {MOST_BACKENDS} are taken")
+        for family, _, _, _, address in sorted(answers, key=str)[:MOST_BACKENDS]:
             shown = f"[{address[0]}]:{port}" if family == socket.AF_INET6 else f"{address[0]}:{port}"
             rows.append([shown, int(family), list(address), backend.weight, backend.max_connections])
         self._parts[service.name, backend.address] = rows
@@ -169,16 +203,19 @@ class Resolver:
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if self._stamps.get(key) == stamp:
                 return
-            text = Path(path).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = files.read(path, _MOST_BYTES).decode("utf-8")
+        except (OSError, ValueError, FileRefused) as error:
             if self._stamps.get(key) != (0, 0, 0):
-                sys.stderr.write(
-                    f"finwait relay: could not read `{path}`: {error}; what was known before stays\n"
-                )
+                say(f"could not read `{path}`: {_reason(error)}; what was known before stays")
                 self._stamps[key] = (0, 0, 0)
             return
         self._stamps[key] = stamp
         rows, wrong = parse_file(text, backend.weight, backend.max_connections)
-        for what in wrong:
-            sys.stderr.write(f"finwait relay: {path}:{what}; the line is left out\n")
+        for what in wrong[:_MOST_SAID]:
+            say(f"{path}:{what}; the line is left out")
+        if len(wrong) > _MOST_SAID:
+            say(f"{path}: {len(wrong) - _MOST_SAID} more lines are left out")
+        if len(rows) > MOST_BACKENDS:
+            say(f"{path} has {len(rows)} backends; the first {MOST_BACKENDS} are taken")
+            del rows[MOST_BACKENDS:]
         self._parts[service.name, backend.address] = rows

@@ -59,6 +59,7 @@ from finwait.relay import proxy_protocol, sockets
 from finwait.relay.acl import Acl
 from finwait.relay.balance import Balancer
 from finwait.relay.machine import ENDED_BY_FIN, Command, Event, Machine, Reason, State
+from finwait.relay.notice import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -81,6 +82,10 @@ BULK_TURN: Final = 4 << 20
 GRAIN: Final = 0.25
 """Seconds between turns of the timer wheel."""
 ACCEPTS: Final = 8
+SUSPICIOUS: Final = 32
+"""Connections of a service from which on it is worth looking whether they run in a circle."""
+LEADS_BACK: Final = 30.0
+"""Seconds for which a backend takes nothing after its connections came back."""
 LONG_ENOUGH: Final = 1024
 """Fewer bytes than this fit the first window of any reader, so none of them can be left unsent at close."""
 
@@ -231,6 +236,8 @@ class Route:
         self.latency = [0] * (len(CONNECT_BUCKETS) + 1)
         self.latency_sum = 0.0
         self.sources: dict[str, int] = {}
+        self.suspicious = SUSPICIOUS
+        """At this many connections the worker looks whether they run in a circle."""
         self.balancer = Balancer(service)
         self.set(service, share)
 
@@ -256,6 +263,13 @@ class Route:
     def reject(self, why: str) -> None:
         """Count a connection that was turned away."""
         self.rejected[why] = self.rejected.get(why, 0) + 1
+
+
+def _opener(conn: Conn, opened: dict[tuple[str, int], Conn]) -> Conn | None:
+    """Return the connection of ours whose other leg is this one's client."""
+    if not conn.listener.tcp:
+        return None
+    return opened.get((str(conn.peer[0]).removeprefix("::ffff:"), conn.peer[1]))
 
 
 class Listener:
@@ -486,6 +500,8 @@ class Worker:
         route = listener.route
         accept = listener.sock._accept  # type: ignore[attr-defined]  # no object for each of ten thousand descriptors
         for _ in range(ACCEPTS):
+            if route.count * 4 < route.suspicious > SUSPICIOUS:
+                route.suspicious //= 2
             if not self._has_room(route):
                 self._pause(listener, 0.0)
                 return
@@ -501,8 +517,8 @@ class Worker:
                 continue  # accept(2): errors of a connection that ended while it waited
             os.set_blocking(fd, False)
             source = ""
-            if route.needs_source and listener.tcp:
-                source = str(peer[0])
+            if route.needs_source:
+                source = str(peer[0]).removeprefix("::ffff:") if listener.tcp else ""
                 if not self._admit(route, source, fd):
                     continue
             self._number += 1
@@ -516,18 +532,57 @@ class Worker:
             route.count += 1
             route.accepted += 1
             self._schedule(conn, self.now + route.young)
+            if route.count >= route.suspicious:
+                self._look_for_circles(route)
+                if conn.state is _CLOSED:
+                    continue
             if conn.state is _HEADER:
                 leg.armed = True
                 self.epoll.register(fd, MASK)
             else:
                 self._connect(conn)
 
+    def _look_for_circles(self, route: Route) -> None:
+        """End connections that came back to the service that opened them; each time there are twice as many.
+
+        Who accepts from itself sees its own connection to a backend as a client: same address, same port. With several
+        workers a part of a circle is seen by one of them, and ending that part ends the circle.
+        """
+        route.suspicious = max(SUSPICIOUS, 2 * route.count)
+        opened: dict[tuple[str, int], Conn] = {}
+        lives = list(self.conns())
+        for conn in lives:
+            if conn.server is not None and conn.server.fd >= 0:
+                local = sockets.names(conn.server.fd)[0]
+                if isinstance(local, tuple):
+                    opened[str(local[0]).removeprefix("::ffff:"), local[1]] = conn
+        for conn in lives:
+            at = _opener(conn, opened)
+            for _ in range(len(self.routes)):
+                if at is None or at.route is conn.route:
+                    break
+                at = _opener(at, opened)
+            if at is not None and at is not conn and at.route is conn.route and conn.state is not _CLOSED:
+                self._end_circle(conn, at)
+
+    def _end_circle(self, conn: Conn, opener: Conn) -> None:
+        backend = opener.backend
+        if backend is not None and self.now >= backend.leads_back_until:
+            backend.leads_back_until = self.now + LEADS_BACK
+            say(
+                f"service `{conn.route.service.name}` relays to itself by way of backend {backend.name}: "
+                f"it takes no connections for {LEADS_BACK:g} s"
+            )
+        conn.route.reject("circle")
+        conn.route.suspicious = SUSPICIOUS
+        self._step(conn, Event.KILL)
+
     def _admit(self, route: Route, source: str, fd: int) -> bool:
-        """Say whether this source may connect; if not, it gets RST."""
+        """Say whether this source (empty: a Unix socket) may connect; if not, it gets RST."""
         why = ""
-        if not route.acl.admits(source):
+        if not (route.acl.admits(source) if source else route.acl.admits_unix):
             why = "acl"
-        elif route.is_crowded(source) and not route.service.accept_proxy:
+        elif source and route.is_crowded(source) and not route.service.accept_proxy:
             why = "per_source"
         if why:
             route.reject(why)
@@ -599,7 +654,7 @@ class Worker:
         """Return the client's address as text, for balancing; empty for a Unix socket."""
         if conn.source is not None:
             return conn.source[0]
-        return str(conn.peer[0]) if conn.listener.tcp else ""
+        return str(conn.peer[0]).removeprefix("::ffff:") if conn.listener.tcp else ""
 
     def _connect(self, conn: Conn) -> None:
         """Start the next try. Command CONNECT."""
@@ -663,7 +718,7 @@ class Worker:
                 sock.setsockopt(socket.IPPROTO_IP, sockets.IP_TRANSPARENT, 1)
             else:
                 sock.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
-            sock.bind((self.source_of(conn).removeprefix("::ffff:"), 0))
+            sock.bind((self.source_of(conn), 0))
         elif side.bind:
             sock.bind((side.bind, 0))
 

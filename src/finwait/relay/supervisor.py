@@ -36,19 +36,21 @@ import time
 import traceback
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import msgspec
 
-from finwait.errors import FinwaitError, KernelError
+from finwait import files
+from finwait.errors import FileRefused, FinwaitError, KernelError
 from finwait.relay import config as configuration
-from finwait.relay import listeners, metrics, worker
+from finwait.relay import listeners, loops, metrics, worker
 from finwait.relay.config import ConfigError
 from finwait.relay.health import Checker
+from finwait.relay.notice import say
 from finwait.relay.resolve import Resolver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from finwait.relay.config import Config
     from finwait.relay.listeners import Bound
@@ -61,12 +63,28 @@ _ADMIN, _METRICS = "#admin", "#metrics"
 _GRACE: Final = 5.0
 """Seconds a worker may take beyond its drain time before it is killed."""
 _SPARE_FDS: Final = 256
+_SIGNALS: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
+_STDOUT: Final = ("-", "/dev/stdout")
+"""Names of an access log that is standard output."""
 
 
-def say(text: str) -> None:
-    """Tell the operator something, on stderr."""
-    sys.stderr.write(f"finwait relay: {text}\n")
-    sys.stderr.flush()
+def _known(path: str) -> tuple[int, int]:
+    """Return device and inode of a path that we have just bound; (0, 0) if it is not there any more."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+class _Request(msgspec.Struct):
+    """What may be asked over the admin socket."""
+
+    do: str
+    ids: Annotated[
+        list[Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}-[0-9]{1,18}$")]], msgspec.Meta(max_length=9999)
+    ] = []  # msgspec copies it
+    seconds: float | str | None = None
 
 
 class _Child:
@@ -242,13 +260,18 @@ class Supervisor:
         self.log_fd = -1
         self.draining = False
         self.finished: asyncio.Event
+        self.reloading: asyncio.Lock
         self.tasks: set[asyncio.Task[Any]] = set()
         self.checker: Checker
         self.resolver: Resolver
         self.admin: socket.socket | None = None
         self.metrics: socket.socket | None = None
         self.servers: list[asyncio.AbstractServer] = []
-        self.admin_inode = 0
+        self.circles = loops.Circles(())
+        self.admin_known = (0, 0)
+        """Device and inode of the path of the admin socket."""
+        self.places: dict[str, tuple[int, int]] = {}
+        """Paths of our Unix listeners, with device and inode."""
         self.restarts = 0
         self.successor: subprocess.Popen[bytes] | None = None
 
@@ -270,8 +293,9 @@ class Supervisor:
         for left in passed.values():
             for sock in left:
                 sock.close()
+        self._know_places()
         self._raise_limits()
-        self._open_log()
+        self._make_log()
         self.admin = self._bind_admin(self.config.admin, admin) if self.config.admin else None
         self.metrics = self._bind_metrics(self.config.metrics, counts) if self.config.metrics else None
         for sock in (*admin, *counts):
@@ -279,6 +303,51 @@ class Supervisor:
                 sock.close()
         if self.config.user:
             _become(self.config.user)
+        self._open_log()
+
+    def _know_places(self) -> None:
+        """Note what our Unix listeners are in the file system, so that nothing else is removed at the end."""
+        for one in self.bound.values():
+            for sock in one.sockets:
+                name = sock.getsockname() if sock.family == socket.AF_UNIX else ""
+                if (
+                    isinstance(name, str)
+                    and name
+                    and name not in self.places
+                    and not one.key.startswith("fd:")
+                ):
+                    self.places[name] = _known(name)
+
+    def _make_log(self) -> None:
+        """Make the access log for ``user``, where that user could not; as root, so only a new file, by no link.
+
+        Whatever else there is about the log is done as that user: in a directory of his own he may have put anything.
+        """
+        path = self.config.access_log
+        if not (self.config.user and os.geteuid() == 0 and path not in ("", *_STDOUT)):
+            return
+        entry = user_entry(self.config.user)
+        above, name = os.path.split(path)
+        with self._log_errors(path), files.folder(above) as folder:
+            if folder.status(name) is None and os.fstat(folder.fd).st_uid != entry.pw_uid:
+                fd = folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                try:
+                    os.fchmod(fd, 0o640)
+                    os.fchown(fd, entry.pw_uid, entry.pw_gid)
+                finally:
+                    os.close(fd)
+
+    @contextlib.contextmanager
+    def _log_errors(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except FileRefused as error:
+            raise ConfigError(f"the access log {error}", hint=error.hint) from None
+        except OSError as error:
+            who = f"`{self.config.user}`" if self.config.user else "this user"
+            raise KernelError(
+                error.errno or 0, f"open the access log `{path}`", hint=f"may {who} write there?"
+            ) from None
 
     def _raise_limits(self) -> None:
         """Raise the descriptor limit to what is allowed, and say so when that is too little."""
@@ -296,20 +365,8 @@ class Supervisor:
         path = self.config.access_log
         if not path:
             return
-        try:
-            fd = (
-                os.dup(1)
-                if path == "-"
-                else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            )
-        except OSError as error:
-            raise KernelError(
-                error.errno or 0, f"open the access log `{path}`", hint="may this user write there?"
-            ) from None
-        if self.config.user and os.geteuid() == 0:
-            # Or it could not be opened again after a rotation.
-            with contextlib.suppress(KeyError, OSError):
-                os.fchown(fd, pwd.getpwnam(self.config.user).pw_uid, -1)
+        with self._log_errors(path):
+            fd = os.dup(1) if path in _STDOUT else files.append_to(path, 0o640)
         if self.log_fd >= 0:
             os.close(self.log_fd)
         self.log_fd = fd
@@ -318,15 +375,15 @@ class Supervisor:
         for sock in passed:
             # After `user` this process could neither remove the old socket nor make a new one in /run.
             if sock.getsockname() == path:
-                with contextlib.suppress(OSError):
-                    self.admin_inode = os.stat(path).st_ino
+                self.admin_known = _known(path)
                 return sock
+        self._check_admin(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
             listeners.remove_stale(path)
             sock.bind(path)
-            self.admin_inode = os.stat(path).st_ino
+            self.admin_known = _known(path)
         except OSError as error:
             sock.close()
             raise KernelError(
@@ -338,6 +395,18 @@ class Supervisor:
             os.umask(mask)
         sock.listen(16)
         return sock
+
+    def _check_admin(self, path: str) -> None:
+        """Refuse a directory in which others could put a socket of their own in the place of ours."""
+        also = [user_entry(self.config.user).pw_uid] if self.config.user else []
+        try:
+            with files.folder(os.path.dirname(path), also=also) as folder:
+                reason = "" if folder.sticky else folder.alone
+                reason = reason or folder.way
+        except OSError as error:
+            raise KernelError(error.errno or 0, f"bind the admin socket `{path}`") from None
+        if reason:
+            raise FileRefused(path, f"{reason}, who could answer in our place", hint="name another directory")
 
     def _bind_metrics(self, address: str, passed: list[socket.socket]) -> socket.socket:
         host, port = configuration.split_address(address)
@@ -357,13 +426,23 @@ class Supervisor:
         return sock
 
     def run(self) -> int:
-        """Serve until drained; return the exit status."""
-        return asyncio.run(self._run())
+        """Serve until drained; return the exit status.
+
+        Once more SIGTERM while it cleans up changes nothing: asyncio would put back the default, which kills.
+        """
+        try:
+            return asyncio.run(self._run())
+        finally:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     async def _run(self) -> int:
         loop = asyncio.get_running_loop()
         self.finished = asyncio.Event()
-        self.resolver = Resolver(self._backends_changed)
+        self.reloading = asyncio.Lock()
+        self.circles = loops.Circles(loops.listening(self.config, self.bound.values()))
+        self.resolver = Resolver(self._backends_changed, self._leads_back)
         self.checker = Checker(self._backend_marked)
         for number, handler in (
             (signal.SIGTERM, self.on_term),
@@ -375,6 +454,7 @@ class Supervisor:
             loop.add_signal_handler(number, handler)
         try:
             await self.resolver.use(self.config)
+            self._refuse_circles()
             for index in range(self.config.workers):
                 self._start_worker(index)
             await asyncio.gather(*(line.ask({"do": "stats"}, 30) for line in self.lines))
@@ -390,6 +470,7 @@ class Supervisor:
             self._announce()
             await self.finished.wait()
         finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             for server in self.servers:
                 server.close()
             for task in list(self.tasks):
@@ -408,6 +489,15 @@ class Supervisor:
                 one.close()
         return 0
 
+    def _leads_back(self, service: str, row: list[Any]) -> str:
+        return self.circles.closes(service, row, self.resolver.found)
+
+    def _refuse_circles(self) -> None:
+        """Refuse to start with a service whose backends are all left out because they lead back to it."""
+        for (service, _), why in self.resolver.left_out.items():
+            if not self.resolver.found.get(service):
+                raise ConfigError(why, hint="name another backend")
+
     def _announce(self) -> None:
         """Say that it works; and let a relay that ran before go."""
         for one in self.bound.values():
@@ -423,14 +513,9 @@ class Supervisor:
                 os.kill(self.predecessor, signal.SIGTERM)
 
     def _remove_admin(self) -> None:
-        with contextlib.suppress(OSError):
-            # The successor of an upgrade answers at the same path.
-            if (
-                self.successor is None
-                and self.config.admin
-                and os.stat(self.config.admin).st_ino == self.admin_inode
-            ):
-                os.unlink(self.config.admin)
+        if self.successor is None and self.config.admin:  # else a successor answers at the same path
+            with contextlib.suppress(OSError, FinwaitError):
+                files.remove(self.config.admin, self.admin_known)
 
     def _remove_paths(self) -> None:
         """Remove the paths of our Unix listeners, while they are open and so known to be ours."""
@@ -441,9 +526,9 @@ class Supervisor:
                 if sock.fileno() < 0 or sock.family != socket.AF_UNIX or one.key.startswith("fd:"):
                     continue
                 name = sock.getsockname()
-                if isinstance(name, str) and name:
-                    with contextlib.suppress(OSError):
-                        os.unlink(name)
+                if isinstance(name, str) and (known := self.places.pop(name, None)):
+                    with contextlib.suppress(OSError, FinwaitError):
+                        files.remove(name, known)
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -516,7 +601,12 @@ class Supervisor:
     def _spawn(self, work: Any) -> None:  # noqa: ANN401  # a coroutine
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            say("".join(traceback.format_exception(error)).rstrip())
 
     def _backends_changed(self, service: str, found: list[list[Any]]) -> None:
         for line in self.lines:
@@ -571,6 +661,10 @@ class Supervisor:
         self._spawn(self._reload())
 
     async def _reload(self) -> None:
+        async with self.reloading:  # one after the other
+            await self._reload_once()
+
+    async def _reload_once(self) -> None:
         if self.draining:
             return
         try:
@@ -593,6 +687,8 @@ class Supervisor:
             say(f"the access log stays where it was: {error}")
         gone = [one for key, one in self.bound.items() if key not in bound]
         self.bound = bound
+        self._know_places()
+        self.circles = loops.Circles(loops.listening(new, bound.values()))
         await self.resolver.use(self.config)
         for line in self.lines:
             self._configure(line)
@@ -659,10 +755,10 @@ class Supervisor:
         try:
             while line := await reader.readline():
                 try:
-                    request = msgspec.json.decode(line)
+                    request = msgspec.json.decode(line, type=_Request)
                     told, silent = await self._admin(request)
                     answer: dict[str, Any] = {"ok": told, "silent": silent} if silent else {"ok": told}
-                except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+                except (msgspec.DecodeError, ValueError, RecursionError) as error:
                     answer = {"error": f"{type(error).__name__}: {error}"}
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
@@ -671,16 +767,16 @@ class Supervisor:
         finally:
             writer.close()
 
-    async def _admin(self, request: dict[str, Any]) -> tuple[Any, list[int]]:
+    async def _admin(self, request: _Request) -> tuple[Any, list[int]]:
         """Return what was asked for, and the pids of the workers that said nothing to it."""
-        do = request["do"]
+        do = request.do
         if do == "ls":
             found, silent = await self._ask((line, {"do": "list"}) for line in self.lines)
             return [conn for some in found for conn in some], silent
         if do in ("show", "close"):
             numbers: dict[int, list[int]] = {}
-            for text in request["ids"]:
-                index, _, number = str(text).partition("-")
+            for text in request.ids:
+                index, _, number = text.partition("-")
                 numbers.setdefault(int(index), []).append(int(number))
             order = "list" if do == "show" else "close"
             found, silent = await self._ask(
@@ -692,7 +788,7 @@ class Supervisor:
                 return sum(found), silent
             return [conn for some in found for conn in some], silent
         if do == "drain":
-            seconds = request.get("seconds")
+            seconds = request.seconds
             self.drain(seconds=None if seconds is None else configuration.parse_duration(seconds))
             return None, []
         if do == "stats":
@@ -706,16 +802,22 @@ class Supervisor:
     async def _serve_metrics(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
-            found = head.startswith((b"GET /metrics ", b"GET /metrics?"))
-            workers, silent = await self.stats() if found else ([], [])
-            said = metrics.render(workers, self.restarts, len(silent)) if found else "see /metrics\n"
+            method, _, rest = head.partition(b" ")
+            path = rest.partition(b" ")[0].partition(b"?")[0]
+            if method not in (b"GET", b"HEAD"):
+                status, said = b"405 Method Not Allowed\r\nAllow: GET, HEAD", "only GET and HEAD\n"
+            elif path != b"/metrics":
+                status, said = b"404 Not Found", "see /metrics\n"
+            else:
+                workers, silent = await self.stats()
+                status, said = b"200 OK", metrics.render(workers, self.restarts, len(silent))
             body = said.encode()
-            status = b"200 OK" if found else b"404 Not Found"
             writer.write(
                 b"HTTP/1.1 %s\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
                 b"Content-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(body))
             )
-            writer.write(body)
+            if method != b"HEAD":
+                writer.write(body)
             await writer.drain()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass

@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import time
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from finwait.relay import sockets
 from finwait.relay.accesslog import AccessLog
 from finwait.relay.balance import Backend
 from finwait.relay.config import Config, Pool
+from finwait.relay.notice import say
 from finwait.relay.server import IN, OUT, PIPES, Route, Worker
 
 __all__ = ["Process", "main"]
@@ -148,7 +148,7 @@ class Process:
                 worker.listeners[key].route = routes[name]
         for key in order["new"]:
             if not self.fds:  # the kernel drops descriptors for which the receiver has no room (MSG_CTRUNC)
-                sys.stderr.write(f"finwait relay: no descriptor left to take over the listener {key}\n")
+                say(f"no descriptor left to take over the listener {key}")
                 break
             sock = socket.socket(fileno=self.fds.pop(0))
             worker.listen(key, sock, routes[wanted[key]])

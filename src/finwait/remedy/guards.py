@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from finwait.diagnosis import forecast
+from finwait.table.units import duration_text
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:
@@ -100,7 +102,11 @@ def _minisocket(view: View, row: int, limits: Limits) -> str | None:  # noqa: AR
 def _silent_orphan(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     state = int(view.sockets.state[row])
     if state in (tcp.LAST_ACK, tcp.CLOSING) and not view.sockets.inode[row]:
-        return f"an orphan in {tcp.STATES[state]}: it ends within two minutes; destroying it sends no packet"
+        left = forecast.left_ms(view, row)
+        when = (
+            "it has no timer that would end it" if left is None else f"it ends within {duration_text(left)}"
+        )
+        return f"an orphan in {tcp.STATES[state]}: {when}; destroying it sends no packet"
     return None
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from finwait.table.units import csv_text
+
 if TYPE_CHECKING:
     from finwait.report.columns import Cells
 
@@ -61,14 +63,14 @@ def text_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) ->
 
 
 def csv_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) -> Iterator[str]:
-    """Return RFC 4180 CSV with a header line; a missing value is an empty field."""
+    """Return RFC 4180 CSV with a header line; a missing value is an empty field, and no text is a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     if headers:
         writer.writerow(columns)
     values = [cells.column(name) for name in columns]
     for k, row in enumerate(zip(*values, strict=True)):
-        writer.writerow(["" if v is None else v for v in row])
+        writer.writerow(["" if v is None else csv_text(v) if isinstance(v, str) else v for v in row])
         if k % _CHUNK == _CHUNK - 1:
             yield out.getvalue()
             out.seek(0)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Finding
 from finwait.report.columns import Cells
-from finwait.table.units import cell_text, duration_text, span_text
+from finwait.table.units import cell_text, duration_text, ink, span_text
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Style:
     color: bool = False
 
     def paint(self, text: str, role: str) -> str:
-        """Return text in the colour of a role, or as it is."""
-        return f"\x1b[{_COLORS[role]}m{text}\x1b[0m" if self.color else text
+        """Return text in the colour of a role (made by `finwait.table.units.printable`), or as it is."""
+        return f"{ink(_COLORS[role])}{text}{ink('0')}" if self.color else text
 
 
 def _wrap(label: str, text: str, width: int, indent: int = 12, hang: int = 0) -> list[str]:

@@ -10,32 +10,36 @@ This module knows no clock and no process: names are handed in (`Names`).
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from finwait.report.json import addresses
 from finwait.table import transitions as tr
 from finwait.table.transitions import TransitionTable
+from finwait.table.units import csv_text
 from finwait.uapi import tcp
 
 __all__ = [
     "CSV_COLUMNS",
+    "Mover",
     "Names",
     "Stories",
+    "Summary",
     "csv_line",
     "duration",
     "encode",
     "endpoint",
+    "flat_names",
     "flows",
     "header",
     "line",
     "lines",
     "records",
-    "summary",
 ]
 
 _KINDS: Final = {
@@ -48,8 +52,26 @@ _KINDS: Final = {
 }
 CSV_COLUMNS: Final = (
     "time", "kind", "netns", "src", "sport", "dst", "dport", "old", "new", "in_old_us", "owner", "pod_uid",
-    "moved_by", "cookie", "inode", "became", "expires_ms", "reset", "reason", "note",
+    "moved_by", "cookie", "inode", "became", "expires_ms", "reset", "reason", "note", "last_owner", "ifindex",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Mover:
+    """The task that moved a connection: a thread of a process, or one of the kernel's own."""
+
+    tid: int
+    thread: str = ""
+    pid: int | None = None
+    """Its process; None where that is not known."""
+    comm: str = ""
+    """Name of the process."""
+    kernel: bool = False
+
+    def __str__(self) -> str:
+        if self.pid is not None and not self.kernel:
+            return f"{self.comm or 'pid'}[{self.pid}]"
+        return f"{self.thread or 'thread'} (thread {self.tid})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +87,10 @@ class Names:
     """Inode → (pid, name) of each holder."""
     pods: Mapping[int, str] = field(default_factory=dict)
     """cgroup id → pod uid."""
-    tasks: Mapping[int, str] = field(default_factory=dict)
-    """pid → name of tasks that moved a connection."""
+    last: Mapping[int, Sequence[tuple[int, str]]] = field(default_factory=dict)
+    """Life → (pid, name) of who held it, of connections that are over."""
+    movers: Mapping[int, Mover] = field(default_factory=dict)
+    """Number of a task → what is known of it."""
     reasons: Mapping[int, str] = field(default_factory=dict)
     """enum sk_rst_reason → word."""
     looked_up: bool = True
@@ -106,7 +130,7 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
     have = {
         name: table.present(name).tolist()
         for name in ("in_old_ns", "netns", "cookie", "inode", "cgroup_id", "became", "expires_ms", "reset",
-                     "reason", "after_ns")
+                     "reason", "after_ns", "ifindex")
     }  # fmt: skip
     cells = {name: table[name].tolist() for name in tr.SCHEMA.names if name not in ("src", "dst")}
 
@@ -117,14 +141,16 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
         kind = cells["kind"][k]
         inode = cells["inode"][k]
         pid = cells["pid"][k]
-        mover = None
+        mover: Mover | None = None
         if kind != tr.POLLED and not cells["interrupt"][k] and pid:
-            mover = {"pid": pid, "comm": names.tasks.get(pid, "")}
+            mover = names.movers.get(pid) or Mover(pid)
         in_old = value("in_old_ns", k)
         reset = value("reset", k)
         became = value("became", k)
         reason = value("reason", k)
-        holders = names.owners.get(inode) if inode else None
+        over = cells["over"][k]
+        holders = names.owners.get(inode) if inode and not over else None
+        before = names.last.get(cells["life"][k]) if over else None
         record: dict[str, Any] = {
             "time": _utc(cells["time_ns"][k] + names.wall_offset_ns),
             "kind": _KINDS.get(kind, str(kind)),
@@ -138,8 +164,10 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             "new": tcp.STATES.get(cells["newstate"][k]),
             "in_old_us": None if in_old is None else in_old // 1000,
             "owners": None if holders is None else [{"pid": p, "comm": c} for p, c in holders],
+            "last_owners": None if before is None else [{"pid": p, "comm": c} for p, c in before],
             "pod_uid": names.pods.get(cells["cgroup_id"][k]) or None,
-            "moved_by": mover,
+            "moved_by": None if mover is None else _mover(mover),
+            "ifindex": value("ifindex", k),
             "cookie": value("cookie", k),
             "inode": value("inode", k),
             "became": None if became is None else tcp.STATES.get(became),
@@ -149,13 +177,27 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
         }
         if kind == tr.POLLED:
             record["after"] = _utc(cells["after_ns"][k] + names.wall_offset_ns)
-        record["note"] = _note(
-            kind, cells["oldstate"][k], cells["newstate"][k], record, looked_up=names.looked_up
+        note = _note(
+            kind, cells["oldstate"][k], cells["newstate"][k], record, mover, looked_up=names.looked_up
         )
+        if mover is not None and mover.kernel:
+            note += ("; " if note else "") + f"moved by {mover} of the kernel"
+        record["note"] = note
         yield record
 
 
-def _note(kind: int, old: int, new: int, record: dict[str, Any], *, looked_up: bool) -> str:
+def _mover(mover: Mover) -> dict[str, Any]:
+    """Return a task as an object: ``pid`` and ``comm`` are its process's, which a thread of the kernel has none of."""
+    pid = None if mover.kernel else mover.pid
+    return {
+        "pid": pid, "comm": mover.comm if pid is not None else "", "tid": mover.tid, "thread": mover.thread,
+        "kernel": mover.kernel,
+    }  # fmt: skip
+
+
+def _note(
+    kind: int, old: int, new: int, record: dict[str, Any], mover: Mover | None, *, looked_up: bool
+) -> str:
     """Return what the row means where the two states do not say it."""
     if kind in (tr.RECEIVE_RESET, tr.SEND_RESET, tr.RETRANSMIT):
         said = {
@@ -174,8 +216,7 @@ def _note(kind: int, old: int, new: int, record: dict[str, Any], *, looked_up: b
     if new == tcp.CLOSE and record["reset"]:
         return f"ended by a reset that was {record['reset']}"
     if old == new:
-        mover = record["moved_by"]
-        return "closed by its owner" + (f", {mover['comm'] or 'pid'}[{mover['pid']}]" if mover else "")
+        return "closed by its owner" + (f", {mover}" if mover is not None and not mover.kernel else "")
     if (
         looked_up
         and new == tcp.CLOSE
@@ -199,11 +240,16 @@ def _utc(ns: int) -> str:
 
 
 def _owner(record: dict[str, Any]) -> str:
-    holders = record["owners"]
-    if not holders:
-        return "-"
-    first = f"{holders[0]['comm']}[{holders[0]['pid']}]"
-    return first + (f"+{len(holders) - 1}" if len(holders) > 1 else "")
+    """Return who holds it; else who moved it; else who held it."""
+    holders, mover, before = record["owners"], record["moved_by"], record["last_owners"]
+    if holders:
+        more = f"+{len(holders) - 1}" if len(holders) > 1 else ""
+        return f"{holders[0]['comm']}[{holders[0]['pid']}]{more}"
+    if mover and not mover["kernel"]:
+        return f"by {Mover(**mover)}"
+    if before:
+        return f"was {before[0]['comm']}[{before[0]['pid']}]"
+    return "-" if holders is None else "nobody"
 
 
 _WIDTH: Final = 100
@@ -232,9 +278,6 @@ def line(record: dict[str, Any], names: Names, *, wide: bool = False) -> str:
     spent = record["in_old_us"]
     shown = "-" if spent is None else duration(spent * 1000)
     owner = _owner(record)
-    if owner == "-" and record["moved_by"]:
-        mover = record["moved_by"]
-        owner = f"by {mover['comm'] or 'pid'}[{mover['pid']}]"
     pod = record["pod_uid"] or ""
     rest = [owner, f"pod={pod if wide else pod[:8]}" if pod else "", record["note"]]
     # Long addresses take their room from short states, so that the times stay in their column.
@@ -256,17 +299,25 @@ def lines(table: TransitionTable, names: Names, *, wide: bool = False) -> Iterat
         yield line(record, names, wide=wide)
 
 
+def flat_names(record: dict[str, Any]) -> dict[str, str]:
+    """Return the columns of a table that name processes."""
+    mover = record["moved_by"]
+    return {
+        "owner": " ".join(f"{o['comm']}[{o['pid']}]" for o in record["owners"] or ()),
+        "last_owner": " ".join(f"{o['comm']}[{o['pid']}]" for o in record["last_owners"] or ()),
+        "moved_by": str(Mover(**mover)) if mover else "",
+    }
+
+
 def csv_line(record: dict[str, Any]) -> str:
     """Return a record as a line of CSV (RFC 4180 quoting, without the line end)."""
     flat = dict(record)
-    flat["owner"] = " ".join(f"{o['comm']}[{o['pid']}]" for o in record["owners"] or ())
-    mover = record["moved_by"]
-    flat["moved_by"] = f"{mover['comm']}[{mover['pid']}]" if mover else ""
+    flat |= flat_names(record)
     return ",".join(_cell(flat.get(name)) for name in CSV_COLUMNS)
 
 
 def _cell(value: object) -> str:
-    text = "" if value is None else str(value)
+    text = "" if value is None else csv_text(value) if isinstance(value, str) else str(value)
     if any(c in text for c in ',"\r\n'):
         return '"' + text.replace('"', '""') + '"'
     return text
@@ -277,68 +328,104 @@ def encode(record: dict[str, Any]) -> str:
     return msgspec.json.encode(record).decode()
 
 
+@dataclass(slots=True)
+class _End:
+    """One end of a connection: a socket, from its first row to its last."""
+
+    me: tuple[str, int]
+    records: list[dict[str, Any]] = field(default_factory=list)
+    netns: int | None = None
+    over: bool = False
+
+    @property
+    def local(self) -> bool:
+        """Whether its addresses are those of one namespace alone."""
+        return self.me[0].startswith("127.") or self.me[0] == "::1"
+
+    def meets(self, other: _End) -> bool:
+        """Whether it may be the other end, as far as namespace and time tell."""
+        apart = None not in (self.netns, other.netns) and self.netns != other.netns
+        if apart and (self.local or other.local):
+            return False
+        first, then = sorted((self, other), key=lambda end: str(end.records[0]["time"]))
+        return _parse(then.records[0]["time"]) <= _parse(first.records[-1]["time"]) + _TOGETHER_US
+
+
+_TOGETHER_US: Final = 1_000_000
+"""The second end of a connection appears at the latest so long after the last row of the first."""
+
+
 class Stories:
     """Both ends of one connection as one story, told when the last known end is over.
 
-    The ends are joined by their addresses and ports; what a translator rewrites in between stays two
-    stories. A connection is over when every end that was seen has gone to CLOSE (or disappeared).
+    Two sockets are the ends of one connection when their addresses and ports are each other's and no third socket's:
+    namespaces that are not connected may use the same, so sockets of one namespace find each other first, and where
+    more than one would fit each is told alone. What a translator rewrites in between stays two stories. A connection
+    is over when every end that was seen has gone to CLOSE (or disappeared).
+
+    Args:
+        most: rows to keep; beyond it the oldest story is told as it stands.
     """
 
-    def __init__(self) -> None:
-        self._open: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        self._live: dict[tuple[Any, ...], set[tuple[str, int]]] = {}
+    def __init__(self, *, most: int = 200_000) -> None:
+        self._open: dict[tuple[Any, ...], dict[tuple[Any, ...], _End]] = {}
+        """Both endpoints → socket → its rows."""
+        self._most = most
+        self._kept = 0
         self.told = 0
+        self.cut = 0
+        """Stories told before they were over, for want of room."""
 
     def add(self, table: TransitionTable, names: Names) -> Iterator[list[str]]:
         """Take rows in; yield the lines of each story that they finish."""
-        for record in records(table, names):
+        for record, life, over in zip(
+            records(table, names), table.life.tolist(), table.over.tolist(), strict=True
+        ):
             if not record["sport"] or not record["dport"]:
                 continue
             me, peer = (record["src"], record["sport"]), (record["dst"], record["dport"])
-            key = self._key(me, peer, record["netns"])
-            self._open.setdefault(key, []).append(record)
-            live = self._live.setdefault(key, set())
-            if record["new"] in ("CLOSE", None) and record["kind"] in ("transition", "polled"):
-                live.discard(me)
-                if not live:
-                    del self._live[key]
-                    yield self._tell(self._open.pop(key))
-            else:
-                live.add(me)
-
-    def _key(self, me: tuple[str, int], peer: tuple[str, int], netns: int | None) -> tuple[Any, ...]:
-        """Return the story that a row belongs to; loopback addresses are one namespace's own.
-
-        An end whose namespace is not known joins the only open story with these numbers, if there is one.
-        """
-        first, second = sorted((me, peer))
-        if not (me[0].startswith("127.") or me[0] == "::1"):
-            return (first, second, None)
-        if netns is not None:
-            exact = (first, second, netns)
-            return (
-                exact
-                if exact in self._open or (first, second, None) not in self._open
-                else (first, second, None)
-            )
-        same = [key for key in self._open if key[:2] == (first, second)]
-        return same[0] if len(same) == 1 else (first, second, None)
+            pair = tuple(sorted((me, peer)))
+            changed = record["kind"] in ("transition", "polled")
+            if not changed and over and pair not in self._open:
+                continue  # a reset that came when its story had been told
+            ends = self._open.setdefault(pair, {})
+            # A socket is known by its life or its cookie; a polled row has no life.
+            socket = ("life", life, me) if life >= 0 else ("cookie", record["netns"], record["cookie"], me)
+            end = ends.setdefault(socket, _End(me))
+            end.records.append(record)
+            end.netns = record["netns"] if record["netns"] is not None else end.netns
+            end.over = end.over or (changed and record["new"] in ("CLOSE", None))
+            self._kept += 1
+            if end.over and all(one.over for one in ends.values()):
+                yield from self._finish(pair)
+            while self._kept > self._most:
+                self.cut += 1
+                yield from self._finish(next(iter(self._open)), over=False)
 
     def rest(self) -> Iterator[list[str]]:
         """Yield what is not over yet."""
-        for story in list(self._open.values()):
-            yield self._tell(story, over=False)
-        self._open.clear()
-        self._live.clear()
+        for pair in list(self._open):
+            yield from self._finish(pair, over=False)
 
-    def _tell(self, story: list[dict[str, Any]], *, over: bool = True) -> list[str]:
+    def _finish(self, pair: tuple[Any, ...], *, over: bool = True) -> Iterator[list[str]]:
+        ends = list(self._open.pop(pair).values())
+        self._kept -= sum(len(end.records) for end in ends)
+        for connection, alone in _connections(ends):
+            rows = [record for end in connection for record in end.records]
+            yield self._tell(rows, _where(connection), alone=alone, over=over)
+
+    def _tell(self, story: list[dict[str, Any]], where: str, *, alone: bool, over: bool) -> list[str]:
         self.told += 1
         first = min(story, key=lambda r: r["time"])
         opener = next((r for r in story if r["new"] == "SYN_SENT"), first)
         client = (opener["src"], opener["sport"])
         title = f"{endpoint(*client)} > {endpoint(opener['dst'], opener['dport'])}"
         known = opener["new"] == "SYN_SENT"
-        out = [f"connection {title}" + ("" if over else "  (not over yet)")]
+        out = [f"connection {title}" + where + ("" if over else "  (not over yet)")]
+        if alone:
+            out.append(
+                f"  {'':>10}     its other end may be any of several: these addresses are in use more than once"
+            )
         start = _parse(first["time"])
         for record in sorted(story, key=lambda r: r["time"]):
             mine = (record["src"], record["sport"]) == client
@@ -347,7 +434,7 @@ class Stories:
             spent = record["in_old_us"]
             after = "" if spent is None else f" after {duration(spent * 1000)}"
             owner = _owner(record)
-            who = f"  {owner}" if owner != "-" else ""
+            who = f"  {owner}" if owner not in ("-", "nobody") and not owner.startswith("by ") else ""
             change = f"{record['old'] or '-'}→{record['new'] or '-'}"
             text = f"  {ms:>10.3f} ms  {side:6} {change}{after}{who}"
             if record["note"] and len(text) + 2 + len(record["note"]) <= _WIDTH:
@@ -358,32 +445,86 @@ class Stories:
         return out
 
 
+def _connections(ends: list[_End]) -> list[tuple[list[_End], bool]]:
+    """Return which of the ends with one pair of endpoints belong together, and whether more than one would fit."""
+    doubtful: set[int] = set()
+    partner: dict[int, int] = {}
+
+    def join(fits: Callable[[_End, _End], bool]) -> None:
+        free = [k for k in range(len(ends)) if k not in partner]
+        found = {
+            k: [
+                j
+                for j in free
+                if ends[j].me != ends[k].me and ends[k].meets(ends[j]) and fits(ends[k], ends[j])
+            ]
+            for k in free
+        }
+        for k, others in found.items():
+            if len(others) == 1 and found[others[0]] == [k]:
+                partner[k] = others[0]
+            elif others:
+                doubtful.add(k)
+
+    join(lambda a, b: a.netns is not None and a.netns == b.netns)
+    doubtful.clear()
+    join(lambda _a, _b: True)
+    result = []
+    for k, end in enumerate(ends):
+        other = partner.get(k)
+        if other is None:
+            result.append(([end], k in doubtful))
+        elif k < other:
+            result.append(([end, ends[other]], False))
+    return result
+
+
+def _where(ends: list[_End]) -> str:
+    """Return the namespaces of a connection, as far as they are known."""
+    names: dict[int, str] = {}
+    for end in ends:
+        for record in end.records:
+            if record["netns"] is not None:
+                names[record["netns"]] = record["netns_name"] or str(record["netns"])
+    return f"  netns {' and '.join(names.values())}" if names else ""
+
+
 def _parse(text: str) -> int:
     """Return microseconds since 1970 of a time that `_utc` wrote."""
     moment = dt.datetime.fromisoformat(text)
     return int((moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) / dt.timedelta(microseconds=1))
 
 
-def summary(rows: TransitionTable, *, width: int = 40) -> list[str]:
-    """Return histograms of the time spent in each state, one block a state, in powers of two."""
-    known = rows.present("in_old_ns") & (rows.oldstate != rows.newstate) & (rows.kind == tr.TRANSITION)
-    out: list[str] = []
-    for state in sorted(
-        set(rows.oldstate[known].tolist()), key=lambda s: -int((rows.oldstate[known] == s).sum())
-    ):
-        spent = rows.in_old_ns[known & (rows.oldstate == state)]
-        bounds, counts = tr.histogram(spent)
-        median = int(np.sort(spent)[len(spent) // 2])
-        out.append(f"{tcp.STATES.get(state, state)}: {len(spent)} times, median {duration(median)}")
-        seen = np.flatnonzero(counts)
-        most = int(counts.max())
-        for k in range(int(seen[0]), int(seen[-1]) + 1):
-            low = int(bounds[k])
-            high = int(bounds[k + 1]) if k + 1 < len(bounds) else 2 * low if low else 1
-            bar = "#" * max(round(width * int(counts[k]) / most), 1 if counts[k] else 0)
-            label = f"{duration(low * 1000)} … {duration(high * 1000)}"
-            out.append(f"  {label:>17} {int(counts[k]):>8} |{bar}")
-    return out
+class Summary:
+    """Histograms of the time spent in each state, in powers of two; of any number of rows in the same little room."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, NDArray[np.int64]] = {}
+        """State → how many times lay in each of `tr.FINE` parts of each power of two."""
+
+    def add(self, rows: TransitionTable) -> None:
+        """Count rows."""
+        known = rows.present("in_old_ns") & (rows.oldstate != rows.newstate) & (rows.kind == tr.TRANSITION)
+        for state in np.unique(rows.oldstate[known]).tolist():
+            found = tr.fine_histogram(rows.in_old_ns[known & (rows.oldstate == state)])
+            before = self._counts.get(state)
+            self._counts[state] = found if before is None else before + found
+
+    def lines(self, *, width: int = 40) -> list[str]:
+        """Return one block of lines a state, the most frequent state first."""
+        out: list[str] = []
+        for state, fine in sorted(self._counts.items(), key=lambda item: -int(item[1].sum())):
+            median = duration(tr.fine_median_ns(fine))
+            out.append(f"{tcp.STATES.get(state, state)}: {int(fine.sum())} times, median {median}")
+            bounds, counts = tr.coarse(fine)
+            seen = np.flatnonzero(counts)
+            most = int(counts.max())
+            for k in range(int(seen[0]), int(seen[-1]) + 1):
+                low = int(bounds[k])
+                label = f"{duration(low * 1000)} … {duration((2 * low if low else 1) * 1000)}"
+                bar = "#" * max(round(width * int(counts[k]) / most), 1 if counts[k] else 0)
+                out.append(f"  {label:>17} {int(counts[k]):>8} |{bar}")
+        return out
 
 
 def flows(counts: Mapping[tuple[int, int], int]) -> Iterable[str]:

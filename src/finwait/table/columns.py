@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.uapi import layout
 from finwait.uapi.netlink import NLMSG_HEADER
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class ColumnTable:
                 if mine is not None and not mine.all():
                     there = there & mine
                     cells = np.where(there, cells, np.zeros(1, cells.dtype))
-                self._cache[column.name] = cells.astype(_native(cells.dtype), copy=False)
+                self._cache[column.name] = _whole(cells, column)
                 if path:
                     self._present[column.name] = there
         for column in rest:
@@ -180,13 +181,13 @@ class ColumnTable:
             return cells
         if not column.path:
             at = rows.offset + (NLMSG_HEADER + column.offset)
-            return rows.scalar(at, dtype).astype(_native(dtype), copy=False)
+            return _whole(rows.scalar(at, dtype), column)
         at = rows.place(column.path, column.offset + dtype.itemsize)
         there = at >= 0
         if column.protocol is not None:
             there &= self.column("protocol") == column.protocol
         self._present[column.name] = there
-        cells = rows.scalar(np.where(there, at + column.offset, 0), dtype).astype(_native(dtype), copy=False)
+        cells = _whole(rows.scalar(np.where(there, at + column.offset, 0), dtype), column)
         return cells if there.all() else np.where(there, cells, np.zeros(1, cells.dtype))
 
     def select(self, index: NDArray[Any]) -> Self:
@@ -223,3 +224,9 @@ class ColumnTable:
 
 def _native(dtype: Any) -> np.dtype[Any]:  # noqa: ANN401 - whatever numpy takes for a dtype
     return np.dtype(dtype).newbyteorder("=")
+
+
+def _whole(cells: NDArray[Any], column: Column) -> NDArray[Any]:
+    """Return numbers as this machine has them."""
+    native = cells.astype(_native(cells.dtype), copy=False)
+    return layout.low_half_first(native) if column.halves else native

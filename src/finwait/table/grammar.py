@@ -477,6 +477,8 @@ class _Parser:
         if name in _KNOWN:
             return self.known(name, op, value)
         column = SCHEMA[name]
+        if name == "uid":
+            return User(op, self.number(value, column))
         if np.dtype(column.dtype).kind == "S":
             return Text(name, op, self.name_of_something(name, value))
         return Number(name, op, self.number(value, column))

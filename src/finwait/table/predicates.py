@@ -418,7 +418,7 @@ class Number(Leaf):
         found = _compare(rows.table.column(self.column)[index], self.op, self.value)
         if SCHEMA[self.column].nullable:
             found = found & rows.table.present(self.column)[index]
-        return found & ~minisockets(rows.table, index) if self.column == "uid" else found
+        return found
 
     def kernel(self, kernel: Kernel) -> Op | bool:
         if self.op not in {"=", "!="}:
@@ -440,8 +440,7 @@ class Number(Leaf):
         return True
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
-        more = {"state", "timer"} if self.column == "uid" else set()
-        return frozenset({self.column, *more}), frozenset()
+        return frozenset({self.column}), frozenset()
 
     def __str__(self) -> str:
         names = ENUMERATIONS.get(self.column, {})
@@ -486,7 +485,7 @@ class User(Leaf):
         return frozenset({"uid", "state", "timer"}), frozenset()
 
     def __str__(self) -> str:
-        return f"user {self.op} {self.uid}"
+        return f"{'user' if self.op in {'=', '!='} else 'uid'} {self.op} {self.uid}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Column:
         offset: byte offset of the value inside that struct or attribute.
         width: number of ``dtype`` values in a cell (2 for an address of 2 × 64 bits).
         protocol: only rows of this IPPROTO carry it (struct tcp_info and mptcp_info share an attribute).
+        halves: the kernel writes it as two numbers of half its size, the low one first on every machine.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Column:
     offset: int = 0
     width: int = 1
     protocol: int | None = None
+    halves: bool = False
 
     @property
     def nullable(self) -> bool:

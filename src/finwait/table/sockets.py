@@ -81,7 +81,15 @@ SCHEMA: Final = Schema(
             "dst", np.uint64, "inet_diag_msg.id.idiag_dst", "Remote address, high and low 64 bits.", (), 24, 2
         ),
         _msg("ifindex", "u4", 40, "id.idiag_if", "Interface that the socket is bound to; 0 for any."),
-        _msg("cookie", "u8", 44, "id.idiag_cookie", "Identity of the socket; never used twice on a boot."),
+        Column(
+            "cookie",
+            np.dtype("u8"),
+            "inet_diag_msg.id.idiag_cookie",
+            "Identity of the socket; never used twice on a boot.",
+            (),
+            44,
+            halves=True,  # __u32 idiag_cookie[2]
+        ),
         _msg(
             "expires_ms",
             "u4",

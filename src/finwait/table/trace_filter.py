@@ -1,23 +1,78 @@
-"""FILTER → the filter language of trace events, as far as a transition can decide it.
+"""FILTER over changes of state: what of it the kernel decides, what can be judged at all, and of which rows.
 
-What goes to the kernel may let too much through and never too little. Only ports are constant over the
-life of a connection *and* numbers that the trace filter can compare; states are not, because the time in a
-state needs the transition that began it. A port that the kernel has not chosen yet reads 0 in the first
-event of a connection, so 0 always passes.
+A change of state is not a socket. The event carries addresses, ports and both states; a look at the socket, some time
+later, adds what does not change in its life (namespace, user, cgroup, cookie). What does change, such as a queue or a
+timer, nobody can tell for the moment of the event any more, so a FILTER that asks for it is refused (`refusal`) rather
+than answered with what happens to be there.
+
+Of a row that was never looked up, because its socket was gone before the look, `judge` says neither yes nor no. That is
+its difference from `finwait.table.filter.Filter.mask`, which knows "known to be true" and nothing else: who counts what
+could not be judged needs "known to be false" too.
+
+What goes to the kernel may let too much through and never too little. Only ports are constant over the life of a
+connection *and* numbers that the trace filter can compare; states are not, because the time in a state needs the
+transition that began it. A port that the kernel has not chosen yet reads 0 in the first event of a connection, so 0
+always passes.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.errors import FilterError
 from finwait.table.filter import Filter
-from finwait.table.predicates import And, Host, Node, Not, Or, Port
+from finwait.table.predicates import (
+    OF_FINDINGS,
+    And,
+    Autobound,
+    Facts,
+    Host,
+    Known,
+    Leaf,
+    Mark,
+    Node,
+    Not,
+    Number,
+    Or,
+    Port,
+    Text,
+    User,
+)
+from finwait.table.schema import Mask
+from finwait.table.sockets import SocketTable
 
-__all__ = ["kernel_filter", "only_ports_and_hosts"]
+__all__ = [
+    "JUDGED",
+    "asks_for_holders",
+    "by_the_event",
+    "judge",
+    "kernel_filter",
+    "only_ports_and_hosts",
+    "refusal",
+]
 
 _BASE: Final = "protocol == 6"
 _LONGEST: Final = 2000  # the file takes a page; longer than this is not worth the kernel's time either
 _OPS: Final = {"=": "==", "!=": "!=", "<": "<", ">": ">", "<=": "<=", ">=": ">="}
+
+_TOLD: Final = frozenset({"state", "sport", "dport", "src", "dst", "family", "protocol"})
+"""Columns that every event carries."""
+_LASTING: Final = frozenset({"netns", "ifindex", "cookie", "inode", "uid", "cgroup_id"})
+"""Columns that a look adds and that stay the same for the life of a socket."""
+_AROUND: Final = frozenset({"pid", "comm", "cgroup", "pod", "container", "user", "netns", "dev"})
+"""What else is found out about a row."""
+_AGES: Final = frozenset({"age_at_least_s", "age_at_most_s"})
+_DIAGNOSED: Final = OF_FINDINGS
+JUDGED: Final = (
+    "state", "exclude", "sport", "dport", "src", "dst", "family", "age", "netns", "pid", "comm", "user", "uid",
+    "cgroup", "cgroup_id", "pod", "container", "dev", "ifindex", "cookie", "inode", "protocol",
+)  # fmt: skip
+"""Predicates that changes of state can be judged by; the rest needs `--stuck`, or a look."""
 
 
 def kernel_filter(wanted: Filter | None) -> str:
@@ -35,6 +90,149 @@ def only_ports_and_hosts(node: Node) -> bool:
     if isinstance(node, Not):
         return only_ports_and_hosts(node.part)
     return isinstance(node, Port | Host)
+
+
+def by_the_event(wanted: Filter | None) -> bool:
+    """Whether the events alone decide: ports, addresses and states."""
+    return wanted is None or (wanted.columns <= _TOLD and not wanted.needs)
+
+
+def asks_for_holders(wanted: Filter | None) -> bool:
+    """Whether a FILTER asks for processes."""
+    return wanted is not None and bool(wanted.needs & {"pid", "comm"})
+
+
+def _leaves(node: Node) -> Iterator[Leaf]:
+    if isinstance(node, And | Or):
+        for part in node.parts:
+            yield from _leaves(part)
+    elif isinstance(node, Not):
+        yield from _leaves(node.part)
+    else:
+        yield node
+
+
+def _name(leaf: Leaf) -> str:
+    if isinstance(leaf, Autobound):
+        return "autobound"
+    if isinstance(leaf, Mark):
+        return "fwmark"
+    if isinstance(leaf, Known):
+        return leaf.name
+    assert isinstance(leaf, Number | Text), "the others are judged"
+    if leaf.column == "inode":
+        return "held"
+    return leaf.column
+
+
+_SPELLINGS: Final = {"held": ("held", "orphan", "inode"), "fwmark": ("fwmark", "mark")}
+
+
+def _judged(leaf: Leaf, *, stuck: bool) -> bool:
+    columns, needs = leaf.reads()
+    if isinstance(leaf, User):
+        return True
+    if needs - (_AROUND | _AGES):
+        return False
+    if stuck:
+        return True
+    if isinstance(leaf, Number) and leaf.column == "inode" and not leaf.value:
+        return False  # whether it is held: a socket can be let go between its change and the look
+    return columns <= _TOLD | _LASTING
+
+
+def refusal(wanted: Filter | None, *, stuck: bool = False) -> FilterError | None:
+    """Return why a FILTER cannot be used on changes of state, None if it can.
+
+    Args:
+        wanted: the FILTER.
+        stuck: it selects sockets of a look, which has every column, and not changes of state.
+    """
+    if wanted is None:
+        return None
+    for leaf in _leaves(wanted.root):
+        if _judged(leaf, stuck=stuck):
+            continue
+        name = _name(leaf)
+        words = "|".join(map(re.escape, _SPELLINGS.get(name, (name,))))
+        found = re.search(rf"\b({words})\b", wanted.text, re.IGNORECASE)
+        shown, column = (found[0], found.start()) if found else (name, 0)
+        if name in _DIAGNOSED:
+            why, other = "that takes a diagnosis", "`finwait check` and `finwait top`"
+        elif name == "autobound":
+            why, other = (
+                "the kernel does not say it of a socket",
+                "`ss`, which asks the kernel for a selection",
+            )
+        else:
+            why, other = (
+                "it may have changed since",
+                "`finwait trace --stuck`, `finwait list` and `finwait check`",
+            )
+        can = "all other predicates can be used" if stuck else f"`trace` can judge {', '.join(JUDGED)}"
+        return FilterError(
+            wanted.text, column, f"`trace` cannot judge `{shown}`: {why}", hint=f"{other} can; {can}"
+        )
+    return None
+
+
+def judge(
+    wanted: Filter, table: SocketTable, known: Mapping[str, Mask], context: Mapping[str, Any]
+) -> tuple[Mask, Mask]:
+    """Return which rows are known to match and which are known not to.
+
+    Args:
+        wanted: the FILTER.
+        table: the rows as sockets.
+        known: of columns that not every row has, which rows have it; of ``pid`` and ``comm``, of which rows every
+            value is in the context. Where it is not, a value that is there counts and one that is not there may be.
+        context: as `Filter.mask` takes it.
+    """
+    return _judge(wanted.root, False, Facts(table, context, {}), known, np.arange(len(table)))
+
+
+def _judge(
+    node: Node, negated: bool, facts: Facts, known: Mapping[str, Mask], index: NDArray[np.intp]
+) -> tuple[Mask, Mask]:
+    if isinstance(node, Not):
+        return _judge(node.part, not negated, facts, known, index)
+    if not isinstance(node, And | Or):
+        return _test(node.negated() if negated else node, facts, known, index)
+    every = isinstance(node, And) is not negated
+    yes, no = np.full(len(index), every), np.full(len(index), not every)
+    place = np.arange(len(index))
+    for part in sorted(node.parts, key=_cost):
+        if not len(place):
+            break
+        one_yes, one_no = _judge(part, negated, facts, known, index[place])
+        if every:
+            yes[place] &= one_yes
+            no[place] = one_no
+            place = place[~one_no]
+        else:
+            yes[place] = one_yes
+            no[place] &= one_no
+            place = place[~one_yes]
+    return yes, no
+
+
+def _cost(node: Node) -> int:
+    return max((leaf.cost for leaf in _leaves(node)), default=0)
+
+
+def _test(leaf: Leaf, facts: Facts, known: Mapping[str, Mask], index: NDArray[np.intp]) -> tuple[Mask, Mask]:
+    if isinstance(leaf, User):  # whether the uid is known is told by `known`, not by the state of the event
+        leaf = Number("uid", leaf.op, leaf.uid)
+    columns, needs = leaf.reads()
+    sure = np.ones(len(index), np.bool_)
+    for name in (*columns, *needs):
+        if name in known:
+            sure &= known[name][index]
+    yes, no = leaf.test(facts, index), leaf.negated().test(facts, index)
+    if not isinstance(leaf, Known) or leaf.name not in ("pid", "comm"):
+        return yes & sure, no & sure
+    # One that is seen to match matches, whoever else there may be.
+    return (yes, no & sure) if leaf.op == "=" else (yes & sure, no)
 
 
 def _compile(node: Node, *, negated: bool) -> str:

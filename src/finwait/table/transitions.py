@@ -36,6 +36,9 @@ from finwait.uapi import tcp, tracepoint
 
 __all__ = [
     "DESTROY",
+    "FINE",
+    "LOOKED_UP",
+    "NEVER",
     "POLLED",
     "RECEIVE_RESET",
     "RETRANSMIT",
@@ -48,9 +51,11 @@ __all__ = [
     "Look",
     "TransitionTable",
     "changes",
+    "coarse",
     "connection_key",
     "decode",
-    "histogram",
+    "fine_histogram",
+    "fine_median_ns",
     "stacks",
 ]
 
@@ -69,7 +74,8 @@ _EVENTS: Final = {
 _IN_INTERRUPT: Final = 0x08 | 0x10 | 0x40  # TRACE_FLAG_HARDIRQ, _SOFTIRQ, _NMI of linux/trace_events.h
 _AF_INET: Final = 2
 _AF_INET6: Final = 10
-_NEVER: Final = (1 << 63) - 1
+NEVER: Final = (1 << 63) - 1
+"""When a life ends that has not."""
 _RESET_ENDS_NS: Final = 100_000_000  # the two are in one call chain; a preempted task may be late
 
 SCHEMA: Final = Schema(
@@ -98,12 +104,18 @@ SCHEMA: Final = Schema(
         Column("inode", np.uint32, "the look", "Inode of the struct socket while one referred to it.", (1,)),
         Column("uid", np.uint32, "the look", "User that made the socket.", (1,)),
         Column("cgroup_id", np.uint64, "the look", "Cgroup that it was made in.", (1,)),
+        Column("ifindex", np.uint32, "the look", "Interface that it is bound to; 0 for any.", (1,)),
+        Column("over", np.bool_, "finwait", "Whether the connection had ended when the row was handed out."),
         Column("became", np.uint8, "the look", "State of the minisocket that took over.", (1,)),
         Column("expires_ms", np.uint32, "the look", "Time left to that minisocket, counted from the row.", (1,)),
         Column("reset", np.uint8, "tcp_receive_reset, tcp_send_reset",
                "2 when a reset from the peer ended this life, 3 when one of ours did.", (1,)),
     ]
 )  # fmt: skip
+
+
+LOOKED_UP: Final = ("netns", "cookie", "inode", "uid", "cgroup_id", "ifindex")
+"""Columns that a look adds to what the event tells."""
 
 
 class TransitionTable:
@@ -193,7 +205,7 @@ class TransitionTable:
 
     def as_sockets(self, state: str) -> SocketTable:
         """Return the rows as sockets in their ``oldstate`` or ``newstate``, for a FILTER to judge."""
-        names = ("family", "sport", "dport", "src", "dst", "netns", "cookie", "inode", "uid", "cgroup_id")
+        names = ("family", "sport", "dport", "src", "dst", *LOOKED_UP)
         columns = {name: self._cells[name] for name in names}
         columns["family"] = columns["family"].astype(np.uint8)
         columns["state"] = self._cells[state]
@@ -434,7 +446,7 @@ def _polled(
     time_ns: int,
 ) -> TransitionTable:
     n = len(index)
-    names = ("family", "sport", "dport", "src", "dst", "netns", "cookie", "inode", "uid", "cgroup_id")
+    names = ("family", "sport", "dport", "src", "dst", *LOOKED_UP)
     columns: dict[str, NDArray[Any]] = {name: sockets[name][index] for name in names}
     columns |= {
         "kind": np.full(n, POLLED, np.uint8),
@@ -444,6 +456,7 @@ def _polled(
         "oldstate": states[0],
         "newstate": states[1],
         "interrupt": np.ones(n, np.bool_),
+        "over": states[1] == 0,
     }
     mini = (sockets["timer"][index] == 3) & (states[1] != 0)
     columns["became"] = np.where(mini, sockets["state"][index], 0)
@@ -452,6 +465,7 @@ def _polled(
         "became": mini,
         "expires_ms": mini,
         "inode": sockets["inode"][index] != 0,
+        "uid": sockets["inode"][index] != 0,
         "cgroup_id": sockets.present("cgroup_id")[index],
     }
     return TransitionTable.from_columns(columns, present)
@@ -462,6 +476,7 @@ _LIFE: Final = np.dtype(
         ("sk", "u8"), ("born", "i8"), ("died", "i8"), ("since", "i8"), ("state", "u1"), ("before", "u1"),
         ("s0", "u8"), ("s1", "u8"), ("d0", "u8"), ("d1", "u8"), ("sport", "u2"), ("dport", "u2"),
         ("named", "?"), ("ambiguous", "?"), ("netns", "u4"), ("cookie", "u8"), ("inode", "u4"), ("uid", "u4"),
+        ("ifindex", "u4"), ("seen", "?"),
         ("cgroup", "u8"), ("has_cgroup", "?"), ("looked", "?"), ("became", "u1"), ("expires", "u4"),
         ("reset", "u1"), ("reset_ns", "i8"), ("number", "i8"),
     ]
@@ -577,7 +592,7 @@ class Follower:
         at = np.flatnonzero(fresh)
         born["sk"] = s_sk[at]
         born["born"] = np.where(birth[at], s_time[at], 0)
-        born["died"] = _NEVER
+        born["died"] = NEVER
         born["number"] = self._made + np.arange(len(born))
         self._made += len(born)
         self._lives = np.concatenate([self._lives, born])
@@ -645,7 +660,7 @@ class Follower:
         before = np.where((at > 0) & (sk[at] == sk[at - 1]), life[at - 1], carried[at])
         some = before >= 0
         row = before[some] - self._first
-        open_ = self._lives["died"][row] == _NEVER
+        open_ = self._lives["died"][row] == NEVER
         self._lives["died"][row[open_]] = time_ns[at[some]][open_]
         self._lives["looked"][row[open_]] = True
 
@@ -740,8 +755,8 @@ class Follower:
         Listeners are not among them: they have no other end, and are found by a dump only.
         """
         lives = self._lives
-        ended = (lives["died"] != _NEVER) & ~lives["looked"]
-        unnamed = (lives["died"] == _NEVER) & ~(lives["named"] & (lives["inode"] != 0))
+        ended = (lives["died"] != NEVER) & ~lives["looked"]
+        unnamed = (lives["died"] == NEVER) & ~(lives["named"] & (lives["inode"] != 0))
         # Alive and asked for before: only the rows that wait now are worth another question.
         waiting = np.zeros(len(lives), np.bool_)
         for table in self._queue:
@@ -755,6 +770,8 @@ class Follower:
         unknown = lives["cookie"][rows] == 0
         lives["cookie"][rows[unknown]] = sockets["cookie"][at[unknown]]
         lives["named"][rows] = True
+        lives["ifindex"][rows] = sockets["ifindex"][at]
+        lives["seen"][rows] = True
         rows, at = rows[full], at[full]
         lives["inode"][rows] = sockets["inode"][at]
         lives["uid"][rows] = sockets["uid"][at]
@@ -811,6 +828,7 @@ class Follower:
         lives = self._lives[np.where(there, row, 0)] if len(self._lives) else np.zeros(len(table), _LIFE)
         # Inside, lives are renumbered when memory is given back; outside, a number stays.
         table = table.replace("life", np.where(there, lives["number"], -1))
+        table = table.replace("over", there & (lives["died"] != NEVER))
         named = there & lives["named"]
         for name, cells, mask in (
             ("netns", lives["netns"], named),
@@ -818,6 +836,7 @@ class Follower:
             ("inode", lives["inode"], named & (lives["inode"] != 0)),
             ("uid", lives["uid"], named & (lives["inode"] != 0)),
             ("cgroup_id", lives["cgroup"], named & lives["has_cgroup"]),
+            ("ifindex", lives["ifindex"], there & lives["seen"]),
         ):
             table = table.replace(name, np.where(mask, cells, 0), mask)
         # What the kernel had not filled in yet, from a later event of the same life.
@@ -842,10 +861,10 @@ class Follower:
         if len(lives) < self._spare:
             return
         oldest = min(
-            (int(t.life[t.life >= 0].min()) for t in self._queue if (t.life >= 0).any()), default=_NEVER
+            (int(t.life[t.life >= 0].min()) for t in self._queue if (t.life >= 0).any()), default=NEVER
         )
         waited = self._first + np.arange(len(lives)) >= oldest
-        alive = (lives["died"] == _NEVER) & (lives["since"] > 0)
+        alive = (lives["died"] == NEVER) & (lives["since"] > 0)
         if int((alive & ~waited).sum()) > self._most:
             some = np.flatnonzero(alive & ~waited)
             some = some[np.argsort(lives["since"][some], kind="stable")]
@@ -887,7 +906,7 @@ class Follower:
         A structured array with ``sk since state netns cookie inode s0 s1 d0 d1 sport dport named``.
         """
         lives = self._lives
-        mask = (lives["died"] == _NEVER) & (lives["since"] > 0) & (lives["since"] <= now_ns - longer_than_ns)
+        mask = (lives["died"] == NEVER) & (lives["since"] > 0) & (lives["since"] <= now_ns - longer_than_ns)
         mask &= (states >> lives["state"].astype(np.int64)) & 1 == 1
         return lives[mask]
 
@@ -912,19 +931,34 @@ def _find(lives: NDArray[Any], sockets: SocketTable) -> tuple[NDArray[np.int64],
     return np.where((count == 1) & same, at, -1), count
 
 
-def histogram(in_old_ns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count durations by powers of two of microseconds.
+FINE: Final = 128
+"""Parts of each power of two in `fine_histogram`: a time is known to within one part in 128."""
+_POWERS: Final = 54  # of microseconds: the largest is 285 years
 
-    Returns:
-        The lower bounds in microseconds (0, 1, 2, 4, 8 …) and how many fell between each and the next.
+
+def fine_histogram(in_old_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count durations by parts of powers of two of microseconds; always of the same length.
+
+    Cell 0 is below one microsecond; cell ``1 + FINE * k + j`` begins at ``2**k * (1 + j / FINE)`` microseconds.
     """
-    us = np.maximum(in_old_ns, 0) // 1000
-    bucket = np.zeros(len(us), np.int64)
-    some = us > 0
-    # frexp is exact up to 2**53 µs, which is 285 years.
-    bucket[some] = np.frexp(us[some].astype(np.float64))[1]
-    counts = np.bincount(bucket) if len(bucket) else np.zeros(1, np.int64)
-    bounds = (
-        np.concatenate([[0], 1 << np.arange(len(counts) - 1)]) if len(counts) > 1 else np.zeros(1, np.int64)
-    )
-    return bounds.astype(np.int64), counts.astype(np.int64)
+    us = np.maximum(in_old_ns, 0) / 1000
+    fraction, power = np.frexp(us)  # us = fraction * 2**power, 0.5 <= fraction < 1
+    part = ((fraction * 2 - 1) * FINE).astype(np.int64)
+    cell = np.where(us < 1, 0, 1 + FINE * (np.minimum(power.astype(np.int64), _POWERS) - 1) + part)
+    return np.bincount(cell, minlength=1 + FINE * _POWERS).astype(np.int64)
+
+
+def coarse(fine: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return a fine histogram by whole powers of two: lower bounds in microseconds (0, 1, 2, 4 …), and counts."""
+    counts = np.concatenate([fine[:1], fine[1:].reshape(-1, FINE).sum(axis=1)])
+    return np.concatenate([[0], 1 << np.arange(_POWERS, dtype=np.int64)]), counts
+
+
+def fine_median_ns(fine: NDArray[np.int64]) -> int:
+    """Return the median of a fine histogram, to within one part in 256."""
+    total = int(fine.sum())
+    cell = int(np.searchsorted(np.cumsum(fine), total // 2, side="right"))
+    if cell == 0:
+        return 0
+    power, part = divmod(cell - 1, FINE)
+    return int(2**power * (1 + (part + 0.5) / FINE) * 1000)

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import re
+import secrets
 from functools import lru_cache
 
 from finwait.uapi import tcp
 
-__all__ = ["cell_text", "duration_text", "parse_duration_ms", "printable", "span_text"]
+__all__ = ["cell_text", "csv_text", "duration_text", "ink", "parse_duration_ms", "printable", "span_text"]
 
 
-_LINES = re.compile(r"(\x1b\[(?:0|1|2|3[1-3](?:;1)?)m|\r\n|[\t\n])")
+_INK = chr(0xF0000 + secrets.randbelow(0xFFFE))
+"""Begins and ends a colour of ours until it is printed: a character that nobody else can know, not an escape."""
+_LINES = re.compile(rf"({_INK}(?:0|1|2|3[1-3](?:;1)?){_INK}|\r\n|[\t\n])")
 """What a whole text of ours holds beside printable characters: our colours, tabs, line ends."""
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Letters and marks that show nothing (Default_Ignorable_Code_Point, and the empty Braille pattern)."""
+
+
+def _escape(c: str) -> str:
+    return c.encode("unicode_escape").decode("ascii")
 
 
 def _escaped(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else _escape(c) for c in text)
+    return text if text.isascii() else _UNSEEN.sub(lambda found: _escape(found[0]), text)
+
+
+def ink(code: str) -> str:
+    """Return what `printable` turns into the colour of this SGR code."""
+    return f"{_INK}{code}{_INK}"
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -25,11 +41,12 @@ def printable(text: str, *, lines: bool = False) -> str:
 
     A process may call itself ``\x1b[2J`` (prctl(2) takes any bytes), and so may a cgroup or a mount point; a
     recording comes from strangers. Control characters (C0, DEL and C1, which some terminals obey as UTF-8 too),
-    what turns the direction of writing, and bytes that are no UTF-8 (surrogates here) become escapes.
+    what turns the direction of writing, line and paragraph separators, what has no width or shows nothing, and bytes
+    that are no UTF-8 (surrogates here) become escapes. A colour is one of ours only if it was made with `ink`.
 
     Args:
         text: a name that somebody else chose, or with ``lines`` a whole text that we are about to print.
-        lines: leave tabs, line ends and our own colours (`finwait.report.text.Style`) as they are.
+        lines: leave tabs and line ends as they are, and make colours of ours (`ink`) colours.
     """
     if not lines:
         return _escaped(text)
@@ -38,10 +55,25 @@ def printable(text: str, *, lines: bool = False) -> str:
         return text
     parts = _LINES.split(text)
     parts[::2] = map(_escaped, parts[::2])
+    parts[1::2] = [f"\x1b[{part[1:-1]}m" if part[0] == _INK else part for part in parts[1::2]]
     return "".join(parts)
 
 
 _PLAIN = bytes({*range(0x20, 0x7F), *b"\t\n"})
+
+
+_FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?)?", re.ASCII)
+
+
+def csv_text(text: str) -> str:
+    """Return a text for a cell of CSV: a spreadsheet takes what begins with ``=``, ``+``, ``-`` or ``@`` for a formula.
+
+    An apostrophe before it makes it text (OWASP, "CSV injection"). Numbers stay numbers.
+    """
+    if _FORMULA.match(text) and not _NUMBER.fullmatch(text):
+        return f"'{text}"
+    return text
 
 
 _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,8 +117,11 @@ class SocketId:
     ifindex: int = 0
     cookie: int | None = None
 
-    def pack(self) -> bytes:
-        """Return the 48 bytes of the struct."""
+    def pack(self, order: Literal["=", "<", ">"] = "=") -> bytes:
+        """Return the 48 bytes of the struct; ``order`` is the byte order of the kernel that reads it.
+
+        ``idiag_cookie`` is two numbers, the low half first on every machine, while ``SO_COOKIE`` is one.
+        """
         low, high = (
             (NOCOOKIE, NOCOOKIE) if self.cookie is None else (self.cookie & 0xFFFFFFFF, self.cookie >> 32)
         )
@@ -126,7 +129,7 @@ class SocketId:
             struct.pack("!HH", self.sport, self.dport)
             + self.src.ljust(16, b"\0")
             + self.dst.ljust(16, b"\0")
-            + struct.pack("=III", self.ifindex, low, high)
+            + struct.pack(f"{order}III", self.ifindex, low, high)
         )
 
 

@@ -18,9 +18,10 @@ by `Shape.nests` and not by ``NLA_F_NESTED``, which older subsystems never set.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -30,10 +31,24 @@ from finwait.errors import DecodeError
 from finwait.uapi import netlink
 from finwait.uapi.netlink import NLA_HEADER, NLMSG_HEADER, Messages
 
-__all__ = ["Layout", "Path", "Rows", "Shape", "find_rows"]
+__all__ = ["Layout", "Path", "Rows", "Shape", "find_rows", "low_half_first"]
 
 Path = tuple[int, ...]
 """Attribute types from the outermost inwards; the empty path means the fixed struct."""
+
+
+def low_half_first(
+    cells: NDArray[np.uint64], byteorder: Literal["little", "big"] = sys.byteorder
+) -> NDArray[np.uint64]:
+    """Return 64-bit numbers that the kernel wrote as ``__u32 x[2]``, the low half in ``x[0]``.
+
+    Args:
+        cells: what eight bytes in a row are as one number on the machine that wrote them.
+        byteorder: of that machine.
+    """
+    if byteorder == "little":
+        return cells
+    return (cells >> np.uint64(32)) | (cells << np.uint64(32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
 from finwait.errors import DecodeError
 
 __all__ = [
@@ -54,9 +56,8 @@ class Source(Protocol):
         """Return up to ``size`` bytes; none at the end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One captured packet, as the file has it."""
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One captured packet, as the file has it."""  # a struct: see `finwait.uapi.segment.Segment`
 
     time_ns: int
     """Unix time."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from finwait.uapi.pcap import Frame
 from finwait.uapi.socket_filter import Address
@@ -98,9 +99,8 @@ class Unread(enum.Enum):
     FRAGMENT = "a fragment without the TCP header"
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One TCP segment."""
+class Segment(msgspec.Struct, frozen=True, gc=False):
+    """One TCP segment."""  # a struct, because a capture has millions: made in a fifth of a dataclass's time
 
     time_ns: int
     src: Address

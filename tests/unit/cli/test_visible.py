@@ -31,8 +31,30 @@ def test_text_tabs_line_ends_and_our_colours_stay() -> None:
         assert printable(text, lines=True) == text
     for role in ("problem", "notice", "healthy", "bold", "dim"):
         painted = Style(color=True).paint("é text", role)
-        assert painted != "é text"
-        assert printable(painted, lines=True) == painted
+        shown = printable(painted, lines=True)
+        assert shown.startswith("\x1b[")
+        assert shown.endswith("é text\x1b[0m")
+
+
+@pytest.mark.parametrize("sgr", ["\x1b[0m", "\x1b[1m", "\x1b[31;1m", "\x1b[33m", "\x1b[8m", "\x9b31m"])
+def test_a_colour_that_is_not_ours_is_an_escape(sgr: str) -> None:
+    """A program that calls itself so would write in our colours, or end them."""
+    for lines in (False, True):
+        assert printable(f"{sgr}healthy", lines=lines).isascii()
+        assert printable(f"{sgr}healthy", lines=lines).isprintable()
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        *range(0x20), *range(0x7F, 0xA0), 0x34F, 0x61C, 0x115F, 0x180E, *range(0x200B, 0x2010),
+        *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0x2800, 0x3164, 0xD800, 0xFE0F, 0xFEFF, 0xFFF9, 0xE0001,
+        0xE0100, 0xE000, 0xF0001,
+    ],
+)  # fmt: skip
+def test_what_a_terminal_obeys_or_does_not_show_is_an_escape(point: int) -> None:
+    assert printable(f"a{chr(point)}b").isascii()
+    assert printable(f"a{chr(point)}b").isprintable()
 
 
 @pytest.mark.parametrize(

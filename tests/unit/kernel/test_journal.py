@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finwait.errors import KernelError
-from finwait.kernel.journal import SqliteJournal, state_directory
+from finwait.kernel.journal import SqliteJournal, Taken, state_directory
 from finwait.remedy.journal import Act, Journal
 
 ACT = Act("sysctl", {"netns": 1}, {"sysctl": {"a.b": "1"}}, {"sysctl": {"a.b": "2"}}, "because")
@@ -190,3 +190,67 @@ def test_a_command_line_that_is_not_utf8_is_kept_as_it_can_be_shown(tmp_path, mo
     with SqliteJournal(tmp_path / "journal.sqlite") as journal:
         entry = journal.get(journal.record(Act("destroy", {"cookie": "0x1"}, {}, {}, "")))
         assert "p\\udcff.json" in entry.command
+
+
+def on_socket(cookie: str = "0x1", netns: int = 1, why: str = "probe") -> Act:
+    return Act("sockopt", {"netns": netns, "cookie": cookie}, why=why)
+
+
+def test_a_socket_is_claimed_by_one_act_until_that_has_its_result(tmp_path: Path) -> None:
+    with SqliteJournal(tmp_path / "j") as one, SqliteJournal(tmp_path / "j") as two:
+        (first,) = one.claim_many([on_socket()])
+        assert isinstance(first, int)
+        taken, free, elsewhere = two.claim_many([on_socket(), on_socket("0x2"), on_socket(netns=2)])
+        assert taken == Taken(first, os.getpid(), "probe", True)
+        assert "is under way" in str(taken)
+        assert isinstance(free, int)
+        assert isinstance(elsewhere, int)
+        assert len(two.entries()) == 3  # what was not claimed is not written down
+        one.complete_many({first: {"result": "alive"}})
+        (again,) = two.claim_many([on_socket()])
+        assert isinstance(again, int)
+
+
+def test_acts_of_other_kinds_and_of_other_boots_claim_nothing(tmp_path: Path) -> None:
+    with SqliteJournal(tmp_path / "j") as journal:
+        journal.record_many([Act("destroy", {"netns": 1, "cookie": "0x1"})])
+        journal.record_many([on_socket()])
+        journal._base.execute("UPDATE acts SET boot_id = 'another' WHERE kind = 'sockopt'")
+        (mine,) = journal.claim_many([on_socket()])
+        assert isinstance(mine, int)
+
+
+def test_a_claim_of_a_process_that_is_gone_is_told_from_one_that_is_under_way(tmp_path: Path) -> None:
+    with SqliteJournal(tmp_path / "j") as journal:
+        (cut,) = journal.record_many([on_socket()])
+        journal._base.execute("UPDATE acts SET pid_start = pid_start + 1")
+        (taken,) = journal.claim_many([on_socket()])
+        assert taken == Taken(cut, os.getpid(), "probe", False)
+        assert f"`finwait undo {cut}`" in str(taken)
+        (mine,) = journal.claim_many([on_socket(why=f"undo {cut}")], besides=cut)
+        assert isinstance(mine, int)
+
+
+def test_claims_of_many_processes_never_overlap(tmp_path: Path) -> None:
+    """Eight processes want one socket at the same moment: one of them gets it."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom finwait.kernel.journal import SqliteJournal\n"
+        "from finwait.remedy.journal import Act\nsys.stdin.readline()\n"
+        "with SqliteJournal(Path(sys.argv[1])) as j:\n"
+        "    got = j.claim_many([Act('sockopt', {'netns': 1, 'cookie': '0x1'})])\n"
+        "    print(isinstance(got[0], int), flush=True)\n    sys.stdin.readline()\n"
+    )
+    with SqliteJournal(tmp_path / "j"):
+        pass
+    command = [sys.executable, "-c", script, str(tmp_path / "j")]
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)
+    ]
+    for one in running:
+        assert one.stdin is not None
+        one.stdin.write("\n")
+        one.stdin.flush()
+    got = [one.stdout.readline().strip() for one in running if one.stdout is not None]
+    for one in running:
+        one.communicate("\n", timeout=30)
+    assert sorted(got) == ["False"] * 7 + ["True"]

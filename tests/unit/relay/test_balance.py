@@ -90,9 +90,66 @@ def test_failures_in_a_row_eject_for_longer_each_time_but_never_more_than_the_sh
     assert not of.failed(b, 1)
     assert not of.failed(b, 1), "two of three would be more than half"
     assert "a" not in picks(of, 10, 5)
-    of.failed(a, 20)
-    assert of.failed(a, 20)
-    assert a.ejected(39)
+    of.failed(a, 12)
+    assert of.failed(a, 12)
+    assert a.ejected(31)
+
+
+def test_an_ejection_is_forgotten_by_and_by() -> None:
+    of = balancer("a", "b", outlier=Outlier(failures=1, eject=10, max_percent=100))
+    a = of.backends[0]
+    now = 0.0
+    lasted = []
+    for wait in (0, 1, 1, 25, 1000, 1):
+        now += wait
+        assert of.failed(a, now)
+        lasted.append(a.eject_until - now)
+        now = a.eject_until
+    assert lasted == [10, 20, 40, 20, 10, 20]
+
+
+def test_an_ejection_lasts_five_minutes_at_most_or_as_long_as_configured() -> None:
+    for eject, most in ((10.0, 300.0), (1000.0, 1000.0)):
+        of = balancer("a", "b", outlier=Outlier(failures=1, eject=eject, max_percent=100))
+        a = of.backends[0]
+        now = 0.0
+        for _ in range(100):
+            assert of.failed(a, now)
+            last, now = a.eject_until - now, a.eject_until
+        assert last == most
+
+
+def test_a_failure_now_and_then_puts_off_forgetting() -> None:
+    of = balancer("a", "b", outlier=Outlier(failures=2, eject=10, max_percent=100))
+    a = of.backends[0]
+    of.failed(a, 0)
+    assert of.failed(a, 0)
+    for now in range(10, 100, 9):
+        of.failed(a, now)
+        of.succeeded(a)
+    of.failed(a, 100)
+    assert of.failed(a, 100)
+    assert a.eject_until == 120
+
+
+@pytest.mark.parametrize(("weights", "share"), [((1, 1, 1), [20, 20, 20]), ((1, 2, 3), [10, 20, 30])])
+def test_least_connections_shares_equal_load_out_in_turn(weights: tuple[int, ...], share: list[int]) -> None:
+    of = balancer("a", "b", "c", balance="least_connections")
+    for backend, weight in zip(of.backends, weights, strict=True):
+        backend.weight = weight
+    found = picks(of, 60)  # one after the other: none is active
+    assert [found.count(name) for name in "abc"] == share
+    of.backends[1].active = 1
+    assert "b" not in picks(of, 20)
+
+
+def test_a_ring_of_very_many_backends_stays_small() -> None:
+    of = balancer(*(f"b{k}" for k in range(3000)), balance="source_hash")
+    for backend in of.backends:
+        backend.weight = 256
+    of.update(of.backends)
+    assert len(of._ring) <= 3000 * 256
+    assert {of.pick(f"10.0.0.{k}", (), 0) for k in range(50)} - {None}
 
 
 def test_an_active_check_that_succeeds_ends_an_ejection() -> None:

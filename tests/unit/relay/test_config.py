@@ -72,8 +72,16 @@ def test_a_mistake_is_told_with_its_line_and_what_would_be_right(
 def test_a_file_that_cannot_be_read_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"could not read .*: the kernel said {os.strerror(errno.ENOENT)}"):
         load(tmp_path / "none")
-    with pytest.raises(ConfigError, match=os.strerror(errno.EISDIR)):
+    with pytest.raises(ConfigError, match="it is a directory"):
         load(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match="it is a FIFO"):
+        load(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match="it is a device"):
+        load(Path("/dev/zero"))
+    (tmp_path / "large").write_bytes(b"#" * (1 << 20) + b"\n")
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        load(tmp_path / "large")
 
 
 def arguments(*words: str) -> argparse.Namespace:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finwait.table.units import printable
+from finwait.table.units import csv_text, printable
 
 ANY = st.text(st.characters(codec=None))
 
@@ -30,3 +30,18 @@ def test_ordinary_names_stay_as_they_are(name: str) -> None:
 
 def test_an_escape_sequence_a_newline_and_a_direction_override_become_visible() -> None:
     assert printable("\x1b[2Jx\ny\u202ez") == "\\x1b[2Jx\\ny\\u202ez"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=1+cmd|x", "+cmd", "-cmd|x", "@SUM(1)", "\t=1", "\r=1", "\n=1", "=1", "--1", "-1+1", "\uff1d1", "+1-1"],
+)
+def test_no_text_in_csv_is_a_formula(text: str) -> None:
+    assert csv_text(text) == f"'{text}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "-5", "+3.25", "1e3", "10.0.0.1:80", "nginx(7:3)", "[::1]:80", "'=1", "a=b"]
+)
+def test_numbers_and_plain_text_stay_as_they_are(text: str) -> None:
+    assert csv_text(text) == text

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import socket
 import struct
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from finwait.errors import DecodeError
 from finwait.table.sockets import SCHEMA, SocketTable, address_text, pack_address
 from finwait.uapi import inet_diag as d
 from finwait.uapi import netlink as nl
+from finwait.uapi.layout import low_half_first
 from tests.synthetic import socket_message, sockets, walk
 
 LOCAL = socket.inet_aton("192.0.2.1")
@@ -46,6 +48,28 @@ def test_the_fixed_struct_is_read_field_by_field() -> None:
     assert address_text(*map(int, table.dst[0])) == "198.51.100.7"
     assert table.netns[0] == 1
     assert table.protocol[0] == 6
+
+
+@pytest.mark.parametrize(("order", "machine"), [("<", "little"), (">", "big")])
+def test_a_cookie_is_the_same_number_on_every_machine(order: str, machine: Any) -> None:
+    """The kernel writes ``__u32[2]``, low half first; SO_COOKIE gives one ``u64``, and the two are compared."""
+    cookie = 0x0123_4567_89AB_CDEF
+    so_cookie = struct.unpack(f"{order}Q", struct.pack(f"{order}Q", cookie))[0]
+    request = d.SocketId(1, 2, LOCAL, OTHER, cookie=so_cookie).pack(cast("Any", order))
+    low, high = struct.unpack_from(f"{order}II", request, 40)
+    assert (low, high) == (0x89AB_CDEF, 0x0123_4567)
+    message = struct.pack(f"{order}II", low, high)  # as sock_diag_save_cookie() does it
+    cells = np.frombuffer(message, f"{order}u8").astype(np.uint64)
+    assert low_half_first(cells, machine).tolist() == [cookie]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_table_reads_cookies_by_their_halves(monkeypatch: pytest.MonkeyPatch, together: bool) -> None:
+    monkeypatch.setattr("finwait.uapi.layout.low_half_first", lambda cells: low_half_first(cells, "big"))
+    table = sockets([socket_message(identity=d.SocketId(1, 2, LOCAL, OTHER, cookie=0x1_0000_0002))])
+    if together:
+        table.load(["cookie", "inode", "state"])
+    assert table.cookie.tolist() == [0x2_0000_0001]
 
 
 def test_a_mapped_address_equals_the_ipv4_one_and_keeps_its_family() -> None:

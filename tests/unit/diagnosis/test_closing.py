@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
-from finwait.diagnosis.closing import Closing, Closings, Facts, Kind, Outcome, closings, possible
+from finwait.diagnosis.closing import Closing, Facts, Kind, Outcome, possible
+from finwait.diagnosis.closings import Closings, closings
 from finwait.diagnosis.stream import Standing
 from finwait.report.closing import diagram, verdict
 from finwait.table.sockets import pack_address

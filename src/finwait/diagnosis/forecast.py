@@ -1,0 +1,303 @@
+"""How long it takes: every span of time that finwait predicts, worked out as the kernel works it out.
+
+Mirrors net/ipv4/tcp_timer.c: ``tcp_keepalive_timer``, ``tcp_write_timeout`` with ``retransmits_timed_out`` and
+``tcp_model_timeout``, ``tcp_probe_timer``, ``tcp_orphan_retries``; and ``tcp_fin_time``, ``tcp_time_wait``.
+
+The surprise that runs through all of it: limits that look like counts (tcp_retries2, tcp_orphan_retries,
+TCP_KEEPCNT) or like times (TCP_USER_TIMEOUT) are *conditions that a timer looks at when it fires*. tcp_retries2
+stands for the time that so many retransmissions would take on a path with an RTO of 200 ms, whatever the RTO is; and
+a user timeout of 12 s ends a connection that is probed every 5 s after 15 s.
+
+What it does not know: how late the kernel's timer wheel fires (up to an eighth of the time that is left when it is
+set, in practice some per cent), a route's own ``rto_min``, ICMP errors that take back a doubling, thin streams.
+`finwait lab prove` measures what it predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.table.units import duration_text
+
+if TYPE_CHECKING:
+    from finwait.diagnosis.view import View
+
+__all__ = [
+    "DEFAULTS",
+    "FAST_RTO_MS",
+    "LINGER2_MAX_S",
+    "TIME_WAIT_S",
+    "End",
+    "Limits",
+    "base_rto_ms",
+    "fin_wait2_orphan_s",
+    "keepalive",
+    "left_ms",
+    "of_row",
+    "orphan",
+    "retransmission",
+    "text",
+    "user_timeout_for",
+    "waited_ms",
+    "zero_window",
+]
+
+TIME_WAIT_S: Final = 60.0
+"""TCP_TIMEWAIT_LEN: compiled in."""
+LINGER2_MAX_S: Final = 120
+"""TCP_FIN_TIMEOUT_MAX: what TCP_LINGER2 is cut to. The sysctl is not."""
+FAST_RTO_MS: Final = 204.0
+"""The RTO of a path that answers within a few milliseconds: TCP_RTO_MIN and the round trip, in jiffies."""
+_RTO_MIN_MS: Final = 200
+"""TCP_RTO_MIN, which `tcp_model_timeout` counts with whatever the RTO is."""
+_ORPHAN_RETRIES: Final = 8
+"""What a tcp_orphan_retries of 0 means while the RTO is below its maximum."""
+_NEVER: Final = 10_000
+"""Retransmissions after which we stop: days, by any setting."""
+_PROBES_ENOUGH: Final = 300
+"""Probes after which nothing changes any more: tcp_retries2 and TCP_KEEPCNT are a byte at most."""
+_DOUBLINGS: Final = 40
+_ANSWER_PAUSE_MS: Final = 500
+"""tcp_invalid_ratelimit of the peer: it answers segments outside its window no more often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Settings of a network namespace that decide; the kernel's defaults where they are not known."""
+
+    retries2: int = 15
+    orphan_retries: int = 0
+    rto_max_ms: int = 120_000
+    fin_timeout_s: int = 60
+
+    @classmethod
+    def of(cls, sysctls: Mapping[str, str]) -> Limits:
+        """Read them from the sysctls of a namespace (``ipv4/tcp_retries2`` → ``15``)."""
+
+        def number(name: str, default: int) -> int:
+            words = sysctls.get(f"ipv4/tcp_{name}", "").split()
+            return int(words[0]) if words and words[0].lstrip("-").isdecimal() else default
+
+        return cls(
+            number("retries2", DEFAULTS.retries2),
+            number("orphan_retries", DEFAULTS.orphan_retries),
+            max(number("rto_max_ms", DEFAULTS.rto_max_ms), 1),
+            number("fin_timeout", DEFAULTS.fin_timeout_s),
+        )
+
+
+DEFAULTS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """When the kernel gives a connection up."""
+
+    seconds: float
+    tries: int
+    """Probes or retransmissions that went unanswered by then, a tail loss probe not counted."""
+
+
+def keepalive(idle_s: int, interval_s: int, count: int, user_timeout_ms: int = 0) -> End:
+    """Return after what silence an idle connection ends whose peer answers no probe.
+
+    The timer looks at the connection when it has been silent for ``idle_s`` and then every ``interval_s``. At each
+    look it ends it or sends a probe. Without TCP_USER_TIMEOUT it ends it when ``count`` probes are out; with it the
+    count is void: when the silence has reached the user timeout, and one probe is out.
+    """
+    probes = count
+    if user_timeout_ms:
+        probes = max(1, -(-(user_timeout_ms - 1000 * idle_s) // (1000 * interval_s)))
+    return End(float(idle_s + interval_s * probes), probes)
+
+
+def user_timeout_for(idle_s: int, interval_s: int, count: int) -> tuple[int, int]:
+    """Return the user timeouts (least and most, ms) with which keepalive still waits for ``count`` probes.
+
+    The least is no tighter than it must be: in the middle of the last interval, since timers are late.
+    """
+    most = 1000 * (idle_s + interval_s * count)
+    return most - 500 * interval_s, most
+
+
+def _model_ms(boundary: int, rto_max_ms: int) -> int:
+    """``tcp_model_timeout``: the time that so many retransmissions take with an RTO of 200 ms."""
+    doublings = max((rto_max_ms // _RTO_MIN_MS).bit_length() - 1, 0)
+    if boundary <= doublings:
+        return ((2 << boundary) - 1) * _RTO_MIN_MS
+    return ((2 << doublings) - 1) * _RTO_MIN_MS + (boundary - doublings) * rto_max_ms
+
+
+def _orphan_retries(limits: Limits, *, alive: bool) -> int:
+    return limits.orphan_retries or (_ORPHAN_RETRIES if alive else 0)
+
+
+def retransmission(
+    limits: Limits = DEFAULTS,
+    rto_ms: float = FAST_RTO_MS,
+    *,
+    orphaned: bool = False,
+    user_timeout_ms: int = 0,
+    tail_loss_probe: bool = True,
+) -> End:
+    """Return how long data or a FIN that nobody acknowledges is sent again, from its first sending.
+
+    The clock of the limits starts with the first retransmission, which itself comes an RTO after the tail loss probe,
+    or after the sending where there is none. TCP_USER_TIMEOUT takes the place of tcp_retries2 and of
+    tcp_orphan_retries, in both directions.
+
+    Args:
+        limits: of the namespace.
+        rto_ms: the RTO before any doubling, see `base_rto_ms`.
+        orphaned: whether no process holds the socket.
+        user_timeout_ms: TCP_USER_TIMEOUT of the socket; 0 for none.
+        tail_loss_probe: whether one is sent, as it is by default.
+    """
+    rto = min(rto_ms, limits.rto_max_ms)
+    first = now = rto * (2 if tail_loss_probe else 1)
+    if user_timeout_ms:  # the timer is set to what is left of it (tcp_clamp_rto_to_user_timeout)
+        tries, left = 1, float(user_timeout_ms)
+        while (rto := min(2 * rto, limits.rto_max_ms)) < left:
+            tries, left = tries + 1, left - rto
+        return End((first + user_timeout_ms) / 1000, tries)
+    for tries in range(1, _NEVER):
+        rto = min(2 * rto, limits.rto_max_ms)
+        now += rto
+        boundary = limits.retries2
+        if orphaned:
+            boundary = _orphan_retries(limits, alive=rto < limits.rto_max_ms)
+        if now - first >= _model_ms(boundary, limits.rto_max_ms):
+            return End(now / 1000, tries)
+    return End(float("inf"), _NEVER)
+
+
+def orphan(limits: Limits = DEFAULTS, rto_ms: float = FAST_RTO_MS) -> End:
+    """Return how long an orphan lives whose FIN nobody acknowledges."""
+    return retransmission(limits, rto_ms, orphaned=True)
+
+
+def zero_window(
+    limits: Limits = DEFAULTS,
+    rto_ms: float = FAST_RTO_MS,
+    *,
+    orphaned: bool = False,
+    answered: bool = True,
+    user_timeout_ms: int = 0,
+) -> End | None:
+    """Return how long a connection waits for room at its peer, from the moment there is none; None for ever.
+
+    Args:
+        limits: of the namespace.
+        rto_ms: the RTO before any doubling.
+        orphaned: whether no process holds the socket.
+        answered: whether the peer answers the window probes, as it does at most twice a second
+            (tcp_invalid_ratelimit); an answer starts their count anew, not their pace.
+        user_timeout_ms: TCP_USER_TIMEOUT of the socket; 0 for none. It counts from the first probe, and beside the
+            other limits.
+    """
+    base = now = float(max(rto_ms, _RTO_MIN_MS))
+    aborted = now + user_timeout_ms if user_timeout_ms else float("inf")
+    backoff = out = 0
+    answer_due = 0.0
+    for tries in range(_PROBES_ENOUGH):
+        most = limits.retries2
+        if orphaned:
+            alive = base * 2**backoff < limits.rto_max_ms
+            most = _orphan_retries(limits, alive=alive)
+            if not alive and backoff >= most:
+                return End(now / 1000, tries)
+        if out >= most or now >= aborted:
+            return End(now / 1000, tries)
+        if answered and now >= answer_due:
+            out, answer_due = 0, now + _ANSWER_PAUSE_MS
+        else:
+            out += 1
+        backoff += backoff < min(limits.retries2, _DOUBLINGS)
+        now = min(now + min(base * 2**backoff, limits.rto_max_ms), aborted)
+    return None
+
+
+def fin_wait2_orphan_s(timeout_s: int, rto_ms: float = FAST_RTO_MS) -> float:
+    """Return how long an orphan stays in FIN_WAIT2, its FIN being acknowledged.
+
+    Args:
+        timeout_s: tcp_fin_timeout, or TCP_LINGER2 of the socket (at most 120, `LINGER2_MAX_S`).
+        rto_ms: its RTO; neither span is shorter than 3.5 of them.
+
+    Up to 60 s it is a minisocket for that long. Above, it stays a full socket for what exceeds 60 s, and then becomes a
+    minisocket *for what exceeds 60 s again*: 62 gives 4 s, 120 gives 120 s, and 200 gives 280 s.
+    """
+    least = 3.5 * rto_ms / 1000
+    wanted = max(float(timeout_s), least)
+    if wanted <= TIME_WAIT_S:
+        return wanted
+    beyond = wanted - TIME_WAIT_S
+    return beyond + max(beyond, least)
+
+
+def base_rto_ms(rto_us: int, backoff: int, rto_max_ms: int = DEFAULTS.rto_max_ms) -> float:
+    """Return the RTO before its doublings, from what tcp_info tells; where that was cut to the maximum, the usual one.
+
+    Args:
+        rto_us: ``tcpi_rto``, which the doublings are in; 0 for not known.
+        backoff: ``tcpi_backoff``.
+        rto_max_ms: of the namespace.
+    """
+    if rto_us <= 0 or backoff > 30 or (backoff and rto_us >= 1000 * rto_max_ms):
+        return FAST_RTO_MS
+    return rto_us / (1000 << backoff)
+
+
+def waited_ms(rto_us: NDArray[Any], retransmits: NDArray[Any], backoff: NDArray[Any]) -> NDArray[np.int64]:
+    """Return for how long first unacknowledged segments have waited, at least, by their retransmissions; −1 unknown.
+
+    Each was sent when the timer fired, which was then set to twice the time (or to the maximum): the one before
+    the last wait was at least half of it, and so on back to the first. Where the two counts differ, an ICMP error took
+    doublings back, or the stream is thin, and nothing is concluded.
+    """
+    known = (retransmits > 0) & (retransmits == backoff) & (rto_us > 0)
+    before = 1 - 0.5 ** np.minimum(backoff, 60).astype(np.float64)
+    return np.where(known, rto_us * before / 1000, -1).astype(np.int64)
+
+
+# ── of connections that were seen ────────────────────────────────────────────────────────────────────────
+
+
+def of_row(view: View, row: int) -> End | None:
+    """Return when the kernel gives up what a row waits for, from when it began to wait; None for never.
+
+    Of a row on the retransmission timer (1) or on the timer of window probes (4), whose peer is taken to answer none
+    of the first and all of the second. TCP_USER_TIMEOUT, which sock_diag does not tell, may end it sooner or later.
+    """
+    s = view.sockets
+    space = view.namespaces.get(int(s.netns[row]))
+    limits = Limits.of(space.sysctls) if space is not None else DEFAULTS
+    orphaned = not s.inode[row] and not view.queued[row]
+    rto = base_rto_ms(int(s.rto_us[row]), int(s.backoff[row]), limits.rto_max_ms)
+    if s.timer[row] == 1:
+        return retransmission(limits, rto, orphaned=orphaned)
+    if s.timer[row] == 4:
+        return zero_window(limits, base_rto_ms(int(s.rto_us[row]), 0), orphaned=orphaned)
+    return None
+
+
+def left_ms(view: View, row: int) -> int | None:
+    """Return the longest that a row stays before the kernel gives it up, as `of_row`; None for ever."""
+    end = of_row(view, row)
+    if end is None:
+        return None
+    s = view.sockets
+    waited = int(waited_ms(s.rto_us[row], s.retrans[row], s.backoff[row])) if s.timer[row] == 1 else 0
+    return max(int(1000 * end.seconds) - max(waited, 0), int(s.expires_ms[row]))
+
+
+def text(seconds: float) -> str:
+    """Return a predicted span as people read it: ``3.3 s``, ``135 s``, ``15 min``."""
+    if seconds >= 600:
+        return duration_text(round(1000 * seconds))
+    return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"

@@ -1,0 +1,122 @@
+"""Fetch kernels, boot each, run finwait in it, and write what was measured.
+
+python -m tests.guest                          the kernels of `DEFAULT`, everything
+python -m tests.guest 5.10 6.1                 these
+python -m tests.guest --smoke 5.10             the shortest proof that it works; 77: it cannot be tried here
+python -m tests.guest --jobs matrix,acts 6.1   some of it; what was measured is kept for these only
+python -m tests.guest --recordings 5.10        new recordings, into tests/captures
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.guest import debian, image
+from tests.guest.boot import Ran, boot
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finwait-kernels"
+MEASURED = Path(__file__).parent / "measured"
+EVERYTHING = ("facts", "acts", "matrix", "scenarios", "proofs", "tests")
+SKIPPED = 77
+GOOD = ("ok", "not here")
+
+
+def main() -> int:
+    """Carry it out; 1: something differs, or a guest did not come to its end."""
+    parser = argparse.ArgumentParser(prog="python -m tests.guest")
+    parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"default: {' '.join(debian.DEFAULT)}")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--recordings", action="store_true")
+    parser.add_argument("--jobs", default=",".join(EVERYTHING))
+    parser.add_argument("--only", default="", metavar="NAME,…", help="only things of these names")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--fresh", action="store_true", help="look for newer packages")
+    parser.add_argument("--offline", action="store_true", help="only kernels that are in the cache")
+    parser.add_argument("--append", default="", help="more words for the kernel's command line")
+    args = parser.parse_args()
+    os.umask(0o077)  # this machine's /etc is in the image
+    jobs = ("smoke",) if args.smoke else ("recordings",) if args.recordings else tuple(args.jobs.split(","))
+    failed = 0
+    for version in args.versions or (("5.10",) if args.smoke else debian.DEFAULT):
+        try:
+            kernel = debian.kernel(version, args.cache, fresh=args.fresh, offline=args.offline)
+            disks = (image.programs(args.cache), image.clone(args.cache))
+            only = [f"only={args.only}"] if args.only else []
+            ran = boot(kernel, args.cache, disks, jobs, arguments=[*only, *args.append.split()])
+        except debian.NotHere as error:
+            print(f"{version}: cannot be tried here: {error}")
+            if args.smoke:
+                return SKIPPED
+            failed = 1
+            continue
+        failed |= _said(version, kernel.release, ran)
+        if args.recordings:
+            _keep_recordings(ran)
+        elif not args.smoke and not args.only and not args.append:
+            _keep(kernel, ran, jobs)
+    return failed
+
+
+def _said(version: str, release: str, ran: Ran) -> int:
+    """Print what came of it; return 1 if something differs."""
+    apart = [row for row in ran.results if row["verdict"] not in GOOD]
+    fine = len(ran.results) - len(apart)
+    print(f"{version} ({release}): {fine} as expected or not here, {len(apart)} differ; {ran.seconds:.0f} s")
+    for row in apart:
+        detail = row["detail"].strip().splitlines()
+        print(f"  {row['verdict']:<8} {row['kind']} {row['name']}: {detail[0][:200] if detail else ''}")
+    if not ran.finished:
+        print(f"  the guest did not come to its end; see {ran.folder}/console and log")
+    return int(bool(apart) or not ran.finished)
+
+
+def _keep(kernel: debian.Kernel, ran: Ran, jobs: tuple[str, ...]) -> None:
+    """Write what was measured; what other jobs measured before is kept."""
+    MEASURED.mkdir(exist_ok=True)
+    path = MEASURED / f"{kernel.wanted}.json"
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    kinds = {row["kind"] for row in ran.results}
+    kept = [row for row in before.get("results", ()) if row["kind"] not in kinds]
+    results = kept + [_short(row) for row in ran.results if row["kind"] != "boot"]
+    answer = {
+        "kernel": kernel.wanted,
+        "release": kernel.release,
+        "package": kernel.package,
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+        "jobs": sorted({*before.get("jobs", ()), *jobs}),
+        "finished": ran.finished,
+        "results": results,
+    }
+    path.write_text(json.dumps(answer, indent=1) + "\n")
+    path.chmod(0o644)
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without what nobody compares: seconds, and the output of what went well."""
+    keep = row["kind"] in ("fact", "destroy") or row["name"].startswith("trial") or row["verdict"] != "ok"
+    detail = row["detail"].strip().splitlines()[:1] if keep else []
+    return {**{k: row[k] for k in ("kind", "name", "verdict")}, "detail": detail[0][:300] if detail else ""}
+
+
+def _keep_recordings(ran: Ran) -> None:
+    for folder in sorted((ran.folder / "captures").glob("*")):
+        target = image.ROOT / "tests" / "captures" / folder.name
+        target.mkdir(exist_ok=True)
+        target.chmod(0o755)
+        for path in folder.iterdir():
+            shutil.copy(path, target)
+            (target / path.name).chmod(0o644)
+        print(
+            f"{folder.name}: {len(list(folder.iterdir()))} recordings; now `python -m tests.captures.make --golden`"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

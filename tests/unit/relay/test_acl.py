@@ -1,0 +1,121 @@
+"""Which sources may connect, in every form in which an address can be written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finwait.errors import DecodeError
+from finwait.relay import proxy_protocol
+from finwait.relay.acl import Acl, parse_network, plain
+from finwait.relay.config import ConfigError, parse
+
+SERVICE = {"name": "a", "listen": ["*:1"], "backend": [{"address": "10.0.0.1:1"}]}
+
+
+def service(**changed: Any) -> dict[str, Any]:
+    return {"service": [{**SERVICE, **changed}]}
+
+
+@pytest.mark.parametrize(
+    ("network", "same"),
+    [
+        ("::ffff:127.0.0.0/104", "127.0.0.0/8"),
+        ("::ffff:10.1.0.0/112", "10.1.0.0/16"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::ffff:192.0.2.1", "192.0.2.1/32"),
+        ("::ffff:192.0.2.1/128", "192.0.2.1/32"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_a_network_of_mapped_addresses_is_the_ipv4_network(network: str, same: str) -> None:
+    assert str(parse_network(network)) == same
+
+
+@pytest.mark.parametrize(
+    "network", ["::/64", "::/80", "::fffe:0:0/95", "fe80::%eth0/64", "10.0.0.1/8", "x", ""]
+)
+def test_what_could_mean_either_is_refused(network: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_network(network)
+    with pytest.raises(ConfigError):
+        parse(service(deny=[network]))
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:7f00:1", "127.9.9.9"])
+@pytest.mark.parametrize("network", ["127.0.0.0/8", "::ffff:127.0.0.0/104"])
+def test_deny_matches_every_form_of_an_address(network: str, source: str) -> None:
+    assert not Acl((), [network]).admits(source)
+    assert Acl([network], ()).admits(source)
+    assert not Acl([network], ()).admits("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "admitted"),
+    [
+        ([], [], True),
+        (["10.0.0.0/8"], [], False),
+        (["10.0.0.0/8", "unix"], [], True),
+        ([], ["10.0.0.0/8"], True),
+        ([], ["unix"], False),
+        (["unix"], ["unix"], False),
+    ],
+)
+def test_unix_clients_are_admitted_by_their_word(allow: list[str], deny: list[str], admitted: bool) -> None:
+    assert Acl(allow, deny).admits_unix is admitted
+
+
+def test_the_word_alone_admits_no_address() -> None:
+    assert not Acl(["unix"], ()).admits("10.0.0.1")
+    assert Acl((), ["unix"]).admits("10.0.0.1")
+
+
+def test_a_unix_listener_that_nobody_could_use_is_refused() -> None:
+    for wrong in ({"allow": ["10.0.0.0/8"]}, {"deny": ["unix"]}):
+        with pytest.raises(ConfigError, match="nobody could connect to the Unix listener"):
+            parse(service(listen=["unix:/run/x.sock"], **wrong))
+    parse(service(listen=["unix:/run/x.sock"], allow=["unix"]))
+
+
+@pytest.mark.parametrize("scope", [b"%eth0", b"%\x1b[31m", b"%a\nb", b"%1"])
+def test_a_scope_in_a_header_is_refused(scope: bytes) -> None:
+    """Each would be another client to `max_per_source`, and a line of its own on a terminal."""
+    for line in (b"PROXY TCP6 fe80::1%s ::1 1 2\r\n", b"PROXY TCP6 ::1 fe80::1%s 1 2\r\n"):
+        with pytest.raises(DecodeError):
+            proxy_protocol.parse(line % scope)
+
+
+def test_a_client_has_one_name_in_every_header() -> None:
+    found = {
+        header.source
+        for data in (
+            b"PROXY TCP4 192.0.2.1 10.0.0.1 1 2\r\n",
+            b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n",
+            b"PROXY TCP6 ::ffff:c000:201 ::ffff:10.0.0.1 1 2\r\n",
+            proxy_protocol.encode("v2", ("::ffff:192.0.2.1", 1), ("10.0.0.1", 2)),
+            proxy_protocol.encode("v2", ("::ffff:192.0.2.1", 1), ("2001:db8::1", 2)),
+        )
+        if (header := proxy_protocol.parse(data)) is not None
+    }
+    assert found == {("192.0.2.1", 1)}
+
+
+def test_an_address_in_its_plain_form() -> None:
+    assert [plain(text) for text in ("fe80::1%eth0", "::ffff:10.0.0.1", "10.0.0.1")] == [
+        "fe80::1", "10.0.0.1", "10.0.0.1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["a..b", ".a", "x" * 64, "a." * 127 + "b", "a b", "a\x1b[31m", "ü" * 64, "a/b", "..", "."]
+)
+def test_what_the_dns_could_not_have_is_no_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no name"):
+        parse(service(backend=[{"address": f"dns:{name}:80"}]))
+
+
+@pytest.mark.parametrize("name", ["a.b", "a.b.", "_x._tcp.a", "bücher.example", "10.0.0.1", "x" * 63])
+def test_what_the_dns_could_have_is_a_name(name: str) -> None:
+    parse(service(backend=[{"address": f"dns:{name}:80"}]))
