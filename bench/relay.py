@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -24,13 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import machine, put
 from bench.relay_matrix import missing, version
-from finwait.lab.topology import Lab, Netns
+from finwait.lab.topology import Lab, LabError, Netns
 
 HERE = Path(__file__).parent
 BACKEND = 7100
@@ -237,18 +238,30 @@ def run(rounds: int, seconds: float, workers: int, only: list[str] | None) -> Ro
             for load, count in LOADS:
                 for side in sides:
                     before, began = side.cpu(), time.monotonic()
-                    said = netns.run(
-                        *("taskset", "-c", str(load_cpu)) if workers == 1 else (),
-                        *(str(binary), load, "127.0.0.1", str(side.port), str(count), str(seconds)),
-                    ).split()
-                    rate = float(said[0])
-                    work = rate * (time.monotonic() - began)
-                    spent = (side.cpu() - before) / (work / 1e9 if load == "bulk" else work / 1e6)
+                    pin = ("taskset", "-c", str(load_cpu)) if workers == 1 else ()
+                    asked = (str(binary), load, "127.0.0.1", str(side.port), str(count), str(seconds))
+                    try:
+                        said = netns.run(*pin, *asked).split()
+                    except LabError as error:  # the others are measured all the same
+                        sys.stderr.write(f"{side.name}: {load} {count}: {error}\n")
+                        said = []
                     results.setdefault((f"{load} {count}", side.name), []).append(
-                        (rate, float(said[1]), float(said[2]), spent)
+                        row_of(said, load, time.monotonic() - began, side.cpu() - before)
                     )
             sys.stderr.write(f"round {number + 1} of {rounds}\n")
     return results
+
+
+def row_of(said: list[str], load: str, seconds: float, cpu: float) -> tuple[float, float, float, float]:
+    """Return rate, p50, p99 and cost of what the load said; a side that served nothing cost infinitely much."""
+    rate, p50, p99 = (float(word) for word in said[:3]) if len(said) >= 3 else (0.0, 0.0, 0.0)
+    work = rate * seconds / (1e9 if load == "bulk" else 1e6)
+    return rate, p50, p99, cpu / work if work else float("inf")
+
+
+def ratios_of(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return ratios within a round, of the rounds in which both served something."""
+    return [a / b for a, b in zip(ours, theirs, strict=False) if b and math.isfinite(a) and math.isfinite(b)]
 
 
 def tables(results: Rows) -> str:
@@ -266,8 +279,8 @@ def tables(results: Rows) -> str:
                 continue
             rate, p50, p99, spent = (statistics.median(column) for column in zip(*rows, strict=True))
             shown = f"{rate / 1e9:.2f}" if unit == "GB/s" else f"{rate:,.0f}"
-            ratios = [a[0] / b[0] for a, b in zip(ours, rows, strict=False)]
-            costs = [a[3] / b[3] for a, b in zip(ours, rows, strict=False) if b[3]]
+            ratios = ratios_of([a[0] for a in ours], [b[0] for b in rows])
+            costs = ratios_of([a[3] for a in ours], [b[3] for b in rows])
             times = f"{p50:g} | {p99:g}" if p50 else " | "
             mine = " | " if name == "finwait" else f"{_spread(ratios)} | {_spread(costs)}"
             out.append(f"| {name} | {shown} | {times} | {spent:.3g} | {mine} |")
@@ -283,10 +296,13 @@ def targets(results: Rows) -> list[str]:
 
     def against(load: str, place: int, others: list[str], best: Callable[..., str]) -> float:
         """Return the median ratio to the one that has the best median: the best of each round would be its luck."""
-        there = {other: column(load, other, place) for other in others if (load, other) in results}
+        served = [other for other in others if any(column(load, other, 0))]
+        there = {other: column(load, other, place) for other in served}
+        if not there:
+            return math.nan
         rival = best(there, key=lambda other: statistics.median(there[other]))
-        ratios = [a / b for a, b in zip(column(load, "finwait", place), there[rival], strict=True)]
-        return statistics.median(ratios)
+        ratios = ratios_of(column(load, "finwait", place), there[rival])
+        return statistics.median(ratios) if ratios else math.nan
 
     peers = [side for side in PORTS if side not in ("direct", "finwait")]
     proxies = ["haproxy", "haproxy-splice"]

@@ -587,12 +587,22 @@ def relay_page() -> str:
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────
 
+
+def kernels_page() -> str:
+    """Return the page of what was measured on other kernels."""
+    sys.path.insert(0, str(ROOT))
+    from tests.guest.page import measured, page
+
+    return page(measured(ROOT / "tests/guest/measured"))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/columns.md": columns_page,
     "docs/reference/rules.md": rules_page,
     "docs/reference/causes.md": causes_page,
     "docs/reference/cli.md": cli_page,
     "docs/reference/settings.md": lambda: settings_page(CATALOGUE),
+    "docs/reference/kernels.md": kernels_page,
     "docs/reference/ledger.md": lambda: ledger_page(knowledge()),
     "docs/reference/relay.md": relay_page,
     "docs/reference/relay.schema.json": lambda: json.dumps(json_schema(), indent=2) + "\n",

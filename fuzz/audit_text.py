@@ -1,5 +1,7 @@
 """Any bytes, read as every kind of file: the audit must answer, never raise."""
 
+from pathlib import Path
+
 from finwait.remedy.audit import KINDS, SEVERITY, audit
 from finwait.shipped import knowledge
 
@@ -17,7 +19,10 @@ _SEEDS = (
 
 
 def seeds() -> list[bytes]:
-    return [bytes([number]) + text.encode() for number, text in enumerate(_SEEDS)]
+    """Return a few texts of each kind, and the files whose reading is tested one by one."""
+    corpus = Path(__file__).parents[1] / "tests/unit/remedy/audit_corpus"
+    files = [b"\0" + path.read_bytes() for path in sorted(corpus.iterdir()) if path.suffix != ".toml"]
+    return [bytes([number]) + text.encode() for number, text in enumerate(_SEEDS)] + files
 
 
 def one_input(data: bytes) -> None:
@@ -25,10 +30,11 @@ def one_input(data: bytes) -> None:
         return
     kind = _KINDS[data[0] % len(_KINDS)]
     text = data[1:]
-    lines = text.decode("utf-8", "replace").count("\n") + 1
     report = audit("fuzz", text, knowledge(), kind=kind)
+    lines = max(report.lines, 1)
+    assert report.status in ("recognised", "nothing", "not-read")
     for finding in report.findings:
         assert 1 <= finding.line <= lines
         assert finding.verdict in SEVERITY
     for problem in report.problems:
-        assert 1 <= problem.line <= lines + 1
+        assert 1 <= problem.line <= lines

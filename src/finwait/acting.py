@@ -396,7 +396,7 @@ def _do(
     answered: set[int] = set()
     wait = _SETTLE_S
     if any(steps[k].means == "keepalive" for k in todo):
-        wait = keepalive[0] + keepalive[1] * keepalive[2] + 2.0
+        wait = forecast.keepalive(*keepalive).seconds + 2.0
     try:
         # The gentle means first: a RST on one leg may make its program close the other by itself.
         for k in sorted(todo, key=lambda k: steps[k].means == "reset"):
@@ -759,10 +759,14 @@ def _outcome(
     return Outcome(step, "still there", said, act_id, other, open_)
 
 
+def _said(error: FinwaitError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
+
+
 def _failed(step: Step, error: FinwaitError, act_id: int = 0) -> Outcome:
     if isinstance(error, TargetGone):
         return Outcome(step, "left before", str(error), act_id)
-    return Outcome(step, "failed", f"{error}" + (f" ({error.hint})" if error.hint else ""), act_id)
+    return Outcome(step, "failed", _said(error), act_id)
 
 
 # ── probing ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -848,7 +852,7 @@ def probe(
 
 
 def _unprobed(step: Step, error: FinwaitError) -> Probe:
-    return Probe(step, "gone" if isinstance(error, TargetGone) else "not judged", str(error))
+    return Probe(step, "gone" if isinstance(error, TargetGone) else "not judged", _said(error))
 
 
 def _followed(netns: Iterable[int]) -> dict[int, dict[str, int]]:
@@ -910,7 +914,7 @@ def _watch(
         keepalive: idle, interval (seconds) and count.
     """
     idle_s, interval_s, count = keepalive
-    wait_s = idle_s + interval_s * count + 1.0
+    wait_s = forecast.keepalive(*keepalive).seconds + 1.0
     most: dict[int, int] = dict.fromkeys(steps, 0)
     rtt_s: dict[int, float] = dict.fromkeys(steps, 0.0)
     open_ = dict(steps)

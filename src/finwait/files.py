@@ -32,7 +32,7 @@ import pwd
 import secrets
 import stat
 from collections import deque
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
 from finwait.errors import FileRefused
 
@@ -40,7 +40,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-__all__ = ["Folder", "NewFile", "append_to", "folder", "new_file", "read", "remove", "stranger"]
+__all__ = [
+    "Folder",
+    "NewFile",
+    "append_to",
+    "folder",
+    "new_file",
+    "open_to_read",
+    "read",
+    "remove",
+    "stranger",
+]
 
 _MOST_LINKS: Final = 40
 """As the kernel's MAXSYMLINKS."""
@@ -434,6 +444,24 @@ def remove(path: str, known: tuple[int, int]) -> bool:
         return True
 
 
+def open_to_read(path: str) -> BinaryIO:
+    """Open a regular file for reading; never waits.
+
+    Raises:
+        FileRefused: it is no regular file.
+        OSError: the kernel refused.
+        ValueError: the path has a NUL.
+    """
+    _regular(path, os.stat(path))  # a FIFO or a device can notice that it is opened
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        _regular(path, os.fstat(fd))
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 def read(path: str, most: int) -> bytes:
     """Return what a regular file holds, at most so many bytes; never waits.
 
@@ -444,10 +472,7 @@ def read(path: str, most: int) -> bytes:
         OSError: the kernel refused.
         ValueError: the path has a NUL.
     """
-    _regular(path, os.stat(path))  # a FIFO or a device can notice that it is opened
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(fd, "rb") as file:
-        _regular(path, os.fstat(fd))
+    with open_to_read(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise FileRefused(path, f"it is larger than {_size(most)}", hint="is this the file that you mean?")

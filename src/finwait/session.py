@@ -9,6 +9,7 @@ Both take a *machine*: the running one (`finwait.kernel.observe.Machine`) or a r
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -275,28 +276,45 @@ def _hidden(
     lost: Iterable[tuple[int, int, int]],
     lone: Mapping[int, LoneSocket],
     only: frozenset[int] | None,
-    needs: str,
+    enough: int,
 ) -> tuple[tuple[HiddenDescriptor, ...], list[Gap]]:
-    """Say which descriptors refer to connections that are gone, and of which nobody knows.
+    """Say which descriptors refer to connections that are gone, and of which processes nobody knows.
+
+    Before Linux 5.6 no socket can be asked. There a process that has fewer of both together than ``enough`` is no gap:
+    it would be no finding whatever they are, and every machine with a socket not yet connected had a gap for ever.
 
     A socket that no dump contains may also be one that was never connected, one that was made since, or one that lives
     in a namespace that was not looked into.
     """
     hidden: list[HiddenDescriptor] = []
-    unknown: set[int] = set()
+    unknown: dict[int, list[int]] = {}
     for pid, fd, inode in lost:
         one = lone.get(inode)
         if one is None:  # it is gone by now
             continue
         if not one.state:
-            unknown.add(pid)
+            unknown.setdefault(pid, []).append(one.errno)
         elif one.state == tcp.CLOSE and one.used and (only is None or not one.netns or one.netns in only):
             hidden.append(HiddenDescriptor(pid, fd, inode, one.netns))
-    if not unknown:
+    dead = Counter(one.pid for one in hidden)
+    why = {
+        pid: numbers
+        for pid, numbers in unknown.items()
+        if len(numbers) + dead[pid] >= enough or errno.ENOSYS not in numbers
+    }
+    if not why:
         return tuple(hidden), []
-    who = f"pid {min(unknown)}" if len(unknown) == 1 else f"{len(unknown)} processes"
+    who = f"pid {min(why)}" if len(why) == 1 else f"{len(why)} processes"
     doing = "ask the TCP sockets that no dump contains for their state"
-    return tuple(hidden), [Gap(who, doing, needs)]
+    numbers = {number for some in why.values() for number in some}
+    return tuple(hidden), [Gap(who, doing, _right_to_ask(numbers))]
+
+
+def _right_to_ask(numbers: set[int]) -> str:
+    """Return what would let us ask a socket that only a descriptor names, by why we could not."""
+    if errno.ENOSYS in numbers:
+        return "pidfd_getfd, which came with Linux 5.6"
+    return "CAP_SYS_PTRACE" if numbers & {errno.EPERM, errno.EACCES} else ""
 
 
 _MANY: Final = 2_000
@@ -405,7 +423,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
             doing = "look into it: only sockets lead there"
             spaces = [space for space in spaces if f"netns {space[0]}" not in entering]
             more += [Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN") for netns, _, _ in spaces]
-        hidden, unknown = _hidden(lost, lone, plan.only, "CAP_SYS_PTRACE" if machine.live else "")
+        hidden, unknown = _hidden(lost, lone, plan.only, how.options.hidden)
         more += unknown
         missing = sorted({h.pid for h in hidden} - processes.keys())
         processes |= process.processes(machine.processes(missing), observation.facts)

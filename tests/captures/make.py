@@ -96,10 +96,11 @@ def make(name: str) -> Path:
         # The programs of the lab may keep their names; there are no others in its namespaces.
         shot = session.look(session.live_machine(), Look(plan=Plan(only=only)))
         names = frozenset(p.comm for p in shot.view.processes.values() if p.netns in only)
+        interval_ms = max(700, scenarios()[name].watch_ms)
         end = time.monotonic() + 30
         while True:
             record(
-                session.live_machine(), str(path), looks=2, interval_ms=700, only=only, redact=True,
+                session.live_machine(), str(path), looks=2, interval_ms=interval_ms, only=only, redact=True,
                 keep_names=names, note=f"lab scenario {name}",
             )  # fmt: skip
             if _counts(replay(path)) == _wanted(situation):

@@ -37,7 +37,7 @@ def test_audit_tells_place_verdict_reason_source_and_what_to_do(tmp_path, capsys
     assert command("audit", tmp_path / "sysctl.conf") == 1
     out = capsys.readouterr().out
     assert f"{tmp_path}/sysctl.conf:2: HARMFUL: net.netfilter.nf_conntrack_tcp_timeout_close_wait = 30" in out
-    for word in ("why ", "instead  3600", "source ", "[S31, S32, X28]", "1 file, 3 lines: 1 HARMFUL"):
+    for word in ("why ", "instead  3600", "source ", "[S31, S32, X28]", "1 file, 2 lines: 1 HARMFUL"):
         assert word in out
     assert max(len(line) for line in out.splitlines()[1:]) < 100
 
@@ -71,9 +71,15 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_judged(tmp_path, ca
     (tmp_path / "sysctl.conf").write_text("net.ipv4.tcp_rfc1337=0\n")
     assert command("audit", tmp_path, tmp_path / "none", tmp_path / "sysctl.conf") == 3
     got = capsys.readouterr()
-    assert got.err.count("could not read") == 2
-    assert "hint: " in got.err
-    assert "1 no effect" in got.out
+    assert got.out.count("NOT READ: ") == 2
+    assert "name the files in it" in got.out
+    assert "3 files, 1 line: 1 no effect; 2 files not read" in got.out
+    assert command("audit", "-o", "json", tmp_path / "none", tmp_path / "sysctl.conf") == 3
+    got = capsys.readouterr()
+    answer = json.loads(got.out)
+    assert [one["status"] for one in answer["files"]] == ["recognised", "not-read"]
+    assert [one["file"] for one in answer["problems"]] == [str(tmp_path / "none")]
+    assert "not read: " in got.err
 
 
 def test_audit_reads_standard_input(monkeypatch, capsys):
@@ -201,3 +207,34 @@ def test_help_loads_neither_numpy_nor_yaml():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("output", ["text", "json", "sarif"])
+def test_a_file_that_was_not_read_is_told_in_every_form_also_with_a_name_of_any_bytes(
+    output, tmp_path, capsys
+):
+    names = {
+        "caf\udce9.conf": b"net.ipv4.tcp_rfc1337=0\0\n",
+        "chart.yaml": b"a: {{ b }}\n c: [\n",
+        "x.md": b"# nothing\n",
+    }
+    for name, data in names.items():
+        (tmp_path / name).write_bytes(data)
+    assert command("audit", "-o", output, "--fail-on", "none", *(tmp_path / name for name in names)) == 3
+    out = capsys.readouterr().out
+    if output == "text":
+        assert out.count("NOT READ: ") == 2
+        assert f"nothing recognised in: {tmp_path}/x.md" in out
+    elif output == "json":
+        answer = json.loads(out)
+        assert [one["status"] for one in answer["files"]] == ["not-read", "not-read", "nothing"]
+        assert [one["file"].rpartition("/")[2] for one in answer["problems"]] == [
+            "caf\\xe9.conf",
+            "chart.yaml",
+        ]
+    else:
+        (run,) = json.loads(out)["runs"]
+        assert not run["invocations"][0]["executionSuccessful"]
+        levels = [one["level"] for one in run["invocations"][0]["toolExecutionNotifications"]]
+        assert sorted(levels) == ["error", "error", "note"]
+        assert "%E9" in run["artifacts"][0]["location"]["uri"]

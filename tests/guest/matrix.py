@@ -71,7 +71,9 @@ def measure(cell: Cell, patience_s: float = 60.0) -> Measured:
         results, _ = destroy(spaces, [Target(near, int(s.family[at]), int(s.protocol[at]), identity)])
         code = results.get(0, errno.EIO)
         if code:
-            name = "gone before" if code == GONE else errno.errorcode.get(code, str(code))
+            # Linux has one number for both, and this is the name that it goes by here.
+            names = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP", GONE: "gone before"}
+            name = names.get(code, str(code))
             return Measured(name, _left(pair.look().view, near, port), 0)
         time.sleep(0.5)  # what is to be seen is that nothing more happens
         return Measured("done", _left(pair.look().view, near, port), resets_sent(pair.a) - before)

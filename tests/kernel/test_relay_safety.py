@@ -228,3 +228,46 @@ def test_sigterm_again_and_again_ends_it_well(netns: Netns, folder: Path) -> Non
             assert relay.process.returncode == 0
             assert "Bad file descriptor" not in relay.said
             assert "Traceback" not in relay.said
+
+
+@pytest.mark.parametrize(("allow", "admitted"), [("10.0.0.0/8", False), ("unix", True)])
+def test_a_client_of_a_unix_socket_needs_its_word_in_a_list(folder: Path, allow: str, admitted: bool) -> None:
+    """The listener comes from systemd, so that nothing but the client says what it is."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as server:
+        listener.bind(str(folder / "in.sock"))
+        listener.listen()
+        server.bind(str(folder / "out.sock"))
+        server.listen()
+        server.settimeout(20)
+        config = folder / "relay.toml"
+        config.write_text(
+            f'admin = "{folder}/admin.sock"\n[[service]]\nname = "a"\nlisten = ["fd:"]\nallow = ["{allow}"]\n'
+            f'[[service.backend]]\naddress = "unix:{folder}/out.sock"\n'
+        )
+        activate = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ.update(LISTEN_FDS='1', "
+            "LISTEN_PID=str(os.getpid())); os.execv(sys.executable, [sys.executable, '-m', 'finwait', 'relay', "
+            "'run', '--config', sys.argv[2]])"
+        )
+        said = folder / "said"
+        with said.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-c", activate, str(listener.fileno()), str(config)],
+                pass_fds=[listener.fileno()], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        try:
+            assert until(lambda: "→" in said.read_text() or process.poll() is not None)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(str(folder / "in.sock"))
+                if admitted:
+                    inside, _ = server.accept()
+                    with inside:
+                        inside.sendall(b"in")
+                        assert client.recv(2) == b"in"
+                else:
+                    with contextlib.suppress(ConnectionResetError):
+                        assert client.recv(1) == b""
+        finally:
+            process.kill()
+            process.wait()

@@ -1,13 +1,15 @@
 """Whatever the text, the audit answers with findings and problems that have a line of that text."""
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finwait.remedy.audit import KINDS, SEVERITY, audit, detect
-from finwait.remedy.audit.kube import duration_s
+from finwait.remedy.audit.flags import duration_s
 from finwait.remedy.audit.proxies import haproxy_ms, nginx_s
 from finwait.remedy.settings import CATALOGUE, canonical_key
 from finwait.remedy.tuning import ProfileError, drop_in, parse_profile, parse_sysctl_conf, plan
+from finwait.report.audit import audit_json, audit_text
 from finwait.shipped import knowledge
 
 PIECES = """sysctl -w net.ipv4.tcp_fin_timeout=30 net/ipv4/tcp_rfc1337 = == 1 -1 99999999999999999999 echo > >> | tee
@@ -15,6 +17,8 @@ PIECES = """sysctl -w net.ipv4.tcp_fin_timeout=30 net/ipv4/tcp_rfc1337 = == 1 -1
     --x KUBE_PROXY_EXTRA_ARGS= \\ \\\n \n ``` ~~~ ` ```yaml ```go kind: KubeProxyConfiguration apiVersion: v1 sysctls:
     securityContext: name: value: - [ ] { } : , "@type": idle_timeout: 0s 1h &a *a | >- --- ... !!x %YAML {{ }} defaults
     frontend backend listen timeout client client-fin 0 30s mode tcp from stream { http ; proxy_timeout 9h " ' # $ ${ }
+    {% %} {# #} kube-proxy-arg: conntrack-tcp-timeout-close-wait=30s sysctl.present: runcmd: write_files: <<EOF EOF cat
+    netIpv4TcpFinTimeout: lower set not never to 10 minutes tcp_fin_timeout encoding: b64 content: path: name=net.ipv4.x
     sync.Pool{ MaxIdle SetLinger(0) SO_LINGER net.ipv4.tcp_nothing=1 tcp_close_wait net.netfilter.nf_conntrack_max=1
     """
 WORDS = st.sampled_from(PIECES.split(" "))
@@ -29,7 +33,16 @@ TEXT = st.one_of(
 
 
 def check(report, text: str):
-    lines = text.count("\n") + 1
+    lines = max(text.count("\n") + (not text.endswith("\n")), 1)
+    assert report.status in ("recognised", "nothing", "not-read")
+    assert (report.status == "recognised") == (report.statements > 0)
+    assert report.status != "not-read" or report.problems
+    assert report.statements >= len({finding.line for finding in report.findings})
+    for one in report.unjudged:
+        assert 1 <= one.line <= lines
+    assert all(1 <= line <= lines for line in report.mentions)
+    assert "".join(audit_text([report], show_true=True)).isprintable()
+    assert msgspec.json.encode(audit_json([report]))
     for finding in report.findings:
         assert 1 <= finding.line <= lines
         assert finding.verdict in SEVERITY
@@ -37,7 +50,7 @@ def check(report, text: str):
         assert finding.source
         assert all(name in knowledge().claims for name in finding.ledger)
     for problem in report.problems:
-        assert 1 <= problem.line <= lines + 1
+        assert 1 <= problem.line <= lines
         assert problem.reason
         assert str(problem).startswith(f"{problem.file}:{problem.line}: ")
 

@@ -15,7 +15,7 @@ __all__ = ["add_parser"]
 
 _LARGEST = 64 << 20
 _FAIL_ON = ("harmful", "false", "no-effect", "conditional", "misread")
-_KINDS = ("sysctl", "shell", "markdown", "yaml", "haproxy", "nginx", "code")
+_KINDS = ("sysctl", "shell", "markdown", "text", "yaml", "haproxy", "nginx", "code")
 _EPILOG = """\
 examples:
   finwait audit /etc/sysctl.conf /etc/sysctl.d/*.conf
@@ -24,7 +24,7 @@ examples:
 
 exit status:
   0  nothing of what --fail-on names    1  something of it
-  2  wrong usage                        3  a file or a place in one could not be read
+  2  wrong usage                        3  a file or a place in one was not read
 """
 
 
@@ -44,9 +44,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "audit",
         help="say of advice in files whether it helps, does nothing or harms",
-        description="Read sysctl files, shell scripts, Markdown, Kubernetes YAML, HAProxy, nginx and Envoy\n"
-        "configurations, and say of each piece of advice on closing connections whether it is so,\n"
-        "with the reason, the source and what to do instead.",
+        description="Read sysctl files, shell scripts, notes, Kubernetes and other YAML (also Helm and Jinja\n"
+        "templates), HAProxy, nginx and Envoy configurations, and say of each piece of advice on\n"
+        "closing connections whether it is so, with the reason, the source and what to do instead.\n"
+        "Say of each file what was recognised in it, that nothing was, or that it was not read.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,20 +71,16 @@ def run(args: argparse.Namespace) -> int:
     """Carry the command out and return its exit status."""
     from finwait.remedy.audit.finding import Problem
     from finwait.shipped import knowledge
-    from finwait.table.units import printable
 
     known = knowledge()
     reports: list[AuditReport] = []
     unread: list[Problem] = []
-    for name in args.files:
+    for name in dict.fromkeys(args.files):
         data = _read(name)
         if isinstance(data, Problem):
             unread.append(data)
         else:
             reports.append(_judge(name, data, known, args.kind))
-    for report in reports:
-        for problem in report.problems:
-            print(printable(f"finwait: {problem}"), file=sys.stderr)
     _show(args, reports, known, unread)
     if any(f.verdict in args.fail_on for report in reports for f in report.findings):
         return 1
@@ -97,9 +94,8 @@ def _judge(name: str, data: bytes, known: Knowledge, kind: str | None) -> AuditR
 
 
 def _read(name: str) -> bytes | Problem:
-    """Return what a file holds; or, told on stderr already, why it could not be read."""
+    """Return what a file holds, or why it could not be read."""
     from finwait.remedy.audit.finding import Problem
-    from finwait.table.units import printable
 
     try:
         if name == "-":
@@ -108,15 +104,12 @@ def _read(name: str) -> bytes | Problem:
             with open(name, "rb") as file:
                 data = file.read(_LARGEST + 1)
     except OSError as error:
-        print(printable(f"finwait: could not read `{name}`: {error.strerror}"), file=sys.stderr)
-        if isinstance(error, IsADirectoryError):
-            print("hint: name the files in it, for example with a glob", file=sys.stderr)
-        return Problem(name, 1, f"could not be read: {error.strerror}")
+        tail = (
+            ": name the files in it, for example with a glob" if isinstance(error, IsADirectoryError) else ""
+        )
+        return Problem(name, 1, f"could not be read: {error.strerror}{tail}")
     if len(data) > _LARGEST:
-        said = f"is larger than {_LARGEST >> 20} MiB and was not read"
-        print(printable(f"finwait: `{name}` {said}"), file=sys.stderr)
-        print("hint: split it", file=sys.stderr)
-        return Problem(name, 1, said)
+        return Problem(name, 1, f"is larger than {_LARGEST >> 20} MiB: split it")
     return data
 
 
@@ -126,18 +119,20 @@ def _show(
     import msgspec
 
     from finwait import __version__
+    from finwait.table.units import printable
 
     if args.output == "text":
         from finwait.report.audit import audit_text
 
-        if reports:
-            for line in audit_text(reports, show_true=args.all):
-                print(line)
+        for line in audit_text(reports, show_true=args.all, unread=unread):
+            print(line)
         return
+    for problem in (*(p for report in reports for p in report.problems), *unread):
+        print(printable(f"finwait: not read: {problem}"), file=sys.stderr)
     if args.output == "json":
         from finwait.report.audit import audit_json
 
-        answer = audit_json(reports)
+        answer = audit_json(reports, unread)
     else:
         from finwait.report.sarif import sarif
 

@@ -140,16 +140,23 @@ def run(args: argparse.Namespace) -> int:
     return _act(args, plan)
 
 
+_MOST_BYTES = 64 << 20
+"""Of a plan; one of 60,000 steps has some 40 MB."""
+
+
 def _read(name: str) -> bytes:
-    from finwait.errors import FinwaitError
+    from finwait import files
+    from finwait.errors import FileRefused, FinwaitError
 
     try:
-        if name == "-":
-            return sys.stdin.buffer.read(64 << 20)
-        with open(name, "rb") as file:
-            return file.read(64 << 20)
+        if name != "-":
+            return files.read(name, _MOST_BYTES)
+        data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     except OSError as error:
         raise FinwaitError(f"could not read the plan `{name}`: {error.strerror}") from None
+    if len(data) > _MOST_BYTES:
+        raise FileRefused("standard input", f"it is larger than {_MOST_BYTES >> 20} MiB")
+    return data
 
 
 def _names(plan: Plan) -> dict[int, str]:

@@ -249,7 +249,8 @@ def load_profile(words: Sequence[str]) -> Profile:
         UsageError: there is no such profile, or the words cannot be understood.
         ProfileError: the file cannot be understood.
     """
-    from finwait import shipped
+    from finwait import files, shipped
+    from finwait.errors import FileRefused
     from finwait.remedy.tuning import ProfileError, parse_assignments, parse_profile, parse_sysctl_conf
 
     if all("=" in word for word in words) and not os.path.exists(words[0]):
@@ -265,7 +266,9 @@ def load_profile(words: Sequence[str]) -> Profile:
     if name in shipped.profile_names():
         return shipped.profiles()[name]
     try:
-        data = Path(name).read_bytes()
+        data = files.read(name, 1 << 20)
+    except FileRefused as error:
+        raise _wrong(f"`{name}` is no profile, and was not read: {error.reason}", error.hint) from None
     except OSError as error:
         hint = f"profiles: {', '.join(shipped.profile_names())}"
         if isinstance(error, FileNotFoundError):

@@ -222,6 +222,24 @@ class View:
         keep = (how > 0) & (how == best[i])
         return i[keep], j[keep]
 
+    @cached_property
+    def accepted(self) -> Mask:
+        """Which rows have the local port of a listener of their namespace: their program did not open them itself."""
+        s = self.sockets
+        listening = np.flatnonzero(s.state == tcp.LISTEN)
+        i, _ = matches((s.netns, s.sport), (s.netns[listening], s.sport[listening]))
+        out = np.zeros(len(self), np.bool_)
+        out[i] = True
+        return out
+
+    @cached_property
+    def busy_pids(self) -> frozenset[int]:
+        """Processes that read, sent or accepted something between two looks, or cannot send what they have."""
+        s = self.sockets
+        took = (s.state == tcp.LISTEN) & (self.queue_before > s.rqueue)
+        blocked = (s.timer == 4) | ((s.timer == 1) & (s.retrans > 0))
+        return frozenset(self.pid_rows(self.read | self.sent | took | blocked))
+
     def pid_rows(self, mask: Mask) -> dict[int, I64]:
         """Return the rows of a mask by holding process (a row held by two is under both)."""
         rows = np.flatnonzero(mask & self.holder_found)

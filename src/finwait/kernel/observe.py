@@ -57,6 +57,7 @@ SYSCTLS: Final = (
     "ipv4/tcp_tw_reuse",
     "ipv4/tcp_rto_max_ms",
     "ipv4/ip_local_port_range",
+    "mptcp/close_timeout",
     "netfilter/nf_conntrack_count",
     "netfilter/nf_conntrack_max",
     "netfilter/nf_conntrack_tcp_be_liberal",

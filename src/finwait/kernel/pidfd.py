@@ -95,7 +95,7 @@ def lone_sockets(triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocke
     """Ask TCP sockets that no dump contains what they are, by copies of their descriptors.
 
     Args:
-        triples: ``(pid, fd, inode)``. The answer is by inode: state 0 for those that we may not ask, nothing for those
+        triples: ``(pid, fd, inode)``. The answer is by inode: state 0 for those that we cannot ask, nothing for those
             that are gone by now.
     """
     result: dict[int, LoneSocket] = {}
@@ -106,7 +106,7 @@ def lone_sockets(triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocke
             copy = _copy(pid, fd)
         except OSError as error:
             if error.errno not in (errno.ESRCH, errno.EBADF):
-                result[inode] = LoneSocket(0, 0, False)
+                result[inode] = LoneSocket(0, 0, False, error.errno or errno.EIO)
             continue
         if os.fstat(copy).st_ino != inode:  # the number is another descriptor's by now
             os.close(copy)

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from finwait.errors import Gap, KernelError, PermissionNeeded
+from finwait import files
+from finwait.errors import FileRefused, Gap, KernelError, PermissionNeeded
 from finwait.kernel import netns
 
 if TYPE_CHECKING:
@@ -497,17 +498,10 @@ def write_drop_in(name: str, text: str, *, folder: Path = SYSCTL_D) -> DropIn:
         KernelError: it cannot be written; nothing was changed then.
     """
     path = _drop_in_path(name, folder)
-    temporary = folder / f".{name}.finwait-{os.getpid()}"
     with _doing(f"write `{path}`", None):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         before = read_drop_in(name, folder=folder)
-        try:
-            _write_synced(temporary, text)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(folder)
+        _write_whole(path, text)
     return DropIn(str(path), before, text)
 
 
@@ -521,9 +515,12 @@ def read_drop_in(name: str, *, folder: Path = SYSCTL_D) -> str | None:
     path = _drop_in_path(name, folder)
     with _doing(f"read `{path}`", None):
         try:
-            return path.read_text(encoding="utf-8", errors="surrogateescape")
+            status = path.lstat()
         except FileNotFoundError:
             return None
+        if not stat.S_ISREG(status.st_mode):
+            raise FileRefused(str(path), "it is a link or no regular file", hint="edit it by hand")
+        return files.read(str(path), 1 << 20).decode("utf-8", errors="surrogateescape")
 
 
 def remove_drop_in(dropped: DropIn, *, folder: Path = SYSCTL_D) -> None:
@@ -543,11 +540,9 @@ def remove_drop_in(dropped: DropIn, *, folder: Path = SYSCTL_D) -> None:
             )
         if dropped.before is None:
             path.unlink()
+            _sync_folder(folder)
         else:
-            temporary = folder / f".{path.name}.finwait-{os.getpid()}"
-            _write_synced(temporary, dropped.before)
-            temporary.replace(path)
-        _sync_folder(folder)
+            _write_whole(path, dropped.before)
 
 
 def _drop_in_path(name: str, folder: Path) -> Path:
@@ -556,12 +551,19 @@ def _drop_in_path(name: str, folder: Path) -> Path:
     return folder / name
 
 
-def _write_synced(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that everybody may read, whole or not at all, in a folder that is ours alone."""
+    if reason := files.stranger(str(path.parent)):
+        raise FileRefused(str(path), f"the machine takes settings from it at boot, and {reason}")
+    new = files.new_file(str(path), 0o644)
+    try:
+        with os.fdopen(new.fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            new.publish()
+    finally:
+        new.discard()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ PR_SET_PDEATHSIG), so a lab belongs to a thread that outlives it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,9 +29,28 @@ if TYPE_CHECKING:
 
     from finwait.lab.topology import Netns
 
-__all__ = ["Actor", "Conn", "meet"]
+__all__ = ["Actor", "Conn", "has_ipv6", "meet"]
 
 _PROGRAM = Path(__file__).with_name("program.py")
+
+
+@lru_cache(maxsize=1)
+def has_ipv6() -> bool:
+    """Return whether this kernel has IPv6: ``ipv6.disable=1`` takes it away."""
+    try:
+        socket.socket(socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def _spoken(host: str) -> tuple[socket.AddressFamily, str]:
+    """Return the family and the address to use for ``host``; without IPv6, what does the same in IPv4."""
+    if ":" not in host:
+        return socket.AF_INET, host
+    if has_ipv6():
+        return socket.AF_INET6, host
+    return socket.AF_INET, "0.0.0.0" if host == "::" else host.removeprefix("::ffff:")  # noqa: S104 - a namespace of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +86,7 @@ class Actor:
         self.netns = netns
         self.comm = comm
         self.children: list[int] = []
-        """Pidfds of programs that it started and that may outlive it."""
+        """Pidfds of programs that it started and that may outlive it; negative pids where the kernel has no pidfds."""
         near, far = socket.socketpair()
         launch = {
             "parent": os.getpid(),
@@ -132,7 +153,7 @@ class Actor:
         inheritable: bool = False,
     ) -> Conn:
         """Listen; port 0 lets the kernel choose. ``::`` is dual-stack: it takes IPv4 clients too."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        family, host = _spoken(host)
         return self._conn(
             self.ask(
                 "listen",
@@ -179,7 +200,7 @@ class Actor:
             options: ``(level, name, value)`` to set before connecting.
             wait: until all are established; without it the address is the far end's that was asked for.
         """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        family, host = _spoken(host)
         told = self.ask(
             "connect",
             host=host,
@@ -289,7 +310,14 @@ class Actor:
     def child(self, conns: Iterable[Conn], *argv: str) -> int:
         """Start a real program that inherits the descriptors under the same numbers; return its pid."""
         pid = int(self.ask("child", fds=[conn.fd for conn in conns], argv=list(argv)))
-        self.children.append(os.pidfd_open(pid))
+        try:
+            self.children.append(os.pidfd_open(pid))
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            self.children.append(
+                -pid
+            )  # before Linux 5.3: our program is its parent and does not reap it before `kill`
         return pid
 
     def strand(self, conns: Iterable[Conn]) -> None:
@@ -301,6 +329,9 @@ class Actor:
         if self.children:
             for pidfd in self.children:
                 with contextlib.suppress(ProcessLookupError):
+                    if pidfd < 0:
+                        os.kill(-pidfd, signal.SIGKILL)
+                        continue
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os.close(pidfd)
             self.children.clear()

@@ -9,9 +9,10 @@ Sizes are little-endian. Members are ``manifest`` (JSON), and for each look *k* 
 members are skipped, so that a later version can add some; an unknown major version is refused.
 
 There are no paths, no links and no table of contents in it: a reader goes forward only, allocates no more than
-it has checked against a limit, and decompresses no more than was declared. A hostile file costs an error: not
-memory (at most `MAX_RATIO` times its own size), not time (datagrams may not overlap, so that every byte is
-decoded once), and no other exception (every number is checked against what the kernel could have said).
+it has checked against a limit, and decompresses no more than was declared. A hostile file costs an error: not memory
+(what is unpacked and parsed is at most `SLACK` plus `MAX_RATIO` times what was read of the file so far, checked while
+it is unpacked; parsed JSON counts `JSON_WEIGHT` times its text), not time (datagrams may not overlap, so that every
+byte is decoded once), and no other exception (every number is checked against what the kernel could have said).
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ MAX_MEMBER: Final = 2 << 30
 MAX_JSON: Final = 256 << 20
 """The largest member that is JSON: parsed, it takes several times as much."""
 MAX_TOTAL: Final = 4 << 30
-MAX_RATIO: Final = 200
-"""How many times its packed size (beyond the first `SLACK` bytes) a member may be; sockets reach 15 to 40."""
-SLACK: Final = 1 << 20
+MAX_RATIO: Final = 100
+"""How many times the file's size its content may be (beyond the first `SLACK` bytes); sockets reach 15 to 40."""
+SLACK: Final = 64 << 20
+JSON_WEIGHT: Final = 10
+"""What a byte of JSON counts, its own and what it becomes: lists and maps of small things take 6 to 8 times as much."""
 MAX_LOOKS: Final = 1000
 MAX_MEMBERS: Final = 4096
 _HEAD = struct.Struct("<QQ32s")
@@ -226,7 +229,7 @@ def _write_look(out: IO[bytes], k: int, look: Observation) -> None:
 
 def _member(out: IO[bytes], name: str, raw: bytes | memoryview) -> None:
     packed = zlib.compress(raw, 6)
-    if len(raw) > _most(len(packed)):
+    if _weight(name, len(raw)) > SLACK // MAX_MEMBERS + MAX_RATIO * len(packed):
         # No reader takes what shrank so much, lest it be a bomb. Coded without repetitions it shrinks 8 times.
         slow = zlib.compressobj(6, strategy=zlib.Z_HUFFMAN_ONLY)
         packed = slow.compress(raw) + slow.flush()
@@ -236,9 +239,9 @@ def _member(out: IO[bytes], name: str, raw: bytes | memoryview) -> None:
     out.write(packed)
 
 
-def _most(packed: int) -> int:
-    """How large a member of so many packed bytes may be."""
-    return SLACK + MAX_RATIO * packed
+def _weight(name: str, raw: int) -> int:
+    """Return how much memory a member of so many bytes takes, once it is read."""
+    return raw if name.endswith(("buffer", "descriptors")) else raw * JSON_WEIGHT
 
 
 def _exactly(file: IO[bytes], n: int, what: str) -> bytes:
@@ -253,7 +256,7 @@ _KNOWN: Final = re.compile(r"manifest|look/(?:0|[1-9][0-9]{0,2})/(?:facts|buffer
 
 def _members(file: IO[bytes]) -> Iterator[tuple[str, _Content]]:
     """Yield name and content of each member that this version knows, up to ``end``."""
-    total = 0
+    total = weight = have = 0
     for _ in range(MAX_MEMBERS):
         length = _exactly(file, 1, "a member's name")[0]
         try:
@@ -271,12 +274,28 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, _Content]]:
         most = MAX_MEMBER if name.endswith(("buffer", "descriptors")) else MAX_JSON
         if raw > most or total > MAX_TOTAL:
             raise RecordingError(f"member `{name}` claims {raw} bytes: more than any machine's sockets need")
-        if raw > _most(packed):
-            raise RecordingError(
-                f"member `{name}` claims {raw} bytes in {packed}: no answer of a kernel shrinks so much"
-            )
-        yield name, _unpack(file, name, raw, packed, digest)
+        weight += _weight(name, raw)
+        budget = _Budget(name, have, weight - _weight(name, raw))
+        budget.check(packed, raw)
+        yield name, _unpack(file, name, raw, packed, digest, budget)
+        have += packed
     raise RecordingError(f"more than {MAX_MEMBERS} members: this is no recording of finwait")
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """How much a member may become, by what was read of the file."""
+
+    name: str
+    read: int
+    """Packed bytes of the members before."""
+    weight: int
+    """What they became."""
+
+    def check(self, packed: int, raw: int) -> None:
+        """Refuse to go on when so many packed bytes of this member have become so many."""
+        if self.weight + _weight(self.name, raw) > SLACK + MAX_RATIO * (self.read + packed):
+            raise RecordingError(f"implausible compression ratio: {raw} bytes of `{self.name}` in {packed}")
 
 
 def _shown(name: str) -> str:
@@ -284,7 +303,7 @@ def _shown(name: str) -> str:
     return ascii(name[:40])[1:-1]
 
 
-def _unpack(file: IO[bytes], name: str, raw: int, packed: int, digest: bytes) -> _Content:
+def _unpack(file: IO[bytes], name: str, raw: int, packed: int, digest: bytes, budget: _Budget) -> _Content:
     unzip = zlib.decompressobj()
     seal = hashlib.sha256()
     # Whole words, as the live buffer has: the decoders look at it four bytes at a time. Zeros that nobody has
@@ -304,6 +323,7 @@ def _unpack(file: IO[bytes], name: str, raw: int, packed: int, digest: bytes) ->
                 data[have : have + len(part)] = np.frombuffer(part, np.uint8)
                 seal.update(part)
                 have += len(part)
+                budget.check(packed - left, have)
                 block = unzip.unconsumed_tail
                 if not part:
                     break

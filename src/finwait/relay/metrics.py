@@ -21,7 +21,7 @@ METRICS = {
     "finwait_relay_connections_accepted_total": ("counter", "Connections accepted."),
     "finwait_relay_connections_rejected_total": (
         "counter",
-        "Connections turned away, by why (acl, per_source, no_room).",
+        "Connections turned away, by why (acl, per_source, no_room, circle).",
     ),
     "finwait_relay_connections_ended_total": ("counter", "Connections ended, by reason."),
     "finwait_relay_half_closed": ("gauge", "Connections of which one side has sent its FIN."),
@@ -91,7 +91,7 @@ def render(workers: Iterable[dict[str, Any]], restarts: int, silent: int = 0) ->
 def _service(add: Any, name: str, counts: dict[str, Any]) -> None:  # noqa: ANN401  # the function above
     add("finwait_relay_connections", counts["now"], service=name)
     add("finwait_relay_connections_accepted_total", counts["accepted"], service=name)
-    for why in ("acl", "per_source", "no_room"):
+    for why in ("acl", "per_source", "no_room", "circle"):
         add("finwait_relay_connections_rejected_total", counts["rejected"].get(why, 0), service=name, why=why)
     for reason in Reason:
         add(

@@ -1473,6 +1473,7 @@ class Worker:
                 name: {
                     "now": route.count,
                     "accepted": route.accepted,
+                    "admits_unix": route.acl.admits_unix,
                     "rejected": route.rejected,
                     "ended": route.ended,
                     "half_closed": halves.get(name, 0),

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervisor", "user_entry"]
 
+_POLL_S: Final = 0.1
 _PREDECESSOR: Final = "FINWAIT_RELAY_PREDECESSOR"
 _ADMIN, _METRICS = "#admin", "#metrics"
 """Under these names the sockets for questions are handed over; no address begins so."""
@@ -241,6 +243,26 @@ class _Line:
         for future in self._waiting.values():
             if not future.done():
                 future.set_result(None)
+
+
+async def _end_of(process: _Child) -> None:
+    """Wait until a process has ended; its status is still to be fetched."""
+    loop = asyncio.get_running_loop()
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        while process.poll() is None:  # before Linux 5.3, and in sandboxes that are older than the call
+            await asyncio.sleep(_POLL_S)
+        return
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
+    try:
+        await ended
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
 
 
 class Supervisor:
@@ -572,15 +594,7 @@ class Supervisor:
 
     async def _watch(self, line: _Line) -> None:
         """Wait for a worker's end; replace it unless it was told to go."""
-        loop = asyncio.get_running_loop()
-        pidfd = os.pidfd_open(line.process.pid)
-        ended: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
-        try:
-            await ended
-        finally:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
+        await _end_of(line.process)
         status = line.process.wait()
         line.close()
         if line in self.lines:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
+from finwait.diagnosis import forecast
+
 __all__ = [
     "CATALOGUE",
     "RULES",
@@ -32,6 +34,7 @@ __all__ = [
     "Setting",
     "Verdict",
     "by_key",
+    "by_letters",
     "canonical_key",
 ]
 
@@ -82,6 +85,7 @@ RULES: tuple[str, ...] = (
     "accept-queue-full",
     "inherited-descriptor",
     "holder-not-found",
+    "established-unread",
     "half-open",
     "idle-unprobed",
     "data-unanswered",
@@ -95,6 +99,7 @@ RULES: tuple[str, ...] = (
     "time-wait-flood",
     "hidden-leak",
     "mptcp-half-close",
+    "mptcp-no-subflow",
     "handshake",
     "closing-in-progress",
     "unexplained",
@@ -117,6 +122,7 @@ _BEYOND_SYSCTLS: dict[str, str] = {
     "accept-queue-full": "only accept() frees a place in the queue; a backlog counts from the next listen()",
     "inherited-descriptor": "another process still holds the descriptor",
     "holder-not-found": "something still refers to the socket, so no orphan timer applies",
+    "established-unread": "to the kernel these connections are well; only the program can read",
     "half-open": "neither end gives up sooner by it: the old one is idle, and every new SYN meets it",
     "idle-unprobed": "no timer is armed on it, so no timer value matters",
     "data-unanswered": "only the retransmission limits and TCP_USER_TIMEOUT govern it",
@@ -131,6 +137,7 @@ _BEYOND_SYSCTLS: dict[str, str] = {
     "nat-entry-gone": "the address translation is already forgotten; packets no longer reach the other end",
     "nat-zombie": "one end is already gone and nothing asks the other",
     "time-wait-flood": "TIME_WAIT lasts 60 s, a constant compiled into the kernel",
+    "mptcp-no-subflow": "no setting of TCP applies without a subflow; net.mptcp.close_timeout does",
     "hidden-leak": "the connection is gone; only the descriptor is left in the process",
     "mptcp-half-close": "the MPTCP connection, not its subflows, is what has to close",
 }
@@ -262,6 +269,19 @@ _CT_SYSCTL = "Documentation/networking/nf_conntrack-sysctl.rst"
 _PODS = "a pod has its own value: set it by securityContext.sysctls, a change on the node does not reach it"
 
 
+def _fin_wait2(timeout_s: int) -> str:
+    return forecast.text(forecast.fin_wait2_orphan_s(timeout_s))
+
+
+def _orphan(retries: int, rto_max_ms: int = forecast.DEFAULTS.rto_max_ms) -> str:
+    limits = forecast.Limits(orphan_retries=retries, rto_max_ms=rto_max_ms)
+    return forecast.text(forecast.orphan(limits).seconds)
+
+
+def _held(retries: int) -> str:
+    return forecast.text(forecast.retransmission(forecast.Limits(retries2=retries)).seconds)
+
+
 def _ends(rule: str, why: str) -> RuleEffect:
     return RuleEffect(rule, Effect.ENDS, why)
 
@@ -291,8 +311,8 @@ _FIN_TIMEOUT = _netns(
     traps=(
         "it counts from the close() of the last descriptor: a socket that any process holds is never touched",
         (
-            "61 to 119 do not mean what they say: an orphan lives 2*(T-60) s, so 62 gives 4.1 s and 80"
-            " gives 40.8 s"
+            f"values above 60 do not mean what they say: an orphan lives 2*(T-60) s, so 62 gives {_fin_wait2(62)},"
+            f" 80 gives {_fin_wait2(80)}, 200 gives {_fin_wait2(200)}, and only 120 gives 120 s"
         ),
         "values above 120 are cut to 120 for TCP_LINGER2, and TIME_WAIT is 60 s whatever is set here",
         "negative values are taken without an error",
@@ -316,7 +336,7 @@ _FIN_TIMEOUT = _netns(
         ),
         Band(
             Verdict.HARMFUL,
-            "between 61 and 119 an orphan lives 2*(T-60) seconds, not T: 62 gives about 4 s",
+            f"between 61 and 119 an orphan lives 2*(T-60) seconds, not T: 62 gives {_fin_wait2(62)}",
             ("X01",),
             low=61,
             high=119,
@@ -334,9 +354,17 @@ _FIN_TIMEOUT = _netns(
         ),
         Band(
             Verdict.ONLY_WHEN,
-            "orphans are kept longer: as full sockets first, then as minisocks",
+            "orphans are kept for 120 s: as full sockets first, then as minisocks",
             ("X01",),
             low=120,
+            high=120,
+            instead="leave it at 60",
+        ),
+        Band(
+            Verdict.ONLY_WHEN,
+            f"orphans are kept for longer than it says, 2*(T-60) s: 200 gives {_fin_wait2(200)}",
+            ("X01",),
+            low=121,
             instead="leave it at 60",
         ),
     ),
@@ -566,7 +594,8 @@ _ORPHAN_RETRIES = _netns(
     " there as well, at"
     " their next retransmission",
     traps=(
-        "0 is the default and means 8 (about 107 s to a silent peer)",
+        f"0 is the default and means 8 (about {_orphan(0)} to a silent peer on a fast path)",
+        "the number stands for a time, that of so many retransmissions with an RTO of 200 ms: see tcp_retries2",
         "with a small tcp_rto_max_ms the rule changes: 0 then really is 0",
         "sockets that a process holds obey tcp_retries2 instead",
         _PODS,
@@ -574,11 +603,11 @@ _ORPHAN_RETRIES = _netns(
     bands=(
         Band(
             Verdict.NO_EFFECT,
-            "0 is the default and means 8: an unanswered FIN lives about 107 s",
+            f"0 is the default and means 8: an unanswered FIN lives about {_orphan(0)}",
             ("S21",),
             low=0,
             high=0,
-            instead="3 gives about 7 s, if orphans of dead peers are a problem at all",
+            instead=f"3 gives about {_orphan(3)}, if orphans of dead peers are a problem at all",
         ),
         Band(
             Verdict.HARMFUL,
@@ -590,7 +619,7 @@ _ORPHAN_RETRIES = _netns(
         ),
         Band(
             Verdict.ONLY_WHEN,
-            "orphans whose FIN nobody acknowledges leave sooner than after 107 s; sockets that a"
+            f"orphans whose FIN nobody acknowledges leave sooner than after {_orphan(0)}; sockets that a"
             " process holds do not",
             ("S21", "X25"),
             low=2,
@@ -673,12 +702,15 @@ _RETRIES2 = _netns(
     (0, 255),
     "held sockets with unacknowledged data or FIN, those that are there as well",
     traps=(
-        "the number stands for a time: 15 is about 924 s, 8 about 100 s on a fast path",
+        (
+            "the number stands for a time, that of so many retransmissions with an RTO of 200 ms: 15 is about"
+            f" {_held(15)}, 8 about {_held(8)}, and a slow path gets there with fewer"
+        ),
         "it does not bound a closed window: every answer to a probe starts the count again",
         _PODS,
     ),
     bands=(
-        Band(Verdict.NO_EFFECT, "15 is the default, about 924 s", ("X53",), low=15, high=15),
+        Band(Verdict.NO_EFFECT, f"15 is the default, about {_held(15)}", ("X53",), low=15, high=15),
         Band(
             Verdict.HARMFUL,
             "a short loss of the path ends every connection on it; RFC 1122 asks for at least 100 s,"
@@ -822,7 +854,8 @@ _RTO_MAX = _netns(
         (
             "it changes the rule and not just the clock: an orphan whose timer has reached the maximum"
             " counts as not alive,"
-            " and tcp_orphan_retries=0 then means 0 instead of 8 (2.9 s instead of 107 s)"
+            " and tcp_orphan_retries=0 then means 0 instead of 8: with 1000,"
+            f" {_orphan(0, 1000)} instead of {_orphan(0)}"
         ),
         "tcp_retries2 counts against a shorter time as well: a short loss of the path ends connections",
         "absent from Linux 6.12; present in 6.18",
@@ -833,7 +866,7 @@ _RTO_MAX = _netns(
         Band(
             Verdict.HARMFUL,
             "orphans get almost no time for their last data: tcp_orphan_retries=0 then means 0, and a"
-            " FIN nobody answers lives 3 s",
+            f" FIN nobody answers lives {_orphan(0, 1000)} (with 1000) to {_orphan(0, 4999)} (with 4999)",
             ("S21",),
             low=1000,
             high=4999,
@@ -1271,3 +1304,11 @@ def canonical_key(text: str) -> str:
 def by_key(key: str) -> Setting | None:
     """Return the catalogued setting of that name (in any spelling of `canonical_key`), or None."""
     return _BY_KEY.get(canonical_key(key))
+
+
+_BY_LETTERS = {"".join(c for c in key if c.isalnum()): key for key in _BY_KEY}
+
+
+def by_letters(text: str) -> str | None:
+    """Return the catalogued setting that a name without dots stands for: ``netIpv4TcpFinTimeout``, ``net_ipv4_…``."""
+    return _BY_LETTERS.get("".join(c for c in text[:120].lower() if c.isalnum()))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from finwait.diagnosis import forecast
 from finwait.errors import FinwaitError
 from finwait.remedy.settings import RULES, Effect, Scope, Setting, Verdict, by_key, canonical_key
 
@@ -391,6 +392,7 @@ def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
     interval = _number(values, "net.ipv4.tcp_keepalive_intvl")
     probes = _number(values, "net.ipv4.tcp_keepalive_probes")
     if idle is not None and interval is not None and probes is not None:
+        found = forecast.keepalive(idle, interval, probes).seconds
         answer.append(
             Remark(
                 Verdict.ONLY_WHEN,
@@ -399,8 +401,8 @@ def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
                     "net.ipv4.tcp_keepalive_intvl",
                     "net.ipv4.tcp_keepalive_probes",
                 ),
-                f"a dead peer is found after {idle} + {probes} * {interval} = {idle + probes * interval} s,"
-                " on sockets with SO_KEEPALIVE and no times of their own",
+                f"a dead peer is found after {idle} + {probes} * {interval} = {found:.0f} s, on sockets with"
+                " SO_KEEPALIVE, no times of their own and no TCP_USER_TIMEOUT, which takes the place of the count",
                 ("S19",),
             )
         )
@@ -426,12 +428,13 @@ def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
         )
     rto_max = _number(values, "net.ipv4.tcp_rto_max_ms")
     if rto_max is not None and rto_max < 5000 and _number(values, "net.ipv4.tcp_orphan_retries") == 0:
+        lives = forecast.text(forecast.orphan(forecast.Limits(rto_max_ms=max(rto_max, 1))).seconds)
         answer.append(
             Remark(
                 Verdict.HARMFUL,
                 ("net.ipv4.tcp_rto_max_ms", "net.ipv4.tcp_orphan_retries"),
                 "with so small a tcp_rto_max_ms, tcp_orphan_retries=0 really means 0: orphans lose the end of"
-                " their data after about 3 s",
+                f" their data after about {lives}",
                 ("S21",),
             )
         )

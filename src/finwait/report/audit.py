@@ -1,7 +1,8 @@
 """An audit's findings as text and as JSON.
 
-Text is for a person: the verdict and the place first, then why, then what to do instead. JSON is the same values with
-their names (``kind: Audit``). Opening files and choosing what to show is the command's.
+Text is for a person: the verdict and the place first, then why, then what to do instead; at the end what became of each
+file, for a file in which nothing was recognised is no good file. JSON is the same values with their names (``kind:
+Audit``). Opening files and choosing what to show is the command's.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from finwait.table.units import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from finwait.remedy.audit.finding import AuditFinding, AuditReport
+    from finwait.remedy.audit.finding import AuditFinding, AuditReport, Problem
 
-__all__ = ["audit_json", "audit_text", "summary"]
+__all__ = ["audit_json", "audit_text", "readable", "summary"]
 
 _WIDTH = 98
 _SHOWN = {
@@ -27,18 +28,69 @@ _SHOWN = {
 }  # fmt: skip
 
 
-def audit_text(reports: Sequence[AuditReport], *, show_true: bool = False) -> Iterator[str]:
+_MOST_NAMES = 20
+_MOST_LINES = 8
+
+
+def readable(name: str) -> str:
+    """Return a file's name with the bytes that are no UTF-8 as escapes, as JSON can hold it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def audit_text(
+    reports: Sequence[AuditReport], *, show_true: bool = False, unread: Sequence[Problem] = ()
+) -> Iterator[str]:
     """Yield the lines of a report for a person, below 100 columns.
 
     Args:
         reports: one for each file.
         show_true: also show what is right.
+        unread: files that could not be read at all.
     """
     for report in reports:
         for finding in report.findings:
             if finding.verdict != "true" or show_true:
                 yield from map(printable, _finding(finding))
-    yield summary(reports)
+    yield summary(reports, len(unread))
+    yield from map(printable, _files(reports, unread))
+
+
+def _files(reports: Sequence[AuditReport], unread: Sequence[Problem]) -> Iterator[str]:
+    """Say what became of each file: what was recognised, what was not, and what was not read."""
+    recognised = [f"{r.file} ({_statements(r.statements)})" for r in reports if r.status == "recognised"]
+    yield from _named("recognised in", recognised)
+    for report in reports:
+        for one in report.unjudged[:_MOST_NAMES]:
+            yield from _named("not judged", [str(one)])
+    yield from _named("nothing recognised in", [r.file for r in reports if r.status == "nothing"])
+    for report in reports:
+        if report.mentions:
+            lines = ", ".join(map(str, report.mentions[:_MOST_LINES]))
+            lines += " …" if len(report.mentions) > _MOST_LINES else ""
+            plural = "s" * (len(report.mentions) != 1)
+            said = (
+                f"{report.file}, line{plural} {lines}: settings, but nothing about them that was understood"
+            )
+            yield from _named("only named", [said])
+    for problem in (*(p for r in reports for p in r.problems), *unread):
+        yield from _named("NOT READ", [str(problem)])
+
+
+def _statements(count: int) -> str:
+    return f"{count} statement{'s' * (count != 1)}"
+
+
+def _named(title: str, names: Sequence[str]) -> Iterator[str]:
+    if not names:
+        return
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    yield from textwrap.wrap(
+        f"{title}: {', '.join(names[:_MOST_NAMES])}{more}",
+        _WIDTH,
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _finding(finding: AuditFinding) -> Iterator[str]:
@@ -65,26 +117,67 @@ def _field(name: str, text: str) -> Iterator[str]:
     )
 
 
-def summary(reports: Sequence[AuditReport]) -> str:
-    """Return one line that counts what was read and found."""
+def summary(reports: Sequence[AuditReport], unread: int = 0) -> str:
+    """Return one line that counts what was read and found.
+
+    Args:
+        reports: one for each file.
+        unread: how many files could not be read at all.
+    """
     counts = Counter(finding.verdict for report in reports for finding in report.findings)
     lines = sum(report.lines for report in reports)
-    read = f"{len(reports)} file{'s' * (len(reports) != 1)}, {lines} lines"
-    if not counts:
-        return f"{read}: nothing in them bears on closing"
+    files = len(reports) + unread
+    read = f"{files} file{'s' * (files != 1)}, {lines} line{'s' * (lines != 1)}"
     told = ", ".join(f"{counts[verdict]} {_SHOWN[verdict]}" for verdict in SEVERITY if counts[verdict])
+    if not told:
+        told = "no advice about closing connections found"
+        if all(report.status == "not-read" for report in reports):
+            told = "nothing was read"
+        elif not any(report.status == "recognised" for report in reports):
+            told = "nothing recognised"
+    failed = unread + sum(bool(report.problems) for report in reports)
+    if failed and told != "nothing was read":
+        told += f"; {failed} file{'s' * (failed != 1)} not read, or not as a whole"
     return f"{read}: {told}"
 
 
-def audit_json(reports: Sequence[AuditReport]) -> dict[str, Any]:
-    """Return the report as JSON's types."""
+def audit_json(reports: Sequence[AuditReport], unread: Sequence[Problem] = ()) -> dict[str, Any]:
+    """Return the report as JSON's types.
+
+    Args:
+        reports: one for each file.
+        unread: files that could not be read at all.
+    """
     return {
         "apiVersion": "finwait/v1",
         "kind": "Audit",
-        "files": [{"file": r.file, "readAs": r.kind, "lines": r.lines} for r in reports],
+        "files": [
+            *(
+                {
+                    "file": readable(r.file),
+                    "readAs": r.kind,
+                    "lines": r.lines,
+                    "status": r.status,
+                    "statements": r.statements,
+                    "mentions": list(r.mentions),
+                }
+                for r in reports
+            ),
+            *(
+                {
+                    "file": readable(p.file),
+                    "readAs": "",
+                    "lines": 0,
+                    "status": "not-read",
+                    "statements": 0,
+                    "mentions": [],
+                }
+                for p in unread
+            ),
+        ],
         "findings": [
             {
-                "file": f.file,
+                "file": readable(f.file),
                 "line": f.line,
                 "rule": f.rule,
                 "claim": f.claim,
@@ -98,9 +191,13 @@ def audit_json(reports: Sequence[AuditReport]) -> dict[str, Any]:
             for report in reports
             for f in report.findings
         ],
-        "problems": [
-            {"file": p.file, "line": p.line, "reason": p.reason}
+        "unjudged": [
+            {"file": readable(u.file), "line": u.line, "claim": u.claim, "reason": u.reason}
             for report in reports
-            for p in report.problems
+            for u in report.unjudged
+        ],
+        "problems": [
+            {"file": readable(p.file), "line": p.line, "reason": p.reason}
+            for p in (*(p for report in reports for p in report.problems), *unread)
         ],
     }

@@ -2,7 +2,9 @@
 
 One rule for each ledger entry or advice that was met, one result for each finding. ``harmful`` and ``false`` are
 errors, ``no-effect`` is a warning, the rest are notes; what is right is no result. Places that could not be understood
-are notifications of the invocation, which then counts as not successful.
+are notifications of the invocation, which then counts as not successful. A file that was read and in which nothing was
+recognised, and a setting whose value the file does not say, are notifications of level ``note``. What became of each
+file is a property of its artifact.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from finwait.remedy.audit.finding import AuditFinding, AuditReport, Problem
     from finwait.remedy.knowledge import Knowledge
@@ -59,19 +61,39 @@ def sarif(
                     {
                         "executionSuccessful": not problems,
                         "toolExecutionNotifications": [
-                            {
-                                "level": "error",
-                                "message": {"text": problem.reason},
-                                "locations": [_location(problem.file, problem.line)],
-                            }
-                            for problem in problems
+                            *(_notification("error", p.file, p.line, p.reason) for p in problems),
+                            *_notes(reports),
                         ],
                     }
                 ],
+                "artifacts": list({report.file: _artifact(report) for report in reports}.values()),
                 "columnKind": "unicodeCodePoints",
                 "results": [_result(finding, index[finding.rule]) for finding in found],
             }
         ],
+    }
+
+
+def _notification(level: str, file: str, line: int, text: str) -> dict[str, Any]:
+    return {"level": level, "message": {"text": text}, "locations": [_location(file, line)]}
+
+
+def _notes(reports: Sequence[AuditReport]) -> Iterator[dict[str, Any]]:
+    for report in reports:
+        if report.status == "nothing":
+            yield _notification("note", report.file, 1, "read, and nothing in it was recognised")
+        for one in report.unjudged:
+            yield _notification("note", one.file, one.line, f"{one.claim}: not judged: {one.reason}")
+        for line in report.mentions:
+            yield _notification(
+                "note", report.file, line, "a setting is named, and nothing about it was understood"
+            )
+
+
+def _artifact(report: AuditReport) -> dict[str, Any]:
+    return {
+        "location": {"uri": _uri(report.file)},
+        "properties": {"status": report.status, "statements": report.statements, "readAs": report.kind},
     }
 
 
@@ -109,10 +131,12 @@ def _result(finding: AuditFinding, number: int) -> dict[str, Any]:
 _SAFE_IN_URI = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
 
 
-def _location(file: str, line: int) -> dict[str, Any]:
+def _uri(file: str) -> str:
     uri = "stdin" if file == "-" else "".join(
         c if c in _SAFE_IN_URI else "".join(f"%{b:02X}" for b in c.encode("utf-8", "surrogateescape")) for c in file
     )  # fmt: skip
-    if uri.startswith("/"):
-        uri = f"file://{uri}"
-    return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": line}}}
+    return f"file://{uri}" if uri.startswith("/") else uri
+
+
+def _location(file: str, line: int) -> dict[str, Any]:
+    return {"physicalLocation": {"artifactLocation": {"uri": _uri(file)}, "region": {"startLine": line}}}

@@ -123,6 +123,8 @@ class LoneSocket:
     """As of TCP_INFO; 0 where we may not ask."""
     used: bool
     """Whether it ever sent or received a segment."""
+    errno: int = 0
+    """Why it could not be asked, where `state` is 0: EPERM, or ENOSYS before Linux 5.6; 0 where nobody asked."""
 
 
 @dataclass(frozen=True, slots=True)

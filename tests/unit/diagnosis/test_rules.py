@@ -86,8 +86,8 @@ def primary(v: View) -> list[str]:
         (socket(state=F2, protocol=262, timer=0), "unexplained"),
         (HELD | {"state": E, "shutdown": 0, "timer": 4, "snd_wnd": 0, "wqueue": 99, "backoff": 1}, ""),
         (HELD | {"state": E, "shutdown": 0, "timer": 4, "snd_wnd": 0, "wqueue": 99, "backoff": 4}, "zero-window"),
-        (HELD | {"protocol": 262}, "mptcp-half-close"),
-        (HELD | {"protocol": 262, "state": E}, ""),
+        (HELD | {"protocol": 262}, "mptcp-no-subflow"),
+        (HELD | {"protocol": 262, "state": E}, "mptcp-no-subflow"),
         (HELD | {"state": E, "shutdown": 0}, ""),
         (socket(state=TW, timer=3, expires_ms=30_000), "time-wait"),
         (socket(state=TW, timer=0), "unexplained"),
@@ -142,24 +142,28 @@ def test_a_half_close_that_is_not_read_waits_for_its_program_and_not_for_a_peer_
 )
 def test_an_mptcp_half_close_on_which_something_moves_is_no_finding(name: str) -> None:
     one = socket(protocol=262, state=F2, inode=7, cookie=1, mptcp_token=9, **{name: 10})
-    v = view(one | {name: 11}, holders=OWNED, earlier=[one], watched_ms=500)
-    assert primary(v) == MOVING
+    v = view(one | {name: 11}, SUBFLOW, holders=OWNED, earlier=[one], watched_ms=500)
+    assert primary(v)[:1] == MOVING
+
+
+SUBFLOW = socket(state=E, inode=7, cookie=2, ulp=b"mptcp", **INFO)
+"""Its token is told to CAP_NET_ADMIN alone; its inode is that of the connection."""
 
 
 def test_an_mptcp_half_close_is_certain_only_if_it_is_known_to_be_still() -> None:
     one = socket(protocol=262, state=F2, inode=7, cookie=1, mptcp_token=9, mptcp_bytes_received=10)
-    subflow = socket(state=E, cookie=2, mptcp_token_local=9, ulp=b"mptcp", **INFO)
+    named = SUBFLOW | {"mptcp_token_local": 9}
 
     def sure(v: View) -> str:
         (found,) = engine.diagnose(v, catalogue.rules())
         assert found.rule == "mptcp-half-close"
         return found.confidence.level
 
-    assert sure(view(one, holders=OWNED, earlier=[one], watched_ms=500)) == "certain"
-    assert sure(view(one, holders=OWNED)) == "possible"
-    assert sure(view(one, subflow, holders=OWNED)) == "certain"
-    assert sure(view(one, subflow | {"last_data_recv_ms": 100}, holders=OWNED)) == "possible"
-    assert sure(view(one, subflow | {"mptcp_token_local": 8}, holders=OWNED)) == "possible"
+    assert sure(view(one, SUBFLOW, holders=OWNED, earlier=[one, SUBFLOW], watched_ms=500)) == "certain"
+    assert sure(view(one, SUBFLOW, holders=OWNED)) == "possible"
+    assert sure(view(one, named, holders=OWNED)) == "certain"
+    assert sure(view(one, named | {"last_data_recv_ms": 100}, holders=OWNED)) == "possible"
+    assert sure(view(one, SUBFLOW | {"mptcp_token_local": 8}, holders=OWNED)) == "possible"
 
 
 def test_an_answer_that_goes_out_makes_close_wait_no_leak() -> None:
@@ -477,7 +481,7 @@ def test_a_holder_younger_than_the_last_byte_has_inherited_it() -> None:
 
 def test_a_younger_holder_that_serves_the_connection_has_not_inherited_it() -> None:
     def found(state: int, exe: str, fd: int = 3, **more: Any) -> tuple[str, str, str]:
-        one = HELD | {"state": state, "shutdown": 0, "rqueue": 1}
+        one = HELD | {"state": state, "shutdown": 0, "rqueue": int(state == CW)}
         parent = ProcessView(400, "server", exe="/bin/server", age_ms=200_000)
         child = ProcessView(500, "child", exe=exe, ppid=more.get("ppid", 400), age_ms=1000)
         other = socket(state=tcp.LISTEN, inode=9)
@@ -591,6 +595,88 @@ def test_an_open_connection_without_a_holder_deserves_a_look_unless_it_is_the_ke
     assert beside(served, made) == "healthy"
     assert beside(served, made | {"uid": 5}) == "notice"
     assert beside(served | {"cgroup_id": 1}, made) == "notice"  # here programs are in the root cgroup, too
+
+
+WHOLE = socket(
+    protocol=262, state=E, inode=7, cookie=1, mptcp_token=9, timer=2, expires_ms=50_000, mptcp_flags=2
+)
+
+
+def test_an_mptcp_connection_without_a_subflow_is_told_and_one_with_any_is_not() -> None:
+    def told(*rows: dict[str, Any], **more: Any) -> tuple[str, str, bool]:
+        for f in engine.diagnose(view(*rows, holders=OWNED, **more), catalogue.rules()):
+            if f.primary and 0 in f.rows.tolist():
+                return f.rule, f.severity, f.confidence.look_again
+        return "", "", False
+
+    subflow = socket(state=E, inode=50, cookie=2, ulp=b"mptcp", **INFO)
+    assert told(WHOLE) == ("mptcp-no-subflow", "notice", False)
+    assert told(WHOLE, subflow | {"mptcp_token_local": 8}) == ("mptcp-no-subflow", "notice", False)
+    assert told(WHOLE, subflow | {"mptcp_token_local": 9}) == ("", "", False)
+    assert told(WHOLE, subflow | {"inode": 7}) == ("", "", False)  # its token is told to CAP_NET_ADMIN alone
+    assert told(WHOLE | {"mptcp_flags": 3}) == ("", "", False)
+    assert told(WHOLE, namespaces={1: NamespaceView(1, dumped=False)}) == ("", "", False)
+    untimed = WHOLE | {"timer": 0}
+    assert told(untimed) == ("mptcp-no-subflow", "problem", True)
+    assert told(untimed, earlier=[untimed], watched_ms=500) == ("mptcp-no-subflow", "problem", False)
+    assert told(WHOLE | {"state": tcp.CLOSE, "timer": 0})[:2] == ("mptcp-no-subflow", "problem")
+    assert told(WHOLE | {"state": CW})[0] == "mptcp-no-subflow"
+
+
+def unread(n: int, **cells: Any) -> list[dict[str, Any]]:
+    one = HELD | {"state": E, "shutdown": 0, "sport": 80, "rqueue": 27, "bytes_received": 27}
+    return [one | {"dport": 4000 + k, "cookie": 100 + k, "inode": 50 + k} | cells for k in range(n)]
+
+
+def test_requests_that_nobody_reads_are_a_problem_of_a_program_that_moves_nothing() -> None:
+    held = {5: [9]} | {50 + k: [9] for k in range(4)}
+    door = ROOMY | {"rqueue": 0}
+
+    def told(rows: list[dict[str, Any]], *more: dict[str, Any], **how: Any) -> tuple[str, bool]:
+        if how.get("watched_ms"):
+            how.setdefault("earlier", [door, *rows, *more])
+        v = view(door, *rows, *more, holders=held | {90: [9]}, **how)
+        for f in engine.diagnose(v, catalogue.rules()):
+            if f.rule == "established-unread" and f.primary and 1 in f.rows.tolist():
+                return f.severity, f.confidence.look_again
+        return "", False
+
+    assert told(unread(4)) == ("notice", True)
+    assert told(unread(4), watched_ms=4000) == ("problem", False)
+    assert told(unread(2), watched_ms=4000) == ("notice", False)
+    assert told(unread(4), watched_ms=500) == ("notice", True)  # too short to tell
+    assert told(unread(4, last_data_recv_ms=100)) == ("", False)
+    assert told(unread(4, last_data_sent_ms=100)) == ("", False)
+    assert told(unread(4, rqueue=0), watched_ms=4000) == ("", False)
+    assert told(unread(4, sport=81), watched_ms=4000) == (
+        "notice",
+        False,
+    )  # no listener: the program opened them
+    assert told(unread(4, sport=81)) == ("", False)
+    slow = [door, *unread(4, rqueue=50)]
+    assert told(unread(4), watched_ms=4000, earlier=slow) == ("", False)  # it reads
+    elsewhere = HELD | {"state": E, "shutdown": 0, "inode": 90, "cookie": 90, "sport": 9000}
+    for busy, before in (
+        ({"bytes_acked": 99}, {}),
+        ({"bytes_received": 99}, {}),
+        ({"timer": 4, "snd_wnd": 0, "wqueue": 9}, {"timer": 4, "snd_wnd": 0, "wqueue": 9}),
+    ):
+        earlier = [door, *unread(4), elsewhere | before]
+        assert told(unread(4), elsewhere | busy, watched_ms=4000, earlier=earlier) == ("notice", False)
+
+
+def test_a_stopped_program_is_certain_not_to_read() -> None:
+    rows = unread(1)
+    stopped = {9: ProcessView(9, "worker", state="T")}
+    v = view(ROOMY, *rows, holders={50: [9]}, processes=stopped, earlier=[ROOMY, *rows], watched_ms=4000)
+    (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "established-unread")
+    assert (found.severity, found.confidence.level) == ("problem", "certain")
+    assert any("kill -CONT" in e.says for e in found.evidence)
+
+
+def test_unread_requests_that_nothing_dates_are_a_gap() -> None:
+    rows = [without(one, *CLOCKS) for one in unread(1)]
+    assert len(engine.gaps(view(ROOMY, *rows, holders={50: [9]}), catalogue.rules())) == 1
 
 
 def test_data_that_nobody_reads_shows_no_use_by_a_stray_child() -> None:
@@ -829,3 +915,22 @@ def test_subflows_without_their_mptcp_connections_are_a_gap() -> None:
 
 def test_an_empty_machine_has_no_findings() -> None:
     assert engine.diagnose(view(), catalogue.rules()) == ()
+
+
+def test_keepalive_is_no_idle_cure_where_nobody_knows_whether_the_peer_lives() -> None:
+    (far,) = (f for f in engine.diagnose(view(HELD, holders=OWNED), catalogue.rules()) if f.primary)
+    assert any("finwait probe" in remedy.command for remedy in far.ends_it)
+    assert not any("keepalive" in advice.text for advice in far.does_not)
+    for name in ("fin-wait2-held", "fin-wait2-shut-both", "relay-pair"):
+        rule = catalogue.rule(name)
+        texts = [
+            a.text for advice in (rule.does_not, *(case.does_not for case in rule.cases)) for a in advice
+        ]
+        assert "turn on keepalive" not in texts, name
+
+
+def test_an_open_connection_before_a_closed_window_has_no_fin() -> None:
+    one = HELD | {"state": E, "shutdown": 0, "timer": 4, "snd_wnd": 0, "wqueue": 99, "backoff": 4}
+    (found,) = (f for f in engine.diagnose(view(one, holders=OWNED), catalogue.rules()) if f.primary)
+    said = [found.title, *(e.says for e in found.evidence), *(a.reason for a in found.does_not)]
+    assert not any("FIN " in text or "our FIN" in text or "closing" in text for text in said)

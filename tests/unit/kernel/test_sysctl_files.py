@@ -1,6 +1,6 @@
 import pytest
 
-from finwait.errors import KernelError
+from finwait.errors import FileRefused, KernelError
 from finwait.kernel import sysctl
 
 
@@ -49,3 +49,29 @@ def test_a_drop_in_that_somebody_edited_is_left_alone(tmp_path):
 def test_a_drop_in_stays_in_its_folder(name, tmp_path):
     with pytest.raises(ValueError, match=r"sysctl\.d"):
         sysctl.write_drop_in(name, "", folder=tmp_path)
+
+
+def test_a_file_of_settings_is_not_written_through_a_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("secret")
+    (tmp_path / "d").mkdir()
+    link = tmp_path / "d" / "90-finwait-x.conf"
+    link.symlink_to(victim)
+    for act in (
+        lambda: sysctl.write_drop_in(link.name, "a.b = 1\n", folder=link.parent),
+        lambda: sysctl.read_drop_in(link.name, folder=link.parent),
+        lambda: sysctl.remove_drop_in(sysctl.DropIn(str(link), None, "secret"), folder=link.parent),
+    ):
+        with pytest.raises(FileRefused, match="link"):
+            act()
+    assert victim.read_text() == "secret"
+    assert link.is_symlink()
+
+
+def test_a_file_of_settings_is_not_written_where_others_could_replace_it(tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(FileRefused, match="others can write"):
+        sysctl.write_drop_in("90-finwait-x.conf", "a.b = 1\n", folder=folder)
+    assert list(folder.iterdir()) == []

@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import finwait
 from finwait.attribution.container import workload_of_path
 from finwait.errors import FinwaitError, Gap, RecordingError
 from finwait.recording import Replay, open_recording, read, redact, write
+from finwait.recording import format as recording_format
 from finwait.recording.format import writing
 from finwait.recording.redact import Pseudonyms
 from finwait.uapi import netlink as nl
@@ -190,7 +192,7 @@ HEAD = b"FINWAIT-RECORDING 1\n"
         (HEAD + member("manifest", b"") + member("manifest", b"") + member("end", b""), "twice"),
         (HEAD + member("manifest", b"a" * 10, claim=1 << 60), "more than any machine"),
         (HEAD + member("manifest", b"\0" * 1_000_000, claim=10), "holds more than"),
-        (HEAD + member("look/0/buffer", bytes(64 << 20)), "shrinks so much"),
+        (HEAD + member("look/0/buffer", bytes(96 << 20)), "implausible compression ratio"),
         (HEAD + member("manifest", b"", claim=1 << 30), "more than any machine"),
         (HEAD + member("unknown", b"", claim=1 << 60), "cut off"),
         (HEAD + b"\x01x" + struct.pack("<QQ32s", 5, 1 << 60, b""), "cut off"),
@@ -405,3 +407,28 @@ def test_messages_that_nobody_decodes_are_blanked() -> None:
     other = replace(_with_dump(observation(), Dump("later", (0,), (len(data),))), buffer=buffer)
     for look in redact([one, other]):
         assert b"secret" not in look.buffer.tobytes()
+
+
+def test_many_members_together_are_bounded_while_they_are_unpacked(tmp_path: Path) -> None:
+    """Each alone would pass; what they become together is what fills the memory."""
+    path = tmp_path / "bomb.finwait"
+    facts = b'{"a":"' + b"x" * (1 << 20) + b'"}'
+    path.write_bytes(HEAD + b"".join(member(f"look/{k}/facts", facts) for k in range(64)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RecordingError, match="implausible compression ratio"):
+            recording_format.read(str(path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < recording_format.SLACK + recording_format.MAX_RATIO * path.stat().st_size
+
+
+def test_a_member_that_lies_about_its_size_is_found_out_while_it_is_unpacked(tmp_path: Path) -> None:
+    packed = zlib.compress(bytes(256 << 20))
+    name = b"look/0/buffer"
+    head = struct.pack("<QQ32s", 1 << 30, 1 << 30, bytes(32))  # as if it hardly shrank
+    path = tmp_path / "liar.finwait"
+    path.write_bytes(HEAD + bytes([len(name)]) + name + head + packed + bytes(2 << 20))
+    with pytest.raises(RecordingError, match="implausible compression ratio"):
+        recording_format.read(str(path))

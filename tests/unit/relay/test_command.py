@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from finwait.relay import command
 from finwait.relay.command import main
 
 
@@ -156,3 +157,12 @@ def test_explain_and_check_need_no_socket(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == "the configuration is right: `relay`, 1 worker(s)\n"
     assert main(["run", "--check", "--config", str(path), "--workers", "0"]) == 1
     assert "expected `int` >= 1 (`--workers`)" in capsys.readouterr().err
+
+
+def test_a_list_of_connections_says_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    command._columns(
+        [("ID", "CLIENT"), ("0-1", "fe80::1%\x1b]0;x\x07\n0-2  forged"), ("0-3", "\u202ex\x9b2J")]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.isascii() and line.isprintable() for line in lines)

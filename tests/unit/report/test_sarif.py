@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jsonschema
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finwait.remedy.audit import audit
@@ -51,12 +51,14 @@ INVOCATION = exactly(
 DRIVER = exactly(
     ["name"], name=TEXT, semanticVersion=TEXT, rules={"type": "array", "items": RULE, "uniqueItems": True}
 )
+ARTIFACT = exactly(["location"], location=exactly(["uri"], uri=TEXT), properties={"type": "object"})
 RUN = exactly(
     ["tool"],
     tool=exactly(["driver"], driver=DRIVER),
     invocations={"type": "array", "items": INVOCATION},
     columnKind={"enum": ["utf16CodeUnits", "unicodeCodePoints"]},
     results={"type": "array", "items": RESULT},
+    artifacts={"type": "array", "items": ARTIFACT, "uniqueItems": True},
 )
 LOG = exactly(
     ["version", "runs"],
@@ -83,6 +85,7 @@ FILES = st.tuples(
 
 
 @given(st.lists(FILES, max_size=3), st.booleans())
+@settings(deadline=None)  # the first reads the knowledge base
 def test_what_an_audit_found_is_a_log_of_sarif(files: list[tuple[str, list[str]]], garbage: bool) -> None:
     known = knowledge()
     reports = [
@@ -96,7 +99,13 @@ def test_what_an_audit_found_is_a_log_of_sarif(files: list[tuple[str, list[str]]
     assert len(set(rules)) == len(rules)
     assert all(rules[result["ruleIndex"]] == result["ruleId"] for result in run["results"])
     (invocation,) = run["invocations"]
-    assert invocation["executionSuccessful"] == (not invocation["toolExecutionNotifications"])
+    said = invocation["toolExecutionNotifications"]
+    assert invocation["executionSuccessful"] == (not any(one["level"] == "error" for one in said))
+    assert [one["properties"]["status"] for one in run["artifacts"]] == list(
+        {report.file: report.status for report in reports}.values()
+    )
+    nothing = sum(report.status == "nothing" for report in reports)
+    assert sum(one["message"]["text"].startswith("read, and nothing") for one in said) == nothing
 
 
 def test_the_check_of_a_log_can_fail() -> None:

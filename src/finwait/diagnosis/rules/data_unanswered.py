@@ -1,8 +1,9 @@
 """data-unanswered: we keep retransmitting, and nobody answers.
 
 Seen as       ESTABLISHED or CLOSE_WAIT on the retransmission timer, several retransmissions without answer.
-Why it stays  The peer or the path is gone while data is in flight. TCP retries tcp_retries2 times (15 by
-              default, about 15 minutes) with doubling pauses. Keepalive does not run while data is in flight.
+Why it stays  The peer or the path is gone while data is in flight. TCP sends it again with doubling
+              pauses until tcp_retries2 is reached, which stands for a time: by default about 15 minutes.
+              Keepalive does not run while data is in flight.
 Not this      timer 4: the peer answers, and has closed its window (zero-window).
 What ends it  TCP_USER_TIMEOUT set on the socket (from outside too, by pidfd_getfd); SOCK_DESTROY; time.
 What does not Keepalive; tcp_fin_timeout.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy
@@ -44,6 +46,26 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     return certain(f"at least {n} retransmissions in a row without an acknowledgement")
 
 
+_ENDS = (
+    Remedy(
+        "set TCP_USER_TIMEOUT on the socket (pidfd_getfd): it then ends after so long unanswered",
+        "reversible",
+        "finwait clear data-unanswered",
+    ),
+    destroy("data-unanswered"),
+    Remedy(
+        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)", "read-only"
+    ),
+)
+
+
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    when = (
+        f"it ends by itself {forecast.ends_by_itself(view, rows)} (`tcp_retries2`), without TCP_USER_TIMEOUT"
+    )
+    return (*_ENDS[:-1], Remedy(when, "read-only"))
+
+
 RULE = Rule(
     name="data-unanswered",
     title="data in flight, retransmitted again and again, and nobody answers",
@@ -58,16 +80,9 @@ RULE = Rule(
         Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
         Clue("expires_ms", "until the next retransmission"),
     ),
-    ends=(
-        Remedy(
-            "set TCP_USER_TIMEOUT on the socket (pidfd_getfd): it then ends after so long unanswered",
-            "reversible",
-            "finwait clear data-unanswered",
-        ),
-        destroy("data-unanswered"),
-        Remedy("it ends by itself after `tcp_retries2` retransmissions", "read-only"),
-    ),
+    ends=_ENDS,
     does_not=(NOT_KEEPALIVE_IN_FLIGHT, NOT_FIN_TIMEOUT),
     confidence=_confidence,
     match=match,
+    remedies=_remedies,
 )

@@ -4,7 +4,7 @@ Seen as       FIN_WAIT1, LAST_ACK or CLOSING with an inode on the retransmission
 Why it stays  The path or the peer is gone, and a process still holds the socket: the limit is then that of
               data, tcp_retries2 (about 15 minutes by default), not tcp_orphan_retries. Where data is before the
               FIN (wqueue above 1), it is that data which is retransmitted, and the FIN waits behind it.
-Not this      inode 0: an orphan, gone in about 107 s (fin-unanswered-orphan).
+Not this      inode 0: an orphan, gone in about 104 s (fin-unanswered-orphan).
 What ends it  TCP_USER_TIMEOUT; close() (then it is an orphan); SOCK_DESTROY; time.
 What does not tcp_orphan_retries while it is held; tcp_fin_timeout.
 Reproduce     finwait lab run fin-unanswered-held
@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import destroy
@@ -46,9 +47,23 @@ _ENDS = (
     Remedy(
         "set TCP_USER_TIMEOUT on the socket (pidfd_getfd)", "reversible", "finwait clear fin-unanswered-held"
     ),
-    Remedy("close() in the program: an orphan is given up after about 107 s"),
+    Remedy(
+        f"close() in the program: an orphan is given up {forecast.span(forecast.orphan())} after its FIN was sent"
+    ),
     destroy("fin-unanswered-held"),
+    Remedy(
+        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)", "read-only"
+    ),
 )
+
+
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    when = (
+        f"it ends by itself {forecast.ends_by_itself(view, rows)} (`tcp_retries2`), without TCP_USER_TIMEOUT"
+    )
+    return (*_ENDS[:-1], Remedy(when, "read-only"))
+
+
 _DOES_NOT = (
     NOT_FIN_TIMEOUT_HERE,
     Advice("`tcp_orphan_retries`", "it bounds orphans; this socket is held, tcp_retries2 counts"),
@@ -71,6 +86,7 @@ RULE = Rule(
     does_not=_DOES_NOT,
     confidence=unanswered,
     match=match,
+    remedies=_remedies,
     cases=(
         Case(
             title="shut down but held; data before the FIN is retransmitted and nobody answers",

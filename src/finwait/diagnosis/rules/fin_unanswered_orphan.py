@@ -2,11 +2,11 @@
 
 Seen as       FIN_WAIT1, LAST_ACK or CLOSING with inode 0 on the retransmission timer.
 Why it stays  The path or the peer is gone. The kernel retransmits the FIN tcp_orphan_retries times (0 means 8),
-              about 107 s in all, and gives up without a RST. Where data is before the FIN (wqueue above 1), it is
+              about 104 s in all, and gives up without a RST. Where data is before the FIN (wqueue above 1), it is
               that data which is retransmitted: with notsent_bytes above 0 the FIN itself was never sent once.
               Without any timer (timer 0) nothing of that happens: kernels before 6.12 leave such an orphan behind
               when SOCK_DESTROY is used on it.
-Not this      An inode: then tcp_retries2 counts, up to 15 minutes (fin-unanswered-held). timer 4: the FIN
+Not this      An inode: then tcp_retries2 counts, about 15 minutes (fin-unanswered-held). timer 4: the FIN
               could not even be sent (zero-window, egress-blocked).
 What ends it  Time. tcp_orphan_retries bounds the next ones. Without a timer only a segment of the peer: a RST, or the
               acknowledgment that is missing.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import RECENT_MS, certain, look_again
@@ -98,8 +99,21 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     )
 
 
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    if _without_timer(view)[rows].all():
+        return _NEVER
+    return (Remedy(f"it ends by itself {forecast.ends_by_itself(view, rows)}", "read-only"), *_ENDS[1:])
+
+
+_NEVER = (
+    Remedy("a RST of the peer, or the acknowledgment that is missing: end the connection there"),
+    Remedy("a reboot"),
+)
 _ENDS = (
-    Remedy("it ends by itself: about 107 s with the default tcp_orphan_retries", "read-only"),
+    Remedy(
+        f"it ends by itself: {forecast.span(forecast.orphan())} after its FIN, with the default tcp_orphan_retries",
+        "read-only",
+    ),
     Remedy("`tcp_orphan_retries` bounds the next ones; TCP_USER_TIMEOUT in the program does too"),
 )
 _DOES_NOT = (
@@ -133,6 +147,7 @@ RULE = Rule(
     confidence=_confidence,
     match=match,
     observe=_observe,
+    remedies=_remedies,
     grade=_grade,
     cases=(
         Case(
@@ -145,10 +160,7 @@ RULE = Rule(
                 Clue("wqueue", "what is not acknowledged, the FIN counting 1"),
                 Clue("cgroup_id", "where it was made"),
             ),
-            ends=(
-                Remedy("a RST of the peer, or the acknowledgment that is missing: end the connection there"),
-                Remedy("a reboot"),
-            ),
+            ends=_NEVER,
             does_not=(
                 Advice("waiting", "no timer runs: nothing is sent again, and nothing is given up"),
                 Advice(

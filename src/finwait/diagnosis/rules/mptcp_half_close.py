@@ -5,7 +5,7 @@ Why it stays  As with TCP: one side shut down sending and the other does not clo
               data level: the TCP subflows stay ESTABLISHED with shutdown bits 0.
 Not this      A connection that fell back to plain TCP: its TCP row tells the truth. An answer that still streams:
               between two looks mptcp_bytes_received or mptcp_bytes_acked grows. One look calls it "possible" where a
-              subflow carried data in the last 3 s, or none was found.
+              subflow carried data in the last 3 s, or none was found by its token.
 What ends it  The peer's close; close() by the owner; destroying the subflows.
 What does not Looking at TCP rows; tcp_fin_timeout while it is held.
 Reproduce     finwait lab run mptcp-half-close

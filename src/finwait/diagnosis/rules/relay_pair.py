@@ -20,7 +20,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.attribution.join import matches
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import (
@@ -64,7 +63,7 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
     right: list[NDArray[np.int64]] = []
     agree: list[NDArray[np.bool_]] = []
     # One leg was accepted (a listener has its port), the other one the relay opened itself.
-    accepted = _accepted(view)
+    accepted = view.accepted
     for wait_mask, half_mask in (
         (wait & ~own & accepted, half & ~own & ~accepted),
         (wait & ~own & ~accepted, half & ~own & accepted),
@@ -91,16 +90,6 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
         none = np.empty(0, np.int64)
         return none, none, np.empty(0, np.bool_)
     return np.concatenate(left), np.concatenate(right), np.concatenate(agree)
-
-
-def _accepted(view: View) -> NDArray[np.bool_]:
-    """Return which rows have the local port of a listener of their namespace."""
-    s = view.sockets
-    listening = np.flatnonzero(s.state == tcp.LISTEN)
-    i, _ = matches((s.netns, s.sport), (s.netns[listening], s.sport[listening]))
-    out = np.zeros(len(view), np.bool_)
-    out[i] = True
-    return out
 
 
 def _nearest(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

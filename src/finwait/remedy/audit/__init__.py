@@ -1,8 +1,9 @@
 """Reads sysctl files, scripts, notes, manifests and proxy configurations, and judges the advice in them.
 
 `audit` takes the bytes of a file and gives an `AuditReport`: findings, each with its line, verdict, reason,
-source and what to do instead, and problems for the places that could not be understood. Whatever the bytes
-are, it never raises for them.
+source and what to do instead; settings whose value the file does not say; and problems for the places that could
+not be understood. A file in which nothing was recognised is no good file: its report says just that. Whatever the
+bytes are, it never raises for them.
 
 Pure: the caller reads the file. What is recognised and what is said of it is data
 (`finwait.remedy.knowledge`).
@@ -10,38 +11,84 @@ Pure: the caller reads the file. What is recognised and what is said of it is da
 
 from __future__ import annotations
 
+import base64
+import binascii
+import codecs
 import re
 from typing import TYPE_CHECKING
 
-from finwait.remedy.audit.finding import SEVERITY, AuditFinding, AuditReport, Judge, Problem
-from finwait.remedy.audit.kube import Node, YamlUnreadableError, parse_yaml, scan_tree
-from finwait.remedy.audit.lines import FENCED_YAML, markdown_code, scan_code, scan_conf
+from finwait.remedy.audit.finding import SEVERITY, AuditFinding, AuditReport, Judge, Problem, Unjudged
+from finwait.remedy.audit.kube import Node, YamlUnreadableError, is_word, parse_yaml, scan_tree
+from finwait.remedy.audit.lines import FENCED_YAML, heredocs, markdown_code, scan_code, scan_conf, scan_words
+from finwait.remedy.audit.prose import scan_prose
 from finwait.remedy.audit.proxies import scan_haproxy, scan_nginx
+from finwait.remedy.audit.template import UNKNOWN, is_template, without_actions
+from finwait.remedy.settings import CATALOGUE
 
 if TYPE_CHECKING:
     from finwait.remedy.knowledge import Knowledge
 
-__all__ = ["KINDS", "SEVERITY", "AuditFinding", "AuditReport", "Problem", "audit", "detect"]
+__all__ = [
+    "KINDS",
+    "SEVERITY",
+    "AuditFinding",
+    "AuditReport",
+    "Problem",
+    "Unjudged",
+    "audit",
+    "detect",
+]
 
-KINDS: tuple[str, ...] = ("sysctl", "shell", "markdown", "yaml", "haproxy", "nginx", "code")
+KINDS: tuple[str, ...] = ("sysctl", "shell", "markdown", "text", "yaml", "haproxy", "nginx", "code")
 """How a file can be read."""
 
 _BY_SUFFIX = {
     **dict.fromkeys(("md", "markdown", "mdx"), "markdown"),
-    **dict.fromkeys(("yaml", "yml", "json"), "yaml"),
-    **dict.fromkeys(("sh", "bash", "service", "env"), "shell"),
-    **dict.fromkeys(("go", "py", "c", "h", "cc", "cpp", "rs", "java", "js", "ts", "rb"), "code"),
+    **dict.fromkeys(("txt", "rst", "adoc", "asciidoc", "org", "wiki"), "text"),
+    **dict.fromkeys(("yaml", "yml", "json", "sls"), "yaml"),
+    **dict.fromkeys(("sh", "bash", "service", "env", "mk"), "shell"),
+    **dict.fromkeys(
+        (
+            "go",
+            "py",
+            "c",
+            "h",
+            "cc",
+            "cpp",
+            "rs",
+            "java",
+            "js",
+            "ts",
+            "rb",
+            "pp",
+            "tf",
+            "tfvars",
+            "hcl",
+            "toml",
+        ),
+        "code",
+    ),
 }
+_TEMPLATES = frozenset(("j2", "jinja", "jinja2", "tmpl", "tpl", "gotmpl", "template", "erb"))
 _HAPROXY = re.compile(r"^\s*(?:frontend|backend|listen|defaults)\b(?!\s*[:={])", re.MULTILINE)
 _HAPROXY_INSIDE = re.compile(
     r"^\s+(?:timeout|bind|server|mode|option|default_backend|balance)\s", re.MULTILINE
 )
 _NGINX = re.compile(r"^\s*(?:http|stream|server|events|upstream\s+[\w.-]+)\s*\{", re.MULTILINE)
-_YAML = re.compile(r"^(?:---\s*$|apiVersion:|kind:|static_resources:|- hosts:|\{\s*$)", re.MULTILINE)
-_CONF = re.compile(r"\s*-?(?:net|kernel|fs|vm|dev|user|abi)[./][\w./*-]+\s*=")
+_YAML = re.compile(
+    r"^(?:---\s*$|apiVersion:|kind:|static_resources:|- hosts:|#cloud-config|runcmd:|write_files:|services:|\{\s*$)",
+    re.MULTILINE,
+)
+_CONF = re.compile(rf"\s*-?(?:(?:net|kernel|fs|vm|dev|user|abi)[./][\w./*-]+|{UNKNOWN})\s*=")
 _SHEBANG = re.compile(r"#!.*\b(?:ba|da|k|z|a)?sh\b")
 _DEEPEST_TEXT = 3
 _HEAD = 200_000
+_MOST_MENTIONS = 1000
+_NAMED = re.compile(
+    r"\b(?:"
+    + "|".join(sorted({re.escape(s.key.rpartition(".")[2]) for s in CATALOGUE}, key=len, reverse=True))
+    + r")\b"
+)
 
 
 def detect(name: str, text: str) -> str:
@@ -50,11 +97,17 @@ def detect(name: str, text: str) -> str:
     head = text[:_HEAD]
     if _SHEBANG.match(head):
         return "shell"
+    while base.rpartition(".")[2] in _TEMPLATES and "." in base:
+        base = base.rpartition(".")[0]
     suffix = base.rpartition(".")[2] if "." in base else ""
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]
     if "sysctl" in base or "/sysctl.d/" in name:
         return "sysctl"
+    return _by_content(without_actions(head))
+
+
+def _by_content(head: str) -> str:
     if _NGINX.search(head) and ";" in head:
         return "nginx"
     if _HAPROXY.search(head) and _HAPROXY_INSIDE.search(head):
@@ -69,6 +122,16 @@ def detect(name: str, text: str) -> str:
     if head.count("`") > 1 and re.search(r"^#{1,6} ", head, re.MULTILINE):
         return "markdown"
     return "shell"
+
+
+def _decoded(data: bytes) -> str | None:
+    """Return the text of a file; None for what is no text."""
+    if b"\0" not in data:
+        return data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as some editors save notes
+        text = data.decode("utf-16", errors="replace")
+        return text if "\0" not in text else None
+    return None
 
 
 def audit(name: str, data: bytes, knowledge: Knowledge, *, kind: str | None = None) -> AuditReport:
@@ -86,17 +149,44 @@ def audit(name: str, data: bytes, knowledge: Knowledge, *, kind: str | None = No
     if kind is not None and kind not in KINDS:
         raise ValueError(f"no kind of file is called {kind!r}; there are {', '.join(KINDS)}")
     judge = Judge(name, knowledge)
-    if b"\0" in data[:65536]:
+    text = _decoded(data)
+    if text is None:
         judge.problem(1, "not a text file: it has NUL bytes")
-        return AuditReport(name, kind or "shell", 0, (), tuple(judge.problems))
-    text = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+        return AuditReport(name, "", 0, (), tuple(judge.problems))
     found = kind or detect(name, text)
-    _scan(judge, found, text, 1, 0)
+    plain = text if found in ("code", "markdown", "yaml") else without_actions(text)
+    _scan(judge, found, plain, 1, 0, certain=kind is not None or detect(name, "") == found)
     findings = sorted(judge.findings, key=lambda f: (f.line, SEVERITY.index(f.verdict), f.rule))
-    return AuditReport(name, found, text.count("\n") + 1, tuple(findings), tuple(sorted(judge.problems)))
+    lines = text.count("\n") + (not text.endswith("\n") and bool(text))
+    problems = {Problem(name, min(p.line, max(lines, 1)), p.reason) for p in judge.problems}
+    return AuditReport(
+        name,
+        found,
+        lines,
+        tuple(findings),
+        tuple(sorted(problems)),
+        len(judge.statements),
+        tuple(sorted(set(judge.unjudged))),
+        _mentions(judge, text),
+    )
 
 
-def _scan(judge: Judge, kind: str, text: str, first_line: int, depth: int) -> None:
+def _mentions(judge: Judge, text: str) -> tuple[int, ...]:
+    """Return the lines that name a setting and of which nothing was recognised."""
+    known = {line for line, _ in judge.statements}
+    found: list[int] = []
+    line, at = 1, 0
+    for match in _NAMED.finditer(text):
+        line += text.count("\n", at, match.start())
+        at = match.start()
+        if line not in known and found[-1:] != [line]:
+            found.append(line)
+            if len(found) == _MOST_MENTIONS:
+                break
+    return tuple(found)
+
+
+def _scan(judge: Judge, kind: str, text: str, first_line: int, depth: int, *, certain: bool = False) -> None:
     if kind == "nginx":
         scan_nginx(judge, text)
         return
@@ -106,38 +196,98 @@ def _scan(judge: Judge, kind: str, text: str, first_line: int, depth: int) -> No
     elif kind == "haproxy":
         scan_haproxy(judge, rows)
     elif kind == "markdown":
-        for language, block in markdown_code(rows):
-            if language in FENCED_YAML and block and depth < _DEEPEST_TEXT:
-                _yaml(judge, "\n".join(line for _, line in block), block[0][0], depth + 1, strict=False)
-            else:
-                scan_code(judge, block, comments=language not in ("go", "c", "inline"))
+        _markdown(judge, rows, depth)
     elif kind == "yaml":
-        _yaml(judge, text, first_line, depth, strict=True)
+        _yaml(judge, text, first_line, depth, certain=certain)
+    elif kind == "text":
+        scan_prose(judge, rows)
+        _script(judge, [row for row in rows if _COMMAND_LINE.match(row[1])], depth, comments=False)
     else:
-        scan_code(judge, rows, comments=kind == "shell")
+        _script(judge, rows, depth, comments=kind == "shell", commands=kind == "shell")
 
 
-def _yaml(judge: Judge, text: str, first_line: int, depth: int, *, strict: bool) -> None:
+_COMMAND_LINE = re.compile(
+    r"\s{0,40}(?:[$#>]\s|sudo\b|sysctl\b|echo\b|printf\b|cat\b|ss\b|conntrack\b|ip6?tables\b|kubectl\b|kube-proxy\b|perf\b|"
+    r"systemctl\b|tcpkill\b|ls\b|grep\b|docker\b|ansible\b|salt\b|--|-?net[./]\w)"
+)
+"""A line of a text that is a command, or a setting, rather than a sentence."""
+
+
+def _markdown(judge: Judge, rows: list[tuple[int, str]], depth: int) -> None:
+    coded: set[int] = set()
+    for language, block in markdown_code(rows):
+        if language != "inline":
+            coded.update(number for number, _ in block)
+        if language in FENCED_YAML and block and depth < _DEEPEST_TEXT:
+            _yaml(judge, "\n".join(line for _, line in block), block[0][0], depth + 1, certain=False)
+        else:
+            commands = language not in ("go", "c", "python", "java", "js", "rust")
+            _script(judge, block, depth, comments=language not in ("go", "c", "inline"), commands=commands)
+    scan_prose(judge, [row for row in rows if row[0] not in coded])
+
+
+def _script(
+    judge: Judge, rows: list[tuple[int, str]], depth: int, *, comments: bool = True, commands: bool = True
+) -> None:
+    """Look through lines of code, and through the here-documents among them as what they are."""
+    left_out: set[int] = set()
+    if commands and depth < _DEEPEST_TEXT:
+        for taken, body in heredocs(rows):
+            inside = "\n".join(line for _, line in body)
+            if not taken:
+                left_out.update(number for number, _ in body)
+            elif body and (_YAML.search(inside) or is_template(inside)):
+                left_out.update(number for number, _ in body)
+                _yaml(judge, inside, body[0][0], depth + 1, certain=False)
+    scan_code(judge, [row for row in rows if row[0] not in left_out], comments=comments, commands=commands)
+
+
+def _yaml(judge: Judge, text: str, first_line: int, depth: int, *, certain: bool) -> None:
+    """Look through YAML; where it is none, through its lines, which is told where the file's name says YAML."""
+    plain = without_actions(text)
     try:
-        documents = parse_yaml(text, first_line=first_line)
+        documents = parse_yaml(plain, first_line=first_line)
     except YamlUnreadableError as error:
-        if strict and "{{" not in text:
-            judge.problem(error.line, error.reason)
-        # A template, or a fragment in a note: its lines can still be looked at.
-        scan_code(judge, list(enumerate(text.split("\n"), first_line)))
+        if certain:
+            template = "not read as a whole: without its template's actions it is " if plain != text else ""
+            judge.problem(error.line, f"{template}{error.reason}")
+        documents = error.documents
+        _script(judge, list(enumerate(plain.split("\n"), first_line)), depth + 1)
+
+    def nested(node: Node, path: tuple[str, ...]) -> None:
+        _inside(judge, node, path, depth)
+
+    def command(words: list[Node]) -> None:
+        scan_words(judge, [(word.line, word.text or "") for word in words if is_word(word.text or "")])
+
+    scan_tree(judge, documents, nested, command)
+
+
+def _inside(judge: Judge, node: Node, path: tuple[str, ...], depth: int) -> None:
+    """Look through a text that is a value: a script, a file of a ConfigMap or of `write_files`."""
+    inside = node.text or ""
+    line = node.line + (1 if node.block else 0)
+    if node.encoded:
+        decoded = _base64(inside)
+        if decoded is None:
+            judge.problem(node.line, "a file that is packed or encoded: its content was not read")
+            return
+        inside, line = decoded, node.line
+        rows = [(node.line, text) for text in inside.split("\n")]
+        (scan_conf if detect("", inside) == "sysctl" else scan_code)(judge, rows)
         return
+    if "\n" in inside and depth < _DEEPEST_TEXT:
+        by_name = detect(path[-1] if path else "", inside)
+        kind = "yaml" if re.search(r"^(?:apiVersion|kind):", inside, re.MULTILINE) else by_name
+        if kind in ("yaml", "haproxy", "sysctl", "markdown"):
+            _scan(judge, kind, inside, line, depth + 1)
+            return
+    _script(judge, list(enumerate(inside.split("\n"), line)), depth + 1)
 
-    def nested(node: Node) -> None:
-        inside = node.text or ""
-        line = node.line + (1 if node.block else 0)
-        if "\n" in inside and depth < _DEEPEST_TEXT:
-            kind = "yaml" if re.search(r"^(?:apiVersion|kind):", inside, re.MULTILINE) else detect("", inside)
-            if kind == "yaml":
-                _yaml(judge, inside, line, depth + 1, strict=False)
-                return
-            if kind in ("haproxy", "sysctl"):
-                _scan(judge, kind, inside, line, depth + 1)
-                return
-        scan_code(judge, list(enumerate(inside.split("\n"), line)))
 
-    scan_tree(judge, documents, nested)
+def _base64(text: str) -> str | None:
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return _decoded(data)

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from finwait.remedy.audit.template import UNKNOWN
 from finwait.remedy.settings import Scope, Verdict, by_key, canonical_key
 from finwait.remedy.tuning import remarks
 
 if TYPE_CHECKING:
     from finwait.remedy.knowledge import Knowledge
 
-__all__ = ["SEVERITY", "AuditFinding", "AuditReport", "Judge", "Problem"]
+__all__ = ["SEVERITY", "AuditFinding", "AuditReport", "Judge", "Problem", "Unjudged"]
 
 SEVERITY: tuple[str, ...] = ("harmful", "false", "no-effect", "conditional", "misread", "true")
 """The verdicts of findings, the gravest first."""
@@ -31,6 +32,7 @@ _OF_SETTING = {
 }
 _WHOLE = re.compile(r"-?\d{1,19}\Z")
 _SNIPPET = 160
+_BOOLEAN = {"true": "1", "yes": "1", "on": "1", "false": "0", "no": "0", "off": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +66,41 @@ class Problem:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Unjudged:
+    """A setting that was recognised, and whose value the file does not say."""
+
+    file: str
+    line: int
+    claim: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.claim}: {self.reason}"
+
+
 @dataclass(frozen=True, slots=True)
 class AuditReport:
     """What was found in one file."""
 
     file: str
     kind: str
-    """How it was read: ``sysctl``, ``shell``, ``markdown``, ``yaml``, ``haproxy``, ``nginx`` or ``code``."""
+    """How it was read, one of `finwait.remedy.audit.KINDS`; empty where it was not."""
     lines: int
     findings: tuple[AuditFinding, ...]
     problems: tuple[Problem, ...]
+    statements: int = 0
+    """In how many places something was recognised, whether or not there is anything to say of it."""
+    unjudged: tuple[Unjudged, ...] = ()
+    mentions: tuple[int, ...] = ()
+    """Lines that name a setting without saying anything of it that was recognised."""
+
+    @property
+    def status(self) -> str:
+        """``recognised``, ``nothing`` (read, and nothing recognised) or ``not-read``."""
+        if self.statements:
+            return "recognised"
+        return "not-read" if self.problems else "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +126,9 @@ class Judge:
     knowledge: Knowledge
     findings: list[AuditFinding] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    unjudged: list[Unjudged] = field(default_factory=list)
+    statements: set[tuple[int, str]] = field(default_factory=set)
+    """Line and subject of what was recognised."""
     _seen: set[tuple[int, str, str]] = field(default_factory=set)
     _values: dict[str, str] = field(default_factory=dict)
     _opinions: dict[tuple[str, str | None, bool], _Opinion | None] = field(default_factory=dict)
@@ -106,6 +136,17 @@ class Judge:
     def problem(self, line: int, reason: str) -> None:
         """Note that a place could not be understood; ``line`` counts from 1."""
         self.problems.append(Problem(self.file, max(line, 1), reason))
+
+    def recognise(self, line: int, subject: str) -> None:
+        """Note that something was understood, of which there may be nothing to say."""
+        self.statements.add((max(line, 1), subject[:80]))
+
+    def not_known(self, line: int, claim: str, reason: str, *, subject: str = "") -> None:
+        """Note a setting, the subject, whose value the file does not say."""
+        self.recognise(line, subject or claim)
+        one = Unjudged(self.file, max(line, 1), " ".join(claim.split())[:_SNIPPET], reason)
+        if one not in self.unjudged[-20:]:
+            self.unjudged.append(one)
 
     def _say(self, line: int, opinion: _Opinion, text: str) -> None:
         key = (line, opinion.rule, opinion.claim)
@@ -123,7 +164,7 @@ class Judge:
                 opinion.source,
                 opinion.instead,
                 opinion.ledger,
-                " ".join(text[: 4 * _SNIPPET].split())[:_SNIPPET],
+                " ".join(text[: 4 * _SNIPPET].replace(UNKNOWN, "…").split())[:_SNIPPET],
             )
         )
 
@@ -154,6 +195,7 @@ class Judge:
 
     def advice(self, line: int, name: str, text: str, *, detail: str = "", instead: str = "") -> None:
         """Report the advice ``name`` of the knowledge base; ``detail`` is put before its reason."""
+        self.recognise(line, name)
         self._say(line, self._of_advice(name, detail=detail, instead=instead), text)
 
     def _of_advice(self, name: str, *, claim: str = "", detail: str = "", instead: str = "") -> _Opinion:
@@ -175,15 +217,27 @@ class Judge:
         Args:
             line: where it stands, from 1.
             key: its name, in any spelling.
-            value: what it is set to; None where it is only read, or not set to a literal.
+            value: what it is set to, as it stands there; None where it is only read.
             text: the place itself.
             pod: whether a pod's manifest sets it.
         """
+        if value is not None:
+            value = _BOOLEAN.get(value.strip().lower(), value.strip())
+        if UNKNOWN in key:
+            self.not_known(line, "a setting", "its name is computed, and not in this file")
+            return
         asked = (key, value, pod)
         if asked not in self._opinions:
             self._opinions[asked] = self._of_sysctl(canonical_key(key), value, pod)
         opinion = self._opinions[asked]
+        name = canonical_key(key)
+        self.recognise(line, name)
         if opinion is None:
+            if value is not None and by_key(name) is not None and not _WHOLE.match(value):
+                shown = "…" if UNKNOWN in value or not value else value[:60]
+                self.not_known(
+                    line, f"{name} = {shown}", "its value is not a number in this file", subject=name
+                )
             return
         self._say(line, opinion, text)
         if opinion.judged is not None and not pod:
@@ -191,7 +245,7 @@ class Judge:
 
     def _of_sysctl(self, name: str, value: str | None, pod: bool) -> _Opinion | None:
         names = self.knowledge.names
-        claim = f"{name} = {value}" if value is not None else name
+        claim = f"{name} = {value.replace(UNKNOWN, '…')[:60]}" if value is not None else name
         if name in names.gone:
             fate = names.gone[name]
             return self._of_advice("removed-sysctl", claim=claim, detail=f"{fate[0].upper()}{fate[1:]}. ")

@@ -1,4 +1,9 @@
-"""Reads what concerns Kubernetes and Envoy in YAML and JSON: pods, kube-proxy, relayed connections.
+"""Reads YAML and JSON: pods, kube-proxy, the configuration of nodes and machines, relayed connections.
+
+Settings stand there in many forms: ``name`` and ``value`` beside each other (pods, Ansible), in single-entry mappings
+of a list (Salt), as key and value (compose, GKE), with the dots left out (``netIpv4TcpFinTimeout`` of AKS), as
+``KEY=VALUE`` of a list (compose, kops), in commands (cloud-init) and in whole files that are a value (ConfigMaps,
+``write_files``).
 
 The tree is built from the parser's events with a limit on depth, so that neither nesting nor aliases of
 hostile input cost more than the text is long. PyYAML is optional (the extra ``audit``); without it a YAML
@@ -7,32 +12,33 @@ file is a `Problem`.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finwait.remedy.audit.finding import suggest
+from finwait.remedy.audit.flags import TIMEOUTS, duration_s, kube_proxy_flags, kube_proxy_timeout
+from finwait.remedy.audit.template import UNKNOWN
+from finwait.remedy.settings import by_letters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from finwait.remedy.audit.finding import Judge
 
-__all__ = ["Node", "YamlUnreadableError", "duration_s", "kube_proxy_flags", "parse_yaml", "scan_tree"]
+__all__ = ["Node", "YamlUnreadableError", "is_word", "parse_yaml", "scan_tree"]
 
 _DEEPEST = 120
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)")
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _HOUR = 3600
-_KEEPALIVE_DEFAULT = 7200
 
 
 class YamlUnreadableError(Exception):
     """The text is not YAML, or more than we are willing to read: at which line, and why."""
 
-    def __init__(self, line: int, reason: str) -> None:
+    def __init__(self, line: int, reason: str, documents: list[Node] | None = None) -> None:
         self.line = line
         self.reason = reason
+        self.documents = documents or []
+        """Those that ended before the place."""
         super().__init__(f"line {line}: {reason}")
 
 
@@ -45,6 +51,8 @@ class Node:
     """The scalar; None for mappings and sequences."""
     block: bool = False
     """Whether it is a literal or folded block, whose content starts on the next line."""
+    encoded: bool = False
+    """Whether it is a file's content in base64, or packed."""
     pairs: list[tuple[Node, Node]] | None = None
     items: list[Node] | None = None
 
@@ -111,11 +119,11 @@ def parse_yaml(text: str, *, first_line: int = 1) -> list[Node]:
         mark = error.problem_mark or error.context_mark
         line = first_line + (mark.line if mark is not None else 0)
         raise YamlUnreadableError(
-            line, f"not YAML: {error.problem or error.context or 'cannot be read'}"
+            line, f"not YAML: {error.problem or error.context or 'cannot be read'}", builder.documents
         ) from None
     except (yaml.YAMLError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else "cannot be read"
-        raise YamlUnreadableError(first_line, f"not YAML: {reason}") from None
+        raise YamlUnreadableError(first_line, f"not YAML: {reason}", builder.documents) from None
     return builder.documents
 
 
@@ -166,129 +174,179 @@ def walk(documents: list[Node]) -> Iterator[tuple[Node, tuple[str, ...]]]:
         todo.extend(reversed(below))
 
 
-def duration_s(text: str) -> float | None:
-    """Return the seconds of a Go or protobuf duration (``1h0m0s``, ``30s``, ``0``), or None if it is none."""
-    text = text.strip().strip("'\"")
-    if text == "0":
-        return 0.0
-    total, end = 0.0, 0
-    for match in _DURATION.finditer(text):
-        if match.start() != end:
-            return None
-        total += float(match[1]) * _UNITS[match[2]]
-        end = match.end()
-    return total if end == len(text) and end else None
+_COMMANDS = frozenset(
+    ("runcmd", "bootcmd", "command", "args", "cmd", "entrypoint", "preBootstrapCommands", "postBootstrapCommands",
+     "commands", "exec", "script", "before_script", "after_script", "run", "shell")
+)  # fmt: skip
+"""Keys whose value is a command: a list of its words, or of several commands."""
+_NAMES = ("name", "key", "k", "sysctl", "parameter", "option")
+_VALUES = ("value", "val", "v")
+_PREFIXES = (
+    "net.ipv4.",
+    "net.netfilter.",
+    "net.ipv6.",
+    "net.core.",
+    "net/ipv4/",
+    "net/netfilter/",
+    "net/core/",
+)
+_PROXY_ARGUMENTS = frozenset(
+    ("kube-proxy-arg", "kube-proxy-args", "kube_proxy_args", "kube_proxy_extra_args")
+)
+_UNSAFE = frozenset(("allowedUnsafeSysctls", "allowed-unsafe-sysctls", "allowed_unsafe_sysctls"))
+_MOST_WORDS = 60
+_LONGEST_WORD = 400
 
 
-def kube_proxy_flags(judge: Judge, words: list[tuple[int, str]]) -> None:
-    """Judge the words of a kube-proxy command line, each with its line."""
-    index = 0
-    while index < len(words):
-        line, word = words[index]
-        index += 1
-        word = word.strip("'\",`")
-        if not word.startswith("-") or word.strip("-") == "":
-            continue
-        name, equals, value = word.lstrip("-").partition("=")
-        if not equals and index < len(words) and not words[index][1].strip("'\"").startswith("-"):
-            value = words[index][1].strip("'\",`")
-        _flag(judge, line, re.sub(r"[^\w.-].*", "", name), value.strip("'\""))
+def scan_tree(
+    judge: Judge,
+    documents: list[Node],
+    nested: Callable[[Node, tuple[str, ...]], None],
+    command: Callable[[list[Node]], None],
+) -> None:
+    """Look through YAML documents.
 
-
-def _flag(judge: Judge, line: int, name: str, value: str) -> None:
-    names = judge.knowledge.names
-    plain = name.replace("_", "-")
-    text = f"--{name}={value}" if value else f"--{name}"
-    if not plain:
-        return
-    if plain in ("tcp-keepalive", "tcp-keepalive-interval") or plain.startswith("tcp-keepalive"):
-        judge.advice(line, "kube-proxy-tcp-keepalive", text, detail=f"--{name}: ",
-                     instead=judge.knowledge.claims["S35"].instead)  # fmt: skip
-    elif name in names.old_flags or plain in names.old_flags:
-        judge.advice(line, "kube-proxy-old-flag", text, detail=f"--{name}: ")
-    elif name not in names.flags and plain not in names.flags:
-        near = [f"--{n}" for n in suggest(plain, names.flags)]
-        judge.advice(line, "kube-proxy-unknown-flag", text, detail=f"--{name}: ",
-                     instead=f"Near it are {', '.join(near)}." if near else "")  # fmt: skip
-    else:
-        _known_flag(judge, line, plain, value, text)
-
-
-def _known_flag(judge: Judge, line: int, name: str, value: str, text: str) -> None:
-    if name == "proxy-mode" and value and value not in judge.knowledge.names.modes:
-        if value == "userspace":
-            judge.advice(line, "kube-proxy-userspace", text)
-        return
-    for flag, action in _DURATIONS.items():
-        if name == flag:
-            action(judge, line, value, text)
-
-
-def _conntrack(key: str) -> Callable[[Judge, int, str, str], None]:
-    def judge_it(judge: Judge, line: int, value: str, text: str) -> None:
-        seconds = duration_s(value)
-        if seconds:  # 0 leaves the sysctl as it is
-            judge.sysctl(line, f"net.netfilter.nf_conntrack_tcp_timeout_{key}", str(int(seconds)), text)
-
-    return judge_it
-
-
-def _ipvs(advice: str, below: int) -> Callable[[Judge, int, str, str], None]:
-    def judge_it(judge: Judge, line: int, value: str, text: str) -> None:
-        seconds = duration_s(value)
-        if seconds and seconds < below:
-            judge.advice(line, advice, text)
-
-    return judge_it
-
-
-_DURATIONS: dict[str, Callable[[Judge, int, str, str], None]] = {
-    "conntrack-tcp-timeout-close-wait": _conntrack("close_wait"),
-    "conntrack-tcp-timeout-established": _conntrack("established"),
-    "ipvs-tcp-timeout": _ipvs("ipvs-idle", _KEEPALIVE_DEFAULT),
-    "ipvs-tcpfin-timeout": _ipvs("ipvs-fin", _HOUR),
-}
-
-
-def scan_tree(judge: Judge, documents: list[Node], nested: Callable[[Node], None]) -> None:
-    """Look through YAML documents; ``nested`` is given every scalar that may hold a text of its own."""
+    Args:
+        judge: takes the findings.
+        documents: their roots.
+        nested: is given every scalar that may hold a text of its own, with the keys above it.
+        command: is given the words of every command that is written as a list.
+    """
     kinds: dict[int, str] = {}
     for node, path in walk(documents):
         if node.pairs is not None:
             _mapping(judge, node, path, kinds)
-        elif node.text is not None and ("\n" in node.text or " " in node.text):
-            nested(node)
+        elif node.items is not None:
+            words = _command_words(node, path)
+            if words:
+                kinds.update((id(word), "word") for word in words if is_word(word.text or ""))
+                command(words)
+        elif node.text is not None and kinds.get(id(node)) != "word" and any(c in node.text for c in "\n =/"):
+            nested(node, path)
+
+
+def is_word(text: str) -> bool:
+    """Whether a word of a command is short and on one line; others are texts of their own."""
+    return "\n" not in text and len(text) <= _LONGEST_WORD
+
+
+def _command_words(node: Node, path: tuple[str, ...]) -> list[Node]:
+    """Return the words of a command that is written as a list, as `runcmd: [[sysctl, -w, a=1]]` is."""
+    items = node.items or []
+    if not (path and path[-1] in _COMMANDS and items) or len(items) > _MOST_WORDS:
+        return []
+    if any(item.text is None for item in items) or any(" " in (item.text or "") for item in items[:1]):
+        return []  # several commands, each a text
+    return items
 
 
 def _mapping(judge: Judge, node: Node, path: tuple[str, ...], kinds: dict[int, str]) -> None:
     if node.word("kind") == "KubeProxyConfiguration":
         _proxy_configuration(judge, node)
-    sysctls = node.get("sysctls")
-    if sysctls is not None and path[-1:] == ("securityContext",):
-        for item in sysctls.items or ():
-            kinds[id(item)] = "pod"
-            name, value = item.word("name"), item.get("value")
-            if name:
-                judge.sysctl(
-                    item.line, name, value.text if value else None, f"{name}={item.word('value')}", pod=True
-                )
+    if path[-1:] == ("securityContext",) or path[-1:] == ("podSecurityContext",):
+        _pod_sysctls(judge, node, kinds)
     if kinds.get(id(node)) != "pod":
-        name, value = node.word("name"), node.get("value")
-        if name.startswith(("net.", "net/")) and value is not None and value.text is not None:
-            judge.sysctl(node.line, name, value.text, f"{name}: {value.text}")
-        elif name == "KUBE_PROXY_EXTRA_ARGS":
-            judge.advice(node.line, "kube-proxy-env", name)
-            if value is not None and value.text:
-                kube_proxy_flags(judge, [(value.line, word) for word in value.text.split()])
-    for key, value in node.pairs or ():
-        if key.text and key.text.startswith(("net.ipv4.", "net.netfilter.", "net.ipv6.", "net.core.")):
-            judge.sysctl(key.line, key.text, value.text, f"{key.text}: {value.text}")
+        _name_and_value(judge, node, path)
+    _written_file(node)
+    _keyed(judge, node, path)
+    _salt(judge, node, path)
+    _node_configuration(judge, node)
     if _is_kube_proxy(node):
         words = [
             (item.line, item.text) for part in ("command", "args") for item in _items(node, part) if item.text
         ]
         kube_proxy_flags(judge, [(line, word) for line, text in words for word in (text.split() or [text])])
     _relay(judge, node)
+
+
+def _pod_sysctls(judge: Judge, node: Node, kinds: dict[int, str]) -> None:
+    for item in _items(node, "sysctls"):
+        kinds[id(item)] = "pod"
+        name, value = item.word("name"), item.get("value")
+        if name:
+            judge.sysctl(
+                item.line, name, value.text if value else None, f"{name}={item.word('value')}", pod=True
+            )
+
+
+def _name_and_value(judge: Judge, node: Node, path: tuple[str, ...]) -> None:
+    name = next((word for key in _NAMES if (word := node.word(key))), "")
+    value = next((found for key in _VALUES if (found := node.get(key)) is not None), None)
+    computed = UNKNOWN in name and "sysctl" in "".join(path[-1:]).lower()
+    if (computed or name.startswith(("net.", "net/"))) and value is not None and value.text is not None:
+        judge.sysctl(node.line, name, value.text, f"{name}: {value.text}")
+    elif node.word("name") == "KUBE_PROXY_EXTRA_ARGS":
+        judge.advice(node.line, "kube-proxy-env", "KUBE_PROXY_EXTRA_ARGS")
+        if value is not None and value.text:
+            kube_proxy_flags(judge, [(value.line, word) for word in value.text.split()])
+
+
+def _keyed(judge: Judge, node: Node, path: tuple[str, ...]) -> None:
+    """Judge settings that are keys, with dots or without."""
+    in_settings = bool(path) and "sysctl" in path[-1].lower()
+    for key, value in node.pairs or ():
+        name = key.text or ""
+        if value.text is None:
+            continue
+        if name.startswith(_PREFIXES):
+            judge.sysctl(key.line, name, value.text, f"{name}: {value.text}")
+        elif (in_settings and name.startswith("net")) or name.startswith(("net_ipv4_", "net_netfilter_")):
+            judge.sysctl(key.line, by_letters(name) or name, value.text, f"{name}: {value.text}")
+        elif (flag := _timeout_flag(name)) and path[-1:] not in (("conntrack",), ("ipvs",)):
+            kube_proxy_timeout(judge, key.line, flag, value.text, f"{name}: {value.text}")
+
+
+_BY_LETTERS = {name.replace("-", ""): name for name in TIMEOUTS}
+
+
+def _timeout_flag(name: str) -> str | None:
+    """Return the flag of kube-proxy that a key stands for: RKE's ``extra_args``, kops' camel case."""
+    return _BY_LETTERS.get(name.lower().replace("-", "").replace("_", ""))
+
+
+def _written_file(node: Node) -> None:
+    """Mark the content of cloud-init's ``write_files`` and the like that is not plain text."""
+    content = node.get("content")
+    if content is not None and node.get("path") is not None:
+        content.encoded = node.word("encoding").lower() not in ("", "text/plain", "plain")
+
+
+def _salt(judge: Judge, node: Node, path: tuple[str, ...]) -> None:
+    for key, value in node.pairs or ():
+        if key.text not in ("sysctl.present", "sysctl") or value.items is None:
+            continue
+        entries = {k.text: v for item in value.items for k, v in item.pairs or ()}
+        named, wanted = entries.get("name"), entries.get("value")
+        name = named.text if named is not None and named.text else path[-1] if path else ""
+        if name.startswith(("net.", "net/")) and wanted is not None and wanted.text is not None:
+            line = named.line if named is not None else key.line
+            judge.sysctl(line, name, wanted.text, f"{name}: {wanted.text}")
+
+
+def _node_configuration(judge: Judge, node: Node) -> None:
+    """k3s and rke2 pass options on without their dashes; kubelets allow settings that pods then may set."""
+    for key, value in node.pairs or ():
+        name = key.text or ""
+        texts = [value] if value.text is not None else value.items or []
+        if name.lower() in _PROXY_ARGUMENTS:
+            words = [(t.line, f"--{word.lstrip('-')}") for t in texts for word in (t.text or "").split()]
+            kube_proxy_flags(judge, words)
+        elif name == "kubelet-arg":
+            for text in texts:
+                option, _, allowed = (text.text or "").lstrip("-").partition("=")
+                if option in _UNSAFE:
+                    _allowed(judge, text.line, allowed)
+        elif name in _UNSAFE:
+            for text in texts:
+                _allowed(judge, text.line, text.text or "")
+
+
+def _allowed(judge: Judge, line: int, names: str) -> None:
+    for name in names.replace(",", " ").split():
+        if name.startswith("net."):
+            judge.advice(line, "allowed-unsafe-sysctl", name, detail=f"{name}: ")
+        else:
+            judge.recognise(line, name)
 
 
 def _items(node: Node, key: str) -> list[Node]:
@@ -307,6 +365,7 @@ def _is_kube_proxy(node: Node) -> bool:
 
 def _proxy_configuration(judge: Judge, node: Node) -> None:
     names = judge.knowledge.names
+    judge.recognise(node.line, "KubeProxyConfiguration")
     _fields(judge, node, names.config_fields, "")
     mode = node.word("mode")
     if mode == "userspace":
@@ -320,14 +379,14 @@ def _proxy_configuration(judge: Judge, node: Node) -> None:
         ):
             value = conntrack.word(name)
             if value:
-                _DURATIONS[flag](judge, _line(conntrack, name), value, f"{name}: {value}")
+                kube_proxy_timeout(judge, _line(conntrack, name), flag, value, f"{name}: {value}")
     ipvs = node.get("ipvs")
     if ipvs is not None:
         _fields(judge, ipvs, names.ipvs_fields, "ipvs.")
         for name, flag in (("tcpTimeout", "ipvs-tcp-timeout"), ("tcpFinTimeout", "ipvs-tcpfin-timeout")):
             value = ipvs.word(name)
             if value:
-                _DURATIONS[flag](judge, _line(ipvs, name), value, f"{name}: {value}")
+                kube_proxy_timeout(judge, _line(ipvs, name), flag, value, f"{name}: {value}")
 
 
 def _line(node: Node, key: str) -> int:

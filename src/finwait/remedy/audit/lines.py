@@ -7,27 +7,57 @@ kube-proxy command lines, and the commands that the knowledge base has a regex f
 
 from __future__ import annotations
 
+import bisect
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finwait.remedy.audit.kube import kube_proxy_flags
+from finwait.remedy.audit.flags import kube_proxy_flags
+from finwait.remedy.audit.shell import spoken
+from finwait.remedy.audit.template import UNKNOWN
+from finwait.remedy.settings import by_letters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from finwait.remedy.audit.finding import Judge
 
-__all__ = ["FENCED_YAML", "Logical", "logical_lines", "markdown_code", "scan_code", "scan_conf"]
+__all__ = [
+    "FENCED_YAML",
+    "Logical",
+    "heredocs",
+    "logical_lines",
+    "markdown_code",
+    "scan_code",
+    "scan_conf",
+    "scan_words",
+]
 
 _ASSIGN = re.compile(
     r"""(?<![\w/.$-])["']?(net[./](?:ipv4|ipv6|core|netfilter|nf_conntrack_max|mptcp|tcp)[\w./-]*)["']?"""
     r"""\s*=(?![=~])\s*["']?([^\s"'`;|&)#,<>]*)"""
 )
 _PROC_WRITE = re.compile(
-    r"""\b(?:echo|printf)\s+(?:-\w+\s+)?["']?(-?\d+)(?:\\n)?["']?\s*"""
-    r"""(?:>{1,2}|\|\s*(?:sudo\s+)?tee\s+(?:-a\s+)?)\s*["']?(/proc/sys/net/[\w./-]+)"""
+    r"""\b(?:echo|printf)\s+(?:-\w+\s+)*["']?(?P<a>-?[\w${}]+)(?:\\n)?["']?\s*"""
+    r"""(?:>{1,2}|\|\s*(?:sudo\s+)?tee\s+(?:-a\s+|--append\s+)?)\s*["']?(?P<b>/proc/sys/net/[\w./-]+)"""
+    r"""|\btee\s+(?:-a\s+)?["']?(?P<c>/proc/sys/net/[\w./-]+)["']?\s*<<<\s*["']?(?P<d>-?[\w${}]+)"""
 )
+_NAME_VALUE = re.compile(
+    r"""\bname=["']?(net[./][\w./-]{3,80})["']?\s{1,9}(?:\w{1,20}=\S{0,80}\s{1,9}){0,6}?value=["']?([^\s"',]{1,80})"""
+)
+_SED = re.compile(r"(?<=[/|#@,\\])(net\.[\w.]{3,80})\s{0,9}=\s{0,9}(-?\d{1,12})(?=[/|#@,\s\"'])")
+"""What ``sed -i`` puts into a file: a name behind the separator."""
+_SALT_CALL = re.compile(
+    r"\bsysctl\.(?:assign|persist)\s{1,9}(net[./][\w./-]{3,80})\s{1,9}[\"']?([^\s\"',;]{1,40})"
+)
+_TERRAFORM = re.compile(
+    r"^\s{0,80}(net_(?:ipv4|ipv6|core|netfilter)_\w{3,60})\s{0,40}=\s{0,40}[\"']?([^\s\"'#]{1,40})"
+)
+_PROXY_FLAG = re.compile(
+    r"""(?<![\w-])--?((?:conntrack-tcp-timeout-(?:close-wait|established)|ipvs-tcp(?:fin)?-timeout))(?:=|\s)\s{0,9}["']?"""
+    r"""([^\s"',;]{1,40})"""
+)
+_PROXY_ARG = re.compile(r"""--kube-proxy-arg[=\s]\s{0,9}["']?(?:--)?([\w-]{1,60})=([^\s"',;]{1,60})""")
 _PROC_NAME = re.compile(r"/proc/sys/(net/[\w./-]+)")
 _SYSCTL_READ = re.compile(r"\bsysctl\s+(?:-\w+\s+)*(net\.[\w.-]+)(?![\w.-]*\s*=)")
 _KUBE_PROXY = re.compile(r"""(?:^|[\s/"'`=])kube-proxy["']?\s+(-.*)""")
@@ -74,38 +104,66 @@ def logical_lines(rows: Iterable[tuple[int, str]]) -> Iterator[Logical]:
         yield Logical(text[:_LONGEST], tuple(starts))
 
 
-def scan_code(judge: Judge, rows: list[tuple[int, str]], *, comments: bool = True) -> None:
+def scan_words(judge: Judge, words: list[tuple[int, str]]) -> None:
+    """Look through the words of a command that is written as a list, each with its line."""
+    text, starts = "", []
+    for number, word in words:
+        starts.append((len(text), number))
+        text += (word if " " not in word else f"'{word}'") + " "
+    logical = Logical(text[:_LONGEST], tuple(starts))
+    _one(judge, logical, commands=True)
+    _of_line(judge, logical)
+
+
+def scan_code(
+    judge: Judge, rows: list[tuple[int, str]], *, comments: bool = True, commands: bool = True
+) -> None:
     """Look through lines of code, each with its number, and report what is recognised.
 
     Args:
         judge: takes the findings.
         rows: the lines, numbered as in the file.
         comments: whether a line that starts with ``#`` is a comment, to be left alone.
+        commands: whether its lines may be commands, some of which only say something.
     """
     kept = [(n, t) for n, t in rows if not (comments and t.lstrip().startswith("#"))]
     if not kept:
         return
     for logical in logical_lines(kept):
         if _WORTH.search(logical.text):
-            _one(judge, logical)
+            _one(judge, logical, commands=commands)
+    _over_lines(judge, kept)
     _patterns(judge, kept)
 
 
-def _one(judge: Judge, logical: Logical) -> None:
-    text = logical.text
+def _one(judge: Judge, logical: Logical, *, commands: bool) -> None:
+    # A line break that `echo -e` or printf writes parts words.
+    text = logical.text.replace("\\n", "  ").replace("\\t", "  ")
+    if commands:
+        text = spoken(text)
     written = set()
     for match in _PROC_WRITE.finditer(text):
-        written.add(match[2])
-        judge.sysctl(logical.line(match.start(2)), match[2].rstrip("."), match[1], match[0])
+        which, value = ("b", "a") if match["b"] else ("c", "d")
+        written.add(match[which])
+        judge.sysctl(logical.line(match.start(which)), match[which].rstrip("."), match[value], match[0])
     for match in _ASSIGN.finditer(text):
         judge.sysctl(logical.line(match.start(1)), match[1], match[2] or None, match[0])
+    for pattern in (_NAME_VALUE, _SALT_CALL, _TERRAFORM):
+        for match in pattern.finditer(text):
+            name = by_letters(match[1]) or match[1]
+            judge.sysctl(logical.line(match.start(1)), name, match[2], match[0])
+    if "sed" in text:
+        for match in _SED.finditer(text):
+            judge.sysctl(logical.line(match.start(1)), match[1], match[2], match[0])
+    for pattern in (_PROXY_FLAG, _PROXY_ARG):
+        for match in pattern.finditer(text):
+            kube_proxy_flags(judge, [(logical.line(match.start(1)), f"--{match[1]}={match[2]}")])
     for match in _PROC_NAME.finditer(text):
         if match[0] not in written:
             judge.sysctl(logical.line(match.start()), match[1].rstrip("."), None, match[0])
     for match in _SYSCTL_READ.finditer(text):
         judge.sysctl(logical.line(match.start(1)), match[1].rstrip("."), None, match[0])
-    found = _KUBE_PROXY.search(text)
-    if found and not _OTHER_COMMAND.search(text, 0, found.start() + 1):
+    if (found := _KUBE_PROXY.search(text)) and not _OTHER_COMMAND.search(text, 0, found.start() + 1):
         kube_proxy_flags(judge, _words(logical, found.start(1), found.end(1)))
     for match in _ARGS_VARIABLE.finditer(text):
         kube_proxy_flags(judge, _words(logical, match.start(1), match.end(1)))
@@ -113,6 +171,64 @@ def _one(judge: Judge, logical: Logical) -> None:
 
 def _words(logical: Logical, start: int, end: int) -> list[tuple[int, str]]:
     return [(logical.line(m.start()), m[0]) for m in _WORD.finditer(logical.text, start, end)]
+
+
+_HEREDOC = re.compile(r"""<<-?\s{0,4}(["']?)(\w{1,40})\1""")
+_WRITES = re.compile(r">|\|\s*\w|\b(?:sysctl|kubectl|ssh|bash|sh|tee|python3?|ansible|docker)\b")
+
+
+def heredocs(rows: list[tuple[int, str]]) -> Iterator[tuple[bool, list[tuple[int, str]]]]:
+    """Yield the here-documents of a script: whether something takes them, and their lines.
+
+    What ``cat <<EOF`` alone prints is a hint to whoever reads it.
+    """
+    at = 0
+    where: dict[str, list[int]] = {}
+    for index, (_, text) in enumerate(rows):
+        if len(text) < 100:
+            where.setdefault(text.strip(), []).append(index)
+    for index, (_, text) in enumerate(rows):
+        opening = text[:_LONGEST]
+        if index < at or "<<" not in opening or "<<<" in opening or opening.lstrip().startswith("#"):
+            continue
+        match = _HEREDOC.search(opening)
+        ends = where.get(match[2], []) if match is not None else []
+        after = bisect.bisect_right(ends, index)
+        if match is None or after == len(ends):
+            continue
+        around = opening[: match.start()] + opening[match.end() :]
+        yield _WRITES.search(around) is not None, rows[index + 1 : ends[after]]
+        at = ends[after] + 1
+
+
+_BLOCK = re.compile(
+    r"""\bsysctl(?:::value|_param|::configuration)?\s{0,9}\{?\s{0,9}["'](net[./][\w./-]{3,80})["']\s{0,9}(?::|do\b)"""
+    r"""[^}]{0,200}?\bvalue\s{0,20}(?:=>|=)?\s{0,9}["']?([^\s"',}]{1,40})"""
+)
+"""Puppet's and Chef's resources, which go over some lines."""
+_PAIR = re.compile(
+    r"""(?:^|[\s{,\[-])["']?(?:name|key|sysctl)["']?\s{0,9}:\s{0,9}["']?(net[./][\w./-]{3,80})["']?[\s,-]{1,200}?"""
+    r"""["']?value["']?\s{0,9}:\s{0,9}["']?([^\s"',}]{1,40})"""
+)
+_KEYED = re.compile(
+    r"""^[\s{-]{0,80}["']?(net[./](?:ipv4|ipv6|core|netfilter)[./][\w./-]{1,80})["']?\s{0,20}:\s{1,20}["']?([^\s"',}#]{1,40})"""
+)
+_WINDOW = 5
+
+
+def _over_lines(judge: Judge, rows: list[tuple[int, str]]) -> None:
+    """Look for name and value that stand apart: resources of Puppet and Chef, YAML that does not parse."""
+    for index, (number, text) in enumerate(rows):
+        if "net" not in text:
+            continue
+        if match := _KEYED.match(text[:_LONGEST]):
+            judge.sysctl(number, match[1], match[2], match[0])
+        if "name" in text or "key" in text or "sysctl" in text:
+            window = "\n".join(t[:_LONGEST] for _, t in rows[index : index + _WINDOW])
+            for pattern in (_PAIR, _BLOCK):
+                match = pattern.search(window)
+                if match and "\n" not in window[: match.start(1)]:
+                    judge.sysctl(number, match[1], match[2], match[0])
 
 
 def _patterns(judge: Judge, rows: list[tuple[int, str]]) -> None:
@@ -128,9 +244,20 @@ def _patterns(judge: Judge, rows: list[tuple[int, str]]) -> None:
         logical = logical or [(line, line.text.lower()) for line in logical_lines(rows)]
         for line, lowered in logical:
             if needle in lowered:
-                match = pattern.search(line.text)
-                if match:
-                    judge.advice(line.line(match.start()), item.id, line.text)
+                _matched(judge, item.id, line, pattern)
+
+
+def _matched(judge: Judge, name: str, line: Logical, pattern: re.Pattern[str]) -> None:
+    match = pattern.search(line.text)
+    if match:
+        judge.advice(line.line(match.start()), name, line.text)
+
+
+def _of_line(judge: Judge, line: Logical) -> None:
+    lowered = line.text.lower()
+    for item, pattern in judge.knowledge.patterns:
+        if item.lines == 1 and item.needle.lower() in lowered:
+            _matched(judge, item.id, line, pattern)
 
 
 def _windows(
@@ -152,7 +279,7 @@ def scan_conf(judge: Judge, rows: list[tuple[int, str]]) -> None:
             continue
         key, equals, value = line.removeprefix("-").partition("=")
         if not equals:
-            if line.startswith("-"):
+            if line.startswith("-") or line == UNKNOWN:
                 continue  # sysctl.d(5): an exclusion from a glob
             judge.problem(number, f"not `key = value`: {line[:60]!r}")
             continue

@@ -1,0 +1,168 @@
+"""established-unread: requests have arrived on open connections, and the program does not read them.
+
+Seen as       ESTABLISHED connections that a program accepted, with bytes in the receive queue (rqueue) and nothing
+              received, sent or read for 3 s. One look is a notice. A problem are three and more of one process over
+              two looks, while the process moved nothing on any of its connections.
+Why it stays  The kernel took the request in; the program hangs: its only thread waits for something else (a lock, a
+              database, a full pipe), or it is stopped. The client waits for an answer until its own timeout. Nothing
+              in TCP ends this: to both kernels the connection is well.
+Not this      A program that is slow, or works at a long answer, moves something between two looks. One whose own
+              sending is blocked passes the pressure on (the window of *its* peer is closed): only a notice. A program
+              that opened the connection itself and does not read is only a notice, too.
+What ends it  The program reading again; its restart.
+What does not Keepalive (the kernel answers for the program); destroying the connections (the clients come back).
+Reproduce     finwait lab run established-unread
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.rule import Case, Clue, Rule
+from finwait.diagnosis.rules import (
+    NOT_FIN_TIMEOUT,
+    RECENT_MS,
+    certain,
+    likely,
+    look_again,
+    silence,
+    unclocked,
+)
+from finwait.diagnosis.view import View
+from finwait.uapi import tcp
+
+__all__ = ["RULE", "match"]
+
+SEVERAL = 3
+"""So many unread requests of one process are no single conversation that takes its time."""
+_STOPPED = frozenset("Tt")
+"""States of a process in /proc/PID/stat: stopped by a signal, or by a tracer."""
+
+
+def match(view: View) -> NDArray[np.bool_]:
+    """Return which rows this rule explains."""
+    s = view.sockets
+    unread = view.in_state(tcp.ESTABLISHED) & view.held & (s.rqueue > 0) & (s.ulp != b"mptcp")
+    if not unread.any():
+        return unread
+    unread &= ~view.read & ~view.sent
+    quiet = silence(view, "last_data_recv_ms", "last_data_sent_ms") >= RECENT_MS
+    return unread & (_watched(view) | (quiet & view.accepted))
+
+
+def _watched(view: View) -> NDArray[np.bool_]:
+    return view.moved_known & (view.watched_ms >= RECENT_MS)
+
+
+def _opened(view: View) -> NDArray[np.bool_]:
+    """Return connections that their program opened itself: what it does not read is the answer to its own request."""
+    return ~view.accepted
+
+
+def _holders(view: View, rows: NDArray[np.int64]) -> set[int]:
+    return {pid for row in rows.tolist() for pid, _ in view.holders.of(row)}
+
+
+def _stopped(view: View, pids: set[int]) -> bool:
+    return bool(pids) and all(pid in view.processes and view.processes[pid].state in _STOPPED for pid in pids)
+
+
+def _idle(view: View, pids: set[int]) -> bool:
+    """Return whether processes moved nothing on any connection between two looks, and nothing blocks them there."""
+    return not pids & view.busy_pids
+
+
+def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
+    if not _watched(view)[rows].all() or _opened(view)[rows].any():
+        return "notice"
+    pids = _holders(view, rows)
+    if _stopped(view, pids):
+        return "problem"
+    return "problem" if len(rows) >= SEVERAL and pids and _idle(view, pids) else "notice"
+
+
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    pids = _holders(view, rows)
+    if _stopped(view, pids):
+        return certain("the process that should read is stopped (state T)")
+    if not _watched(view)[rows].all():
+        return look_again(
+            "a program that is busy with something else looks the same in a single look; `--for 5s` looks twice and "
+            "tells"
+        )
+    said = f"no byte was read or sent in {view.watched_ms / 1000:.1f} s on any of them"
+    if not _idle(view, pids):
+        return likely(
+            f"{said}; its program moved something else, or cannot send elsewhere, and may come back to these"
+        )
+    return likely(f"{said}; a program at one long piece of work looks the same")
+
+
+def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    result = []
+    for pid in sorted(_holders(view, rows))[:4]:
+        process = view.processes.get(pid)
+        if process is not None and process.state:
+            says = _PROCESS.get(process.state, "what the process is doing")
+            value = f"{process.comm}, state {process.state}"
+            result.append(Evidence(f"process {pid}", value, f"/proc/{pid}/stat", says))
+    return tuple(result)
+
+
+_PROCESS = {
+    "S": "it sleeps: it waits for something, and not for these connections",
+    "D": "it waits inside the kernel, for a disk or a network file system, and cannot be interrupted",
+    "R": "it runs: it is busy with something else",
+    "T": "it is stopped by a signal: `kill -CONT` lets it go on",
+    "t": "it is stopped by a debugger or a tracer",
+}
+_WHAT = Remedy(
+    "find out what the program waits for: a dump of its threads (`gdb -p`, `jstack`, `py-spy dump`), /proc/PID/stack; "
+    "`kill -CONT` where it is stopped",
+    "read-only",
+)
+_CLUES = (
+    Clue("state", "open, and well to both kernels"),
+    Clue("rqueue", "bytes that the program has not read"),
+    Clue("last_data_recv_ms", "since the last of them came: they lie unread for at least so long"),
+    Clue("last_data_sent_ms", "since this side last sent data: no answer went out later"),
+    Clue("inode", "not 0: a descriptor refers to it"),
+)
+_DOES_NOT = (
+    Advice("turn on keepalive", "the kernel answers probes for a program that hangs"),
+    Advice("destroy the connections", "the clients come back to the same program, and nothing makes it read"),
+    NOT_FIN_TIMEOUT,
+)
+
+RULE = Rule(
+    name="established-unread",
+    title="requests lie unread on open connections: the program that accepted them does not read",
+    severity="problem",
+    rank=57,
+    claims=("C21", "X18"),
+    clues=_CLUES,
+    ends=(
+        _WHAT,
+        Remedy("restart the program: what is unread is lost, and its clients are reset"),
+        Remedy("a time limit for reading at the client, or at the proxy before it, bounds the next one"),
+    ),
+    does_not=_DOES_NOT,
+    confidence=_confidence,
+    match=match,
+    observe=_observe,
+    grade=_grade,
+    unjudged=lambda view: unclocked(
+        view, view.in_state(tcp.ESTABLISHED) & view.held & (view.sockets.rqueue > 0) & ~view.moved_known
+    ),
+    cases=(
+        Case(
+            title="an answer lies unread on open connections: the program that asked does not read",
+            rows=_opened,
+            clues=_CLUES,
+            ends=(_WHAT, Remedy("restart the program, or have it close what it does not read")),
+            does_not=_DOES_NOT,
+        ),
+    ),
+)
