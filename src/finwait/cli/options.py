@@ -372,30 +372,7 @@ def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  
         import pwd
 
         users = {p.pw_uid: p.pw_name for p in pwd.getpwall()}
-<<<<<<< HEAD
     return ViewContext(shot.view, findings, users, shot.machine.devices)
-=======
-    return ViewContext(shot.view, findings, users, _devices(shot))
-
-
-def _devices(shot: Snapshot) -> dict[tuple[int, int], str]:
-    """Return the names of the interfaces that sockets of this machine are bound to."""
-    s = shot.sockets
-    spaces = set(s.netns[s.ifindex != 0].tolist()) if shot.machine.live else set()
-    if not spaces:
-        return {}
-    from contextlib import suppress
-
-    from finwait.errors import KernelError
-    from finwait.kernel import capture, lookup
-
-    there = []
-    for inode in spaces:
-        with suppress(KernelError):
-            there.append(capture.space_of(inode))
-    found = lookup.interfaces(there)
-    return {(inode, index): name for inode, names in found.items() for index, name in names.items()}
->>>>>>> main
 
 
 def mask_of(found: Filter, shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401
