@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -373,7 +373,7 @@ def connection(view: View, row: int, findings: Sequence[Finding], style: Style =
     """Return everything about one connection: a picture of both ends, the evidence, and its pages."""
     rows = np.array([row], np.int64)
     cells = Cells(view, rows, findings)
-    yield "\n".join(_picture(view, row, cells)) + "\n"
+    yield "\n".join(_picture(view, row, cells, style.width)) + "\n"
     facts = [
         ("netns", _namespace(view, row)),
         ("cookie", f"{cells.column('cookie')[0]:#x}, inode {cells.column('inode')[0]}"),
@@ -452,8 +452,8 @@ def _owner_text(view: View, row: int, cells: Cells) -> str:
     return "  ".join(lines)
 
 
-def _picture(view: View, row: int, cells: Cells) -> list[str]:
-    """Both ends in their states, with what stands between them."""
+def _picture(view: View, row: int, cells: Cells, room: int) -> list[str]:
+    """Both ends in their states, with what stands between them; one below the other where they are too wide."""
     state = cells.column("state_name")[0]
     other = int(view.other[row])
     left = [cells.column("local")[0], state, _who(view, row, cells)]
@@ -473,15 +473,25 @@ def _picture(view: View, row: int, cells: Cells) -> list[str]:
     link = {0: "──────────", 1: "──────────", 2: "──( NAT )──", 3: "─ ─ ✕ ─ ─ "}[int(view.other_how[row])]
     width = max(len(t) for t in left)
     reach = max(len(t) for t in right)
-    lines = [f"  ┌─{'─' * width}─┐{' ' * len(link)}┌─{'─' * reach}─┐"]
-    for k, (a, b) in enumerate(zip(left, right, strict=True)):
-        middle = link if k == 1 else " " * len(link)
-        lines.append(f"  │ {a:<{width}} │{middle}│ {b:<{reach}} │")
-    lines.append(f"  └─{'─' * width}─┘{' ' * len(link)}└─{'─' * reach}─┘")
+    if 10 + width + len(link) + reach > room:
+        between = "✕" if "✕" in link else "│ NAT" if "NAT" in link else "│"
+        lines = [*_box(left), f"    {between}", *_box(right)]
+    else:
+        lines = [f"  ┌─{'─' * width}─┐{' ' * len(link)}┌─{'─' * reach}─┐"]
+        for k, (a, b) in enumerate(zip(left, right, strict=True)):
+            middle = link if k == 1 else " " * len(link)
+            lines.append(f"  │ {a:<{width}} │{middle}│ {b:<{reach}} │")
+        lines.append(f"  └─{'─' * width}─┘{' ' * len(link)}└─{'─' * reach}─┘")
     said = _fins(view, row, state)
     if said:
-        lines.append(f"  {said}")
+        lines += textwrap.wrap(said, max(room, 20), initial_indent="  ", subsequent_indent="  ")
     return lines
+
+
+def _box(texts: Iterable[str]) -> list[str]:
+    some = [text for text in texts if text]
+    width = max(map(len, some))
+    return [f"  ┌─{'─' * width}─┐", *(f"  │ {text:<{width}} │" for text in some), f"  └─{'─' * width}─┘"]
 
 
 def _fins(view: View, row: int, state: str) -> str:

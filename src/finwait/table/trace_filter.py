@@ -49,6 +49,7 @@ from finwait.table.sockets import SocketTable
 __all__ = [
     "JUDGED",
     "asks_for_holders",
+    "beyond_the_event",
     "by_the_event",
     "judge",
     "kernel_filter",
@@ -95,6 +96,16 @@ def only_ports_and_hosts(node: Node) -> bool:
 def by_the_event(wanted: Filter | None) -> bool:
     """Whether the events alone decide: ports, addresses and states."""
     return wanted is None or (wanted.columns <= _TOLD and not wanted.needs)
+
+
+def beyond_the_event(wanted: Filter) -> tuple[str, ...]:
+    """Return what a FILTER asks for that no event tells, in the words of the FILTER."""
+    found: dict[str, None] = {}
+    for leaf in _leaves(wanted.root):
+        columns, needs = leaf.reads()
+        if needs or not columns <= _TOLD:
+            found["age" if needs & _AGES else "user" if isinstance(leaf, User) else _name(leaf)] = None
+    return tuple(found)
 
 
 def asks_for_holders(wanted: Filter | None) -> bool:
