@@ -290,15 +290,20 @@ def _sockets(
 
 
 def _has_mptcp() -> bool:
-    """Whether this namespace holds MPTCP sockets, by the protocol counters; unknown counts as yes."""
-    data = procfs.read(_NET + "protocols")
-    if data is None:
+    """Whether this namespace may hold MPTCP sockets; unknown counts as yes."""
+    return _uses_mptcp(procfs.read(_NET + "protocols"), procfs.read(_NET + "netstat"))
+
+
+def _uses_mptcp(protocols: bytes | None, netstat: bytes | None) -> bool:
+    """Judge it by the number of sockets, and by the protocol's counters: 6.1, for one, does not count the sockets."""
+    if protocols is None or netstat is None:
         return True
-    for line in data.splitlines():
+    for line in protocols.splitlines():
         words = line.split()
         if words and words[0] in (b"MPTCP", b"MPTCPv6") and words[2] not in (b"0", b"-1"):
             return True
-    return False
+    lines = [line for line in netstat.splitlines() if line.startswith(b"MPTcpExt:")]
+    return any(word.isdigit() and int(word) for line in lines for word in line.split()[1:])
 
 
 def _dump(kind: str, answer: Answer, gaps: list[Gap], where: str) -> Dump:
