@@ -2,8 +2,8 @@
 
 Whether addresses are translated there is in three places: entries of connection tracking, firewall rules, and IPVS.
 Rules are known only where every tool that may have made some could list them; ``nft`` does not see those of legacy
-iptables, whose tables the kernel names in ``ip_tables_names``. Nothing is loaded into the kernel for it: where nf_tables
-is not there, it has no rules. Judging what was read is for others.
+iptables, whose tables the kernel names in ``ip_tables_names``. Nothing is loaded into the kernel for it: where
+nf_tables is not there, it has no rules. Judging what was read is for others.
 """
 
 from __future__ import annotations

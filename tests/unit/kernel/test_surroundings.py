@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finwait.kernel import surroundings
+from finwait.kernel import procfs, surroundings
 
 ASKED = "table ip nat {}"
 
@@ -23,6 +23,6 @@ def test_nft_is_asked_where_nf_tables_is_there_already(
     modules: bytes | None, built_in: bytes | None, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {"/proc/modules": modules}
-    monkeypatch.setattr(surroundings.procfs, "read", lambda path: files.get(path, built_in))
+    monkeypatch.setattr(procfs, "read", lambda path: files.get(path, built_in))
     monkeypatch.setattr(surroundings, "_said", lambda *_, **__: ASKED)
     assert surroundings._nft() == said
