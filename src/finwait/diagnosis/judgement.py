@@ -14,6 +14,8 @@ def _effective(c: Conversation) -> tuple[Reset, int] | None:
     """Return the first RST that ended something, by what came after it."""
     for reset, seq in c.resets:
         me, peer = c.ends if reset.from_a else c.ends[::-1]
+        if any(end.stated is not None and end.stated.final not in ("", CLOSED) for end in (me, peer)):
+            continue  # one of the two kernels still has it
         last = max(other.time_ns for other, _ in c.resets if other.from_a == reset.from_a)
         went_on = peer.active_ns > last + GONE_ON_NS
         alive = me.any_ns > last + GONE_ON_NS or (
@@ -62,6 +64,8 @@ def _side(c: Conversation, which: int, facts: Facts, until_ns: int, reset: Reset
         sender = reset.from_a == (which == 0)
         known = sender or reset.standing is Standing.EXACT
         states = (CLOSED,) if known else (*(s for s in states if s != CLOSED), CLOSED)
+    elif any(one.late for one in c.ignored.values()):
+        states = _after_a_late_reset(c, which, states)
     elif stopped(me, until_ns) and facts.acked is not True:
         states = (CLOSED,)
     elif c.packets and not all(end.stream.packets for end in c.ends) and CLOSED not in states:
@@ -71,6 +75,14 @@ def _side(c: Conversation, which: int, facts: Facts, until_ns: int, reset: Reset
         me.stream.packets, me.fins, me.fin_ns, me.acked_ns, me.unheard, stopped(me, until_ns), me.late_bytes,
         me.stream.ack is not None and not me.stream.window, me.probes,
     )  # fmt: skip
+
+
+def _after_a_late_reset(c: Conversation, which: int, states: tuple[str, ...]) -> tuple[str, ...]:
+    """A RST says that its sender remembers nothing, not even TIME_WAIT; it may end that of the other."""
+    for one in c.ignored.values():
+        if one.late and one.from_a == (which == 0):
+            return (CLOSED,)
+    return states if CLOSED in states else (*states, CLOSED)
 
 
 def _outcome(c: Conversation, facts: tuple[Facts, Facts], reset: Reset | None) -> Outcome:
