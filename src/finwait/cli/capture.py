@@ -175,7 +175,7 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
     from finwait.uapi import tcp
 
     found = options.parse_filter(connection_filter(args.what))
-    whole = bool(found.needs & {"rule", "severity"})
+    whole = found.asks_rules
     # Who holds a socket takes seconds on a busy machine. Packets do not wait: it is found out afterwards,
     # unless the FILTER asks for it.
     asked = whole or bool(found.needs & {"pid", "comm"})
