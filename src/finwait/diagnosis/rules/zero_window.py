@@ -98,6 +98,11 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
 def _silent(view: View, rows: NDArray[np.int64], long: bool) -> Confidence:
     """Return the confidence where probes go unanswered: a peer answers no more than twice a second."""
     said = f"at least {int(view.sockets.retrans[rows].min())} window probes in a row without answer"
+    if long and not view.sockets.present("snd_wnd")[rows].all():
+        return likely(
+            f"{said}; this kernel does not tell the window (tcpi_snd_wnd, from Linux 5.4), and packets that this "
+            "machine drops on their way out look the same"
+        )
     if long:
         return certain(said)
     return look_again(f"{said}, in a short time: a peer answers two a second at most; `--for 5s` tells")
