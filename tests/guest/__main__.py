@@ -57,7 +57,7 @@ def main() -> int:
         try:
             kernel = debian.kernel(version, args.cache, fresh=args.fresh, offline=args.offline)
             disks = (image.programs(args.cache), image.clone(args.cache))
-            only = [f"only={args.only}"] if args.only else []
+            only = [f"only={args.only.replace(' ', '+')}"] if args.only else []
             ran = boot(kernel, args.cache, disks, jobs, arguments=[*only, *args.append.split()])
         except debian.NotHere as error:
             print(f"{version}: cannot be tried here: {error}")
