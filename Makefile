@@ -16,7 +16,7 @@ TESTS_AT_ONCE ?= 3
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml $(LOCK)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -83,6 +83,15 @@ soak: $(STAMP) system ## the relay under everything at once, ten minutes (SOAK_S
 sequences: $(STAMP) system ## the relay against a model, a million random scripts, 20 minutes (SEQUENCES=1000000 SEED=1)
 	@$(BIN)/python -m tests.kernel.relay_random --sequences $${SEQUENCES:-1000000} --seed $${SEED:-1}
 
+kernels: $(STAMP) guest ## finwait on other kernels, emulated, 20 minutes each (KERNELS="5.10 6.1 6.12 7.2")
+	@$(BIN)/python -m tests.guest $(KERNELS); status=$$?; $(BIN)/python docs/generate.py; exit $$status
+
+kernels-smoke: $(STAMP) ## the shortest proof that it works on 5.10, three minutes; skipped where there is no qemu or kernel
+	@$(BIN)/python -m tests.guest --smoke --offline 5.10 || [ $$? = 77 ]
+
+guest: # what boots a guest, installed when we are root
+	@$(MAKE) --no-print-directory system APT="$(APT) qemu-system-x86 squashfs-tools busybox-static kmod cpio zstd"
+
 fuzz: $(STAMP) ## fuzz the decoders, a minute in all (FUZZ_SECONDS=60)
 	@$(PIP) --require-hashes -r $(FUZZ_LOCK) && $(BIN)/python -m fuzz --seconds $${FUZZ_SECONDS:-60}
 
@@ -92,4 +101,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs check bench soak sequences fuzz fuzz-quick clean
+.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs check bench soak sequences kernels kernels-smoke guest fuzz fuzz-quick clean

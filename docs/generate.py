@@ -260,8 +260,8 @@ def rule_page(rule: Rule) -> str:
     if rule.does_not:
         lines.append("## What people try, and why it does nothing\n")
         lines.append(table(("what", "why not"), ((a.text, a.reason) for a in rule.does_not)))
-    for case in rule.cases:
-        lines.append(f"## Told apart: {case.title}\n")
+    for number, case in enumerate(rule.cases, 1):
+        lines.append(f"## Variant {number}: {case.title}\n")
         lines.append(
             table(("column", "what its value says"), ((f"`{c.column}`", c.says) for c in case.clues)) + "\n"
         )
@@ -587,12 +587,22 @@ def relay_page() -> str:
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────
 
+
+def kernels_page() -> str:
+    """Return the page of what was measured on other kernels."""
+    sys.path.insert(0, str(ROOT))
+    from tests.guest.page import measured, page
+
+    return page(measured(ROOT / "tests/guest/measured"))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/columns.md": columns_page,
     "docs/reference/rules.md": rules_page,
     "docs/reference/causes.md": causes_page,
     "docs/reference/cli.md": cli_page,
     "docs/reference/settings.md": lambda: settings_page(CATALOGUE),
+    "docs/reference/kernels.md": kernels_page,
     "docs/reference/ledger.md": lambda: ledger_page(knowledge()),
     "docs/reference/relay.md": relay_page,
     "docs/reference/relay.schema.json": lambda: json.dumps(json_schema(), indent=2) + "\n",

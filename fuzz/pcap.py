@@ -6,9 +6,11 @@ import io
 
 from tests import packets
 
-from finwait.diagnosis.closings import closings
+from finwait.capturing.chosen import read_note
+from finwait.diagnosis.closings import Closings
+from finwait.diagnosis.sightings import sightings
 from finwait.errors import DecodeError
-from finwait.report.closing import diagram
+from finwait.report.closing import drawing
 from finwait.uapi import pcap
 from finwait.uapi.segment import Segment, parse_segment
 
@@ -38,25 +40,55 @@ def seeds() -> list[bytes]:
                 pcap.packet_block(0, when, frame, len(frame), comment="x", outgoing=True)
                 for when, frame in stamped
             )
-            + pcap.section_block(comment="the end"),
+            + pcap.statistics_block(0, 5, received=4, dropped=1, ended_ns=9)
+            + pcap.section_block(
+                application="finwait", comment="10.0.0.1:40000 > 10.0.0.2:80 is FIN_WAIT2 in netns 1"
+            ),
         ]
     return found
 
 
+STATES = ("", "ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "TIME_WAIT", "CLOSED")
+
+
+class Drops:
+    """A source that hands out few bytes at a time, as a pipe does."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        self._file, self._most = io.BytesIO(data), most
+
+    def read(self, size: int, /) -> bytes:
+        return self._file.read(min(size, self._most))
+
+
 def one_input(data: bytes) -> None:
     """Read ``data`` as a capture file, then as one packet of the link type that its first byte names."""
-    segments = []
+    most = data[-1] + 1 if data else 1
+    reader = pcap.Reader(Drops(data, most))
+    book = Closings(most=8)
+    last = stopped = 0
     try:
-        for frame in pcap.Reader(io.BytesIO(data)):
+        for frame in reader:
+            for line in frame.comment.split("\n"):
+                read_note(line)
             found = parse_segment(frame)
             if isinstance(found, Segment):
-                segments.append(found)
-    except DecodeError:
-        pass
+                last = max(last, found.time_ns)
+                book.feed(found)
+    except DecodeError as error:
+        stopped = error.offset
+    assert 0 <= stopped <= len(data)
     if data:
-        links = (1, 101, 113, 276, 0, 12)
+        links = (1, 101, 113, 276, 0, 12, 9, 50, 51, 108, 228)
         one = parse_segment(pcap.Frame(0, links[data[0] % len(links)], data[1:], len(data) - 1))
         if isinstance(one, Segment):
-            segments.append(one)
-    for closing in closings(segments):
-        diagram(closing)
+            book.feed(one)
+            state = STATES[data[0] % len(STATES)]
+            if state:
+                book.state([(one.src, one.sport, one.dst, one.dport)], state, last + 1)
+    told = book.told(last)
+    for closing in told:
+        for side in (closing.a, closing.b):
+            assert side.states, "an end is in some state"
+    for sighting in sightings(told):
+        drawing(sighting, until_ns=last, lost=reader.dropped)

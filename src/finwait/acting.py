@@ -396,7 +396,7 @@ def _do(
     answered: set[int] = set()
     wait = _SETTLE_S
     if any(steps[k].means == "keepalive" for k in todo):
-        wait = keepalive[0] + keepalive[1] * keepalive[2] + 2.0
+        wait = forecast.keepalive(*keepalive).seconds + 2.0
     try:
         # The gentle means first: a RST on one leg may make its program close the other by itself.
         for k in sorted(todo, key=lambda k: steps[k].means == "reset"):
@@ -914,7 +914,7 @@ def _watch(
         keepalive: idle, interval (seconds) and count.
     """
     idle_s, interval_s, count = keepalive
-    wait_s = idle_s + interval_s * count + 1.0
+    wait_s = forecast.keepalive(*keepalive).seconds + 1.0
     most: dict[int, int] = dict.fromkeys(steps, 0)
     rtt_s: dict[int, float] = dict.fromkeys(steps, 0.0)
     open_ = dict(steps)

@@ -4,6 +4,7 @@ python -m tests.guest                          the kernels of `DEFAULT`, everyth
 python -m tests.guest 5.10 6.1                 these
 python -m tests.guest --smoke 5.10             the shortest proof that it works; 77: it cannot be tried here
 python -m tests.guest --jobs matrix,acts 6.1   some of it; what was measured is kept for these only
+python -m tests.guest --here                   the running kernel, without an emulated machine
 python -m tests.guest --recordings 5.10        new recordings, into tests/captures
 """
 
@@ -13,13 +14,17 @@ import argparse
 import datetime as dt
 import json
 import os
+import platform
 import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from tests.guest import debian, image
-from tests.guest.boot import Ran, boot
+from tests.guest.boot import Ran, boot, lines_of
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finwait-kernels"
 MEASURED = Path(__file__).parent / "measured"
@@ -34,6 +39,7 @@ def main() -> int:
     parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"default: {' '.join(debian.DEFAULT)}")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--recordings", action="store_true")
+    parser.add_argument("--here", action="store_true", help="measure the running kernel")
     parser.add_argument("--jobs", default=",".join(EVERYTHING))
     parser.add_argument("--only", default="", metavar="NAME,…", help="only things of these names")
     parser.add_argument("--cache", type=Path, default=CACHE)
@@ -43,6 +49,9 @@ def main() -> int:
     args = parser.parse_args()
     os.umask(0o077)  # this machine's /etc is in the image
     jobs = ("smoke",) if args.smoke else ("recordings",) if args.recordings else tuple(args.jobs.split(","))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the guest is ended on the way out
+    if args.here:
+        return _here(jobs)
     failed = 0
     for version in args.versions or (("5.10",) if args.smoke else debian.DEFAULT):
         try:
@@ -59,8 +68,34 @@ def main() -> int:
         failed |= _said(version, kernel.release, ran)
         if args.recordings:
             _keep_recordings(ran)
-        elif not args.smoke and not args.only and not args.append:
-            _keep(kernel, ran, jobs)
+        elif ran.finished and not args.smoke and not args.append:
+            _keep(version, kernel.release, kernel.package, ran, "emulated", whole=not args.only)
+    return failed
+
+
+def _here(jobs: tuple[str, ...]) -> int:
+    """Measure the running kernel, in a network namespace of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = 'ip link set lo up && exec "$@"'
+        words = [
+            "unshare",
+            "--net",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            sys.executable,
+            "-m",
+            "tests.guest.inside",
+            *jobs,
+        ]
+        environment = {**os.environ, "GUEST_OUT": folder, "FINWAIT_STATE_DIR": f"{folder}/state"}
+        done = subprocess.run(words, cwd=image.ROOT, env=environment, check=False)
+        ran = Ran(Path(folder), 0.0, done.returncode == 0, tuple(lines_of(Path(folder) / "results")))
+    release = platform.release()
+    version = ".".join(release.split(".")[:2])
+    failed = _said(version, release, ran)
+    _keep(version, release, "", ran, "a virtual machine, not emulated")
     return failed
 
 
@@ -77,21 +112,25 @@ def _said(version: str, release: str, ran: Ran) -> int:
     return int(bool(apart) or not ran.finished)
 
 
-def _keep(kernel: debian.Kernel, ran: Ran, jobs: tuple[str, ...]) -> None:
-    """Write what was measured; what other jobs measured before is kept."""
+def _keep(version: str, release: str, package: str, ran: Ran, where: str, *, whole: bool = True) -> None:
+    """Write what was measured; what other jobs measured before is kept, and without ``whole`` what these did too."""
     MEASURED.mkdir(exist_ok=True)
-    path = MEASURED / f"{kernel.wanted}.json"
+    path = MEASURED / f"{version}.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    kinds = {row["kind"] for row in ran.results}
-    kept = [row for row in before.get("results", ()) if row["kind"] not in kinds]
+    kinds = {row["kind"] for row in ran.results if whole}
+    names = {(row["kind"], row["name"]) for row in ran.results}
+    kept = [
+        row
+        for row in before.get("results", ())
+        if row["kind"] not in kinds and (row["kind"], row["name"]) not in names
+    ]
     results = kept + [_short(row) for row in ran.results if row["kind"] != "boot"]
     answer = {
-        "kernel": kernel.wanted,
-        "release": kernel.release,
-        "package": kernel.package,
+        "kernel": version,
+        "release": release,
+        "package": package,
+        "where": where,
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        "jobs": sorted({*before.get("jobs", ()), *jobs}),
-        "finished": ran.finished,
         "results": results,
     }
     path.write_text(json.dumps(answer, indent=1) + "\n")

@@ -16,7 +16,7 @@ from typing import Any
 from tests.guest.debian import Kernel, NotHere
 from tests.guest.image import initramfs
 
-__all__ = ["Ran", "boot"]
+__all__ = ["Ran", "boot", "lines_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def boot(
         finally:
             process.kill()
             process.wait()
-    lines = _lines(folder / "results")
+    lines = lines_of(folder / "results")
     return Ran(folder, time.monotonic() - begin, (folder / "status").exists(), tuple(lines))
 
 
@@ -92,7 +92,8 @@ def _shared(tag: str, path: Path, *, read_only: bool = False) -> tuple[str, str]
     return "-virtfs", f"local,path={path},mount_tag={tag},security_model=none{more}"
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Return the results that a guest wrote, as far as it came."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:

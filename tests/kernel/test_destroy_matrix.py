@@ -121,6 +121,9 @@ def test_a_held_connection_ends_and_its_peer_is_told_as_the_plan_says(
         cell.to(pair)
         settled(pair, pair.theirs, cell.far_before)
         diagnosis = settled(pair, pair.ours, cell.state)
+        pair.link.cut(
+            b=False
+        )  # a FIN that is sent again would meet nobody, and be answered by a RST of another kind
         before = resets_sent(pair.a)
         plan = planned(diagnosis, pair.ours, means, override=ALL)
         (outcome,) = acting.apply(plan, journal, boot_id="")

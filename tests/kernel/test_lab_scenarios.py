@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from finwait.lab import actor, topology
+from finwait.lab import scenario as scenario_module
 from finwait.lab.scenario import Scenario, scenarios
 from finwait.lab.topology import Lab, unmet
 
@@ -115,3 +118,15 @@ def test_the_command_lists_every_scenario() -> None:
         [sys.executable, "-m", "finwait.lab", "list"], capture_output=True, text=True, check=True
     )
     assert [line.split()[0] for line in listed.stdout.splitlines()] == sorted(scenarios())
+
+
+@pytest.mark.parametrize("name", ["fin-wait2-held", "close-wait-eof-read"])
+def test_without_ipv6_a_scenario_is_built_on_ipv4_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ``ipv6.disable=1``: no socket of that family, no address, no table."""
+    for module in (actor, topology, scenario_module):
+        monkeypatch.setattr(module, "has_ipv6", lambda: False)
+    with Lab() as lab:
+        situation = scenarios()[name].build(lab).settle()
+        assert {one.family for one in situation.all} == {int(socket.AF_INET)}
+        for netns in lab.namespaces.values():
+            assert "fd66:" not in netns.run("ip", "-6", "addr")

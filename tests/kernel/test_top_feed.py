@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,12 +19,12 @@ from finwait.follow import Following, Round
 from finwait.kernel.observe import Machine
 from finwait.lab.topology import Lab
 from finwait.table import decode
-from finwait.table.filter import Filter
+from finwait.table.filter import Filter, parse
 from finwait.tui import feed as feeds
 from finwait.tui.feed import Live, Picture
 from finwait.uapi import tcp
 from finwait.uapi.observation import Plan
-from tests.kernel.test_trace import tracing_is_possible  # noqa: F401
+from tests.kernel.test_trace import ONCE, own_address, tracing_is_possible, traffic  # noqa: F401
 
 pytestmark = pytest.mark.kernel
 
@@ -102,6 +103,52 @@ def test_a_trace_that_is_taken_away_costs_the_flows_and_nothing_else(monkeypatch
         picture = until(feed, lambda p: p.flows is None)
         assert "the trace was taken away: could not read the trace" in picture.why_no_flows
         assert picture.counts
+
+
+def test_rates_are_those_of_what_the_filter_selects() -> None:
+    """Beside other traffic, to the connection: what passed between two pictures is what the script did."""
+    host = own_address()
+    with traffic(30, host=host) as mine, traffic(200, host=host) as other:
+        assert mine.port != other.port
+        wanted = parse(f"src {host} and ( sport = :{mine.port} or dport = :{mine.port} )")
+        with Live(wanted, everything, refresh=0.2) as feed:
+            pictures(feed, 1)
+            other.go()
+            mine.go()
+            passed: Counter[tuple[int, int]] = Counter()
+            deadline = time.monotonic() + 60
+            while passed[9, 7] < 30:
+                before = feed._passed_since
+                picture = pictures(feed, 1)
+                assert picture.flows is not None
+                span = feed._passed_since - before
+                passed.update({edge: round(rate * span) for edge, rate in picture.flows.items()})
+                assert time.monotonic() < deadline
+            other.wait()
+            picture = pictures(feed, 1)
+            assert not picture.flows
+    assert passed == Counter(dict.fromkeys(ONCE, 30))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [("netns = 1", "netns"), ("comm = nginx", "comm"), ("held", "held"), ("age > 1m", "age"), ("user = root", "user"),
+     ("state close-wait pid = 1", "pid"), ("wqueue > 0", "wqueue"), ("rule = relay-pair", "rule")],
+)  # fmt: skip
+def test_where_events_cannot_tell_there_are_no_rates_and_the_reason_is_said(words: str, named: str) -> None:
+    with Live(parse(words), everything, refresh=0.1) as feed:
+        picture = pictures(feed, 2)
+    assert picture.flows is None
+    assert picture.why_no_flows == f"no rates: a change of state does not tell {named}"
+
+
+def test_another_filter_brings_the_rates_back() -> None:
+    with Live(parse("netns = 1"), everything, refresh=0.1) as feed:
+        assert pictures(feed, 1).flows is None
+        feed.choose(parse("sport = :1"))
+        assert pictures(feed, 1).flows == {}
+        feed.choose(None)
+        assert pictures(feed, 1).flows is not None
 
 
 def test_lost_events_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

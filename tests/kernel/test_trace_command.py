@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.kernel.test_trace import instances, own_address, tracing_is_possible, traffic  # noqa: F401
+from tests.kernel.test_trace import Traffic, instances, own_address, tracing_is_possible, traffic  # noqa: F401
 
 pytestmark = pytest.mark.kernel
 
@@ -34,6 +34,24 @@ def trace(*options: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.P
         if process.poll() is None:
             process.terminate()
         process.communicate(timeout=30)
+
+
+def finish(script: Traffic, process: subprocess.Popen[bytes]) -> bytes:
+    """Let the script make its connections, end the trace when all of it has happened, and return what it said.
+
+    How long that takes is the machine's affair.
+    """
+    script.go()
+    script.wait()
+    lasting = {"0A", "05", "06", "08"}  # LISTEN, FIN_WAIT2, TIME_WAIT, CLOSE_WAIT
+    deadline = time.monotonic() + 60
+    while {row.split()[3] for row in script.rows()} - lasting:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (0, 130), err
+    return out
 
 
 def of(process: subprocess.Popen[bytes]) -> list[str]:
@@ -65,9 +83,8 @@ def test_parquet_holds_what_was_seen():
 
 def test_a_summary_counts_every_state():
     host = own_address()
-    with traffic(25) as script, trace("--summary", "--for", "4s", "src", host) as process:
-        script.go()
-        out, _ = process.communicate(timeout=60)
+    with traffic(25) as script, trace("--summary", "src", host) as process:
+        out = finish(script, process)
     assert b"LAST_ACK: 25 times" in out
     assert b"ESTABLISHED: 50 times" in out
 
@@ -76,14 +93,11 @@ def test_both_ends_are_told_as_one_story():
     host = own_address()
     with (
         traffic(1, "orphan") as script,
-        trace(
-            "--follow-connection", "--for", "4s", f"sport = :{script.port} or dport = :{script.port}"
-        ) as process,
+        trace("--follow-connection", f"sport = :{script.port} or dport = :{script.port}") as process,
     ):
-        script.go()
-        out, err = process.communicate(timeout=60)
+        out = finish(script, process)
     stories = [s for s in out.decode().split("connection ") if host in s]
-    assert len(stories) == 1, (process.returncode, out, err)
+    assert len(stories) == 1, out
     assert "client FIN_WAIT1→FIN_WAIT2" in stories[0]
     assert "server ESTABLISHED→CLOSE_WAIT" in stories[0]
     assert "became a minisocket" in stories[0]
@@ -134,7 +148,7 @@ def test_polling_says_so():
 EVIL = """
 import ctypes, socket, sys
 ctypes.CDLL(None).prctl(15, b"\\x1b[2J\\x07[b]x", 0, 0, 0)
-listener = socket.create_server(("127.0.0.1", 0))
+listener = socket.create_server((sys.argv[1], 0))
 print(listener.getsockname()[1], flush=True)
 for line in sys.stdin:
     client = socket.create_connection(listener.getsockname())
@@ -148,14 +162,17 @@ for line in sys.stdin:
 @pytest.mark.parametrize("form", ["text", "wide", "csv", "jsonl"])
 def test_a_program_of_a_hostile_name_says_nothing_to_the_terminal(form):
     with subprocess.Popen(
-        [sys.executable, "-c", EVIL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", EVIL, own_address()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as evil:
         assert evil.stdin
         assert evil.stdout
         port = evil.stdout.readline().strip()
-        command = [sys.executable, "-m", "finwait", "trace", "-o", form, "--for", "20s", "--count", "4"]
+        command = [sys.executable, "-m", "finwait", "trace", "-o", form, "--for", "60s", "--count", "4"]
         with subprocess.Popen(
-            [*command, "dport", "=", f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, "dst", f"{own_address()}:{port}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as trace:
             assert trace.stderr
             assert trace.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,11 @@ from textual.widgets import Static
 from finwait import session
 from finwait.cli import options
 from finwait.cli.top import choose
-from finwait.errors import KernelError, Refused
+from finwait.errors import FilterError, KernelError, Refused
 from finwait.recording import open_recording
 from finwait.report.groups import GROUPINGS, SORTS, groups
-from finwait.report.state_diagram import diagram
-from finwait.tui.app import Top
+from finwait.report.state_diagram import diagram, states
+from finwait.tui.app import Top, fit, fold, wrong
 from finwait.tui.feed import Recorded
 from finwait.tui.rows import Rows
 from finwait.uapi import tcp
@@ -345,7 +346,7 @@ def test_the_evidence_is_to_the_letter_what_explain_prints(capsys: pytest.Captur
             await pilot.press("enter")
             await pilot.pause()
             assert isinstance(app.screen, Page)
-            return int(chosen[1]), str(app.screen.query_one("#text", Static).content)
+            return int(chosen[1]), app.screen.text
 
     cookie, shown = asyncio.run(go())
     main(["explain", hex(cookie), "--from", recording])
@@ -377,3 +378,95 @@ def test_a_feed_that_fails_ends_the_view_and_says_why() -> None:
         return app
 
     assert isinstance(asyncio.run(go()).failed, KernelError)
+
+
+# ── small terminals ──────────────────────────────────────────────────────────────────────────────────────
+
+SIZES = ((40, 10), (60, 15), (79, 24), (80, 21), (80, 24), (20, 5))
+PLACES = {
+    "groups": (), "connections": ("enter",), "evidence": ("enter", "enter"), "help": ("question_mark",),
+    "filter": ("slash", *"held agee", "enter"), "plan": ("m", "c"), "processes": ("g",), "states": ("G",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("place", PLACES)
+def test_nothing_wraps_on_a_small_terminal(size: tuple[int, int], place: str) -> None:
+    width, height = size
+    driver = Driver(clearing=Clearing(), size=size)
+    driver.press(*(PLACES[place] or ("h",)))
+    lines = driver.seen.splitlines()
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    drawn = [line for line in lines if set("│┌└") & set(line)]
+    for line in drawn:  # each begins where a box begins, or joins two
+        assert line.startswith(("  │", "  ┌", "  └", "    │")), line
+    if place in ("groups", "connections", "processes", "states"):
+        # What is above the list: whole names of states and their numbers, then one line of status.
+        status = next(k for k, line in enumerate(lines) if re.match(r"\d+ (groups|of) ", line))
+        assert status <= (11 if width >= 80 and height >= 22 else max(height // 5, 1)) + 1
+        if status < 11:
+            for line in lines[:status]:
+                for cell in line.split("  "):
+                    assert cell.strip() in ("", "…") or cell.split()[0] in tcp.STATES.values(), line
+        if height >= 10:
+            assert sum(bool(line.strip()) for line in lines[status + 2 : -1]) >= 3
+        assert "▏" not in driver.seen
+    elif place == "filter" and height >= 10:
+        text = next(k for k, line in enumerate(lines) if line.startswith("  held agee"))
+        assert lines[text + 1].index("^") == lines[text].index("agee")
+
+
+def test_a_terminal_that_shrinks_and_grows_shows_what_a_new_one_of_its_size_does() -> None:
+    async def go(*sizes: tuple[int, int]) -> str:
+        feed = Recorded(open_recording(KUBE), None, choose, refresh=0.01)
+        app = Top(feed, options.parse_filter)
+        async with app.run_test(size=sizes[0]) as pilot:
+            await settle(pilot, app)
+            for size in sizes[1:]:
+                await pilot.resize_terminal(*size)
+                await pilot.pause()
+            await pilot.pause()
+            return text_of(app.export_screenshot())
+
+    small, large = asyncio.run(go((40, 10))), asyncio.run(go((80, 24)))
+    assert asyncio.run(go((80, 24), (40, 10))) == small
+    assert asyncio.run(go((40, 10), (80, 24))) == large
+
+
+def test_the_states_of_a_small_screen_say_counts_and_rates() -> None:
+    assert states(COUNTS, None, width=40, most=2) == ["ESTABLISHED 2  FIN_WAIT2 1  CLOSE_WAIT 3", "LISTEN 4"]
+    assert states(COUNTS, FLOWS, width=60, most=3) == [
+        "ESTABLISHED 2 +0 -2.5/s  FIN_WAIT2 1 +0 -0/s",
+        "CLOSE_WAIT 3 +2.5 -0.5/s  LAST_ACK 0 +0.5 -0/s",
+        "LISTEN 4 +0 -0/s",
+    ]
+    assert states({}, None, width=40, most=1) == ["no connections"]
+    for width in range(10, 80):
+        for most in range(1, 5):
+            lines = states(dict.fromkeys(range(1, 12), 123), FLOWS, width=width, most=most)
+            assert len(lines) <= most
+            assert max(map(len, lines)) <= width
+
+
+def test_folded_lines_hang_and_drawings_stay() -> None:
+    text = "  g  G    group by the next, the one before: cause, process, pod\n  ┌────────────────────────────────────┐"
+    assert fold(text, 30).splitlines() == [
+        "  g  G    group by the next,",
+        "          the one before:",
+        "          cause, process, pod",
+        "  ┌────────────────────────────────────┐",
+    ]
+    assert fold("x" * 50, 20) == "x" * 50
+    assert fit("abcdef", 4) == "abc…"
+    assert fit("abcd", 4) == "abcd"
+
+
+def test_a_mistake_far_in_a_long_filter_is_shown_with_its_place() -> None:
+    error = FilterError(
+        "sport = :1 or " * 20 + "agee > 1", 14 * 20, "`agee` is no predicate", hint="did you mean `age`?"
+    )
+    lines = wrong(error, 40).splitlines()
+    assert max(map(len, lines)) <= 40
+    (caret,) = [k for k, line in enumerate(lines) if line.strip() == "^"]
+    assert lines[caret - 1][lines[caret].index("^") :].startswith("agee")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finwait.capturing import Chosen, FileRead, Recorder, Writer
     from finwait.capturing.chosen import End
     from finwait.diagnosis.sightings import Sighting
+    from finwait.kernel.netns import NetNamespace
     from finwait.session import Snapshot
 
 __all__ = ["add_parser", "explain_file", "run"]
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     shot, rows = _select(args)
-    chosen = capturing.choose(shot.sockets, rows, shot.flows)
+    chosen, spaces = _named(capturing.choose(shot.sockets, rows, shot.flows))
     _announce(chosen)
     recorder = capturing.Recorder()
     writer = _writer(args, chosen)
@@ -142,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
         until_closed=args.until_closed,
         said=lambda text: None if args.quiet else print(text, file=sys.stderr),
         snaplen=args.snaplen,
+        spaces=spaces,
         learn=lambda: _learn(shot, chosen),
     )
     try:
@@ -173,10 +175,11 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
     from finwait.uapi import tcp
 
     found = options.parse_filter(connection_filter(args.what))
-    whole = bool(found.needs & {"rule", "severity"})
+    whole = found.asks_rules
     # Who holds a socket takes seconds on a busy machine. Packets do not wait: it is found out afterwards,
     # unless the FILTER asks for it.
-    for owners in (whole or bool(found.needs & {"pid", "comm"}), True):
+    asked = whole or bool(found.needs & {"pid", "comm"})
+    for owners in (asked, True):
         shot = session.snapshot(
             states=tcp.ALL_STATES if whole else found.states,
             bytecode=b"" if whole else found.bytecode(),
@@ -185,10 +188,12 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
         findings = engine.diagnose(shot.view, catalogue.rules()) if whole else None
         mask = options.mask_of(found, shot, findings) & (shot.sockets.state != tcp.LISTEN)
         rows = np.flatnonzero(mask & (shot.sockets.dport != 0)).tolist()
+        if owners == asked:
+            gaps = shot.gaps
         if rows or owners:  # else it may be in a namespace that nothing but a descriptor leads to
             break
+    options.tell_gaps(gaps if rows else shot.gaps)
     if not rows:
-        options.tell_gaps(shot.gaps)
         error = FinwaitError(f"no connection is `{' '.join(args.what)}`")
         error.hint = "`finwait list` shows what is there; connections that begin later are not captured"
         raise error
@@ -197,6 +202,19 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
         error.hint = "select fewer: the kernel limits the filter's length"
         raise error
     return shot, rows
+
+
+def _named(chosen: list[Chosen]) -> tuple[list[Chosen], dict[int, NetNamespace]]:
+    """Return the connections with the names of their interfaces, and their namespaces."""
+    from dataclasses import replace
+
+    from finwait.kernel.capture import space_of
+    from finwait.kernel.lookup import interfaces
+
+    spaces = {inode: space_of(inode) for inode in {one.netns for one in chosen}}
+    names = interfaces([spaces[one.netns] for one in chosen if one.ifindex])
+    named = [replace(one, device=names.get(one.netns, {}).get(one.ifindex, "")) for one in chosen]
+    return named, spaces
 
 
 def _announce(chosen: Sequence[Chosen]) -> None:

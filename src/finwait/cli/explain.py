@@ -36,7 +36,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.set_defaults(run=run, wrong=parser.error)
 
 
-_ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+|\*):(\d+|\*)$")
+_ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:.]+(?:%[^\]\s]+)?\]|[0-9.]+(?:%[^:\s]+)?|\*):(\d+|\*)$")
+_SCOPE = re.compile(r"%([^\]:]+)")
 
 
 def connection_filter(words: list[str]) -> list[str]:
@@ -45,8 +46,12 @@ def connection_filter(words: list[str]) -> list[str]:
         return ["cookie", "=", words[0]]
     ends = [w for w in words if w not in ("->", "→", "-")]
     if 1 <= len(ends) <= 2 and all(_ENDPOINT.match(w) for w in ends):
-        text = ["src", "=", ends[0]]
-        return text if len(ends) == 1 else [*text, "and", "dst", "=", ends[1]]
+        plain = [_SCOPE.sub("", end) for end in ends]
+        devices = dict.fromkeys(found[1] for end in ends if (found := _SCOPE.search(end)))
+        text = ["src", "=", plain[0]]
+        if len(ends) > 1:
+            text += ["and", "dst", "=", plain[1]]
+        return text + [word for device in devices for word in ("and", "dev", "=", device)]
     return words
 
 

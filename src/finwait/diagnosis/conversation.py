@@ -84,16 +84,16 @@ def take(c: Conversation, one: Segment, *, from_a: bool) -> None:
     if one.flags & RST:
         _reset(c, one, from_a)
         return
-    known = me.stream.highest
+    fresh = me.stream.is_fresh(one)
     nth = me.stream.take(one)
     me.any_ns = one.time_ns
     if one.flags & SYN and not one.flags & ACK:
         c.opened = True
     step = None
     if one.flags & FIN:
-        step = _fin(me, one, from_a, known)
+        step = _fin(me, one, from_a, fresh)
     elif one.payload:
-        step = _data(c, one, from_a, nth, known)
+        step = _data(c, one, from_a, nth, fresh)
     elif nth is Nth.PROBE:
         me.probes += 1
         starved = peer.stream.ack is not None and not peer.stream.window
@@ -118,11 +118,11 @@ def _mark(c: Conversation, one: Segment, from_a: bool) -> None:
     c.marks[mark] = None
 
 
-def _fin(me: Party, one: Segment, from_a: bool, known: int | None) -> Step:
+def _fin(me: Party, one: Segment, from_a: bool, fresh: bool) -> Step:
     me.fins += 1
     if me.fin is None:
         me.fin = me.stream.highest
-        me.fin_new = known is not None and not at_or_behind(known, (one.seq + one.payload + 1) & 0xFFFFFFFF)
+        me.fin_new = fresh
         me.fin_ns, me.fin_ack = one.time_ns, one.ack
         kind = Kind.FIN
     else:
@@ -135,12 +135,12 @@ def _fin(me: Party, one: Segment, from_a: bool, known: int | None) -> Step:
     )
 
 
-def _data(c: Conversation, one: Segment, from_a: bool, nth: Nth, known: int | None) -> Step | None:
+def _data(c: Conversation, one: Segment, from_a: bool, nth: Nth, fresh: bool) -> Step | None:
     me, peer = c.ends if from_a else c.ends[::-1]
-    if nth is Nth.NEW and known is not None:
+    if fresh:
         me.new_ns = one.time_ns
-        if has_sent(peer):
-            me.late_bytes += one.payload
+    if nth is Nth.NEW and has_sent(peer):
+        me.late_bytes += one.payload
     if nth is not Nth.NEW and me.acked_ns:
         me.unheard += 1
     if not (has_sent(me) or has_sent(peer)):

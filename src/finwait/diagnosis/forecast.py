@@ -15,6 +15,7 @@ set, in practice some per cent), a route's own ``rto_min``, ICMP errors that tak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -35,12 +36,14 @@ __all__ = [
     "End",
     "Limits",
     "base_rto_ms",
+    "ends_by_itself",
     "fin_wait2_orphan_s",
     "keepalive",
     "left_ms",
     "of_row",
     "orphan",
     "retransmission",
+    "span",
     "text",
     "user_timeout_for",
     "waited_ms",
@@ -62,6 +65,7 @@ _NEVER: Final = 10_000
 _PROBES_ENOUGH: Final = 300
 """Probes after which nothing changes any more: tcp_retries2 and TCP_KEEPCNT are a byte at most."""
 _DOUBLINGS: Final = 40
+_ROWS_ASKED: Final = 200
 _ANSWER_PAUSE_MS: Final = 500
 """tcp_invalid_ratelimit of the peer: it answers segments outside its window no more often."""
 
@@ -162,9 +166,9 @@ def retransmission(
     first = now = rto * (2 if tail_loss_probe else 1)
     if user_timeout_ms:  # the timer is set to what is left of it (tcp_clamp_rto_to_user_timeout)
         tries, left = 1, float(user_timeout_ms)
-        while (rto := min(2 * rto, limits.rto_max_ms)) < left:
+        while (rto := min(2 * rto, limits.rto_max_ms)) < min(left, limits.rto_max_ms):
             tries, left = tries + 1, left - rto
-        return End((first + user_timeout_ms) / 1000, tries)
+        return End((first + user_timeout_ms) / 1000, tries + max(math.ceil(left / rto) - 1, 0))
     for tries in range(1, _NEVER):
         rto = min(2 * rto, limits.rto_max_ms)
         now += rto
@@ -271,8 +275,8 @@ def waited_ms(rto_us: NDArray[Any], retransmits: NDArray[Any], backoff: NDArray[
 def of_row(view: View, row: int) -> End | None:
     """Return when the kernel gives up what a row waits for, from when it began to wait; None for never.
 
-    Of a row on the retransmission timer (1) or on the timer of window probes (4), whose peer is taken to answer none
-    of the first and all of the second. TCP_USER_TIMEOUT, which sock_diag does not tell, may end it sooner or later.
+    Of a row on the retransmission timer (1), which nobody answers, or on the timer of window probes (4), which a peer
+    without room answers. TCP_USER_TIMEOUT, which sock_diag does not tell, may end it sooner or later.
     """
     s = view.sockets
     space = view.namespaces.get(int(s.netns[row]))
@@ -282,7 +286,10 @@ def of_row(view: View, row: int) -> End | None:
     if s.timer[row] == 1:
         return retransmission(limits, rto, orphaned=orphaned)
     if s.timer[row] == 4:
-        return zero_window(limits, base_rto_ms(int(s.rto_us[row]), 0), orphaned=orphaned)
+        # Where there is room, it is this machine that refuses to send: nobody answers.
+        room = s.present("snd_wnd")[row] and s.snd_wnd[row] > 0
+        rto = base_rto_ms(int(s.rto_us[row]), 0)
+        return zero_window(limits, rto, orphaned=orphaned, answered=not room)
     return None
 
 
@@ -294,6 +301,25 @@ def left_ms(view: View, row: int) -> int | None:
     s = view.sockets
     waited = int(waited_ms(s.rto_us[row], s.retrans[row], s.backoff[row])) if s.timer[row] == 1 else 0
     return max(int(1000 * end.seconds) - max(waited, 0), int(s.expires_ms[row]))
+
+
+def span(end: End | None) -> str:
+    """Return when the kernel gives up, as `text`; ``never``."""
+    return "never" if end is None or end.seconds == float("inf") else text(end.seconds)
+
+
+def ends_by_itself(view: View, rows: NDArray[np.int64]) -> str:
+    """Return when the last of some rows is given up, in words that follow "it ends by itself": ``in about 83 s``.
+
+    Of many rows some are asked.
+    """
+    some = rows[:: max(1, len(rows) // _ROWS_ASKED)]
+    left = [left_ms(view, row) for row in some.tolist()]
+    known = [ms for ms in left if ms is not None]
+    if not known:
+        return "never"
+    about = f"in about {text(max(known) / 1000)}"
+    return about if len(known) == len(left) else f"{about}, some never"
 
 
 def text(seconds: float) -> str:

@@ -62,6 +62,8 @@ def _side(c: Conversation, which: int, facts: Facts, until_ns: int, reset: Reset
         sender = reset.from_a == (which == 0)
         known = sender or reset.standing is Standing.EXACT
         states = (CLOSED,) if known else (*(s for s in states if s != CLOSED), CLOSED)
+    elif any(one.late for one in c.ignored.values()):
+        states = _after_a_late_reset(c, which, states)
     elif stopped(me, until_ns) and facts.acked is not True:
         states = (CLOSED,)
     elif c.packets and not all(end.stream.packets for end in c.ends) and CLOSED not in states:
@@ -71,6 +73,14 @@ def _side(c: Conversation, which: int, facts: Facts, until_ns: int, reset: Reset
         me.stream.packets, me.fins, me.fin_ns, me.acked_ns, me.unheard, stopped(me, until_ns), me.late_bytes,
         me.stream.ack is not None and not me.stream.window, me.probes,
     )  # fmt: skip
+
+
+def _after_a_late_reset(c: Conversation, which: int, states: tuple[str, ...]) -> tuple[str, ...]:
+    """A RST says that its sender remembers nothing, not even TIME_WAIT; it may end that of the other."""
+    for one in c.ignored.values():
+        if one.late and one.from_a == (which == 0):
+            return (CLOSED,)
+    return states if CLOSED in states else (*states, CLOSED)
 
 
 def _outcome(c: Conversation, facts: tuple[Facts, Facts], reset: Reset | None) -> Outcome:

@@ -64,6 +64,9 @@ class Sender:
     """Of its window, from its SYN; None when that is not in the capture."""
     highest: int | None = None
     """Behind the last number that it has used: SYN, byte or FIN."""
+    next: int | None = None
+    """What it would have used next at some time in the capture, by its SYN or a bare ACK: what is beyond was sent after
+    that. Data alone does not say so, because all behind what was lost may be sent again."""
     ack: int | None = None
     """The highest that it has acknowledged of the other."""
     window: int = 0
@@ -74,6 +77,10 @@ class Sender:
         """Add a segment (not a RST) of this end, and say what it was."""
         kind = self._kind(one)
         self.packets += 1
+        if kind is Nth.NOTHING or one.flags & SYN or self.is_fresh(one):
+            ends = (one.seq + consumed(one)) & 0xFFFFFFFF
+            if self.next is None or at_or_behind(ends, self.next):
+                self.next = ends
         if one.flags & SYN:
             self.isn = one.seq
             self.scale = one.scale if one.scale is not None else 0
@@ -92,6 +99,12 @@ class Sender:
                 self._open(self.highest, one)
             self.highest = ends
         return kind
+
+    def is_fresh(self, one: Segment) -> bool:
+        """Whether what a segment ends with was first sent while the capture ran; ask before `take`."""
+        if self.next is None or not consumed(one):
+            return False
+        return not at_or_behind(self.next, (one.seq + consumed(one)) & 0xFFFFFFFF)
 
     def _kind(self, one: Segment) -> Nth:
         length = consumed(one)

@@ -102,8 +102,10 @@ class Capture:
             ValueError: so many connections that the filter is longer than the kernel takes.
         """
         results, gaps = netns.visit([self._space], lambda _: self._open())
+        if gaps and gaps[0].needs:
+            raise PermissionNeeded(errno.EPERM, f"enter {gaps[0].where}", gaps[0].needs)
         if gaps:
-            raise PermissionNeeded(errno.EPERM, gaps[0].doing, gaps[0].needs or "CAP_SYS_ADMIN")
+            raise KernelError(errno.ENOENT, f"enter {gaps[0].where}")
         self._sock = results[self._space.inode]
         try:
             self._ring = mmap.mmap(self._sock.fileno(), _BLOCK * _BLOCKS)
@@ -255,6 +257,7 @@ def space_of(inode: int) -> netns.NetNamespace:
     for held in (False, True):  # listing descriptors is slow, and rarely the only thing that leads there
         spaces, _ = netns.discover(procfs.descriptors()[1] if held else ())
         for space in spaces:
-            if space.inode == inode:
+            # A thread may only be visiting, as ours do: where nothing else leads in, look further.
+            if space.inode == inode and (held or any("/task/" not in path for path in space.paths)):
                 return space
     raise KernelError(errno.ENOENT, f"find network namespace {inode} ({os.strerror(errno.ENOENT)})")

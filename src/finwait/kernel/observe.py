@@ -153,6 +153,17 @@ class Machine:
         """Look into further namespaces from now on: ``(netns, pid, fd)`` of sockets that alone lead there."""
         self._socket_spaces += spaces
 
+    def devices(self, spaces: Iterable[int]) -> dict[tuple[int, int], str]:
+        """Return the names of the interfaces of namespaces, by (netns, ifindex)."""
+        wanted = set(spaces)
+        if not wanted:
+            return {}
+        namespaces, _ = netns.discover(self._spaces, self._socket_spaces)
+        found, _ = netns.visit(
+            [ns for ns in namespaces if ns.inode in wanted], lambda _: dict(socket.if_nameindex())
+        )
+        return {(inode, index): name for inode, names in found.items() for index, name in names.items()}
+
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Return the protocol names of sockets by inode, of ``(pid, fd, inode)``."""
         return procfs.socket_protocols(triples)
@@ -228,9 +239,10 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
         if plan.conntrack and entries.strip() not in (b"0", b""):
             ask = conntrack.dump_request()
             dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, where)
-    if dumps:
-        dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
-    if plan.files and dumps:
+    busy = bool(dumps)
+    # Also where there is no socket: an address of such a namespace is one of this machine, without the other end there.
+    dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
+    if plan.files and busy:
         _read_files(files, first)
     return Namespace(ns.inode, ns.names, ns.pids, ns.process_count, tuple(dumps), files, skipped)
 
@@ -289,15 +301,20 @@ def _sockets(
 
 
 def _has_mptcp() -> bool:
-    """Whether this namespace holds MPTCP sockets, by the protocol counters; unknown counts as yes."""
-    data = procfs.read(_NET + "protocols")
-    if data is None:
+    """Whether this namespace may hold MPTCP sockets; unknown counts as yes."""
+    return _uses_mptcp(procfs.read(_NET + "protocols"), procfs.read(_NET + "netstat"))
+
+
+def _uses_mptcp(protocols: bytes | None, netstat: bytes | None) -> bool:
+    """Judge it by the number of sockets, and by the protocol's counters: 6.1, for one, does not count the sockets."""
+    if protocols is None or netstat is None:
         return True
-    for line in data.splitlines():
+    for line in protocols.splitlines():
         words = line.split()
         if words and words[0] in (b"MPTCP", b"MPTCPv6") and words[2] not in (b"0", b"-1"):
             return True
-    return False
+    lines = [line for line in netstat.splitlines() if line.startswith(b"MPTcpExt:")]
+    return any(word.isdigit() and int(word) for line in lines for word in line.split()[1:])
 
 
 def _dump(kind: str, answer: Answer, gaps: list[Gap], where: str) -> Dump:

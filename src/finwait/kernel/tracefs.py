@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -39,6 +40,8 @@ from finwait.errors import KernelError, NotSupported, PermissionNeeded
 from finwait.uapi import tracepoint
 
 __all__ = ["PREFIX", "Drained", "Root", "Statistics", "Tracing", "leavings", "remove_leavings"]
+
+LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 
 PREFIX: Final = "finwait-"
 _NAME = re.compile(r"finwait-(\d{1,10})-(\d{1,20})(?:-\d+)?")
@@ -160,8 +163,20 @@ def _detached_mount() -> int:
         os.close(context)
 
 
+def locked_down() -> bool:
+    """Return whether the kernel is locked down for confidentiality: then tracefs is empty, or opens nothing."""
+    try:
+        return "[confidentiality]" in LOCKDOWN.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def _explain(error: OSError, doing: str) -> KernelError:
     code = error.errno or errno.EIO
+    if code in (errno.EPERM, errno.EACCES, errno.ENOENT) and locked_down():
+        refused = PermissionNeeded(code, doing, "a kernel that is not locked down")
+        refused.hint = f"`{LOCKDOWN}` says `confidentiality`, which allows no tracing"
+        return refused
     if code in (errno.EPERM, errno.EACCES):
         refused = PermissionNeeded(code, doing, "CAP_SYS_ADMIN")
         if os.geteuid() == 0:

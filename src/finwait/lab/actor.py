@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,9 +29,28 @@ if TYPE_CHECKING:
 
     from finwait.lab.topology import Netns
 
-__all__ = ["Actor", "Conn", "meet"]
+__all__ = ["Actor", "Conn", "has_ipv6", "meet"]
 
 _PROGRAM = Path(__file__).with_name("program.py")
+
+
+@lru_cache(maxsize=1)
+def has_ipv6() -> bool:
+    """Return whether this kernel has IPv6: ``ipv6.disable=1`` takes it away."""
+    try:
+        socket.socket(socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def _spoken(host: str) -> tuple[socket.AddressFamily, str]:
+    """Return the family and the address to use for ``host``; without IPv6, what does the same in IPv4."""
+    if ":" not in host:
+        return socket.AF_INET, host
+    if has_ipv6():
+        return socket.AF_INET6, host
+    return socket.AF_INET, "0.0.0.0" if host == "::" else host.removeprefix("::ffff:")  # noqa: S104 - a namespace of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +153,7 @@ class Actor:
         inheritable: bool = False,
     ) -> Conn:
         """Listen; port 0 lets the kernel choose. ``::`` is dual-stack: it takes IPv4 clients too."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        family, host = _spoken(host)
         return self._conn(
             self.ask(
                 "listen",
@@ -180,7 +200,7 @@ class Actor:
             options: ``(level, name, value)`` to set before connecting.
             wait: until all are established; without it the address is the far end's that was asked for.
         """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        family, host = _spoken(host)
         told = self.ask(
             "connect",
             host=host,

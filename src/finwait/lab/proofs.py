@@ -22,9 +22,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
+from finwait.diagnosis import forecast
 from finwait.errors import FinwaitError
 from finwait.lab.actor import meet
 from finwait.lab.scenario import STATES, NotSettled, scenarios
@@ -251,6 +255,66 @@ def _life(what: str, seconds: float, low: float, high: float) -> Measured:
     return Measured(what, f"{low:g} to {high:g} s", f"{seconds:.2f} s", low <= seconds <= high)
 
 
+_LATE_S = 0.15
+"""What a timer of the kernel's may be late by, however short its time (a tick, and its wheel's grain)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Took:
+    """How long something took, as far as looking now and then tells: on a busy machine we look late."""
+
+    least: float
+    most: float
+
+    def __str__(self) -> str:
+        if self.most - self.least < 0.2:
+            return f"{self.most:.2f} s"
+        return f"{self.least:.2f} to {self.most:.2f} s"
+
+
+def _as_forecast(what: str, predicted_s: float, took: _Took) -> Measured:
+    """Compare with what `finwait.diagnosis.forecast` predicts: within a tenth, or a timer's tick."""
+    held = took.most >= 0.95 * predicted_s - 0.05 and took.least <= 1.1 * predicted_s + _LATE_S
+    return Measured(what, f"{predicted_s:.2f} s (forecast)", str(took), held)
+
+
+class _Race:
+    """Connections of which each is to end at its time, watched together."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, tuple[_Pair, float, float, float]] = {}
+
+    def start(self, what: str, pair: _Pair, predicted_s: float, begin: Callable[[], object]) -> None:
+        """Begin what ends the connection at ``pair.a`` after some seconds."""
+        before = time.monotonic()
+        begin()
+        self._running[what] = pair, predicted_s, before, time.monotonic()
+
+    def results(self, deadline_s: float = _DEADLINE_S) -> Iterator[Measured]:
+        """Yield how long each took, as they go."""
+        left, seen = dict(self._running), {what: one[3] for what, one in self._running.items()}
+        end = time.monotonic() + deadline_s
+        while left:
+            for what, (pair, predicted_s, before, after) in list(left.items()):
+                asked = time.monotonic()
+                if pair.at_a() is not None:
+                    seen[what] = asked
+                    continue
+                took = _Took(seen[what] - after, time.monotonic() - before)
+                yield _as_forecast(what, predicted_s, took)
+                del left[what]
+            if left and time.monotonic() > end:
+                raise _Late(f"after {deadline_s:.0f} s still there: {', '.join(left)}")
+            time.sleep(0.01)
+
+
+def _rto_ms(sock: socket.socket) -> float:
+    return (
+        float(struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 8)[0])
+        / 1000
+    )
+
+
 def _equal(what: str, expected: object, got: object) -> Measured:
     return Measured(what, str(expected), str(got), expected == got)
 
@@ -289,11 +353,12 @@ def _held_and_orphan(lab: Lab) -> Iterator[Measured]:
     with _Place(lab, tcp_fin_timeout=2) as place:
         held, both, orphan = place.half_closed(), place.half_closed(), place.half_closed()
         both.a.shutdown(socket.SHUT_RDWR)
-        orphan.a.close()
+        race = _Race()
+        predicted = forecast.fin_wait2_orphan_s(2, _rto_ms(orphan.a))
+        race.start("the orphan's life with tcp_fin_timeout=2", orphan, predicted, orphan.a.close)
         yield _seen("the orphan, at first", orphan.at_a(), "FIN_WAIT2", timer=3, held=False)
         before = _packets(place.ns)
-        took = _until(lambda: orphan.at_a() is None, "the orphan is gone")
-        yield _life("the orphan's life with tcp_fin_timeout=2", took, 1.5, 6)
+        yield from race.results()
         time.sleep(2.5)
         yield _seen("held after shutdown(WR), longer than that", held.at_a(), "FIN_WAIT2", timer=0, held=True)
         yield _seen(
@@ -324,9 +389,7 @@ def _time_wait_is_constant(lab: Lab) -> Iterator[Measured]:
         _until(lambda: _is(pair.at_a(), "TIME_WAIT"), "TIME_WAIT")
         row = pair.at_a()
         left = row.when_s if row else 0.0
-        yield Measured(
-            "TIME_WAIT's time with tcp_fin_timeout=3", "50 to 60 s", f"{left:.1f} s", 50 < left <= 60
-        )
+        yield _as_forecast("TIME_WAIT's time with tcp_fin_timeout=3", forecast.TIME_WAIT_S, _Took(left, left))
 
 
 def _lifetimes_above_sixty(lab: Lab) -> Iterator[Measured]:
@@ -335,14 +398,22 @@ def _lifetimes_above_sixty(lab: Lab) -> Iterator[Measured]:
         pair.a.setsockopt(socket.IPPROTO_TCP, _TCP_LINGER2, 500)
         kept = pair.a.getsockopt(socket.IPPROTO_TCP, _TCP_LINGER2)
         yield _equal("TCP_LINGER2 set to 500 reads", 120, kept)
-        for seconds, low, high in ((62, 3.5, 9), (1, 0.8, 6)):
+        yield _equal("which the forecast knows", forecast.LINGER2_MAX_S, kept)
+        race = _Race()
+        for seconds in (1, 3, 61, 62, 63):
             pair = place.pair()
             pair.a.setsockopt(socket.IPPROTO_TCP, _TCP_LINGER2, seconds)
             pair.a.shutdown(socket.SHUT_WR)
             _until(lambda p=pair: _is(p.at_a(), "FIN_WAIT2"), "the FIN is acknowledged")  # type: ignore[misc]
-            pair.a.close()
-            took = _until(lambda p=pair: p.at_a() is None, "the orphan is gone")  # type: ignore[misc]
-            yield _life(f"an orphan's life with TCP_LINGER2={seconds}", took, low, high)
+            predicted = forecast.fin_wait2_orphan_s(seconds, _rto_ms(pair.a))
+            race.start(f"an orphan's life with TCP_LINGER2={seconds}", pair, predicted, pair.a.close)
+        yield from race.results()
+        with _Place(lab, "beyond", tcp_fin_timeout=200) as beyond:
+            pair = beyond.orphan()
+            row = pair.at_a()
+            left = (row.when_s if row else 0.0) + 200 - forecast.TIME_WAIT_S
+            yield _as_forecast("an orphan's life with tcp_fin_timeout=200, by its first timer",
+                               forecast.fin_wait2_orphan_s(200), _Took(left, left))  # fmt: skip
         pair = place.pair()
         pair.a.setsockopt(socket.IPPROTO_TCP, _TCP_LINGER2, -1)
         pair.a.close()
@@ -408,7 +479,7 @@ def _dead_peer(lab: Lab) -> Iterator[Measured]:
         sending.a.sendall(b"x")
         closing.a.shutdown(socket.SHUT_WR)
         took = _until(lambda: idle.at_a() is None, "keepalive ends the idle one")
-        yield _life("keepalive 1/1/2, idle", took, 2, 9)
+        yield _life("keepalive 1/1/2, idle", took, 2, 9)  # a first probe may have been answered
         yield _equal("its error", "ETIMEDOUT", _error_of(idle.a))
         _until(lambda: sending.at_a() is None and closing.at_a() is None, "TCP_USER_TIMEOUT ends two")
         yield _equal("TCP_USER_TIMEOUT=2000 with data on its way", "ETIMEDOUT", _error_of(sending.a))
@@ -420,16 +491,104 @@ def _dead_peer(lab: Lab) -> Iterator[Measured]:
 
 
 def _user_timeout_replaces_count(lab: Lab) -> Iterator[Measured]:
+    wanted = ((1, 1, 3, 0), (1, 1, 9, 2000), (1, 1, 1, 6000), (2, 2, 5, 7000), (2, 2, 5, 1000))
+    race = _Race()
     with _Place(lab) as place:
-        shorter, longer = place.pair(), place.pair()
-        for pair, probes, limit in ((shorter, 9, 2000), (longer, 1, 6000)):
-            _keepalive(pair.a, 1, 1, probes)
-            pair.a.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, limit)
+        pairs = [place.pair() for _ in wanted]
         place.silence()
-        took = _until(lambda: shorter.at_a() is None, "the shorter one is gone")
-        yield _life("keepalive 1/1/9 with TCP_USER_TIMEOUT=2000", took, 1.5, 5.5)
-        took += _until(lambda: longer.at_a() is None, "the longer one is gone")
-        yield _life("keepalive 1/1/1 with TCP_USER_TIMEOUT=6000", took, 5, 12)
+        for pair, (idle, interval, count, limit) in zip(pairs, wanted, strict=True):
+            what = f"keepalive {idle}/{interval}/{count}" + (
+                f" with TCP_USER_TIMEOUT={limit}" if limit else ""
+            )
+            pair.a.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, limit)
+            predicted = forecast.keepalive(idle, interval, count, limit).seconds
+            race.start(what, pair, predicted, partial(_keepalive, pair.a, idle, interval, count))
+        yield from race.results()
+
+
+def _retransmission_limits(lab: Lab) -> Iterator[Measured]:
+    """What decides when data and FINs that nobody acknowledges are given up, each in a namespace of its own."""
+    cases: dict[str, tuple[dict[str, int], bool, int]] = {
+        "held, tcp_retries2=3": ({"tcp_retries2": 3}, False, 0),
+        "orphan, tcp_orphan_retries=3": ({"tcp_orphan_retries": 3}, True, 0),
+        "orphan, tcp_orphan_retries=1": ({"tcp_orphan_retries": 1}, True, 0),
+        "held, TCP_USER_TIMEOUT=3000": ({}, False, 3000),
+        "orphan, TCP_USER_TIMEOUT=5000, tcp_orphan_retries=1": ({"tcp_orphan_retries": 1}, True, 5000),
+    }
+    if lab.netns("probe").call(lambda: Path("/proc/sys/net/ipv4/tcp_rto_max_ms").exists()):
+        cases["orphan, tcp_rto_max_ms=1000"] = ({"tcp_rto_max_ms": 1000}, True, 0)
+        cases["orphan, tcp_rto_max_ms=1000, tcp_orphan_retries=3"] = (
+            {"tcp_rto_max_ms": 1000, "tcp_orphan_retries": 3}, True, 0,
+        )  # fmt: skip
+    race = _Race()
+    with contextlib.ExitStack() as stack:
+        for number, (what, (sysctls, orphaned, limit)) in enumerate(cases.items()):
+            place = stack.enter_context(_Place(lab, f"limit-{number}", **sysctls))
+            pair = place.pair()
+            pair.a.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, limit)
+            place.silence()
+            limits = forecast.Limits.of({f"ipv4/{name}": str(value) for name, value in sysctls.items()})
+            end = forecast.retransmission(limits, _rto_ms(pair.a), orphaned=orphaned, user_timeout_ms=limit)
+            begin = pair.a.close if orphaned else partial(pair.a.shutdown, socket.SHUT_WR)
+            race.start(f"an unanswered FIN: {what}", pair, end.seconds, begin)
+        yield from race.results()
+
+
+def _retransmissions_tell_time(lab: Lab) -> Iterator[Measured]:
+    """A FIN that was sent again so many times has waited for so long, at least."""
+    with _Place(lab) as place:
+        pair = place.pair()
+        place.silence()
+        before = time.monotonic()
+        pair.a.shutdown(socket.SHUT_WR)
+        for n in (1, 2, 3, 4):
+            _until(lambda n=n: _retransmits(pair.a)[0] >= n, f"{n} retransmissions")  # type: ignore[misc]
+            count, backoff, rto_us = _retransmits(pair.a)
+            waited = time.monotonic() - before
+            proven = int(forecast.waited_ms(*(np.array([x]) for x in (rto_us, count, backoff)))[0]) / 1000
+            yield Measured(
+                f"the time that {count} retransmissions prove, at most what it was", f"{waited:.2f} s or less",
+                f"{proven:.2f} s", 0 < proven <= waited,
+            )  # fmt: skip
+
+
+def _retransmits(sock: socket.socket) -> tuple[int, int, int]:
+    """Return ``tcpi_retransmits``, ``tcpi_backoff`` and ``tcpi_rto``."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return info[2], info[4], int(struct.unpack_from("=I", info, 8)[0])
+
+
+def _closed_window_limits(lab: Lab) -> Iterator[Measured]:
+    cases: dict[str, tuple[dict[str, int], bool, int]] = {
+        "held, TCP_USER_TIMEOUT=4000": ({}, False, 4000),
+        "orphan, tcp_orphan_retries=1": ({"tcp_orphan_retries": 1}, True, 0),
+    }
+    if lab.netns("probe").call(lambda: Path("/proc/sys/net/ipv4/tcp_rto_max_ms").exists()):
+        cases["orphan, tcp_rto_max_ms=2000"] = ({"tcp_rto_max_ms": 2000}, True, 0)
+    race = _Race()
+    with contextlib.ExitStack() as stack:
+        for number, (what, (sysctls, orphaned, limit)) in enumerate(cases.items()):
+            pair = stack.enter_context(_Place(lab, f"window-{number}", **sysctls)).pair()
+            pair.a.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, limit)
+            pair.a.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    pair.a.send(bytes(65536))
+            # Until the last room is filled the timer of the probes sends data.
+            _until(lambda p=pair: _no_room(p.a), "there is no room left")  # type: ignore[misc]
+            limits = forecast.Limits.of({f"ipv4/{name}": str(value) for name, value in sysctls.items()})
+            end = forecast.zero_window(limits, _rto_ms(pair.a), orphaned=orphaned, user_timeout_ms=limit)
+            assert end is not None
+            begin = pair.a.close if orphaned else time.monotonic
+            race.start(f"a peer that does not read: {what}", pair, end.seconds, begin)
+        yield from race.results()
+
+
+def _no_room(sock: socket.socket) -> bool:
+    """Whether the peer's window is shut to the last byte (``tcpi_snd_wnd``), and all that fitted is acknowledged."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    unacked = struct.unpack_from("=I", info, 24)[0]
+    return len(info) >= 232 and not unacked and struct.unpack_from("=I", info, 228)[0] == 0
 
 
 def _orphan_retries(lab: Lab) -> Iterator[Measured]:
@@ -442,9 +601,10 @@ def _orphan_retries(lab: Lab) -> Iterator[Measured]:
         usual.silence()
         held.a.shutdown(socket.SHUT_WR)
         other.a.close()
-        orphan.a.close()
-        took = _until(lambda: orphan.at_a() is None, "the orphan is gone")
-        yield _life("an unanswered FIN with tcp_orphan_retries=1", took, 0.3, 6)
+        race = _Race()
+        end = forecast.orphan(forecast.Limits(orphan_retries=1), _rto_ms(orphan.a))
+        race.start("an unanswered FIN with tcp_orphan_retries=1", orphan, end.seconds, orphan.a.close)
+        yield from race.results()
         time.sleep(2)
         yield _seen("the same with the default 0, later", other.at_a(), "FIN_WAIT1", timer=1, held=False)
         yield _seen(
@@ -820,8 +980,6 @@ def _reset_in_time_wait(lab: Lab) -> Iterator[Measured]:
 def _rto_max(lab: Lab) -> Iterator[Measured]:
     with _Place(lab) as place:
         old = place.fresh()
-        if not place.ns.call(lambda: Path("/proc/sys/net/ipv4/tcp_rto_max_ms").exists()):
-            raise LabError("this kernel has no tcp_rto_max_ms", hint="it is in Linux 6.18, and not in 6.12")
         place.ns.sysctl("net.ipv4.tcp_rto_max_ms", 5000)
         new = place.fresh()
         yield _equal("TCP_RTO_MAX_MS of a socket from before", 120_000,
@@ -1080,11 +1238,14 @@ _PROOFS: tuple[Proof, ...] = (
     ),
     Proof("countdown-is-copied", ("X02",), 1.5, _NET, _countdown_is_copied),
     Proof("time-wait-is-constant", ("X03",), 0.3, _NET, _time_wait_is_constant),
-    Proof("lifetimes-above-sixty", ("X01", "X05", "S25"), 6, _NET, _lifetimes_above_sixty),
+    Proof("lifetimes-above-sixty", ("X01", "X05", "S25"), 8, _NET, _lifetimes_above_sixty),
     Proof("armed-keepalive", ("S18",), 0.3, _NET, _armed_keepalive),
     Proof("live-peer-answers", ("S05", "S07", "X18", "S39"), 5, _NET, _live_peer_answers),
     Proof("dead-peer", ("S19", "X20", "X21", "X23", "X24"), 6, _NFT, _dead_peer),
-    Proof("user-timeout-replaces-count", ("X22",), 7, _NFT, _user_timeout_replaces_count),
+    Proof("user-timeout-replaces-count", ("X22",), 8.5, _NFT, _user_timeout_replaces_count),
+    Proof("retransmission-limits", ("X58",), 8, _NFT, _retransmission_limits),
+    Proof("retransmissions-tell-time", (), 4, _NFT, _retransmissions_tell_time),
+    Proof("closed-window-limits", ("X59",), 6, _NET, _closed_window_limits),
     Proof("orphan-retries", ("S21", "X04", "X25"), 4, _NFT, _orphan_retries),
     Proof("fresh-namespace", ("S08", "S41", "X43"), 0.1, _NET, _fresh_namespace),
     Proof("orphans-counted", ("S20",), 0.2, _NET, _orphans_counted),
@@ -1105,7 +1266,7 @@ _PROOFS: tuple[Proof, ...] = (
     Proof("reject-with-reset", ("X39",), 0.3, _NFT, _reject_with_reset),
     Proof("reset-in-time-wait", ("S22",), 2, _NET, _reset_in_time_wait),
     Proof("queue-overflow", ("S11",), 2, _NFT, _queue_overflow),
-    Proof("rto-max-of-new-sockets", (), 0.1, _NET, _rto_max),
+    Proof("rto-max-of-new-sockets", (), 0.1, (*_NET, "sysctl:net.ipv4.tcp_rto_max_ms"), _rto_max),
     Proof("conntrack-locked", ("S36",), 0.1, _NET, _conntrack_locked),
     Proof("relay-that-waits", ("S01",), 1, _NET, _by_scenario("kube-proxy-userspace")),
     Proof("flows-are-not-sockets", ("S29", "S32"), 5, _CT, _flows_are_not_sockets),

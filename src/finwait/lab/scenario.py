@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finwait.errors import FinwaitError
+from finwait.lab.actor import has_ipv6
 from finwait.lab.topology import Lab, LabError, unmet
 
 if TYPE_CHECKING:
@@ -373,10 +374,10 @@ def read_rows(netns: Netns, *, mptcp: bool = False, listeners: bool = False) -> 
 
 def _read_tables() -> dict[int, str]:
     """Read the tables of the calling thread's namespace (``/proc/net`` would be the main thread's)."""
-    return {
-        int(socket.AF_INET): Path("/proc/thread-self/net/tcp").read_text(),
-        int(socket.AF_INET6): Path("/proc/thread-self/net/tcp6").read_text(),
-    }
+    files = {int(socket.AF_INET): "tcp", int(socket.AF_INET6): "tcp6"}
+    if not has_ipv6():  # then there is no tcp6
+        del files[int(socket.AF_INET6)]
+    return {family: Path("/proc/thread-self/net", name).read_text() for family, name in files.items()}
 
 
 def _parse(netns: int, family: int, fields: list[str]) -> Row:

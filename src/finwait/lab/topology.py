@@ -9,7 +9,7 @@ Two labs at once do not meet: each takes a /20 of 10.0.0.0/8 that no other lab o
 number is held by an abstract Unix socket), so even their four-tuples differ.
 
 The surprise: an orphaned socket keeps its namespace alive after the last process and descriptor is gone, for
-as long as its FIN is retransmitted (some 107 s). So a lab destroys what is left before it lets go.
+as long as its FIN is retransmitted (some 104 s). So a lab destroys what is left before it lets go.
 
 A namespace is entered by a thread that ends there; no thread of the caller ever changes its own. Working as
 an ordinary user is possible inside ``unshare --user --map-root-user --net``.
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from finwait.errors import FinwaitError, KernelError, NotSupported, PermissionNeeded
-from finwait.lab.actor import Actor
+from finwait.lab.actor import Actor, has_ipv6
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +71,10 @@ class LabError(FinwaitError):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A veth pair between two namespaces, with an IPv4 /24 and an IPv6 /64 on it."""
+    """A veth pair between two namespaces, with an IPv4 /24 and an IPv6 /64 on it.
+
+    On a kernel without IPv6 ``a6`` and ``b6`` are the IPv4 addresses: whoever connects to them is served all the same.
+    """
 
     a: Netns
     b: Netns
@@ -312,27 +315,20 @@ class Lab:
         # their carrier for not urgent (linkwatch_urgent_event) and IPv6 stays dead for a second.
         index = 100 + 2 * self._networks
         self._networks += 1
-        link = Link(
-            a,
-            b,
-            a.next_device(),
-            b.next_device(),
-            str(base + 1),
-            str(base + 2),
-            str(base6 + 1),
-            str(base6 + 2),
-        )
+        v4 = str(base + 1), str(base + 2)
+        v6 = (str(base6 + 1), str(base6 + 2)) if has_ipv6() else v4
+        link = Link(a, b, a.next_device(), b.next_device(), *v4, *v6)
         a.ip(
             f"link add {link.a_dev} index {index} type veth "
             f"peer name {link.b_dev} index {index + 1} netns /proc/self/fd/{b.fd}",
             f"addr add {link.a4}/24 dev {link.a_dev}",
-            f"addr add {link.a6}/64 dev {link.a_dev} nodad",
+            *((f"addr add {link.a6}/64 dev {link.a_dev} nodad",) if has_ipv6() else ()),
             f"link set {link.a_dev} up",
             fds=(b.fd,),
         )
         b.ip(
             f"addr add {link.b4}/24 dev {link.b_dev}",
-            f"addr add {link.b6}/64 dev {link.b_dev} nodad",
+            *((f"addr add {link.b6}/64 dev {link.b_dev} nodad",) if has_ipv6() else ()),
             f"link set {link.b_dev} up",
         )
         self.links.append(link)
@@ -440,7 +436,8 @@ class Lab:
 def unmet(needs: Sequence[str]) -> tuple[str, ...]:
     """Return which of a scenario's needs this machine does not meet, each as a sentence for a skip.
 
-    Known needs: ``netns`` (may make namespaces), ``cgroup2``, ``mptcp``, and ``tool:NAME`` (a command).
+    Known needs: ``netns`` (may make namespaces), ``cgroup2``, ``mptcp``, ``tool:NAME`` (a command), and
+    ``sysctl:NAME`` (of a namespace).
     """
     missing = []
     for need in needs:
@@ -458,6 +455,9 @@ def unmet(needs: Sequence[str]) -> tuple[str, ...]:
                 socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP).close()
             except OSError as error:
                 missing.append(f"the kernel has no MPTCP ({error.strerror})")
+        elif need.startswith("sysctl:"):
+            if not Path("/proc/sys", *need[7:].split(".")).exists():
+                missing.append(f"this kernel has no sysctl `{need[7:]}`")
         elif need == "cgroup2":
             root = _cgroup2_root()
             if root is None or not os.access(root, os.W_OK):

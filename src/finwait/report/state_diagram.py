@@ -1,7 +1,7 @@
 """The TCP state diagram as text, with how many connections are in each state and how many pass each second.
 
 The picture that says where things pile up: a state whose inflow is larger than its outflow grows. Made for
-80 columns and no colour.
+80 columns and no colour. Where there is less room, `states` says the same without the picture.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from collections.abc import Mapping
 
 from finwait.uapi import tcp
 
-__all__ = ["diagram"]
+__all__ = ["HEIGHT", "WIDTH", "diagram", "states"]
+
+WIDTH, HEIGHT = 79, 11
+"""Of the diagram, in characters."""
 
 
 def _count(counts: Mapping[int, int], state: int) -> str:
@@ -60,5 +63,45 @@ def diagram(
         f"reset or destroyed: {r((e, cl), (w1, cl), (cw, cl), (ss, cl), (sr, cl))}",
     ]
     if flows is None:
-        lines[-1] = f"no flows: {why_no_flows or 'not known'}"[:79]
+        lines[-1] = f"no flows: {why_no_flows or 'not known'}"[:WIDTH]
     return [line.rstrip() for line in lines]
+
+
+_ORDER = (
+    tcp.ESTABLISHED, tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING, tcp.TIME_WAIT,
+    tcp.SYN_SENT, tcp.SYN_RECV, tcp.LISTEN,
+)  # fmt: skip
+
+
+def states(
+    counts: Mapping[int, int], flows: Mapping[tuple[int, int], float] | None, *, width: int, most: int
+) -> list[str]:
+    """Return the states that are in use, with what comes in and goes out, as few lines of a narrow screen.
+
+    Args:
+        counts: state → connections in it.
+        flows: as of `diagram`.
+        width: characters of a line.
+        most: lines.
+    """
+    cells = []
+    for state in _ORDER:
+        into = sum(n for (old, new), n in (flows or {}).items() if new == state != old)
+        out = sum(n for (old, new), n in (flows or {}).items() if old == state != new)
+        if counts.get(state, 0) or into or out:
+            rates = f" +{_short(into)} -{_short(out)}/s" if flows is not None else ""
+            cells.append(_count(counts, state) + rates)
+    lines: list[str] = []
+    for cell in cells or ["no connections"]:
+        if lines and len(lines[-1]) + 2 + len(cell) <= width:
+            lines[-1] += "  " + cell
+        elif len(lines) < most:
+            lines.append(cell[:width])
+        else:
+            lines[-1] = (lines[-1] + "  …") if len(lines[-1]) + 3 <= width else lines[-1][: width - 1] + "…"
+            break
+    return lines
+
+
+def _short(rate: float) -> str:
+    return f"{rate:.1f}" if 0 < rate < 100 else f"{rate:,.0f}"

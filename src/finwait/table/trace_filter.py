@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from finwait.errors import FilterError
 from finwait.table.filter import Filter
 from finwait.table.predicates import (
+    OF_FINDINGS,
     And,
     Autobound,
     Facts,
@@ -48,6 +49,7 @@ from finwait.table.sockets import SocketTable
 __all__ = [
     "JUDGED",
     "asks_for_holders",
+    "beyond_the_event",
     "by_the_event",
     "judge",
     "kernel_filter",
@@ -66,7 +68,7 @@ _LASTING: Final = frozenset({"netns", "ifindex", "cookie", "inode", "uid", "cgro
 _AROUND: Final = frozenset({"pid", "comm", "cgroup", "pod", "container", "user", "netns", "dev"})
 """What else is found out about a row."""
 _AGES: Final = frozenset({"age_at_least_s", "age_at_most_s"})
-_DIAGNOSED: Final = frozenset({"rule", "severity"})
+_DIAGNOSED: Final = OF_FINDINGS
 JUDGED: Final = (
     "state", "exclude", "sport", "dport", "src", "dst", "family", "age", "netns", "pid", "comm", "user", "uid",
     "cgroup", "cgroup_id", "pod", "container", "dev", "ifindex", "cookie", "inode", "protocol",
@@ -94,6 +96,16 @@ def only_ports_and_hosts(node: Node) -> bool:
 def by_the_event(wanted: Filter | None) -> bool:
     """Whether the events alone decide: ports, addresses and states."""
     return wanted is None or (wanted.columns <= _TOLD and not wanted.needs)
+
+
+def beyond_the_event(wanted: Filter) -> tuple[str, ...]:
+    """Return what a FILTER asks for that no event tells, in the words of the FILTER."""
+    found: dict[str, None] = {}
+    for leaf in _leaves(wanted.root):
+        columns, needs = leaf.reads()
+        if needs or not columns <= _TOLD:
+            found["age" if needs & _AGES else "user" if isinstance(leaf, User) else _name(leaf)] = None
+    return tuple(found)
 
 
 def asks_for_holders(wanted: Filter | None) -> bool:

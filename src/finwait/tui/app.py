@@ -5,22 +5,25 @@ Nothing here looks at the machine: a thread takes pictures from a `Feed`, and wh
 
 from __future__ import annotations
 
+import re
+import textwrap
 import threading
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.cells import cell_len, set_cell_size
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import ScrollableContainer, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static
 
 from finwait.errors import FilterError, FinwaitError
 from finwait.report.columns import Cells
 from finwait.report.groups import GROUPINGS, SORTS, Groups, groups
-from finwait.report.state_diagram import diagram
+from finwait.report.state_diagram import HEIGHT, WIDTH, diagram, states
 from finwait.report.text import Style, connection
 from finwait.session import Diagnosis, findings_of
 from finwait.table.filter import Filter
@@ -59,29 +62,34 @@ def _columns(sort: str) -> dict[str, str]:
 
 
 _HELP = """\
-The upper half is the TCP state diagram: how many sockets are in each state now, and how many
-pass each arrow a second. Where more comes in than goes out, connections pile up.
+Above: the TCP state diagram, with the number of sockets in each state and how
+many pass each arrow a second. Where more comes in than goes out, connections
+pile up. On a small screen: the states in use, with +in and -out a second.
 
-The lower half groups the connections by their cause, and by whatever else one asks.
+Below: the connections, grouped by cause or by something else.
 
-  g  G       group by the next, the one before: cause, process, pod, peer, port, netns, state
-  enter      the connections of a group; then the evidence of one
-  escape     back
-  s  r       sort by something else; turn the order around
-  /          a FILTER, as on the command line (`held age > 10m`, `dport = :5432`); empty for all
-  m          mark a connection, or all of a group
-  u          unmark all
-  c          a plan that would clear what is marked, with what the peers will be told
-  d          diagnose again now
-  e          list ESTABLISHED connections too, where they are so many that they are only counted
-  n  p       the next look of a recording, the one before
-  space      pause and go on
-  q          quit
+  g  G    group by the next, the one before: cause, process, pod, peer, port,
+          netns, state
+  enter   open a group; then the evidence of one connection
+  escape  back
+  s  r    sort by something else; reverse the order
+  /       a FILTER, as on the command line (`held age > 10m`,
+          `dport = :5432`); empty for all
+  m       mark a connection, or all of a group
+  u       unmark all
+  c       show the plan that would clear what is marked, and what the peers see
+  d       diagnose again now
+  e       list ESTABLISHED connections too, where there are so many that they
+          are only counted
+  n  p    the next look of a recording, the one before
+  space   pause, and go on
+  q       quit
 
-Ages are what can be proved: at least so long. The numbers are newer than the groups where there are very many
-sockets: listing the descriptors takes longer than counting.
+Ages are what can be proved: at least that long. Where there are very many
+sockets the numbers are newer than the groups: listing descriptors takes longer
+than counting.
 
-Any key closes this page.
+Any key closes this page; arrow keys scroll other pages, also to the side.
 """
 
 
@@ -114,6 +122,45 @@ class Clearing(Protocol):
         """
 
 
+_DRAWN = frozenset("│┌┐└┘├┤┬┴┼─")
+
+
+def fit(text: str, width: int) -> str:
+    """Return one line of at most ``width`` cells; what is cut off is marked."""
+    return text if cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
+
+
+def fold(text: str, width: int) -> str:
+    """Return text in lines of at most ``width`` characters.
+
+    Drawings and words that are longer stay as they are: a page can be scrolled to the side. What a line says behind two
+    blanks stays under its beginning.
+    """
+    out: list[str] = []
+    for line in text.split("\n"):
+        if len(line) <= width or not _DRAWN.isdisjoint(line):
+            out.append(line)
+            continue
+        gaps = [gap.end() for gap in re.finditer(r"^\s+|\s{2,}", line) if gap.end() <= width // 2]
+        hang = gaps[-1] if gaps else 0
+        out += textwrap.wrap(
+            line, max(width, hang + 10), subsequent_indent=" " * hang, break_long_words=False,
+            break_on_hyphens=False, replace_whitespace=False,
+        )  # fmt: skip
+    return "\n".join(out)
+
+
+def wrong(error: FilterError, width: int) -> str:
+    """Return a mistake in a FILTER with its place, however long the FILTER is."""
+    room = max(width - 2, 8)
+    start = max(0, error.column - room // 2) if len(error.text) > room else 0
+    part = error.text[start : start + room]
+    lines = [fold(error.message, width), f"  {part}", "  " + " " * (error.column - start) + "^"]
+    if error.hint:
+        lines.append(fold(f"hint: {error.hint}", width))
+    return printable("\n".join(lines), lines=True)
+
+
 class Page(ModalScreen[None]):
     """A text that can be scrolled; escape or q leaves it."""
 
@@ -123,6 +170,8 @@ class Page(ModalScreen[None]):
         Binding("down,j", "scroll('down')", show=False),
         Binding("pageup", "scroll('page_up')", show=False),
         Binding("pagedown,space", "scroll('page_down')", show=False),
+        Binding("left,h", "scroll('left')", show=False),
+        Binding("right,l", "scroll('right')", show=False),
     ]
 
     def __init__(self, text: str) -> None:
@@ -131,9 +180,23 @@ class Page(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """Show the text."""
-        with VerticalScroll(id="page"):
-            yield Static(self._text, id="text", markup=False)
+        with ScrollableContainer(id="page"):
+            yield Static(id="text", markup=False)
         yield Footer()
+
+    @property
+    def text(self) -> str:
+        """What it says, before it is laid out."""
+        return self._text
+
+    def on_resize(self) -> None:
+        """Lay the text out anew."""
+        self.show(self._text)
+
+    def show(self, text: str) -> None:
+        """Show another text."""
+        self._text = text
+        self.query_one("#text", Static).update(fold(text, max(self.size.width - 2, 20)))
 
     def action_leave(self) -> None:
         """Go back."""
@@ -196,7 +259,7 @@ class PlanPage(Page):
     def _say(self, text: str, ready: bool) -> None:
         self._ready = ready
         self.refresh_bindings()
-        self.query_one("#text", Static).update(text)
+        self.show(text)
 
     def action_act(self) -> None:
         """Carry the plan out, once."""
@@ -228,7 +291,7 @@ class Top(App[None]):
     """
 
     CSS = """
-    #diagram { height: 11; }
+    #diagram { height: auto; }
     #status { height: 1; text-style: reverse; }
     #rows { height: 1fr; }
     #ask { height: auto; display: none; }
@@ -236,6 +299,8 @@ class Top(App[None]):
     #wrong { height: auto; }
     Input { border: none; height: 1; padding: 0; }
     Page { background: $background; }
+    #page { overflow: auto; }
+    #text { width: auto; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "quit"),
@@ -363,9 +428,7 @@ class Top(App[None]):
         picture = self._picture
         if picture is None:
             return
-        self.query_one("#diagram", Static).update(
-            "\n".join(diagram(picture.counts, picture.flows, picture.why_no_flows))
-        )
+        self.query_one("#diagram", Static).update("\n".join(self._states(picture)))
         if picture.diagnosis is not None:
             self._list(picture, picture.diagnosis, top)
         parts = [
@@ -374,8 +437,26 @@ class Top(App[None]):
             f"{len(self._marked):,} marked" if self._marked else "",
             f"FILTER {self._words}" if self._words else "",
             picture.note,
+            # The diagram says it itself.
+            picture.why_no_flows if self._small else "",
         ]
-        self.query_one("#status", Static).update("; ".join(p for p in parts if p))
+        self.query_one("#status", Static).update(fit("; ".join(p for p in parts if p), self.size.width))
+
+    def _states(self, picture: Picture) -> list[str]:
+        """Return the diagram, or where it does not fit the states alone: half of the screen is the list's."""
+        width, height = self.size
+        if not self._small:
+            return diagram(picture.counts, picture.flows, picture.why_no_flows)
+        return states(picture.counts, picture.flows, width=max(width, 10), most=max(min(height // 5, 5), 1))
+
+    @property
+    def _small(self) -> bool:
+        """Whether the diagram does not fit."""
+        return self.size.width <= WIDTH or self.size.height < 2 * HEIGHT
+
+    def on_resize(self) -> None:
+        """Draw for another size, once it is ours."""
+        self.call_after_refresh(self._draw)
 
     def _list(self, picture: Picture, found: Diagnosis, top: bool) -> None:
         """Fill the list, if it is not what it shows already."""
@@ -566,7 +647,7 @@ class Top(App[None]):
         try:
             wanted = self._parse([words]) if words else None
         except FilterError as error:
-            self.query_one("#wrong", Static).update(_told(error).rstrip())
+            self.query_one("#wrong", Static).update(wrong(error, self.size.width - 2))
             return
         self._words = words
         self._group = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -21,13 +22,13 @@ from numpy.typing import NDArray
 
 from finwait import session
 from finwait.errors import DecodeError, FinwaitError
-from finwait.follow import Following
+from finwait.follow import Following, Round
 from finwait.kernel.observe import Machine
 from finwait.recording.replay import Replay
 from finwait.table import decode
 from finwait.table.filter import Filter
 from finwait.table.sockets import SocketTable
-from finwait.table.trace_filter import only_ports_and_hosts
+from finwait.table.trace_filter import beyond_the_event, by_the_event, only_ports_and_hosts
 from finwait.uapi import tcp
 from finwait.uapi.observation import Namespace, Observation, Plan
 from finwait.uapi.proc import parse_snmp
@@ -51,7 +52,7 @@ class Picture:
     counts: Mapping[int, int]
     """State → sockets that the FILTER wants, listeners included."""
     flows: Mapping[tuple[int, int], float] | None
-    """(old, new) → a second, of everything traced; None when they are not known."""
+    """(old, new) → a second, of what the FILTER wants; None when they are not known."""
     diagnosis: session.Diagnosis | None
     """The newest diagnosis, which may be older than the numbers; None before the first."""
     rows: NDArray[np.int64]
@@ -110,8 +111,8 @@ class Live:
         self._machine = Machine()
         self._following: Following | None = None
         self._traced: Filter | None = None
-        self._edges: dict[tuple[int, int], int] = {}
-        self._edges_at = 0.0
+        self._passed: Counter[tuple[int, int]] = Counter()
+        self._passed_since = 0.0
         self._begun = False
         self._wake = threading.Event()
         self._next_count = 0.0
@@ -142,14 +143,20 @@ class Live:
             self._following = None
 
     def _follow(self) -> None:
-        """Trace what is wanted; polling, where that is not permitted, gives no flows."""
+        """Trace what is wanted; polling, where that is not permitted, gives no flows.
+
+        Nothing is looked up, which would cost more than the picture may. So flows are of a FILTER that the events
+        themselves decide; of any other there are none (`_why_no_flows`).
+        """
         if self._following is not None:
             self._following.__exit__(None, None, None)
         self._traced = self._wanted
-        self._following = Following(self._wanted, lookup=False, interval=3600.0)
-        self._following.__enter__()
-        self._edges = {}
-        self._edges_at = time.monotonic()
+        self._following = None
+        if by_the_event(self._wanted):
+            self._following = Following(self._wanted, lookup=False, interval=3600.0)
+            self._following.__enter__()
+        self._passed = Counter()
+        self._passed_since = time.monotonic()
         self._lost = 0
         self._trace_ended = ""
 
@@ -209,7 +216,7 @@ class Live:
         while not self._ended and (left := self._next_count - time.monotonic()) > 0:
             if following is not None and following.mode == "tracing" and not self._wake.is_set():
                 try:
-                    self._lost += following.step(min(left, 0.25)).lost
+                    self._count(following.step(min(left, 0.25)))
                 except (FinwaitError, DecodeError) as error:  # somebody removed the instance
                     following.__exit__(None, None, None)
                     following = self._following = None
@@ -258,14 +265,24 @@ class Live:
         if following is None or following.mode != "tracing":
             return None
         now = time.monotonic()
-        counts = dict(following.follower.counts)
-        span = max(now - self._edges_at, 1e-3)
-        flows = {edge: (n - self._edges.get(edge, 0)) / span for edge, n in counts.items()}
-        self._edges, self._edges_at = counts, now
+        span = max(now - self._passed_since, 1e-3)
+        flows = {edge: number / span for edge, number in self._passed.items()}
+        self._passed, self._passed_since = Counter(), now
         return flows
+
+    def _count(self, found: Round) -> None:
+        """Count the changes of state that the FILTER wants."""
+        self._lost += found.lost
+        rows = found.rows
+        if len(rows):
+            pairs = rows.oldstate.astype(np.int64) << 8 | rows.newstate.astype(np.int64)
+            for pair, number in zip(*(x.tolist() for x in np.unique(pairs, return_counts=True)), strict=True):
+                self._passed[pair >> 8, pair & 255] += number
 
     def _note(self) -> str:
         parts = [f"{self._lost:,} events lost, flows are too low"] if self._lost else []
+        if self._following is not None and self._following.unjudged:
+            parts.append(f"{self._following.unjudged:,} events the FILTER could not judge, flows are too low")
         if self._diagnosis is None:
             return "; ".join([*parts, "diagnosing …"])
         old = time.monotonic() - self._diagnosed_at
@@ -278,7 +295,8 @@ class Live:
     def _why_no_flows(self) -> str:
         following = self._following
         if following is None:
-            return self._trace_ended
+            names = beyond_the_event(self._traced) if self._traced is not None else ()
+            return self._trace_ended or f"no rates: a change of state does not tell {', '.join(names)}"
         return "" if following.mode == "tracing" else f"not tracing: {following.why_polling}"
 
 

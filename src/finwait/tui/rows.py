@@ -46,6 +46,7 @@ _EMPTY = Listing((), 0, lambda _a, _b: (), lambda _: None, lambda _: None)
 class Rows(ScrollView, can_focus=True):
     """The list: a line of titles, a cursor, marks."""
 
+    DEFAULT_CSS = "Rows { overflow-x: hidden; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", show=False),
         Binding("down,j", "move(1)", show=False),

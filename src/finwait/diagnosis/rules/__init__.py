@@ -44,8 +44,8 @@ NOT_FIN_TIMEOUT = Advice(
     "it counts from the close() of the last descriptor; a socket that a descriptor still refers to never starts it",
 )
 NOT_KEEPALIVE_ALIVE = Advice(
-    "turn on keepalive",
-    "it finds a dead peer; a peer that lives and merely does not close answers every probe, for ever",
+    "turn on keepalive while the peer lives",
+    "a peer that merely does not close answers every probe, for ever; one that is gone a probe ends: `finwait probe`",
 )
 NOT_USER_TIMEOUT_IDLE = Advice(
     "set TCP_USER_TIMEOUT", "it limits data that is not acknowledged; here nothing is in flight"

@@ -10,8 +10,8 @@ Not this      snd_wnd 0: the peer has no room (zero-window). timer 1: the segmen
               card, and nobody answers (fin-unanswered-orphan, fin-unanswered-held, data-unanswered). Segments that
               were in flight before the way was blocked stay on timer 1; TCPRetransFail then rises.
 What ends it  Removing the local rule, or restoring route and interface: the next probe gets out and the connection
-              goes on. Otherwise time: an orphan is given up after 8 probes (about 107 s, or 4 s where a full queue
-              refuses), a held one after tcp_retries2, 15 probes (about 16 minutes, or 8 s).
+              goes on. Otherwise time: an orphan is given up after 8 probes (about 104 s, or 4 s where a full queue
+              refuses), a held one after tcp_retries2, 15 probes (about 15 minutes, or 8 s).
 What does not Anything at the peer: no segment of ours gets there. SOCK_DESTROY removes this end, and its RST is
               blocked as well, so that the peer keeps its end.
 Reproduce     finwait lab run egress-blocked
@@ -22,6 +22,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again
@@ -91,6 +92,10 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     return tuple(result)
 
 
+def _span(*, orphaned: bool) -> str:
+    return forecast.span(forecast.zero_window(orphaned=orphaned, answered=False))
+
+
 _LOOK = (
     Remedy(
         "find what refuses: rules of the firewall in this namespace, `nft list ruleset` or `iptables-save -c`",
@@ -102,7 +107,8 @@ _ENDS = (
     *_LOOK,
     Remedy("remove that rule, or restore route and interface: the next probe gets out, the FIN behind it"),
     Remedy(
-        "time: an orphan is given up after about 107 s (8 probes), a held one after tcp_retries2 (about 16 min)"
+        f"time: an orphan is given up after about {_span(orphaned=True)} (8 probes), a held one after tcp_retries2 "
+        f"(about {_span(orphaned=False)})"
     ),
 )
 _DOES_NOT = (
@@ -148,7 +154,7 @@ RULE = Rule(
             ends=(
                 *_LOOK,
                 Remedy("remove that rule, or restore route and interface: the next probe gets out"),
-                Remedy("time: it is given up after tcp_retries2 (15 probes, about 16 minutes)"),
+                Remedy(f"time: it is given up after tcp_retries2 (15 probes, about {_span(orphaned=False)})"),
             ),
             does_not=_DOES_NOT[:2],
         ),

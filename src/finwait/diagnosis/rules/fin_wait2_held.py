@@ -182,6 +182,32 @@ _LOST = Case(
     ),
 )
 
+_REMOTE = Case(
+    title="half-closed and held: the peer does not close, or is gone; it is not on this machine",
+    rows=lambda view: (view.other < 0) & ~peer_missing(view),
+    clues=(
+        Clue("state", "our FIN was acknowledged; the peer's has not come"),
+        Clue("inode", "not 0: a descriptor still refers to it, so tcp_fin_timeout is not running"),
+        Clue("timer", "0: nothing will ever fire; 2: keepalive, which ends it if the peer is gone"),
+        Clue("shutdown", "2: the program shut down sending and can still receive"),
+        Clue("rqueue", "0: all that came was read; else so much was not"),
+        Clue("last_data_recv_ms", "since the peer last sent data"),
+    ),
+    ends=(
+        Remedy(
+            "probe it: if the peer is gone this ends it within seconds, if it lives nothing else happens",
+            "reversible",
+            "finwait probe rule = fin-wait2-held",
+        ),
+        CLOSE_AT_PEER,
+        destroy("fin-wait2-held"),
+        Remedy(
+            "keepalive in the program, shorter than the shortest idle limit on the path, prevents the next one"
+        ),
+    ),
+    does_not=(NOT_FIN_TIMEOUT, NOT_USER_TIMEOUT_IDLE, NOT_CONNTRACK),
+)
+
 
 RULE = Rule(
     name="fin-wait2-held",
@@ -210,5 +236,5 @@ RULE = Rule(
     confidence=_confidence,
     match=match,
     observe=_observe,
-    cases=(_UNREAD, _LOST),
+    cases=(_UNREAD, _LOST, _REMOTE),
 )

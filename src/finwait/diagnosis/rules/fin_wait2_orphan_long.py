@@ -2,8 +2,9 @@
 
 Seen as       FIN_WAIT2 with inode 0, timer 2 and shutdown bits 3; all attributes are there.
 Why it stays  tcp_fin_timeout or TCP_LINGER2 is above 60 s. Then the full socket is kept on the keepalive timer
-              for (T - 60) s and becomes a minisocket for another (T - 60) s: between 61 and 119 the life of an
-              orphan is 2·(T - 60) s, not T (tcp_rcv_state_process and tcp_keepalive_timer in net/ipv4).
+              for (T - 60) s and becomes a minisocket for another (T - 60) s: above 60 the life of an
+              orphan is 2·(T - 60) s, not T: 62 gives 4 s, 200 gives 280 s (tcp_rcv_state_process and
+              tcp_keepalive_timer in net/ipv4).
               Rarely with T of 60 and below: the ACK of the FIN arrived while close() had the socket locked;
               then the timer runs T s, and ends it with a RST.
 Not this      timer 3: the ordinary orphan. An inode with timer 2: keepalive on a held socket.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import certain, likely
@@ -80,8 +82,9 @@ RULE = Rule(
     ends=(Remedy("it leaves by itself; keep tcp_fin_timeout and TCP_LINGER2 at 60 or below", "read-only"),),
     does_not=(
         Advice(
-            "set `tcp_fin_timeout` between 61 and 119",
-            "an orphan then lives 2·(T − 60) s: 61 means two seconds",
+            "set `tcp_fin_timeout` above 60",
+            f"an orphan then lives 2·(T − 60) s: 61 means {forecast.text(forecast.fin_wait2_orphan_s(61))}, "
+            f"200 means {forecast.text(forecast.fin_wait2_orphan_s(200))}",
         ),
     ),
     confidence=_confidence,

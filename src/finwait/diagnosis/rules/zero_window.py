@@ -4,7 +4,7 @@ Seen as       timer 4 (window probes) and snd_wnd 0, with bytes waiting; in FIN_
               Of ESTABLISHED connections only those that were probed three times and more. Between two looks
               nothing was acknowledged, and the other end, where it is here, read nothing.
 Why it stays  The peer's program stopped reading and its receive window closed. Probes are answered, so nothing
-              is ever given up on a held socket. An orphan is given up after about 340 s.
+              is ever given up on a held socket. An orphan is given up after about 329 s.
 Not this      timer 1: no answers at all (data-unanswered, fin-unanswered-*). A peer that reads slowly: its window is
               closed most of the time, and opens again and again. One look with few probes cannot tell it from one
               that stopped; `--for 5s` can.
@@ -18,8 +18,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
-from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import RECENT_MS, certain, destroy, likely, look_again, possible
 from finwait.diagnosis.rules.data_unanswered import NOT_KEEPALIVE_IN_FLIGHT
 from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
@@ -110,6 +111,23 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     )
 
 
+_ENDS = (
+    Remedy("make the peer's program read, or close it there"),
+    Remedy(
+        "set TCP_USER_TIMEOUT on the socket (pidfd_getfd, where it is held)",
+        "reversible",
+        "finwait clear zero-window",
+    ),
+    destroy("zero-window"),
+)
+_DOES_NOT = (
+    Advice(
+        "lower `tcp_retries2`",
+        "every answered probe starts the count anew; it only makes probes more frequent",
+    ),
+    NOT_KEEPALIVE_IN_FLIGHT,
+)
+
 RULE = Rule(
     name="zero-window",
     title="the peer stopped reading: its window is closed and our FIN cannot get out",
@@ -123,27 +141,35 @@ RULE = Rule(
         Clue("backoff", "doublings of the probe timer since the peer last took anything"),
         Clue("wqueue", "bytes that wait, the FIN counting 1 behind them"),
         Clue("notsent_bytes", "bytes that were never sent once"),
-        Clue("inode", "0: an orphan, given up after about 340 s; else held, and never given up"),
-    ),
-    ends=(
-        Remedy("make the peer's program read, or close it there"),
-        Remedy(
-            "set TCP_USER_TIMEOUT on the socket (pidfd_getfd, where it is held)",
-            "reversible",
-            "finwait clear zero-window",
+        Clue(
+            "inode",
+            f"0: an orphan, given up after about {forecast.span(forecast.zero_window(orphaned=True))}; else held, and "
+            "never given up",
         ),
-        destroy("zero-window"),
     ),
-    does_not=(
-        NOT_FIN_TIMEOUT_HERE,
-        Advice(
-            "lower `tcp_retries2`",
-            "every answered probe starts the count anew; it only makes probes more frequent",
-        ),
-        NOT_KEEPALIVE_IN_FLIGHT,
-    ),
+    ends=_ENDS,
+    does_not=(NOT_FIN_TIMEOUT_HERE, *_DOES_NOT),
     confidence=_confidence,
     match=match,
     observe=_observe,
     grade=_grade,
+    cases=(
+        Case(
+            title="the peer stopped reading: its window is closed, and what we send on this open connection waits",
+            rows=lambda view: view.in_state(tcp.ESTABLISHED),
+            clues=(
+                Clue("state", "open: nobody has closed it or shut it down"),
+                Clue("timer", "4: probing a closed window"),
+                Clue("snd_wnd", "0: the peer takes nothing"),
+                Clue("backoff", "doublings of the probe timer since the peer last took anything"),
+                Clue("wqueue", "bytes that wait"),
+                Clue("notsent_bytes", "bytes that were never sent once"),
+            ),
+            ends=_ENDS,
+            does_not=(
+                Advice("lower `net.ipv4.tcp_fin_timeout`", "it is about FIN_WAIT2; this connection is open"),
+                *_DOES_NOT,
+            ),
+        ),
+    ),
 )

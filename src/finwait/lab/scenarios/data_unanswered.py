@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finwait.diagnosis import forecast
 from finwait.lab.actor import meet
 from finwait.lab.scenario import Scenario, Situation, expect, orphan
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from finwait.lab.topology import Lab
 
 __all__ = ["SCENARIO"]
+
+_LIFE = forecast.span(forecast.retransmission())
 
 
 def build(lab: Lab) -> Situation:
@@ -32,7 +35,7 @@ def build(lab: Lab) -> Situation:
         lab,
         "The path to `backend` went dead without a word, then `app` sent something on four connections. "
         "The kernel sends it again and again (timer 1, retransmits rising, doubling from 0.2 s to 120 s) "
-        "and gives up after some 15 minutes (tcp_retries2). Keepalive does not run meanwhile. Two "
+        f"and gives up after some {_LIFE} (tcp_retries2). Keepalive does not run meanwhile. Two "
         "connections over another link are well.",
         expected=expect("data-unanswered", near, "ESTABLISHED", timer=1, retrans=2)
         + expect("data-unanswered", [told], "CLOSE_WAIT", timer=1, retrans=2),

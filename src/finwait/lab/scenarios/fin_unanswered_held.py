@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finwait.diagnosis import forecast
 from finwait.lab.actor import meet
 from finwait.lab.scenario import Scenario, Situation, expect, orphan
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from finwait.lab.topology import Lab
 
 __all__ = ["SCENARIO"]
+
+_LIFE = forecast.span(forecast.retransmission())
+_ORPHAN = forecast.span(forecast.orphan())
 
 
 def build(lab: Lab) -> Situation:
@@ -32,7 +36,8 @@ def build(lab: Lab) -> Situation:
         lab,
         "The path went dead, then `app` called shutdown(SHUT_WR) and kept its descriptors. The FIN is "
         "retransmitted (timer 1), and because a program still holds the socket, tcp_retries2 decides when to "
-        "give up: some 15 minutes, not the 107 s that an orphan has. The fifth connection is such an orphan.",
+        f"give up: some {_LIFE}, not the {_ORPHAN} that an orphan has. The fifth "
+        "connection is such an orphan.",
         expected=expect("fin-unanswered-held", first, "FIN_WAIT1", timer=1, retrans=1)
         + expect("fin-unanswered-held", [last], "LAST_ACK", timer=1, retrans=1),
         others=orphan("fin-unanswered-orphan", [closed], "FIN_WAIT1", timer=1, retrans=1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finwait.diagnosis import forecast
 from finwait.lab.actor import meet
 from finwait.lab.scenario import Scenario, Situation, expect, orphan
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from finwait.lab.topology import Lab
 
 __all__ = ["SCENARIO"]
+
+_LIFE = forecast.span(forecast.orphan())
 
 
 def build(lab: Lab) -> Situation:
@@ -36,7 +39,7 @@ def build(lab: Lab) -> Situation:
         "The path went dead, then `app` closed. Its FINs are sent again and again without an answer "
         "(timer 1, no inode): FIN_WAIT1 where it closed first, LAST_ACK where the server had closed "
         "before, CLOSING where both closed and only the server's FIN got through. The kernel gives such "
-        "orphans up after some 107 s (tcp_orphan_retries). One FIN_WAIT1 still has its owner, and far "
+        f"orphans up after some {_LIFE} (tcp_orphan_retries). One FIN_WAIT1 still has its owner, and far "
         "more time.",
         expected=orphan("fin-unanswered-orphan", first, "FIN_WAIT1", timer=1, retrans=1)
         + orphan("fin-unanswered-orphan", last, "LAST_ACK", timer=1, retrans=1)

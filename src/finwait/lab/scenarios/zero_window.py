@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finwait.diagnosis import forecast
 from finwait.lab.actor import meet
 from finwait.lab.scenario import Scenario, Situation, expect, orphan
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from finwait.lab.topology import Lab
 
 __all__ = ["SCENARIO"]
+
+_LIFE = forecast.span(forecast.zero_window(orphaned=True))
 
 
 def build(lab: Lab) -> Situation:
@@ -36,7 +39,7 @@ def build(lab: Lab) -> Situation:
         "`stuck-reader` has stopped reading: its window is closed. `exporter` shut two of five full "
         "connections down and closed one: state FIN_WAIT1, but the FIN was never sent, it waits behind the "
         "data (timer 4, the window probe). The probes are answered, so no retry limit ends the held ones; "
-        "the closed one is given up after some 340 s. `reader` reads: its connection is well.",
+        f"the closed one is given up after some {_LIFE}. `reader` reads: its connection is well.",
         expected=expect("zero-window", near[:2], "FIN_WAIT1", timer=4)
         + orphan("zero-window", near[2:3], "FIN_WAIT1", timer=4)
         + expect("zero-window", near[3:], "ESTABLISHED", timer=4),
