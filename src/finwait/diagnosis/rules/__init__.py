@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.container import NOWHERE, workload_of_path
-from finwait.diagnosis.finding import Advice, Confidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.sockets import SocketTable
@@ -30,6 +30,7 @@ __all__ = [
     "just_sent",
     "likely",
     "look_again",
+    "orphans",
     "possible",
     "silence",
     "silence_of",
@@ -160,6 +161,36 @@ def unclocked(
             *(part.tolist() for part in np.unique(view.sockets.netns[blind], return_counts=True)), strict=True
         )
     ]
+
+
+def orphans(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    """Return how many orphans the machine has beside its limit, where rows are such."""
+    mine = view.sockets.netns[rows[~view.held[rows] & ~view.queued[rows]]]
+    spaces = [view.namespaces[n] for n in np.unique(mine).tolist() if n in view.namespaces]
+    counts = [ns.counters["sockstat.TCP.orphan"] for ns in spaces if "sockstat.TCP.orphan" in ns.counters]
+    if not counts:
+        return ()
+    # The count is the machine's, and every namespace tells it. The limit has a file in the initial namespace alone.
+    limits = [n for ns in view.namespaces.values() if (n := ns.sysctl("ipv4/tcp_max_orphans")) is not None]
+    if not limits:
+        return (
+            Evidence(
+                "orphans",
+                f"{max(counts)}, limit unknown",
+                "/proc/net/sockstat",
+                "of the whole machine; tcp_max_orphans can only be read in the initial network namespace",
+            ),
+        )
+    count, limit = max(counts), limits[0]
+    says = "of the whole machine; far from the limit, at which the kernel resets them"
+    if (
+        4 * count > limit
+    ):  # tcp_out_of_resources() counts double those that were silent for long or met errors
+        says = (
+            "of the whole machine; the kernel resets those above the limit, and some from a quarter of it on "
+            "(`too many orphaned sockets` in its log): raising it helps"
+        )
+    return (Evidence("orphans", f"{count} of {limit}", "/proc/net/sockstat and tcp_max_orphans", says),)
 
 
 def destroy(rule: str) -> Remedy:
