@@ -1049,3 +1049,71 @@ def test_orphans_are_told_beside_the_limit_of_the_machine() -> None:
         assert value == "5, limit unknown"
         assert "initial network namespace" in says
         assert said(one | other | {"inode": 7}, 400, 1000) == []
+
+
+_LOCAL = {1: NamespaceView(1, ("host",), addresses=frozenset({(0, 0xFFFF << 32 | 0xC0000201)}))}
+_READ_TO_END = HELD | {"state": CW, "shutdown": 1}
+_WHOLE = {"protocol": 262, "mptcp_token": 9}
+
+
+@pytest.mark.parametrize(
+    ("rule", "one", "theirs"),
+    [
+        ("fin-wait2-held", HELD, CW),
+        ("fin-wait2-shut-both", HELD | {"shutdown": 3}, CW),
+        ("close-wait-eof-read", _READ_TO_END, F2),
+        ("close-wait-eof-unread", _READ_TO_END | {"rqueue": 1}, F2),
+        ("mptcp-half-close", HELD | _WHOLE, CW),
+    ],
+)
+def test_what_ends_it_and_what_does_not_follow_from_what_is_known_of_the_peer(
+    rule: str, one: dict[str, Any], theirs: int
+) -> None:
+    far = one | {"src": "192.0.2.1", "dst": "10.0.0.1", "sport": 80, "dport": 4000, "state": theirs}
+    far |= {"inode": 8, "cookie": 2, "rqueue": 0}
+
+    def said(*sockets: dict[str, Any], **more: Any) -> Finding:
+        subflow = [SUBFLOW | {"mptcp_token_local": 9}] if rule == "mptcp-half-close" else []
+        v = view(*sockets, *subflow, holders={7: [500], 8: [600]}, **more)
+        named = {"fin-wait2-held", "idle-unprobed"} if rule == "fin-wait2-held" else {rule}
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary and (f.rows == 0).any())
+        assert found.rule in named
+        return found
+
+    def probes(found: Finding) -> bool:
+        return any("finwait probe" in remedy.command for remedy in found.ends_it)
+
+    def text(found: Finding) -> str:
+        return " ".join([*(r.text for r in found.ends_it), *(f"{a.text} {a.reason}" for a in found.does_not)])
+
+    alive, unseen, gone = said(one, far), said(one), said(one, namespaces=_LOCAL)
+    assert not probes(alive)
+    assert probes(gone) or rule == "mptcp-half-close"  # it can be reset at once
+    assert "at the other end" not in text(gone)
+    if one["state"] == F2:
+        assert "finwait probe" in unseen.ends_it[0].command
+        assert "shortest idle limit on the path" in text(unseen)
+        assert "turn on keepalive" not in text(unseen) + text(gone)
+        if rule != "mptcp-half-close":
+            assert "turn on keepalive while the peer lives" in text(alive)
+    else:
+        assert "a peer that still waits sees a clean end" in text(unseen)
+        assert "a clean end" not in text(gone)
+
+
+def test_what_ends_a_relay_pair_follows_from_what_is_known_of_the_far_server() -> None:
+    wait = _READ_TO_END | {"sport": 9000, "dport": 5000, "inode": 8, "cookie": 2}
+    door = socket(state=tcp.LISTEN, inode=9, src="0.0.0.0", dst="0.0.0.0", sport=9000, dport=0)
+    far = socket(src="192.0.2.1", dst="10.0.0.1", sport=80, dport=4000, state=CW, inode=10, **INFO)
+
+    def ends(*more: dict[str, Any], **view_of: Any) -> list[str]:
+        v = view(HELD, wait, door, *more, holders={7: [500], 8: [500], 9: [500], 10: [600]}, **view_of)
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "relay-pair")
+        return [remedy.text for remedy in found.ends_it]
+
+    assert ends()[0].startswith("probe it")
+    assert any("at the far server" in text for text in ends())
+    assert not any("probe it" in text for text in ends(far))
+    gone = ends(namespaces=_LOCAL)
+    assert gone[0].startswith("probe it")
+    assert not any("at the far server" in text for text in gone)

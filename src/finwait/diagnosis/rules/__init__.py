@@ -17,11 +17,14 @@ from finwait.errors import Gap
 from finwait.table.sockets import SocketTable
 
 __all__ = [
+    "BOUND_IN_FLIGHT",
     "CLOSE_AT_PEER",
     "NOT_CONNTRACK",
     "NOT_FIN_TIMEOUT",
     "NOT_KEEPALIVE_ALIVE",
     "NOT_USER_TIMEOUT_IDLE",
+    "NOT_WAITING_FOR_THE_GONE",
+    "PREVENT_SILENCE",
     "RECENT_MS",
     "certain",
     "destroy",
@@ -31,7 +34,10 @@ __all__ = [
     "likely",
     "look_again",
     "orphans",
+    "peer_missing",
+    "peer_unseen",
     "possible",
+    "probe",
     "silence",
     "silence_of",
     "unclocked",
@@ -54,6 +60,15 @@ NOT_USER_TIMEOUT_IDLE = Advice(
 NOT_CONNTRACK = Advice(
     "lower `nf_conntrack_tcp_timeout_close_wait`",
     "conntrack closes no socket; it forgets the NAT mapping, and then the missing FIN can never arrive",
+)
+NOT_WAITING_FOR_THE_GONE = Advice(
+    "wait for the peer", "its kernel has no such connection: neither data nor a FIN will ever come"
+)
+PREVENT_SILENCE = Remedy(
+    "keepalive in the program, shorter than the shortest idle limit on the path, prevents the next one"
+)
+BOUND_IN_FLIGHT = Remedy(
+    "TCP_USER_TIMEOUT in the program bounds the next one: keepalive does not run meanwhile"
 )
 CLOSE_AT_PEER = Remedy("close the connection at the other end: its FIN finishes this end properly")
 
@@ -161,6 +176,26 @@ def unclocked(
             *(part.tolist() for part in np.unique(view.sockets.netns[blind], return_counts=True)), strict=True
         )
     ]
+
+
+def peer_missing(view: View) -> NDArray[np.bool_]:
+    """Return rows whose other end may be expected here and is not: its address is local to a swept namespace."""
+    return view.peer_here & (view.other < 0) & ~view.other_ambiguous & ~view.has_flow
+
+
+def peer_unseen(view: View) -> NDArray[np.bool_]:
+    """Return rows of which nothing here says whether their peer lives."""
+    unseen: NDArray[np.bool_] = (view.other < 0) & ~peer_missing(view)
+    return unseen
+
+
+def probe(rule: str) -> Remedy:
+    """Return what tells a peer that lives from one that is gone, where nothing here does."""
+    return Remedy(
+        "probe it: if the peer is gone this ends it within seconds, if it lives nothing else happens",
+        "reversible",
+        f"finwait probe rule = {rule}",
+    )
 
 
 def orphans(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:

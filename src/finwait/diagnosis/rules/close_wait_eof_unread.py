@@ -15,13 +15,20 @@ Reproduce     finwait lab run close-wait-eof-unread
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, likely
-from finwait.diagnosis.rules.close_wait_eof_read import NOT_ANY_SYSCTL, maybe_answering
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, likely, peer_missing
+from finwait.diagnosis.rules.close_wait_eof_read import (
+    NOT_ANY_SYSCTL,
+    NOT_KEEPALIVE_WAITING,
+    PROBE_GONE,
+    maybe_answering,
+)
 from finwait.diagnosis.rules.established_unread import WHAT_IT_WAITS_FOR, holding, process_states, stopped
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
@@ -78,6 +85,19 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     return process_states(view, rows)
 
 
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    if view.accepted[rows].all():
+        ends: tuple[Remedy, ...] = (WHAT_IT_WAITS_FOR, _READ)
+    elif _client(view)[rows].all():
+        ends = (_EVICT, WHAT_IT_WAITS_FOR)
+    else:
+        ends = (WHAT_IT_WAITS_FOR, _READ_WHERE, _EVICT_WHERE)
+    if peer_missing(view)[rows].all():
+        probed = replace(PROBE_GONE, command="finwait probe rule = close-wait-eof-unread")
+        return (*ends, probed, *_FROM_OUTSIDE[1:])
+    return (*ends, *_FROM_OUTSIDE)
+
+
 _CLUES = (
     Clue("state", "the peer has sent its FIN; we have not"),
     Clue("inode", "not 0: a descriptor refers to it"),
@@ -86,17 +106,19 @@ _CLUES = (
 )
 _FROM_OUTSIDE = (
     Remedy(
-        "send the FIN from outside: pidfd_getfd and shutdown()",
+        "send the FIN from outside: pidfd_getfd and shutdown(); a peer that still waits sees a clean end",
         "destructive",
         "finwait clear close-wait-eof-unread",
     ),
     destroy("close-wait-eof-unread"),
 )
-_EVICT = Remedy("where it is a pool: evict idle connections before the server's keep-alive timeout")
-_READ = Remedy(
+_EVICT = Remedy("evict idle connections from the pool before the server's keep-alive timeout")
+_EVICT_WHERE = Remedy("where it is a pool: evict idle connections before the server's keep-alive timeout")
+_READ = Remedy("keep each accepted connection in the poll set, with a read timeout, and close it at its end")
+_READ_WHERE = Remedy(
     "where it is a server: keep each accepted connection in the poll set, with a read timeout, and close it"
 )
-_DOES_NOT = (NOT_FIN_TIMEOUT, NOT_ANY_SYSCTL)
+_DOES_NOT = (NOT_FIN_TIMEOUT, NOT_ANY_SYSCTL, NOT_KEEPALIVE_WAITING)
 
 RULE = Rule(
     name="close-wait-eof-unread",
@@ -105,24 +127,19 @@ RULE = Rule(
     rank=60,
     claims=("C5", "X09"),
     clues=_CLUES,
-    ends=(WHAT_IT_WAITS_FOR, _READ, _EVICT, *_FROM_OUTSIDE),
+    ends=(WHAT_IT_WAITS_FOR, _READ_WHERE, _EVICT_WHERE, *_FROM_OUTSIDE),
     does_not=_DOES_NOT,
     confidence=_confidence,
     match=match,
     observe=_observe,
+    remedies=_remedies,
     cases=(
         Case(
             title="the peer closed, and this server has not read it: a blocked or stopped thread, or a forgotten "
             "connection",
             rows=lambda view: view.accepted,
             clues=_CLUES,
-            ends=(
-                WHAT_IT_WAITS_FOR,
-                Remedy(
-                    "keep each accepted connection in the poll set, with a read timeout, and close it at its end"
-                ),
-                *_FROM_OUTSIDE,
-            ),
+            ends=(WHAT_IT_WAITS_FOR, _READ, *_FROM_OUTSIDE),
             does_not=(
                 Advice(
                     "restart or reconfigure the clients",
@@ -135,11 +152,7 @@ RULE = Rule(
             title="the peer closed, and this client has not read it: an idle pool, or a stuck reader",
             rows=_client,
             clues=_CLUES,
-            ends=(
-                Remedy("evict idle connections from the pool before the server's keep-alive timeout"),
-                WHAT_IT_WAITS_FOR,
-                *_FROM_OUTSIDE,
-            ),
+            ends=(_EVICT, WHAT_IT_WAITS_FOR, *_FROM_OUTSIDE),
             does_not=_DOES_NOT,
         ),
     ),
