@@ -758,11 +758,11 @@ def _outcome(
         there = left.get(_key(step.other))
         other = "gone" if there is None else "" if there.unknown else there.state
     if seen is not None and step.means == "fin" and seen.before_fin:
-        said = f"the FIN is behind {seen.before_fin} bytes that its peer has not taken; it is in {seen.state}"
+        said = f"the FIN waits behind {seen.before_fin} bytes that its peer has not taken; {seen.state}"
         return Outcome(step, "still there", said, act_id, other, open_)
     if seen is None or (step.means == "fin" and seen.state == "LAST_ACK"):
         if seen is not None:
-            said = "the FIN is out; it is in LAST_ACK until the peer acknowledges it"
+            said = "FIN sent; LAST_ACK until the peer acknowledges it"
         elif step.means == "keepalive":
             said = "it ended while it was probed: no answer, or a RST (or its own program closed it)"
         elif not other:
@@ -771,7 +771,7 @@ def _outcome(
                 if step.other is None
                 else "in a namespace that could not be looked into"
             )
-            said = f"its other end is {where}; it sees {step.peer_told}"
+            said = f"other end {where}; it sees {step.peer_told}"
         elif other == "gone":
             said = "both ends are gone"
         else:
@@ -779,11 +779,11 @@ def _outcome(
             said = f"the other end is still in {other}: {why}"
         return Outcome(step, "ended", said, act_id, other, open_)
     if step.means == "fin":
-        said = f"the FIN is out; it is in {seen.state} until the peer closes"
+        said = f"FIN sent; {seen.state} until the peer closes"
     elif step.means == "keepalive" and seen.in_flight:
-        said = "data is in flight, so keepalive did not run; the options are put back"
+        said = "data is in flight, so keepalive did not run; the options are as they were"
     elif step.means == "keepalive":
-        said = "its peer answered every probe: it lives; the options are put back"
+        said = "its peer answered every probe: it is alive; the options are as they were"
     else:
         said = f"it is in {seen.state}"
     return Outcome(step, "still there", said, act_id, other, open_)
