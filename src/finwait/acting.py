@@ -766,12 +766,10 @@ def _outcome(
         elif step.means == "keepalive":
             said = "it ended while it was probed: no answer, or a RST (or its own program closed it)"
         elif not other:
-            where = (
-                "not on this machine"
-                if step.other is None
-                else "in a namespace that could not be looked into"
+            unseen = (
+                "was not seen" if step.other is None else "is in a namespace that could not be looked into"
             )
-            said = f"other end {where}; it sees {step.peer_told}"
+            said = f"its other end {unseen}; it sees {step.peer_told}"
         elif other == "gone":
             said = "both ends are gone"
         else:
@@ -1117,22 +1115,27 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         _close_open(
             entry, journal, {undo_id: {"result": "restored"}}, f"cut short; act {undo_id} put it back"
         )
-        return f"put back {_put_back(options, followed)} in {comm} (pid {pid}, fd {fd})"
+        return f"put back {_put_back(options)} in {comm} (pid {pid}, fd {fd}){_pinned(followed)}"
     _close_open(entry, journal, {undo_id: {"error": str(last)}}, "cut short; its connection has ended since")
     raise last
 
 
-def _put_back(options: Mapping[str, int], followed: Sequence[str]) -> str:
+def _put_back(options: Mapping[str, int]) -> str:
     """Say what options are now, and what of it is not as it was."""
     now = pidfd.nearest(options)
-    said = ", ".join(
+    return ", ".join(
         f"{n}={now[n]}" + (f" (it was {v}, more than setsockopt(2) takes)" if now[n] != v else "")
         for n, v in options.items()
     )
-    if not followed:
-        return said
-    which = ", ".join(f"net.ipv4.{_SYSCTLS[n]}" for n in followed if n in _SYSCTLS)
-    return f"{said} (its own from now on: if it followed {which}, it does so no more)"
+
+
+def _pinned(followed: Sequence[str]) -> str:
+    names = [name for name in followed if name in _SYSCTLS]
+    if not names:
+        return ""
+    return (
+        f"; {', '.join(names)}: the socket's own now, and no longer those of the sysctls if it followed them"
+    )
 
 
 def _unchanged(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[str, int]) -> None:
