@@ -12,10 +12,12 @@ Reading only: nothing here writes to the kernel, starts conntrack in a namespace
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
@@ -41,7 +43,7 @@ from finwait.uapi.observation import (
     ProcessFiles,
 )
 
-__all__ = ["ESTABLISHED_LIMIT", "GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
+__all__ = ["ESTABLISHED_LIMIT", "GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan", "no_sock_diag"]
 
 _SYS: Final = "/proc/sys/net/"
 _NET: Final = "/proc/thread-self/net/"
@@ -209,10 +211,17 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
     if wants_established and plan.established_limit is not None and in_use > plan.established_limit:
         states &= ~(1 << tcp.ESTABLISHED)
         skipped = in_use
-    if v4 is None or in_use or minisockets:
+    mptcp = _mptcp_sockets() if plan.mptcp else 0
+    if v4 is None or in_use or minisockets or (mptcp or 0) > 0:
         try:
             with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
-                dumps += _sockets(sock, plan, states, arena, gaps, where)
+                dumps += _sockets(sock, plan, states, arena, gaps, where, mptcp=mptcp != 0)
+        except NotSupported as error:
+            if (
+                error.errno in _NO_SOCK_DIAG
+            ):  # nowhere on this machine: no gap, there is nothing that was seen
+                raise no_sock_diag(error) from None
+            gaps.append(Gap(where, error.doing, str(error)))
         except KernelError as error:
             gaps.append(Gap(where, error.doing, getattr(error, "capability", "") or str(error)))
     files: dict[str, bytes] = {}
@@ -261,7 +270,7 @@ def _conntrack_works(count: bytes | None, statistics: bytes | None) -> bool:
 
 
 def _sockets(
-    sock: socket.socket, plan: Plan, states: int, arena: Arena, gaps: list[Gap], where: str
+    sock: socket.socket, plan: Plan, states: int, arena: Arena, gaps: list[Gap], where: str, *, mptcp: bool
 ) -> list[Dump]:
     result = []
     request = inet_diag.dump_both_families(states, plan.extensions, bytecode=plan.bytecode)
@@ -275,7 +284,7 @@ def _sockets(
             )
             answer = dump(sock, request, arena, "dump the TCP sockets")
             result.append(_dump("tcp", answer, gaps, where))
-    if plan.mptcp and _has_mptcp():
+    if mptcp:
         for family in (inet_diag.AF_INET, inet_diag.AF_INET6):
             request = inet_diag.dump_request(
                 family, inet_diag.IPPROTO_MPTCP, states, plan.extensions, bytecode=plan.bytecode
@@ -288,16 +297,45 @@ def _sockets(
     return result
 
 
-def _has_mptcp() -> bool:
-    """Whether this namespace holds MPTCP sockets, by the protocol counters; unknown counts as yes."""
+_MPTCP_COUNTED: Final = b"MPCurrEstab"
+"""A counter of net/netstat that is newer than the counting of MPTCP sockets (Linux 6.3)."""
+
+
+def _mptcp_sockets() -> int | None:
+    """Return how many MPTCP sockets this namespace holds, by the protocol counters; None where nobody counts.
+
+    Before Linux 6.3 the column ``sockets`` of net/protocols is 0 however many there are.
+    """
     data = procfs.read(_NET + "protocols")
     if data is None:
-        return True
-    for line in data.splitlines():
-        words = line.split()
-        if words and words[0] in (b"MPTCP", b"MPTCPv6") and words[2] not in (b"0", b"-1"):
-            return True
-    return False
+        return None
+    counts = [line.split()[2] for line in data.splitlines() if line.split()[:1] in ([b"MPTCP"], [b"MPTCPv6"])]
+    total = sum(int(count) for count in counts if count.isdigit())
+    return None if counts and not total and not _counts_mptcp() else total
+
+
+@cache
+def _counts_mptcp() -> bool:
+    return _MPTCP_COUNTED in (procfs.read(_NET + "netstat") or b"")
+
+
+_NO_SOCK_DIAG: Final = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
+_MODULES_DISABLED: Final = "/proc/sys/kernel/modules_disabled"
+
+
+def no_sock_diag(error: NotSupported) -> NotSupported:
+    """Return an error as that of a kernel that cannot list TCP sockets, with what would let it."""
+    refused = NotSupported(error.errno, error.doing.partition(" (")[0], "tcp_diag")
+    if procfs.read(_MODULES_DISABLED, 16) == b"1\n":
+        refused.hint = (
+            "the module tcp_diag is not loaded, and none can be any more (`kernel.modules_disabled` is 1): "
+            "load it at the next start, `echo tcp_diag > /etc/modules-load.d/tcp_diag.conf`"
+        )
+    else:
+        refused.hint = (
+            "`modprobe tcp_diag` loads what lists sockets; nothing does in a kernel without CONFIG_INET_DIAG"
+        )
+    return refused
 
 
 def _dump(kind: str, answer: Answer, gaps: list[Gap], where: str) -> Dump:

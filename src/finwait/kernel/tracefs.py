@@ -160,8 +160,26 @@ def _detached_mount() -> int:
         os.close(context)
 
 
+LOCKDOWN: Final = "/sys/kernel/security/lockdown"
+"""Says how far the kernel is locked down, where securityfs is mounted: ``none integrity [confidentiality]``."""
+
+
+def _locked_down() -> bool:
+    """Return whether the kernel keeps tracing from everybody (LOCKDOWN_TRACEFS, security/security.c)."""
+    try:
+        return b"[confidentiality]" in _bytes_of(LOCKDOWN)
+    except OSError:
+        return False
+
+
 def _explain(error: OSError, doing: str) -> KernelError:
     code = error.errno or errno.EIO
+    # A tracefs that is mounted under lockdown is empty, and one that was mounted before refuses: ENOENT and EPERM.
+    if code in (errno.ENOENT, errno.ENODEV, errno.EPERM, errno.EACCES) and _locked_down():
+        hint = (
+            "the kernel is locked down (`confidentiality`): nobody can trace until it is started without that"
+        )
+        return KernelError(code, doing, hint=hint)
     if code in (errno.EPERM, errno.EACCES):
         refused = PermissionNeeded(code, doing, "CAP_SYS_ADMIN")
         if os.geteuid() == 0:
@@ -174,16 +192,20 @@ def _explain(error: OSError, doing: str) -> KernelError:
 
 def _read(path: str, doing: str) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            parts = []
-            while part := os.read(fd, 1 << 16):
-                parts.append(part)
-            return b"".join(parts)
-        finally:
-            os.close(fd)
+        return _bytes_of(path)
     except OSError as error:
         raise _explain(error, doing) from None
+
+
+def _bytes_of(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, 1 << 16):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 def _write(path: str, value: str, doing: str) -> None:
@@ -295,6 +317,12 @@ class Tracing:
 
     def _open(self) -> None:
         root = self._root = Root()
+        if not os.path.isdir(f"{root.path}/events"):
+            empty = _explain(OSError(errno.ENOENT, ""), "trace: tracefs is empty")
+            empty.hint = (
+                empty.hint if _locked_down() else "the kernel is locked down, or built without tracepoints"
+            )
+            raise empty
         self.removed = tuple(remove_leavings(root))
         order: tracepoint.ByteOrder = "little" if sys.byteorder == "little" else "big"
         layout = tracepoint.parse_header_page(root.read("events/header_page"), byteorder=order)
