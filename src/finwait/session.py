@@ -219,6 +219,7 @@ def _unique(found: Descriptors) -> Descriptors:
     return Descriptors(pid[new], fd[new], inode[new], found.unreadable)
 
 
+_CAP_SYS_PTRACE: Final = 19
 _MOST_LONE: Final = 20_000
 """Sockets without a row to ask at most; some 10 µs each."""
 
@@ -247,6 +248,7 @@ def _hidden(
     lone: Mapping[int, LoneSocket],
     only: frozenset[int] | None,
     enough: int,
+    capable: bool,
 ) -> tuple[tuple[HiddenDescriptor, ...], list[Gap]]:
     """Say which descriptors refer to connections that are gone, and of which processes nobody knows.
 
@@ -277,14 +279,23 @@ def _hidden(
     who = f"pid {min(why)}" if len(why) == 1 else f"{len(why)} processes"
     doing = "ask the TCP sockets that no dump contains for their state"
     numbers = {number for some in why.values() for number in some}
-    return tuple(hidden), [Gap(who, doing, _right_to_ask(numbers))]
+    return tuple(hidden), [Gap(who, doing, _right_to_ask(numbers, capable=capable))]
 
 
-def _right_to_ask(numbers: set[int]) -> str:
+def _may_trace(look: Observation) -> bool:
+    """Return whether the looker had CAP_SYS_PTRACE."""
+    return bool(look.facts.capabilities >> _CAP_SYS_PTRACE & 1)
+
+
+def _right_to_ask(numbers: set[int], *, capable: bool) -> str:
     """Return what would let us ask a socket that only a descriptor names, by why we could not."""
     if errno.ENOSYS in numbers:
         return "pidfd_getfd, which came with Linux 5.6"
-    return "CAP_SYS_PTRACE" if numbers & {errno.EPERM, errno.EACCES} else ""
+    if not numbers & {errno.EPERM, errno.EACCES}:
+        return ""
+    if capable:
+        return "a policy that allows it (yama's ptrace_scope below 3, a security module); CAP_SYS_PTRACE is not enough"
+    return "CAP_SYS_PTRACE"
 
 
 def _fairly(triples: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -357,13 +368,14 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
             doing = "look into it: only sockets lead there"
             spaces = [space for space in spaces if f"netns {space[0]}" not in entering]
             more += [Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN") for netns, _, _ in spaces]
-        hidden, unknown = _hidden(lost, lone, plan.only, how.options.hidden)
+        hidden, unknown = _hidden(lost, lone, plan.only, how.options.hidden, _may_trace(observation))
         more += unknown
         missing = sorted({h.pid for h in hidden} - processes.keys())
         processes |= process.processes(machine.processes(missing), observation.facts)
     ids = np.unique(sockets.cgroup_id).tolist() if len(sockets) else []
     paths = {number: printable(path) for number, path in machine.cgroups(ids).items()}
     skipped = sum(ns.established_skipped for ns in observation.namespaces)
+    entered = not any(gap.doing == "enter it" for gap in observation.gaps)
     view = assemble(
         sockets,
         flows=flows,
@@ -380,6 +392,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         established_skipped=skipped,
         flows_complete=_flows_complete(observation),
     )
+    view = replace(view, whole=plan.only is None and entered)
     gaps = tuple(
         g
         for g in sorted({*observation.gaps, *more})

@@ -224,7 +224,7 @@ def test_a_file_that_was_not_read_is_told_in_every_form_also_with_a_name_of_any_
     out = capsys.readouterr().out
     if output == "text":
         assert out.count("NOT READ: ") == 2
-        assert f"nothing recognised in: {tmp_path}/x.md" in out
+        assert f"nothing recognised in: {tmp_path}/x.md" in " ".join(out.split())
     elif output == "json":
         answer = json.loads(out)
         assert [one["status"] for one in answer["files"]] == ["not-read", "not-read", "nothing"]

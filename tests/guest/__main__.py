@@ -68,8 +68,8 @@ def main() -> int:
         failed |= _said(version, kernel.release, ran)
         if args.recordings:
             _keep_recordings(ran)
-        elif ran.finished and not args.smoke and not args.only and not args.append:
-            _keep(version, kernel.release, kernel.package, ran, "emulated")
+        elif ran.finished and not args.smoke and not args.append:
+            _keep(version, kernel.release, kernel.package, ran, "emulated", whole=not args.only)
     return failed
 
 
@@ -112,13 +112,18 @@ def _said(version: str, release: str, ran: Ran) -> int:
     return int(bool(apart) or not ran.finished)
 
 
-def _keep(version: str, release: str, package: str, ran: Ran, where: str) -> None:
-    """Write what was measured; what other jobs measured before is kept."""
+def _keep(version: str, release: str, package: str, ran: Ran, where: str, *, whole: bool = True) -> None:
+    """Write what was measured; what other jobs measured before is kept, and without ``whole`` what these did too."""
     MEASURED.mkdir(exist_ok=True)
     path = MEASURED / f"{version}.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    kinds = {row["kind"] for row in ran.results}
-    kept = [row for row in before.get("results", ()) if row["kind"] not in kinds]
+    kinds = {row["kind"] for row in ran.results if whole}
+    names = {(row["kind"], row["name"]) for row in ran.results}
+    kept = [
+        row
+        for row in before.get("results", ())
+        if row["kind"] not in kinds and (row["kind"], row["name"]) not in names
+    ]
     results = kept + [_short(row) for row in ran.results if row["kind"] != "boot"]
     answer = {
         "kernel": version,

@@ -15,6 +15,13 @@ NUMBERS = {
     "proof": "Demonstrations of the ledger",
     "test": "Kernel tests",
 }
+ORDER = (
+    *(
+        f"{state} held"
+        for state in ("ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "CLOSING")
+    ),
+    *(f"{state} orphan" for state in ("FIN_WAIT1", "LAST_ACK", "CLOSING", "FIN_WAIT2", "TIME_WAIT")),
+)
 EVENTS = ("fields of tcp_send_reset", "fields of tcp_receive_reset", "fields of tcp_retransmit_skb")
 INTRODUCTION = """\
 # Other kernels
@@ -84,7 +91,9 @@ def _rows(one: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def _names(kernels: Iterable[dict[str, Any]], kind: str) -> list[str]:
-    return list(dict.fromkeys(row["name"] for one in kernels for row in _rows(one, kind)))
+    order = {name: k for k, name in enumerate(ORDER)}
+    found = dict.fromkeys(row["name"] for one in kernels for row in _rows(one, kind))
+    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
 
 
 def _works(kernels: list[dict[str, Any]]) -> Iterator[list[str]]:

@@ -407,3 +407,36 @@ def test_what_keeps_a_copy_from_a_child_is_told_by_how_the_child_was_made() -> N
         assert started is not None
         assert started.rule == "inherited-descriptor"
         assert any(remedy.text.startswith("open sockets with SOCK_CLOEXEC") for remedy in started.ends_it)
+
+
+def test_an_acknowledgment_that_is_lost_on_the_way_back_is_no_peer_that_does_not_answer() -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 4)
+        closed, shut, last, open_ = pair.ours
+        pair.far.leave([pair.theirs[2]])
+        pair.near.read_to_end([last])
+        pair.link.cut(b=False)
+        pair.near.close([closed, last])
+        pair.near.shutdown([shut], "WR")
+        pair.near.send([open_], "ping")
+        ports = [conn.sport for conn in (closed, shut, last, open_)]
+
+        def repeated(view: View) -> bool:
+            s = view.sockets
+            return bool((np.isin(s.sport, ports) & (s.timer == 1) & (s.retrans >= 2)).sum() == 4)
+
+        diagnosis = until(lab, repeated)
+        s = diagnosis.view.sockets
+        rules, theirs = [], []
+        for port in ports:
+            (row,) = np.flatnonzero(s.sport == port).tolist()
+            (finding,) = (f for f in diagnosis.findings if f.primary and (f.rows == row).any())
+            assert "the peer has received" in finding.title
+            assert evidence(finding, "other end").endswith("lost on the way back")
+            assert any("lost" in remedy.text and remedy.kind == "read-only" for remedy in finding.ends_it)
+            assert any("other end" in advice.text for advice in finding.does_not)
+            rules.append(finding.rule)
+            theirs.append(int(s.state[diagnosis.view.other[row]]))
+        orphan, held, data = "fin-unanswered-orphan", "fin-unanswered-held", "data-unanswered"
+        assert rules == [orphan, held, orphan, data]
+        assert theirs == [8, 8, 6, 1]  # CLOSE_WAIT, CLOSE_WAIT, TIME_WAIT, ESTABLISHED

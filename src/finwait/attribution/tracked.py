@@ -2,13 +2,13 @@
 
 An entry and its sockets can disagree: a mismatch is mostly the cause, or the trace, of a connection that cannot
 finish closing. What an entry *should* look like is told by the states of its ends; an end that is on another
-machine says nothing, and is then not held against the entry.
+machine, or in a namespace that was not looked into, says nothing, and is then not held against the entry.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from finwait.table.flows import FlowTable
     from finwait.table.sockets import SocketTable
 
-__all__ = ["AGREE", "Tracked", "tracked", "untracked"]
+__all__ = ["AGREE", "Seen", "Tracked", "tracked", "untracked"]
 
 AGREE: Final = "agree"
+Seen = Literal["socket", "gone", "elsewhere", "not-looked-at"]
+"""What is known of an end: it has a socket here; its address is here and it has none; its address is on no namespace of
+this machine; or not every namespace was looked into, so that it may be in another."""
 _CLOSING: Final = frozenset({"FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE"})
 
 
@@ -38,6 +41,12 @@ class Tracked:
     server: NDArray[np.int64]
     """Row of the socket with the reply tuple, −1 for none here."""
     verdict: tuple[str, ...]
+    mismatch: tuple[bool, ...]
+    """Whether entry and sockets disagree."""
+    passing: tuple[bool, ...]
+    """Whether nothing is known of either end: the connection passes through, or its ends were not looked at."""
+    client_seen: tuple[Seen, ...]
+    server_seen: tuple[Seen, ...]
 
 
 def _words(
@@ -59,6 +68,8 @@ def tracked(
     flows: FlowTable,
     local: frozenset[tuple[int, int]],
     dumped: frozenset[int] = frozenset(),
+    *,
+    whole: bool = True,
 ) -> Tracked:
     """Join entries with sockets and judge each.
 
@@ -67,6 +78,7 @@ def tracked(
         flows: all entries.
         local: addresses of namespaces that were looked into entirely (loopback left out).
         dumped: those namespaces: the ends of their loopback connections are in them, or nowhere.
+        whole: whether every namespace of the machine was looked into.
     """
     mine = np.flatnonzero(flows.protocol == 6)
     f = flows.select(mine)
@@ -85,17 +97,21 @@ def tracked(
     there = np.isin(f.netns, np.array(sorted(dumped), np.uint32))
     client_here = _here(f.orig_src, local) | (_loopback(f.orig_src) & there)
     server_here = _here(f.reply_src, local) | (_loopback(f.reply_src) & there)
-    verdict = tuple(
-        _verdict(
-            ct.TCP_STATES.get(int(f.tcp_state[k]), "?"),
-            tcp.STATES.get(int(sockets.state[client[k]])) if client[k] >= 0 else None,
-            tcp.STATES.get(int(sockets.state[server[k]])) if server[k] >= 0 else None,
-            bool(client_here[k]),
-            bool(server_here[k]),
+    seen: list[tuple[Seen, ...]] = []
+    for row, is_here in ((client, client_here), (server, server_here)):
+        unknown: Seen = "elsewhere" if whole else "not-looked-at"
+        seen.append(
+            tuple("socket" if r >= 0 else "gone" if h else unknown for r, h in zip(row, is_here, strict=True))
         )
-        for k in range(len(f))
-    )
-    return Tracked(mine, client, server, verdict)
+    verdict, mismatch = [], []
+    for k in range(len(f)):
+        ends_of = (client[k], seen[0][k]), (server[k], seen[1][k])
+        states = [tcp.STATES.get(int(sockets.state[r])) if r >= 0 else None for r, _ in ends_of]
+        said, wrong = _verdict(ct.TCP_STATES.get(int(f.tcp_state[k]), "?"), states, [at for _, at in ends_of])
+        verdict.append(said)
+        mismatch.append(wrong)
+    passing = tuple({a, b} <= {"elsewhere", "not-looked-at"} for a, b in zip(*seen, strict=True))
+    return Tracked(mine, client, server, tuple(verdict), tuple(mismatch), passing, *seen)
 
 
 def _here(address: NDArray[np.uint64], local: frozenset[tuple[int, int]]) -> NDArray[np.bool_]:
@@ -107,27 +123,29 @@ def _here(address: NDArray[np.uint64], local: frozenset[tuple[int, int]]) -> NDA
     return out
 
 
-def _verdict(entry: str, client: str | None, server: str | None, client_here: bool, server_here: bool) -> str:
-    lost = [
-        name
-        for name, end, here in (("client", client, client_here), ("server", server, server_here))
-        if here and end is None
-    ]
-    if client is None and server is None:
-        if len(lost) == 2:
-            # The kernel keeps an entry for a while after both ends are gone: that is its TIME_WAIT.
-            return AGREE if entry in ("TIME_WAIT", "CLOSE") else "entry without sockets"
-        return "forwarded: no end is here"
+_ENDS: Final = ("client", "server")
+
+
+def _verdict(entry: str, states: list[str | None], seen: list[Seen]) -> tuple[str, bool]:
+    """Return what is to be said of an entry, and whether it disagrees with what was seen of its ends."""
+    lost = [name for name, at in zip(_ENDS, seen, strict=True) if at == "gone"]
+    if len(lost) == 2:
+        # The kernel keeps an entry for a while after both ends are gone: that is its TIME_WAIT.
+        return (AGREE, False) if entry in ("TIME_WAIT", "CLOSE") else ("entry without sockets", True)
     if lost:
-        return AGREE if entry in ("TIME_WAIT", "CLOSE", "LAST_ACK") else f"the {lost[0]} end is gone"
-    known = [e for e in (client, server) if e is not None]
+        calm = entry in ("TIME_WAIT", "CLOSE", "LAST_ACK")
+        return (AGREE, False) if calm else (f"the {lost[0]} end is gone", True)
+    known = [state for state in states if state is not None]
+    if not known:
+        whole = "elsewhere" in seen
+        return ("forwarded: no end is here" if whole else "neither end was looked at"), False
     if entry == "ESTABLISHED" and any(
-        e in ("FIN_WAIT2", "CLOSE_WAIT", "TIME_WAIT", "LAST_ACK") for e in known
+        state in ("FIN_WAIT2", "CLOSE_WAIT", "TIME_WAIT", "LAST_ACK") for state in known
     ):
-        return "the ends are closing and the entry does not know: a FIN was not seen"
-    if entry in _CLOSING and known and all(e == "ESTABLISHED" for e in known):
-        return "the entry is closing and the ends are not: a FIN or RST passed that they did not take"
-    return AGREE
+        return "the ends are closing and the entry does not know: a FIN was not seen", True
+    if entry in _CLOSING and all(state == "ESTABLISHED" for state in known):
+        return "the entry is closing and the ends are not: a FIN or RST passed that they did not take", True
+    return AGREE, False
 
 
 def untracked(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finwait.cli import options
 
 if TYPE_CHECKING:
-    from finwait.attribution.tracked import Tracked
+    from finwait.attribution.tracked import Seen, Tracked
     from finwait.remedy.guards import Limits
     from finwait.session import Snapshot
     from finwait.table.flows import FlowTable
@@ -58,7 +58,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from finwait import session
-    from finwait.attribution.tracked import AGREE, tracked, untracked
+    from finwait.attribution.tracked import tracked, untracked
     from finwait.diagnosis.assemble import loopback
     from finwait.errors import UsageError
     from finwait.table.flows import FlowTable
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         a for ns in shot.view.namespaces.values() if ns.dumped for a in ns.addresses if not _loopback(a)
     )
     dumped = frozenset(number for number, ns in shot.view.namespaces.items() if ns.dumped)
-    joined = tracked(shot.sockets, flows, local, dumped)
+    joined = tracked(shot.sockets, flows, local, dumped, whole=shot.view.whole)
     mask = options.mask_of(found, shot)
     tracking = {
         ns.inode for ns in shot.observation.namespaces if any(d.kind == "conntrack" for d in ns.dumps)
@@ -85,14 +85,8 @@ def run(args: argparse.Namespace) -> int:
         for k in range(len(joined.flow))
         if not args.filter or any(end >= 0 and mask[end] for end in (joined.client[k], joined.server[k]))
     ]
-    order.sort(
-        key=lambda k: (
-            joined.verdict[k] == AGREE,
-            joined.verdict[k].startswith("forwarded"),
-            joined.verdict[k],
-        )
-    )
-    wrong = [k for k in order if joined.verdict[k] != AGREE and not joined.verdict[k].startswith("forwarded")]
+    order.sort(key=lambda k: (not joined.mismatch[k], not joined.passing[k], joined.verdict[k]))
+    wrong = [k for k in order if joined.mismatch[k]]
     shown = order if args.all else wrong
     rules, more = _rules(tracking) if shot.machine.live else ({}, [])
     if args.output == "json":
@@ -125,13 +119,21 @@ def _tuple(f: FlowTable, k: int, which: str) -> str:
     return f"{src}:{int(f[f'{which}_sport'][k])} → {dst}:{int(f[f'{which}_dport'][k])}"
 
 
-def _end(shot: Snapshot, row: int) -> str:
+_NO_SOCKET: dict[Seen, str] = {
+    "socket": "",
+    "gone": "gone: its address is here, and no such socket",
+    "elsewhere": "not on this machine",
+    "not-looked-at": "not looked at: not every namespace was",
+}
+
+
+def _end(shot: Snapshot, row: int, seen: Seen) -> str:
     import numpy as np
 
     from finwait.report.columns import Cells
 
     if row < 0:
-        return "-"
+        return _NO_SOCKET[seen]
     cells = Cells(shot.view, np.array([row], np.int64))
     return f"{cells.column('state_name')[0]} {cells.column('owner')[0]}"
 
@@ -178,6 +180,8 @@ def _json(
             "client": socket(int(joined.client[k])),
             "server": socket(int(joined.server[k])),
             "verdict": joined.verdict[k],
+            "client_seen": joined.client_seen[k],
+            "server_seen": joined.server_seen[k],
         }
         for k in shown
     ]
@@ -226,7 +230,8 @@ def _text(
         if e["nat"]:
             lines.append(f"  answers  {e['reply']}  (translated)\n")
         lines.append(
-            f"  client   {_end(shot, int(joined.client[k]))}\n  server   {_end(shot, int(joined.server[k]))}\n"
+            f"  client   {_end(shot, int(joined.client[k]), joined.client_seen[k])}\n"
+            f"  server   {_end(shot, int(joined.server[k]), joined.server_seen[k])}\n"
         )
         options.write(lines)
     if lone:
@@ -279,7 +284,9 @@ def _delete(
     left: Counter[tuple[str, str]] = Counter()
     for k in wrong:
         ends = tuple(int(r) for r in (joined.client[k], joined.server[k]) if r >= 0)
-        verdict = guard_entry(shot.view, ends, limits)
+        seen = (("client", joined.client_seen[k]), ("server", joined.server_seen[k]))
+        unseen = tuple(name for name, at in seen if at in ("elsewhere", "not-looked-at"))
+        verdict = guard_entry(shot.view, ends, limits, unseen)
         if verdict is None:
             todo.append(k)
         else:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from finwait.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from finwait.kernel.surroundings import Surroundings
     from finwait.kernel.sysctl import Target
     from finwait.remedy.journal import Journal, SettingsAct
-    from finwait.remedy.tuning import Plan, Profile
+    from finwait.remedy.settings import Setting
+    from finwait.remedy.tuning import Facts, Plan, Profile
 
 __all__ = ["Outcome", "add_parser", "apply_plan", "roll_back"]
 
@@ -161,6 +163,50 @@ def rule_counts(inode: int | None = None) -> dict[str, int] | None:
     return counts
 
 
+def facts_of(target: Target, settings: Iterable[Setting]) -> Facts:
+    """Read what the verdicts on these settings depend on beside the values in force."""
+    from finwait.errors import DecodeError
+    from finwait.kernel import surroundings
+    from finwait.remedy.tuning import Facts
+    from finwait.uapi import proc
+
+    tracking = any(band.tracking for setting in settings for band in setting.bands)
+    around = surroundings.read(target, tracking=tracking)
+    try:
+        orphans = proc.parse_sockstat(around.sockstat or b"").get("TCP.orphan")
+        aborted = proc.parse_snmp(around.netstat or b"").get("TcpExt.TCPAbortOnMemory")
+    except DecodeError:
+        orphans = aborted = None
+    memory = re.search(rb"^MemTotal:\s+(\d+) kB", around.meminfo or b"", re.MULTILINE)
+    size = (around.hash_entries or b"").strip()
+    return Facts(
+        *_tracked(around),
+        orphans=orphans,
+        aborted=aborted,
+        hash_entries=int(size) if size.lstrip(b"-").isdigit() else None,
+        memory_kb=int(memory[1]) if memory else None,
+    )
+
+
+def _tracked(around: Surroundings) -> tuple[bool | None, str]:
+    """Return whether a namespace translates addresses or filters by state, and by what that is known."""
+    from finwait.uapi import ruleset
+
+    if around.translated:
+        return True, f"{around.translated} translated entries"
+    if (around.ipvs or b"").count(b"\n") > 3:  # three lines are its heading
+        return True, "IPVS has services"
+    if around.rules is None:
+        return None, "its firewall rules could not be listed"
+    if ruleset.translates(around.rules):
+        return True, "a rule translates addresses"
+    if ruleset.filters_by_state(around.rules):
+        return True, "a rule filters by connection state"
+    if around.translated is None:
+        return None, f"its {around.entries} tracked flows were not looked at"
+    return False, "no translated entry, no such rule"
+
+
 def run_show(args: argparse.Namespace) -> int:
     """Print the values in force and return the exit status."""
     import msgspec
@@ -184,12 +230,13 @@ def run_show(args: argparse.Namespace) -> int:
         for number, target in enumerate(targets):
             reading = sysctl.read(keys, target)
             gaps += reading.gaps
+            facts = facts_of(target, settings)
             if args.output == "json":
-                answer.append(show_json(settings, reading.values, target.identity()))
+                answer.append(show_json(settings, reading.values, target.identity(), facts))
                 continue
             if number:
                 print()
-            for line in show_text(settings, reading.values, _name(target)):
+            for line in show_text(settings, reading.values, _name(target), facts):
                 print(line)
     if args.output == "json":
         _json({"apiVersion": "finwait/v1", "kind": "Settings", "namespaces": answer, "gaps": [
@@ -205,7 +252,7 @@ def _json(answer: object) -> None:
     print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
 
 
-def _setting(key: str) -> Any:  # noqa: ANN401 - Setting; imported where used
+def _setting(key: str) -> Setting:
     from finwait.remedy.settings import CATALOGUE, by_key
 
     found = by_key(key)
@@ -227,6 +274,7 @@ def _wrong(message: str, hint: str) -> Exception:
 
 def run_explain(args: argparse.Namespace) -> int:
     """Print what is known of a setting and return the exit status."""
+    from finwait.kernel import sysctl
     from finwait.remedy.tuning import verdicts
     from finwait.report.tune import explain_json, explain_text
     from finwait.shipped import knowledge
@@ -234,10 +282,13 @@ def run_explain(args: argparse.Namespace) -> int:
     setting = _setting(args.key)
     counts = None if args.no_diagnosis else rule_counts()
     here = verdicts((setting,), counts or {})[setting.key]
+    with sysctl.open_target(None) as target:
+        facts = facts_of(target, (setting,))
+        value = sysctl.read([setting.key], target).values.get(setting.key)
     if args.output == "json":
-        _json(explain_json(setting, here))
+        _json(explain_json(setting, here, facts, value))
     else:
-        for line in explain_text(setting, knowledge(), here):
+        for line in explain_text(setting, knowledge(), here, facts, value):
             print(line)
     return 0
 
@@ -284,6 +335,7 @@ def load_profile(words: Sequence[str]) -> Profile:
 def make_plan(profile: Profile, target: Target, counts: Mapping[str, int]) -> Plan:
     """Read the values in force in a namespace and judge a profile against them."""
     from finwait.kernel import sysctl
+    from finwait.remedy.settings import by_key
     from finwait.remedy.tuning import EXTRA_KEYS, plan
 
     keys = list(dict.fromkeys([*(line.key for line in profile.lines), *_RELATED, *EXTRA_KEYS]))
@@ -294,6 +346,7 @@ def make_plan(profile: Profile, target: Target, counts: Mapping[str, int]) -> Pl
         initial_netns=target.initial,
         counts=counts,
         read_only=reading.read_only,
+        facts=facts_of(target, [s for line in profile.lines if (s := by_key(line.key)) is not None]),
     )
 
 

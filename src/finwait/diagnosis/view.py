@@ -136,6 +136,8 @@ class View:
     options: Options = field(default_factory=Options)
     watched_ms: int = 0
     """Time between the two looks."""
+    whole: bool = True
+    """Whether every namespace was looked into: an address that none of them has is then that of another machine."""
 
     def __len__(self) -> int:
         return len(self.sockets)

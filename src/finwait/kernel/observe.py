@@ -17,7 +17,6 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
@@ -211,11 +210,12 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
     if wants_established and plan.established_limit is not None and in_use > plan.established_limit:
         states &= ~(1 << tcp.ESTABLISHED)
         skipped = in_use
-    mptcp = _mptcp_sockets() if plan.mptcp else 0
-    if v4 is None or in_use or minisockets or (mptcp or 0) > 0:
+    # An MPTCP socket need not have a TCP socket left.
+    alone = plan.mptcp and not in_use and _counted_mptcp(procfs.read(_NET + "protocols"))
+    if v4 is None or in_use or minisockets or alone:
         try:
             with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
-                dumps += _sockets(sock, plan, states, arena, gaps, where, mptcp=mptcp != 0)
+                dumps += _sockets(sock, plan, states, arena, gaps, where)
         except NotSupported as error:
             if (
                 error.errno in _NO_SOCK_DIAG
@@ -237,9 +237,10 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
         if plan.conntrack and entries.strip() not in (b"0", b""):
             ask = conntrack.dump_request()
             dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, where)
-    if dumps:
-        dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
-    if plan.files and dumps:
+    busy = bool(dumps)
+    # Also where there is no socket: an address of such a namespace is one of this machine, without the other end there.
+    dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
+    if plan.files and busy:
         _read_files(files, first)
     return Namespace(ns.inode, ns.names, ns.pids, ns.process_count, tuple(dumps), files, skipped)
 
@@ -270,7 +271,7 @@ def _conntrack_works(count: bytes | None, statistics: bytes | None) -> bool:
 
 
 def _sockets(
-    sock: socket.socket, plan: Plan, states: int, arena: Arena, gaps: list[Gap], where: str, *, mptcp: bool
+    sock: socket.socket, plan: Plan, states: int, arena: Arena, gaps: list[Gap], where: str
 ) -> list[Dump]:
     result = []
     request = inet_diag.dump_both_families(states, plan.extensions, bytecode=plan.bytecode)
@@ -284,7 +285,7 @@ def _sockets(
             )
             answer = dump(sock, request, arena, "dump the TCP sockets")
             result.append(_dump("tcp", answer, gaps, where))
-    if mptcp:
+    if plan.mptcp and _has_mptcp():
         for family in (inet_diag.AF_INET, inet_diag.AF_INET6):
             request = inet_diag.dump_request(
                 family, inet_diag.IPPROTO_MPTCP, states, plan.extensions, bytecode=plan.bytecode
@@ -297,26 +298,28 @@ def _sockets(
     return result
 
 
-_MPTCP_COUNTED: Final = b"MPCurrEstab"
-"""A counter of net/netstat that is newer than the counting of MPTCP sockets (Linux 6.3)."""
+def _has_mptcp() -> bool:
+    """Whether this namespace may hold MPTCP sockets; unknown counts as yes."""
+    return _uses_mptcp(procfs.read(_NET + "protocols"), procfs.read(_NET + "netstat"))
 
 
-def _mptcp_sockets() -> int | None:
-    """Return how many MPTCP sockets this namespace holds, by the protocol counters; None where nobody counts.
+def _uses_mptcp(protocols: bytes | None, netstat: bytes | None) -> bool:
+    """Judge it by the number of sockets, and by the protocol's counters: 6.1, for one, does not count the sockets."""
+    if protocols is None or netstat is None:
+        return True
+    if _counted_mptcp(protocols):
+        return True
+    lines = [line for line in netstat.splitlines() if line.startswith(b"MPTcpExt:")]
+    if any(word.isdigit() and int(word) for line in lines for word in line.split()[1:]):
+        return True
+    # Older kernels do not count either what connects from here.
+    return bool(lines) and b"MPCapableSYNTX" not in netstat
 
-    Before Linux 6.3 the column ``sockets`` of net/protocols is 0 however many there are.
-    """
-    data = procfs.read(_NET + "protocols")
-    if data is None:
-        return None
-    counts = [line.split()[2] for line in data.splitlines() if line.split()[:1] in ([b"MPTCP"], [b"MPTCPv6"])]
-    total = sum(int(count) for count in counts if count.isdigit())
-    return None if counts and not total and not _counts_mptcp() else total
 
-
-@cache
-def _counts_mptcp() -> bool:
-    return _MPTCP_COUNTED in (procfs.read(_NET + "netstat") or b"")
+def _counted_mptcp(protocols: bytes | None) -> bool:
+    """Whether net/protocols counts MPTCP sockets in this namespace."""
+    words = [line.split() for line in (protocols or b"").splitlines()]
+    return any(w[:1] in ([b"MPTCP"], [b"MPTCPv6"]) and w[2] not in (b"0", b"-1") for w in words if len(w) > 2)
 
 
 _NO_SOCK_DIAG: Final = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)

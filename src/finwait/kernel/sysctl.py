@@ -44,6 +44,7 @@ __all__ = [
     "all_targets",
     "apply",
     "boot_id",
+    "inside",
     "key_path",
     "open_target",
     "pod_target",
@@ -128,7 +129,7 @@ def _enter(fd: int, inode: int) -> None:
         raise KernelError(number, "enter it", netns=inode) from error
 
 
-def _inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
+def inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
     """Run ``work`` in a new thread that is in the namespace of ``fd`` (None: where we are) and then ends."""
     if fd is not None and fd < 0:
         raise ValueError("the namespace was closed already")
@@ -163,7 +164,7 @@ def _cookie() -> int:
 def _adopt(fd: int, name: str) -> Target:
     inode = os.fstat(fd).st_ino
     try:
-        cookie, initial = _inside(fd, inode, lambda: (_cookie(), _ONLY_INITIAL.exists()))
+        cookie, initial = inside(fd, inode, lambda: (_cookie(), _ONLY_INITIAL.exists()))
     except KernelError:
         os.close(fd)
         raise
@@ -348,7 +349,7 @@ def read(keys: Sequence[str], target: Target | None = None) -> Reading:
                 gaps.append(Gap(key, "read it", "root" if error.errno in (errno.EPERM, errno.EACCES) else ""))
         return Reading(values, frozenset(locked), tuple(gaps))
 
-    return _inside(target.fd if target is not None else None, inode, work)
+    return inside(target.fd if target is not None else None, inode, work)
 
 
 def _get(path: Path) -> str:
@@ -428,7 +429,7 @@ def apply(
         tell("done")
         return Applied(before, after)
 
-    return _inside(target.fd if target is not None else None, inode or 0, work)
+    return inside(target.fd if target is not None else None, inode or 0, work)
 
 
 @contextlib.contextmanager

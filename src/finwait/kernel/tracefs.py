@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -39,6 +40,8 @@ from finwait.errors import KernelError, NotSupported, PermissionNeeded
 from finwait.uapi import tracepoint
 
 __all__ = ["PREFIX", "Drained", "Root", "Statistics", "Tracing", "leavings", "remove_leavings"]
+
+LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 
 PREFIX: Final = "finwait-"
 _NAME = re.compile(r"finwait-(\d{1,10})-(\d{1,20})(?:-\d+)?")
@@ -160,26 +163,20 @@ def _detached_mount() -> int:
         os.close(context)
 
 
-LOCKDOWN: Final = "/sys/kernel/security/lockdown"
-"""Says how far the kernel is locked down, where securityfs is mounted: ``none integrity [confidentiality]``."""
-
-
-def _locked_down() -> bool:
-    """Return whether the kernel keeps tracing from everybody (LOCKDOWN_TRACEFS, security/security.c)."""
+def locked_down() -> bool:
+    """Return whether the kernel is locked down for confidentiality: then tracefs is empty, or opens nothing."""
     try:
-        return b"[confidentiality]" in _bytes_of(LOCKDOWN)
-    except OSError:
+        return "[confidentiality]" in LOCKDOWN.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
         return False
 
 
 def _explain(error: OSError, doing: str) -> KernelError:
     code = error.errno or errno.EIO
-    # A tracefs that is mounted under lockdown is empty, and one that was mounted before refuses: ENOENT and EPERM.
-    if code in (errno.ENOENT, errno.ENODEV, errno.EPERM, errno.EACCES) and _locked_down():
-        hint = (
-            "the kernel is locked down (`confidentiality`): nobody can trace until it is started without that"
-        )
-        return KernelError(code, doing, hint=hint)
+    if code in (errno.EPERM, errno.EACCES, errno.ENOENT, errno.ENODEV) and locked_down():
+        refused = PermissionNeeded(code, doing, "a kernel that is not locked down")
+        refused.hint = f"`{LOCKDOWN}` says `confidentiality`, which allows no tracing"
+        return refused
     if code in (errno.EPERM, errno.EACCES):
         refused = PermissionNeeded(code, doing, "CAP_SYS_ADMIN")
         if os.geteuid() == 0:
@@ -320,7 +317,7 @@ class Tracing:
         if not os.path.isdir(f"{root.path}/events"):
             empty = _explain(OSError(errno.ENOENT, ""), "trace: tracefs is empty")
             empty.hint = (
-                empty.hint if _locked_down() else "the kernel is locked down, or built without tracepoints"
+                empty.hint if locked_down() else "the kernel is locked down, or built without tracepoints"
             )
             raise empty
         self.removed = tuple(remove_leavings(root))

@@ -229,14 +229,22 @@ ENTRY_GUARDS: Final[Mapping[str, tuple[Callable[[View, tuple[int, ...], Limits],
 """Guards of ``finwait conntrack --delete``, by name."""
 
 
-def guard_entry(view: View, rows: tuple[int, ...], limits: Limits) -> Verdict | None:
+def guard_entry(
+    view: View, rows: tuple[int, ...], limits: Limits, unseen: tuple[str, ...] = ()
+) -> Verdict | None:
     """Return the first guard that speaks against deleting a tracking entry, or None.
 
     Args:
         view: the sockets.
         rows: those at the entry's ends that are on this machine.
         limits: see `Limits`.
+        unseen: names of ends that are on another machine, or were not looked at.
     """
+    if unseen and "live-end" not in limits.override:
+        ends = " and the ".join(unseen)
+        return Verdict(
+            "live-end", f"the {ends} end was not seen and may live: without the entry its FIN is lost"
+        )
     for name, (look, _) in ENTRY_GUARDS.items():
         if name not in limits.override and (reason := look(view, rows, limits)) is not None:
             return Verdict(name, reason)

@@ -36,6 +36,7 @@ __all__ = [
     "by_key",
     "by_letters",
     "canonical_key",
+    "computed_default",
 ]
 
 
@@ -150,6 +151,15 @@ class RuleEffect:
     rule: str
     effect: Effect
     why: str
+    raised: Effect | None = None
+    """What raising the value does instead, where the direction decides; ``effect`` is then about lowering it."""
+    raised_why: str = ""
+
+    def of(self, step: int) -> RuleEffect:
+        """Return what a change in one direction does: ``step`` is below 0 for a lower value, above for a higher."""
+        if step > 0 and self.raised is not None:
+            return RuleEffect(self.rule, self.raised, self.raised_why)
+        return RuleEffect(self.rule, self.effect, self.why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +168,8 @@ class Band:
 
     ``low`` and ``high`` are inclusive and in the setting's unit. A band with ``below_current`` applies only
     to values under the one in force now (or under the default where nothing was read); ``above_current``
-    likewise.
+    likewise. A band with ``tracking`` speaks of namespaces that translate addresses or filter by connection
+    state; in others an entry of connection tracking that goes away is missed by nobody.
     """
 
     verdict: Verdict
@@ -169,6 +180,7 @@ class Band:
     high: int | None = None
     below_current: bool = False
     above_current: bool = False
+    tracking: bool = False
 
     def covers(self, value: int, current: int | None) -> bool:
         """Return whether this band speaks about ``value`` where ``current`` is in force (None: unknown)."""
@@ -189,7 +201,7 @@ class Setting:
     title: str
     scope: Scope
     default: int | None
-    """The value of a fresh namespace, or None where the kernel computes it from the machine's memory."""
+    """The value of a fresh namespace; with ``by_memory`` that of a machine with 24 GB, None where none is usual."""
     unit: str
     low: int
     high: int
@@ -202,19 +214,34 @@ class Setting:
     ledger: tuple[str, ...]
     since: str = ""
     """What is known about kernels that lack it; empty when every supported kernel has it."""
+    by_memory: bool = False
+    """Whether the kernel computes the default from the machine's memory, see `computed_default`."""
+    zero_is: int = 0
+    """What 0 stands for."""
 
-    def effect(self, rule: str) -> RuleEffect:
-        """Return what this setting does for the connections that ``rule`` finds.
+    def effect(self, rule: str, step: int = 0) -> RuleEffect:
+        """Return what changing this setting does for the connections that ``rule`` finds.
+
+        Args:
+            rule: the rule.
+            step: the direction of the change, see `step`; 0 for an answer about both, which lowering gives.
 
         Raises:
             ValueError: there is no such rule.
         """
         for known in self.effects:
             if known.rule == rule:
-                return known
+                return known.of(step) if step else known
         if rule not in _BEYOND_SYSCTLS:
             raise ValueError(f"no rule is named {rule!r}")
         return RuleEffect(rule, Effect.NO_EFFECT, _BEYOND_SYSCTLS[rule])
+
+    def step(self, present: int | None, value: int) -> int:
+        """Return the direction of a change: −1 down, 1 up, 0 none or not known."""
+        if present is None:
+            return 0
+        before, after = present or self.zero_is, value or self.zero_is
+        return (after > before) - (after < before)
 
     def band(self, value: int, current: int | None = None) -> Band:
         """Return what is to be said of ``value``; ``current`` is the value in force, where it is known.
@@ -242,6 +269,8 @@ def _netns(
     traps: tuple[str, ...] = (),
     effects: tuple[RuleEffect, ...] = (),
     since: str = "",
+    by_memory: bool = False,
+    zero_is: int = 0,
 ) -> Setting:
     return Setting(
         key,
@@ -258,6 +287,8 @@ def _netns(
         source,
         ledger,
         since,
+        by_memory,
+        zero_is,
     )
 
 
@@ -292,6 +323,11 @@ def _new(rule: str, why: str) -> RuleEffect:
 
 def _bad(rule: str, why: str) -> RuleEffect:
     return RuleEffect(rule, Effect.HARMFUL, why)
+
+
+def _by_direction(rule: str, lowered: tuple[Effect, str], raised: tuple[Effect, str]) -> RuleEffect:
+    """An effect that depends on whether the value falls or rises."""
+    return RuleEffect(rule, *lowered, *raised)
 
 
 def _none(rule: str, why: str) -> RuleEffect:
@@ -369,10 +405,21 @@ _FIN_TIMEOUT = _netns(
         ),
     ),
     effects=(
-        _new("fin-wait2-orphan", "orphans that are there keep their countdown; later ones get the new one"),
-        _ends(
+        _by_direction(
+            "fin-wait2-orphan",
+            (Effect.BOUNDS_NEW, "orphans that are there keep their countdown; later ones get the new one"),
+            (Effect.NO_EFFECT, "orphans that are there keep their countdown; later ones stay longer"),
+        ),
+        _by_direction(
             "fin-wait2-orphan-long",
-            "a full orphan reads the value again when its timer fires, and is reset if it is then 60 or less",
+            (
+                Effect.ENDS,
+                "a full orphan reads the value again when its timer fires, and is reset if it is then 60 or less",
+            ),
+            (
+                Effect.NO_EFFECT,
+                "a full orphan reads the value again when its timer fires, and then stays longer",
+            ),
         ),
     ),
     source=f"{_IP_SYSCTL}; __tcp_close(), tcp_rcv_state_process(), tcp_fin_time()",
@@ -384,13 +431,21 @@ _KEEPALIVE_ACTS = (
     " others, set their own (15 s)"
 )
 _KEEPALIVE_NEW = (
-    _new(
+    _by_direction(
         "idle-unprobed",
-        "none of these has keepalive armed; a program that sets SO_KEEPALIVE will use the value on"
-        " later connections",
+        (
+            Effect.BOUNDS_NEW,
+            "none of these has keepalive armed; a program that sets SO_KEEPALIVE uses the value on later connections",
+        ),
+        (Effect.NO_EFFECT, "none of these has keepalive armed; later connections would be asked even later"),
     ),
-    _new(
-        "nat-zombie", "a probe finds the missing end, on later connections of programs that set SO_KEEPALIVE"
+    _by_direction(
+        "nat-zombie",
+        (
+            Effect.BOUNDS_NEW,
+            "a probe finds the missing end, on later connections of programs that set SO_KEEPALIVE",
+        ),
+        (Effect.NO_EFFECT, "on later connections the missing end would be found even later"),
     ),
     _none("fin-wait2-held", "the peer's kernel answers every probe for as long as the peer holds its socket"),
     _none("relay-pair", "both kernels answer probes for ever; the relay has to close"),
@@ -443,7 +498,8 @@ _KEEPALIVE_TIME = _netns(
             ("S18", "S19", "X33"),
             low=10,
             high=340,
-            instead="set SO_KEEPALIVE, TCP_KEEPIDLE and TCP_USER_TIMEOUT in the program",
+            instead="set SO_KEEPALIVE with TCP_KEEPIDLE, _INTVL and _CNT in the program, and TCP_USER_TIMEOUT, if at"
+            " all, to idle + interval * count: it takes the place of the count",
         ),
         Band(
             Verdict.ONLY_WHEN,
@@ -467,8 +523,13 @@ _KEEPALIVE_TIME = _netns(
     ),
     effects=(
         *_KEEPALIVE_NEW,
-        _new(
-            "nat-entry-gone", "an interval below the entry's timeout keeps later half-closed flows translated"
+        _by_direction(
+            "nat-entry-gone",
+            (
+                Effect.BOUNDS_NEW,
+                "an interval below the entry's timeout keeps later half-closed flows translated",
+            ),
+            (Effect.NO_EFFECT, "probes that come later keep no entry alive"),
         ),
     ),
     source=f"{_IP_SYSCTL}; keepalive_time_when(), tcp_set_keepalive(), tcp_keepalive_timer()",
@@ -514,7 +575,13 @@ _KEEPALIVE_PROBES = _netns(
     "probes",
     (0, 255),
     _KEEPALIVE_ACTS,
-    traps=("TCP_USER_TIMEOUT on a socket replaces this count, in both directions", _PODS),
+    traps=(
+        (
+            "TCP_USER_TIMEOUT on a socket replaces this count, in both directions: up to idle + interval one lost"
+            " probe ends the connection, and idle + interval * count is what the count means"
+        ),
+        _PODS,
+    ),
     bands=(
         Band(
             Verdict.HARMFUL,
@@ -557,6 +624,11 @@ _MAX_ORPHANS = Setting(
         "global: absent from /proc/sys in every namespace but the initial one",
         "the default grows with memory (131072 at 24 GB), so a fixed number often lowers it",
         "the kernel's documentation asks not to lower it",
+        (
+            "at the limit the kernel logs `TCP: too many orphaned sockets`, counts TCPAbortOnMemory and resets the"
+            " orphan; one whose peer has been silent for long counts double or fourfold"
+        ),
+        "how many there are: `orphan` in /proc/net/sockstat, the same number in every namespace",
     ),
     (
         Band(
@@ -567,21 +639,28 @@ _MAX_ORPHANS = Setting(
             instead="leave the kernel's own value",
         ),
         Band(
-            Verdict.NO_EFFECT,
-            "it limits nothing in FIN_WAIT2: those are minisocks and count as TIME_WAIT",
-            ("S20", "X40"),
-            instead="leave the kernel's own value",
+            Verdict.ONLY_WHEN,
+            "where orphans in FIN_WAIT1, LAST_ACK or CLOSING are at the limit (`too many orphaned sockets` in the"
+            " kernel's log) a higher one lets them deliver their last data instead of being reset; it limits nothing"
+            " in FIN_WAIT2: those are minisocks and count as TIME_WAIT",
+            ("S20", "X55", "X40"),
+            instead="leave the kernel's own value unless the limit is met",
         ),
     ),
     (
-        _bad(
+        _by_direction(
             "fin-unanswered-orphan",
-            "a lower limit resets orphans whose last data is still on its way; a higher one does nothing",
+            (Effect.HARMFUL, "a lower limit resets orphans whose last data is still on its way"),
+            (
+                Effect.NO_EFFECT,
+                "it ends none of them; where they are at the limit, it keeps the kernel from resetting later ones",
+            ),
         ),
         _none("fin-wait2-orphan", "FIN_WAIT2 minisocks are not orphans to this limit"),
     ),
-    f"{_IP_SYSCTL}; ipv4_table in sysctl_net_ipv4.c; tcp_too_many_orphans()",
+    f"{_IP_SYSCTL}; ipv4_table in sysctl_net_ipv4.c; tcp_too_many_orphans(), tcp_out_of_resources(), tcp_init()",
     ("S20", "X40", "X55"),
+    by_memory=True,
 )
 
 _ORPHAN_RETRIES = _netns(
@@ -635,16 +714,29 @@ _ORPHAN_RETRIES = _netns(
         ),
     ),
     effects=(
-        _ends(
+        _by_direction(
             "fin-unanswered-orphan",
-            "a value of 1 to 7 ends them at their next retransmission once the count is reached; 0 means 8",
+            (
+                Effect.ENDS,
+                "a value of 1 to 7 ends them at their next retransmission once the count is reached; 0 means 8",
+            ),
+            (Effect.HARMFUL, "they stay longer than they would; 0 means 8"),
         ),
-        _ends("zero-window", "only the orphans among them; one that a process holds stays"),
-        _ends("egress-blocked", "only the orphans among them; a held one obeys tcp_retries2"),
+        _by_direction(
+            "zero-window",
+            (Effect.ENDS, "only the orphans among them; one that a process holds stays"),
+            (Effect.HARMFUL, "the orphans among them stay longer than they would"),
+        ),
+        _by_direction(
+            "egress-blocked",
+            (Effect.ENDS, "only the orphans among them; a held one obeys tcp_retries2"),
+            (Effect.HARMFUL, "the orphans among them stay longer than they would"),
+        ),
         _none("fin-unanswered-held", "a held socket obeys tcp_retries2"),
     ),
     source=f"{_IP_SYSCTL}; tcp_orphan_retries(), tcp_write_timeout(), tcp_probe_timer()",
     ledger=("S21", "X04", "X25"),
+    zero_is=8,
 )
 
 _RFC1337 = _netns(
@@ -732,12 +824,29 @@ _RETRIES2 = _netns(
         Band(Verdict.HARMFUL, "dead peers are held longer than by default", ("X53",), low=16, instead="15"),
     ),
     effects=(
-        _ends("data-unanswered", "the limit is read at every retransmission"),
-        _ends("fin-unanswered-held", "the limit is read at every retransmission"),
-        _ends("egress-blocked", "only those that a process holds; orphans obey tcp_orphan_retries"),
-        _bad(
+        *(
+            _by_direction(
+                rule,
+                (Effect.ENDS, "the limit is read at every retransmission"),
+                (
+                    Effect.HARMFUL,
+                    "the limit is read at every retransmission: they stay longer than they would",
+                ),
+            )
+            for rule in ("data-unanswered", "fin-unanswered-held")
+        ),
+        _by_direction(
+            "egress-blocked",
+            (Effect.ENDS, "only those that a process holds; orphans obey tcp_orphan_retries"),
+            (Effect.HARMFUL, "those that a process holds stay longer than they would"),
+        ),
+        _by_direction(
             "zero-window",
-            "a lower value caps the back-off: more probes, and still no end (578 packets in 480 s)",
+            (
+                Effect.HARMFUL,
+                "a lower value caps the back-off: more probes, and still no end (578 packets in 480 s)",
+            ),
+            (Effect.NO_EFFECT, "each answer to a window probe starts the count again"),
         ),
         _none("idle-unprobed", "nothing is unacknowledged on an idle connection"),
         _none("fin-unanswered-orphan", "orphans obey tcp_orphan_retries"),
@@ -769,14 +878,20 @@ _MAX_TW_BUCKETS = _netns(
         Band(Verdict.NO_EFFECT, "it ends nothing; it only decides when minisocks are dropped", ("X40",)),
     ),
     effects=(
-        _bad(
+        _by_direction(
             "time-wait-flood",
-            "a lower limit drops minisocks silently; raising it changes nothing that is stuck",
+            (Effect.HARMFUL, "a lower limit drops minisocks silently"),
+            (Effect.NO_EFFECT, "raising it changes nothing that is stuck"),
         ),
-        _bad("fin-wait2-orphan", "a lower limit drops later orphans silently and strands their peers"),
+        _by_direction(
+            "fin-wait2-orphan",
+            (Effect.HARMFUL, "a lower limit drops later orphans silently and strands their peers"),
+            (Effect.NO_EFFECT, "they carry their own countdown, set when they became orphans"),
+        ),
     ),
-    source=f"{_IP_SYSCTL}; inet_twsk_alloc(), tcp_time_wait()",
+    source=f"{_IP_SYSCTL}; inet_twsk_alloc(), tcp_time_wait(), tcp_sk_init()",
     ledger=("X40",),
+    by_memory=True,
 )
 
 _TW_REUSE = _netns(
@@ -942,6 +1057,7 @@ _CT_CLOSE_WAIT = _ct_timeout(
             high=59,
             instead="3600, kube-proxy's default (--conntrack-tcp-timeout-close-wait), and bound half-closes"
             " in the programs",
+            tracking=True,
         ),
         Band(
             Verdict.HARMFUL,
@@ -951,6 +1067,7 @@ _CT_CLOSE_WAIT = _ct_timeout(
             low=60,
             high=60,
             instead="3600 on a node that translates addresses",
+            tracking=True,
         ),
         Band(
             Verdict.ONLY_WHEN,
@@ -966,6 +1083,7 @@ _CT_CLOSE_WAIT = _ct_timeout(
             ("S31",),
             low=3600,
             high=7200,
+            tracking=True,
         ),
         Band(
             Verdict.ONLY_WHEN,
@@ -977,12 +1095,24 @@ _CT_CLOSE_WAIT = _ct_timeout(
     ),
     ("S31", "S32", "X28", "X33"),
     effects=(
-        _new(
-            "nat-entry-gone", "raising it (3600) prevents it for later flows; lowering it makes more of these"
+        _by_direction(
+            "nat-entry-gone",
+            (Effect.HARMFUL, "lowering it makes more of these"),
+            (Effect.BOUNDS_NEW, "raising it (3600) prevents it for later flows"),
         ),
-        _bad("fin-wait2-held", "raising it ends nothing; lowering it makes half-closes behind NAT permanent"),
-        _bad("relay-pair", "raising it ends nothing; lowering it makes half-closes behind NAT permanent"),
-        _bad("fin-wait2-streaming", "a lowered value cuts a slow half-closed stream off"),
+        *(
+            _by_direction(
+                rule,
+                (Effect.HARMFUL, "lowering it makes half-closes behind NAT permanent"),
+                (Effect.NO_EFFECT, "raising it ends nothing: conntrack closes no socket"),
+            )
+            for rule in ("fin-wait2-held", "relay-pair")
+        ),
+        _by_direction(
+            "fin-wait2-streaming",
+            (Effect.HARMFUL, "a lowered value cuts a slow half-closed stream off"),
+            (Effect.NO_EFFECT, "data still arrives: the connection is in use"),
+        ),
     ),
     traps=(
         (
@@ -1004,6 +1134,7 @@ _CT_ESTABLISHED = _ct_timeout(
             ("X35",),
             high=7199,
             instead="86400, kube-proxy's default, or keepalive below it in every program",
+            tracking=True,
         ),
         Band(
             Verdict.NO_EFFECT, "432000 (5 days) is the kernel's default", ("X35",), low=432_000, high=432_000
@@ -1017,12 +1148,15 @@ _CT_ESTABLISHED = _ct_timeout(
     ),
     ("X35", "X34"),
     effects=(
-        _new(
-            "nat-entry-gone", "a longer time prevents it for later idle connections; a shorter one makes more"
+        _by_direction(
+            "nat-entry-gone",
+            (Effect.HARMFUL, "a shorter time makes more of these"),
+            (Effect.BOUNDS_NEW, "a longer time prevents it for later idle connections"),
         ),
-        _bad(
+        _by_direction(
             "idle-unprobed",
-            "lowering it turns idle connections behind NAT into zombies; raising it ends nothing",
+            (Effect.HARMFUL, "lowering it turns idle connections behind NAT into zombies"),
+            (Effect.NO_EFFECT, "no timer is armed on it; conntrack closes no socket"),
         ),
         _none("nat-zombie", "the entry is there; it is one of the ends that is gone"),
     ),
@@ -1044,6 +1178,7 @@ def _ct_minor(
                 ledger,
                 high=harm_below - 1,
                 instead=str(default),
+                tracking=True,
             ),
             Band(
                 Verdict.NO_EFFECT, f"conntrack entries leave earlier or later; no socket does; {why}", ledger
@@ -1138,8 +1273,9 @@ _CT_MAX = Setting(
         ),
     ),
     (),
-    f"{_CT_SYSCTL}; kube-proxy conntrack settings",
+    f"{_CT_SYSCTL}; kube-proxy conntrack settings; nf_conntrack_init_start()",
     ("S36",),
+    by_memory=True,
 )
 
 _CT_BUCKETS = Setting(
@@ -1166,8 +1302,9 @@ _CT_BUCKETS = Setting(
         Band(Verdict.NO_EFFECT, "it concerns the speed of lookups; it closes no connection", ("S36",)),
     ),
     (),
-    _CT_SYSCTL,
+    f"{_CT_SYSCTL}; nf_conntrack_init_start()",
     ("S36",),
+    by_memory=True,
 )
 
 _CT_LIBERAL = _netns(
@@ -1270,6 +1407,27 @@ CATALOGUE: tuple[Setting, ...] = (
     _CT_MAX_RETRANS,
 )
 """Every setting that finwait has an opinion on, the most asked-for first."""
+
+_GIB = 1 << 20  # in KiB
+
+
+def computed_default(key: str, *, hash_entries: int | None, memory_kb: int | None) -> int | None:
+    """Return the default that the kernel computed on a machine; None where that cannot be told.
+
+    ``tcp_init`` and ``tcp_sk_init`` take half of the established hash table for the limits of orphans and minisockets;
+    ``nf_conntrack_init_start`` goes by the memory alone. The number of chains depends on the kernel's version as well.
+
+    Args:
+        key: a setting with ``by_memory``.
+        hash_entries: ``tcp_ehash_entries`` (6.1 and later); negative in a namespace that shares the machine's table.
+        memory_kb: ``MemTotal`` of /proc/meminfo.
+    """
+    if key in ("net.ipv4.tcp_max_orphans", "net.ipv4.tcp_max_tw_buckets"):
+        return abs(hash_entries) // 2 if hash_entries else None
+    if key == "net.netfilter.nf_conntrack_max" and memory_kb is not None and memory_kb > _GIB:
+        return 262_144 if memory_kb > 4 * _GIB else 65_536
+    return None
+
 
 _BY_KEY = {setting.key: setting for setting in CATALOGUE}
 _ALIASES = {"net.nf_conntrack_max": "net.netfilter.nf_conntrack_max"}

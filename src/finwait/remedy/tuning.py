@@ -20,7 +20,17 @@ import msgspec
 
 from finwait.diagnosis import forecast
 from finwait.errors import FinwaitError
-from finwait.remedy.settings import RULES, Effect, Scope, Setting, Verdict, by_key, canonical_key
+from finwait.remedy.settings import (
+    RULES,
+    Band,
+    Effect,
+    Scope,
+    Setting,
+    Verdict,
+    by_key,
+    canonical_key,
+    computed_default,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COMMAND_LINE",
     "EXTRA_KEYS",
+    "Facts",
     "HereEffect",
     "Line",
     "Plan",
@@ -36,7 +47,9 @@ __all__ = [
     "ProfileError",
     "Remark",
     "State",
+    "default_of",
     "drop_in",
+    "in_force",
     "parse_assignments",
     "parse_profile",
     "parse_sysctl_conf",
@@ -54,6 +67,42 @@ COMMAND_LINE = "command-line"
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@*-]*\Z")
 _VALUE = re.compile(r"-?\d{1,19}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a machine and a namespace say beside their settings, where verdicts depend on it; None: not known."""
+
+    translates: bool | None = None
+    """Whether the namespace translates addresses or filters by connection state, so that tracking matters there."""
+    tracked_by: str = ""
+    """What was seen of that: ``12 translated entries``, ``no rule that translates``, or why it was not seen."""
+    orphans: int | None = None
+    """Orphans of the whole machine, FIN_WAIT2 minisockets not among them."""
+    aborted: int | None = None
+    """TCPAbortOnMemory of the namespace: orphans that were reset at a limit, or for want of memory."""
+    hash_entries: int | None = None
+    memory_kb: int | None = None
+
+
+def default_of(setting: Setting, facts: Facts) -> int | None:
+    """Return the default of a setting on the machine that ``facts`` are of; None where that cannot be told."""
+    if not setting.by_memory:
+        return setting.default
+    return computed_default(setting.key, hash_entries=facts.hash_entries, memory_kb=facts.memory_kb)
+
+
+def in_force(setting: Setting, value: int, facts: Facts) -> Band:
+    """Return what is to be said of a value that is in force in the namespace that ``facts`` are of."""
+    band = setting.band(value, value)
+    if not band.tracking or facts.translates:
+        return band
+    seen = f" ({facts.tracked_by})" if facts.tracked_by else ""
+    if facts.translates is None:
+        why = f"it depends on whether this namespace translates addresses, which was not seen{seen}: if so, {band.why}"
+        return Band(Verdict.ONLY_WHEN, why, band.ledger, band.instead)
+    why = f"nothing here translates addresses or filters by connection state{seen}; where something does: {band.why}"
+    return Band(Verdict.NO_EFFECT, why, band.ledger, band.instead)
 
 
 class ProfileError(FinwaitError):
@@ -258,7 +307,7 @@ class Plan:
 
 
 def verdicts(
-    settings: Iterable[Setting], findings_count_by_rule: Mapping[str, int]
+    settings: Iterable[Setting], findings_count_by_rule: Mapping[str, int], step: int = 0
 ) -> dict[str, tuple[HereEffect, ...]]:
     """Say for each setting what changing it would do for what the diagnosis has found, by rule.
 
@@ -267,6 +316,7 @@ def verdicts(
         findings_count_by_rule: how many connections each rule found; rules with none are left out of the
         answer,
             and so are rules that are no patterns of closing (names outside `RULES`).
+        step: the direction of the change, see `Setting.step`; 0 where it is not known.
 
     Returns:
         By the setting's key, one `HereEffect` for each rule with findings, in the order of `RULES`.
@@ -276,7 +326,7 @@ def verdicts(
     ]
     answer: dict[str, tuple[HereEffect, ...]] = {}
     for setting in settings:
-        effects = (setting.effect(rule) for rule, _ in found)
+        effects = (setting.effect(rule, step) for rule, _ in found)
         answer[setting.key] = tuple(
             HereEffect(rule, count, effect.effect, effect.why)
             for (rule, count), effect in zip(found, effects, strict=True)
@@ -291,6 +341,7 @@ def plan(
     initial_netns: bool,
     counts: Mapping[str, int],
     read_only: frozenset[str] = frozenset(),
+    facts: Facts | None = None,
 ) -> Plan:
     """Compare what is wanted with what is in force and judge every line.
 
@@ -300,8 +351,10 @@ def plan(
         initial_netns: whether the namespace is the machine's first one.
         counts: how many connections each diagnosis rule found here, for the verdict on what is stuck now.
         read_only: keys whose file cannot be written in this namespace.
+        facts: what the namespace says beside its settings; None for nothing.
     """
-    lines = tuple(_judge(line, current, initial_netns, counts, read_only) for line in profile.lines)
+    told = facts or Facts(translates=True)
+    lines = tuple(_judge(line, current, initial_netns, counts, read_only, told) for line in profile.lines)
     future = dict(current) | {line.key: line.wanted for line in lines if line.state is State.CHANGE}
     touched = frozenset(line.key for line in profile.lines)
     return Plan(profile, lines, tuple(r for r in remarks(future) if touched.intersection(r.keys)))
@@ -313,6 +366,7 @@ def _judge(
     initial_netns: bool,
     counts: Mapping[str, int],
     read_only: frozenset[str],
+    facts: Facts,
 ) -> PlanLine:
     setting = by_key(line.key)
     now = current.get(line.key)
@@ -325,13 +379,20 @@ def _judge(
     value = int(line.value)
     present = int(now) if now is not None and _VALUE.match(now) else None
     band = setting.band(value, present)
+    if band.tracking and (present == value or band.verdict is not Verdict.HARMFUL):
+        band = in_force(
+            setting, value, facts
+        )  # what would harm is told as that, whether or not it would today
     verdict, why, ledger, instead = band.verdict, band.why, band.ledger, band.instead
+    if band.tracking and facts.translates is False:
+        why += "; now nothing here translates addresses or filters by connection state"
     if present is not None and present != value:
-        before = setting.band(present, present)
+        before = in_force(setting, present, facts)
         if before.verdict is Verdict.HARMFUL and verdict in (Verdict.NO_EFFECT, Verdict.HELPS):
             verdict, ledger = Verdict.HELPS, before.ledger
             why = f"takes back a harmful value: {before.why}"
-    here = verdicts((setting,), counts)[setting.key] if present != value else ()
+    step = setting.step(present, value)
+    here = verdicts((setting,), counts, step)[setting.key] if present != value else ()
     state = State.SAME if present == value else State.CHANGE
     if not setting.low <= value <= setting.high:
         state, verdict, instead = State.REFUSED, Verdict.NO_EFFECT, f"{setting.low} to {setting.high}"

@@ -71,7 +71,7 @@ def settings_page(settings: Sequence[Setting]) -> str:
 
 
 def _setting(setting: Setting) -> list[str]:
-    default = str(setting.default) if setting.default is not None else "computed from the machine's memory"
+    default = str(setting.default) if not setting.by_memory else "computed from the machine's memory"
     out = [
         f"## `{setting.key}`",
         "",
@@ -93,11 +93,18 @@ def _setting(setting: Setting) -> list[str]:
         f"| {_values(band)} | {_VERDICT[band.verdict]} | {_cell(band.why)} | {_links(band.ledger)} |"
         for band in setting.bands
     ]
-    affected = [(rule, setting.effect(rule)) for rule in RULES]
-    told = [(rule, known) for rule, known in affected if known.effect is not Effect.NO_EFFECT]
+    told = [
+        known
+        for rule in RULES
+        if {(known := setting.effect(rule)).effect, known.raised} - {Effect.NO_EFFECT, None}
+    ]
     if told:
         out += ["", "| Rule | Effect | Why |", "|---|---|---|"]
-        out += [f"| `{rule}` | {known.effect} | {_cell(known.why)} |" for rule, known in told]
+        for known in told:
+            lowered = "" if known.raised is None else "lowered: "
+            out.append(f"| `{known.rule}` | {lowered}{known.effect} | {_cell(known.why)} |")
+            if known.raised is not None:
+                out.append(f"| | raised: {known.raised} | {_cell(known.raised_why)} |")
     else:
         out += ["", "No rule's findings are ended, bounded or made worse by it."]
     out.append("")

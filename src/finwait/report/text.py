@@ -376,7 +376,8 @@ def _picture(view: View, row: int, cells: Cells, room: int) -> list[str]:
         right = [end.column("local")[0], end.column("state_name")[0], _who(view, other, end)]
         right.append(_label(view, other))
     else:
-        right = [cells.column("peer")[0], "not on this machine", "", ""]
+        far = "not on this machine" if view.whole else "not found: not every namespace was looked into"
+        right = [cells.column("peer")[0], far, "", ""]
         if view.other_ambiguous[row]:
             right[1] = "several candidates here"
         elif view.peer_reached[row]:

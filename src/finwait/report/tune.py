@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from finwait.remedy.settings import RULES, Effect, Setting, Verdict
-from finwait.remedy.tuning import HereEffect, Plan, PlanLine, State
+from finwait.remedy.settings import RULES, Effect, RuleEffect, Setting, Verdict
+from finwait.remedy.tuning import Facts, HereEffect, Plan, PlanLine, State, default_of, in_force
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,15 +41,15 @@ def _wrap(text: str, indent: int, first: str = "") -> list[str]:
 
 
 def _here(effects: Sequence[HereEffect]) -> str:
-    """Say in one sentence what a change would do for what is stuck now."""
+    """Say in one sentence what a change would do to what is stuck now."""
     if not effects:
         return ""
     parts = []
     for effect, words in (
         (Effect.ENDS, "would end or shorten"),
-        (Effect.BOUNDS_NEW, "nothing for, but bounds later ones like,"),
+        (Effect.BOUNDS_NEW, "no effect on, but limits future ones like,"),
         (Effect.HARMFUL, "can make worse"),
-        (Effect.NO_EFFECT, "nothing for"),
+        (Effect.NO_EFFECT, "no effect on"),
     ):
         found = [f"{e.count} {e.rule}" for e in effects if e.effect is effect]
         if found:
@@ -83,9 +83,9 @@ def plan_text(plan: Plan, where: str, *, counted: bool) -> Iterator[str]:
         told.append(f"{len(plan.blocked)} that cannot be set here")
     yield ", ".join(told)
     if not counted:
-        yield "what is stuck now was not looked at, so nothing is said about it"
+        yield "stuck connections were not looked for (`--no-diagnosis`, or the look failed)"
     elif not any(line.here for line in plan.lines):
-        yield "the diagnosis found nothing stuck here that a change could be measured against"
+        yield "the diagnosis found nothing stuck here that a change could act on"
 
 
 def _plan_line(line: PlanLine) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _plan_line(line: PlanLine) -> Iterator[str]:
     yield from _wrap(line.why, 4)
     here = _here(line.here)
     if here:
-        yield from _wrap(f"stuck now: {here}", 4)
+        yield from _wrap(f"on what is stuck now: {here}", 4)
     if line.instead and line.state is State.CHANGE and line.verdict is not Verdict.HELPS:
         yield from _wrap(f"instead: {line.instead}", 4)
     yield ""
@@ -138,38 +138,77 @@ def plan_json(plan: Plan, where: Mapping[str, Any], *, counted: bool) -> dict[st
     }
 
 
-def show_text(settings: Sequence[Setting], values: Mapping[str, str], where: str) -> Iterator[str]:
-    """Yield the values of a namespace, those that differ from the default marked and judged."""
+def show_text(
+    settings: Sequence[Setting], values: Mapping[str, str], where: str, facts: Facts
+) -> Iterator[str]:
+    """Yield the values of a namespace, those that differ from the default marked and judged.
+
+    Args:
+        settings: which to show.
+        values: those in force, by key.
+        where: the namespace, in words.
+        facts: what it says beside its settings.
+    """
     yield where
     for setting in settings:
         value = values.get(setting.key)
         if value is None:
             continue
-        default = str(setting.default) if setting.default is not None else "by memory"
+        default = default_of(setting, facts)
         mark, note = " ", ""
         if value.lstrip("-").isdigit():
-            band = setting.band(int(value), int(value))
+            band = in_force(setting, int(value), facts)
+            cited = f" [{' '.join(band.ledger)}]"
             if band.verdict is Verdict.HARMFUL:
-                mark, note = "!", f"harmful [{' '.join(band.ledger)}]"
-            elif setting.default is not None and int(value) != setting.default:
+                mark, note = "!", f"harmful{cited}"
+            elif default is not None and int(value) != default:
                 mark, note = "*", _VERDICT[band.verdict]
-        yield f"{mark} {setting.key:<54} {value:>10}  default {default:<9} {note}".rstrip()
+        shown = str(default) if default is not None else "by memory"
+        yield f"{mark} {setting.key:<54} {value:>10}  default {shown:<9} {note}".rstrip()
+        for line in _evidence(setting, value, facts):
+            yield from _wrap(line, 6)
+
+
+def _evidence(setting: Setting, value: str, facts: Facts) -> Iterator[str]:
+    """Say what was seen here that decides what a setting in force does."""
+    if setting.key.endswith("tcp_max_orphans") and facts.orphans is not None and value.lstrip("-").isdigit():
+        limit = int(value)
+        near = ": at the limit" if facts.orphans >= limit else ""
+        if not near and 4 * facts.orphans >= limit:
+            near = ": near enough that orphans of silent peers may be reset"
+        yield f"orphans now: {facts.orphans} of {value}{near}"
+        if facts.aborted:
+            yield (
+                f"TCPAbortOnMemory is {facts.aborted} in this namespace: so many connections were reset at this limit"
+                " or for want of memory (`too many orphaned sockets` or `out of memory` in the kernel's log)"
+            )
+    if value.lstrip("-").isdigit() and setting.band(int(value), int(value)).tracking:
+        band = setting.band(int(value), int(value))
+        if band.verdict is Verdict.HARMFUL:
+            translates = {
+                True: f"it matters here: {facts.tracked_by}",
+                False: f"nothing here translates addresses or filters by connection state: {facts.tracked_by}",
+                None: f"whether addresses are translated here was not seen: {facts.tracked_by}",
+            }
+            yield translates[facts.translates]
 
 
 def show_json(
-    settings: Sequence[Setting], values: Mapping[str, str], where: Mapping[str, Any]
+    settings: Sequence[Setting], values: Mapping[str, str], where: Mapping[str, Any], facts: Facts
 ) -> dict[str, Any]:
     """Return the values of a namespace as JSON's types."""
     return {
         "netns": dict(where),
+        "evidence": _facts_json(facts),
         "settings": [
             {
                 "key": s.key,
                 "value": values[s.key],
-                "default": s.default,
+                "default": default_of(s, facts),
+                "defaultByMemory": s.by_memory,
                 "unit": s.unit,
                 "scope": str(s.scope),
-                "verdict": str(s.band(int(values[s.key]), int(values[s.key])).verdict)
+                "verdict": str(in_force(s, int(values[s.key]), facts).verdict)
                 if values[s.key].lstrip("-").isdigit()
                 else None,
             }
@@ -179,13 +218,43 @@ def show_json(
     }
 
 
-def explain_text(setting: Setting, knowledge: Knowledge, here: Sequence[HereEffect]) -> Iterator[str]:
-    """Yield all that is known of one setting."""
+def _facts_json(facts: Facts) -> dict[str, Any]:
+    return {
+        "trackingMatters": facts.translates,
+        "trackingSeen": facts.tracked_by,
+        "orphans": facts.orphans,
+        "abortedOnMemory": facts.aborted,
+    }
+
+
+def explain_text(
+    setting: Setting,
+    knowledge: Knowledge,
+    here: Sequence[HereEffect],
+    facts: Facts,
+    value: str | None = None,
+) -> Iterator[str]:
+    """Yield all that is known of one setting.
+
+    Args:
+        setting: which.
+        knowledge: what is cited.
+        here: what a change would do to what is stuck now.
+        facts: what the namespace says beside its settings.
+        value: what is in force; None where the setting is absent.
+    """
     yield f"{setting.key}: {setting.title}"
     yield ""
-    default = setting.default if setting.default is not None else "computed from the machine's memory"
+    computed = default_of(setting, facts)
+    default = "computed from the machine's memory" if computed is None else str(computed)
+    if setting.by_memory and computed is not None:
+        default += " on this machine, computed from its memory"
     yield f"    scope     {setting.scope}"
     yield f"    default   {default}"
+    if value is not None:
+        yield f"    in force  {value}"
+        for line in _evidence(setting, value, facts):
+            yield from _wrap(line, 14)
     yield f"    range     {setting.low} to {setting.high} {setting.unit}"
     yield from _wrap(setting.acts_on, 14, "acts on   ")
     if setting.since:
@@ -205,20 +274,26 @@ def explain_text(setting: Setting, knowledge: Knowledge, here: Sequence[HereEffe
         )
     yield ""
     yield "What a change does for what a rule has found"
-    told = {rule: setting.effect(rule) for rule in RULES}
+    told = [setting.effect(rule) for rule in RULES]
     for effect in (Effect.ENDS, Effect.BOUNDS_NEW, Effect.HARMFUL):
-        for rule, known in told.items():
-            if known.effect is effect:
-                yield from _wrap(f"{rule}: {effect}; {known.why}", 6, "- ")
-    rest = [rule for rule, known in told.items() if known.effect is Effect.NO_EFFECT]
+        for known in told:
+            if effect in (known.effect, known.raised):
+                yield from _wrap(_effect_text(known), 6, "- ")
+    rest = [known.rule for known in told if {known.effect, known.raised} <= {Effect.NO_EFFECT, None}]
     yield from _wrap(f"no effect: {', '.join(rest)}", 6, "- ")
     if here:
         yield ""
-        yield from _wrap(f"Stuck here now: {_here(here)}", 4, "")
+        yield from _wrap(f"On what is stuck here now: {_here(here)}", 4, "")
     yield ""
     yield "Ledger"
     for claim in knowledge.cited(setting.ledger):
         yield from _wrap(f"{claim.id} ({claim.verdict}) {claim.claim} {claim.reason}", 6, "- ")
+
+
+def _effect_text(known: RuleEffect) -> str:
+    if known.raised is None:
+        return f"{known.rule}: {known.effect}; {known.why}"
+    return f"{known.rule}: lowered: {known.effect}; {known.why}; raised: {known.raised}; {known.raised_why}"
 
 
 def _range(low: int | None, high: int | None, below_current: bool) -> str:
@@ -233,15 +308,21 @@ def _range(low: int | None, high: int | None, below_current: bool) -> str:
     return f"{low} to {high}" if high is not None else f"{low} and more"
 
 
-def explain_json(setting: Setting, here: Sequence[HereEffect]) -> dict[str, Any]:
+def explain_json(
+    setting: Setting, here: Sequence[HereEffect], facts: Facts, value: str | None = None
+) -> dict[str, Any]:
     """Return what is known of one setting as JSON's types (``kind: Setting``)."""
+    told = [setting.effect(rule) for rule in RULES]
     return {
         "apiVersion": "finwait/v1",
         "kind": "Setting",
         "key": setting.key,
         "title": setting.title,
         "scope": str(setting.scope),
-        "default": setting.default,
+        "default": default_of(setting, facts),
+        "defaultByMemory": setting.by_memory,
+        "inForce": value,
+        "evidence": _facts_json(facts),
         "unit": setting.unit,
         "range": [setting.low, setting.high],
         "actsOn": setting.acts_on,
@@ -258,6 +339,7 @@ def explain_json(setting: Setting, here: Sequence[HereEffect]) -> dict[str, Any]
             }
             for b in setting.bands
         ],
-        "rules": {rule: str(setting.effect(rule).effect) for rule in RULES},
+        "rules": {known.rule: str(known.effect) for known in told},
+        "rulesWhenRaised": {known.rule: str(known.raised) for known in told if known.raised is not None},
         "stuckNow": [{"rule": e.rule, "count": e.count, "effect": str(e.effect)} for e in here],
     }

@@ -1,8 +1,9 @@
 """Firewall rules that bear on connection tracking, found in what ``nft list ruleset`` and ``iptables-save`` print.
 
-Two kinds matter here. *notrack*: packets that connection tracking never sees, so a socket without an entry is
+Two kinds are told one by one. *notrack*: packets that connection tracking never sees, so a socket without an entry is
 no mismatch. *drop-invalid*: packets that match no entry are dropped (kube-proxy's rule), so a FIN after the entry
-expired is lost, and a stray RST too.
+expired is lost, and a stray RST too. Whether any rule translates addresses, or asks for the state of a connection,
+tells whether an entry that goes away is missed at all.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["TrackingRule", "tracking_rules"]
+__all__ = ["TrackingRule", "filters_by_state", "tracking_rules", "translates"]
 
 _NFT_INVALID = re.compile(r"\bct state\b[^\n]*\binvalid\b[^\n]*\bdrop\b")
 _NFT_NOTRACK = re.compile(r"(?:^|\s)notrack\b")
 _IPT_INVALID = re.compile(r"--(?:ct)?state\s+\S*INVALID\S*.*-j\s+DROP")
 _IPT_NOTRACK = re.compile(r"-j\s+(?:NOTRACK\b|CT\s+--notrack)")
+_NFT_NAT = re.compile(
+    r"^(?!\s*(?:chain|table|comment|#)).*?(?<![\w-])(?:(?:snat|dnat)(?:\s+(?:ip6?|inet))?\s+(?:prefix\s+)?to\b"
+    r"|(?:masquerade|redirect)(?=\s|$)|xt target \"?(?:SNAT|DNAT|MASQUERADE|REDIRECT|NETMAP))",
+    re.MULTILINE,
+)
+_IPT_NAT = re.compile(r"^-A .*-j\s+(?:SNAT|DNAT|MASQUERADE|REDIRECT|NETMAP)\b", re.MULTILINE)
+_NFT_STATE = re.compile(r"^(?!\s*(?:chain|table|comment|#)).*?\bct (?:state|status)\b", re.MULTILINE)
+_IPT_STATE = re.compile(r"^-A .*--(?:ct)?(?:state|status)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +64,13 @@ def tracking_rules(text: str) -> tuple[TrackingRule, ...]:
         elif _NFT_INVALID.search(line):
             found.append(TrackingRule("drop-invalid", f"{table} {chain}", line))
     return tuple(dict.fromkeys(found))
+
+
+def translates(text: str) -> bool:
+    """Return whether a rule, of either tool, translates addresses."""
+    return bool(_NFT_NAT.search(text) or _IPT_NAT.search(text))
+
+
+def filters_by_state(text: str) -> bool:
+    """Return whether a rule, of either tool, asks for the state of a connection in its tracking entry."""
+    return bool(_NFT_STATE.search(text) or _IPT_STATE.search(text))

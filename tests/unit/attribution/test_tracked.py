@@ -88,3 +88,40 @@ def test_loopback_belongs_to_the_namespace_of_the_entry(address: str) -> None:
     assert said(1, frozenset({1, 2})) == "agree"
     assert said(2, frozenset({1, 2})) == "entry without sockets"
     assert said(2, frozenset({2})).startswith("forwarded")
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "local", "whole", "seen", "said"),
+    [
+        (None, None, frozenset(), True, ("elsewhere", "elsewhere"), "forwarded: no end is here"),
+        (None, None, frozenset(), False, ("not-looked-at", "not-looked-at"), "neither end was looked at"),
+        (tcp.ESTABLISHED, None, frozenset(), False, ("socket", "not-looked-at"), "agree"),
+        (
+            None,
+            None,
+            frozenset({pack_address(BACKEND)}),
+            False,
+            ("not-looked-at", "gone"),
+            "the server end is gone",
+        ),
+        (None, None, HERE, False, ("gone", "gone"), "entry without sockets"),
+    ],
+)
+def test_an_end_that_was_not_looked_at_is_neither_here_nor_elsewhere(
+    client: int | None,
+    server: int | None,
+    local: frozenset[tuple[int, int]],
+    whole: bool,
+    seen: tuple[str, str],
+    said: str,
+) -> None:
+    rows = []
+    if client is not None:
+        rows.append((1, CLIENT, 4000, VIP, 80, client))
+    if server is not None:
+        rows.append((2, BACKEND, 8080, CLIENT, 4000, server))
+    found = tracked(table(rows), entry("ESTABLISHED"), local, whole=whole)
+    assert (found.client_seen[0], found.server_seen[0]) == seen
+    assert found.verdict == (said,)
+    assert found.mismatch == ("gone" in seen,)
+    assert found.passing == (seen[0] == seen[1] != "gone",)

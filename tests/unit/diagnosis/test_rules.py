@@ -212,6 +212,39 @@ def test_what_is_retransmitted_is_told_by_what_is_before_the_fin(inode: int) -> 
     assert "behind 5000 bytes that nobody acknowledged" in sent
 
 
+@pytest.mark.parametrize("inode", [0, 7])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "got", "lost"),
+    [
+        (F1, CW, 10, "back"),
+        (F1, E, 10, "there"),
+        (F1, E, 500, "back"),
+        (LA, TW, 10, "back"),
+        (LA, F2, 10, "there"),
+        (CL, CL, 10, "back"),
+        (CL, F1, 10, "there"),
+        (E, E, 500, "back"),
+        (E, E, 10, "there"),
+    ],
+)
+def test_where_the_other_end_is_here_it_says_which_way_packets_are_lost(
+    inode: int, ours: int, theirs: int, got: int, lost: str
+) -> None:
+    one = HELD | {"state": ours, "inode": inode, "timer": 1, "retrans": 4, "wqueue": 500, "unacked": 1}
+    far = socket(
+        src="192.0.2.1", dst="10.0.0.1", sport=80, dport=4000, state=theirs, inode=8, cookie=2, **INFO
+    )
+    v = view(one, far | {"bytes_received": got}, holders=OWNED)
+    found = [f for f in engine.diagnose(v, catalogue.rules()) if "unanswered" in f.rule]
+    assert ("the peer has received" in found[0].title) == (lost == "back")
+    (seen,) = (e for e in found[0].evidence if e.column == "other end")
+    assert seen.value == f"{tcp.STATES[theirs]} ×1"
+    assert f"lost on the way {lost}" in seen.says
+    looks = [remedy for remedy in found[0].ends_it if "ct state invalid" in remedy.text]
+    assert bool(looks) == (lost == "back")
+    assert found[0].confidence.level == ("likely" if lost == "back" else "certain")
+
+
 @pytest.mark.parametrize("grown", [{"bytes_acked": 99}, {"rqueue": 5}], ids=["answers", "reads"])
 def test_a_program_that_is_busy_with_what_came_has_not_left_it_unread(grown: dict[str, Any]) -> None:
     one = HELD | {"state": CW, "shutdown": 1, "rqueue": 9}

@@ -99,32 +99,3 @@ def test_a_question_that_the_kernel_refuses_is_no_missing_socket() -> None:
     for code in (errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP):
         with pytest.raises(KernelError):
             lookup._answer(Sock(code), b"")  # type: ignore[arg-type]
-
-
-HEADER = b"protocol  size sockets  memory press maxhdr  slab module\n"
-V61 = (
-    HEADER
-    + b"MPTCPv6   1824      0     124   no       0   yes  kernel\nMPTCP     1672      0     124   no    0   yes  k\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("protocols", "netstat", "count"),
-    [
-        (V61, b"MPTcpExt: MPCapableSYNRX\nMPTcpExt: 0\n", None),
-        (V61, b"MPTcpExt: MPCapableSYNRX MPCurrEstab\nMPTcpExt: 0 0\n", 0),
-        (V61.replace(b"1672      0", b"1672      3"), b"", 3),
-        (V61.replace(b"1672      0", b"1672     -1"), b"", None),
-        (HEADER + b"TCP 2000 7 124 no 0 yes kernel\n", b"", 0),
-        (None, b"", None),
-    ],
-)
-def test_mptcp_sockets_are_not_counted_before_6_3(
-    monkeypatch: pytest.MonkeyPatch, protocols: bytes | None, netstat: bytes, count: int | None
-) -> None:
-    files(monkeypatch, {"/net/protocols": protocols, "/net/netstat": netstat})
-    observe._counts_mptcp.cache_clear()
-    try:
-        assert observe._mptcp_sockets() == count
-    finally:
-        observe._counts_mptcp.cache_clear()

@@ -73,7 +73,7 @@ def test_shell_commands_in_all_their_forms_are_seen():
     assert got == [
         (3, "S11", "harmful"),
         (4, "S12", "no-effect"),
-        (5, "S20", "no-effect"),
+        (5, "S20", "conditional"),
         (6, "S22", "no-effect"),
         (8, "S12", "no-effect"),
         (10, "unknown-sysctl", "false"),

@@ -1,6 +1,16 @@
 import pytest
 
-from finwait.remedy.settings import CATALOGUE, RULES, Effect, Scope, Verdict, by_key, canonical_key
+from finwait.remedy.settings import (
+    CATALOGUE,
+    RULES,
+    Effect,
+    Scope,
+    Verdict,
+    by_key,
+    by_letters,
+    canonical_key,
+    computed_default,
+)
 from finwait.shipped import knowledge
 
 ASKED_FOR = """
@@ -61,7 +71,7 @@ def test_every_value_in_the_range_has_a_verdict_with_a_ledger_id_that_exists(set
 @pytest.mark.parametrize("setting", CATALOGUE, ids=lambda s: s.key)
 def test_the_default_is_never_called_harmful_but_for_the_half_closed_timeout(setting):
     if setting.default is None or setting.key.endswith("timeout_close_wait"):
-        return
+        return  # whether it is depends on what the namespace does
     assert setting.band(setting.default).verdict is not Verdict.HARMFUL
 
 
@@ -90,8 +100,12 @@ def test_max_orphans_is_harmful_only_where_it_lowers_the_limit():
     setting = by_key("tcp_max_orphans")
     assert setting is not None
     assert setting.band(65536, 131072).verdict is Verdict.HARMFUL
-    assert setting.band(65536, 32768).verdict is Verdict.NO_EFFECT
-    assert setting.band(65536).verdict is Verdict.NO_EFFECT
+    raised = setting.band(65536, 32768)
+    assert raised.verdict is Verdict.ONLY_WHEN
+    assert "too many orphaned sockets" in raised.why
+    assert "X55" in raised.ledger
+    assert setting.effect("fin-unanswered-orphan", -1).effect is Effect.HARMFUL
+    assert "at the limit" in setting.effect("fin-unanswered-orphan", 1).why
     assert setting.scope is Scope.INIT_ONLY
 
 
@@ -117,3 +131,51 @@ def test_the_rules_are_those_of_the_diagnosis():
     from finwait.diagnosis import catalogue
 
     assert set(RULES) == {rule.name for rule in catalogue.rules()}
+
+
+@pytest.mark.parametrize(
+    ("key", "present", "wanted", "rule", "effect"),
+    [
+        ("tcp_max_orphans", 131072, 262144, "fin-unanswered-orphan", "no-effect"),
+        ("tcp_max_orphans", 131072, 65536, "fin-unanswered-orphan", "harmful"),
+        ("nf_conntrack_tcp_timeout_close_wait", 60, 3600, "fin-wait2-held", "no-effect"),
+        ("nf_conntrack_tcp_timeout_close_wait", 60, 3600, "nat-entry-gone", "bounds-new"),
+        ("nf_conntrack_tcp_timeout_close_wait", 60, 30, "fin-wait2-held", "harmful"),
+        ("tcp_orphan_retries", 0, 3, "fin-unanswered-orphan", "ends"),
+        ("tcp_orphan_retries", 3, 0, "fin-unanswered-orphan", "harmful"),
+        ("tcp_retries2", 15, 8, "data-unanswered", "ends"),
+        ("tcp_retries2", 8, 15, "data-unanswered", "harmful"),
+        ("tcp_fin_timeout", 60, 30, "fin-wait2-orphan", "bounds-new"),
+        ("tcp_fin_timeout", 30, 60, "fin-wait2-orphan", "no-effect"),
+        ("tcp_keepalive_time", 300, 7200, "idle-unprobed", "no-effect"),
+    ],
+)
+def test_what_a_change_does_depends_on_its_direction(key, present, wanted, rule, effect):
+    setting = by_key(key)
+    assert setting is not None
+    assert str(setting.effect(rule, setting.step(present, wanted)).effect) == effect
+
+
+@pytest.mark.parametrize(
+    ("key", "entries", "memory", "default"),
+    [
+        ("net.ipv4.tcp_max_orphans", 262144, 24_684_092, 131072),
+        ("net.ipv4.tcp_max_tw_buckets", -16384, 1_000_000, 8192),
+        ("net.ipv4.tcp_max_tw_buckets", None, 24_684_092, None),
+        ("net.netfilter.nf_conntrack_max", None, 24_684_092, 262144),
+        ("net.netfilter.nf_conntrack_max", None, 2_000_000, 65536),
+        ("net.netfilter.nf_conntrack_max", None, 500_000, None),
+        ("net.netfilter.nf_conntrack_buckets", 262144, 24_684_092, None),
+    ],
+)
+def test_a_default_that_follows_from_memory_is_computed_or_not_known(key, entries, memory, default):
+    assert computed_default(key, hash_entries=entries, memory_kb=memory) == default
+    setting = by_key(key)
+    assert setting is not None
+    assert setting.by_memory
+
+
+@pytest.mark.parametrize("text", ["netIpv4TcpFinTimeout", "net_ipv4_tcp_fin_timeout", "netIpv4TcpfinTimeout"])
+def test_a_name_without_its_dots_is_known_by_its_letters(text):
+    assert by_letters(text) == "net.ipv4.tcp_fin_timeout"
+    assert by_letters("netCoreSomaxconn") is None

@@ -2,10 +2,12 @@ import pytest
 
 from finwait.remedy.settings import CATALOGUE, Effect, Verdict, by_key
 from finwait.remedy.tuning import (
+    Facts,
     Profile,
     ProfileError,
     State,
     drop_in,
+    in_force,
     parse_assignments,
     parse_profile,
     parse_sysctl_conf,
@@ -18,6 +20,7 @@ DEFAULTS = {s.key: str(s.default) for s in CATALOGUE if s.default is not None} |
     "net.ipv4.tcp_max_orphans": "131072",
     "net.ipv4.tcp_timestamps": "1",
 }
+CLOSE_WAIT = "net.netfilter.nf_conntrack_tcp_timeout_close_wait"
 
 
 def judged(profile: Profile, current=None, **wanted):
@@ -168,3 +171,42 @@ def test_a_drop_in_sets_what_was_planned_and_cannot_be_split_by_a_line_break():
         drop_in({}, "a\nkernel.core_pattern = |/bin/x")
     with pytest.raises(ValueError, match="not a setting"):
         drop_in({"net.ipv4.tcp_rfc1337": "0\nx = 1"}, "why")
+
+
+@pytest.mark.parametrize(
+    ("value", "facts", "verdict"),
+    [
+        (60, Facts(True, "3 translated entries"), "harmful"),
+        (60, Facts(False, "no such rule"), "no-effect"),
+        (60, Facts(None, "not listed"), "only-when"),
+        (30, Facts(False), "no-effect"),
+        (3600, Facts(True), "helps"),
+        (3600, Facts(False), "no-effect"),
+        (600, Facts(False), "only-when"),
+    ],
+)
+def test_a_short_tracking_timeout_harms_where_something_depends_on_tracking(value, facts, verdict):
+    setting = by_key(CLOSE_WAIT)
+    assert setting is not None
+    band = in_force(setting, value, facts)
+    assert str(band.verdict) == verdict
+    if verdict != "harmful" and facts.tracked_by:
+        assert facts.tracked_by in band.why
+
+
+def test_a_plan_to_shorten_a_tracking_timeout_is_harmful_even_where_nothing_is_translated_today():
+    found, line = judged(parse_assignments([f"{CLOSE_WAIT}=30"]), facts=Facts(False))
+    assert found.harmful
+    _, line = judged(parse_assignments([f"{CLOSE_WAIT}=3600"]), facts=Facts(False))
+    assert line["nf_conntrack_tcp_timeout_close_wait"].verdict is Verdict.NO_EFFECT
+    _, line = judged(parse_assignments([f"{CLOSE_WAIT}=3600"]), facts=Facts(True))
+    assert line["nf_conntrack_tcp_timeout_close_wait"].verdict is Verdict.HELPS
+
+
+def test_raising_a_limit_is_not_said_to_make_worse_what_lowering_it_would():
+    counts = {"fin-unanswered-orphan": 6, "fin-wait2-held": 2}
+    _, line = judged(parse_assignments(["tcp_max_orphans=262144", f"{CLOSE_WAIT}=3600"]), counts=counts)
+    assert {e.effect for e in line["tcp_max_orphans"].here} == {Effect.NO_EFFECT}
+    assert {e.effect for e in line["nf_conntrack_tcp_timeout_close_wait"].here} == {Effect.NO_EFFECT}
+    _, line = judged(parse_assignments(["tcp_max_orphans=65536"]), counts=counts)
+    assert Effect.HARMFUL in {e.effect for e in line["tcp_max_orphans"].here}

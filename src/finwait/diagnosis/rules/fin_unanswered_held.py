@@ -2,8 +2,9 @@
 
 Seen as       FIN_WAIT1, LAST_ACK or CLOSING with an inode on the retransmission timer.
 Why it stays  The path or the peer is gone, and a process still holds the socket: the limit is then that of
-              data, tcp_retries2 (about 15 minutes by default), not tcp_orphan_retries. Where data is before the
+              data, tcp_retries2 (a time, about 15 minutes by default), not tcp_orphan_retries. Where data is before the
               FIN (wqueue above 1), it is that data which is retransmitted, and the FIN waits behind it.
+              Where the other end is on this machine and has the FIN, its acknowledgment is lost on the way back.
 Not this      inode 0: an orphan, gone in about 104 s (fin-unanswered-orphan).
 What ends it  TCP_USER_TIMEOUT; close() (then it is an orphan); SOCK_DESTROY; time.
 What does not tcp_orphan_retries while it is held; tcp_fin_timeout.
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis import forecast
+from finwait.diagnosis.arrival import FIND_THE_LOSS, NOT_AT_PEER, WAY_BACK, arrived, looks, observed
 from finwait.diagnosis.finding import Advice, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import destroy
@@ -61,13 +63,15 @@ def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
     when = (
         f"it ends by itself {forecast.ends_by_itself(view, rows)} (`tcp_retries2`), without TCP_USER_TIMEOUT"
     )
-    return (*_ENDS[:-1], Remedy(when, "read-only"))
+    return (*looks(view, rows), *_ENDS[:-1], Remedy(when, "read-only"))
 
 
 _DOES_NOT = (
     NOT_FIN_TIMEOUT_HERE,
-    Advice("`tcp_orphan_retries`", "it bounds orphans; this socket is held, tcp_retries2 counts"),
+    Advice("`tcp_orphan_retries`", "it bounds orphans; this socket is held, and tcp_retries2 bounds it"),
 )
+
+_HELD = Clue("inode", "not 0: a process still holds it, so tcp_retries2 is the limit")
 
 RULE = Rule(
     name="fin-unanswered-held",
@@ -77,7 +81,7 @@ RULE = Rule(
     claims=("C11b", "X25"),
     clues=(
         Clue("state", "our FIN is out and not acknowledged"),
-        Clue("inode", "not 0: a process still holds it, so tcp_retries2 is the limit"),
+        _HELD,
         Clue("timer", "1: the FIN is being retransmitted"),
         Clue("retrans", "retransmissions in a row without answer"),
         Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
@@ -86,14 +90,29 @@ RULE = Rule(
     does_not=_DOES_NOT,
     confidence=unanswered,
     match=match,
+    observe=observed,
     remedies=_remedies,
     cases=(
+        Case(
+            title="shut down but held; the peer has received what was sent, and its acknowledgment is lost on the way "
+            "back",
+            rows=arrived,
+            clues=(
+                Clue("state", "our FIN is out, and no acknowledgment of it came"),
+                _HELD,
+                Clue("timer", "1: the FIN, or data before it, is being retransmitted"),
+                Clue("retrans", "retransmissions in a row of which no acknowledgment came"),
+                Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+            ),
+            ends=(FIND_THE_LOSS, WAY_BACK, *_ENDS),
+            does_not=(NOT_AT_PEER, *_DOES_NOT),
+        ),
         Case(
             title="shut down but held; data before the FIN is retransmitted and nobody answers",
             rows=data_before_fin,
             clues=(
                 *BEHIND_DATA,
-                Clue("inode", "not 0: a process still holds it, so tcp_retries2 is the limit"),
+                _HELD,
                 Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
             ),
             ends=_ENDS,

@@ -1,12 +1,14 @@
 """fin-unanswered-orphan: closed by its program, and nobody acknowledges the FIN.
 
 Seen as       FIN_WAIT1, LAST_ACK or CLOSING with inode 0 on the retransmission timer.
-Why it stays  The path or the peer is gone. The kernel retransmits the FIN tcp_orphan_retries times (0 means 8),
-              about 104 s in all, and gives up without a RST. Where data is before the FIN (wqueue above 1), it is
-              that data which is retransmitted: with notsent_bytes above 0 the FIN itself was never sent once.
+Why it stays  The path or the peer is gone. The kernel retransmits the FIN for as long as tcp_orphan_retries
+              stands for (0 means 8: about 104 s), and gives up without a RST. Where data is before the FIN
+              (wqueue above 1), it is that data which is retransmitted: with notsent_bytes above 0 the FIN itself was
+              never sent once. Where the other end is on this machine and has the FIN (CLOSE_WAIT, LAST_ACK, CLOSING,
+              TIME_WAIT), the peer does answer: its acknowledgment is lost on the way back.
               Without any timer (timer 0) nothing of that happens: kernels before 6.12 leave such an orphan behind
               when SOCK_DESTROY is used on it.
-Not this      An inode: then tcp_retries2 counts, about 15 minutes (fin-unanswered-held). timer 4: the FIN
+Not this      An inode: then tcp_retries2 is the limit, about 15 minutes (fin-unanswered-held). timer 4: the FIN
               could not even be sent (zero-window, egress-blocked).
 What ends it  Time. tcp_orphan_retries bounds the next ones. Without a timer only a segment of the peer: a RST, or the
               acknowledgment that is missing.
@@ -20,9 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis import forecast
+from finwait.diagnosis.arrival import (
+    FIND_THE_LOSS,
+    NOT_AT_PEER,
+    WAY_BACK,
+    arrived,
+    fin_arrived,
+    looks,
+    observed,
+)
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import RECENT_MS, certain, look_again
+from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -71,6 +82,8 @@ def unanswered(view: View, rows: NDArray[np.int64]) -> Confidence:
     """Return how sure it is that nobody answers, and what it is that is retransmitted."""
     s = view.sockets
     tries = f"at least {int(s.retrans[rows].min())} retransmissions"
+    if arrived(view)[rows].all():
+        return _arrived(view, rows, tries)
     if not data_before_fin(view)[rows].any():
         return certain(f"{tries} of the FIN without answer")
     low, high = int(s.wqueue[rows].min()) - 1, int(s.wqueue[rows].max()) - 1
@@ -79,7 +92,23 @@ def unanswered(view: View, rows: NDArray[np.int64]) -> Confidence:
     return certain(f"{tries} of data without answer; the FIN is behind {behind} {never}")
 
 
+def _arrived(view: View, rows: NDArray[np.int64], tries: str) -> Confidence:
+    """Return how sure it is that only the acknowledgment is lost."""
+    shown = "only our FIN leads to the state of the other end"
+    if not fin_arrived(view)[rows].all():
+        shown = "the other end has received more than this end has had acknowledged"
+    if view.moved_known[rows].all() and view.watched_ms >= RECENT_MS:
+        return certain(f"{tries}, and {shown}; no acknowledgment came in {view.watched_ms / 1000:.1f} s")
+    return likely(
+        f"{tries}, and {shown}; in a single look an acknowledgment may be on its way, `--for 5s` tells"
+    )
+
+
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    return (*observed(view, rows), *_made_in(view, rows))
+
+
+def _made_in(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     paths = sorted(
         {
             view.cgroup_paths[c]
@@ -102,7 +131,8 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
 def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
     if _without_timer(view)[rows].all():
         return _NEVER
-    return (Remedy(f"it ends by itself {forecast.ends_by_itself(view, rows)}", "read-only"), *_ENDS[1:])
+    when = Remedy(f"it ends by itself {forecast.ends_by_itself(view, rows)}", "read-only")
+    return (*looks(view, rows), when, *_ENDS[1:])
 
 
 _NEVER = (
@@ -168,6 +198,21 @@ RULE = Rule(
                     "before Linux 6.12 it is what leaves an orphan without a timer, and does no more the second time",
                 ),
             ),
+        ),
+        Case(
+            title="closed by its program; the peer has received what was sent, and its acknowledgment is lost on the "
+            "way back",
+            rows=arrived,
+            clues=(
+                Clue("state", "our FIN is out, and no acknowledgment of it came"),
+                Clue("inode", "0: no descriptor refers to it any more"),
+                Clue("timer", "1: the FIN, or data before it, is being retransmitted"),
+                Clue("retrans", "retransmissions in a row of which no acknowledgment came"),
+                Clue("wqueue", "what is not acknowledged, the FIN counting 1"),
+                Clue("cgroup_id", "where it was made"),
+            ),
+            ends=(FIND_THE_LOSS, WAY_BACK, *_ENDS),
+            does_not=(NOT_AT_PEER, *_DOES_NOT),
         ),
         Case(
             title="closed by its program; data before the FIN is retransmitted and nobody answers",

@@ -264,6 +264,10 @@ class Judge:
             return self._of_advice("sysctl-out-of-range", claim=claim, detail=detail)
         band = setting.band(number)
         reason = band.why
+        if band.below_current and setting.by_memory:
+            reason += (
+                f" (the kernel's own value grows with memory; compared is {setting.default}, that of 24 GB)"
+            )
         if pod and name not in names.pod_safe:
             reason += "; and a pod may set it only with the kubelet's --allowed-unsafe-sysctls"
         sources = [setting.source, *(c.source for c in self.knowledge.cited(band.ledger[:1]))]
