@@ -339,12 +339,50 @@ def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  
     """Return what a FILTER may ask about rows beyond their columns."""
     from finwait.diagnosis.context import ViewContext
 
-    users: dict[int, str] = {}
-    if shot.machine.live:
-        import pwd
+    return ViewContext(shot.view, findings, _users(shot), _devices(shot))
 
-        users = {p.pw_uid: p.pw_name for p in pwd.getpwall()}
-    return ViewContext(shot.view, findings, users, _devices(shot))
+
+def _knows_users(shot: Snapshot) -> bool:
+    """Whether the users of what was looked at are those of this machine."""
+    if shot.machine.live:
+        return True
+    from finwait.kernel import procfs
+
+    boot = shot.observation.facts.boot_id
+    return bool(boot) and boot == procfs.facts().boot_id
+
+
+def _users(shot: Snapshot) -> dict[int, str]:
+    """Return the names of the users that made sockets; of another machine's nobody but root is known."""
+    if not _knows_users(shot):
+        return {0: "root"}
+    import pwd
+
+    names = {}
+    for uid in set(shot.sockets.uid.tolist()):
+        try:
+            names[uid] = pwd.getpwuid(uid).pw_name
+        except (KeyError, OverflowError):
+            names[uid] = str(uid)
+    return names
+
+
+def _check_users(found: Filter, shot: Snapshot) -> None:
+    """Refuse to judge by the name of a user that cannot be known.
+
+    Raises:
+        FilterError: the names of users are those of another machine.
+    """
+    from finwait.errors import FilterError
+    from finwait.table.predicates import Known
+
+    names = [leaf.pattern for leaf in found.leaves if isinstance(leaf, Known) and leaf.name == "user"]
+    if all(name == "root" for name in names) or _knows_users(shot):
+        return
+    column = max(found.text.lower().find("user"), 0)
+    message = "a recording has no names of users but `root`, and this is another machine (or another boot)"
+    hint = "`user = 1000` goes by number; `id -u NAME` there tells it"
+    raise FilterError(found.text, column, message, hint=hint)
 
 
 def _devices(shot: Snapshot) -> dict[tuple[int, int], str]:
@@ -374,6 +412,7 @@ def mask_of(found: Filter, shot: Snapshot, findings: Iterable[Finding] | None = 
     """
     from finwait.errors import FilterError
 
+    _check_users(found, shot)
     try:
         return found.mask(shot.sockets, context(shot, findings))
     except ValueError as error:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
+from finwait.uapi import tcp
 
 __all__ = ["ViewContext"]
 
@@ -59,7 +60,14 @@ class ViewContext:
         if name == "cgroup":
             return self._cgroups()
         if name == "user":
-            return [self._users.get(uid, str(uid)) for uid in s.uid.tolist()]
+            known = (s.timer != 3) & ~np.isin(s.state, (tcp.TIME_WAIT, tcp.SYN_RECV))
+            known &= (s.uid != 0) | (
+                s.inode != 0
+            )  # minisockets and older kernels' orphans report 0, whoever it was
+            return [
+                self._users.get(uid, str(uid)) if k else None
+                for uid, k in zip(s.uid.tolist(), known.tolist(), strict=True)
+            ]
         if name == "dev":
             return [
                 "" if not i else self._devices.get((n, i), f"if{i}")

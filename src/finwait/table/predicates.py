@@ -458,7 +458,10 @@ class Text(Leaf):
 
 @dataclass(frozen=True, slots=True)
 class User(Leaf):
-    """The user that made the socket, by number. Minisockets report 0 whoever made them: not known."""
+    """The user that made the socket, by number.
+
+    Minisockets, and before Linux 6.16 orphans, report 0 whoever made them: not known.
+    """
 
     op: str
     uid: int

@@ -100,7 +100,7 @@ def by_the_event(wanted: Filter | None) -> bool:
 def beyond_the_event(wanted: Filter) -> tuple[str, ...]:
     """Return what a FILTER asks for that no event tells, in the words of the FILTER."""
     found: dict[str, None] = {}
-    for leaf in _leaves(wanted.root):
+    for leaf in wanted.leaves:
         columns, needs = leaf.reads()
         if needs or not columns <= _TOLD:
             found["age" if needs & _AGES else "user" if isinstance(leaf, User) else _name(leaf)] = None
@@ -160,7 +160,7 @@ def refusal(wanted: Filter | None, *, stuck: bool = False) -> FilterError | None
     """
     if wanted is None:
         return None
-    for leaf in _leaves(wanted.root):
+    for leaf in wanted.leaves:
         if _judged(leaf, stuck=stuck):
             continue
         name = _name(leaf)
