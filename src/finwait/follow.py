@@ -773,7 +773,8 @@ class Following:
         """Return the gaps that were not told before."""
         if len(self._gap_seen) > _MOST_REMEMBERED:
             self._gap_seen = set()
-        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen)
+        left_out = {f"pid {pid}" for pid in self._not_holders}
+        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen and gap.where not in left_out)
         self._gap_seen.update(fresh)
         return fresh
 
