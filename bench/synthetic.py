@@ -140,6 +140,10 @@ class Crowd:
     def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
         """There is nothing else."""
 
+    def devices(self, spaces: Iterable[int]) -> dict[tuple[int, int], str]:  # noqa: ARG002
+        """Return no names."""
+        return {}
+
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:  # noqa: ARG002
         """Return nothing known."""
         return {}

@@ -260,8 +260,8 @@ def rule_page(rule: Rule) -> str:
     if rule.does_not:
         lines.append("## What people try, and why it does nothing\n")
         lines.append(table(("what", "why not"), ((a.text, a.reason) for a in rule.does_not)))
-    for case in rule.cases:
-        lines.append(f"## Told apart: {case.title}\n")
+    for number, case in enumerate(rule.cases, 1):
+        lines.append(f"## Variant {number}: {case.title}\n")
         lines.append(
             table(("column", "what its value says"), ((f"`{c.column}`", c.says) for c in case.clues)) + "\n"
         )

@@ -44,6 +44,7 @@ from finwait.kernel.tracefs import Statistics, Tracing
 from finwait.table import decode
 from finwait.table import transitions as tr
 from finwait.table.filter import Filter
+from finwait.table.predicates import uid_unknown
 from finwait.table.schema import Mask
 from finwait.table.sockets import SCHEMA as SOCKETS
 from finwait.table.sockets import SocketTable
@@ -558,8 +559,7 @@ class Following:
     def _uid_known(rows: tr.TransitionTable | SocketTable) -> Mask:
         if isinstance(rows, tr.TransitionTable):
             return rows.present("uid")
-        # Minisockets, and before Linux 6.16 orphans, report 0 whoever made them.
-        return (rows["timer"] != 3) & ((rows["inode"] != 0) | (rows["uid"] != 0))
+        return ~uid_unknown(rows, np.arange(len(rows)))
 
     def _user(self, uid: int) -> str:
         name = self._users.get(uid)

@@ -21,20 +21,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution import process
-from finwait.diagnosis import catalogue, engine
+from finwait.diagnosis import catalogue, engine, select
 from finwait.diagnosis.assemble import assemble
+from finwait.diagnosis.context import ViewContext
 from finwait.diagnosis.finding import Finding
+from finwait.diagnosis.hint import NOTHING_ASKED, Asked
 from finwait.diagnosis.rule import Rule
 from finwait.diagnosis.rules.holder_not_found import suspects
+from finwait.diagnosis.select import Narrowed
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
-from finwait.errors import Gap
+from finwait.errors import FinwaitError, Gap
 from finwait.kernel.observe import Plan
 from finwait.table import decode
+from finwait.table.filter import Filter, parse
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
 from finwait.table.units import printable
 from finwait.uapi import tcp
-from finwait.uapi.observation import Descriptors, LoneSocket, Observation, ProcessFiles, unseen
+from finwait.uapi.observation import Descriptors, LoneSocket, Namespace, Observation, ProcessFiles, unseen
 
 __all__ = [
     "Diagnosis",
@@ -46,6 +50,8 @@ __all__ = [
     "live_machine",
     "look",
     "named",
+    "narrow",
+    "refuse_impossible",
     "rules_for",
     "snapshot",
 ]
@@ -85,6 +91,9 @@ class Machine(Protocol):
 
     def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
         """Look into further namespaces from now on: ``(netns, pid, fd)`` of sockets that lead there."""
+
+    def devices(self, spaces: Iterable[int]) -> Mapping[tuple[int, int], str]:
+        """Return the names of the interfaces of namespaces, by (netns, ifindex); none of a recording."""
 
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Return the protocol names of sockets by inode."""
@@ -150,6 +159,10 @@ class Diagnosis:
     snapshot: Snapshot
     findings: tuple[Finding, ...]
     gaps: tuple[Gap, ...]
+    asked: Asked = NOTHING_ASKED
+    """The FILTER that it was narrowed to, and the options of the look, which its commands repeat."""
+    narrowed: Narrowed | None = None
+    """What the FILTER selects, and what it cannot judge; None where there is none."""
 
     @property
     def view(self) -> View:
@@ -180,9 +193,26 @@ def _namespaces(
             process.counters(ns.files),
             before.get(ns.inode, {}),
             addresses.get(ns.inode, frozenset()),
-            complete and not ns.established_skipped,
+            complete and not ns.established_skipped and _dumped(ns),
         )
     return result
+
+
+def _dumped(ns: Namespace) -> bool:
+    """Whether all sockets of a namespace were dumped, in the states that were asked for, or it has none."""
+    dumps = [dump for dump in ns.dumps if dump.kind == "tcp"]
+    if dumps:
+        return not any(dump.interrupted for dump in dumps)
+    counted = process.counters(ns.files)
+    in_use = sum(counted.get(f"{name}.inuse", 0) for name in ("sockstat.TCP", "sockstat6.TCP6"))
+    return not in_use and counted.get("sockstat.TCP.tw") == 0
+
+
+def _all_states(observation: Observation, plan: Plan) -> bool:
+    """Whether rows of all states were asked for, but for ESTABLISHED ones of large namespaces."""
+    large = any(ns.established_skipped for ns in observation.namespaces)
+    every = plan.states & tcp.ALL_STATES == tcp.ALL_STATES
+    return (observation.complete or (large and every)) and not plan.bytecode
 
 
 def _flows_complete(observation: Observation) -> bool:
@@ -226,13 +256,13 @@ _MOST_LONE: Final = 20_000
 
 def _lost(
     machine: Machine,
-    sockets: SocketTable,
+    listed: NDArray[np.uint64],
     found: Descriptors,
     only: frozenset[int] | None,
     files: Mapping[int, ProcessFiles],
 ) -> list[tuple[int, int, int]]:
-    """Return ``(pid, fd, inode)`` of TCP sockets that no row has."""
-    lost = ~np.isin(found.inode, sockets.inode.astype(np.uint64))
+    """Return ``(pid, fd, inode)`` of TCP sockets that are not among those that some dump has listed."""
+    lost = ~np.isin(found.inode, listed)
     if only is not None:  # its process's namespace is the best lead, but a process may hold sockets of others
         mine = [pid for pid, one in files.items() if one.netns in only]
         lost &= np.isin(found.pid, np.array(mine, np.uint32))
@@ -298,6 +328,37 @@ def _right_to_ask(numbers: set[int], *, capable: bool) -> str:
     return "CAP_SYS_PTRACE"
 
 
+_MANY: Final = 2_000
+"""Of more descriptors without a row, those of ESTABLISHED sockets are told apart by a dump of their inodes alone."""
+
+
+def _left_out(
+    machine: Machine, observation: Observation, plan: Plan, found: Descriptors
+) -> NDArray[np.uint64]:
+    """Return the inodes of ESTABLISHED sockets that were left out of the dumps, where there are many descriptors.
+
+    A dump without attributes takes less than a microsecond a socket; asking each descriptor takes ten and more.
+    """
+    spaces = frozenset(ns.inode for ns in observation.namespaces if ns.established_skipped)
+    if not spaces or not machine.live or len(found.inode) < _MANY:
+        return np.empty(0, np.uint64)
+    bare = replace(
+        plan, states=1 << tcp.ESTABLISHED, extensions=0, conntrack=False, files=False, descriptors=False,
+        established_limit=None, only=spaces, mptcp=False,
+    )  # fmt: skip
+    return decode.sockets(machine.observe(bare)).inode.astype(np.uint64)
+
+
+def _few_of_each(
+    triples: list[tuple[int, int, int]],
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+    """Return as many as can be asked, the same number of each process as far as they go round; and the others."""
+    if len(triples) <= _MOST_LONE:
+        return triples, []
+    ranked = _fairly(triples)
+    return ranked[:_MOST_LONE], ranked[_MOST_LONE:]
+
+
 def _fairly(triples: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Return the first of each process, then the second of each, and so on."""
     count: Counter[int] = Counter()
@@ -348,17 +409,22 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         found = _unique(_both(found, machine.descriptors_again()))
     here = np.isin(found.inode, sockets.inode.astype(np.uint64))
     holding = {int(p) for p in np.unique(found.pid[here] if plan.only is None else found.pid)}
+    holding |= {pid for pid in found.unreadable if pid}  # what they are called tells what they may hold
     files = machine.processes(sorted(holding))
     processes = process.processes(files, observation.facts)
-    complete = observation.complete and not plan.bytecode
+    complete = _all_states(observation, plan)
     hidden: tuple[HiddenDescriptor, ...] = ()
     more: list[Gap] = []
     if complete and found.searched:
-        lost = _lost(machine, sockets, found, plan.only, files)
-        if len(lost) > _MOST_LONE:
-            doing = f"ask more than {_MOST_LONE} TCP sockets that no dump contains for their state"
-            more.append(Gap("this machine", doing, ""))
-            lost = _fairly(lost)[:_MOST_LONE]
+        listed = np.concatenate(
+            [sockets.inode.astype(np.uint64), _left_out(machine, observation, plan, found)]
+        )
+        lost, unasked = _few_of_each(_lost(machine, listed, found, plan.only, files))
+        if unasked:
+            pids = {pid for pid, _, _ in unasked}
+            who = f"pid {min(pids)}" if len(pids) == 1 else f"{len(pids)} processes"
+            doing = f"ask {len(unasked)} more TCP sockets that no dump contains for their state"
+            more.append(Gap(who, doing, ""))
         lone = machine.lone_sockets(lost)
         if plan.only is None and (spaces := unseen(observation, lone, lost)):
             if again and machine.live:
@@ -421,6 +487,7 @@ def diagnose(
     how: Look | None = None,
     rules: Iterable[str] | None = None,
     only: Callable[[Snapshot], NDArray[np.bool_]] | None = None,
+    asked: Asked = NOTHING_ASKED,
 ) -> Diagnosis:
     """Look, and say which connections do not finish closing, and why.
 
@@ -429,7 +496,8 @@ def diagnose(
         how: how to look (two looks, thresholds, namespaces).
         rules: names of the rules to apply, beside those of healthy patterns; all if not given. Rows in a closing
             state that none of them explains are found ``unexplained``.
-        only: gives the mask of rows to report on (a FILTER); the other rows still serve as other ends.
+        only: gives the mask of rows to report on; the other rows still serve as other ends.
+        asked: options of a command line for the commands that findings suggest. A FILTER is applied by `narrow`.
 
     Raises:
         ValueError: there is no rule of that name.
@@ -441,11 +509,66 @@ def diagnose(
         raise ValueError(f"there is no rule {error}; the rules are {', '.join(catalogue.NAMES)}") from None
     shot = look(machine or live_machine(), how or Look())
     mask = only(shot) if only is not None else None
-    found = engine.diagnose(shot.view, chosen, mask)
+    plain = replace(asked, filter=None)
+    found = engine.diagnose(shot.view, chosen, mask, plain)
     if wanted := engine.flags_wanted(shot.view, chosen, found):
         view = replace(shot.view, close_on_exec=shot.machine.close_on_exec(wanted))
-        shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found)
-    return Diagnosis(shot, found, tuple(sorted({*shot.gaps, *engine.gaps(shot.view, chosen)})))
+        shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found, plain)
+    gaps = tuple(sorted({*shot.gaps, *engine.gaps(shot.view, chosen)}))
+    return Diagnosis(shot, found, gaps, plain)
+
+
+def refuse_impossible(found: Filter, shot: Snapshot) -> None:
+    """Raise an error where a FILTER can match nothing, for it names what is not here.
+
+    Raises:
+        FinwaitError: it does; that it selects nothing says nothing about connections.
+    """
+    if why := select.nothing_like_it(found, shot.view, shot.machine.processes):
+        error = FinwaitError(f"`{found.text.strip()}` can match nothing: {'; '.join(why)}")
+        error.hint = "`finwait list` shows what is there, `finwait netns` the network namespaces"
+        raise error
+
+
+def narrow(diagnosis: Diagnosis, found: Filter, context: ViewContext) -> Diagnosis:
+    """Return what a FILTER leaves of a diagnosis, and which of its findings it cannot judge.
+
+    Args:
+        diagnosis: of all that was looked at.
+        found: the FILTER.
+        context: what is known of the rows, and of the findings of the diagnosis.
+
+    Raises:
+        ValueError: the FILTER asks for something that is not known here.
+        FinwaitError: it can match nothing, for it names something that is not here.
+    """
+    view, sockets = diagnosis.view, diagnosis.view.sockets
+    mask = found.mask(sockets, context)
+    asked = replace(diagnosis.asked, filter=found)
+    about_rows = tuple(f for f in engine.diagnose(view, catalogue.rules(), mask, asked) if len(f.rows))
+    answers = [
+        (f, select.judge(found, f, view, context.users)) for f in diagnosis.findings if not len(f.rows)
+    ]
+    kept = tuple(f for f, answer in answers if answer)
+    worth = np.zeros(len(view), np.bool_)
+    for finding in diagnosis.findings:
+        if finding.primary and finding.severity != "healthy":
+            worth[finding.rows] = True
+    rows = np.flatnonzero(worth & ~mask)
+    open_ = np.zeros(len(view), np.bool_)
+    open_[rows[found.possible(sockets, context, rows)]] = True
+    unjudged = [f for f, answer in answers if answer is None and f.severity != "healthy"]
+    if open_.any():
+        more = engine.diagnose(view, catalogue.rules(), open_, diagnosis.asked)
+        unjudged += [f for f in more if len(f.rows) and f.primary and f.severity != "healthy"]
+    if not mask.any() and not kept and not unjudged:
+        refuse_impossible(found, diagnosis.snapshot)
+    return replace(
+        diagnosis,
+        findings=engine.sorted_findings(view, (*kept, *about_rows)),
+        asked=asked,
+        narrowed=Narrowed(found, mask, tuple(unjudged)),
+    )
 
 
 def rules_for(names: Iterable[str]) -> tuple[Rule, ...]:
@@ -461,7 +584,10 @@ def findings_of(diagnosis: Diagnosis, row: int) -> tuple[Finding, ...]:
     """Return what the rules say about one connection; the other rows still serve as other ends."""
     alone = np.zeros(len(diagnosis.view), np.bool_)
     alone[row] = True
-    return tuple(f for f in engine.diagnose(diagnosis.view, catalogue.rules(), alone) if len(f.rows))
+    s = diagnosis.view.sockets
+    one = parse(f"netns = {int(s.netns[row])} and cookie = {int(s.cookie[row]):#x}")
+    asked = replace(diagnosis.asked, filter=one)
+    return tuple(f for f in engine.diagnose(diagnosis.view, catalogue.rules(), alone, asked) if len(f.rows))
 
 
 def named(diagnosis: Diagnosis, names: Mapping[int, str]) -> Diagnosis:

@@ -201,3 +201,38 @@ def test_a_process_with_very_many_does_not_keep_the_others_from_being_asked() ->
     assert session._fairly([(1, 3, 10), (1, 4, 11), (1, 5, 12), (2, 3, 20)]) == [
         (1, 3, 10), (2, 3, 20), (1, 4, 11), (1, 5, 12),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("many", [1, 2000], ids=["told apart by a dump", "asked"])
+def test_a_namespace_with_too_many_open_connections_hides_no_leak_there_or_elsewhere(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = """
+door, ours, theirs = pairs(6)
+for sock in ours:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0\\0\\0\\0\\0")
+    sock.close()
+open_ = pairs(COUNT)
+"""
+    monkeypatch.setattr(session, "_MANY", many)
+    with Lab() as lab:
+        large, small = lab.netns("large"), lab.netns("small")
+        enter = [("nsenter", f"--net=/proc/{os.getpid()}/fd/{one.fd}") for one in (large, small)]
+        with (
+            program(both.replace("COUNT", "20"), *enter[0]) as busy,
+            program(both.replace("COUNT", "1"), *enter[1]) as calm,
+        ):
+            plan = Plan(only=frozenset((large.inode, small.inode)), established_limit=15)
+            diagnosis = session.diagnose(how=Look(plan=plan, not_holders=walled_off()))
+            assert diagnosis.view.established_skipped
+            assert {n: ns.dumped for n, ns in diagnosis.view.namespaces.items()} == {
+                large.inode: False, small.inode: True,
+            }  # fmt: skip
+            assert [f.count for f in leaks(diagnosis, busy.pid)] == [6]
+            assert [f.count for f in leaks(diagnosis, calm.pid)] == [6]
+            assert not [gap for gap in diagnosis.gaps if "ask" in gap.doing]
+            monkeypatch.setattr(session, "_MOST_LONE", 4)
+            monkeypatch.setattr(session, "_MANY", 2000)
+            cut = session.diagnose(how=Look(plan=plan, not_holders=walled_off()))
+            (gap,) = [gap for gap in cut.gaps if "ask" in gap.doing]
+            assert gap.where == "2 processes"

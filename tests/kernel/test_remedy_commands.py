@@ -32,7 +32,7 @@ PRINTED = [
     pytest.param(scenarios()[rule.name], remedy.command, id=remedy.command)
     for rule in catalogue.rules()
     for remedy in rule.ends
-    if remedy.command
+    if remedy.command and not rule.rest
 ]
 
 

@@ -50,7 +50,7 @@ EXIT_STATUS = {
     0: "done; all that was asked for could be seen",
     1: "failed: the message says what was tried and what the kernel said",
     2: "wrong usage: an option, an argument or a FILTER that does not parse",
-    3: "done, but something could not be seen: the gaps are listed, with what would have let us look",
+    3: "done, but something could not be seen, or the FILTER could not judge it: that is listed, with what would help",
     4: "refused by a guard: nothing was changed",
     130: "interrupted (Ctrl-C)",
 }

@@ -179,6 +179,11 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
             f"about {skipped} sockets in namespaces too large to look at ESTABLISHED ones "
             "(`--established always` does, `never` leaves them out)"
         )
+    if diagnosis.narrowed is not None:
+        open_: Counter[str] = Counter()
+        for f in diagnosis.narrowed.unjudged:
+            open_[f.rule] += f.count if f.severity in wanted else 0
+        not_seen += [f"whether the FILTER selects {n} {rule}" for rule, n in open_.items() if n]
     if ageless:
         not_seen.append(f"the age of {ageless} descriptors of connections that are gone")
     return _Counted(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_parser",
+    "chosen_words",
     "left_lines",
     "make_plan",
     "outcome_lines",
@@ -171,6 +172,13 @@ def _names(plan: Plan) -> dict[int, str]:
     return names
 
 
+def chosen_words(words: list[str]) -> list[str]:
+    """Return a FILTER; a rule alone stands for the connections whose primary cause it is."""
+    from finwait.diagnosis import catalogue
+
+    return ["rule", "=", words[0]] if len(words) == 1 and words[0] in catalogue.NAMES else words
+
+
 def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     """Look, diagnose and plan, as the options say.
 
@@ -181,13 +189,10 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     import numpy as np
 
     from finwait import acting, session
-    from finwait.diagnosis import catalogue
     from finwait.remedy import plan as plans
     from finwait.uapi import tcp
 
-    words = args.filter
-    if len(words) == 1 and words[0] in catalogue.NAMES:
-        words = ["rule", "=", words[0]]
+    words = chosen_words(args.filter)
     found = options.parse_filter(words)
     look = options.how(args)
     if not look.watch_ms:
@@ -198,10 +203,14 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     view, facts = diagnosis.view, diagnosis.snapshot.observation.facts
     if words:
         rows = options.mask_of(found, diagnosis.snapshot, diagnosis.findings)
+        if not rows.any():
+            session.refuse_impossible(found, diagnosis.snapshot)
     else:
         rows = np.zeros(len(view), np.bool_)
-        for f in diagnosis.problems:
-            rows[f.rows] = True
+        for (
+            f
+        ) in diagnosis.problems:  # those that it would end well: what nobody can explain is not among them
+            rows[f.rows] = any(r.command.startswith("finwait clear") for r in f.ends_it)
     limits = _limits(args, bool(words) and found.asks_for(tcp.ESTABLISHED))
     plan = plans.make(
         view,

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     diagnosis = options.diagnose(args)
     show(args, diagnosis)
-    return options.status(diagnosis.gaps)
+    return options.status(diagnosis.gaps, diagnosis.narrowed)
 
 
 def show(args: argparse.Namespace, diagnosis: object) -> None:
@@ -48,7 +48,15 @@ def show(args: argparse.Namespace, diagnosis: object) -> None:
         who = printable(f"{facts.hostname or 'this machine'} (Linux {facts.kernel})")
         limit = 0 if args.all or args.output == "wide" else 5
         options.write(
-            text.diagnosis(view, findings, diagnosis.gaps, who, style=options.style(args), limit=limit)
+            text.diagnosis(
+                view,
+                findings,
+                diagnosis.gaps,
+                who,
+                style=options.style(args),
+                limit=limit,
+                narrowed=diagnosis.narrowed,
+            )
         )
         return
     if args.output == "json":
@@ -58,10 +66,10 @@ def show(args: argparse.Namespace, diagnosis: object) -> None:
             "time": _when(facts.unix_ns),
             "boot_id": facts.boot_id,
         }
-        options.write(json.diagnosis(view, findings, diagnosis.gaps, head))
+        options.write(json.diagnosis(view, findings, diagnosis.gaps, head, diagnosis.narrowed))
         return
     if args.output == "jsonl":
-        options.write(json.diagnosis_lines(view, findings, diagnosis.gaps))
+        options.write(json.diagnosis_lines(view, findings, diagnosis.gaps, diagnosis.narrowed))
         return
     import numpy as np
 

@@ -49,12 +49,14 @@ def run(args: argparse.Namespace) -> int:
     if args.established == "auto":
         args.established = "always"
     # Rules and other ends look at rows that the filter leaves out: then the kernel must give them all.
-    rules = bool(found.needs & {"rule", "severity"} or {"rule", "also"} & set(chosen))
+    rules = found.asks_rules or bool({"rule", "also"} & set(chosen))
     whole = rules or bool({"other_end", "other_state", "conntrack"} & set(chosen)) or bool(args.recording)
     how = options.how(args) if whole else options.how(args, found.states, found.bytecode())
     shot = session.look(options.machine(args), how)
     findings: tuple[object, ...] = engine.diagnose(shot.view, catalogue.rules()) if rules else ()
-    which = np.flatnonzero(options.mask_of(found, shot, findings or None))  # type: ignore[arg-type]
+    which = np.flatnonzero(options.mask_of(found, shot, findings if rules else None))  # type: ignore[arg-type]
+    if not len(which):
+        session.refuse_impossible(found, shot)
     cells = cols.Cells(shot.view, which, findings)  # type: ignore[arg-type]
     if args.sort:
         which = which[_order(cells, args.sort)]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from finwait.diagnosis.finding import Finding
+    from finwait.diagnosis.hint import Asked
+    from finwait.diagnosis.select import Narrowed
     from finwait.report.text import Style
     from finwait.session import Diagnosis, Look, Machine, Snapshot
     from finwait.table.filter import Filter
@@ -25,6 +27,7 @@ __all__ = [
     "add_filter",
     "add_look",
     "add_output",
+    "asked",
     "at_least_one",
     "context",
     "count",
@@ -48,6 +51,8 @@ __all__ = [
     "write_error",
 ]
 
+IDLE_MS, FLOOD = 600_000, 10_000
+"""What counts as long silence, and as very many TIME_WAIT, where nothing else is said."""
 DIAGNOSIS_FORMATS = ("text", "wide", "json", "jsonl", "csv", "parquet", "arrow")
 
 
@@ -194,14 +199,14 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--idle",
         type=duration_ms,
-        default=600_000,
+        default=IDLE_MS,
         metavar="DURATION",
         help="treat ESTABLISHED connections as idle after this long (default 10m)",
     )
     group.add_argument(
         "--flood",
         type=at_least_one,
-        default=10_000,
+        default=FLOOD,
         metavar="N",
         help="report TIME_WAIT from N sockets on (default 10000)",
     )
@@ -294,6 +299,29 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
     )
 
 
+def asked(args: argparse.Namespace) -> Asked:
+    """Return the options of `add_look` that were given, for the commands that a finding suggests."""
+    from finwait.diagnosis.hint import Asked
+
+    words: list[str] = []
+    for name, given in (
+        ("--from", [args.recording] if args.recording else []),
+        ("--netns", args.netns),
+        ("--for", [_milliseconds(args.watch)] if args.watch else []),
+        ("--established", [args.established] if args.established != "auto" else []),
+        ("--not-holder", args.not_holder),
+        ("--idle", [_milliseconds(args.idle)] if args.idle != IDLE_MS else []),
+        ("--flood", [args.flood] if args.flood != FLOOD else []),
+    ):
+        for value in given:
+            words += [name, str(value)]
+    return Asked(options=tuple(words), recorded=bool(args.recording))
+
+
+def _milliseconds(ms: int) -> str:
+    return f"{ms // 1000}s" if ms % 1000 == 0 else f"{ms}ms"
+
+
 def namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:
     """Return the inodes of namespaces that are named by name, inode or pid.
 
@@ -339,25 +367,18 @@ def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  
     """Return what a FILTER may ask about rows beyond their columns."""
     from finwait.diagnosis.context import ViewContext
 
-    return ViewContext(shot.view, findings, _users(shot), _devices(shot))
+    return ViewContext(shot.view, findings, _users(shot), shot.machine.devices)
 
 
-def _knows_users(shot: Snapshot) -> bool:
-    """Whether the users of what was looked at are those of this machine."""
-    if shot.machine.live:
-        return True
+def _users(shot: Snapshot) -> dict[int, str] | None:
+    """Return the names of the users that made sockets; None where they are those of another machine."""
+    import pwd
+
     from finwait.kernel import procfs
 
     boot = shot.observation.facts.boot_id
-    return bool(boot) and boot == procfs.facts().boot_id
-
-
-def _users(shot: Snapshot) -> dict[int, str]:
-    """Return the names of the users that made sockets; of another machine's nobody but root is known."""
-    if not _knows_users(shot):
-        return {0: "root"}
-    import pwd
-
+    if not shot.machine.live and not (boot and boot == procfs.facts().boot_id):
+        return None
     names = {}
     for uid in set(shot.sockets.uid.tolist()):
         try:
@@ -365,43 +386,6 @@ def _users(shot: Snapshot) -> dict[int, str]:
         except (KeyError, OverflowError):
             names[uid] = str(uid)
     return names
-
-
-def _check_users(found: Filter, shot: Snapshot) -> None:
-    """Refuse to judge by the name of a user that cannot be known.
-
-    Raises:
-        FilterError: the names of users are those of another machine.
-    """
-    from finwait.errors import FilterError
-    from finwait.table.predicates import Known
-
-    names = [leaf.pattern for leaf in found.leaves if isinstance(leaf, Known) and leaf.name == "user"]
-    if all(name == "root" for name in names) or _knows_users(shot):
-        return
-    column = max(found.text.lower().find("user"), 0)
-    message = "a recording has no names of users but `root`, and this is another machine (or another boot)"
-    hint = "`user = 1000` goes by number; `id -u NAME` there tells it"
-    raise FilterError(found.text, column, message, hint=hint)
-
-
-def _devices(shot: Snapshot) -> dict[tuple[int, int], str]:
-    """Return the names of the interfaces that sockets of this machine are bound to."""
-    s = shot.sockets
-    spaces = set(s.netns[s.ifindex != 0].tolist()) if shot.machine.live else set()
-    if not spaces:
-        return {}
-    from contextlib import suppress
-
-    from finwait.errors import KernelError
-    from finwait.kernel import capture, lookup
-
-    there = []
-    for inode in spaces:
-        with suppress(KernelError):
-            there.append(capture.space_of(inode))
-    found = lookup.interfaces(there)
-    return {(inode, index): name for inode, names in found.items() for index, name in names.items()}
 
 
 def mask_of(found: Filter, shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401
@@ -412,7 +396,6 @@ def mask_of(found: Filter, shot: Snapshot, findings: Iterable[Finding] | None = 
     """
     from finwait.errors import FilterError
 
-    _check_users(found, shot)
     try:
         return found.mask(shot.sockets, context(shot, findings))
     except ValueError as error:
@@ -425,24 +408,18 @@ def diagnose(args: argparse.Namespace) -> Diagnosis:
     Raises:
         FinwaitError: the filter, the recording or the look failed.
     """
-    from dataclasses import replace
-
     from finwait import session
-    from finwait.diagnosis import catalogue, engine
+    from finwait.errors import FilterError
 
     found = parse_filter(args.filter)
     look = how(args)
-    diagnosis = session.diagnose(machine(args), how=look)
+    diagnosis = session.diagnose(machine(args), how=look, asked=asked(args))
     if not args.filter:
         return diagnosis
-    mask = mask_of(found, diagnosis.snapshot, diagnosis.findings)
-    kept = engine.diagnose(diagnosis.view, catalogue.rules(), mask)
-    if found.needs & {"rule", "severity"}:
-        wanted = mask_of(found, diagnosis.snapshot, kept)
-        kept = tuple(f for f in kept if not len(f.rows) or wanted[f.rows].any())
-    # Findings about processes and namespaces have no row that a filter could select.
-    kept = tuple(f for f in kept if len(f.rows))
-    return replace(diagnosis, findings=kept)
+    try:
+        return session.narrow(diagnosis, found, context(diagnosis.snapshot, diagnosis.findings))
+    except ValueError as error:
+        raise FilterError(found.text, 0, str(error)) from None
 
 
 def write(pieces: Iterable[str]) -> None:
@@ -473,6 +450,7 @@ def tell_gaps(gaps: Iterable[object]) -> None:
         sys.stderr.write(textwrap.fill(text, 99, subsequent_indent="    ", break_on_hyphens=False) + "\n")
 
 
-def status(gaps: Iterable[object]) -> int:
-    """Return 3 when something could not be seen, else 0."""
-    return 3 if any(True for _ in gaps) else 0
+def status(gaps: Iterable[object], narrowed: Narrowed | None = None) -> int:
+    """Return 3 when something could not be seen, or the FILTER could not judge something, else 0."""
+    unjudged = narrowed is not None and narrowed.unjudged
+    return 3 if unjudged or any(True for _ in gaps) else 0

@@ -73,15 +73,19 @@ class Clear:
         from finwait.cli import clear
         from finwait.table.units import printable
 
-        words = [f"cookie = {cookie:#x}" for _, cookie in keys]
-        self._plan, gaps = clear.make_plan(self._args(" or ".join(words)))
+        spaces = sorted({netns for netns, _ in keys})
+        text = " or ".join(
+            f"( netns = {space} and cookie = {','.join(f'{c:#x}' for n, c in keys if n == space)} )"
+            for space in spaces
+        )
+        self._plan, gaps = clear.make_plan(self._args(text))
         lines = clear.plan_lines(self._plan)
         if gone := _gone(keys):
             lines.append(f"\n{gone} of the marked are gone meanwhile\n")
         if gaps:
             lines += ["\nNot seen:\n", *(f"  {gap}\n" for gap in gaps)]
-        more = " or …" if len(words) > 3 else ""
-        lines.append(f"\nThe same: `finwait clear '{' or '.join(words[:3])}{more}'`\n")
+        if len(text) < 200:  # a command that is cut short would do something else
+            lines.append(f"\nThe same: `finwait clear '{text}'`\n")
         return printable("".join(lines), lines=True), bool(self._plan.steps)
 
     def act(self) -> str:

@@ -1,11 +1,12 @@
 """What a FILTER may ask about a row beyond its columns: owners, names, ages, rules.
 
-Answers `finwait.table.predicates.CONTEXT` from a view, and from findings where there are some.
+Answers `finwait.table.predicates.CONTEXT` from a view, and from findings where there are some. What is not known is
+None, so that neither a comparison nor its opposite matches; what is known in part ends with None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
-from finwait.uapi import tcp
+from finwait.table.predicates import Perhaps, uid_unknown
 
 __all__ = ["ViewContext"]
+
+Devices = Callable[[Iterable[int]], Mapping[tuple[int, int], str]]
 
 
 class ViewContext:
@@ -23,28 +26,29 @@ class ViewContext:
 
     Args:
         view: the sockets and their joins.
-        findings: what was found, for ``rule`` and ``severity``; None when no rule has been applied.
-        users: uid → name.
-        devices: (netns, ifindex) → interface name.
+        findings: for ``rule``, ``also``, ``variant`` and ``severity``; None when no rule has been applied.
+        users: uid → name; None where names of users are not known, as in a recording.
+        devices: gives (netns, ifindex) → name for the interfaces of namespaces.
     """
 
     def __init__(
         self,
         view: View,
         findings: Iterable[Finding] | None = None,
-        users: dict[int, str] | None = None,
-        devices: dict[tuple[int, int], str] | None = None,
+        users: Mapping[int, str] | None = None,
+        devices: Devices | None = None,
     ) -> None:
         self._view = view
         self._findings = None if findings is None else tuple(findings)
-        self._users = users or {}
-        self._devices = devices or {}
+        self.users = users
+        self._devices = devices
 
     def values(self, name: str) -> Sequence[Any] | NDArray[Any]:
         """Return one value a row; see `finwait.table.predicates.CONTEXT`.
 
         Raises:
             KeyError: nothing of that name is known.
+            ValueError: nothing of that name is known, and there is another way to ask.
         """
         view, s = self._view, self._view.sockets
         if name in ("age_at_least_s", "age_at_most_s"):
@@ -53,53 +57,94 @@ class ViewContext:
         if name == "pid":
             return self._per_holder(lambda pid: pid)
         if name == "comm":
-            return self._per_holder(lambda pid: view.processes[pid].comm if pid in view.processes else None)
+            return self._per_holder(lambda pid: view.processes[pid].comm if pid in view.processes else "?")
         if name == "netns":
             names = {n: (*ns.names, str(n)) for n, ns in view.namespaces.items()}
             return [names.get(n, (str(n),)) for n in s.netns.tolist()]
         if name == "cgroup":
             return self._cgroups()
         if name == "user":
-            known = (s.timer != 3) & ~np.isin(s.state, (tcp.TIME_WAIT, tcp.SYN_RECV))
-            known &= (s.uid != 0) | (
-                s.inode != 0
-            )  # minisockets and older kernels' orphans report 0, whoever it was
-            return [
-                self._users.get(uid, str(uid)) if k else None
-                for uid, k in zip(s.uid.tolist(), known.tolist(), strict=True)
-            ]
+            return self._owners()
         if name == "dev":
-            return [
-                "" if not i else self._devices.get((n, i), f"if{i}")
-                for n, i in zip(s.netns.tolist(), s.ifindex.tolist(), strict=True)
-            ]
-        if name == "container":
-            return [(w.container_id,) if w and w.container_id else () for w in view.workloads]
-        if name == "pod":
-            return [(w.pod_uid,) if w and w.pod_uid else () for w in view.workloads]
-        if name in ("rule", "severity") and self._findings is not None:
-            cells: list[tuple[str, ...]] = [()] * len(view)
-            for finding in self._findings:
-                text = finding.rule if name == "rule" else finding.severity
-                for row in finding.rows.tolist():
-                    cells[row] = (*cells[row], text)
-            return cells
+            return self._interfaces()
+        if name in ("container", "pod"):
+            return self._workloads(name)
+        if name in ("rule", "also", "variant", "severity") and self._findings is not None:
+            return self._causes(name, self._findings)
         raise KeyError(name)
 
-    def _per_holder(self, what: Any) -> list[Any]:  # noqa: ANN401 - int or text
+    def _per_holder(self, what: Callable[[int], Any]) -> list[Any]:
         view = self._view
-        known = view.holders.complete
+        others = self._perhaps(what)
         result: list[Any] = []
         for row, (count, inode) in enumerate(
             zip(view.holders.count.tolist(), view.sockets.inode.tolist(), strict=True)
         ):
             if count:
-                result.append(tuple(what(pid) for pid, _ in view.holders.of(row)))
+                cells = tuple(None if (cell := what(pid)) == "?" else cell for pid, _ in view.holders.of(row))
+                result.append((*cells, *others))
             else:
-                result.append(() if known or not inode else None)
+                result.append(others if inode else ())
+        return result
+
+    def _perhaps(self, what: Callable[[int], Any]) -> tuple[Perhaps | None, ...]:
+        """Return what any held row may have beside what was found: the processes that could not be looked into."""
+        holders = self._view.holders
+        if holders.complete:
+            return ()
+        cells = {what(pid) for pid in holders.unreadable}
+        if not holders.searched or 0 in holders.unreadable or "?" in cells:
+            return (None,)
+        return (Perhaps(frozenset(map(str, cells))),)
+
+    def _causes(self, name: str, findings: Iterable[Finding]) -> NDArray[Any]:
+        cells: NDArray[Any] = np.empty(len(self._view), object)
+        cells.fill(())
+        one = np.empty((), object)
+        for finding in findings:
+            if finding.primary and name != "also":
+                word = {"rule": finding.rule, "severity": finding.severity}.get(name, str(finding.variant))
+                one[()] = (word,)
+                cells[finding.rows] = one
+            elif not finding.primary and name == "also":
+                for row in finding.rows.tolist():
+                    cells[row] = (*cells[row], finding.rule)
+        return cells
+
+    def _owners(self) -> list[str | None]:
+        s = self._view.sockets
+        if self.users is None:
+            raise ValueError("a recording has no names of users; compare with a number: `user = 33`")
+        users = self.users
+        unknown = uid_unknown(s, np.arange(len(s)))
+        return [
+            None if not_known else users.get(uid, str(uid))
+            for uid, not_known in zip(s.uid.tolist(), unknown.tolist(), strict=True)
+        ]
+
+    def _interfaces(self) -> list[str | None]:
+        s = self._view.sockets
+        bound = np.unique(s.netns[s.ifindex != 0]).tolist()
+        names = self._devices(bound) if self._devices is not None and bound else {}
+        return [
+            names.get((n, i)) if i else "" for n, i in zip(s.netns.tolist(), s.ifindex.tolist(), strict=True)
+        ]
+
+    def _workloads(self, name: str) -> list[tuple[str | None, ...] | None]:
+        """Return ids; the names that people gave are known to the API server and the runtime only."""
+        view = self._view
+        s, processes = view.sockets, view.processes
+        placed = np.isin(s.cgroup_id, np.array([*view.cgroup_paths], s.cgroup_id.dtype)) & (s.cgroup_id != 0)
+        first = view.holders.first_pid()
+        by_holder = np.array([p for p, process in processes.items() if process.cgroup], np.int64)
+        placed |= np.isin(first, by_holder)
+        result: list[tuple[str | None, ...] | None] = []
+        for work, known in zip(view.workloads, placed.tolist(), strict=True):
+            word = (work.container_id if name == "container" else work.pod_uid) if work else ""
+            result.append((word, None) if word else () if known else None)
         return result
 
     def _cgroups(self) -> list[str | None]:
         s, paths = self._view.sockets, self._view.cgroup_paths
         has = s.present("cgroup_id")
-        return [(paths.get(c) if p else "") for c, p in zip(s.cgroup_id.tolist(), has.tolist(), strict=True)]
+        return [paths.get(c) if p else None for c, p in zip(s.cgroup_id.tolist(), has.tolist(), strict=True)]

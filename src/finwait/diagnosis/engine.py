@@ -20,23 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Evidence, Finding, Remedy
+from finwait.diagnosis.hint import NOTHING_ASKED, Asked, aimed, command_of
 from finwait.diagnosis.rule import Case, Clue, Match, Rule
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.units import cell_text
 
-__all__ = ["diagnose", "evidence", "flags_wanted", "gaps", "summarise", "with_flags"]
+__all__ = ["diagnose", "evidence", "flags_wanted", "gaps", "sorted_findings", "summarise", "with_flags"]
 
 _SEVERITY = {"problem": 0, "notice": 1, "healthy": 2}
 
 
-def diagnose(view: View, rules: Iterable[Rule], only: NDArray[np.bool_] | None = None) -> tuple[Finding, ...]:
+def diagnose(
+    view: View,
+    rules: Iterable[Rule],
+    only: NDArray[np.bool_] | None = None,
+    asked: Asked = NOTHING_ASKED,
+) -> tuple[Finding, ...]:
     """Return what the rules find, the worst and newest first.
 
     Args:
         view: the sockets with all that was joined to them.
         rules: see `finwait.diagnosis.catalogue`.
         only: rows to report on; the others still serve as other ends, listeners and legs.
+        asked: the FILTER that ``only`` comes from, and the options of the look, for the commands of remedies.
     """
     rules = tuple(rules)
     found: list[Finding] = []
@@ -63,8 +70,15 @@ def diagnose(view: View, rules: Iterable[Rule], only: NDArray[np.bool_] | None =
         else:
             parts = ((rows[primary], True), (rows[~primary], False))
             found += [_about(view, rule, match, part, primary=is_it) for part, is_it in parts if len(part)]
+    return aimed(view, sorted_findings(view, found), asked)
+
+
+def sorted_findings(view: View, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings, the worst and newest first."""
     return tuple(
-        sorted(found, key=lambda f: (_SEVERITY[f.severity], not f.primary, _age(view, f), -f.count, f.rule))
+        sorted(
+            findings, key=lambda f: (_SEVERITY[f.severity], not f.primary, _age(view, f), -f.count, f.rule)
+        )
     )
 
 
@@ -95,6 +109,7 @@ def _about(view: View, rule: Rule, match: Match, rows: NDArray[np.int64], *, pri
         ends_it=rule.ends,
         does_not=rule.does_not,
         subject=match.subject,
+        cells=match.cells,
         count=match.count if not len(match.rows) else len(rows),
         counted=rule.counted,
     )
@@ -149,6 +164,7 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
                 ends,
                 words.does_not,
                 count=len(group),
+                variant=case + 1,
                 counted=rule.counted,
             )
         )
@@ -181,7 +197,9 @@ def flags_wanted(
     return tuple(wanted)
 
 
-def with_flags(view: View, rules: Iterable[Rule], findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def with_flags(
+    view: View, rules: Iterable[Rule], findings: Iterable[Finding], asked: Asked = NOTHING_ASKED
+) -> tuple[Finding, ...]:
     """Return findings as a view tells them that knows the flags of `flags_wanted`."""
     by_name = {rule.name: rule for rule in rules if rule.flags}
     result = []
@@ -190,6 +208,7 @@ def with_flags(view: View, rules: Iterable[Rule], findings: Iterable[Finding]) -
         if rule is not None:
             case = int(_cases(view, rule, finding.rows[:1])[0])
             seen, ends = _seen(view, rule, rule if case < 0 else rule.cases[case], finding.rows)
+            ends = tuple(command_of(r, rule.name, finding.select, asked) for r in ends)
             finding = replace(finding, evidence=seen, ends_it=ends)
         result.append(finding)
     return tuple(result)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -76,5 +77,13 @@ class Finding:
     """What it is about when it is not about rows (a process with dead descriptors, a namespace)."""
     count: int = 0
     """How many connections (or descriptors) it is about."""
+    variant: int = 0
+    """Which of the rule's cases it is, from 1 on; 0 for none of them."""
+    select: str = ""
+    """A FILTER that selects exactly these connections; empty where there are none, or nothing tells them apart."""
+    listing: str = ""
+    """The command that lists them."""
+    cells: Mapping[str, int] = field(default_factory=dict)
+    """Columns that are known of what has no rows."""
     counted: bool = False
     """Whether the number is all there is to tell of them; see `Rule.counted`."""

@@ -6,8 +6,8 @@ rule has the lower number), and summarises the columns that the rule names as it
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ class Match:
     pid: int = 0
     subject: str = ""
     count: int = 0
+    cells: Mapping[str, int] = field(default_factory=dict)
+    """Columns that are the same of all that it is about, where that has no rows: a FILTER may ask for them."""
     evidence: tuple[Evidence, ...] = ()
 
 

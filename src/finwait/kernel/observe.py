@@ -154,6 +154,17 @@ class Machine:
         """Look into further namespaces from now on: ``(netns, pid, fd)`` of sockets that alone lead there."""
         self._socket_spaces += spaces
 
+    def devices(self, spaces: Iterable[int]) -> dict[tuple[int, int], str]:
+        """Return the names of the interfaces of namespaces, by (netns, ifindex)."""
+        wanted = set(spaces)
+        if not wanted:
+            return {}
+        namespaces, _ = netns.discover(self._spaces, self._socket_spaces)
+        found, _ = netns.visit(
+            [ns for ns in namespaces if ns.inode in wanted], lambda _: dict(socket.if_nameindex())
+        )
+        return {(inode, index): name for inode, names in found.items() for index, name in names.items()}
+
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Return the protocol names of sockets by inode, of ``(pid, fd, inode)``."""
         return procfs.socket_protocols(triples)

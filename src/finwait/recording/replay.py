@@ -87,6 +87,10 @@ class Replay:
     def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
         """Nothing can be looked into any more."""
 
+    def devices(self, spaces: Iterable[int]) -> dict[tuple[int, int], str]:  # noqa: ARG002
+        """Give the names of interfaces: none are recorded."""
+        return {}
+
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Give the protocol names that were recorded, by inode."""
         known = self._now.socket_protocols

@@ -20,6 +20,7 @@ from finwait.table.sockets import address_text
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:
+    from finwait.diagnosis.select import Narrowed
     from finwait.diagnosis.view import View
 
 __all__ = ["addresses", "connections", "diagnosis", "diagnosis_lines", "different_addresses"]
@@ -184,6 +185,7 @@ def _finding(texts: _Texts, finding: Finding) -> str:
         "netns": finding.netns,
         "netns_names": list(view.namespaces[finding.netns].names) if finding.netns in view.namespaces else [],
         "pids": list(finding.pids),
+        "filter": finding.select,
         "subject": finding.subject,
         "count": finding.count,
         "counted": finding.counted,
@@ -198,32 +200,49 @@ def _finding(texts: _Texts, finding: Finding) -> str:
     return _encode(head).decode()[:-1] + ',"sockets":[' + ",".join(texts.connections(rows)) + "]}"
 
 
-def _head(view: View, facts: dict[str, Any], gaps: Iterable[Gap]) -> dict[str, Any]:
+def _head(
+    view: View, facts: dict[str, Any], gaps: Iterable[Gap], narrowed: Narrowed | None
+) -> dict[str, Any]:
+    connections = view.sockets.state != tcp.LISTEN
+    if narrowed is not None:
+        connections = connections & narrowed.rows
+    spaces = len(view.namespaces if narrowed is None else np.unique(view.sockets.netns[connections]))
     return {
         "machine": facts,
+        "filter": None if narrowed is None else str(narrowed.filter),
+        "totals": {"connections": int(connections.sum()), "namespaces": spaces},
         "established_skipped": view.established_skipped,
         "gaps": [{"where": g.where, "doing": g.doing, "needs": g.needs} for g in gaps],
     }
 
 
 def diagnosis(
-    view: View, findings: Iterable[Finding], gaps: Iterable[Gap], facts: dict[str, Any]
+    view: View,
+    findings: Iterable[Finding],
+    gaps: Iterable[Gap],
+    facts: dict[str, Any],
+    narrowed: Narrowed | None = None,
 ) -> Iterator[str]:
     """Return a diagnosis as one JSON document, in pieces."""
     yield '{"apiVersion":"finwait/v1","kind":"Diagnosis",'
-    yield _encode(_head(view, facts, gaps)).decode()[1:-1]
-    yield ',"findings":['
+    yield _encode(_head(view, facts, gaps, narrowed)).decode()[1:-1]
     texts = _Texts(view)
-    for k, finding in enumerate(findings):
-        yield ("," if k else "") + _finding(texts, finding)
-    yield "]}\n"
+    for name, some in (("findings", findings), ("unjudged", narrowed.unjudged if narrowed else ())):
+        yield f',"{name}":['
+        for k, finding in enumerate(some):
+            yield ("," if k else "") + _finding(texts, finding)
+        yield "]"
+    yield "}\n"
 
 
-def diagnosis_lines(view: View, findings: Iterable[Finding], gaps: Iterable[Gap]) -> Iterator[str]:
-    """Return a diagnosis as JSON lines: one object a finding, then one a gap."""
+def diagnosis_lines(
+    view: View, findings: Iterable[Finding], gaps: Iterable[Gap], narrowed: Narrowed | None = None
+) -> Iterator[str]:
+    """Return a diagnosis as JSON lines: one object a finding, one for what the FILTER cannot judge, one a gap."""
     texts = _Texts(view)
-    for finding in findings:
-        yield '{"kind":"Finding",' + _finding(texts, finding)[1:] + "\n"
+    for kind, some in (("Finding", findings), ("Unjudged", narrowed.unjudged if narrowed else ())):
+        for finding in some:
+            yield f'{{"kind":"{kind}",' + _finding(texts, finding)[1:] + "\n"
     for gap in gaps:
         yield (
             _encode({"kind": "Gap", "where": gap.where, "doing": gap.doing, "needs": gap.needs}).decode()

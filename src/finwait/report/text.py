@@ -21,6 +21,7 @@ from finwait.table.units import cell_text, duration_text, ink, span_text
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:
+    from finwait.diagnosis.select import Narrowed
     from finwait.diagnosis.view import View
     from finwait.errors import Gap
 
@@ -73,7 +74,27 @@ def _evidence(finding: Finding, width: int) -> list[str]:
     return lines
 
 
-def headline(view: View, findings: Sequence[Finding], who: str, gaps: Sequence[Gap] = ()) -> str:
+def _extent(view: View, narrowed: Narrowed | None) -> tuple[int, str]:
+    """Return how many connections are being told about, and where."""
+    mask = view.sockets.state != tcp.LISTEN
+    if narrowed is not None:
+        mask = mask & narrowed.rows
+    n = int(mask.sum())
+    spaces = len(view.namespaces if narrowed is None else np.unique(view.sockets.netns[mask]))
+    where = "one network namespace" if spaces == 1 else f"{spaces} network namespaces"
+    what = f"{n} connection{'' if n == 1 else 's'}"
+    if narrowed is None:
+        return n, f"{what} in {where}"
+    return n, f"{what} that the FILTER selects, in {where},"
+
+
+def headline(
+    view: View,
+    findings: Sequence[Finding],
+    who: str,
+    gaps: Sequence[Gap] = (),
+    narrowed: Narrowed | None = None,
+) -> str:
     """Return the sentence that everything else explains; with gaps it vouches only for what was seen."""
     shown = [f for f in findings if f.primary]
     bad = sum(f.count for f in shown if f.severity == "problem" and len(f.rows))
@@ -82,19 +103,23 @@ def headline(view: View, findings: Sequence[Finding], who: str, gaps: Sequence[G
     more = (
         f"{lost} {'descriptor' if lost == 1 else 'descriptors'} of connections that are gone, and still open"
     )
-    n = len(view)
-    seen = f"{n} connection{'s' if n != 1 else ''} in {len(view.namespaces)} network namespaces"
-    if len(view.namespaces) == 1:
-        seen = seen[:-1].replace("1 network namespace", "one network namespace")
+    n, seen = _extent(view, narrowed)
+    if not n and not shown and narrowed is not None:
+        _, all_of_it = _extent(view, None)
+        open_ = "; it could not judge everything" if narrowed.unjudged else ""
+        return f"{who}: the FILTER selects no connection. Looked at: {all_of_it}{open_}."
     if bad:
         told = f"{bad} of {seen} {'does' if bad == 1 else 'do'} not finish closing"
         return f"{who}: {told}; {more}." if lost else f"{who}: {told}."
     if lost:
-        return f"{who}: {more}. Among {seen} none was seen that does not finish closing."
+        return f"{who}: {more}. Among {seen.rstrip(',')} none was seen that does not finish closing."
+    seen = seen.rstrip(",")
     if notices:
-        return f"{who}: nothing is stuck among {seen}; {notices} deserve a look."
+        return f"{who}: nothing is stuck among {seen}; {notices} {'deserves' if notices == 1 else 'deserve'} a look."
     if gaps:
         return f"{who}: nothing wrong was seen in {seen}, but not everything could be seen."
+    if narrowed is not None and narrowed.unjudged:
+        return f"{who}: nothing wrong was seen in {seen}, but the FILTER could not judge everything."
     if view.established_skipped:
         return f"{who}: nothing wrong was seen in {seen}; ESTABLISHED ones were not looked at."
     return f"{who}: nothing is wrong. {seen[0].upper() + seen[1:]}; none fails to finish closing."
@@ -108,6 +133,7 @@ def diagnosis(
     *,
     style: Style = Style(),
     limit: int = 5,
+    narrowed: Narrowed | None = None,
 ) -> Iterator[str]:
     """Return the lines of a diagnosis, in pieces.
 
@@ -118,18 +144,23 @@ def diagnosis(
         who: the machine, for the headline.
         style: width and colour.
         limit: connections to show of each finding; 0 for all.
+        narrowed: the FILTER that the findings were narrowed by.
     """
-    for line in textwrap.wrap(headline(view, findings, who, gaps), style.width, break_long_words=False):
+    said = headline(view, findings, who, gaps, narrowed)
+    for line in textwrap.wrap(said, style.width, break_long_words=False, break_on_hyphens=False):
         yield style.paint(line, "bold") + "\n"
     shown = [f for f in findings if f.primary and f.severity != "healthy"]
     told: set[tuple[object, ...]] = set()
     for finding in shown:
-        advice = (finding.rule, finding.ends_it, finding.does_not)
+        means = tuple((r.text, r.kind) for r in finding.ends_it)
+        advice = (finding.rule, means, finding.does_not)
         yield "\n" + "\n".join(_finding(view, finding, style, limit, again=advice in told)) + "\n"
         told.add(advice)
     tail = _tail(view, findings, style)
     if tail:
         yield "\n" + "\n".join(tail) + "\n"
+    if narrowed is not None and narrowed.unjudged:
+        yield "\n" + "\n".join(_unjudged(view, narrowed, style)) + "\n"
     if gaps:
         yield "\n" + style.paint("Not seen:", "notice") + "\n"
         for gap in gaps:
@@ -139,6 +170,24 @@ def diagnosis(
                 )
                 + "\n"
             )
+
+
+def _unjudged(view: View, narrowed: Narrowed, style: Style) -> list[str]:
+    """Return what a FILTER could not judge, a line each, and how to see it."""
+    lines = [style.paint("Not judged by the FILTER, which asks for what is not known of them:", "notice")]
+    counted: Counter[str] = Counter()
+    for f in narrowed.unjudged:
+        whose = f.subject or f"in {_where(view, f)}"
+        counted[f"{_states(view, f)}  {f.rule}  {whose}"] += 1
+    for text, n in counted.most_common():
+        lines += _wrap("", text + (f" (×{n})" if n > 1 else ""), style.width, indent=2)
+    rules = sorted({f.rule for f in narrowed.unjudged})
+    return lines + _wrap("", f"`finwait rule = {','.join(rules)}` shows them.", style.width, indent=2)
+
+
+def _where(view: View, finding: Finding) -> str:
+    space = view.namespaces.get(finding.netns)
+    return space.label if space is not None else f"netns {finding.netns}"
 
 
 def _holders(view: View, finding: Finding) -> str:
@@ -193,10 +242,7 @@ def _states(view: View, finding: Finding) -> str:
 def _finding(view: View, finding: Finding, style: Style, limit: int, *, again: bool = False) -> list[str]:
     """Return the lines of a finding; ``again``: what would end it was told of the same rule already."""
     label = f"{finding.severity.upper():<8}"
-    where = (
-        view.namespaces[finding.netns].label if finding.netns in view.namespaces else f"netns {finding.netns}"
-    )
-    head = f"{_states(view, finding)}  {finding.rule}  in {where}"
+    head = f"{_states(view, finding)}  {finding.rule}  in {_where(view, finding)}"
     lines = [f"{style.paint(label, finding.severity)} {style.paint(head, 'bold')}"]
     title = finding.title[0].upper() + finding.title[1:] + "."
     lines += textwrap.wrap(title, style.width - 2, initial_indent="  ", subsequent_indent="  ")
@@ -210,11 +256,18 @@ def _finding(view: View, finding: Finding, style: Style, limit: int, *, again: b
     lines += _evidence(finding, style.width)
     if again:
         lines += _wrap("ends it", f"as above; `finwait explain {finding.rule}` has the page", style.width)
+        for command in dict.fromkeys(r.command for r in finding.ends_it if r.command):
+            lines += _typed("·", command, style.width)
         return lines + _connections(view, finding, style, limit)
     for k, r in enumerate(finding.ends_it):
         tag = "" if r.kind == "advice" else f" [{r.kind}]"
-        tag += f": `{r.command}`" if r.command else ""
-        lines += _wrap("ends it" if k == 0 else "", f"· {r.text}{tag}", style.width, hang=2)
+        label, said = "ends it" if k == 0 else "", f"· {r.text}{tag}"
+        if len(r.command) + 16 <= style.width:  # on one line, as it has to be typed
+            typed = f": `{r.command}`".replace(" ", _NO_BREAK).replace(_NO_BREAK, " ", 1) if r.command else ""
+            wrapped = _wrap(label, said + typed, style.width, hang=2)
+            lines += [line.replace(_NO_BREAK, " ") for line in wrapped]
+        else:
+            lines += [*_wrap(label, f"{said}:", style.width, hang=2), *_typed(" ", r.command, style.width)]
     for k, a in enumerate(finding.does_not):
         lines += _wrap("does not" if k == 0 else "", f"· {a.text}: {a.reason}", style.width, hang=2)
     lines += _connections(view, finding, style, limit)
@@ -241,10 +294,43 @@ def _connections(view: View, finding: Finding, style: Style, limit: int) -> list
         lines.append(f"  {'sockets' if k == 0 else '':<10}{_cut(text.rstrip(), style.width - 12, limit)}")
     left = len(finding.rows) - len(rows)
     if left > 0:
-        lines.append(
-            f"{'':12}{style.paint(f'… and {left} more: `finwait list rule = {finding.rule}`', 'dim')}"
-        )
+        told = f"… and {left} more" + (f": `{finding.listing}`" if finding.listing else "")
+        if len(told) <= style.width - 12:
+            return [*lines, f"{'':12}{style.paint(told, 'dim')}"]
+        lines.append(f"{'':12}{style.paint(f'… and {left} more:', 'dim')}")
+        lines += [style.paint(line, "dim") for line in _typed(" ", finding.listing, style.width)]
     return lines
+
+
+_NO_BREAK = "\u00a0"
+_LONGEST_COMMAND = 6
+"""Lines that a command may take; one that names very many connections one by one is left to `-o json`."""
+
+
+def _typed(mark: str, command: str, width: int) -> list[str]:
+    """Return a command on lines of its own, which may be pasted into a shell as they are.
+
+    A line that ends in the middle of a command must say so: its beginning alone would act on more.
+    """
+    indent = " " * 12 + mark + " "
+    if len(indent) + len(command) + 2 <= width:
+        return [f"{indent}`{command}`"]
+    lines, line, quote = [], "", ""
+    for word in command.split(" "):
+        if line and len(indent) + len(line) + 1 + len(word) + 2 > width:
+            lines.append(line if quote else f"{line} \\")
+            line = ""
+        line += f" {word}" if line else word
+        for character in word:
+            if not quote and character in "'\"":
+                quote = character
+            elif character == quote:
+                quote = ""
+    lines.append(line)
+    if len(lines) > _LONGEST_COMMAND:
+        begin = " ".join(command.split(" ")[:2])
+        return [f"{indent}`{begin} …`: it names each connection by its cookie; `-o json` has it"]
+    return [indent + lines[0], *(" " * (len(indent) + 2) + line for line in lines[1:])]
 
 
 def _cut(text: str, width: int, limit: int) -> str:

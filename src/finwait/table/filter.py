@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +32,8 @@ from finwait.table.predicates import (
     CONTEXT,
     EVERY_STATE,
     NAMED_STATES,
+    OF_FINDINGS,
+    Age,
     And,
     Context,
     Facts,
@@ -51,7 +53,7 @@ from finwait.table.schema import Mask
 from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
 
-__all__ = ["CONTEXT", "PREDICATES", "SERVICES", "Context", "Filter", "parse"]
+__all__ = ["CONTEXT", "PREDICATES", "SERVICES", "Context", "Filter", "conjunction", "parse"]
 
 _LONGEST: Final = 0xFFFF - 8  # a jump is a u16, and so is the length of the attribute that holds the code
 
@@ -97,6 +99,33 @@ def _matches(node: Node, facts: Facts, index: NDArray[np.intp]) -> Mask:
     return out
 
 
+def _possible(node: Node, facts: Facts, index: NDArray[np.intp]) -> Mask:
+    """Return which of the rows are not known not to match."""
+    if isinstance(node, And | Or):
+        every = isinstance(node, And)
+        out = np.full(len(index), every)
+        for part in node.parts:
+            found = _possible(part, facts, index)
+            out = out & found if every else out | found
+        return out
+    assert isinstance(node, Leaf), "Not has been pushed down"
+    if isinstance(node, Age):
+        return node.test(facts, index) | node.unknown(facts, index)
+    return ~node.negated().test(facts, index)
+
+
+def _judge(node: Node, by: Callable[[Leaf], bool | None]) -> bool | None:
+    """Return what a tree says of something that answers its leaves, as in the logic of Kleene."""
+    if isinstance(node, And | Or):
+        absorbing = isinstance(node, Or)
+        found = [_judge(part, by) for part in node.parts]
+        if absorbing in found:
+            return absorbing
+        return None if None in found else not absorbing
+    assert isinstance(node, Leaf), "Not has been pushed down"
+    return by(node)
+
+
 def _possible_states(node: Node) -> int:
     if isinstance(node, State):
         return node.states & EVERY_STATE
@@ -128,7 +157,7 @@ def _asks_for(node: Node, state: int) -> bool:
     if isinstance(node, Number):
         return node.column in ("cookie", "inode") and node.op == "=" and node.value != 0
     if isinstance(node, Known):
-        return node.name == "rule" and node.op == "=" and not {"*", "?"} & set(node.pattern)
+        return node.name in ("rule", "also") and node.op == "=" and not {"*", "?"} & set(node.pattern)
     return False
 
 
@@ -309,6 +338,11 @@ class Filter:
         return frozenset().union(*(leaf.reads()[1] for leaf in _leaves(self._flat)))
 
     @property
+    def asks_rules(self) -> bool:
+        """Whether rules must be applied before it can be judged."""
+        return bool(self.needs & OF_FINDINGS)
+
+    @property
     def columns(self) -> frozenset[str]:
         """Columns that `mask` looks at; a dump must ask for the attributes that carry them."""
         return frozenset().union(*(leaf.reads()[0] for leaf in _leaves(self._flat)))
@@ -325,6 +359,27 @@ class Filter:
             ValueError: the context lacks a value that is needed, or has a wrong number of them.
         """
         return _matches(self._flat, Facts(table, context, {}), np.arange(len(table)))
+
+    def possible(
+        self, table: SocketTable, context: Context | Mapping[str, Any] | None, index: NDArray[np.intp]
+    ) -> Mask:
+        """Return which of the rows in ``index`` are not known to be excluded: those that match, and open ones.
+
+        A row of which some age is known is not open: `age > 10m` asks for those that are certainly older.
+
+        Raises:
+            ValueError: see `mask`.
+        """
+        return _possible(self._flat, Facts(table, context, {}), index)
+
+    def without(self, part: Leaf) -> Filter:
+        """Return the FILTER without one of the predicates that it asks for at the same time."""
+        parts = self.root.parts if isinstance(self.root, And) else (self.root,)
+        return Filter(gather(And, [one for one in parts if one != part]))
+
+    def judge(self, by: Callable[[Leaf], bool | None]) -> bool | None:
+        """Return whether something matches that answers each predicate: None where that stays open."""
+        return _judge(self._flat, by)
 
     def bytecode(
         self,
@@ -374,6 +429,17 @@ class Filter:
         if self.needs:
             lines.append(f"to be found out:     {', '.join(sorted(self.needs))}")
         return "\n".join(lines)
+
+
+def conjunction(first: Filter | None, second: Filter) -> Filter:
+    """Return the FILTER that selects what both select; a part that both have is named once."""
+    if first is None:
+        return second
+    parts: dict[Node, None] = {}
+    for one in (first, second):
+        parts |= dict.fromkeys(one.root.parts if isinstance(one.root, And) else (one.root,))
+    found = Filter(gather(And, parts))
+    return replace(found, text=str(found))
 
 
 def parse(

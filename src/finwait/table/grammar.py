@@ -69,8 +69,10 @@ PREDICATES: Final[Mapping[str, str]] = MappingProxyType(
         "held": "A struct socket exists: some descriptor refers to it (inode not 0).",
         "orphan": "No struct socket: closed by everybody, or not yet accepted (inode 0).",
         "age": "Time in the present state, as far as it is certain.",
-        "rule": "A rule of the diagnosis that matched.",
-        "severity": "`problem`, `notice` or `healthy`.",
+        "rule": "The rule that names its cause: the most specific one that matched.",
+        "also": "Another rule that matched, and is less specific.",
+        "variant": "Variant of that rule, by its number on the rule's page; 0 for none.",
+        "severity": "`problem`, `notice` or `healthy`: of the finding that names its cause.",
         "pod": "`NAMESPACE/NAME`, name or UID of the pod.",
         "container": "Container id, a beginning of it, or name.",
         "pid": "Process that holds it.",
@@ -170,6 +172,10 @@ _GROUPS: Final[Mapping[str, int]] = MappingProxyType(
     }
 )
 _UNSET: Final = "is a variable of your script not set?"
+_KNOWN: Final = frozenset(
+    {"rule", "also", "variant", "severity", "pod", "container", "pid", "comm", "user", "netns", "cgroup"}
+)
+"""Predicates that the context answers."""
 _SEVERITIES: Final = ("problem", "notice", "healthy")
 _MULTIPLES: Final = {"k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -468,9 +474,11 @@ class _Parser:
             )
         if name == "age":
             return Age(op, self.duration(value, default=1_000_000))
-        if name in {"rule", "severity", "pod", "container", "pid", "comm", "user", "netns", "cgroup"}:
+        if name in _KNOWN:
             return self.known(name, op, value)
         column = SCHEMA[name]
+        if name == "uid":
+            return User(op, self.number(value, column))
         if np.dtype(column.dtype).kind == "S":
             return Text(name, op, self.name_of_something(name, value))
         return Number(name, op, self.number(value, column))
@@ -506,7 +514,9 @@ class _Parser:
             word = word.lower()
             if literal and word not in _SEVERITIES:
                 raise self.error(value, f"no severity is called `{value.text}`", "problem, notice or healthy")
-        if name == "rule" and literal and self.rules and word not in self.rules:
+        if name == "variant" and not word.isdecimal():
+            raise self.error(value, f"`{word}` is not the number of a variant", "pages of rules number them")
+        if name in {"rule", "also"} and literal and self.rules and word not in self.rules:
             near = _nearest(word, self.rules)
             hint = f"did you mean `{near}`?" if near else "`finwait rules` lists them"
             raise self.error(value, f"no rule is called `{word}`", hint)
@@ -772,6 +782,8 @@ def _example(name: str) -> str:
         "cgroup": "cgroup = /system.slice/nginx.service",
         "age": "age > 10m",
         "rule": "rule = fin-wait2-held",
+        "also": "also = fin-wait2-held",
+        "variant": "variant = 1",
         "severity": "severity = problem",
         "pod": "pod = default/web-0",
         "container": "container = 3f2a9c",

@@ -39,6 +39,7 @@ __all__ = [
     "KEYWORDS",
     "NAMED_STATES",
     "NOTHING",
+    "OF_FINDINGS",
     "WORD_OPERATORS",
     "Age",
     "And",
@@ -55,6 +56,7 @@ __all__ = [
     "Number",
     "Op",
     "Or",
+    "Perhaps",
     "Port",
     "Resolver",
     "State",
@@ -63,7 +65,15 @@ __all__ = [
     "cgroup_path",
     "gather",
     "state_text",
+    "uid_unknown",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Perhaps:
+    """Among the values that a row has there may be one of these: it is not known."""
+
+    values: frozenset[str]
 
 
 class Context(Protocol):
@@ -90,16 +100,22 @@ CONTEXT: Final[Mapping[str, str]] = MappingProxyType(
         "netns": "Names by which people call its network namespace.",
         "pid": "Process ids of its holders.",
         "pod": "UID and `NAMESPACE/NAME` of the pod that made it.",
-        "rule": "Names of the rules that matched it; none if it was looked at and nothing matched.",
-        "severity": "Severities of its findings.",
+        "rule": "Name of the rule that is its primary cause; none if it was looked at and nothing matched.",
+        "also": "Names of the other rules that matched it.",
+        "variant": "Number of the variant of its primary cause, 0 for none; none where there is no cause.",
+        "severity": "Severity of its primary finding.",
         "user": "Name of the user that made it.",
     }
 )
 """Names that `Filter.needs` can hold → what `Context.values` returns for a row.
 
-Where a row can have several values (pids, names), a tuple of them; ``()`` is "known to have none", and a None
-among them "and perhaps others": then ``=`` may still match, ``!=`` cannot.
+Where a row can have several values (pids, names), a tuple of them; ``()`` is "known to have none". A None among
+them is "and perhaps others", a `Perhaps` "and perhaps one of these": ``=`` may still match, ``!=`` cannot where one
+of those would.
 """
+
+OF_FINDINGS: Final = frozenset({"rule", "also", "variant", "severity"})
+"""Names out of `CONTEXT` that nobody knows before rules are applied."""
 
 # --------------------------------------------------------------------------------------------------------
 # The tree
@@ -213,11 +229,12 @@ class Leaf:
 Node = And | Or | Not | Leaf
 
 
-def _mini(table: SocketTable, index: NDArray[np.intp]) -> Mask:
-    """Return which rows are minisockets: the kernel reports uid 0 of them, whoever made them."""
+def uid_unknown(table: SocketTable, index: NDArray[np.intp]) -> Mask:
+    """Return of which rows nobody knows who made them: minisockets, and before Linux 6.16 orphans, report uid 0."""
     state = table.column("state")[index]
     requests = (state == tcp.SYN_RECV) | (state == tcp.NEW_SYN_RECV)
-    return (state == tcp.TIME_WAIT) | requests | (table.column("timer")[index] == 3)
+    mini = (state == tcp.TIME_WAIT) | requests | (table.column("timer")[index] == 3)
+    return mini | ((table.column("uid")[index] == 0) & (table.column("inode")[index] == 0))
 
 
 def _compare(cells: NDArray[Any], op: str, value: float) -> Mask:
@@ -402,7 +419,7 @@ class Number(Leaf):
         found = _compare(rows.table.column(self.column)[index], self.op, self.value)
         if SCHEMA[self.column].nullable:
             found = found & rows.table.present(self.column)[index]
-        return found & ~_mini(rows.table, index) if self.column == "uid" else found
+        return found
 
     def kernel(self, kernel: Kernel) -> Op | bool:
         if self.op not in {"=", "!="}:
@@ -424,8 +441,7 @@ class Number(Leaf):
         return True
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
-        more = {"state", "timer"} if self.column == "uid" else set()
-        return frozenset({self.column, *more}), frozenset()
+        return frozenset({self.column}), frozenset()
 
     def __str__(self) -> str:
         names = ENUMERATIONS.get(self.column, {})
@@ -467,13 +483,13 @@ class User(Leaf):
     uid: int
 
     def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
-        return _compare(rows.table.column("uid")[index], self.op, self.uid) & ~_mini(rows.table, index)
+        return _compare(rows.table.column("uid")[index], self.op, self.uid) & ~uid_unknown(rows.table, index)
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
-        return frozenset({"uid", "state", "timer"}), frozenset()
+        return frozenset({"uid", "state", "timer", "inode"}), frozenset()
 
     def __str__(self) -> str:
-        return f"user {self.op} {self.uid}"
+        return f"{'user' if self.op in {'=', '!='} else 'uid'} {self.op} {self.uid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,6 +505,7 @@ class Known(Leaf):
         values = rows.values(self.name)
         matches = _MATCHERS.get(self.name, _glob)(self.pattern)
         want = self.op == "="
+        nameable = _could_be_name(self.name, self.pattern)
         memo: dict[Any, bool] = {}
         found = np.zeros(len(index), np.bool_)
         for k, row in enumerate(index.tolist()):
@@ -499,16 +516,24 @@ class Known(Leaf):
             hit, unknown = False, False
             for item in items:
                 if item is None:
-                    unknown = True
+                    unknown = unknown or nameable
                     continue
                 answer = memo.get(item)
                 if answer is None:
-                    answer = memo[item] = matches(str(item))
-                if answer:
+                    some = item.values if isinstance(item, Perhaps) else (str(item),)
+                    answer = memo[item] = any(matches(one) for one in some)
+                if isinstance(item, Perhaps):
+                    unknown = unknown or answer
+                elif answer:
                     hit = True
                     break
             found[k] = hit is want and (want or not unknown)
         return found
+
+    def matches_any(self, values: Iterable[str]) -> bool:
+        """Return whether one of some values is like the pattern."""
+        matches = _MATCHERS.get(self.name, _glob)(self.pattern)
+        return any(matches(value) for value in values)
 
     def kernel(self, kernel: Kernel) -> Op | bool:
         if "*" in self.pattern or "?" in self.pattern:
@@ -584,6 +609,11 @@ class Age(Leaf):
         if self.op == "!=":  # NaN compares false, which is what "not known" should do
             return (cells[0] > bound) | (cells[1] < bound)
         return _compare(cells[0], self.op, bound)
+
+    def unknown(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+        """Return of which rows no age is known at all."""
+        least, most = (_floats(rows.values(name), index) for name in ("age_at_least_s", "age_at_most_s"))
+        return np.isnan(least) & np.isnan(most)
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
         return frozenset(), frozenset(self._needs())
@@ -698,6 +728,15 @@ def _container(pattern: str) -> Callable[[str], bool]:
         )
 
     return matches
+
+
+def _could_be_name(kind: str, pattern: str) -> bool:
+    """Return whether a pattern may mean what is not known beside an id: the name of a pod or of a container."""
+    if kind == "container":
+        return re.fullmatch(r"[0-9a-f*?]+", pattern.rpartition("://")[2]) is None
+    if kind == "pod":
+        return re.fullmatch(r"[0-9a-f*?-]+", pattern.lower().replace("_", "-").removeprefix("pod")) is None
+    return True
 
 
 def _pid(pattern: str) -> Callable[[str], bool]:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from finwait.errors import FilterError
 from finwait.table.filter import Filter
 from finwait.table.predicates import (
+    OF_FINDINGS,
     And,
     Autobound,
     Facts,
@@ -67,7 +68,7 @@ _LASTING: Final = frozenset({"netns", "ifindex", "cookie", "inode", "uid", "cgro
 _AROUND: Final = frozenset({"pid", "comm", "cgroup", "pod", "container", "user", "netns", "dev"})
 """What else is found out about a row."""
 _AGES: Final = frozenset({"age_at_least_s", "age_at_most_s"})
-_DIAGNOSED: Final = frozenset({"rule", "severity"})
+_DIAGNOSED: Final = OF_FINDINGS
 JUDGED: Final = (
     "state", "exclude", "sport", "dport", "src", "dst", "family", "age", "netns", "pid", "comm", "user", "uid",
     "cgroup", "cgroup_id", "pod", "container", "dev", "ifindex", "cookie", "inode", "protocol",
@@ -167,7 +168,7 @@ def refusal(wanted: Filter | None, *, stuck: bool = False) -> FilterError | None
         words = "|".join(map(re.escape, _SPELLINGS.get(name, (name,))))
         found = re.search(rf"\b({words})\b", wanted.text, re.IGNORECASE)
         shown, column = (found[0], found.start()) if found else (name, 0)
-        if name in _DIAGNOSED:
+        if name in OF_FINDINGS:
             why, other = "that takes a diagnosis", "`finwait check` and `finwait top`"
         elif name == "autobound":
             why, other = (

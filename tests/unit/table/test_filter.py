@@ -9,6 +9,7 @@ import pytest
 from finwait.errors import FilterError
 from finwait.table.filter import PREDICATES, SERVICES, Filter, parse
 from finwait.table.grammar import named_states
+from finwait.table.predicates import Perhaps
 from finwait.table.sockets import SCHEMA, SocketTable, pack_address
 from finwait.uapi import tcp
 
@@ -249,6 +250,15 @@ def test_of_values_that_are_not_all_known_one_may_match_and_none_can_be_excluded
     assert rows("comm = None", comm=known["pid"]) == []
 
 
+def test_what_a_row_may_have_beside_what_is_known_decides_only_where_it_would_match():
+    others = Perhaps(frozenset({"1", "9"}))
+    known = {"pid": [(812, others), (others,), (), None, (1, others), (7,)]}
+    assert rows("pid = 812", **known) == [0]
+    assert rows("pid != 812", **known) == [1, 2, 4, 5]
+    assert rows("pid = 1", **known) == [4]
+    assert rows("pid != 1", **known) == [2, 5]
+
+
 def test_a_word_that_is_quoted_is_a_name_whatever_else_it_is():
     assert rows("comm = 'held'", comm=[("held",), (), (), (), (), ()]) == [0]
 
@@ -286,9 +296,9 @@ def test_a_context_that_does_not_fit_is_refused(context):
         ("age > 1m", {"age_at_least_s"}, set()),
         ("not age > 1m", {"age_at_most_s"}, set()),
         ("age = 1m", {"age_at_least_s", "age_at_most_s"}, set()),
-        ("user = 5", set(), {"uid", "state", "timer"}),
-        ("uid = 5", set(), {"uid", "state", "timer"}),
-        ("user = root", set(), {"uid", "state", "timer"}),
+        ("user = 5", set(), {"uid", "state", "timer", "inode"}),
+        ("uid = 5", set(), {"uid", "state", "timer", "inode"}),
+        ("user = root", set(), {"uid", "state", "timer", "inode"}),
         ("user = bob", {"user"}, set()),
         ("dev lo pid 1", {"dev", "pid"}, set()),
         ("rtt_us > 1ms cong bbr", set(), {"rtt_us", "cong"}),

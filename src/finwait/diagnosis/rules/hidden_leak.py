@@ -18,6 +18,7 @@ from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Match, Rule
 from finwait.diagnosis.rules import certain
 from finwait.diagnosis.view import View
+from finwait.uapi import tcp
 
 __all__ = ["RULE", "matches"]
 
@@ -66,6 +67,7 @@ def matches(view: View) -> list[Match]:
                 netns=ns,
                 pid=pid,
                 count=len(fds),
+                cells={"state": tcp.CLOSE, "protocol": 6},
                 evidence=tuple(evidence),
                 subject=f"pid {pid} ({process.comm if process else '?'})",
             )

@@ -98,7 +98,8 @@ RULE = Rule(
     ),
     ends=(
         Remedy(
-            "destroy both ends, each in its namespace: no RST crosses either",
+            "destroy both ends, for no RST crosses either: this command ends those below, and the other ends are a "
+            "finding of their own",
             "destructive",
             "finwait clear nat-entry-gone --override silent-orphan",
         ),

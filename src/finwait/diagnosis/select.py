@@ -1,0 +1,157 @@
+"""What a FILTER says of what has no row, and which of its names nothing here has.
+
+A finding about something that is in no dump (the descriptors that a process leaks) is asked the same questions as
+rows are, of what is known about it. A question that it cannot answer is neither true nor false: `pid = 812 and
+dport = :443` is false of another process, and stays open of that one. What stays open is told and never dropped, for
+it may be just what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.attribution.container import Workload, workload_of_path
+from finwait.diagnosis.finding import Finding
+from finwait.diagnosis.view import View
+from finwait.table.filter import Filter
+from finwait.table.predicates import Facts, Known, Leaf, Number
+from finwait.table.sockets import SocketTable
+
+__all__ = ["Narrowed", "judge", "nothing_like_it"]
+
+_FIRST = np.zeros(1, np.intp)
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """What a FILTER left of a diagnosis."""
+
+    filter: Filter
+    rows: NDArray[np.bool_]
+    """The connections and listeners that it selects."""
+    unjudged: tuple[Finding, ...] = ()
+    """Problems and notices of which it cannot tell whether it selects them."""
+
+
+def judge(found: Filter, finding: Finding, view: View, users: Mapping[int, str] | None = None) -> bool | None:
+    """Return whether a FILTER selects a finding that has no rows; None where that cannot be told.
+
+    Args:
+        found: the FILTER.
+        finding: about something without rows.
+        view: where it was found.
+        users: uid → name, where names of users are known.
+    """
+    cells = {"netns": finding.netns} if finding.netns else {}
+    cells |= finding.cells
+    uids = {p.uid for pid in finding.pids if (p := view.processes.get(pid)) is not None}
+    if len(uids) == 1 and min(uids) >= 0:
+        cells |= {"uid": min(uids), "timer": 0}
+    table = SocketTable.from_columns({name: [cell] for name, cell in cells.items()} or {"netns": [0]})
+    facts = Facts(table, _Answers(finding, view, users or {}), {})
+
+    def by(leaf: Leaf) -> bool | None:
+        if isinstance(leaf, Number) and leaf.column == "inode" and not leaf.value and finding.pids:
+            return leaf.op == "!="  # `held`, `orphan`: a descriptor refers to it
+        if leaf.reads()[0] - cells.keys():
+            return None
+        if leaf.test(facts, _FIRST)[0]:
+            return True
+        return False if leaf.negated().test(facts, _FIRST)[0] else None
+
+    return found.judge(by)
+
+
+class _Answers:
+    """What is known of a finding without rows, as the context of a table of one row."""
+
+    def __init__(self, finding: Finding, view: View, users: Mapping[int, str]) -> None:
+        self._finding, self._view, self._users = finding, view, users
+
+    def values(self, name: str) -> list[Any]:
+        """Return one value; None where it is not known."""
+        finding, view = self._finding, self._view
+        known = [p for pid in finding.pids if (p := view.processes.get(pid)) is not None]
+        if name == "rule":
+            return [(finding.rule,)]
+        if name == "severity":
+            return [(finding.severity,)]
+        if name == "variant":
+            return [(str(finding.variant),)]
+        if name == "also":
+            return [()]
+        if name == "pid":
+            return [finding.pids or None]
+        if name == "comm":
+            return [tuple(None if p.comm == "?" else p.comm for p in known) or None]
+        if name == "netns":
+            space = view.namespaces.get(finding.netns)
+            return [(*space.names, str(finding.netns)) if space is not None else None]
+        if name in ("container", "pod"):
+            works = [workload_of_path(p.cgroup) if p.cgroup else None for p in known]
+            words = tuple(_word(work, name) for work in works)
+            return [(*words, None) if any(words) else words or None]  # what people call it is not known here
+        if name == "user":
+            uid = known[0].uid if len({p.uid for p in known}) == 1 else -1
+            return [self._users.get(uid, str(uid)) if uid >= 0 else None]
+        if name.startswith("age_"):
+            return [np.nan]
+        return [None]
+
+
+def _word(work: Workload | None, name: str) -> str | None:
+    if work is None:
+        return None
+    return work.container_id if name == "container" else work.pod_uid
+
+
+def nothing_like_it(
+    found: Filter, view: View, alive: Callable[[Iterable[int]], Iterable[int]]
+) -> tuple[str, ...]:
+    """Return what a FILTER names that is not here, where it can match nothing for that reason; else nothing.
+
+    Args:
+        found: the FILTER.
+        view: what was looked at.
+        alive: gives the pids, among those given, of processes that are there.
+    """
+    said: dict[str, None] = {}
+
+    def by(leaf: Leaf) -> bool | None:
+        why = _not_here(leaf, view, alive)
+        if why:
+            said[why] = None
+        return False if why else None
+
+    return tuple(said) if found.judge(by) is False else ()
+
+
+def _not_here(leaf: Leaf, view: View, alive: Callable[[Iterable[int]], Iterable[int]]) -> str:
+    """Return what a predicate names that is not here, as a sentence; nothing where it is here, or may be."""
+    if getattr(leaf, "op", "=") != "=":
+        return ""
+    if isinstance(leaf, Number) and leaf.column == "netns":
+        here = leaf.value in view.namespaces
+        return "" if here else f"there is no network namespace {leaf.value} among those looked into"
+    if not isinstance(leaf, Known):
+        return ""
+    word = leaf.pattern
+    if leaf.name == "pid":
+        return "" if word.isdigit() and list(alive([int(word)])) else f"there is no process {word}"
+    if leaf.name == "netns":
+        names = [name for n, space in view.namespaces.items() for name in (*space.names, str(n))]
+        here = leaf.matches_any(names)
+        return "" if here else f"there is no network namespace `{word}` among those looked into"
+    if leaf.name == "comm":
+        holders, known = view.holders, view.processes
+        all_known = holders.searched and all(
+            pid in known and known[pid].comm != "?" for pid in holders.unreadable
+        )
+        here = not all_known or leaf.matches_any([p.comm for p in known.values()])
+        return "" if here else f"no process that holds a TCP socket is called `{word}`"
+    return ""
