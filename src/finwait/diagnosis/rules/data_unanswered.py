@@ -23,7 +23,7 @@ from finwait.diagnosis import forecast
 from finwait.diagnosis.arrival import FIND_THE_LOSS, NOT_AT_PEER, WAY_BACK, arrived, looks, observed
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, RECENT_MS, certain, destroy, likely
+from finwait.diagnosis.rules import BOUND_IN_FLIGHT, NOT_FIN_TIMEOUT, RECENT_MS, certain, destroy, likely
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -72,6 +72,7 @@ _ENDS = (
         "finwait clear data-unanswered",
     ),
     destroy("data-unanswered"),
+    BOUND_IN_FLIGHT,
     Remedy(
         f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)", "read-only"
     ),

@@ -33,7 +33,7 @@ from finwait.diagnosis.arrival import (
 )
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again
+from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again, orphans
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -105,7 +105,7 @@ def _arrived(view: View, rows: NDArray[np.int64], tries: str) -> Confidence:
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    return (*observed(view, rows), *_made_in(view, rows))
+    return (*observed(view, rows), *orphans(view, rows), *_made_in(view, rows))
 
 
 def _made_in(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
@@ -163,7 +163,7 @@ RULE = Rule(
     title="closed by its program; the FIN is retransmitted and nobody answers",
     severity="notice",
     rank=40,
-    claims=("C11", "S21", "X04"),
+    claims=("C11", "S21", "X04", "X55"),
     clues=(
         Clue("state", "our FIN is out and not acknowledged"),
         Clue("inode", "0: no descriptor refers to it any more"),
