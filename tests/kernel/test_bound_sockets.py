@@ -253,8 +253,8 @@ def test_it_is_read_again_and_destroyed_by_its_cookie(make):
             int(end.sport[0]), int(end.dport[0]), src, dst, int(end.ifindex[0]), int(end.cookie[0])
         )
         target = Target(running.place.here.inode, int(end.family[0]), 6, identity)
-        found, unread = read_back(running.spaces, [target], 0)
-        assert not unread
+        found, entered = read_back(running.spaces, [target], 0)
+        assert entered == {running.place.here.inode}
         assert len(found) == 1
         results, _ = destroy(running.spaces, [target])
         assert results == {0: 0}
