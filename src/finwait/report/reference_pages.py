@@ -196,8 +196,8 @@ def proofs_page(rules: Sequence[Rule], claims: Mapping[str, Sequence[str]]) -> s
 def _statements(rule: Rule) -> list[tuple[str, Advice | Remedy]]:
     """Return what a rule and its cases say, each statement once."""
     said: dict[tuple[str, str], Advice | Remedy] = {}
-    for words in (rule, *rule.cases):
-        for kind, ones in (("ends it", words.ends), ("does not", words.does_not)):
+    for ends, does_not in ((words.ends, words.does_not) for words in rule.tellings):
+        for kind, ones in (("ends it", ends), ("does not", does_not)):
             for one in ones:
                 said.setdefault((kind, one.text), one)
     return [(kind, one) for (kind, _), one in said.items()]
