@@ -150,7 +150,7 @@ def _read(name: str) -> bytes:
 
     try:
         if name != "-":
-            return files.read(name, _MOST_BYTES)
+            return files.read(name, _MOST_BYTES, pipes=True)
         data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     except OSError as error:
         raise FinwaitError(f"could not read the plan `{name}`: {error.strerror}") from None
