@@ -367,12 +367,16 @@ def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  
     """Return what a FILTER may ask about rows beyond their columns."""
     from finwait.diagnosis.context import ViewContext
 
-    users: dict[int, str] | None = None
-    if shot.machine.live:
-        import pwd
+    return ViewContext(shot.view, findings, users(shot), shot.machine.devices)
 
-        users = {p.pw_uid: p.pw_name for p in pwd.getpwall()}
-    return ViewContext(shot.view, findings, users, shot.machine.devices)
+
+def users(shot: Snapshot) -> dict[int, str] | None:
+    """Return the names of users by uid; None of a recording, which has none."""
+    if not shot.machine.live:
+        return None
+    import pwd
+
+    return {p.pw_uid: p.pw_name for p in pwd.getpwall()}
 
 
 def mask_of(found: Filter, shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401

@@ -183,7 +183,7 @@ _LOST = Case(
 )
 
 _REMOTE = Case(
-    title="half-closed and held: the peer does not close, or is gone; it is not on this machine",
+    title="half-closed and held: the peer does not close, or is gone; its end was not found here",
     rows=lambda view: (view.other < 0) & ~peer_missing(view),
     clues=(
         Clue("state", "our FIN was acknowledged; the peer's has not come"),
