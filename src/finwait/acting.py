@@ -38,10 +38,10 @@ from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
 from finwait.kernel.observe import Machine
 from finwait.remedy.guards import Abilities
 from finwait.remedy.journal import Act, Kind, check_undo
-from finwait.remedy.plan import End, Plan, Step
+from finwait.remedy.plan import End, Plan, Step, permit
 from finwait.table import decode
 from finwait.table.flows import FlowTable
-from finwait.table.sockets import SocketTable, pack_address
+from finwait.table.sockets import SocketTable, endpoint, pack_address
 from finwait.uapi import conntrack, inet_diag, tcp
 from finwait.uapi import netlink as nl
 from finwait.uapi import observation as obs
@@ -60,6 +60,7 @@ __all__ = [
     "probe",
     "restore",
     "settle",
+    "vanished",
 ]
 
 Result = Literal["ended", "left before", "changed meanwhile", "set", "still there", "failed"]
@@ -100,8 +101,13 @@ _DUMP_FROM: Final = 20_000
 """So many connections of a namespace are read again by a dump rather than one by one."""
 
 
-def _reread(ends: Iterable[Step | End]) -> SocketTable:
-    """Read connections again, without owners and files: each by its cookie, or (very many, MPTCP) by a dump."""
+def _reread(ends: Iterable[Step | End]) -> tuple[SocketTable, frozenset[int]]:
+    """Read connections again, without owners and files: each by its cookie, or (very many, MPTCP) by a dump.
+
+    Returns:
+        The rows that are there, and the namespaces that are there and could not be looked into: what is missing of
+        those is not known to be gone.
+    """
     by_ns: dict[int, list[Step | End]] = {}
     for end in ends:
         by_ns.setdefault(end.netns, []).append(end)
@@ -112,22 +118,24 @@ def _reread(ends: Iterable[Step | End]) -> SocketTable:
         extensions=inet_diag.extension_mask(inet_diag.INFO), only=frozenset(by_ns), conntrack=False, files=False,
         descriptors=False, established_limit=None,
     )  # fmt: skip
-    return decode.sockets(Machine().observe(plan))
+    look = Machine().observe(plan)
+    missing = by_ns.keys() - {ns.inode for ns in look.namespaces}
+    return decode.sockets(look), frozenset(n.inode for n in _namespaces(missing)) if missing else frozenset()
 
 
-def _read_each(ends: Sequence[Step | End]) -> SocketTable:
+def _read_each(ends: Sequence[Step | End]) -> tuple[SocketTable, frozenset[int]]:
     targets = [_target(end) for end in ends]
-    answers, _ = read_back(
-        _namespaces({e.netns for e in ends}, _leads(ends)), targets, inet_diag.extension_mask(inet_diag.INFO)
-    )
+    spaces = _namespaces({e.netns for e in ends}, _leads(ends))
+    answers, entered = read_back(spaces, targets, inet_diag.extension_mask(inet_diag.INFO))
+    closed = frozenset(space.inode for space in spaces) - entered
     if not answers:
-        return SocketTable.empty()
+        return SocketTable.empty(), closed
     lengths = np.array([len(data) for _, data in answers], np.int64)
     stops = np.cumsum(lengths)
     buffer = np.frombuffer(b"".join(data for _, data in answers), np.uint8)
     rows = inet_diag.find_rows(buffer, nl.walk(buffer, stops - lengths, stops))
     netns = np.array([targets[k].netns for k, _ in answers], np.uint32)
-    return SocketTable.from_rows(rows, netns[rows.chain], np.full(len(rows), 6, np.uint16))
+    return SocketTable.from_rows(rows, netns[rows.chain], np.full(len(rows), 6, np.uint16)), closed
 
 
 def _rows_by_cookie(table: SocketTable) -> dict[tuple[int, int], int]:
@@ -182,10 +190,16 @@ def _identity(step: Step) -> dict[str, Any]:
         "ifindex": step.ifindex,
         "cookie": step.cookie,
         "inode": step.inode,
-        "connection": f"{step.src}:{step.sport} {step.dst}:{step.dport}",
+        "connection": f"{endpoint(step.src, step.sport)} {endpoint(step.dst, step.dport)}",
         "state": step.state,
         "holders": [[pid, fd, comm] for pid, fd, comm in step.holders],
     }
+
+
+def vanished(netns: Iterable[int]) -> frozenset[int]:
+    """Return those namespaces to which nothing leads any more, and which therefore nobody could look into."""
+    wanted = frozenset(netns)
+    return wanted - {n.inode for n in _namespaces(wanted)}
 
 
 def abilities(view: View, rows: Iterable[int]) -> Abilities:
@@ -315,15 +329,16 @@ def apply(
         say: told what is being done.
 
     Raises:
-        Refused: the plan was made on another boot, or what it needs cannot be done here; nothing was done.
+        Refused: the plan was made on another boot, is too large, or needs what cannot be done here; nothing was done.
         KernelError: the journal could not be written; nothing was done.
     """
     if boot_id and plan.boot_id != boot_id:
         raise Refused("boot", "the plan was made before this machine was started: its connections are gone")
-    _check(plan.steps)
+    permit(plan)
+    _check([step for step in plan.steps if not step.gone])
     say("reading the connections again")
     fault("before reading")
-    now = _reread(plan.steps)
+    now, closed = _reread(plan.steps)
     rows = _rows_by_cookie(now)
     states, inodes = now.state.tolist(), now.inode.tolist()
     known = now.present("bytes_received").tolist()
@@ -332,7 +347,9 @@ def apply(
     todo: list[int] = []
     for k, step in enumerate(plan.steps):
         row = rows.get(_key(step))
-        if row is None:
+        if row is None and step.netns in closed:
+            outcomes[k] = Outcome(step, "failed", _CLOSED)
+        elif row is None:
             outcomes[k] = Outcome(step, "left before", "it was gone when it was looked for again")
         elif (
             changed := _changed(step, states[row], inodes[row], moved[row] if known[row] else None)
@@ -417,7 +434,7 @@ def _do(
             left = _left([end for k in todo for end in (steps[k], steps[k].other) if end is not None])
             why = FinwaitError(f"interrupted: {str(error) or type(error).__name__}")
             for k in todo:
-                if _key(steps[k]) in left:
+                if _key(steps[k]) in left:  # or not known
                     if steps[k].means != "fin":
                         errors.setdefault(k, why)
                 elif steps[k].means == "destroy" and k not in answered:
@@ -646,9 +663,12 @@ def _key(end: Step | End) -> Key:
     return end.netns, int(end.cookie, 16)
 
 
+_CLOSED: Final = "its namespace could not be looked into"
+
+
 def _told(step: Step) -> bool:
-    """Whether the plan says that the other end hears of it, so that it should go too."""
-    return step.means in ("fin", "reset", "destroy") and not step.peer_told.startswith("nothing")
+    """Whether the plan says that the other end sees an end of it, so that it should go too."""
+    return step.sees in ("fin", "fin-then-reset", "reset", "reset-if-path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -660,6 +680,8 @@ class _Seen:
     """Whether data or a FIN waits to be acknowledged, so that no keepalive runs."""
     before_fin: int
     """Bytes before a FIN that is sent or queued (it counts 1 itself) that the peer has not acknowledged."""
+    unknown: bool = False
+    """Its namespace could not be looked into, so nothing else is known of it."""
 
 
 def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
@@ -676,7 +698,7 @@ def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
     pause = 0.02
     while True:
         left = _left(ends)
-        if awaited.isdisjoint(left) or time.monotonic() > end:
+        if awaited.isdisjoint(k for k, seen in left.items() if not seen.unknown) or time.monotonic() > end:
             return left
         ends = [e for e in ends if _key(e) in left]
         time.sleep(pause)
@@ -684,13 +706,15 @@ def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
 
 
 def _left(ends: Sequence[Step | End]) -> dict[Key, _Seen]:
-    table = _reread(ends)
+    table, closed = _reread(ends)
     rows = _rows_by_cookie(table)
     states, timers, queued = table.state.tolist(), table.timer.tolist(), table.wqueue.tolist()
     left = {}
     for one in ends:
         row = rows.get(key := _key(one))
         if row is None:
+            if one.netns in closed:
+                left[key] = _Seen("?", False, 0, unknown=True)
             continue
         state = tcp.STATES.get(states[row], "?")
         if state not in ("TIME_WAIT", "CLOSE"):
@@ -727,10 +751,12 @@ def _outcome(
         return Outcome(step, "set", "it ends when nothing is acknowledged for the time set", act_id)
     seen = left.get(_key(step))
     open_ = still_open.get(_key(step), ())
+    if seen is not None and seen.unknown:
+        return Outcome(step, "failed", f"it was done, and what came of it is not known: {_CLOSED}", act_id)
     other = ""
     if step.other is not None:
         there = left.get(_key(step.other))
-        other = there.state if there is not None else "gone"
+        other = "gone" if there is None else "" if there.unknown else there.state
     if seen is not None and step.means == "fin" and seen.before_fin:
         said = f"the FIN is behind {seen.before_fin} bytes that its peer has not taken; it is in {seen.state}"
         return Outcome(step, "still there", said, act_id, other, open_)
@@ -738,14 +764,18 @@ def _outcome(
         if seen is not None:
             said = "the FIN is out; it is in LAST_ACK until the peer acknowledges it"
         elif step.means == "keepalive":
-            said = "no peer answered: it was gone, and now this end is too"
-        elif step.other is None:
-            told = f"its other end was not looked at; it was told {step.peer_told}"
-            said = told if _told(step) else "its peer was told " + step.peer_told
+            said = "it ended while it was probed: no answer, or a RST (or its own program closed it)"
+        elif not other:
+            where = (
+                "not on this machine"
+                if step.other is None
+                else "in a namespace that could not be looked into"
+            )
+            said = f"its other end is {where}; it sees {step.peer_told}"
         elif other == "gone":
             said = "both ends are gone"
         else:
-            why = "what it was told did not arrive" if _told(step) else "it was not told"
+            why = f"{step.peer_told} did not arrive" if _told(step) else f"it sees {step.peer_told}"
             said = f"the other end is still in {other}: {why}"
         return Outcome(step, "ended", said, act_id, other, open_)
     if step.means == "fin":
@@ -920,12 +950,16 @@ def _watch(
     open_ = dict(steps)
     while open_:
         time.sleep(0.05)
-        table = _reread(open_.values())
+        table, closed = _reread(open_.values())
         read = time.monotonic()
         rows = _rows_by_cookie(table)
         for k, step in list(open_.items()):
             since = read - first[k]
             row = rows.get((step.netns, int(step.cookie, 16)))
+            if row is None and step.netns in closed:
+                found[k] = Probe(step, "not judged", _CLOSED)
+                del open_[k]
+                continue
             if row is None:
                 found[k] = _vanished(step, since, most[k], rtt_s[k], interval_s, count)
                 del open_[k]
@@ -1149,6 +1183,8 @@ def settle(act_id: int, journal: Journal) -> str:
             _target(end)
         seen = _left([end]).get(_key(end))
         said = "its connection is gone" if seen is None else f"its connection is still there, in {seen.state}"
+        if seen is not None and seen.unknown:
+            said = f"what became of its connection is not known: {_CLOSED}"
     journal.complete_many({act_id: {"result": f"cut short; {said}"}})
     return said
 

@@ -222,6 +222,16 @@ def test_a_threshold_below_which_is_alerted_needs_the_whole_picture() -> None:
     assert (done.returncode, said(done).split()[:2]) == (1, ["FINWAIT", "WARNING"])
 
 
+@pytest.mark.parametrize("sink", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("words", ["", "-w"])
+def test_check_is_unknown_also_where_its_line_cannot_be_written(sink: str, words: str) -> None:
+    """Any other status would be an answer: 1 is WARNING, and 0 is OK."""
+    line = f"{' '.join(FINWAIT)} check {' '.join(WHOLE)} {words} {sink}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, env=environment(), timeout=60)
+    assert done.returncode == 3
+    assert b"Traceback" not in done.stderr
+
+
 def test_check_that_fails_in_itself_is_unknown_and_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
     from finwait.cli import main, options
 

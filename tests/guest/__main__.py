@@ -57,14 +57,20 @@ def main() -> int:
         try:
             kernel = debian.kernel(version, args.cache, fresh=args.fresh, offline=args.offline)
             disks = (image.programs(args.cache), image.clone(args.cache))
-            only = [f"only={args.only}"] if args.only else []
-            ran = boot(kernel, args.cache, disks, jobs, arguments=[*only, *args.append.split()])
+            only = [f"only={args.only.replace(' ', '+')}"] if args.only else []
+            arguments = [*only, *args.append.split()]
+            ran = boot(
+                kernel, args.cache, disks, jobs, arguments=arguments, limit_s=400 if args.smoke else 2400
+            )
         except debian.NotHere as error:
             print(f"{version}: cannot be tried here: {error}")
             if args.smoke:
                 return SKIPPED
             failed = 1
             continue
+        if args.smoke and not (ran.folder / "booted").exists():
+            print(f"{version}: the guest did not boot within {ran.seconds:.0f} s; see {ran.folder}/console")
+            return SKIPPED
         failed |= _said(version, kernel.release, ran)
         if args.recordings:
             _keep_recordings(ran)

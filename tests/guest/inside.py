@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from finwait.lab.scenario import Situation
 
 OUT = Path(os.environ.get("GUEST_OUT", "/out"))
-ONLY = [word for word in os.environ.get("ONLY", "").split(",") if word]
+ONLY = [word for word in os.environ.get("ONLY", "").replace("+", " ").split(",") if word]
 PATIENCE_S = 60.0
 TESTS = (
     "tests/kernel/test_sockets_against_proc.py",
@@ -229,7 +229,7 @@ def _arm(situation: Situation) -> None:
     expected(status, (0, 3), out, err)
     if {one[:4] for one in _options(situation)} != {(1, 60, 15, 5)}:
         raise _Differs(f"options are {_options(situation)}\n{out}{err}")
-    status, out, err = command("undo", *(str(number) for number in _acts() if number > last))
+    status, out, err = command("undo", "--yes", *(str(number) for number in _acts() if number > last))
     expected(status, (0, 3), out, err)
     if _options(situation) != before:
         raise _Differs(f"options are {_options(situation)}, were {before}\n{out}{err}")
@@ -324,7 +324,7 @@ def _tune() -> None:
     expected(status, (0, 3), out, err)
     if path.read_text().strip() != "33":
         raise _Differs(f"tcp_fin_timeout is {path.read_text()}{out}{err}")
-    status, out, err = command("undo", str(max(_acts())))
+    status, out, err = command("undo", "--yes", str(max(_acts())))
     expected(status, (0, 3), out, err)
     if path.read_text() != before:
         raise _Differs(f"tcp_fin_timeout is {path.read_text()}{out}{err}")

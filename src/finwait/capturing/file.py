@@ -190,11 +190,12 @@ class CaptureFile:
     """A capture file, unpacked while it is read if gzip packed it; ``-`` is standard input. A context manager.
 
     Raises:
+        FileRefused: it is no regular file.
         OSError: it cannot be opened.
     """
 
     def __init__(self, path: str) -> None:
-        self._file = sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: SIM115 - closed by __exit__
+        self._file = sys.stdin.buffer if path == "-" else disk.open_to_read(path, pipes=True)
         self._keep = path == "-"
         self._head = self._file.read(2)
         self._unpack = zlib.decompressobj(wbits=31) if self._head == b"\x1f\x8b" else None

@@ -371,12 +371,21 @@ def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  
 
 
 def users(shot: Snapshot) -> dict[int, str] | None:
-    """Return the names of users by uid; None of a recording, which has none."""
-    if not shot.machine.live:
-        return None
+    """Return the names of users that can be listed or made sockets; None where they are those of another machine."""
     import pwd
 
-    return {p.pw_uid: p.pw_name for p in pwd.getpwall()}
+    from finwait.kernel import procfs
+
+    boot = shot.observation.facts.boot_id
+    if not shot.machine.live and not (boot and boot == procfs.facts().boot_id):
+        return None
+    names = {p.pw_uid: p.pw_name for p in pwd.getpwall()}
+    for uid in set(shot.sockets.uid.tolist()):
+        try:
+            names[uid] = pwd.getpwuid(uid).pw_name
+        except (KeyError, OverflowError):
+            names[uid] = str(uid)
+    return names
 
 
 def mask_of(found: Filter, shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401
