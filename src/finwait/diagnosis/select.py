@@ -52,13 +52,15 @@ def judge(found: Filter, finding: Finding, view: View, users: Mapping[int, str] 
     uids = {p.uid for pid in finding.pids if (p := view.processes.get(pid)) is not None}
     if len(uids) == 1 and min(uids) >= 0:
         cells |= {"uid": min(uids), "timer": 0}
-    table = SocketTable.from_columns({name: [cell] for name, cell in cells.items()} or {"netns": [0]})
+    # Its inode is not known; that it is not 0 is, and decides whether its uid is.
+    table = SocketTable.from_columns({name: [cell] for name, cell in (cells | {"inode": 1}).items()})
     facts = Facts(table, _Answers(finding, view, users or {}), {})
 
     def by(leaf: Leaf) -> bool | None:
         if isinstance(leaf, Number) and leaf.column == "inode" and not leaf.value and finding.pids:
             return leaf.op == "!="  # `held`, `orphan`: a descriptor refers to it
-        if leaf.reads()[0] - cells.keys():
+        reads = leaf.reads()[0]
+        if reads - cells.keys() - ({"inode"} if "uid" in reads else set()):
             return None
         if leaf.test(facts, _FIRST)[0]:
             return True
