@@ -367,11 +367,11 @@ def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  
     """Return what a FILTER may ask about rows beyond their columns."""
     from finwait.diagnosis.context import ViewContext
 
-    return ViewContext(shot.view, findings, _users(shot), shot.machine.devices)
+    return ViewContext(shot.view, findings, users(shot), shot.machine.devices)
 
 
-def _users(shot: Snapshot) -> dict[int, str] | None:
-    """Return the names of the users that made sockets; None where they are those of another machine."""
+def users(shot: Snapshot) -> dict[int, str] | None:
+    """Return the names of users that can be listed or made sockets; None where they are those of another machine."""
     import pwd
 
     from finwait.kernel import procfs
@@ -379,7 +379,7 @@ def _users(shot: Snapshot) -> dict[int, str] | None:
     boot = shot.observation.facts.boot_id
     if not shot.machine.live and not (boot and boot == procfs.facts().boot_id):
         return None
-    names = {}
+    names = {p.pw_uid: p.pw_name for p in pwd.getpwall()}
     for uid in set(shot.sockets.uid.tolist()):
         try:
             names[uid] = pwd.getpwuid(uid).pw_name
