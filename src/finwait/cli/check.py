@@ -151,6 +151,8 @@ class _Counted:
     """What more could be wrong, and why it was not seen."""
     passed_over: int
     """How many ESTABLISHED connections were left out because that was asked for."""
+    selects_nothing: bool = False
+    """Whether the FILTER selects nothing at all, so that nothing could be wrong with it."""
 
     @property
     def total(self) -> int:
@@ -191,6 +193,7 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
         ageless,
         tuple(not_seen),
         skipped if args.established == "never" else 0,
+        diagnosis.narrowed is not None and not diagnosis.narrowed.rows.any() and not diagnosis.findings,
     )
 
 
@@ -229,6 +232,8 @@ def _answer(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
 def _text(counted: _Counted) -> str:
     partly = counted.not_seen or counted.passed_over
     nothing = f"nothing {'that was seen ' if partly else ''}fails to finish closing"
+    if counted.selects_nothing:
+        nothing = f"the FILTER selects no connection{' that was seen' if partly else ''}"
     parts = [", ".join(f"{n} {rule}" for rule, n in counted.by_rule.items()) or nothing]
     if counted.passed_over:
         parts.append(f"about {counted.passed_over} sockets not looked at (`--established never`)")

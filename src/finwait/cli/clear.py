@@ -234,7 +234,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     if words:
         rows = options.mask_of(found, diagnosis.snapshot, diagnosis.findings)
         if not rows.any():
-            session.refuse_impossible(found, diagnosis.snapshot)
+            session.refuse_impossible(found, diagnosis.snapshot, options.users(diagnosis.snapshot))
     else:
         rows = np.zeros(len(view), np.bool_)
         for (

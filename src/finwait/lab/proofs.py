@@ -454,7 +454,7 @@ def _live_peer_answers(lab: Lab) -> Iterator[Measured]:
     with _Place(lab) as place:
         pair, other = place.half_closed(), place.half_closed()
         _keepalive(pair.a, 1, 1, 2)
-        _keepalive(other.a, 1, 1, 2)
+        _keepalive(other.b, 1, 1, 2)
         before = _packets(place.ns)
         _until(lambda: _packets(place.ns) - before >= 8, "probes and answers on both")
         time.sleep(2)
@@ -463,6 +463,9 @@ def _live_peer_answers(lab: Lab) -> Iterator[Measured]:
         )
         yield _equal("its unanswered probes", 0, (row := pair.at_a()) and row.retrans)
         yield _seen("its other end", pair.at_b(), "CLOSE_WAIT", timer=0)
+        yield _seen(
+            "CLOSE_WAIT with keepalive 1/1/2 whose peer waits", other.at_b(), "CLOSE_WAIT", timer=2, held=True
+        )
 
 
 def _half_close_without_a_peer(lab: Lab) -> Iterator[Measured]:

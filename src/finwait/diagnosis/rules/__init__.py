@@ -49,17 +49,22 @@ RECENT_MS = 3000
 NOT_FIN_TIMEOUT = Advice(
     "lower `net.ipv4.tcp_fin_timeout`",
     "it counts from the close() of the last descriptor; a socket that a descriptor still refers to never starts it",
+    proofs=("held-and-orphan",),
 )
 NOT_KEEPALIVE_ALIVE = Advice(
     "turn on keepalive while the peer lives",
     "a peer that merely does not close answers every probe, for ever; one that is gone a probe ends: `finwait probe`",
+    proofs=("live-peer-answers", "half-close-without-a-peer"),
 )
 NOT_USER_TIMEOUT_IDLE = Advice(
-    "set TCP_USER_TIMEOUT", "it limits data that is not acknowledged; here nothing is in flight"
+    "set TCP_USER_TIMEOUT",
+    "it limits data that is not acknowledged; here nothing is in flight",
+    proofs=("dead-peer",),
 )
 NOT_CONNTRACK = Advice(
     "lower `nf_conntrack_tcp_timeout_close_wait`",
     "conntrack closes no socket; it forgets the NAT mapping, and then the missing FIN can never arrive",
+    proofs=("flows-are-not-sockets",),
 )
 NOT_WAITING_FOR_THE_GONE = Advice(
     "wait for the peer", "its kernel has no such connection: neither data nor a FIN will ever come"
@@ -68,7 +73,8 @@ PREVENT_SILENCE = Remedy(
     "keepalive in the program, shorter than the shortest idle limit on the path, prevents the next one"
 )
 BOUND_IN_FLIGHT = Remedy(
-    "TCP_USER_TIMEOUT in the program bounds the next one: keepalive does not run meanwhile"
+    "TCP_USER_TIMEOUT in the program bounds the next one: keepalive does not run meanwhile",
+    proofs=("dead-peer", "retransmission-limits"),
 )
 CLOSE_AT_PEER = Remedy("close the connection at the other end: its FIN finishes this end properly")
 
@@ -195,6 +201,7 @@ def probe(rule: str) -> Remedy:
         "probe it: if the peer is gone this ends it within seconds, if it lives nothing else happens",
         "reversible",
         f"finwait probe rule = {rule}",
+        proofs=("half-close-without-a-peer", "live-peer-answers"),
     )
 
 
@@ -234,4 +241,5 @@ def destroy(rule: str) -> Remedy:
         "destroy this end (SOCK_DESTROY): the peer gets a RST; the descriptor stays open in the process",
         "destructive",
         f"finwait clear --with destroy {rule}",
+        proofs=("destroyed",),
     )

@@ -36,10 +36,12 @@ __all__ = ["NOT_ANY_SYSCTL", "NOT_KEEPALIVE_WAITING", "PROBE_GONE", "RULE", "mat
 PROBE_GONE = Remedy(
     "probe it: the peer's socket is gone, so the first probe ends the connection; the descriptor stays open",
     "reversible",
+    proofs=("holder-ends",),
 )
 NOT_KEEPALIVE_WAITING = Advice(
     "turn on keepalive while the peer waits",
     "its kernel answers every probe; where its socket is gone, a probe ends the connection and not the descriptor",
+    proofs=("live-peer-answers", "holder-ends"),
 )
 NOT_ANY_SYSCTL = Advice(
     "`tcp_tw_reuse`, `tcp_keepalive_*` or any other sysctl",

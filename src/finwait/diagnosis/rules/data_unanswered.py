@@ -30,7 +30,9 @@ from finwait.uapi import tcp
 __all__ = ["NOT_KEEPALIVE_IN_FLIGHT", "RULE", "match"]
 
 NOT_KEEPALIVE_IN_FLIGHT = Advice(
-    "turn on keepalive now", "it does not run while data is in flight: the retransmission timer runs instead"
+    "turn on keepalive now",
+    "it does not run while data is in flight: the retransmission timer runs instead",
+    proofs=("dead-peer",),
 )
 
 
@@ -70,11 +72,14 @@ _ENDS = (
         "set TCP_USER_TIMEOUT on the socket (pidfd_getfd): it then ends after so long unanswered",
         "reversible",
         "finwait clear data-unanswered",
+        proofs=("dead-peer",),
     ),
     destroy("data-unanswered"),
     BOUND_IN_FLIGHT,
     Remedy(
-        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)", "read-only"
+        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)",
+        "read-only",
+        proofs=("retransmission-limits", "refused-here"),
     ),
 )
 

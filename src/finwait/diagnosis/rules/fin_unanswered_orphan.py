@@ -40,7 +40,9 @@ from finwait.uapi import tcp
 __all__ = ["BEHIND_DATA", "NOT_FIN_TIMEOUT_HERE", "RULE", "data_before_fin", "match", "unanswered"]
 
 NOT_FIN_TIMEOUT_HERE = Advice(
-    "lower `net.ipv4.tcp_fin_timeout`", "it is about FIN_WAIT2; this FIN was never acknowledged"
+    "lower `net.ipv4.tcp_fin_timeout`",
+    "it is about FIN_WAIT2; this FIN was never acknowledged",
+    proofs=("orphan-retries",),
 )
 
 
@@ -131,7 +133,11 @@ def _made_in(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
 def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
     if _without_timer(view)[rows].all():
         return _NEVER
-    when = Remedy(f"it ends by itself {forecast.ends_by_itself(view, rows)}", "read-only")
+    when = Remedy(
+        f"it ends by itself {forecast.ends_by_itself(view, rows)}",
+        "read-only",
+        proofs=("retransmission-limits", "orphan-retries"),
+    )
     return (*looks(view, rows), when, *_ENDS[1:])
 
 
@@ -143,12 +149,16 @@ _ENDS = (
     Remedy(
         f"it ends by itself: {forecast.span(forecast.orphan())} after its FIN, with the default tcp_orphan_retries",
         "read-only",
+        proofs=("retransmission-limits", "orphan-retries"),
     ),
-    Remedy("`tcp_orphan_retries` bounds the next ones; TCP_USER_TIMEOUT in the program does too"),
+    Remedy(
+        "`tcp_orphan_retries` bounds the next ones; TCP_USER_TIMEOUT in the program does too",
+        proofs=("orphan-retries", "retransmission-limits"),
+    ),
 )
 _DOES_NOT = (
     NOT_FIN_TIMEOUT_HERE,
-    Advice("`tcp_orphan_retries=0`", "0 is the default and means 8"),
+    Advice("`tcp_orphan_retries=0`", "0 is the default and means 8", proofs=("orphan-retries",)),
 )
 BEHIND_DATA = (
     Clue("state", "the program is done; that does not mean that its FIN was sent"),

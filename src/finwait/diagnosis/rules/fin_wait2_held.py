@@ -186,7 +186,7 @@ _LOST = Case(
 )
 
 _REMOTE = Case(
-    title="half-closed and held: the peer does not close, or is gone; it is not on this machine",
+    title="half-closed and held: the peer does not close, or is gone; its end was not found here",
     rows=peer_unseen,
     clues=(
         Clue("state", "our FIN was acknowledged; the peer's has not come"),

@@ -96,6 +96,7 @@ _DOES_NOT = (
     Advice(
         "`net.ipv4.tcp_keepalive_time`",
         "it only gives the default to sockets that turn keepalive on themselves",
+        proofs=("armed-keepalive",),
     ),
     NOT_FIN_TIMEOUT,
     NOT_USER_TIMEOUT_IDLE,

@@ -117,7 +117,12 @@ RULE = Rule(
         Clue("rqueue", "memory that is taken by what was not read"),
     ),
     ends=(_PROBE, CLOSE_AT_PEER, _END, PREVENT_SILENCE),
-    does_not=(Advice("look at the TCP rows", "subflows stay ESTABLISHED, shutdown bits 0"), NOT_FIN_TIMEOUT),
+    does_not=(
+        Advice(
+            "look at the TCP rows", "subflows stay ESTABLISHED, shutdown bits 0", proofs=("mptcp-half-close",)
+        ),
+        NOT_FIN_TIMEOUT,
+    ),
     confidence=_confidence,
     match=match,
     unjudged=_unlisted,

@@ -146,6 +146,7 @@ _ENDS = (
         "set TCP_USER_TIMEOUT on the socket (pidfd_getfd, where it is held)",
         "reversible",
         "finwait clear zero-window",
+        proofs=("closed-window-limits",),
     ),
     destroy("zero-window"),
 )
@@ -154,6 +155,7 @@ _TIME = Remedy(
     f"(about {forecast.span(forecast.zero_window(answered=False))}), an orphan after tcp_orphan_retries "
     f"(about {forecast.span(forecast.zero_window(orphaned=True, answered=False))})",
     "read-only",
+    proofs=("closed-window-unanswered",),
 )
 
 
@@ -167,6 +169,7 @@ _DOES_NOT = (
     Advice(
         "lower `tcp_retries2`",
         "every answered probe starts the count anew; it only makes probes more frequent",
+        proofs=("closed-window-unanswered",),
     ),
     NOT_KEEPALIVE_IN_FLIGHT,
 )
