@@ -258,25 +258,29 @@ def _clear(*how: str) -> Callable[[Situation], str]:
 
 
 def _resets(family: int, address: str) -> Callable[[], str]:
+    done = threading.Event()
+
     def traffic() -> None:
-        time.sleep(8)
-        with socket.socket(family) as door:
-            door.bind((address, 0))
-            door.listen()
-            client = socket.socket(family)
-            client.connect(door.getsockname()[:2])
-            accepted, _ = door.accept()
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            client.close()
-            time.sleep(0.2)
-            accepted.close()
+        while not done.wait(1):  # again and again: when the trace has begun is not known here
+            with socket.socket(family) as door:
+                door.bind((address, 0))
+                door.listen()
+                client = socket.socket(family)
+                client.connect(door.getsockname()[:2])
+                accepted, _ = door.accept()
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+                time.sleep(0.2)
+                accepted.close()
 
     def work() -> str:
+        done.clear()
         thread = threading.Thread(target=traffic)
         thread.start()
         try:
-            status, out, err = command("trace", "--resets", "-o", "jsonl", "--for", "15s")
+            status, out, err = command("trace", "--resets", "-o", "jsonl", "--for", "8s")
         finally:
+            done.set()
             thread.join()
         expected(status, (0, 3), out, err)
         lines = [json.loads(line) for line in out.splitlines()]
@@ -294,8 +298,8 @@ def _resets(family: int, address: str) -> Callable[[], str]:
 def acts() -> None:
     """Looking and acting through the command line."""
     attempt("act", "trial of SOCK_DESTROY", _trial)
-    attempt("act", "trace, IPv4", _resets(socket.AF_INET, "127.0.0.1"))
-    attempt("act", "trace, IPv6", _resets(socket.AF_INET6, "::1"))
+    attempt("act", "trace over IPv4", _resets(socket.AF_INET, "127.0.0.1"))
+    attempt("act", "trace over IPv6", _resets(socket.AF_INET6, "::1"))
     attempt("act", "record and diagnose it", lambda: _in_scenario("close-wait-eof-read", _record))
     attempt("act", "check", lambda: _in_scenario("close-wait-eof-read", _check))
     attempt("act", "probe", lambda: _in_scenario("fin-wait2-held", _probe))
@@ -443,7 +447,7 @@ def smoke() -> None:
     from tests.guest.matrix import cells, measure
 
     attempt("scenario", "kube-proxy-userspace", lambda: expected_as_built("kube-proxy-userspace"))
-    attempt("act", "trace, IPv6", _resets(socket.AF_INET6, "::1"))
+    attempt("act", "trace over IPv6", _resets(socket.AF_INET6, "::1"))
     attempt("act", "trial of SOCK_DESTROY", _trial)
     cell = dict(cells())["FIN_WAIT1 orphan"]
     attempt("destroy", "FIN_WAIT1 orphan", lambda: str(measure(cell, PATIENCE_S)))
