@@ -20,9 +20,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from finwait.kernel import tracefs
 
 if TYPE_CHECKING:
     from finwait.lab.scenario import Situation
@@ -45,7 +47,8 @@ Those of acting are left to the matrix and the acts, which ask the same in one p
 """
 ATTRIBUTES = {
     1: "MEMINFO", 2: "INFO", 3: "VEGASINFO", 4: "CONG", 5: "TOS", 6: "TCLASS", 7: "SKMEMINFO", 8: "SHUTDOWN",
-    15: "MARK", 17: "CLASS_ID", 18: "MD5SIG", 19: "ULP_INFO", 20: "SK_BPF_STORAGES", 21: "CGROUP_ID", 22: "SOCKOPT",
+    15: "MARK", 16: "BBRINFO", 17: "CLASS_ID", 18: "MD5SIG", 19: "ULP_INFO", 20: "SK_BPF_STORAGES", 21: "CGROUP_ID",
+    22: "SOCKOPT",
 }  # fmt: skip
 """INET_DIAG_… of include/uapi/linux/inet_diag.h."""
 
@@ -339,7 +342,7 @@ def facts() -> None:
     attempt("fact", "release", platform.release)
     attempt("fact", "bytes of tcp_info", lambda: str(_tcp_info()))
     attempt("fact", "attributes of a socket", lambda: " ".join(_attributes()))
-    attempt("fact", "events of tcp", lambda: " ".join(sorted(p.name for p in _events("tcp"))))
+    attempt("fact", "events of tcp", lambda: " ".join(_events("tcp")))
     for event in ("tcp_send_reset", "tcp_receive_reset", "tcp_retransmit_skb"):
         attempt("fact", f"fields of {event}", lambda event=event: " ".join(_fields(event)))  # type: ignore[misc]
     attempt("fact", "MPTCP", _mptcp)
@@ -374,21 +377,22 @@ def _attributes() -> list[str]:
     return [ATTRIBUTES.get(kind, str(kind)) for kind in sorted(found)]
 
 
-def _events(group: str) -> Iterator[Path]:
-    folder = Path("/sys/kernel/tracing/events") / group
-    if not folder.is_dir():
-        raise _NotHere("no tracefs, or no such events")
-    return (p for p in folder.iterdir() if p.is_dir())
+def _events(group: str) -> list[str]:
+    with tracefs.Root() as root:
+        try:
+            return sorted(p.name for p in Path(root.path, "events", group).iterdir() if p.is_dir())
+        except OSError as error:
+            raise _NotHere(error.strerror) from None
 
 
 def _fields(event: str) -> list[str]:
-    path = Path("/sys/kernel/tracing/events/tcp") / event / "format"
-    if not path.exists():
-        raise _NotHere("no such event")
-    lines = [
-        line.strip() for line in path.read_text().splitlines() if "field:" in line and "common_" not in line
-    ]
-    return [line.partition(";")[0].split()[-1] for line in lines]
+    with tracefs.Root() as root:
+        path = Path(root.path, "events/tcp", event, "format")
+        if not path.exists():
+            raise _NotHere("no such event")
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    fields = [line.partition(";")[0].split()[-1] for line in lines if line.startswith("field:")]
+    return [field for field in fields if not field.startswith("common_")]
 
 
 def _mptcp() -> None:
