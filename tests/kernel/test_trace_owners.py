@@ -239,6 +239,11 @@ def test_a_process_that_may_not_be_looked_into_is_named(monkeypatch):
     assert 1 in holders.unreadable
 
 
+def mine(running: Scene) -> str:
+    """A FILTER for the scene alone: by its ports, which the kernel applies, nothing of others is counted either."""
+    return f"src {running.host} and ( sport = :{running.port} or dport = :{running.port} )"
+
+
 # ── a FILTER by process ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -246,7 +251,7 @@ def test_a_process_that_may_not_be_looked_into_is_named(monkeypatch):
 def test_every_row_of_a_programs_short_connections_passes_a_filter_by_its_name(strangers, who, port_is):
     """Thirty connections of microseconds: their holder is known by what it did, although nobody saw it hold them."""
     with scene("short") as running:
-        wanted = parse(f"comm = {who} and src {running.host}")
+        wanted = parse(f"comm = {who} and {mine(running)}")
         with Following(wanted, not_holders=strangers) as following:
             running.step()
             ends = tcp.FIN_WAIT2 if who == "fw-client" else tcp.LAST_ACK
@@ -270,7 +275,7 @@ def test_rows_wait_until_their_holder_is_found_and_keep_their_order(strangers, m
 
     monkeypatch.setattr(Holders, "search", slow)
     with scene("both") as running:
-        wanted = parse(f"comm = fw-server and src {running.host}")
+        wanted = parse(f"comm = fw-server and {mine(running)}")
         with Following(wanted, not_holders=strangers) as following:
             running.step()
             rows = until(following, running.host, lambda t: has(t, tcp.ESTABLISHED, tcp.CLOSE_WAIT))
@@ -284,7 +289,7 @@ def test_rows_wait_until_their_holder_is_found_and_keep_their_order(strangers, m
 def test_rows_of_which_nobody_can_know_are_counted():
     """Looking comes too late for the user of a connection that is over; no row of it is silently gone."""
     with scene("short") as running:
-        wanted = parse(f"user = nobody and src {running.host}")
+        wanted = parse(f"user = nobody and {mine(running)}")
         with Following(wanted, interval=1.0) as following:
             running.step()
             rows = 0
@@ -297,7 +302,7 @@ def test_rows_of_which_nobody_can_know_are_counted():
 
 def test_waiting_rows_are_handed_out_or_counted_at_the_end(strangers):
     with scene("both") as running:
-        wanted = parse(f"comm = fw-nobody and src {running.host}")
+        wanted = parse(f"comm = fw-nobody and {mine(running)}")
         with Following(wanted, not_holders=strangers) as following:
             running.step()
             deadline = time.monotonic() + 30
@@ -346,7 +351,7 @@ def test_rows_that_wait_in_vain_are_counted_and_those_behind_them_are_not_lost(s
     monkeypatch.setattr(follow, "_HOLDER_S", 1.0)
     monkeypatch.setattr(Holders, "search", lambda *_, **__: None)
     with scene("both") as running:
-        wanted = parse(f"src {running.host} and ( comm = fw-server or dport = :{running.port} )")
+        wanted = parse(f"{mine(running)} and ( comm = fw-server or dport = :{running.port} )")
         with Following(wanted, not_holders=strangers) as following:
             running.step()
             rows = until(following, running.host, lambda t: has(t, tcp.FIN_WAIT1, tcp.FIN_WAIT2))
@@ -363,7 +368,7 @@ def test_however_few_may_wait_no_row_is_lost_and_the_order_stays(strangers, monk
 
     monkeypatch.setattr(follow, "_MOST_HELD_BACK", most)
     with scene("both") as running:
-        wanted = parse(f"src {running.host} and ( comm = fw-server or dport = :{running.port} )")
+        wanted = parse(f"{mine(running)} and ( comm = fw-server or dport = :{running.port} )")
         with Following(wanted, not_holders=strangers) as following:
             running.step()
             tables: list[TransitionTable] = []
