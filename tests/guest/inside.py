@@ -129,8 +129,13 @@ def scenarios() -> None:
 
 
 def expected_as_built(name: str) -> None:
-    """Run one scenario."""
-    status, out, err = command("lab", "run", name, "--all")
+    """Run one scenario; a process that a policy keeps from being looked into holds none of its sockets."""
+    from finwait.kernel import procfs
+
+    walled = [
+        word for pid in procfs.descriptors()[0].unreadable if pid for word in ("--not-holder", str(pid))
+    ]
+    status, out, err = command("lab", "run", name, "--all", *walled)
     expected(status, (0, 3), out, err)
     if "not everything that was built" in err:
         raise _Differs(err + out)
