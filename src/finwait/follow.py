@@ -220,6 +220,10 @@ class Following:
         self._tasks: dict[int, tuple[Task, float]] = {}
         self._tasks_named = procfs.sees_all_processes()
         self._back = tr.TransitionTable.empty()
+        """Rows that wait for their holder, and rows that wait behind one."""
+        self._back_yes = np.zeros(0, np.bool_)
+        """Which of them are wanted, whoever holds the others."""
+        self._judged_at = -1
         self._cgroups: dict[int, str] = {}
         self._users: dict[int, str] = {}
         self._lost_told = 0
@@ -458,26 +462,41 @@ class Following:
             self._remember_actors(rows)
         if self._wanted is None:
             return rows
+        yes, waits = self._verdict(rows) if len(rows) else (np.zeros(0, np.bool_),) * 2
         if len(self._back):
+            old_yes, old_waits = self._again(last=last)
             rows = tr.TransitionTable.concatenate([self._back, rows])
-            self._back = tr.TransitionTable.empty()
-        if not len(rows):
-            return rows
-        yes, waits = self._verdict(rows)
+            yes, waits = np.concatenate([old_yes, yes]), np.concatenate([old_waits, waits])
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        waits &= rows.time_ns > now - int(_HOLDER_S * 1e9)
-        if last or not waits.any():
-            self.unjudged += int(waits.sum())
-            return rows.select(yes)
-        first = int(np.argmax(waits))
+        first, behind = self._behind(yes, waits, last | (rows.time_ns < now - int(_HOLDER_S * 1e9)))
+        self._back, self._back_yes = rows.select(behind), yes[behind]
+        return rows.select(np.flatnonzero(yes[:first]))
+
+    def _again(self, *, last: bool) -> tuple[Mask, Mask]:
+        """Judge the rows that were held back, if the search for their holders has got on."""
+        yes = self._back_yes
+        open_ = np.flatnonzero(~yes)
+        self._holders.search(self._back.inode[open_].tolist(), _LIST_S)
+        waits = ~yes
+        if last or self._holders.steps != self._judged_at:
+            self._judged_at = self._holders.steps
+            yes, waits = yes.copy(), np.zeros(len(yes), np.bool_)
+            yes[open_], waits[open_] = self._verdict(self._back.select(open_))
+        return yes, waits
+
+    def _behind(self, yes: Mask, waits: Mask, late: Mask) -> tuple[int, NDArray[np.intp]]:
+        """Return up to which row rows can be handed out, and which are held back; count what waited in vain."""
+        vain = waits & late
+        self.unjudged += int(vain.sum())
+        waits &= ~vain
+        first = int(np.argmax(waits)) if waits.any() else len(waits)
         behind = np.flatnonzero(yes | waits)
         behind = behind[behind >= first]
         over = len(behind) - _MOST_HELD_BACK
         if over > 0:
             self.unjudged += int(waits[behind[:over]].sum())
             first, behind = int(behind[over]), behind[over:]
-        self._back = rows.select(behind)
-        return rows.select(np.flatnonzero(yes[:first]))
+        return first, behind
 
     def _verdict(self, rows: tr.TransitionTable) -> tuple[Mask, Mask]:
         """Return which rows the FILTER wants and which wait for their holder; count what is beyond judging."""

@@ -182,6 +182,14 @@ def test_check_leaves_out_what_has_no_age_and_says_so() -> None:
     assert "left out, of unknown age: 5 descriptors of connections that are gone" in said(done)
     assert "stuck=0;" in said(done)
     assert done.returncode == 3, "five more might count, and they never grow older"
+    for rule, n in (("zero-window", 3), ("accept-queue-full", 2)):
+        capture = str(RELAY.with_name(f"{rule}.finwait"))
+        done = finwait("check", "--from", capture, "--not-holder", "1", "--min-age", "1h")
+        assert f"left out, of unknown age: {n} connections" in said(done)
+        assert done.returncode == 3, "nothing ever tells how old they are"
+    capture = str(RELAY.with_name("close-wait-eof-read.finwait"))
+    done = finwait("check", "--from", capture, "--not-holder", "1", "--min-age", "1h")
+    assert done.returncode == 0, "these are younger, and will count when they are not"
 
 
 @pytest.mark.parametrize(

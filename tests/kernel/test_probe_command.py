@@ -20,7 +20,7 @@ from finwait.lab.actor import Conn
 from finwait.lab.scenario import scenarios
 from finwait.lab.topology import Lab, unmet
 from finwait.remedy import plan as plans
-from tests.kernel.acting_pair import Pair, cookie_of, row_of
+from tests.kernel.acting_pair import Pair, cookie_of, row_of, settled
 from tests.kernel.needs import missing
 
 pytestmark = pytest.mark.kernel
@@ -131,6 +131,26 @@ def test_a_live_subflow_of_mptcp_is_not_judged_and_nothing_of_it_is_set(tmp_path
         items = json.loads(armed)["items"]
         assert {o["result"] for o in items} == {"failed"}, said
         assert all("a subflow of MPTCP" in o["detail"] for o in items)
+
+
+def test_what_a_filter_selects_and_no_descriptor_leads_to_is_told(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 2)
+        pair.near.leave(pair.ours[:1])
+        settled(pair, pair.theirs[:1], "CLOSE_WAIT")
+        where = ["--netns", str(pair.a.inode), "--netns", str(pair.b.inode), "sport = :8080 or dport = :8080"]
+        told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=60)
+        found = json.loads(told)
+        assert len(found["items"]) == 3, said
+        ((reason, n),) = found["left"].items()
+        assert n == 1
+        assert reason.startswith("no process holds them")
+        assert f"finwait: left out, 1: {reason}" in said
+        refused = start(tmp_path, "arm", "--keepalive", "9/9/9", *where[:4], "state fin-wait-2")
+        _, said = refused.communicate(timeout=60)
+        assert refused.returncode == 1
+        assert "left out, 1: no process holds them" in said
+        assert "selects no connection that a process holds" in said
 
 
 def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> None:

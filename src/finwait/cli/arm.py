@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from finwait.diagnosis.forecast import Limits
+    from finwait.diagnosis.view import View
     from finwait.errors import FinwaitError
     from finwait.remedy.plan import Step
+    from finwait.table.schema import Mask
 
 __all__ = ["Chosen", "add_parser", "chosen", "run"]
 
@@ -67,6 +69,8 @@ class Chosen:
     gaps: tuple[object, ...]
     limits: dict[int, Limits]
     """What decides how long unacknowledged data is sent again, by namespace."""
+    left: dict[str, int]
+    """Why others that the FILTER selects are not among them, and how many."""
 
 
 def chosen(args: argparse.Namespace, verb: str) -> Chosen:
@@ -95,8 +99,10 @@ def chosen(args: argparse.Namespace, verb: str) -> Chosen:
     diagnosis = session.diagnose(options.machine(args), how=options.how(args))
     view = diagnosis.view
     mask = options.mask_of(found, diagnosis.snapshot, diagnosis.findings)
-    mask &= (view.sockets.state != tcp.LISTEN) & view.holder_found & (view.sockets.protocol == 6)
-    rows = np.flatnonzero(mask)
+    mask &= view.sockets.state != tcp.LISTEN
+    left = _left_out(view, mask)
+    rows = np.flatnonzero(mask & view.holder_found & (view.sockets.protocol == 6))
+    options.write_error(f"finwait: left out, {n}: {reason}\n" for reason, n in left.items())
     if not len(rows):
         error = FinwaitError(f"`{found.text}` selects no connection that a process holds")
         error.hint = f"`finwait list {found.text}` shows what it selects"
@@ -104,7 +110,21 @@ def chosen(args: argparse.Namespace, verb: str) -> Chosen:
     if len(rows) > args.max:
         raise Refused("max", f"{len(rows)} connections, more than {args.max}", override=f"--max {len(rows)}")
     limits = {n: Limits.of(space.sysctls) for n, space in view.namespaces.items()}
-    return Chosen([step_of(view, row, "", "keepalive") for row in rows.tolist()], diagnosis.gaps, limits)
+    steps = [step_of(view, row, "", "keepalive") for row in rows.tolist()]
+    return Chosen(steps, diagnosis.gaps, limits, left)
+
+
+def _left_out(view: View, selected: Mask) -> dict[str, int]:
+    """Return why connections that were selected have no descriptor through which options can be set."""
+    mptcp = selected & (view.sockets.protocol != 6)
+    rest = selected & ~mptcp
+    nobody = "no process has a descriptor of them" if view.holders.complete else view.holders.missing
+    reasons = {
+        "MPTCP, whose options are those of the whole connection": mptcp,
+        "no process holds them (orphans, minisockets, connections not accepted yet)": rest & ~view.held,
+        f"no holder was found: {nobody}": rest & view.held & ~view.holder_found,
+    }
+    return {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
                 "options": values,
                 "steps": selected.steps,
                 "predicted": [ends.get(k) for k in range(len(selected.steps))],
+                "left": selected.left,
             }
             sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
         else:

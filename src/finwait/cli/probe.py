@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             }
             for p in found
         ]
-        out = {"apiVersion": "finwait/v1", "kind": "ProbeList", "items": items}
+        out = {"apiVersion": "finwait/v1", "kind": "ProbeList", "items": items, "left": selected.left}
         sys.stdout.write(msgspec.json.encode(out).decode() + "\n")
     else:
         options.write(_lines(found))

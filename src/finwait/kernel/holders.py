@@ -127,6 +127,8 @@ class Holders:
         self._done = 0
         self._ended = 0.0
         self._next = 0.0
+        self.steps = 0
+        """How often more processes were looked into."""
         self._unreadable: set[int] = set()
         self.unreadable: tuple[int, ...] = ()
         """Processes that the last whole sweep was not let into; 0 stands for those that /proc does not list."""
@@ -189,6 +191,7 @@ class Holders:
         self._unreadable = set() if procfs.sees_all_processes() else {0}
 
     def _slice(self) -> None:
+        self.steps += 1
         some, self._todo = self._todo[:_AT_ONCE], self._todo[_AT_ONCE:]
         found, spaces = procfs.descriptors(some, processes=1)
         self._parts.append(found)
