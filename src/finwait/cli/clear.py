@@ -94,7 +94,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         default=[],
         metavar="GUARD",
         help="overrule a guard by name (repeatable): accept-queue, minisocket, silent-orphan, moving, min-age, "
-        "established, holder-unknown, protected, harmed-orphan, max, share",
+        "established, healthy, holder-unknown, protected, harmed-orphan, max, share",
     )
     act.add_argument(
         "--user-timeout",

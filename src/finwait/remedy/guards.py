@@ -27,6 +27,7 @@ __all__ = [
     "guard_destroy",
     "guard_entry",
     "guard_rows",
+    "guard_well",
 ]
 
 PROTECTED: Final = frozenset(
@@ -155,6 +156,10 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     "moving": (_moving, "connections on which bytes move"),
     "min-age": (_young, "connections younger than --min-age"),
     "established": (_established, "ESTABLISHED connections, unless the filter names them"),
+    "healthy": (
+        lambda _view, _row, _limits: None,
+        "held connections of which the diagnosis says that they are healthy",
+    ),
     "holder-unknown": (
         _holder_unknown,
         "connections whose holder could not be found because not every process could be looked into",
@@ -170,8 +175,8 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     "max": (lambda _view, _row, _limits: None, "plans for more than --max connections"),
     "share": (lambda _view, _row, _limits: None, "plans for more than --share of what a process holds"),
 }
-"""Name → what it looks at, and in words. ``harmed-orphan`` looks at the means too, see `guard_destroy`; ``max`` and
-``share`` look at the plan, see `finwait.remedy.plan`."""
+"""Name → what it looks at, and in words. ``healthy`` looks at the diagnosis too, see `guard_well`, ``harmed-orphan`` at
+the means, see `guard_destroy`; ``max`` and ``share`` look at the plan, see `finwait.remedy.plan`."""
 
 
 def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
@@ -183,6 +188,23 @@ def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
         if reason is not None:
             return Verdict(name, reason)
     return None
+
+
+def guard_well(view: View, row: int, limits: Limits, title: str) -> Verdict | None:
+    """Return why a row that was found to be healthy is left alone, or None.
+
+    A rule that is named selects what it has found to be healthy as well. (Of orphans and minisockets other guards say
+    more.)
+
+    Args:
+        view: the sockets.
+        row: which.
+        limits: what the caller allows.
+        title: of the finding that calls it healthy; empty for none.
+    """
+    if not title or not view.held[row] or "healthy" in limits.override:
+        return None
+    return Verdict("healthy", f"nothing is wrong with it: {title}")
 
 
 def guard_destroy(view: View, row: int, limits: Limits, can: Abilities) -> Verdict | None:

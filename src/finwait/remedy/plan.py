@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from finwait.attribution.other_end import counts_agree
 from finwait.diagnosis.catalogue import NAMES
 from finwait.errors import FinwaitError, Refused
-from finwait.remedy.guards import Abilities, Limits, Verdict, guard_destroy, guard_rows
+from finwait.remedy.guards import Abilities, Limits, Verdict, guard_destroy, guard_rows, guard_well
 from finwait.table.sockets import address_text, endpoint, pack_address
 from finwait.table.units import printable
 from finwait.uapi import tcp
@@ -567,10 +567,12 @@ def make(
         The plan. One that is too large as a whole (guards ``max`` and ``share``) says so, and is not `permit`-ted.
     """
     cause: dict[int, str] = {}
+    well: dict[int, str] = {}
     for finding in findings:
-        if finding.primary and finding.severity != "healthy":
+        if finding.primary:
+            known, said = (well, finding.title) if finding.severity == "healthy" else (cause, finding.rule)
             for row in finding.rows.tolist():
-                cause.setdefault(row, finding.rule)
+                known.setdefault(row, said)
     steps: list[Step] = []
     left: list[Left] = []
     seen: set[tuple[int, int]] = set()
@@ -579,6 +581,8 @@ def make(
     cells = _Cells(view, chosen)
     for row in chosen.tolist():
         verdict = guard_rows(view, row, limits)
+        if verdict is None and row not in cause:
+            verdict = guard_well(view, row, limits, well.get(row, ""))
         if verdict is not None:
             left.append(Left(_text(view, row), verdict.guard, verdict.reason))
             continue

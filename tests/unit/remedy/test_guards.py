@@ -129,9 +129,22 @@ def test_an_orphan_is_not_destroyed_where_that_takes_its_timer(state: int, harm:
     ids=["held", "queued", "minisocket"],
 )
 def test_what_is_no_orphan_is_not_kept_by_the_harm_to_orphans(row: dict[str, Any]) -> None:
-    limits = Limits(override=frozenset({"minisocket", "accept-queue"}))
+    limits = Limits(override=frozenset({"minisocket", "accept-queue", "healthy"}))
     can = Abilities(harms_orphans="its timer is taken")
     assert make(view(row, holders=OWNED, processes=APP), limits, force="destroy", can=can).left == ()
+
+
+def test_what_the_diagnosis_calls_healthy_is_left_alone() -> None:
+    """`clear RULE` selects what the rule has found to be healthy, too: here a connection of the kernel's NFS client."""
+    nfs = INFO | socket(state=tcp.ESTABLISHED, inode=9, cookie=9, dport=2049, last_ack_recv_ms=9000)
+    v = view(HELD, nfs, processes=APP)
+    findings = engine.diagnose(v, catalogue.rules())
+    assert {f.severity for f in findings if f.primary and 1 in f.rows} == {"healthy"}
+    plan = make(v, Limits(established_named=True))
+    assert [step.inode for step in plan.steps] == [7]
+    assert [(one.guard, "nothing is wrong with it" in one.reason) for one in plan.left] == [("healthy", True)]
+    allowed = Limits(established_named=True, override=frozenset({"healthy"}))
+    assert len(make(v, allowed).steps) == 2
 
 
 def test_a_minisocket_is_left_to_its_time_where_the_kernel_cannot_destroy_it() -> None:

@@ -90,10 +90,8 @@ def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
 
 
 _PROBE = Remedy(
-    "probe it: its keepalive runs on its subflows; where the peer is gone they end, and the connection after "
-    "`net.mptcp.close_timeout`",
-    "reversible",
-    "finwait probe rule = mptcp-half-close",
+    "keepalive, which its program has to set (`finwait probe` acts on single TCP connections): it runs on the "
+    "subflows; where the peer is gone they end, and the connection after `net.mptcp.close_timeout`",
 )
 _END = Remedy(
     "a FIN from its CLOSE_WAIT end where that is here, else a reset (MPTCP's fast close) through the "
