@@ -108,8 +108,10 @@ def test_the_guard_of_connections_on_which_bytes_move(tmp_path: Path) -> None:
         words = [f"sport = :{pair.ours[0].sport}", "--with", "destroy", "--min-age", "0"]
         shown = command("--yes", *words, code=4)
         assert "by guard `moving`" in shown
+        assert "by guard `healthy`" in command("--yes", *words, "--override", "moving", code=4)
         # Overruled, it is planned, and still left alone: its bytes moved between the plan and the act.
-        assert "changed meanwhile" in command("--yes", *words, "--override", "moving")
+        both = ("--override", "moving", "--override", "healthy")
+        assert "changed meanwhile" in command("--yes", *words, *both)
         assert pair.states(pair.ours) == ["FIN_WAIT2"]
 
 
