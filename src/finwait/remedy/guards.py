@@ -35,7 +35,7 @@ PROTECTED: Final = frozenset(
         "conmon", "podman", "sshd", "sshd-session", "finwait", "finwait-relay",
     }
 )  # fmt: skip
-"""Programs whose connections hold the machine (or the operator) up."""
+"""Programs that the machine, or the operator, depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Verdict:
 
 def _listener(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     if view.sockets.state[row] == tcp.LISTEN:
-        return "a listener: every connection in its queue would be reset, and the service gone"
+        return "a listener: this would reset its accept queue and stop the service"
     return None
 
 
@@ -97,7 +97,7 @@ def _accept_queue(view: View, row: int, limits: Limits) -> str | None:  # noqa: 
 def _minisocket(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     if view.sockets.timer[row] == 3:
         left = int(view.sockets.expires_ms[row]) / 1000
-        return f"a minisocket: it is gone in {left:.0f} s by itself; destroying it strands the peer silently"
+        return f"a minisocket: it goes by itself in {left:.0f} s; destroying it strands the peer silently"
     return None
 
 
@@ -123,8 +123,8 @@ def _young(view: View, row: int, limits: Limits) -> str | None:
         return None
     age = int(view.at_least_ms[row])
     if age < limits.min_age_ms:
-        known = "for an unknown time" if age < 0 else f"for {age / 1000:.1f} s that we know of"
-        return f"in its state {known}, less than {limits.min_age_ms / 1000:g} s"
+        known = "for an unknown time" if age < 0 else f"for at least {age / 1000:.1f} s"
+        return f"in this state {known}; --min-age is {limits.min_age_ms / 1000:g} s"
     return None
 
 
@@ -151,7 +151,7 @@ def _protected(view: View, row: int, limits: Limits) -> str | None:
         process = view.processes.get(pid)
         comm = process.comm if process else "?"
         if pid in (1, limits.own_pid) or comm in PROTECTED:
-            return f"held by {comm} (pid {pid}), which holds the machine up"
+            return f"held by {comm} (pid {pid}), which the machine depends on"
     return None
 
 

@@ -2,8 +2,8 @@
 
 In this order: a FIN from the CLOSE_WAIT end (the peer sees a proper end), which may be the *other* end of the
 connection that was selected; a keepalive whose verdict is awaited (harmless to a live peer); SOCK_DESTROY (a
-RST). Where that is not to be had, a RST through the borrowed descriptor, which tells the peer the same; a means
-that tells the peer *less* is never taken unasked. "Restart this process" is never a step, only advice: it is
+RST). Where that is unavailable, a RST through the borrowed descriptor, which the peer sees in the same way; a means
+of which the peer sees *less* is never taken unasked. "Restart this process" is never a step, only advice: it is
 the one thing that a plan cannot take back or aim.
 
 A plan is a value. It can be printed, written to a file, reviewed, and applied later, when everything that it
