@@ -1,7 +1,8 @@
 """``python -m bench [NAME…]``: the benchmarks, each beside what it is compared with, in one run.
 
-Names: snapshot, whole, stuck, million, namespaces, start, destroy, audit, top, trace, relay. All if none is given, and
-that takes a quarter of an hour: ``ss -tanp`` alone is half a minute a time. Needs root, gcc, iproute2 and util-linux.
+Names: snapshot, whole, stuck, million, namespaces, start, destroy, audit, plan, top, trace, relay. All if none is
+given, and that takes a quarter of an hour: ``ss -tanp`` alone is half a minute a time. Needs root, gcc,
+iproute2 and util-linux.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 # As the command does, and before numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from bench import audit, destroy
+from bench import audit, destroy, plan
 from bench.load import Load
 from bench.measure import (
     FINWAIT,
@@ -355,7 +356,7 @@ def start() -> None:
 
 
 NAMES = (
-    "start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit", "top", "trace", "relay",
+    "start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit", "plan", "top", "trace", "relay",
 )  # fmt: skip
 
 
@@ -395,6 +396,8 @@ def main(names: list[str]) -> int:
         destroy.measure()
     if "audit" in chosen:
         audit.measure()
+    if "plan" in chosen:
+        plan.measure()
     if "relay" in chosen:
         from bench import relay
 

@@ -25,6 +25,7 @@ from finwait import __version__
 from finwait.cli import EXIT_STATUS, build_parser
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.rule import Rule
+from finwait.lab.proofs import proofs
 from finwait.lab.scenario import scenarios
 from finwait.relay.command import default_text, option_of
 from finwait.relay.config import json_schema, options
@@ -32,7 +33,7 @@ from finwait.relay.machine import render_table
 from finwait.relay.metrics import METRICS
 from finwait.remedy.settings import CATALOGUE
 from finwait.report.columns import DERIVED
-from finwait.report.reference_pages import ledger_page, settings_page
+from finwait.report.reference_pages import ledger_page, proofs_page, settings_page
 from finwait.shipped import knowledge
 from finwait.table import flows, sockets
 from finwait.table.schema import Column, Schema
@@ -604,6 +605,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/settings.md": lambda: settings_page(CATALOGUE),
     "docs/reference/kernels.md": kernels_page,
     "docs/reference/ledger.md": lambda: ledger_page(knowledge()),
+    "docs/reference/proofs.md": lambda: proofs_page(
+        catalogue.rules(), {name: proof.claims for name, proof in proofs().items()}
+    ),
     "docs/reference/relay.md": relay_page,
     "docs/reference/relay.schema.json": lambda: json.dumps(json_schema(), indent=2) + "\n",
     "docs/man/finwait.8": man_page,

@@ -8,7 +8,8 @@ from finwait.remedy import plan as plans
 
 _STEP = plans.Step(
     "destroy", "destructive", "fin-wait2-held", 4026531840, 6, 2, "10.0.0.1", 4000, "192.0.2.1", 443, "FIN_WAIT2",
-    "0x1001", 77, 10, 20, ((812, 5, "app"),), "a RST", "the descriptor stays open in app (812:5)", 0,
+    "0x1001", 77, 10, 20, ((812, 5, "app"),), "reset", "a RST, once, not repeated",
+    "the descriptor stays open in app (812:5)", 0,
     plans.End(4026531840, 6, 10, "::ffff:192.0.2.1", 443, "::ffff:10.0.0.1", 4000, "CLOSE_WAIT", "0x1002"),
 )  # fmt: skip
 

@@ -67,6 +67,36 @@ RESET = (
     b'\nprint fmt: "reason=%s", __print_symbolic(REC->reason, { 1, "NO_SOCKET" }, { 14, "TCP_STATE" })\n'
 )
 
+# Linux 5.10, as its kernel prints them: no `family`, and a reset that is sent has no reason.
+OLD_RETRANSMIT = (
+    b"name: tcp_retransmit_skb\nID: 1401\n"
+    + COMMON
+    + b"\tfield:const void * skbaddr;\toffset:8;\tsize:8;\tsigned:0;\n"
+    b"\tfield:const void * skaddr;\toffset:16;\tsize:8;\tsigned:0;\n"
+    b"\tfield:int state;\toffset:24;\tsize:4;\tsigned:1;\n"
+    b"\tfield:__u16 sport;\toffset:28;\tsize:2;\tsigned:0;\n"
+    b"\tfield:__u16 dport;\toffset:30;\tsize:2;\tsigned:0;\n"
+    b"\tfield:__u8 saddr[4];\toffset:32;\tsize:4;\tsigned:0;\n"
+    b"\tfield:__u8 daddr[4];\toffset:36;\tsize:4;\tsigned:0;\n"
+    b"\tfield:__u8 saddr_v6[16];\toffset:40;\tsize:16;\tsigned:0;\n"
+    b"\tfield:__u8 daddr_v6[16];\toffset:56;\tsize:16;\tsigned:0;\n"
+    b'\nprint fmt: "sport=%hu dport=%hu", REC->sport, REC->dport\n'
+)
+OLD_SEND_RESET = OLD_RETRANSMIT.replace(b"tcp_retransmit_skb\nID: 1401", b"tcp_send_reset\nID: 1400")
+OLD_RECEIVE_RESET = (
+    b"name: tcp_receive_reset\nID: 1399\n"
+    + COMMON
+    + b"\tfield:const void * skaddr;\toffset:8;\tsize:8;\tsigned:0;\n"
+    b"\tfield:__u16 sport;\toffset:16;\tsize:2;\tsigned:0;\n"
+    b"\tfield:__u16 dport;\toffset:18;\tsize:2;\tsigned:0;\n"
+    b"\tfield:__u8 saddr[4];\toffset:20;\tsize:4;\tsigned:0;\n"
+    b"\tfield:__u8 daddr[4];\toffset:24;\tsize:4;\tsigned:0;\n"
+    b"\tfield:__u8 saddr_v6[16];\toffset:28;\tsize:16;\tsigned:0;\n"
+    b"\tfield:__u8 daddr_v6[16];\toffset:44;\tsize:16;\tsigned:0;\n"
+    b"\tfield:__u64 sock_cookie;\toffset:64;\tsize:8;\tsigned:0;\n"
+    b'\nprint fmt: "sport=%hu dport=%hu", REC->sport, REC->dport\n'
+)
+
 
 class PageWriter:
     """One page: records are appended with the time since the one before."""
@@ -163,3 +193,20 @@ def destroyed(
     v6 = bytes(10) + b"\xff\xff"
     body = head + src + dst + v6 + src + v6 + dst
     return body.ljust(64, b"\0") + struct.pack(f"{order}Q", cookie)
+
+
+def old_event(
+    number: int, *, src: bytes, dst: bytes, sk: int = 0xFFFF888000001000, sport: int = 1000, dport: int = 80,
+    order: str = "<",
+) -> bytes:  # fmt: skip
+    """The payload of one event of Linux 5.10 other than the change of state; addresses of 4 or 16 bytes."""
+    if len(src) == 4:
+        v4, v6 = (src, dst), (bytes(10) + b"\xff\xff" + src, bytes(10) + b"\xff\xff" + dst)
+    else:  # inet_saddr and inet_daddr of an IPv6 socket
+        v4, v6 = (bytes([127, 0, 0, 6]), bytes([127, 0, 0, 6])), (src, dst)
+    common = struct.pack(f"{order}HBBi", number, 0x10, 0, 1)
+    ports = struct.pack(f"{order}HH", sport, dport)
+    if number == 1399:
+        body = common + struct.pack(f"{order}Q", sk) + ports + v4[0] + v4[1] + v6[0] + v6[1]
+        return body.ljust(64, b"\0") + struct.pack(f"{order}Q", 77)
+    return common + struct.pack(f"{order}QQi", 1, sk, 1) + ports + v4[0] + v4[1] + v6[0] + v6[1]

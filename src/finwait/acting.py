@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+import msgspec
 import numpy as np
 
 from finwait.diagnosis import forecast
@@ -38,10 +39,10 @@ from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
 from finwait.kernel.observe import Machine
 from finwait.remedy.guards import Abilities
 from finwait.remedy.journal import Act, Kind, check_undo
-from finwait.remedy.plan import End, Plan, Step
+from finwait.remedy.plan import End, Plan, Step, permit
 from finwait.table import decode
 from finwait.table.flows import FlowTable
-from finwait.table.sockets import SocketTable, pack_address
+from finwait.table.sockets import SocketTable, endpoint, pack_address
 from finwait.uapi import conntrack, inet_diag, tcp
 from finwait.uapi import netlink as nl
 from finwait.uapi import observation as obs
@@ -60,12 +61,15 @@ __all__ = [
     "probe",
     "restore",
     "settle",
+    "vanished",
 ]
 
 Result = Literal["ended", "left before", "changed meanwhile", "set", "still there", "failed"]
 _SETTLE_S: Final = 3.0
 
 Say = Callable[[str], None]
+Holder = tuple[int, int, str]
+"""pid, descriptor, name of the program."""
 
 
 class Journal(Protocol):
@@ -100,8 +104,13 @@ _DUMP_FROM: Final = 20_000
 """So many connections of a namespace are read again by a dump rather than one by one."""
 
 
-def _reread(ends: Iterable[Step | End]) -> SocketTable:
-    """Read connections again, without owners and files: each by its cookie, or (very many, MPTCP) by a dump."""
+def _reread(ends: Iterable[Step | End]) -> tuple[SocketTable, frozenset[int]]:
+    """Read connections again, without owners and files: each by its cookie, or (very many, MPTCP) by a dump.
+
+    Returns:
+        The rows that are there, and the namespaces that are there and could not be looked into: what is missing of
+        those is not known to be gone.
+    """
     by_ns: dict[int, list[Step | End]] = {}
     for end in ends:
         by_ns.setdefault(end.netns, []).append(end)
@@ -112,22 +121,24 @@ def _reread(ends: Iterable[Step | End]) -> SocketTable:
         extensions=inet_diag.extension_mask(inet_diag.INFO), only=frozenset(by_ns), conntrack=False, files=False,
         descriptors=False, established_limit=None,
     )  # fmt: skip
-    return decode.sockets(Machine().observe(plan))
+    look = Machine().observe(plan)
+    missing = by_ns.keys() - {ns.inode for ns in look.namespaces}
+    return decode.sockets(look), frozenset(n.inode for n in _namespaces(missing)) if missing else frozenset()
 
 
-def _read_each(ends: Sequence[Step | End]) -> SocketTable:
+def _read_each(ends: Sequence[Step | End]) -> tuple[SocketTable, frozenset[int]]:
     targets = [_target(end) for end in ends]
-    answers, _ = read_back(
-        _namespaces({e.netns for e in ends}, _leads(ends)), targets, inet_diag.extension_mask(inet_diag.INFO)
-    )
+    spaces = _namespaces({e.netns for e in ends}, _leads(ends))
+    answers, entered = read_back(spaces, targets, inet_diag.extension_mask(inet_diag.INFO))
+    closed = frozenset(space.inode for space in spaces) - entered
     if not answers:
-        return SocketTable.empty()
+        return SocketTable.empty(), closed
     lengths = np.array([len(data) for _, data in answers], np.int64)
     stops = np.cumsum(lengths)
     buffer = np.frombuffer(b"".join(data for _, data in answers), np.uint8)
     rows = inet_diag.find_rows(buffer, nl.walk(buffer, stops - lengths, stops))
     netns = np.array([targets[k].netns for k, _ in answers], np.uint32)
-    return SocketTable.from_rows(rows, netns[rows.chain], np.full(len(rows), 6, np.uint16))
+    return SocketTable.from_rows(rows, netns[rows.chain], np.full(len(rows), 6, np.uint16)), closed
 
 
 def _rows_by_cookie(table: SocketTable) -> dict[tuple[int, int], int]:
@@ -182,10 +193,16 @@ def _identity(step: Step) -> dict[str, Any]:
         "ifindex": step.ifindex,
         "cookie": step.cookie,
         "inode": step.inode,
-        "connection": f"{step.src}:{step.sport} {step.dst}:{step.dport}",
+        "connection": f"{endpoint(step.src, step.sport)} {endpoint(step.dst, step.dport)}",
         "state": step.state,
         "holders": [[pid, fd, comm] for pid, fd, comm in step.holders],
     }
+
+
+def vanished(netns: Iterable[int]) -> frozenset[int]:
+    """Return those namespaces to which nothing leads any more, and which therefore nobody could look into."""
+    wanted = frozenset(netns)
+    return wanted - {n.inode for n in _namespaces(wanted)}
 
 
 def abilities(view: View, rows: Iterable[int]) -> Abilities:
@@ -315,15 +332,16 @@ def apply(
         say: told what is being done.
 
     Raises:
-        Refused: the plan was made on another boot, or what it needs cannot be done here; nothing was done.
+        Refused: the plan was made on another boot, is too large, or needs what cannot be done here; nothing was done.
         KernelError: the journal could not be written; nothing was done.
     """
     if boot_id and plan.boot_id != boot_id:
         raise Refused("boot", "the plan was made before this machine was started: its connections are gone")
-    _check(plan.steps)
+    permit(plan)
+    _check([step for step in plan.steps if not step.gone])
     say("reading the connections again")
     fault("before reading")
-    now = _reread(plan.steps)
+    now, closed = _reread(plan.steps)
     rows = _rows_by_cookie(now)
     states, inodes = now.state.tolist(), now.inode.tolist()
     known = now.present("bytes_received").tolist()
@@ -332,7 +350,9 @@ def apply(
     todo: list[int] = []
     for k, step in enumerate(plan.steps):
         row = rows.get(_key(step))
-        if row is None:
+        if row is None and step.netns in closed:
+            outcomes[k] = Outcome(step, "failed", _CLOSED)
+        elif row is None:
             outcomes[k] = Outcome(step, "left before", "it was gone when it was looked for again")
         elif (
             changed := _changed(step, states[row], inodes[row], moved[row] if known[row] else None)
@@ -405,6 +425,7 @@ def _do(
                     _through_descriptor(steps[k], values)
                 except FinwaitError as error:
                     errors[k] = error
+        errors |= _not_gone(steps, errors)
         _destroy([k for k in todo if steps[k].means == "destroy"], steps, rate, errors, answered)
         fault("acted")
         say("looking at what came of it")
@@ -417,7 +438,7 @@ def _do(
             left = _left([end for k in todo for end in (steps[k], steps[k].other) if end is not None])
             why = FinwaitError(f"interrupted: {str(error) or type(error).__name__}")
             for k in todo:
-                if _key(steps[k]) in left:
+                if _key(steps[k]) in left:  # or not known
                     if steps[k].means != "fin":
                         errors.setdefault(k, why)
                 elif steps[k].means == "destroy" and k not in answered:
@@ -475,6 +496,76 @@ def _borrow(step: Step) -> Iterator[socket.socket]:
             yield sock
             return
     raise last
+
+
+class _Moved(FinwaitError):
+    """A connection that lives, and whose descriptors are not where they were."""
+
+    def __init__(self, unreadable: int, unseen: bool) -> None:
+        there = f"whether the connection ended is not known ({_CLOSED})" if unseen else _LIVES
+        missing = f"; the descriptors of {unreadable} processes could not be listed" if unreadable else ""
+        super().__init__(
+            f"{there}: its descriptor was moved, and no process was found that holds it{missing}"
+        )
+        if unreadable:
+            self.hint = "as root, or with CAP_SYS_PTRACE, every process can be searched"
+
+
+_LIVES: Final = "the connection is still there"
+
+
+def _elsewhere(ends: Mapping[int, tuple[Step | End, int]]) -> dict[int, tuple[Holder, ...] | _Moved]:
+    """Look anew for the holders of connections, none of whose known descriptors is theirs any more.
+
+    A program may move a descriptor (dup2(2)), pass it on or leave it to a child: that is no sign of an end.
+
+    Args:
+        ends: each with the inode of its socket.
+
+    Returns:
+        Of each that is still there its holders, or that none was found; nothing of those that have ended, or that
+        no program holds any more.
+    """
+    table, closed = _reread([end for end, _ in ends.values()])
+    rows = _rows_by_cookie(table)
+    unseen = {k for k, (end, _) in ends.items() if _key(end) not in rows and end.netns in closed}
+    there = {
+        k
+        for k, (end, inode) in ends.items()
+        if inode and (row := rows.get(_key(end))) is not None and int(table.inode[row]) == inode
+    }
+    if not there | unseen:
+        return {}
+    listed = procfs.descriptors()[0]
+    mine = np.isin(listed.inode, np.array([ends[k][1] for k in there | unseen], np.uint64))
+    by_inode: dict[int, list[Holder]] = {}
+    for pid, fd, inode in zip(
+        *(column[mine].tolist() for column in (listed.pid, listed.fd, listed.inode)), strict=True
+    ):
+        name = procfs.read(f"/proc/{pid}/comm") or b"?"
+        by_inode.setdefault(inode, []).append((pid, fd, name.decode("utf-8", "replace").rstrip("\n")))
+    return {
+        k: tuple(by_inode.get(ends[k][1], ())) or _Moved(len(listed.unreadable), k in unseen)
+        for k in there | unseen
+    }
+
+
+def _not_gone(steps: Mapping[int, Step], errors: Mapping[int, FinwaitError]) -> dict[int, FinwaitError]:
+    """Return other errors for those connections that seemed gone, and whose descriptor was only moved."""
+    lost = {k: (steps[k], steps[k].inode) for k, error in errors.items() if isinstance(error, TargetGone)}
+    if not lost:
+        return {}
+    found: dict[int, FinwaitError] = {}
+    for k, holders in _elsewhere(lost).items():
+        if isinstance(holders, _Moved):
+            found[k] = holders
+            continue
+        pid, fd, comm = holders[0]
+        found[k] = FinwaitError(
+            f"{_LIVES}: its descriptor was moved since the look, to {fd} of {comm} (pid {pid})"
+        )
+        found[k].hint = "give the command again"
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,6 +641,7 @@ def _claim(
                 _confirm(steps[k], before[k], wanted[k])
             except FinwaitError as error:
                 lost[k] = error
+        lost |= _not_gone(steps, lost)
         if lost:
             journal.complete_many({ids.pop(k): {"error": str(error)} for k, error in lost.items()})
     return _Claim({k: before[k] for k in ids}, ids, followed, errors | lost)
@@ -565,7 +657,7 @@ def options_of(steps: Sequence[Step]) -> tuple[dict[int, dict[str, int]], dict[i
                 options[k] = pidfd.get_options(sock)
         except FinwaitError as error:
             errors[k] = error
-    return options, errors
+    return options, errors | _not_gone(dict(enumerate(steps)), errors)
 
 
 def _in_range(values: Mapping[str, int]) -> None:
@@ -646,9 +738,12 @@ def _key(end: Step | End) -> Key:
     return end.netns, int(end.cookie, 16)
 
 
+_CLOSED: Final = "its namespace could not be looked into"
+
+
 def _told(step: Step) -> bool:
-    """Whether the plan says that the other end hears of it, so that it should go too."""
-    return step.means in ("fin", "reset", "destroy") and not step.peer_told.startswith("nothing")
+    """Whether the plan says that the other end sees an end of it, so that it should go too."""
+    return step.sees in ("fin", "fin-then-reset", "reset", "reset-if-path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -660,6 +755,8 @@ class _Seen:
     """Whether data or a FIN waits to be acknowledged, so that no keepalive runs."""
     before_fin: int
     """Bytes before a FIN that is sent or queued (it counts 1 itself) that the peer has not acknowledged."""
+    unknown: bool = False
+    """Its namespace could not be looked into, so nothing else is known of it."""
 
 
 def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
@@ -676,7 +773,7 @@ def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
     pause = 0.02
     while True:
         left = _left(ends)
-        if awaited.isdisjoint(left) or time.monotonic() > end:
+        if awaited.isdisjoint(k for k, seen in left.items() if not seen.unknown) or time.monotonic() > end:
             return left
         ends = [e for e in ends if _key(e) in left]
         time.sleep(pause)
@@ -684,13 +781,15 @@ def _wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, _Seen]:
 
 
 def _left(ends: Sequence[Step | End]) -> dict[Key, _Seen]:
-    table = _reread(ends)
+    table, closed = _reread(ends)
     rows = _rows_by_cookie(table)
     states, timers, queued = table.state.tolist(), table.timer.tolist(), table.wqueue.tolist()
     left = {}
     for one in ends:
         row = rows.get(key := _key(one))
         if row is None:
+            if one.netns in closed:
+                left[key] = _Seen("?", False, 0, unknown=True)
             continue
         state = tcp.STATES.get(states[row], "?")
         if state not in ("TIME_WAIT", "CLOSE"):
@@ -727,10 +826,12 @@ def _outcome(
         return Outcome(step, "set", "it ends when nothing is acknowledged for the time set", act_id)
     seen = left.get(_key(step))
     open_ = still_open.get(_key(step), ())
+    if seen is not None and seen.unknown:
+        return Outcome(step, "failed", f"it was done, and what came of it is not known: {_CLOSED}", act_id)
     other = ""
     if step.other is not None:
         there = left.get(_key(step.other))
-        other = there.state if there is not None else "gone"
+        other = "gone" if there is None else "" if there.unknown else there.state
     if seen is not None and step.means == "fin" and seen.before_fin:
         said = f"the FIN is behind {seen.before_fin} bytes that its peer has not taken; it is in {seen.state}"
         return Outcome(step, "still there", said, act_id, other, open_)
@@ -738,14 +839,18 @@ def _outcome(
         if seen is not None:
             said = "the FIN is out; it is in LAST_ACK until the peer acknowledges it"
         elif step.means == "keepalive":
-            said = "no peer answered: it was gone, and now this end is too"
-        elif step.other is None:
-            told = f"its other end was not looked at; it was told {step.peer_told}"
-            said = told if _told(step) else "its peer was told " + step.peer_told
+            said = "it ended while it was probed: no answer, or a RST (or its own program closed it)"
+        elif not other:
+            where = (
+                "not on this machine"
+                if step.other is None
+                else "in a namespace that could not be looked into"
+            )
+            said = f"its other end is {where}; it sees {step.peer_told}"
         elif other == "gone":
             said = "both ends are gone"
         else:
-            why = "what it was told did not arrive" if _told(step) else "it was not told"
+            why = f"{step.peer_told} did not arrive" if _told(step) else f"it sees {step.peer_told}"
             said = f"the other end is still in {other}: {why}"
         return Outcome(step, "ended", said, act_id, other, open_)
     if step.means == "fin":
@@ -821,29 +926,35 @@ def probe(
     found = {k: _unprobed(steps[k], error) for k, error in claim.errors.items()}
     begun: dict[int, float] = {}
     ended: dict[int, str] = {} if unrestored is None else unrestored
+    moved: set[int] = set()
     try:
         fault("journaled")
+        unarmed: dict[int, FinwaitError] = {}
         for k in claim.ids:
             try:
                 with _borrow(steps[k]) as sock:
+                    before_arming = time.monotonic()
                     pidfd.set_options(sock, wanted)
-                begun[k] = time.monotonic()
+                begun[k] = before_arming
             except FinwaitError as error:
-                found[k] = _unprobed(steps[k], error)
+                unarmed[k] = error
+        unarmed |= _not_gone(dict(enumerate(steps)), unarmed)
+        found |= {k: _unprobed(steps[k], error) for k, error in unarmed.items()}
         fault("armed")
         silence = forecast.keepalive(idle, interval, count).seconds
         say(f"probing {len(begun)} connections for up to {silence + 1:.0f} s")
-        first = {k: begun[k] + (0.0 if claim.before[k]["keepalive"] else idle) for k in begun}
+        first = {k: at + idle for k, at in begun.items()}
         _watch({k: steps[k] for k in begun}, first, found, keepalive)
     finally:
         with _uninterrupted():
-            ended |= _restored({k: steps[k] for k in claim.ids}, claim.before)
+            ended |= _restored({k: steps[k] for k in claim.ids}, claim.before, moved)
             journal.complete_many(
                 {
                     act: {"error": ended[k]}
                     if k in ended
                     else {"result": found[k].verdict if k in found else "interrupted", "restored": True}
                     for k, act in claim.ids.items()
+                    if k not in moved
                 }
             )
     for k in claim.ids:
@@ -865,23 +976,54 @@ def _followed(netns: Iterable[int]) -> dict[int, dict[str, int]]:
     return ns_edge.visit(_namespaces(netns), inside)[0]
 
 
-def _restored(steps: Mapping[int, Step], before: Mapping[int, dict[str, int]]) -> dict[int, str]:
-    """Put options back; return why, of each that could not be."""
+def _restored(
+    steps: Mapping[int, Step], before: Mapping[int, dict[str, int]], moved: set[int] | None = None
+) -> dict[int, str]:
+    """Put options back; return why, of each that could not be.
+
+    Args:
+        steps: the connections; their holders are looked for anew where their descriptors were moved.
+        before: what to put back.
+        moved: takes those that are still there and that no process was found to hold.
+    """
     failed: dict[int, str] = {}
-    for k, step in steps.items():
-        try:
-            with _borrow(step) as sock:
-                pidfd.set_options(sock, before[k])
-                now = pidfd.get_options(sock)
-        except TargetGone:  # it ended: there is nothing to put back
-            continue
-        except FinwaitError as error:
-            failed[k] = f"the options could not be put back: {error}"
-            continue
-        if now != before[k]:
-            wrong = ", ".join(f"{n} is {now[n]}, was {v}" for n, v in before[k].items() if now[n] != v)
-            failed[k] = f"the options are not as they were: {wrong}"
+    todo = dict(steps)
+    for _ in range(3):  # a program may move its descriptor again
+        lost: dict[int, tuple[Step | End, int]] = {}
+        for k, step in todo.items():
+            try:
+                if why := _put_back_one(step, before[k]):
+                    failed[k] = why
+            except TargetGone:
+                lost[k] = (step, step.inode)
+            except FinwaitError as error:
+                failed[k] = f"the options could not be put back: {error}"
+        if not lost:  # what has ended is not found again: there is nothing to put back
+            return failed
+        todo = {}
+        for k, holders in _elsewhere(lost).items():
+            if isinstance(holders, _Moved):
+                failed[k] = f"the options could not be put back: {_said(holders)}"
+                if moved is not None:
+                    moved.add(k)
+            else:
+                todo[k] = msgspec.structs.replace(steps[k], holders=holders)
+    for k in todo:
+        failed[k] = f"the options could not be put back: {_LIVES}, and its descriptor moves all the time"
+        if moved is not None:
+            moved.add(k)
     return failed
+
+
+def _put_back_one(step: Step, before: dict[str, int]) -> str:
+    """Put the options of one connection back; return what is not as it was."""
+    with _borrow(step) as sock:
+        pidfd.set_options(sock, before)
+        now = pidfd.get_options(sock)
+    if now == before:
+        return ""
+    wrong = ", ".join(f"{n} is {now[n]}, was {v}" for n, v in before.items() if now[n] != v)
+    return f"the options are not as they were: {wrong}"
 
 
 @contextmanager
@@ -898,6 +1040,10 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_JIFFIES_S: Final = 0.02
+"""Timers and ages are counted in jiffies, of 10 ms at most: two of them may be missing."""
+
+
 def _watch(
     steps: Mapping[int, Step],
     first: Mapping[int, float],
@@ -908,8 +1054,8 @@ def _watch(
 
     Args:
         steps: the connections, all of which are armed.
-        first: when the first probe of each may be sent, CLOCK_MONOTONIC. Where keepalive was on before, that is at
-            once if it had been idle for so long (``tcp_set_keepalive``, ``TCP_KEEPIDLE``), else a little later.
+        first: when the first probe of each is due, CLOCK_MONOTONIC: a whole idle time after it was armed, also where
+            keepalive was on before, as `pidfd.set_options` starts the timer anew.
         found: takes the verdicts.
         keepalive: idle, interval (seconds) and count.
     """
@@ -918,14 +1064,21 @@ def _watch(
     most: dict[int, int] = dict.fromkeys(steps, 0)
     rtt_s: dict[int, float] = dict.fromkeys(steps, 0.0)
     open_ = dict(steps)
+    due = dict(first)
+    arrived: dict[int, float] = dict.fromkeys(steps, 0.0)
     while open_:
         time.sleep(0.05)
-        table = _reread(open_.values())
+        asked = time.monotonic()
+        table, closed = _reread(open_.values())
         read = time.monotonic()
         rows = _rows_by_cookie(table)
         for k, step in list(open_.items()):
-            since = read - first[k]
+            since = read - due[k]
             row = rows.get((step.netns, int(step.cookie, 16)))
+            if row is None and step.netns in closed:
+                found[k] = Probe(step, "not judged", _CLOSED)
+                del open_[k]
+                continue
             if row is None:
                 found[k] = _vanished(step, since, most[k], rtt_s[k], interval_s, count)
                 del open_[k]
@@ -944,12 +1097,17 @@ def _watch(
             unanswered = int(table.retrans[row]) if timer == 2 else 0
             most[k] = max(most[k], unanswered)
             rtt_s[k] = int(table.rtt_us[row]) / 1e6
-            heard = int(table.last_ack_recv_ms[row]) / 1000
-            # Something acceptable arrived after a probe could have been sent, and nobody had closed it by then.
-            if not unanswered and since > 0 and heard < since + 0.1:
-                found[k] = Probe(step, "alive", "the peer acknowledged a probe")
+            # The last acknowledgement came at this time or later: the kernel read its age after we had asked.
+            arrived[k] = max(arrived[k], asked - int(table.last_ack_recv_ms[row]) / 1000)
+            if not unanswered and arrived[k] >= first[k] - _JIFFIES_S:
+                probe_answered = arrived[k] >= due[k] - _JIFFIES_S
+                what = "a probe" if probe_answered else "data meanwhile, before a probe was due"
+                found[k] = Probe(step, "alive", f"the peer acknowledged {what}")
                 del open_[k]
-            elif since > wait_s - idle_s:
+                continue
+            if arrived[k] < first[k]:  # then the kernel waits for as long a silence again
+                due[k] = max(due[k], arrived[k] + idle_s)
+            if since > wait_s - idle_s:
                 found[k] = Probe(step, "not judged", f"{most[k]} probes sent, no verdict in {wait_s:.0f} s")
                 del open_[k]
 
@@ -1042,6 +1200,7 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         ValueError: there is no such act.
         Refused: it cannot be taken back, or was already, or the options were set since (guard ``changed-since``).
         TargetGone: the connection has ended; there is nothing to put back.
+        FinwaitError: it is still there, and none of its descriptors was found: they were moved, and the act stays open.
         KernelError: the options could not be set.
     """
     entry = journal.get(act_id)
@@ -1057,6 +1216,9 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         cookie, inode = int(target["cookie"], 16), int(target["inode"])
         holders = [(int(pid), int(fd), str(comm)) for pid, fd, comm in target["holders"]]
         followed = [str(name) for name in entry.before.get("followed", ())]
+        end = End(**{name: target[name] for name in End.__struct_fields__})
+        _key(end)
+        _target(end)
         if not options.keys() <= pidfd.KEEPALIVE_OPTIONS.keys():
             raise ValueError("an option that is none of ours")
     undo = Act(
@@ -1066,26 +1228,46 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
     if not isinstance(undo_id, int):
         raise Refused("taken", f"act {act_id} cannot be taken back now: {undo_id}")
     last: FinwaitError = TargetGone(cookie)
+    ways = _ways(end, inode, holders)
     if entry.boot_id != procfs.facts().boot_id:
-        last, holders = TargetGone(cookie, "the machine was started again since"), []
-    for pid, fd, comm in holders:
-        try:
-            with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie) as sock:
-                if entry.result is not None and not force:
-                    _unchanged(pidfd.get_options(sock), options, made)
-                pidfd.set_options(sock, pidfd.nearest(options))
-        except TargetGone as error:
-            last = error
-            continue
-        except FinwaitError as error:
-            journal.complete_many({undo_id: {"error": str(error)}})
-            raise
-        _close_open(
-            entry, journal, {undo_id: {"result": "restored"}}, f"cut short; act {undo_id} put it back"
-        )
-        return f"put back {_put_back(options, followed)} in {comm} (pid {pid}, fd {fd})"
+        last, ways = TargetGone(cookie, "the machine was started again since"), iter(())
+    try:
+        for pid, fd, comm in ways:
+            try:
+                with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie) as sock:
+                    if entry.result is not None and not force:
+                        _unchanged(pidfd.get_options(sock), options, made)
+                    pidfd.set_options(sock, pidfd.nearest(options))
+            except TargetGone as error:
+                last = error
+                continue
+            _close_open(
+                entry, journal, {undo_id: {"result": "restored"}}, f"cut short; act {undo_id} put it back"
+            )
+            return f"put back {_put_back(options, followed)} in {comm} (pid {pid}, fd {fd})"
+    except FinwaitError as error:
+        journal.complete_many({undo_id: {"error": str(error)}})
+        raise
     _close_open(entry, journal, {undo_id: {"error": str(last)}}, "cut short; its connection has ended since")
     raise last
+
+
+def _ways(end: End, inode: int, known: Sequence[Holder]) -> Iterator[Holder]:
+    """Give the holders that are known, and then those that are found when it is looked anew.
+
+    Raises:
+        FinwaitError: the connection is still there, and no descriptor of it could be found, or kept up with.
+    """
+    yield from known
+    for _ in range(3):
+        for found in _elsewhere({0: (end, inode)}).values():
+            if isinstance(found, _Moved):
+                raise found
+            yield from found
+            break
+        else:
+            return
+    raise FinwaitError(f"{_LIVES}, and its descriptor moves all the time")
 
 
 def _put_back(options: Mapping[str, int], followed: Sequence[str]) -> str:
@@ -1149,6 +1331,8 @@ def settle(act_id: int, journal: Journal) -> str:
             _target(end)
         seen = _left([end]).get(_key(end))
         said = "its connection is gone" if seen is None else f"its connection is still there, in {seen.state}"
+        if seen is not None and seen.unknown:
+            said = f"what became of its connection is not known: {_CLOSED}"
     journal.complete_many({act_id: {"result": f"cut short; {said}"}})
     return said
 

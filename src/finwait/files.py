@@ -16,7 +16,8 @@ to it. The rules:
   also only if it is ours and has one name. A hard link to a file of ours is then left alone, too.
 * State, from which we act later, must be in a folder that is alone, below folders in which nobody else can rename it.
 
-Reading is bounded, never waits, and takes regular files only: `read`.
+Reading is bounded, never waits, and takes regular files only: `read`. A pipe that the shell opened is taken where a
+command asks for it.
 
 The surprise: O_NOFOLLOW says nothing about hard links and directories, and a sticky folder says nothing about what was
 there before us. What this cannot see: ACLs of file systems that do not show them in the mode, and what root mounts.
@@ -54,6 +55,8 @@ __all__ = [
 
 _MOST_LINKS: Final = 40
 """As the kernel's MAXSYMLINKS."""
+_OPEN_ALREADY: Final = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+"""What begins so is a descriptor of ours."""
 _KINDS: Final = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a FIFO",
@@ -205,18 +208,24 @@ def folder(path: str, *, make: bool = False, also: Iterable[int] = ()) -> Folder
 
     Args:
         path: which; an empty one is the working directory.
-        make: make what is missing, with mode 0700.
+        make: make what is missing, with mode 0700, as far as all above it is ours alone.
         also: users who count as ours.
 
     Raises:
-        FileRefused: a link on the way belongs to somebody else.
+        FileRefused: a link on the way belongs to somebody else, or a folder is missing where others can write.
         OSError: the kernel refused; ENOENT, ENOTDIR, EACCES.
         ValueError: the path has a NUL.
     """
     walk = _Walk(path or ".", _ours() | frozenset(also))
     try:
         while walk.left:
-            walk.step(make=make)
+            walk.step(make=make and not walk.others())
+    except FileNotFoundError:
+        reason = walk.others()
+        os.close(walk.at)
+        if not (make and reason):
+            raise
+        raise FileRefused(path, f"it would be made where {reason}", hint="name another folder") from None
     except BaseException:
         os.close(walk.at)
         raise
@@ -239,6 +248,10 @@ class _Walk:
         self.at = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.done = [""] if where == "/" else []
         self.alone = _not_alone(self.at, where, self.ours)
+
+    def others(self) -> str:
+        """Return why somebody else decides about what is made here; empty if nobody does."""
+        return self.way or ("" if _sticky(self.at, self.ours) else self.alone)
 
     def step(self, *, make: bool) -> None:
         """Take the next component."""
@@ -444,26 +457,33 @@ def remove(path: str, known: tuple[int, int]) -> bool:
         return True
 
 
-def open_to_read(path: str) -> BinaryIO:
-    """Open a regular file for reading; never waits.
+def open_to_read(path: str, *, pipes: bool = False) -> BinaryIO:
+    """Open a regular file for reading; never waits to open it.
+
+    Args:
+        path: which.
+        pipes: also take what a shell has opened for us, as in ``finwait audit <(helm template .)``. A FIFO with a name
+            is still refused: opening it waits until somebody writes.
 
     Raises:
         FileRefused: it is no regular file.
         OSError: the kernel refused.
         ValueError: the path has a NUL.
     """
-    _regular(path, os.stat(path))  # a FIFO or a device can notice that it is opened
+    check = _readable if pipes and path.startswith(_OPEN_ALREADY) else _regular
+    check(path, os.stat(path))  # a FIFO or a device can notice that it is opened
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
-        _regular(path, os.fstat(fd))
+        check(path, os.fstat(fd))
+        os.set_blocking(fd, True)
         return os.fdopen(fd, "rb")
     except BaseException:
         os.close(fd)
         raise
 
 
-def read(path: str, most: int) -> bytes:
-    """Return what a regular file holds, at most so many bytes; never waits.
+def read(path: str, most: int, *, pipes: bool = False) -> bytes:
+    """Return what a regular file holds, at most so many bytes; never waits, unless for a pipe (see `open_to_read`).
 
     Links are followed: what is read is told to nobody but who named it.
 
@@ -472,7 +492,7 @@ def read(path: str, most: int) -> bytes:
         OSError: the kernel refused.
         ValueError: the path has a NUL.
     """
-    with open_to_read(path) as file:
+    with open_to_read(path, pipes=pipes) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise FileRefused(path, f"it is larger than {_size(most)}", hint="is this the file that you mean?")
@@ -482,6 +502,11 @@ def read(path: str, most: int) -> bytes:
 def _regular(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise FileRefused(path, f"it is {_kind(status)}, not a regular file", hint="name a regular file")
+
+
+def _readable(path: str, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
 
 
 def _size(count: int) -> str:

@@ -38,12 +38,13 @@ from finwait.errors import FinwaitError, Gap, KernelError
 from finwait.kernel import cgroup, netns, procfs
 from finwait.kernel.destroy_events import DestroyEvents
 from finwait.kernel.holders import Held, Holders, Owner, Task, task
-from finwait.kernel.lookup import Question, ask, interfaces, link_local
+from finwait.kernel.lookup import Question, ask, check, interfaces
 from finwait.kernel.observe import Machine, Plan
 from finwait.kernel.tracefs import Statistics, Tracing
 from finwait.table import decode
 from finwait.table import transitions as tr
 from finwait.table.filter import Filter
+from finwait.table.predicates import uid_unknown
 from finwait.table.schema import Mask
 from finwait.table.sockets import SCHEMA as SOCKETS
 from finwait.table.sockets import SocketTable
@@ -209,7 +210,6 @@ class Following:
         self._spaces_until = 0.0
         self._next_look = 0.0
         self._gap_seen: set[Gap] = set()
-        self._any_bound = False
         self._devices: dict[tuple[int, int], str | None] = {}
         asked = frozenset() if wanted is None else wanted.columns
         # Ages need the clocks of `tcp_info`; what else a FILTER asks for comes with the rest.
@@ -220,6 +220,10 @@ class Following:
         self._tasks: dict[int, tuple[Task, float]] = {}
         self._tasks_named = procfs.sees_all_processes()
         self._back = tr.TransitionTable.empty()
+        """Rows that wait for their holder, and rows that wait behind one."""
+        self._back_yes = np.zeros(0, np.bool_)
+        """Which of them are wanted, whoever holds the others."""
+        self._judged_at = -1
         self._cgroups: dict[int, str] = {}
         self._users: dict[int, str] = {}
         self._lost_told = 0
@@ -260,6 +264,7 @@ class Following:
             except FinwaitError as error:
                 self.why_polling = f"{error}" + (f" ({error.hint})" if error.hint else "")
         if self._tracing is not None:
+            self._check_lookups()
             if self._lookup:
                 self._open_destroys()
             for event in self._tracing.missing:
@@ -280,6 +285,16 @@ class Following:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def _check_lookups(self) -> None:
+        """Do without looking up where the kernel answers no question about a socket, and say so."""
+        if not self._lookup:
+            return
+        try:
+            check()
+        except KernelError as error:
+            self._lookup = False
+            self.notes.append(f"{error}: nothing is looked up" + (f"; {error.hint}" if error.hint else ""))
 
     def _open_destroys(self) -> None:
         try:
@@ -447,26 +462,41 @@ class Following:
             self._remember_actors(rows)
         if self._wanted is None:
             return rows
+        yes, waits = self._verdict(rows) if len(rows) else (np.zeros(0, np.bool_),) * 2
         if len(self._back):
+            old_yes, old_waits = self._again(last=last)
             rows = tr.TransitionTable.concatenate([self._back, rows])
-            self._back = tr.TransitionTable.empty()
-        if not len(rows):
-            return rows
-        yes, waits = self._verdict(rows)
+            yes, waits = np.concatenate([old_yes, yes]), np.concatenate([old_waits, waits])
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        waits &= rows.time_ns > now - int(_HOLDER_S * 1e9)
-        if last or not waits.any():
-            self.unjudged += int(waits.sum())
-            return rows.select(yes)
-        first = int(np.argmax(waits))
+        first, behind = self._behind(yes, waits, last | (rows.time_ns < now - int(_HOLDER_S * 1e9)))
+        self._back, self._back_yes = rows.select(behind), yes[behind]
+        return rows.select(np.flatnonzero(yes[:first]))
+
+    def _again(self, *, last: bool) -> tuple[Mask, Mask]:
+        """Judge the rows that were held back, if the search for their holders has got on."""
+        yes = self._back_yes
+        open_ = np.flatnonzero(~yes)
+        self._holders.search(self._back.inode[open_].tolist(), _LIST_S)
+        waits = ~yes
+        if last or self._holders.steps != self._judged_at:
+            self._judged_at = self._holders.steps
+            yes, waits = yes.copy(), np.zeros(len(yes), np.bool_)
+            yes[open_], waits[open_] = self._verdict(self._back.select(open_))
+        return yes, waits
+
+    def _behind(self, yes: Mask, waits: Mask, late: Mask) -> tuple[int, NDArray[np.intp]]:
+        """Return up to which row rows can be handed out, and which are held back; count what waited in vain."""
+        vain = waits & late
+        self.unjudged += int(vain.sum())
+        waits &= ~vain
+        first = int(np.argmax(waits)) if waits.any() else len(waits)
         behind = np.flatnonzero(yes | waits)
         behind = behind[behind >= first]
         over = len(behind) - _MOST_HELD_BACK
         if over > 0:
             self.unjudged += int(waits[behind[:over]].sum())
             first, behind = int(behind[over]), behind[over:]
-        self._back = rows.select(behind)
-        return rows.select(np.flatnonzero(yes[:first]))
+        return first, behind
 
     def _verdict(self, rows: tr.TransitionTable) -> tuple[Mask, Mask]:
         """Return which rows the FILTER wants and which wait for their holder; count what is beyond judging."""
@@ -548,8 +578,7 @@ class Following:
     def _uid_known(rows: tr.TransitionTable | SocketTable) -> Mask:
         if isinstance(rows, tr.TransitionTable):
             return rows.present("uid")
-        # Minisockets, and before Linux 6.16 orphans, report 0 whoever made them.
-        return (rows["timer"] != 3) & ((rows["inode"] != 0) | (rows["uid"] != 0))
+        return ~uid_unknown(rows, np.arange(len(rows)))
 
     def _user(self, uid: int) -> str:
         name = self._users.get(uid)
@@ -730,7 +759,7 @@ class Following:
         """Look for some connections: one by one when they are few, else by looking at everything."""
         now = time.monotonic()
         if now >= self._spaces_until:
-            self._spaces, _ = netns.discover()
+            self._spaces, _ = netns.discover(self._holders.spaces)
             self._spaces_until = now + max(1.0, _SHARE * (time.monotonic() - now))
             self._name(self._spaces)
             if self._destroys is not None:
@@ -741,14 +770,13 @@ class Following:
         questions = [
             Question(
                 (int(o["s0"]), int(o["s1"])), (int(o["d0"]), int(o["d1"])), int(o["sport"]), int(o["dport"]),
-                int(o["ifindex"]) if o["seen"] else self._bound_to(o),
+                int(o["ifindex"]) if o["seen"] else None,
             )
             for o in lives
         ]  # fmt: skip
         begun_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         sockets, gaps = ask(questions, self._spaces) if questions else (SocketTable.empty(), [])
         ended_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        self._any_bound = self._any_bound or bool(sockets["ifindex"].any())
         cost = (ended_ns - begun_ns) / 1e9
         self._next_look = time.monotonic() + max(self._interval, _SHARE * cost)
         self.looks += 1
@@ -760,19 +788,12 @@ class Following:
             self._names = {}
         self._names = {**self._names, **{one.inode: tuple(map(printable, one.names)) for one in spaces}}
 
-    def _bound_to(self, life: Any) -> int | None:  # noqa: ANN401 - a row of lives
-        """Return to which interface a socket is bound that no look has met: 0 for none, None for any of them.
-
-        What has ended is mostly in no table any more, and to ask for it once more for each interface costs much.
-        """
-        ended = int(life["died"]) != tr.NEVER
-        return 0 if ended and not self._any_bound and not link_local(int(life["s0"])) else None
-
     def _fresh(self, gaps: Iterable[Gap]) -> tuple[Gap, ...]:
         """Return the gaps that were not told before."""
         if len(self._gap_seen) > _MOST_REMEMBERED:
             self._gap_seen = set()
-        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen)
+        left_out = {f"pid {pid}" for pid in self._not_holders}
+        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen and gap.where not in left_out)
         self._gap_seen.update(fresh)
         return fresh
 

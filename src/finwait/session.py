@@ -521,13 +521,19 @@ def diagnose(
     return Diagnosis(shot, found, gaps, plain)
 
 
-def refuse_impossible(found: Filter, shot: Snapshot) -> None:
+def refuse_impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | None = None) -> None:
     """Raise an error where a FILTER can match nothing, for it names what is not here.
+
+    Args:
+        found: the FILTER.
+        shot: what was looked at.
+        users: uid → name, where names of users are known.
 
     Raises:
         FinwaitError: it does; that it selects nothing says nothing about connections.
     """
-    if why := select.nothing_like_it(found, shot.view, shot.machine.processes):
+    here = select.Names(shot.machine.processes, users, shot.machine.devices)
+    if why := select.nothing_like_it(found, shot.view, here):
         error = FinwaitError(f"`{found.text.strip()}` can match nothing: {'; '.join(why)}")
         error.hint = "`finwait list` shows what is there, `finwait netns` the network namespaces"
         raise error
@@ -565,7 +571,7 @@ def narrow(diagnosis: Diagnosis, found: Filter, context: ViewContext) -> Diagnos
         more = engine.diagnose(view, catalogue.rules(), open_, diagnosis.asked)
         unjudged += [f for f in more if len(f.rows) and f.primary and f.severity != "healthy"]
     if not mask.any() and not kept and not unjudged:
-        refuse_impossible(found, diagnosis.snapshot)
+        refuse_impossible(found, diagnosis.snapshot, context.users)
     return replace(
         diagnosis,
         findings=engine.sorted_findings(view, (*kept, *about_rows)),

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+from finwait.diagnosis import catalogue
+from finwait.lab.proofs import proofs
 from finwait.remedy.settings import CATALOGUE
-from finwait.report.reference_pages import ledger_page, settings_page
+from finwait.report.reference_pages import ledger_page, proofs_page, settings_page
 from finwait.shipped import knowledge
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
@@ -23,3 +25,25 @@ def test_every_claim_that_a_setting_cites_is_on_the_ledgers_page():
     cited = set(re.findall(r"\(ledger\.md#(\w+)\)", (REFERENCE / "settings.md").read_text()))
     assert cited
     assert cited <= {name.lower() for name in anchors}
+
+
+def test_the_page_of_proofs_is_made_from_the_rules_and_names_each_of_their_statements():
+    claims = {name: proof.claims for name, proof in proofs().items()}
+    text = (REFERENCE / "proofs.md").read_text()
+    assert text == proofs_page(catalogue.rules(), claims)
+    for rule in catalogue.rules():
+        for words in rule.tellings:
+            said = [(one.text, one.proofs) for one in words.ends]
+            said += [(one.text, one.proofs) for one in words.does_not]
+            for statement, shown in said:
+                assert set(shown) <= set(claims), f"{rule.name}: {statement}"
+                assert statement.replace("|", "\\|").replace("<", "&lt;") in text
+
+
+def test_every_popular_cure_by_a_sysctl_that_is_called_useless_for_held_sockets_is_measured():
+    for name in ("fin-wait2-held", "fin-wait2-shut-both", "close-wait-eof-read", "relay-pair"):
+        rule = catalogue.rule(name)
+        for words in rule.tellings:
+            for advice in words.does_not:
+                if "tcp_fin_timeout" in advice.text or "keepalive while" in advice.text:
+                    assert advice.proofs, f"{name}: {advice.text}"

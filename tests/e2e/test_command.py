@@ -182,6 +182,14 @@ def test_check_leaves_out_what_has_no_age_and_says_so() -> None:
     assert "left out, of unknown age: 5 descriptors of connections that are gone" in said(done)
     assert "stuck=0;" in said(done)
     assert done.returncode == 3, "five more might count, and they never grow older"
+    for rule, n in (("zero-window", 3), ("accept-queue-full", 2)):
+        capture = str(RELAY.with_name(f"{rule}.finwait"))
+        done = finwait("check", "--from", capture, "--not-holder", "1", "--min-age", "1h")
+        assert f"left out, of unknown age: {n} connections" in said(done)
+        assert done.returncode == 3, "nothing ever tells how old they are"
+    capture = str(RELAY.with_name("close-wait-eof-read.finwait"))
+    done = finwait("check", "--from", capture, "--not-holder", "1", "--min-age", "1h")
+    assert done.returncode == 0, "these are younger, and will count when they are not"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +228,16 @@ def test_a_threshold_below_which_is_alerted_needs_the_whole_picture() -> None:
     assert (done.returncode, said(done).split()[:2]) == (3, ["FINWAIT", "UNKNOWN"])
     done = finwait("check", "--from", str(RELAY), "-w", "@20:", "-c", "~:99")
     assert (done.returncode, said(done).split()[:2]) == (1, ["FINWAIT", "WARNING"])
+
+
+@pytest.mark.parametrize("sink", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("words", ["", "-w"])
+def test_check_is_unknown_also_where_its_line_cannot_be_written(sink: str, words: str) -> None:
+    """Any other status would be an answer: 1 is WARNING, and 0 is OK."""
+    line = f"{' '.join(FINWAIT)} check {' '.join(WHOLE)} {words} {sink}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, env=environment(), timeout=60)
+    assert done.returncode == 3
+    assert b"Traceback" not in done.stderr
 
 
 def test_check_that_fails_in_itself_is_unknown_and_shows_where(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from finwait.cli import audit, tune
+from finwait.cli import audit, main, tune
 from finwait.errors import FinwaitError, Refused
 from finwait.lab import Lab
 from tests.kernel import needs
@@ -128,6 +128,16 @@ def test_a_name_cannot_write_to_the_terminal(tmp_path, capsys):
     assert "\\x1b[31mvil.conf:1: HARMFUL" in out
 
 
+def test_a_fifo_is_not_waited_for_and_counts_as_not_read(tmp_path, capsys):
+    fifo = tmp_path / "90-pipe.conf"
+    os.mkfifo(fifo)
+    assert command("audit", fifo) == 3
+    assert "it is a FIFO" in capsys.readouterr().out
+    assert main(["explain", "--pcap", str(fifo)]) == 1
+    assert main(["list", "--from", str(fifo)]) == 1
+    assert capsys.readouterr().err.count("it is a FIFO") == 2
+
+
 def test_tune_plans_applies_and_rolls_back_in_a_namespace(capsys):
     needs.root_and()
     with Lab() as lab:
@@ -140,7 +150,7 @@ def test_tune_plans_applies_and_rolls_back_in_a_namespace(capsys):
         assert command("tune", "show", "tcp_keepalive_time", "--netns", where, "-o", "json") == 0
         answer = json.loads(capsys.readouterr().out)
         assert answer["namespaces"][0]["settings"][0]["value"] == "300"
-        assert command("tune", "rollback", "1") == 0
+        assert command("tune", "rollback", "1") == 4
         assert "net.ipv4.tcp_keepalive_time: 300 -> 7200" in capsys.readouterr().out
         assert command("tune", "rollback", "1", "--yes") == 0
         assert command("tune", "show", "tcp_keepalive_time", "--netns", where) == 0

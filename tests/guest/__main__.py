@@ -51,20 +51,26 @@ def main() -> int:
     jobs = ("smoke",) if args.smoke else ("recordings",) if args.recordings else tuple(args.jobs.split(","))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the guest is ended on the way out
     if args.here:
-        return _here(jobs)
+        return _here(jobs, args.only)
     failed = 0
     for version in args.versions or (("5.10",) if args.smoke else debian.DEFAULT):
         try:
             kernel = debian.kernel(version, args.cache, fresh=args.fresh, offline=args.offline)
             disks = (image.programs(args.cache), image.clone(args.cache))
-            only = [f"only={args.only}"] if args.only else []
-            ran = boot(kernel, args.cache, disks, jobs, arguments=[*only, *args.append.split()])
+            only = [f"only={args.only.replace(' ', '+')}"] if args.only else []
+            arguments = [*only, *args.append.split()]
+            ran = boot(
+                kernel, args.cache, disks, jobs, arguments=arguments, limit_s=400 if args.smoke else 2400
+            )
         except debian.NotHere as error:
             print(f"{version}: cannot be tried here: {error}")
             if args.smoke:
                 return SKIPPED
             failed = 1
             continue
+        if args.smoke and not (ran.folder / "booted").exists():
+            print(f"{version}: the guest did not boot within {ran.seconds:.0f} s; see {ran.folder}/console")
+            return SKIPPED
         failed |= _said(version, kernel.release, ran)
         if args.recordings:
             _keep_recordings(ran)
@@ -73,7 +79,7 @@ def main() -> int:
     return failed
 
 
-def _here(jobs: tuple[str, ...]) -> int:
+def _here(jobs: tuple[str, ...], only: str) -> int:
     """Measure the running kernel, in a network namespace of its own."""
     with tempfile.TemporaryDirectory() as folder:
         script = 'ip link set lo up && exec "$@"'
@@ -89,13 +95,18 @@ def _here(jobs: tuple[str, ...]) -> int:
             "tests.guest.inside",
             *jobs,
         ]
-        environment = {**os.environ, "GUEST_OUT": folder, "FINWAIT_STATE_DIR": f"{folder}/state"}
+        environment = {
+            **os.environ,
+            "GUEST_OUT": folder,
+            "FINWAIT_STATE_DIR": f"{folder}/state",
+            "ONLY": only,
+        }
         done = subprocess.run(words, cwd=image.ROOT, env=environment, check=False)
         ran = Ran(Path(folder), 0.0, done.returncode == 0, tuple(lines_of(Path(folder) / "results")))
     release = platform.release()
     version = ".".join(release.split(".")[:2])
     failed = _said(version, release, ran)
-    _keep(version, release, "", ran, "a virtual machine, not emulated")
+    _keep(version, release, "", ran, "a virtual machine, not emulated", whole=not only)
     return failed
 
 

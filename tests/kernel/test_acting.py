@@ -20,7 +20,7 @@ import pytest
 
 from finwait import acting, session
 from finwait.diagnosis.view import View
-from finwait.errors import Refused, TargetGone
+from finwait.errors import FinwaitError, Refused, TargetGone
 from finwait.kernel import pidfd, procfs
 from finwait.kernel.destroy import GONE, Target, destroy
 from finwait.kernel.journal import SqliteJournal
@@ -521,3 +521,141 @@ def test_the_command_shows_a_plan_and_does_nothing_without_yes(tmp_path: Path) -
             stdin=subprocess.DEVNULL,
         )
         assert young.returncode in (0, 3, 4)
+
+
+def own_connection(pair: Pair) -> tuple[int, plans.Step]:
+    """Return a descriptor of this process, connected in the near namespace, and its step."""
+    listener = pair.far.listen(pair.link.b4, 8081)
+    fd = pair.a.call(lambda: socket.create_connection((pair.link.b4, 8081)).detach())
+    pair.far.accept(listener)
+    inode = os.fstat(fd).st_ino
+    view = pair.look().view
+    row = int(np.flatnonzero(view.sockets.inode == inode)[0])
+    return fd, plans.step_of(view, row, "", "keepalive")
+
+
+def moved(fd: int) -> int:
+    new = os.dup(fd)
+    os.close(fd)
+    return new
+
+
+def in_flight(fd: int) -> tuple[socket.socket, socket.socket]:
+    """Put a descriptor into a message that nobody has taken: the socket lives, and no process holds it."""
+    ends = socket.socketpair()
+    socket.send_fds(ends[0], [b"x"], [fd])
+    os.close(fd)
+    return ends
+
+
+def taken_from(ends: tuple[socket.socket, socket.socket]) -> socket.socket:
+    _, fds, _, _ = socket.recv_fds(ends[1], 1, 1)
+    for end in ends:
+        end.close()
+    return socket.socket(fileno=fds[0])
+
+
+def test_a_probe_puts_options_back_through_a_descriptor_that_moved_meanwhile(journal: SqliteJournal) -> None:
+    with Lab() as lab:
+        fd, step = own_connection(Pair(lab))
+        new: list[int] = []
+        (found,) = acting.probe(
+            [step],
+            journal,
+            keepalive=(1, 1, 2),
+            fault=lambda stage: new.append(moved(fd)) if stage == "armed" else None,
+        )
+        with socket.socket(fileno=new[0]) as sock:
+            assert (found.verdict, found.unrestored) == ("alive", "")
+            assert pidfd.get_options(sock)["keepalive"] == 0
+            assert pidfd.get_options(sock)["keepidle"] != 1
+
+
+def test_a_probe_whose_descriptor_nobody_holds_leaves_its_act_open_and_undo_says_so(
+    journal: SqliteJournal,
+) -> None:
+    with Lab() as lab:
+        fd, step = own_connection(Pair(lab))
+        ends: list[tuple[socket.socket, socket.socket]] = []
+        unrestored: dict[int, str] = {}
+        (found,) = acting.probe(
+            [step],
+            journal,
+            keepalive=(1, 1, 2),
+            fault=lambda stage: ends.append(in_flight(fd)) if stage == "armed" else None,
+            unrestored=unrestored,
+        )
+        assert "the connection is still there" in found.unrestored
+        assert unrestored == {0: found.unrestored}
+        (entry,) = journal.entries()
+        assert entry.result is None
+        with pytest.raises(FinwaitError, match="still there: its descriptor was moved") as told:
+            acting.restore(entry.id, journal)
+        assert not isinstance(told.value, TargetGone)
+        assert journal.get(entry.id).result is None
+        with taken_from(ends[0]) as sock:
+            assert pidfd.get_options(sock)["keepalive"] == 1
+            assert "put back" in acting.restore(entry.id, journal)
+            assert pidfd.get_options(sock)["keepalive"] == 0
+            assert journal.get(entry.id).result is not None
+
+
+def test_undo_finds_a_descriptor_that_moved_since(journal: SqliteJournal) -> None:
+    with Lab() as lab:
+        fd, step = own_connection(Pair(lab))
+        (outcome,) = acting.arm([step], journal, {"keepidle": 60, "keepalive": 1})
+        with socket.socket(fileno=moved(fd)) as sock:
+            assert f"fd {sock.fileno()})" in acting.restore(outcome.act_id, journal)
+            assert pidfd.get_options(sock)["keepalive"] == 0
+
+
+def test_an_act_on_a_descriptor_that_moved_does_not_call_its_connection_gone(journal: SqliteJournal) -> None:
+    with Lab() as lab:
+        fd, step = own_connection(Pair(lab))
+        with socket.socket(fileno=moved(fd)):
+            (outcome,) = acting.arm([step], journal, {"keepidle": 60})
+            assert outcome.result == "failed"
+            assert "its descriptor was moved since the look" in outcome.detail
+
+
+def with_keepalive(pair: Pair, idle: int, interval: int, count: int) -> plans.Step:
+    own = {socket.TCP_KEEPIDLE: idle, socket.TCP_KEEPINTVL: interval, socket.TCP_KEEPCNT: count}
+    for option, value in own.items():
+        pair.near.setsockopt(pair.ours, socket.IPPROTO_TCP, option, value)
+    pair.near.setsockopt(pair.ours, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    view = pair.look().view
+    return plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
+
+
+def test_a_probe_waits_for_its_own_first_probe_where_keepalive_was_on(journal: SqliteJournal) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        step = with_keepalive(pair, 1234, 77, 5)
+        (found,) = acting.probe([step], journal, keepalive=(5, 1, 2))
+        assert (found.verdict, found.detail) == ("alive", "the peer acknowledged a probe")
+
+
+def test_a_silent_peer_is_dead_also_where_keepalive_was_on(journal: SqliteJournal) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        step = with_keepalive(pair, 1234, 77, 5)
+        pair.b.run("ip", "route", "add", "blackhole", f"{pair.link.a4}/32")
+        (found,) = acting.probe([step], journal, keepalive=(1, 1, 3))
+        assert found.verdict == "dead", found
+
+
+def test_an_acknowledgement_before_the_first_probe_was_due_is_no_answer_to_it(journal: SqliteJournal) -> None:
+    """The program sends at once, its peer acknowledges that, and then falls silent."""
+    with Lab() as lab:
+        pair = Pair(lab)
+        step = with_keepalive(pair, 1234, 77, 5)
+
+        def meanwhile(stage: str) -> None:
+            if stage == "armed":
+                pair.near.send(pair.ours, "x")
+                assert pair.far.recv(pair.theirs, 1) == 1
+                pair.look(lambda v: int(v.sockets.wqueue[row_of(v, pair.ours[0])]) == 0)
+                pair.link.cut()
+
+        (found,) = acting.probe([step], journal, keepalive=(3, 1, 2), fault=meanwhile)
+        assert found.verdict == "dead", found

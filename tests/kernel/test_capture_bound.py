@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from finwait.lab.topology import Lab, unmet
 from finwait.table.sockets import pack_address
 from tests.kernel.needs import missing
 from tests.kernel.test_capture import capturing_is_possible  # noqa: F401
-from tests.kernel.test_capture_scenes import capture
+from tests.kernel.test_capture_scenes import capture, fins
 
 pytestmark = pytest.mark.kernel
 
@@ -89,11 +91,16 @@ def test_two_connections_with_the_same_numbers_on_two_interfaces_are_two(tmp_pat
             )
             conns.append((mine, server, server.accept(door)))
         words = ("netns", "=", str(here.inode), "dport", "=", ":8080", "-w", str(path))
-        with capture(*words, "--for", "2s") as (process, said):
+        with capture(*words) as (process, said):
             mine, _, _ = conns[1]
             client.shutdown([mine], "WR")
+            deadline = time.monotonic() + 60
+            while not fins(path):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == 130, err
     names = [f"10.9.0.1%{link.a_dev}:40001" for link in links]
     assert all(any(name in line for line in said) for name in names), said
     parts = out.split("\n\n")

@@ -153,9 +153,8 @@ def test_a_held_one_that_became_an_orphan_since_the_plan_is_left_to_the_kernel(t
         plan = tmp_path / "plan.json"
         plan.write_text(command("--with", "destroy", "state fin-wait-2", "--min-age", "0", "-o", "json"))
         pair.near.close(pair.ours)
-        done = command("--plan", str(plan), "--yes")
-        assert "1 changed meanwhile" in done, done
-        assert "it is an orphan now" in done
+        done = command("--plan", str(plan), "--yes", code=4)
+        assert "by guard `minisocket`" in done, done
         assert pair.states(pair.theirs) == ["CLOSE_WAIT"]
         assert len(pair.a.run("ss", "-Htan", "state", "fin-wait-2").splitlines()) == 1
 
@@ -167,7 +166,7 @@ def test_a_reviewed_plan_takes_no_filter_beside_it(tmp_path: Path) -> None:
         settled(pair, pair.ours, "FIN_WAIT2")
         plan = tmp_path / "plan.json"
         plan.write_text(command("--with", "destroy", "state fin-wait-2", "--min-age", "0", "-o", "json"))
-        command("sport = :1", "--plan", str(plan), "--yes", code=1)
+        command("sport = :1", "--plan", str(plan), "--yes", code=2)
         assert "applies a whole plan" in command.errors
         assert pair.states(pair.ours) == ["FIN_WAIT2"]
 
@@ -223,15 +222,59 @@ def test_a_reviewed_plan_is_held_to_the_guards_again(tmp_path: Path) -> None:
         plan = command(*words, "--override", "protected")
         forged = tmp_path / "plan.json"
         forged.write_text(plan.replace('"kubelet"', '"innocent"'))
-        command("--plan", str(forged), "--yes", code=4)
-        assert "guard `protected`" in command.errors
-        assert "kubelet" in command.errors
-        forged.write_text(command(*words))
+        shown = command("--plan", str(forged), "--dry-run")
+        assert "3 connections to end (3 destructive), 1 left alone" in shown
+        assert "left alone ×1 by guard `protected`" in shown
+        assert "held by kubelet" in shown
         command("--plan", str(forged), "--yes", "--max", "2", code=4)
         assert "guard `max`" in command.errors
         assert set(pair.states([*pair.ours, *ours])) == {"FIN_WAIT2"}
         assert "3 ended." in command("--plan", str(forged), "--yes", code=0)
         assert pair.states([*pair.ours, *ours]) == ["gone", "gone", "gone", "FIN_WAIT2"]
+
+
+def test_what_a_plan_file_says_never_reaches_the_terminal(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair, command = Pair(lab), Command(lab, tmp_path)
+        pair.near.shutdown(pair.ours, "WR")
+        settled(pair, pair.ours, "FIN_WAIT2")
+        words = ["--with", "destroy", "fin-wait2-held", "--min-age", "0"]
+        plan = command.plan(*words)
+        (step,) = plan["steps"]
+        step["holders"][0][2] = step["stays"] = step["note"] = "\x1b[31mharmless\x1b[0m"
+        plan["left"] = [dict.fromkeys(("connection", "guard", "reason"), "\x1b[31mharmless\x1b[0m")]
+        plan["advice"] = ["\x1b[31mharmless\x1b[0m"]
+        file = tmp_path / "plan.json"
+        file.write_text(json.dumps(plan))
+        shown = command("--plan", str(file), "--dry-run")
+        assert "harmless" not in shown
+        assert f"held by near (pid {pair.near.pid})" in shown
+        for name, said in (("kind", "destroy` is destructive"), ("peer_told", "called otherwise")):
+            file.write_text(json.dumps(plan | {"steps": [step | {name: "\x1b[31mharmless\x1b[0m"}]}))
+            command("--plan", str(file), "--dry-run", code=1)
+            assert said in command.errors
+            assert "\x1b" not in command.errors
+        assert pair.states(pair.ours) == ["FIN_WAIT2"]
+
+
+def test_a_plan_that_is_too_large_is_shown_and_not_done(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair, command = Pair(lab, 24), Command(lab, tmp_path)
+        pair.near.shutdown(pair.ours, "WR")
+        settled(pair, pair.ours, "FIN_WAIT2")
+        words = ["--with", "destroy", "fin-wait2-held", "--min-age", "0", "--max", "20", "--share", "1"]
+        shown = command("--dry-run", *words)
+        assert "24 connections to end (24 destructive)" in shown
+        assert "… and 4 more; `--all` shows them" in shown
+        assert "would be refused by guard `max`" in command.errors
+        assert "--max 24 or --override max" in command.errors
+        whole = command("--dry-run", "--all", *words)
+        assert all(f":{conn.sport} " in whole for conn in pair.ours)
+        assert [one["guard"] for one in command.plan(*words)["refused"]] == ["max"]
+        assert "24 connections to end" in command(*words, code=4)
+        assert "refused by guard `max`" in command.errors
+        command("--yes", *words, code=4)
+        assert set(pair.states(pair.ours)) == {"FIN_WAIT2"}
 
 
 WRONG = [("--max", "-1"), ("--rate", "nan"), ("--rate", "-5"), ("--share", "x"), ("--min-age", "soon")]
@@ -248,7 +291,7 @@ def test_a_limit_that_is_none_is_wrong_usage(tmp_path: Path, words: tuple[str, s
 def test_the_guard_of_listeners_has_no_override(tmp_path: Path) -> None:
     with Lab() as lab:
         _, command = Pair(lab), Command(lab, tmp_path)
-        command("--yes", "state listening", "--override", "listener", code=1)
+        command("--yes", "state listening", "--override", "listener", code=2)
         assert "cannot be overridden" in command.errors
         everything = ["--override=" + g for g in ("established", "min-age", "share", "protected")]
         assert "by guard `listener`" in command("--yes", "state listening", *everything, code=4)

@@ -332,6 +332,32 @@ def test_reading_is_bounded_and_never_waits(shared: Path) -> None:
             files.read(str(shared / name), 4)
 
 
+def test_only_a_pipe_that_is_open_already_is_read(shared: Path) -> None:
+    os.mkfifo(shared / "fifo")
+    with pytest.raises(FileRefused, match="a FIFO"):
+        files.read(str(shared / "fifo"), 4, pipes=True)
+    out, into = os.pipe()
+    try:
+        os.write(into, b"1234")
+        os.close(into)
+        with pytest.raises(FileRefused, match="a FIFO"):
+            files.read(f"/dev/fd/{out}", 4)
+        assert files.read(f"/dev/fd/{out}", 4, pipes=True) == b"1234"
+    finally:
+        os.close(out)
+
+
+def test_nothing_is_made_where_others_could_replace_it(shared: Path) -> None:
+    (shared / "theirs").mkdir()
+    os.chown(shared / "theirs", 65534, 65534)
+    with pytest.raises(FileRefused, match="it would be made where others can write"):
+        files.folder(str(shared / "theirs/a/b"), make=True)
+    assert not [*(shared / "theirs").iterdir()]
+    with files.folder(str(shared / "mine/a"), make=True) as made:
+        assert not made.alone
+        assert not made.way
+
+
 def test_no_descriptor_is_left(shared: Path, victim: Path) -> None:
     before = os.listdir("/proc/self/fd")
     put_link(shared / "out", victim)

@@ -41,13 +41,15 @@ def folder(tmp_path: Path) -> Path:
 class Relay:
     """A relay that runs in a namespace, and what it says."""
 
-    def __init__(self, netns: Netns, folder: Path, *words: str) -> None:
+    def __init__(
+        self, netns: Netns, folder: Path, *words: str, program: tuple[str, str] = ("-m", "finwait")
+    ) -> None:
         self.said_in = folder / "said"
         self.admin = folder / "admin.sock"
         with self.said_in.open("wb") as out:
             self.process = netns.call(
                 lambda: subprocess.Popen(
-                    [sys.executable, "-m", "finwait", "relay", "run", "--admin", str(self.admin), *words],
+                    [sys.executable, *program, "relay", "run", "--admin", str(self.admin), *words],
                     stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 )
             )  # fmt: skip
@@ -228,6 +230,39 @@ def test_sigterm_again_and_again_ends_it_well(netns: Netns, folder: Path) -> Non
             assert relay.process.returncode == 0
             assert "Bad file descriptor" not in relay.said
             assert "Traceback" not in relay.said
+
+
+def test_a_second_sigterm_does_not_wait_for_a_worker_that_hangs(netns: Netns, folder: Path) -> None:
+    with Relay(netns, folder, *PLAIN, "--drain", "10m") as relay:
+        assert relay.serves()
+        children = Path(f"/proc/{relay.process.pid}/task/{relay.process.pid}/children").read_text()
+        os.kill(int(children), signal.SIGSTOP)
+        relay.process.send_signal(signal.SIGTERM)
+        assert until(lambda: "draining" in relay.said)
+        relay.process.send_signal(signal.SIGTERM)
+        assert until(lambda: relay.process.poll() is not None)
+        assert relay.process.returncode == 0
+        assert "did not end in time: killed" in relay.said
+
+
+def test_signals_to_a_relay_that_is_starting_are_answered_when_it_runs(netns: Netns, folder: Path) -> None:
+    early = (
+        "import os, signal, sys\n"
+        "from finwait.cli import main\n"
+        "from finwait.relay.supervisor import Supervisor\n"
+        "bind = Supervisor.bind\n"
+        "def signalled(self):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    bind(self)\n"
+        "Supervisor.bind = signalled\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    with Relay(netns, folder, *PLAIN, program=("-c", early)) as relay:
+        assert until(lambda: "configuration reloaded" in relay.said or relay.process.poll() is not None)
+        relay.process.send_signal(signal.SIGTERM)
+        assert until(lambda: relay.process.poll() is not None)
+        assert relay.process.returncode == 0
 
 
 @pytest.mark.parametrize(("allow", "admitted"), [("10.0.0.0/8", False), ("unix", True)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,3 +186,144 @@ def test_a_program_of_a_hostile_name_says_nothing_to_the_terminal(form):
         evil.stdin.close()
     assert "\\x1b[2J\\x07[b]x" in said.replace("\\\\", "\\")
     assert not {"\x1b", "\x07"} & set(said)
+
+
+# ── how it ends ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_right_behind_the_last_connection_costs_no_row(number):
+    """What was traced and waits for its look is looked up and printed before it ends."""
+    with traffic(300) as script, trace(
+        "-o", "jsonl", f"sport = :{script.port} or dport = :{script.port}"
+    ) as process:  # fmt: skip
+        script.go()
+        script.wait()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=100)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert len([row for row in rows if row["old"] != "LISTEN" or row["new"] != "CLOSE"]) == 3000, err
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+def test_a_second_signal_ends_it_at_once_and_says_what_is_missing():
+    """Somebody who reads nothing: the first signal cannot print what there is."""
+    read, write = os.pipe()
+    with (
+        traffic(2000) as script,
+        trace("-o", "jsonl", f"sport = :{script.port} or dport = :{script.port}", stdout=write) as process,
+    ):
+        os.close(write)
+        script.go()
+        script.wait()
+        deadline = time.monotonic() + 60
+        while not is_full(read):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)  # so that it is two; nothing is asserted on the time
+        _, err = process.communicate(timeout=60)
+        os.close(read)
+    assert process.returncode == 130
+    assert b"traced rows were not printed" in err
+    assert b"Traceback" not in err
+    assert of(process) == []
+
+
+def is_full(pipe: int) -> bool:
+    """Whether a pipe of the usual 64 KiB takes no further page."""
+    unread = fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4)
+    return int.from_bytes(unread, sys.byteorder) > 60_000
+
+
+def test_a_port_filter_beside_other_traffic_ends_as_it_should():
+    """Sockets of all other traffic are destroyed meanwhile; nothing of them is remembered, and nothing breaks."""
+    from finwait.follow import Following
+    from finwait.table import transitions as tr
+    from finwait.table.filter import parse
+    from tests.kernel.test_trace import gather, pairs
+
+    with traffic(20) as mine, traffic(1500) as other:
+        wanted = parse(f"( sport = :{mine.port} or dport = :{mine.port} ) and src {mine.host}")
+        with Following(wanted) as following:
+            following.follower = tr.Follower(spare=64)  # as if it had run for days
+            other.go()
+            mine.go()
+            rows = gather(following, lambda t: pairs(t)[9, 7] >= 20, mine.host, seconds=90)
+            other.wait()
+            for _ in range(20):
+                following.step(0.1)
+            follower = following.follower
+            assert len(follower._lives) < 1500
+            assert len(follower._sk) <= len(follower._lives)
+            assert follower.forgotten == 0
+    assert sum(pairs(rows).values()) == 200
+
+
+def test_what_could_not_be_judged_is_said_and_is_no_clean_end():
+    with traffic(50) as script, trace(
+        "--for", "4s", "-o", "jsonl", f"user = nobody and dport = :{script.port}"
+    ) as process:  # fmt: skip
+        script.go()
+        out, err = process.communicate(timeout=60)
+    assert out == b""
+    assert b"that the FILTER could not judge" in err
+    assert process.returncode == 3
+
+
+def test_a_filter_that_everything_could_be_judged_by_ends_clean():
+    with traffic(5, "half") as script, trace(
+        "--for", "3s", "-o", "jsonl", f"sport = :{script.port} and state close-wait"
+    ) as process:  # fmt: skip
+        script.go()
+        out, err = process.communicate(timeout=60)
+    assert len(out.splitlines()) == 5, err
+    assert process.returncode == 0, err
+
+
+def test_what_is_stuck_is_told_as_json_with_every_holder():
+    with traffic(3, "half") as script, trace(
+        "--stuck", "1s", "--for", "20s", "--count", "3", "-o", "jsonl", "state", "close-wait", f"sport = :{script.port}"
+    ) as process:  # fmt: skip
+        script.go()
+        out, err = process.communicate(timeout=90)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert len(rows) == 3, err
+    for row in rows:
+        assert row["state"] == "CLOSE_WAIT"
+        assert row["netns"] == script.netns
+        assert row["for_ms"] >= 1000
+        assert [holder["pid"] for holder in row["holders"]] == [script.process.pid]
+        assert not row["orphan"]
+        assert not row["not_accepted"]
+
+
+def test_a_summary_with_a_filter_by_state_counts_time_in_that_state_alone():
+    host = own_address()
+    with traffic(25) as script, trace("--summary", "--for", "4s", f"src {host} state last-ack") as process:
+        script.go()
+        out, _ = process.communicate(timeout=60)
+    assert out.startswith(b"LAST_ACK: 25 times")
+    assert b"CLOSE_WAIT" not in out
+
+
+def test_what_came_too_fast_and_what_waits_too_long_is_bounded_and_said(monkeypatch):
+    from finwait import follow
+    from finwait.table.filter import parse
+
+    monkeypatch.setattr(follow, "_MOST_WAITING", 50)
+    with (
+        traffic(200) as script,
+        follow.Following(parse(f"sport = :{script.port}"), interval=5.0) as following,
+    ):
+        script.go()
+        script.wait()
+        deadline = time.monotonic() + 60
+        rows = 0
+        while rows < 1000:
+            rows += len(following.step(0.1).rows)
+            assert time.monotonic() < deadline, rows
+        assert following.follower.waiting <= 5000
+        assert any("came too fast" in sentence for sentence in following.bounded)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from finwait.table.sockets import pack_address
 from finwait.table.transitions import TransitionTable
 from finwait.uapi import tcp
 from tests.kernel.needs import missing
-from tests.kernel.test_trace import own_address, tracing_is_possible  # noqa: F401
+from tests.kernel.test_trace import own_address, pairs, tracing_is_possible  # noqa: F401
 
 pytestmark = pytest.mark.kernel
 
@@ -238,6 +239,11 @@ def test_a_process_that_may_not_be_looked_into_is_named(monkeypatch):
     assert 1 in holders.unreadable
 
 
+def mine(running: Scene) -> str:
+    """A FILTER for the scene alone: by its ports, which the kernel applies, nothing of others is counted either."""
+    return f"src {running.host} and ( sport = :{running.port} or dport = :{running.port} )"
+
+
 # ── a FILTER by process ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -245,7 +251,7 @@ def test_a_process_that_may_not_be_looked_into_is_named(monkeypatch):
 def test_every_row_of_a_programs_short_connections_passes_a_filter_by_its_name(strangers, who, port_is):
     """Thirty connections of microseconds: their holder is known by what it did, although nobody saw it hold them."""
     with scene("short") as running:
-        wanted = parse(f"comm = {who} and src {running.host}")
+        wanted = parse(f"comm = {who} and {mine(running)}")
         with Following(wanted, not_holders=strangers) as following:
             running.step()
             ends = tcp.FIN_WAIT2 if who == "fw-client" else tcp.LAST_ACK
@@ -269,7 +275,7 @@ def test_rows_wait_until_their_holder_is_found_and_keep_their_order(strangers, m
 
     monkeypatch.setattr(Holders, "search", slow)
     with scene("both") as running:
-        wanted = parse(f"comm = fw-server and src {running.host}")
+        wanted = parse(f"comm = fw-server and {mine(running)}")
         with Following(wanted, not_holders=strangers) as following:
             running.step()
             rows = until(following, running.host, lambda t: has(t, tcp.ESTABLISHED, tcp.CLOSE_WAIT))
@@ -283,7 +289,7 @@ def test_rows_wait_until_their_holder_is_found_and_keep_their_order(strangers, m
 def test_rows_of_which_nobody_can_know_are_counted():
     """Looking comes too late for the user of a connection that is over; no row of it is silently gone."""
     with scene("short") as running:
-        wanted = parse(f"user = nobody and src {running.host}")
+        wanted = parse(f"user = nobody and {mine(running)}")
         with Following(wanted, interval=1.0) as following:
             running.step()
             rows = 0
@@ -296,7 +302,7 @@ def test_rows_of_which_nobody_can_know_are_counted():
 
 def test_waiting_rows_are_handed_out_or_counted_at_the_end(strangers):
     with scene("both") as running:
-        wanted = parse(f"comm = fw-nobody and src {running.host}")
+        wanted = parse(f"comm = fw-nobody and {mine(running)}")
         with Following(wanted, not_holders=strangers) as following:
             running.step()
             deadline = time.monotonic() + 30
@@ -336,3 +342,43 @@ def test_polling_tells_the_holder_by_the_same_rule(strangers):
             rows = until(following, running.host, lambda t: bool((t.newstate == tcp.FIN_WAIT2).any()))
     assert set(rows.kind.tolist()) == {tr.POLLED}
     assert set(rows.dport.tolist()) == {running.port}
+
+
+def test_rows_that_wait_in_vain_are_counted_and_those_behind_them_are_not_lost(strangers, monkeypatch):
+    """A holder is never found in time: the row that waits for it is given up, and what is known to match is told."""
+    from finwait import follow
+
+    monkeypatch.setattr(follow, "_HOLDER_S", 1.0)
+    monkeypatch.setattr(Holders, "search", lambda *_, **__: None)
+    with scene("both") as running:
+        wanted = parse(f"{mine(running)} and ( comm = fw-server or dport = :{running.port} )")
+        with Following(wanted, not_holders=strangers) as following:
+            running.step()
+            rows = until(following, running.host, lambda t: has(t, tcp.FIN_WAIT1, tcp.FIN_WAIT2))
+            deadline = time.monotonic() + 30
+            while following.unjudged < 3:  # the server's rows, whose holder nobody looks for
+                following.step(0.1)
+                assert time.monotonic() < deadline
+    assert pairs(rows) == Counter({(7, 2): 1, (2, 1): 1, (1, 4): 1, (4, 5): 1})
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 100])
+def test_however_few_may_wait_no_row_is_lost_and_the_order_stays(strangers, monkeypatch, most):
+    from finwait import follow
+
+    monkeypatch.setattr(follow, "_MOST_HELD_BACK", most)
+    with scene("both") as running:
+        wanted = parse(f"{mine(running)} and ( comm = fw-server or dport = :{running.port} )")
+        with Following(wanted, not_holders=strangers) as following:
+            running.step()
+            tables: list[TransitionTable] = []
+            deadline = time.monotonic() + 60
+            while sum(map(len, tables)) + following.unjudged < 7:
+                tables.append(following.step(0.2).rows)
+                assert time.monotonic() < deadline
+            tables.append(following.finish().rows)
+            rows = TransitionTable.concatenate(tables)
+            assert len(rows) + following.unjudged == 7
+            if most == 100:
+                assert following.unjudged == 0
+    assert (np.diff(rows.time_ns) >= 0).all()

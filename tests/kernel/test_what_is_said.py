@@ -440,3 +440,24 @@ def test_an_acknowledgment_that_is_lost_on_the_way_back_is_no_peer_that_does_not
         orphan, held, data = "fin-unanswered-orphan", "fin-unanswered-held", "data-unanswered"
         assert rules == [orphan, held, orphan, data]
         assert theirs == [8, 8, 6, 1]  # CLOSE_WAIT, CLOSE_WAIT, TIME_WAIT, ESTABLISHED
+
+
+def test_a_server_that_does_not_read_the_end_and_a_client_that_does_not_are_told_apart() -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 2)
+        pair.near.leave([pair.ours[0]])
+        pair.far.leave([pair.theirs[1]])
+        served, opened = pair.theirs[0], pair.ours[1]
+        unread = "close-wait-eof-unread"
+
+        def both(view: View) -> bool:
+            return all(state_of(view, conn) == "CLOSE_WAIT" for conn in (served, opened))
+
+        diagnosis = until(lab, both)
+        server, client = told(diagnosis, served), told(diagnosis, opened)
+        assert server is not None
+        assert client is not None
+        assert (server.rule, client.rule) == (unread, unread)
+        assert "this server has not read it" in server.title
+        assert "this client has not read it" in client.title
+        assert not any("pool" in text for text in (server.title, *(remedy.text for remedy in server.ends_it)))

@@ -1,6 +1,9 @@
 """Whatever the text, the audit answers with findings and problems that have a line of that text."""
 
+import time
+
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -134,3 +137,26 @@ def test_a_plan_changes_only_what_differs_and_what_the_kernel_takes(wanted, curr
         assert by_key[key].low <= int(value) <= by_key[key].high
     again = drop_in(planned.changes, "why")
     assert {x.key: x.value for x in parse_sysctl_conf("f", again).lines} == planned.changes
+
+
+GROWING = (
+    "set tcp_fin_timeout to ", "echo 'a ", "\\", "cat <<A\n", "grep x|echo y;", "{{", "{{ x }}\n", "{%", "'\"",
+    "- name: net.ipv4.tcp_fin_timeout\n  - \n", "sysctl 'net.ipv4.tcp_x':", "net.ipv4.tcp_fin_timeout=", "```\n", "`",
+    "name=net.ipv4.aa a=a ", "--conntrack-tcp-timeout-close-wait ", "sed /net.a=1", '{"a":', "a: ", "&a *a ", "data:,",
+    "net tcp_ conntrack set not ", "timeout client ", "x {", "\n", " ",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", GROWING)
+def test_hostile_text_costs_time_in_proportion_to_its_length(piece):
+    """Processor time, so that a busy machine does not matter: four times the text, less than ten times the work."""
+
+    def cost(size):
+        data = (piece * (size // len(piece) + 1))[:size].encode()
+        begun = time.process_time()
+        for kind in KINDS:
+            audit("f", data, knowledge(), kind=kind)
+        return time.process_time() - begun
+
+    cost(2_000)
+    assert cost(64_000) < 10 * max(cost(16_000), 0.05)

@@ -55,11 +55,16 @@ def pairs(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 OVERRIDES = st.sets(st.sampled_from(sorted(GUARDS)))
 CANNOT = st.builds(
-    lambda destroy, borrow: plans.Abilities(
-        dict.fromkeys(destroy, "no CONFIG_INET_DIAG_DESTROY"), dict.fromkeys(borrow, "no CAP_SYS_PTRACE")
+    lambda destroy, borrow, harm, spared: plans.Abilities(
+        dict.fromkeys(destroy, "no CONFIG_INET_DIAG_DESTROY"),
+        dict.fromkeys(borrow, "no CAP_SYS_PTRACE"),
+        harm,
+        spared,
     ),
     st.sets(st.tuples(st.integers(1, 2), st.sampled_from([6, 262]))),
     st.sets(st.integers(501, 506)),
+    st.sampled_from(["", "its timer would be taken"]),
+    st.booleans(),
 )
 
 
@@ -84,17 +89,12 @@ def test_a_plan_touches_what_was_selected_and_allowed_and_says_why_it_leaves_the
     mask = np.array([bool(chosen >> (k % 16) & 1) for k in range(len(v))], np.bool_)
     limits = Limits(max_connections=most, override=frozenset(override))
     findings = engine.diagnose(v, catalogue.rules())
-    refused: Refused | None = None
-    try:
-        plan = plans.make(v, findings, mask, limits, force=force, can=can)
-    except Refused as error:
-        refused = error
-    if refused is not None:
-        assert refused.guard in {"max", "share"} - override
-        assert refused.hint
-        return
-    if "max" not in override:
-        assert len(plan.steps) <= most
+    plan = plans.make(v, findings, mask, limits, force=force, can=can)
+    assert {one.guard for one in plan.refused} <= {"max", "share"} - override
+    assert all(one.override for one in plan.refused)
+    assert ("max" in {one.guard for one in plan.refused}) == (
+        len(plan.steps) > most and "max" not in override
+    )
     rows = np.flatnonzero(mask).tolist()
     allowed = {key(v, r) for r in rows} | {key(v, int(v.other[r])) for r in rows if v.other[r] >= 0}
     state_of = {(key(v, r), tcp.STATES[int(v.sockets.state[r])]) for r in range(len(v))}
@@ -109,6 +109,10 @@ def test_a_plan_touches_what_was_selected_and_allowed_and_says_why_it_leaves_the
             assert not step.selected
         if step.means == "destroy":
             assert (step.netns, step.protocol) not in can.no_destroy
+            orphan = not step.inode and step.state in ("FIN_WAIT1", "LAST_ACK", "CLOSING")
+            timers = {int(v.sockets.timer[r]) for r in range(len(v)) if key(v, r) == where}
+            if orphan and timers == {1} and "harmed-orphan" not in override:
+                assert not can.harms_orphans
         else:
             assert any(pid not in can.no_borrow for pid, _, _ in step.holders)
         if "protected" not in override:
@@ -123,6 +127,10 @@ def test_a_plan_touches_what_was_selected_and_allowed_and_says_why_it_leaves_the
     )
     assert covered + len(plan.left) >= len(rows)
     assert plans.decode(plans.encode(plan)) == plan
+    if force is None or len({key(v, r) for r in range(len(v))}) == len(v):
+        read = plans.again(plan, v, limits, can=can)
+        assert not any(step.gone for step in read.steps)
+        assert len(read.steps) + len(read.left) == len(plan.steps)
 
 
 PLAN = plans.encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterable
@@ -11,10 +12,11 @@ import pytest
 
 from finwait import session
 from finwait.attribution.process import ProcessView
+from finwait.cli import check
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.context import ViewContext
-from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, View
-from finwait.errors import FinwaitError
+from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
+from finwait.errors import FinwaitError, Gap
 from finwait.report import json as json_report
 from finwait.report import text
 from finwait.session import Diagnosis, Snapshot
@@ -40,6 +42,9 @@ class Machine:
 
     def processes(self, which: Iterable[int]) -> dict[int, object]:
         return {pid: None for pid in which if pid in (500, 501, 502)}
+
+    def devices(self, spaces: Iterable[int]) -> dict[tuple[int, int], str]:
+        return {(space, 1): "lo" for space in spaces}
 
 
 def looked(v: View) -> Diagnosis:
@@ -151,6 +156,8 @@ def test_a_row_that_a_filter_can_neither_take_nor_leave_is_said() -> None:
         ("pid = 998,999", "no process 998; there is no process 999"),
         ("netns = nosuch or comm = ngin*", "`nosuch` among those looked into; no process"),
         ("state fin-wait-2 and not ( pid != 999 )", "no process 999"),
+        ("user = nosuch", "no user that this machine can list is called `nosuch`"),
+        ("dev = nosuch and state fin-wait-2", "no network interface is called `nosuch`"),
     ],
 )
 def test_a_filter_that_names_what_is_not_here_is_no_all_clear(words: str, why: str) -> None:
@@ -220,3 +227,93 @@ def test_what_is_known_of_a_row_in_part_or_not_at_all_excludes_nothing() -> None
     assert found("container != web") == [False, False]
     assert found("container != fff") == [True, False]
     assert found("cgroup != /a") == [False, False]
+
+
+OUTSIDE = {
+    500: ProcessView(500, "leaky", uid=33, netns=1, cgroup="/system.slice/leaky.service"),
+    501: ProcessView(501, "server", uid=0, netns=2, cgroup="/init.scope"),
+}
+
+
+def outside(**more: Any) -> View:
+    return view(HALF, holders={7: [501]}, processes=OUTSIDE, namespaces=SPACES, hidden=LEAK, **more)
+
+
+@pytest.mark.parametrize("kind", ["pod", "container"])
+def test_a_leak_of_a_process_outside_of_containers_is_told_as_that(kind: str) -> None:
+    assert "hidden-leak" in rules(narrowed(f"not {kind} = *", outside()))
+    assert "hidden-leak" in rules(narrowed(f"{kind} != abc", outside()))
+    assert "hidden-leak" not in rules(narrowed(f"{kind} = * or state fin-wait-2", outside()))
+
+
+@pytest.mark.parametrize("words", ["pod = *", "container = abc", "container = web", "pod = shop/web-0"])
+def test_where_nothing_is_in_a_container_a_filter_for_one_is_no_all_clear(words: str) -> None:
+    with pytest.raises(FinwaitError, match="nothing that was looked at belongs to a"):
+        narrowed(words, outside())
+
+
+def test_what_was_not_swept_is_not_said_to_be_absent() -> None:
+    part = view(HALF, holders={7: [501]}, processes=OUTSIDE, namespaces=SPACES, hidden_known=False)
+    for words in ("comm = nginx", "container = abc", "pod = *"):
+        assert narrowed(words, part).findings == ()
+
+
+def first_line(*sockets: dict[str, Any], words: str = "", gaps: tuple[Gap, ...] = (), **more: Any) -> str:
+    v = view(*sockets, namespaces=SPACES, processes=PROCESSES, **more)
+    if not words:
+        return text.headline(v, engine.diagnose(v, catalogue.rules()), "vm", gaps)
+    found = narrowed(words, v)
+    return text.headline(v, found.findings, "vm", gaps, found.narrowed)
+
+
+def test_a_listener_is_not_counted_among_connections_that_do_not_finish_closing() -> None:
+    full = socket(state=tcp.LISTEN, inode=5, rqueue=4, wqueue=3, sport=9, dport=0, cookie=9)
+    alone = first_line(full, holders={5: [501]}, watched_ms=4000, earlier=[full])
+    assert alone == "vm: 1 listener does not accept."
+    both = first_line(full, HALF, holders={5: [501], 7: [501]}, watched_ms=4000, earlier=[full, HALF])
+    assert (
+        "1 of 1 connection in 3 network namespaces does not finish closing; 1 listener does not accept."
+        in both
+    )
+
+
+def test_an_open_connection_is_not_said_to_be_closing() -> None:
+    quiet = INFO | {"last_data_recv_ms": 60_000, "last_data_sent_ms": 60_000, "last_ack_recv_ms": 60_000}
+    door = socket(state=tcp.LISTEN, inode=5, sport=4000, dport=0, cookie=9, wqueue=9)
+    hung = [
+        socket(state=tcp.ESTABLISHED, inode=20 + k, rqueue=5, dport=80 + k, cookie=20 + k, netns=1, **quiet)
+        for k in range(3)
+    ]
+    held = {5: [501], **{20 + k: [501] for k in range(3)}}
+    said = first_line(door, *hung, holders=held, watched_ms=4000, earlier=[door, *hung])
+    assert said == "vm: 3 of 3 connections in 3 network namespaces are open and stuck."
+    said = first_line(
+        door, *hung, HALF, holders=held | {7: [501]}, watched_ms=4000, earlier=[door, *hung, HALF]
+    )
+    assert "4 of 4 connections in 3 network namespaces do not finish closing, or are open and stuck." in said
+
+
+def test_beside_a_gap_nobody_says_that_nothing_is_stuck() -> None:
+    gap = Gap("3 processes", "list their descriptors", "CAP_SYS_PTRACE")
+    flood = [
+        socket(state=tcp.TIME_WAIT, timer=3, sport=9, dport=k, netns=1, cookie=100 + k) for k in range(12)
+    ]
+    whole = first_line(*flood, options=Options(flood=10))
+    assert "nothing is stuck among 12" in whole
+    partly = first_line(*flood, options=Options(flood=10), gaps=(gap,))
+    assert "nothing is stuck" not in partly
+    assert "nothing was seen that is stuck among 12" in partly
+
+
+def test_a_peer_that_was_not_found_may_be_where_nobody_looked() -> None:
+    (found,) = (f for f in narrowed("rule = fin-wait2-held", outside()).findings if f.primary)
+    assert "not on this machine" not in found.title
+
+
+def test_check_says_that_a_filter_selects_nothing() -> None:
+    asked = argparse.Namespace(min_age=0, severity="problem", established="auto", filter=["state last-ack"])
+    assert (
+        check._text(check._counted(asked, narrowed("state last-ack"))) == "the FILTER selects no connection"
+    )
+    asked.filter = ["state time-wait"]
+    assert "nothing fails" in check._text(check._counted(asked, narrowed("state time-wait")))

@@ -128,6 +128,10 @@ def test_who_held_what_is_over_is_told_as_the_past():
     assert record["last_owners"] == [{"pid": 900, "comm": "worker"}]
     (line,) = text.lines(over, names)
     assert "was worker[900]" in line
+    moved = rows((0, 1, 4), inode=5, life=3, over=True, interrupt=False, pid=77)
+    past = text.Names(last={3: [(900, "worker")]}, movers=MOVERS)
+    (line,) = text.lines(moved, past)
+    assert "was worker[900]" in line, "a process says more than a thread of an unknown one"
     alive = rows((0, 1, 8), inode=6, life=3)
     (record,) = text.records(alive, names)
     assert record["last_owners"] is None

@@ -70,6 +70,37 @@ def test_an_ipv6_record_keeps_its_addresses():
     assert table.dst.tolist() == [list(pack_address("2001:db8::2"))]
 
 
+OLD = {f.id: f for f in map(tp.parse_format, (rp.OLD_RETRANSMIT, rp.OLD_SEND_RESET, rp.OLD_RECEIVE_RESET))}
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(1401, tr.RETRANSMIT), (1400, tr.SEND_RESET), (1399, tr.RECEIVE_RESET)]
+)
+@pytest.mark.parametrize(
+    ("src", "dst", "family"),
+    [
+        ("10.0.0.1", "10.0.0.2", 2), ("127.0.0.6", "127.0.0.6", 2), ("2001:db8::1", "2001:db8::2", 10),
+        ("fe80::1", "fe80::2", 10), ("::1", "::1", 10),
+    ],
+)  # fmt: skip
+def test_events_of_linux_5_10_that_do_not_tell_their_family_keep_their_addresses(
+    number, kind, src, dst, family
+):
+    import ipaddress
+
+    page = rp.PageWriter(LAYOUT, 1000)
+    packed = [ipaddress.ip_address(text).packed for text in (src, dst)]
+    page.data(rp.old_event(number, src=packed[0], dst=packed[1], sport=4000, dport=443), 5)
+    found = tp.walk(np.frombuffer(page.page(), np.uint8), np.array([0]), np.array([4096]), LAYOUT)
+    table, cookies = tr.decode(found, np.array([0]), OLD, byteorder="little")
+    assert table.kind.tolist() == [kind]
+    assert table.family.tolist() == [family]
+    assert table.src.tolist() == [list(pack_address(src))]
+    assert table.dst.tolist() == [list(pack_address(dst))]
+    assert (table.sport[0], table.dport[0]) == (4000, 443)
+    assert cookies.tolist() == [77 if number == 1399 else 0]
+
+
 def test_time_in_each_state_is_the_difference_within_one_life():
     follower = tr.Follower()
     table, cookies = events(*life(1000, 10))

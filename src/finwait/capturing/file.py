@@ -20,10 +20,10 @@ from typing import BinaryIO, Final, Self
 from finwait import files as disk
 from finwait.capturing.chosen import End, read_note
 from finwait.diagnosis.closings import Closings
-from finwait.errors import DecodeError, FileRefused
+from finwait.errors import DecodeError, FileRefused, Gap
 from finwait.kernel.capture import Packet
 from finwait.uapi import pcap
-from finwait.uapi.segment import LINKTYPE_LINUX_SLL2, Segment, Unread, parse_segment
+from finwait.uapi.segment import LINKTYPE_LINUX_SLL2, Segment, Unread, link_name, parse_segment
 
 __all__ = ["CaptureFile", "FileRead", "Writer", "read_closings"]
 
@@ -190,11 +190,12 @@ class CaptureFile:
     """A capture file, unpacked while it is read if gzip packed it; ``-`` is standard input. A context manager.
 
     Raises:
+        FileRefused: it is no regular file.
         OSError: it cannot be opened.
     """
 
     def __init__(self, path: str) -> None:
-        self._file = sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: SIM115 - closed by __exit__
+        self._file = sys.stdin.buffer if path == "-" else disk.open_to_read(path, pipes=True)
         self._keep = path == "-"
         self._head = self._file.read(2)
         self._unpack = zlib.decompressobj(wbits=31) if self._head == b"\x1f\x8b" else None
@@ -272,17 +273,27 @@ class FileRead:
     broken: DecodeError | None = None
     cut: str = ""
 
-    @property
-    def partial(self) -> bool:
-        """Whether something in the file could not be seen."""
-        return bool(
-            self.broken
-            or self.cut
-            or self.links
-            or self.dropped
-            or self.unread[Unread.CUT]
-            or self.book.given_up
-        )
+    def gaps(self, path: str) -> list[Gap]:
+        """Return what in the file could not be seen."""
+        found = [
+            Gap(path, f"read {count} packets of link type {link_name(link)}", "")
+            for link, count in self.links.most_common()
+        ]
+        if count := self.unread[Unread.CUT]:
+            found.append(
+                Gap(path, f"read {count} packets that end before their TCP header", "a larger snaplen")
+            )
+        if self.dropped:
+            found.append(Gap(path, f"show {self.dropped} packets that the capturing program lost", ""))
+        if self.book.given_up:
+            found.append(
+                Gap(path, f"keep {self.book.given_up} connections", "ADDRESS:PORT of those that you want")
+            )
+        if self.cut:
+            found.append(Gap(path, f"read on: {self.cut}", ""))
+        elif self.broken is not None:
+            found.append(Gap(path, f"read on: {self.broken}", ""))
+        return found
 
 
 def read_closings(path: str, wanted: Sequence[End] = ()) -> FileRead:

@@ -17,7 +17,7 @@ from finwait.capturing.chosen import Chosen, note, place_of
 from finwait.capturing.file import Writer
 from finwait.diagnosis.closing import CLOSED
 from finwait.diagnosis.closings import Closings
-from finwait.errors import KernelError
+from finwait.errors import Gap, KernelError
 from finwait.kernel import netns
 from finwait.kernel.capture import RETIRE_S, Capture, Packet, space_of
 from finwait.kernel.lookup import Question, ask
@@ -48,6 +48,15 @@ class Recorder:
     """Whether every connection had ended."""
     until_ns: int = 0
     """When it ended; 0 while it runs."""
+
+    def gaps(self) -> list[Gap]:
+        """Return what could not be captured."""
+        if not self.dropped:
+            return []
+        places = ", ".join(sorted({one.place for one in self.chosen})) or "the capture"
+        return [
+            Gap(places, f"keep {self.dropped} packets, which came while no block of the ring was free", "")
+        ]
 
 
 def follow(

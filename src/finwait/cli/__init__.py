@@ -180,11 +180,19 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
 
 def _check(words: Sequence[str]) -> int:
     """Run ``finwait check``, whose status is a plugin's whatever happens: 3 also for wrong arguments."""
-    from finwait.cli import check
-
     if not _standard_streams():
         _complain(FinwaitError(_NO_OUTPUT), 3)
         return 3
+    try:
+        return _checked(words)
+    except OSError:  # nobody takes the line, or there is no room for it
+        _write_no_more()
+        return 3
+
+
+def _checked(words: Sequence[str]) -> int:
+    from finwait.cli import check
+
     try:
         args = _parsed(words)
         status: int = args.run(args)
@@ -195,9 +203,6 @@ def _check(words: Sequence[str]) -> int:
         return check.unknown(f"wrong arguments: {error}")
     except KeyboardInterrupt:
         return check.unknown("interrupted")
-    except OSError:  # nobody takes the line, or there is no room for it
-        _write_no_more()
-        return 3
 
 
 _PLAIN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -95,19 +96,21 @@ def _judge(name: str, data: bytes, known: Knowledge, kind: str | None) -> AuditR
 
 def _read(name: str) -> bytes | Problem:
     """Return what a file holds, or why it could not be read."""
+    from finwait import files
+    from finwait.errors import FileRefused
     from finwait.remedy.audit.finding import Problem
 
     try:
         if name == "-":
             data = sys.stdin.buffer.read(_LARGEST + 1)
         else:
-            with open(name, "rb") as file:
+            with files.open_to_read(name, pipes=True) as file:
                 data = file.read(_LARGEST + 1)
+    except FileRefused as error:
+        tail = ": name the files in it, for example with a glob" if os.path.isdir(name) else ""
+        return Problem(name, 1, f"could not be read: {error.reason}{tail}")
     except OSError as error:
-        tail = (
-            ": name the files in it, for example with a glob" if isinstance(error, IsADirectoryError) else ""
-        )
-        return Problem(name, 1, f"could not be read: {error.strerror}{tail}")
+        return Problem(name, 1, f"could not be read: {error.strerror}")
     if len(data) > _LARGEST:
         return Problem(name, 1, f"is larger than {_LARGEST >> 20} MiB: split it")
     return data

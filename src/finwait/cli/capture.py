@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finwait.capturing import Chosen, FileRead, Recorder, Writer
     from finwait.capturing.chosen import End
     from finwait.diagnosis.sightings import Sighting
+    from finwait.errors import Gap
     from finwait.kernel.netns import NetNamespace
     from finwait.session import Snapshot
 
@@ -30,10 +31,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register the command."""
     parser = subparsers.add_parser(
         "capture",
-        help="the packets of chosen connections, and a picture of how they close",
-        description="Capture the packets of connections that are there now, in their network namespaces and in "
-        "every form that address translation gives them. Writes pcapng with what is known about each connection as "
-        "comments, and draws how it closed: who sent FIN, which ACK answered, what never came.",
+        help="capture the packets of chosen connections, and draw how they close",
+        description="Capture the packets of connections that exist now, in their network namespaces and in every "
+        "form that address translation gives them. Draw how each one closed: who sent a FIN, which ACK answered it, "
+        "what never came. With --write, save the packets as pcapng, with comments on each connection.",
     )
     parser.add_argument(
         "what",
@@ -49,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--for",
         dest="duration",
         type=options.duration_ms,
-        metavar="TIME",
+        metavar="DURATION",
         help="stop after this time (e.g. 30s)",
     )
     parser.add_argument(
@@ -57,14 +58,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=options.positive,
         default=0,
         metavar="MB",
-        help="start a new file every MB megabytes",
+        help="start a new file every MB megabytes, and keep the last --files",
     )
     parser.add_argument(
         "--files",
         type=options.at_least_one,
         default=5,
         metavar="N",
-        help="files to keep with --ring-mb (default: 5)",
+        help="files to keep (default: 5)",
     )
     parser.add_argument(
         "--snaplen",
@@ -264,7 +265,7 @@ def _follow(rounds: object, writer: Writer | None) -> int:
             for _ in rounds:
                 if writer is not None and writer.failed and not told:
                     told = writer.failed
-                    print(f"could not write on: {told}; the diagram goes on", file=sys.stderr)
+                    print(f"finwait: writing stopped: {told}; the drawing goes on", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     finally:
@@ -301,18 +302,13 @@ def _account(recorder: Recorder, writer: Writer | None, status: int) -> int:
     if writer is not None:
         where = f" to {', '.join(f'`{path}`' for path in writer.paths)}"
     print(f"{recorder.packets} packets{where}", file=sys.stderr)
-    if recorder.dropped:
-        print(
-            f"gap: {recorder.dropped} packets were lost: no block of the ring was free, the drawing may lack them",
-            file=sys.stderr,
-        )
+    gaps = recorder.gaps()
+    options.tell_gaps(gaps)
     if writer is not None and writer.failed:
-        print(
-            f"the file is not whole: {writer.failed}\nhint: free some space and capture again",
-            file=sys.stderr,
-        )
+        print(f"finwait: error: the file is incomplete: {writer.failed}", file=sys.stderr)
+        print("hint: free some space and capture again", file=sys.stderr)
         return 1
-    return status or (3 if recorder.dropped else 0)
+    return status or options.status(gaps)
 
 
 def explain_file(path: str, wanted: Sequence[End]) -> int:
@@ -347,14 +343,15 @@ def explain_file(path: str, wanted: Sequence[End]) -> int:
             print()
         for line in drawing(sighting, until_ns=found.until_ns, lost=found.dropped):
             print(line)
-    _tell_read(found, joined, drawn)
+    gaps = found.gaps(path)
+    _tell_read(found, joined, drawn, gaps)
     if wanted and not joined:
         error = FinwaitError(
             f"no connection of {' and '.join(end_text(*end) for end in wanted)} is in `{path}`"
         )
         error.hint = "leave the addresses out to see every connection of the file"
         raise error
-    return 3 if found.partial else 0
+    return options.status(gaps)
 
 
 def _chosen_to_draw(joined: list[Sighting], *, all_of_them: bool) -> list[Sighting]:
@@ -368,11 +365,11 @@ def _chosen_to_draw(joined: list[Sighting], *, all_of_them: bool) -> list[Sighti
     return [joined[k] for k in sorted(order[:_DRAWN])]
 
 
-def _tell_read(found: FileRead, joined: list[Sighting], drawn: list[Sighting]) -> None:
+def _tell_read(found: FileRead, joined: list[Sighting], drawn: list[Sighting], gaps: list[Gap]) -> None:
     """Say on standard error what was read, and what could not be."""
     from collections import Counter
 
-    from finwait.uapi.segment import Unread, link_name
+    from finwait.uapi.segment import Unread
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
@@ -383,19 +380,8 @@ def _tell_read(found: FileRead, joined: list[Sighting], drawn: list[Sighting]) -
         counts = Counter(one.closing.outcome.value for one in joined)
         say("  " + ", ".join(f"{count} × {name}" for name, count in counts.most_common()))
         say(f"{len(drawn)} of {len(joined)} are drawn\nhint: name one by ADDRESS:PORT to see it")
-    for link, count in found.links.most_common():
-        say(f"gap: {count} packets of link type {link_name(link)} were not read")
-    if found.links:
-        say("hint: finwait reads Ethernet, Linux cooked, raw IP, PPP and loopback captures")
-    if found.unread[Unread.CUT]:
-        say(f"gap: {found.unread[Unread.CUT]} packets end before their TCP header (too small a snaplen?)")
-    if found.dropped:
-        say(f"gap: {found.dropped} packets were lost when this was captured")
     if found.late:
-        say(f"note: {found.late} packets have time stamps far out of order")
-    if found.book.given_up:
-        say(f"gap: {found.book.given_up} connections were left out; name those that you want by ADDRESS:PORT")
-    if found.cut:
-        say(f"gap: {found.cut}; what was unpacked is shown")
-    elif found.broken is not None:
-        say(f"gap: the file cannot be read on: {found.broken}")
+        say(f"{found.late} packets have time stamps far out of order")
+    options.tell_gaps(gaps)
+    if found.links:
+        say("hint: Ethernet, Linux cooked, raw IP, PPP and loopback captures can be read")

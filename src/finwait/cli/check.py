@@ -129,7 +129,8 @@ def _look(args: argparse.Namespace) -> Diagnosis:
 
     diagnosis = options.diagnose(args)
     wanted = _severities(args)
-    if not args.watch and not args.recording and any(_undecided(f, wanted) for f in diagnosis.findings):
+    again = any(_undecided(f, wanted) for f in diagnosis.findings) or any(_ageless(args, diagnosis))
+    if not args.watch and not args.recording and again:
         args.watch = RECENT_MS + 500
         diagnosis = options.diagnose(args)
     return diagnosis
@@ -145,16 +146,38 @@ class _Counted:
 
     by_rule: dict[str, int]
     """Without the rules that found nothing, the most frequent first."""
-    ageless: int
-    """What `--min-age` leaves out because nobody can know since when it is so: descriptors without a connection."""
+    ageless: tuple[str, ...]
+    """What `--min-age` leaves out although nothing ever tells since when it is so."""
     not_seen: tuple[str, ...]
     """What more could be wrong, and why it was not seen."""
     passed_over: int
     """How many ESTABLISHED connections were left out because that was asked for."""
+    selects_nothing: bool = False
+    """Whether the FILTER selects nothing at all, so that nothing could be wrong with it."""
 
     @property
     def total(self) -> int:
         return sum(self.by_rule.values())
+
+
+def _ageless(args: argparse.Namespace, diagnosis: Diagnosis) -> tuple[int, int]:
+    """Return of how many connections and descriptors that would count nothing ever tells how old they are.
+
+    A listener, a FIN behind unsent data, a descriptor without a connection: however long one waits, they do not come to
+    be older than `--min-age`, and leaving them out would be to say for ever that all is well.
+    """
+    from finwait.diagnosis.assemble import ages
+
+    connections = descriptors = 0
+    if args.min_age:
+        wanted = _severities(args)
+        unknown = ages(diagnosis.view.sockets)[0] < 0
+        unknown &= diagnosis.view.at_least_ms < args.min_age
+        for f in diagnosis.findings:
+            if f.primary and f.severity in wanted:
+                connections += int(unknown[f.rows].sum())
+                descriptors += 0 if len(f.rows) else f.count
+    return connections, descriptors
 
 
 def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
@@ -162,7 +185,6 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
 
     wanted = _severities(args)
     counts: Counter[str] = Counter()
-    ageless = 0
     for f in diagnosis.findings:
         if not f.primary or f.severity not in wanted:
             continue
@@ -170,8 +192,15 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
             counts[f.rule] += f.count
         elif len(f.rows):
             counts[f.rule] += int((diagnosis.view.at_least_ms[f.rows] >= args.min_age).sum())
-        else:
-            ageless += f.count
+    connections, descriptors = _ageless(args, diagnosis)
+    ageless = tuple(
+        text
+        for n, text in (
+            (connections, f"{connections} connections"),
+            (descriptors, f"{descriptors} descriptors of connections that are gone"),
+        )
+        if n
+    )
     not_seen = [str(gap) for gap in diagnosis.gaps]
     skipped = _established_skipped(args, diagnosis)
     if skipped and args.established == "auto":
@@ -184,13 +213,12 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
         for f in diagnosis.narrowed.unjudged:
             open_[f.rule] += f.count if f.severity in wanted else 0
         not_seen += [f"whether the FILTER selects {n} {rule}" for rule, n in open_.items() if n]
-    if ageless:
-        not_seen.append(f"the age of {ageless} descriptors of connections that are gone")
     return _Counted(
         {rule: n for rule, n in counts.most_common() if n},
         ageless,
         tuple(not_seen),
         skipped if args.established == "never" else 0,
+        diagnosis.narrowed is not None and not diagnosis.narrowed.rows.any() and not diagnosis.findings,
     )
 
 
@@ -205,7 +233,7 @@ def _established_skipped(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
 def _level(args: argparse.Namespace, counted: _Counted) -> int:
     """Return the status: what was not seen can only add to the count, and never makes a good answer."""
     total = counted.total
-    if not counted.not_seen:
+    if not (counted.not_seen or counted.ageless):
         return 2 if args.critical.alerts(total) else 1 if args.warning.alerts(total) else 0
     return 2 if args.critical.alerts_from(total) else 1 if args.warning.alerts_from(total) else 3
 
@@ -227,13 +255,15 @@ def _answer(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
 
 
 def _text(counted: _Counted) -> str:
-    partly = counted.not_seen or counted.passed_over
+    partly = counted.not_seen or counted.ageless or counted.passed_over
     nothing = f"nothing {'that was seen ' if partly else ''}fails to finish closing"
+    if counted.selects_nothing:
+        nothing = f"the FILTER selects no connection{' that was seen' if partly else ''}"
     parts = [", ".join(f"{n} {rule}" for rule, n in counted.by_rule.items()) or nothing]
     if counted.passed_over:
         parts.append(f"about {counted.passed_over} sockets not looked at (`--established never`)")
     if counted.ageless:
-        parts.append(f"left out, of unknown age: {counted.ageless} descriptors of connections that are gone")
+        parts.append(f"left out, of unknown age: {', '.join(counted.ageless)}")
     parts += _not_seen(counted.not_seen)
     return "; ".join(parts)
 

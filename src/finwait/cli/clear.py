@@ -45,6 +45,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument("--dry-run", action="store_true", help="show the plan and do not even ask")
     act.add_argument(
+        "--all", action="store_true", help="show every connection of the plan, not some of each group"
+    )
+    act.add_argument(
         "--plan",
         dest="plan_file",
         metavar="FILE",
@@ -122,22 +125,32 @@ def run(args: argparse.Namespace) -> int:
                 "`--plan` applies a whole plan: no FILTER, `--with` or `--netns` beside it",
                 hint="make the plan with them: `finwait clear FILTER -o json`",
             )
-        plan = plans.decode(_read(args.plan_file), args.plan_file)
-        plans.check_again(plan, _limits(args, established=True), _names(plan))
+        plan, gaps = _plan_again(args)
     else:
         plan, gaps = make_plan(args)
     if args.output == "json" and (args.dry_run or not args.yes):
         sys.stdout.write(plans.encode(plan).decode())
+        _tell_refused(plan)
         return options.status(gaps)
     options.tell_gaps(gaps)
     acting = bool(plan.steps) and args.yes and not args.dry_run
     if args.output == "text":
-        options.write(left_lines(plan) if acting else plan_lines(plan))
-    if not plan.steps or args.dry_run or not _agreed(args, plan):
+        options.write(left_lines(plan) if acting else plan_lines(plan, whole=args.all))
+    if args.dry_run:
+        _tell_refused(plan)
+        return 4 if plan.left and not plan.steps else options.status(gaps)
+    plans.permit(plan)
+    if not plan.steps or not _agreed(args, plan):
         if args.output == "json":
             tell(args, [])
         return 4 if plan.left and not plan.steps else options.status(gaps)
     return _act(args, plan)
+
+
+def _tell_refused(plan: Plan) -> None:
+    for one in plan.refused:
+        said = f"finwait: to do this would be refused by guard `{one.guard}`: {one.reason}\n"
+        options.write_error([said, f"hint: override with {one.override}\n"])
 
 
 _MOST_BYTES = 64 << 20
@@ -150,7 +163,7 @@ def _read(name: str) -> bytes:
 
     try:
         if name != "-":
-            return files.read(name, _MOST_BYTES)
+            return files.read(name, _MOST_BYTES, pipes=True)
         data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     except OSError as error:
         raise FinwaitError(f"could not read the plan `{name}`: {error.strerror}") from None
@@ -159,17 +172,35 @@ def _read(name: str) -> bytes:
     return data
 
 
-def _names(plan: Plan) -> dict[int, str]:
-    """Return the names that the holders of a plan have now, of those that are there."""
-    from pathlib import Path
+def _plan_again(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
+    """Read a plan from a file, and make it anew from a look at its connections.
 
-    names = {}
-    for pid in {pid for step in plan.steps for pid, _, _ in step.holders}:
-        try:
-            names[pid] = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
-        except OSError:
-            continue
-    return names
+    Raises:
+        Refused: it is of another boot, or names a listener.
+        FinwaitError: it is none, or the look failed.
+    """
+    from dataclasses import replace
+
+    import numpy as np
+
+    from finwait import acting, session
+    from finwait.errors import Refused
+    from finwait.remedy import plan as plans
+    from finwait.remedy.guards import Abilities
+
+    plan = plans.decode(_read(args.plan_file), args.plan_file)
+    spaces = frozenset(end.netns for step in plan.steps for end in (step, step.other) if end is not None)
+    look = options.how(args)
+    what = replace(look.plan, only=spaces, established_limit=None, conntrack=False)
+    shot = session.look(options.machine(args), replace(look, plan=what))
+    if plan.boot_id != shot.observation.facts.boot_id:
+        raise Refused("boot", "the plan was made before this machine was started: its connections are gone")
+    cookies = np.array([int(step.cookie, 16) for step in plan.steps], np.uint64)
+    rows = np.flatnonzero(np.isin(shot.sockets.cookie, cookies)).tolist()
+    can = Abilities() if args.recording else acting.abilities(shot.view, rows)
+    unseen = spaces - {ns.inode for ns in shot.observation.namespaces} - acting.vanished(spaces)
+    limits = _limits(args, established=True)
+    return plans.again(plan, shot.view, limits, can=can, unseen=unseen), shot.gaps
 
 
 def chosen_words(words: list[str]) -> list[str]:
@@ -183,7 +214,6 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     """Look, diagnose and plan, as the options say.
 
     Raises:
-        Refused: the plan is larger than allowed.
         FinwaitError: the filter or the look failed.
     """
     import numpy as np
@@ -204,7 +234,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     if words:
         rows = options.mask_of(found, diagnosis.snapshot, diagnosis.findings)
         if not rows.any():
-            session.refuse_impossible(found, diagnosis.snapshot)
+            session.refuse_impossible(found, diagnosis.snapshot, options.users(diagnosis.snapshot))
     else:
         rows = np.zeros(len(view), np.bool_)
         for (
@@ -243,62 +273,79 @@ def _limits(args: argparse.Namespace, established: bool) -> Limits:
 
 
 _EACH = 20
-"""So many connections of a group are shown one by one; `-o json` has all."""
+"""So many connections of a group are shown one by one; `--all` shows them all, and `-o json` has everything."""
+_GROUPS = 30
+"""… and so many groups."""
 
 
-def plan_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
+def plan_lines(plan: Plan, *, overrule: bool = True, whole: bool = False) -> list[str]:
     """Return a plan as lines for a person: steps of one kind, reason and program together.
 
     Args:
         plan: the plan.
         overrule: whether the reader has `--override` at hand.
+        whole: whether to show every connection of it.
     """
     from collections import Counter
 
-    classes = Counter(step.kind for step in plan.steps)
+    here = [step for step in plan.steps if not step.gone]
+    classes = Counter(step.kind for step in here)
     how = ", ".join(f"{n} {kind}" for kind, n in classes.most_common())
-    lines = [f"{_connections(len(plan.steps))} to end" + (f" ({how})" if how else "")]
+    lines = [f"{_connections(len(here))} to end" + (f" ({how})" if how else "")]
     lines[0] += f", {len(plan.left)} left alone.\n"
-    groups: dict[tuple[object, ...], list[Step]] = {}
-    for step in plan.steps:
-        who = step.holders[:1] and (step.holders[0][0], step.holders[0][2])
-        key = (
-            step.means, step.rule, step.state, step.peer_told, who or (step.holders_known, not step.inode),
-            bool(step.selected), step.note,
-        )  # fmt: skip
-        groups.setdefault(key, []).append(step)
-    for steps in groups.values():
-        one = steps[0]
-        held = _held(one)
+    if gone := len(plan.steps) - len(here):
         lines.append(
-            f"\n{one.means} [{one.kind}] ×{len(steps)}: {one.rule or 'no rule'}, {one.state}, {held}\n"
+            f"{_connections(gone)} of the plan {'is' if gone == 1 else 'are'} gone since it was made.\n"
         )
-        if one.selected:
-            lines += wrapped("done at the other end of what was selected: its FIN finishes both ends")
-        if one.note:
-            lines += wrapped(one.note)
-        lines += wrapped(f"the peer is told: {one.peer_told}")
-        if one.stays:
-            said = "the descriptor stays open" if one.holders else one.stays
-            lines += wrapped(
-                said if len(steps) == 1 else said.replace("descriptor stays", "descriptors stay")
-            )
-        for step in steps[:_EACH]:
-            at = ", ".join(f"{pid}:{fd}" for pid, fd, _ in step.holders[:3])
-            lines += _connection(step, f"pid:fd {at}" if at else "")
-        if len(steps) > _EACH:
-            lines.append(f"    … and {len(steps) - _EACH} more; `-o json` lists them\n")
+    groups: dict[tuple[object, ...], list[Step]] = {}
+    for step in here:
+        who = step.holders[0][2] if step.holders else (step.holders_known, not step.inode)
+        key = (step.means, step.rule, step.state, step.sees, who, bool(step.selected), step.note)
+        groups.setdefault(key, []).append(step)
+    shown = list(groups.values()) if whole else list(groups.values())[:_GROUPS]
+    for steps in shown:
+        lines += _group(steps, len(steps) if whole else _EACH)
+    if len(groups) > len(shown):
+        rest = len(here) - sum(map(len, shown))
+        lines.append(
+            f"\n… and {_connections(rest)} in {len(groups) - len(shown)} more groups; `--all` shows them\n"
+        )
     return lines + left_lines(plan, overrule=overrule) + _advice(plan)
 
 
-def _held(step: Step) -> str:
-    """Say who holds a connection; that nobody does only where that is known."""
-    if step.holders:
-        pid, _, comm = step.holders[0]
-        return f"held by {comm} (pid {pid})"
-    if not step.inode:
+def _group(steps: list[Step], most: int) -> list[str]:
+    one = steps[0]
+    lines = [
+        f"\n{one.means} [{one.kind}] ×{len(steps)}: {one.rule or 'no rule'}, {one.state}, {_held(steps)}\n"
+    ]
+    if one.selected:
+        lines += wrapped("done at the other end of what was selected: its FIN finishes both ends")
+    if one.note:
+        lines += wrapped(one.note)
+    lines += wrapped(f"peer sees: {one.peer_told}")
+    if one.stays:
+        said = "the descriptor stays open" if one.holders else one.stays
+        lines += wrapped(said if len(steps) == 1 else said.replace("descriptor stays", "descriptors stay"))
+    for step in steps[:most]:
+        at = ", ".join(f"{pid}:{fd}" for pid, fd, _ in step.holders[:3])
+        lines += _connection(step, f"pid:fd {at}" if at else "")
+    if len(steps) > most:
+        lines.append(f"    … and {len(steps) - most} more; `--all` shows them\n")
+    return lines
+
+
+def _held(steps: list[Step]) -> str:
+    """Say who holds connections of one group; that nobody does only where that is known."""
+    from finwait.table.units import printable
+
+    one = steps[0]
+    if one.holders:
+        pids = {step.holders[0][0] for step in steps}
+        who = f"pid {one.holders[0][0]}" if len(pids) == 1 else f"{len(pids)} processes"
+        return f"held by {printable(one.holders[0][2])} ({who})"
+    if not one.inode:
         return "held by no process"
-    if step.holders_known:
+    if one.holders_known:
         return "held by no process (all were looked into)"
     return "holder unknown"
 
@@ -306,6 +353,8 @@ def _held(step: Step) -> str:
 def left_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
     """Return what a plan leaves alone, and why, as lines for a person."""
     from collections import Counter
+
+    from finwait.table.units import printable
 
     lines = []
     guards: dict[str, list[Left]] = {}
@@ -315,21 +364,29 @@ def left_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
         lines.append(f"\nleft alone ×{len(members)} by guard `{guard}`:\n")
         counted = Counter(one.reason for one in members)
         for reason, n in counted.most_common(3):
-            lines += wrapped(reason + (f" (×{n})" if len(counted) > 1 else ""))
+            lines += wrapped(printable(reason) + (f" (×{n})" if len(counted) > 1 else ""))
         if len(counted) > 3:
             lines.append(f"  … and {len(counted) - 3} more reasons; `-o json` lists them\n")
-        lines += [f"    {one.connection}\n" for one in members[:3]]
+        lines += [f"    {printable(one.connection)}\n" for one in members[:3]]
         if len(members) > 3:
             lines.append(f"    … and {len(members) - 3} more\n")
     if overrule and plan.left and not plan.steps:
-        names = sorted({one.guard for one in plan.left} - {"listener", "means"})
+        names = sorted({one.guard for one in plan.left} - {"listener", "means", "plan", "unseen"})
         if names:
             lines.append("\n" + "".join(f"`--override {name}` overrules that guard.\n" for name in names))
     return lines
 
 
 def _advice(plan: Plan) -> list[str]:
-    return [line for text in plan.advice for line in ("\n", *wrapped(f"advice: {text}", indent=""))]
+    from finwait.table.units import printable
+
+    advice = plan.advice[:_EACH]
+    lines = [line for text in advice for line in ("\n", *wrapped(f"advice: {printable(text)}", indent=""))]
+    if len(plan.advice) > len(advice):
+        lines.append(
+            f"\n… and {len(plan.advice) - len(advice)} more processes keep descriptors; `-o json` has them\n"
+        )
+    return lines
 
 
 def _connections(n: int) -> str:
@@ -345,9 +402,9 @@ def wrapped(text: str, indent: str = "  ") -> list[str]:
 
 def where(step: Step) -> tuple[str, str]:
     """Return both addresses of a step, with their ports."""
-    ends = ((step.src, step.sport), (step.dst, step.dport))
-    src, dst = (f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a, port in ends)
-    return src, dst
+    from finwait.table.sockets import endpoint
+
+    return endpoint(step.src, step.sport), endpoint(step.dst, step.dport)
 
 
 def _connection(step: Step, tail: str) -> list[str]:

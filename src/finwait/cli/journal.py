@@ -44,7 +44,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "undo",
         help="take back an act of the journal, where that is possible",
         description="Put back what an act changed: socket options, sysctls. What was sent stays sent. Shows what it "
-        "would do, and asks.",
+        "would do, and asks. Exit status 4 if nothing was taken back because nobody agreed.",
     )
     back.add_argument(
         "acts",
@@ -218,8 +218,8 @@ def undo(args: argparse.Namespace) -> int:
                 sys.stdout.writelines(f"{line}\n" for line in would_do(entry))
             sys.stdout.flush()
             if not agreed(f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"):
-                sys.stderr.write("nothing was done; `--yes` takes them back\n")
-                return _undo_status(failed)
+                sys.stderr.write("finwait: nothing was done; `--yes` takes them back\n")
+                return _undo_status(failed) or 4  # not 0: who goes on after it would take them for taken back
         for entry in entries:
             try:
                 said = _undo_one(entry, journal, args.force)

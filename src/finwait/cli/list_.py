@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     findings: tuple[object, ...] = engine.diagnose(shot.view, catalogue.rules()) if rules else ()
     which = np.flatnonzero(options.mask_of(found, shot, findings if rules else None))  # type: ignore[arg-type]
     if not len(which):
-        session.refuse_impossible(found, shot)
+        session.refuse_impossible(found, shot, options.users(shot))
     cells = cols.Cells(shot.view, which, findings)  # type: ignore[arg-type]
     if args.sort:
         which = which[_order(cells, args.sort)]

@@ -367,12 +367,25 @@ def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  
     """Return what a FILTER may ask about rows beyond their columns."""
     from finwait.diagnosis.context import ViewContext
 
-    users: dict[int, str] | None = None
-    if shot.machine.live:
-        import pwd
+    return ViewContext(shot.view, findings, users(shot), shot.machine.devices)
 
-        users = {p.pw_uid: p.pw_name for p in pwd.getpwall()}
-    return ViewContext(shot.view, findings, users, shot.machine.devices)
+
+def users(shot: Snapshot) -> dict[int, str] | None:
+    """Return the names of users that can be listed or made sockets; None where they are those of another machine."""
+    import pwd
+
+    from finwait.kernel import procfs
+
+    boot = shot.observation.facts.boot_id
+    if not shot.machine.live and not (boot and boot == procfs.facts().boot_id):
+        return None
+    names = {p.pw_uid: p.pw_name for p in pwd.getpwall()}
+    for uid in set(shot.sockets.uid.tolist()):
+        try:
+            names[uid] = pwd.getpwuid(uid).pw_name
+        except (KeyError, OverflowError):
+            names[uid] = str(uid)
+    return names
 
 
 def mask_of(found: Filter, shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401

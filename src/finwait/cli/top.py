@@ -71,6 +71,7 @@ class Clear:
             FinwaitError: the look failed.
         """
         from finwait.cli import clear
+        from finwait.remedy import plan as plans
         from finwait.table.units import printable
 
         spaces = sorted({netns for netns, _ in keys})
@@ -79,6 +80,7 @@ class Clear:
             for space in spaces
         )
         self._plan, gaps = clear.make_plan(self._args(text))
+        plans.permit(self._plan)
         lines = clear.plan_lines(self._plan)
         if gone := _gone(keys):
             lines.append(f"\n{gone} of the marked are gone meanwhile\n")

@@ -212,6 +212,12 @@ class _Sink:
         # In an interrupt the user stack is that of a bystander.
         return self._symbols.frames(kernel), [] if interrupt else user_frames(pid, user)
 
+    def drop(self) -> None:
+        """Write no more: whoever reads may have stopped reading, and writing would wait for it."""
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+
     def finish(self) -> None:
         if self._args.output == "parquet":
             _parquet(self._records)
@@ -397,9 +403,10 @@ class _Run:
                 if self._stuck_s is not None:
                     self._tell_stuck(last=True)
         except KeyboardInterrupt:
-            self._ending.asked = True
             missing = self._sink.unprinted + self._following.waiting
-        self._tell_rest()
+            self._sink.drop()
+        else:
+            self._tell_rest()
         return self._account(missing)
 
     def _show(self, found: Round) -> bool:
@@ -448,7 +455,7 @@ class _Run:
         following = self._following
         lost = self._say_lost()
         if missing:
-            print(f"interrupted: {missing} traced rows were not printed", file=sys.stderr)
+            print(f"interrupted: at least {missing} traced rows were not printed", file=sys.stderr)
         if unjudged := following.unjudged:
             what = "stuck connections" if self._stuck_s is not None else "rows"
             print(

@@ -317,7 +317,7 @@ def load_profile(words: Sequence[str]) -> Profile:
     if name in shipped.profile_names():
         return shipped.profiles()[name]
     try:
-        data = files.read(name, 1 << 20)
+        data = files.read(name, 1 << 20, pipes=True)
     except FileRefused as error:
         raise _wrong(f"`{name}` is no profile, and was not read: {error.reason}", error.hint) from None
     except OSError as error:
@@ -544,7 +544,7 @@ def run_rollback(args: argparse.Namespace) -> int:
                 print(line)
             if not agreed(f"Take act {args.id} back?"):
                 print("nothing was done; `--yes` puts these values back", file=sys.stderr)
-                return 0
+                return 4  # not 0: who goes on after it would take them for put back
         outcome = roll_back(args.id, journal, force=args.force)
     for line in outcome.lines:
         print(line)

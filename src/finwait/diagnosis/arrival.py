@@ -35,6 +35,11 @@ WAY_BACK: Final = Remedy(
     "(`sysctl -ar '\\.rp_filter'`, `nstat -az TcpExtIPReversePathFilter`)",
     "read-only",
 )
+_WAY_THERE: Final = Remedy(
+    "both ends are here: find what drops packets on the way there, rules in OUTPUT and FORWARD, or in INPUT of the "
+    "other end's namespace (`nft list ruleset`, `iptables-save -c`), and routes (`ip route get PEER`)",
+    "read-only",
+)
 NOT_AT_PEER: Final = Advice(
     "close or restart the program at the other end",
     "the other end has received what was sent; only its acknowledgment does not get here",
@@ -60,8 +65,10 @@ def arrived(view: View) -> NDArray[np.bool_]:
 
 
 def looks(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
-    """Return what to look at first where only the acknowledgment is lost."""
-    return (FIND_THE_LOSS, WAY_BACK) if arrived(view)[rows].all() else ()
+    """Return what to look at first where the other ends are here, and packets are lost on the way."""
+    if arrived(view)[rows].all():
+        return (FIND_THE_LOSS, WAY_BACK)
+    return (_WAY_THERE,) if (view.other[rows] >= 0).all() else ()
 
 
 def observed(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:

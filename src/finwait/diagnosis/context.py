@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
-from finwait.table.predicates import Perhaps, minisockets
+from finwait.table.predicates import Perhaps, uid_unknown
 
 __all__ = ["ViewContext"]
 
@@ -116,7 +116,7 @@ class ViewContext:
         if self.users is None:
             raise ValueError("a recording has no names of users; compare with a number: `user = 33`")
         users = self.users
-        unknown = minisockets(s, np.arange(len(s)))
+        unknown = uid_unknown(s, np.arange(len(s)))
         return [
             None if not_known else users.get(uid, str(uid))
             for uid, not_known in zip(s.uid.tolist(), unknown.tolist(), strict=True)

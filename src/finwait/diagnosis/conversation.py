@@ -121,7 +121,7 @@ def _mark(c: Conversation, one: Segment, from_a: bool) -> None:
 def _fin(me: Party, one: Segment, from_a: bool, fresh: bool) -> Step:
     me.fins += 1
     if me.fin is None:
-        me.fin = me.stream.highest
+        me.fin = (one.seq + consumed(one)) & 0xFFFFFFFF
         me.fin_new = fresh
         me.fin_ns, me.fin_ack = one.time_ns, one.ack
         kind = Kind.FIN

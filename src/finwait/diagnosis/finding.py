@@ -44,6 +44,8 @@ class Remedy:
     kind: RemedyClass = "advice"
     command: str = ""
     """A command to type, where there is one."""
+    proofs: tuple[str, ...] = ()
+    """Demonstrations that show it, by their names (`finwait lab prove NAME`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Advice:
 
     text: str
     reason: str
+    proofs: tuple[str, ...] = ()
+    """As of `Remedy`."""
 
 
 @dataclass(frozen=True, slots=True)

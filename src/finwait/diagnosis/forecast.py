@@ -276,7 +276,8 @@ def of_row(view: View, row: int) -> End | None:
     """Return when the kernel gives up what a row waits for, from when it began to wait; None for never.
 
     Of a row on the retransmission timer (1), which nobody answers, or on the timer of window probes (4), which a peer
-    without room answers. TCP_USER_TIMEOUT, which sock_diag does not tell, may end it sooner or later.
+    without room answers, unless two in a row went unanswered. TCP_USER_TIMEOUT, which sock_diag does not tell, may
+    end it sooner or later.
     """
     s = view.sockets
     space = view.namespaces.get(int(s.netns[row]))
@@ -286,11 +287,39 @@ def of_row(view: View, row: int) -> End | None:
     if s.timer[row] == 1:
         return retransmission(limits, rto, orphaned=orphaned)
     if s.timer[row] == 4:
-        # Where there is room, it is this machine that refuses to send: nobody answers.
-        room = s.present("snd_wnd")[row] and s.snd_wnd[row] > 0
         rto = base_rto_ms(int(s.rto_us[row]), 0)
-        return zero_window(limits, rto, orphaned=orphaned, answered=not room)
+        return zero_window(limits, rto, orphaned=orphaned, answered=not _silent(view, row))
     return None
+
+
+_UNANSWERED = 2
+"""Window probes in a row without answer that are no chance: one may be under way."""
+
+
+def _silent(view: View, row: int) -> bool:
+    """Return whether nobody answers the window probes of a row; ``retrans`` counts those since the last answer."""
+    s = view.sockets
+    # Where there is room, it is this machine that refuses to send.
+    room = s.present("snd_wnd")[row] and s.snd_wnd[row] > 0
+    return bool(room or s.retrans[row] >= _UNANSWERED)
+
+
+def _probes_left_ms(limits: Limits, rto_ms: float, backoff: int, out: int, *, orphaned: bool) -> int:
+    """Return from the next firing of the timer on how long window probes go on that nobody answers."""
+    left = 0.0
+    rto_ms = max(rto_ms, _RTO_MIN_MS)
+    while True:
+        most = limits.retries2
+        if orphaned:
+            alive = rto_ms * 2**backoff < limits.rto_max_ms
+            most = _orphan_retries(limits, alive=alive)
+            if not alive and backoff >= most:
+                return int(left)
+        if out >= most:
+            return int(left)
+        out += 1
+        backoff += backoff < min(limits.retries2, _DOUBLINGS)
+        left += min(rto_ms * 2**backoff, limits.rto_max_ms)
 
 
 def left_ms(view: View, row: int) -> int | None:
@@ -299,6 +328,18 @@ def left_ms(view: View, row: int) -> int | None:
     if end is None:
         return None
     s = view.sockets
+    if s.timer[row] == 4 and s.backoff[row] and _silent(view, row):
+        space = view.namespaces.get(int(s.netns[row]))
+        limits = Limits.of(space.sysctls) if space is not None else DEFAULTS
+        orphaned = not s.inode[row] and not view.queued[row]
+        more = _probes_left_ms(
+            limits,
+            base_rto_ms(int(s.rto_us[row]), 0),
+            int(s.backoff[row]),
+            int(s.retrans[row]),
+            orphaned=orphaned,
+        )
+        return int(s.expires_ms[row]) + more
     waited = int(waited_ms(s.rto_us[row], s.retrans[row], s.backoff[row])) if s.timer[row] == 1 else 0
     return max(int(1000 * end.seconds) - max(waited, 0), int(s.expires_ms[row]))
 

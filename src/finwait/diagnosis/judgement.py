@@ -14,6 +14,8 @@ def _effective(c: Conversation) -> tuple[Reset, int] | None:
     """Return the first RST that ended something, by what came after it."""
     for reset, seq in c.resets:
         me, peer = c.ends if reset.from_a else c.ends[::-1]
+        if any(end.stated is not None and end.stated.final not in ("", CLOSED) for end in (me, peer)):
+            continue  # one of the two kernels still has it
         last = max(other.time_ns for other, _ in c.resets if other.from_a == reset.from_a)
         went_on = peer.active_ns > last + GONE_ON_NS
         alive = me.any_ns > last + GONE_ON_NS or (

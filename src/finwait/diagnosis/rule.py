@@ -91,3 +91,8 @@ class Rule:
     """Whether its rows are told by their number alone: healthy ones, often very many, each like the other."""
     cases: tuple[Case, ...] = ()
     """Rows that are told in other words than `title`, `clues`, `ends` and `does_not`."""
+
+    @property
+    def tellings(self) -> tuple[Rule | Case, ...]:
+        """The rule's own words and those of its cases."""
+        return (self, *self.cases)

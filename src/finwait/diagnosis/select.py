@@ -22,7 +22,7 @@ from finwait.table.filter import Filter
 from finwait.table.predicates import Facts, Known, Leaf, Number
 from finwait.table.sockets import SocketTable
 
-__all__ = ["Narrowed", "judge", "nothing_like_it"]
+__all__ = ["Names", "Narrowed", "judge", "nothing_like_it"]
 
 _FIRST = np.zeros(1, np.intp)
 
@@ -52,13 +52,15 @@ def judge(found: Filter, finding: Finding, view: View, users: Mapping[int, str] 
     uids = {p.uid for pid in finding.pids if (p := view.processes.get(pid)) is not None}
     if len(uids) == 1 and min(uids) >= 0:
         cells |= {"uid": min(uids), "timer": 0}
-    table = SocketTable.from_columns({name: [cell] for name, cell in cells.items()} or {"netns": [0]})
+    # Its inode is not known; that it is not 0 is, and decides whether its uid is.
+    table = SocketTable.from_columns({name: [cell] for name, cell in (cells | {"inode": 1}).items()})
     facts = Facts(table, _Answers(finding, view, users or {}), {})
 
     def by(leaf: Leaf) -> bool | None:
         if isinstance(leaf, Number) and leaf.column == "inode" and not leaf.value and finding.pids:
             return leaf.op == "!="  # `held`, `orphan`: a descriptor refers to it
-        if leaf.reads()[0] - cells.keys():
+        reads = leaf.reads()[0]
+        if reads - cells.keys() - ({"inode"} if "uid" in reads else set()):
             return None
         if leaf.test(facts, _FIRST)[0]:
             return True
@@ -93,9 +95,10 @@ class _Answers:
             space = view.namespaces.get(finding.netns)
             return [(*space.names, str(finding.netns)) if space is not None else None]
         if name in ("container", "pod"):
-            works = [workload_of_path(p.cgroup) if p.cgroup else None for p in known]
-            words = tuple(_word(work, name) for work in works)
-            return [(*words, None) if any(words) else words or None]  # what people call it is not known here
+            if not known or not all(p.cgroup for p in known):
+                return [None]
+            words = tuple(word for p in known if (word := _word(workload_of_path(p.cgroup), name)))
+            return [(*words, None) if words else ()]  # what people call it is not known here
         if name == "user":
             uid = known[0].uid if len({p.uid for p in known}) == 1 else -1
             return [self._users.get(uid, str(uid)) if uid >= 0 else None]
@@ -104,26 +107,28 @@ class _Answers:
         return [None]
 
 
-def _word(work: Workload | None, name: str) -> str | None:
-    if work is None:
-        return None
+def _word(work: Workload, name: str) -> str:
     return work.container_id if name == "container" else work.pod_uid
 
 
-def nothing_like_it(
-    found: Filter, view: View, alive: Callable[[Iterable[int]], Iterable[int]]
-) -> tuple[str, ...]:
-    """Return what a FILTER names that is not here, where it can match nothing for that reason; else nothing.
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What there is on a machine that a FILTER may name, beyond what a view holds."""
 
-    Args:
-        found: the FILTER.
-        view: what was looked at.
-        alive: gives the pids, among those given, of processes that are there.
-    """
+    alive: Callable[[Iterable[int]], Iterable[int]]
+    """Gives the pids, among those given, of processes that are there."""
+    users: Mapping[int, str] | None = None
+    """uid → name; None where names of users are not known, as in a recording."""
+    devices: Callable[[Iterable[int]], Mapping[tuple[int, int], str]] | None = None
+    """Gives (netns, ifindex) → name for the interfaces of namespaces; nothing where they are not known."""
+
+
+def nothing_like_it(found: Filter, view: View, names: Names) -> tuple[str, ...]:
+    """Return what a FILTER names that is not here, where it can match nothing for that reason; else nothing."""
     said: dict[str, None] = {}
 
     def by(leaf: Leaf) -> bool | None:
-        why = _not_here(leaf, view, alive)
+        why = _not_here(leaf, view, names)
         if why:
             said[why] = None
         return False if why else None
@@ -131,7 +136,7 @@ def nothing_like_it(
     return tuple(said) if found.judge(by) is False else ()
 
 
-def _not_here(leaf: Leaf, view: View, alive: Callable[[Iterable[int]], Iterable[int]]) -> str:
+def _not_here(leaf: Leaf, view: View, names: Names) -> str:
     """Return what a predicate names that is not here, as a sentence; nothing where it is here, or may be."""
     if getattr(leaf, "op", "=") != "=":
         return ""
@@ -142,16 +147,35 @@ def _not_here(leaf: Leaf, view: View, alive: Callable[[Iterable[int]], Iterable[
         return ""
     word = leaf.pattern
     if leaf.name == "pid":
-        return "" if word.isdigit() and list(alive([int(word)])) else f"there is no process {word}"
+        return "" if word.isdigit() and list(names.alive([int(word)])) else f"there is no process {word}"
     if leaf.name == "netns":
-        names = [name for n, space in view.namespaces.items() for name in (*space.names, str(n))]
-        here = leaf.matches_any(names)
+        called = [name for n, space in view.namespaces.items() for name in (*space.names, str(n))]
+        here = leaf.matches_any(called)
         return "" if here else f"there is no network namespace `{word}` among those looked into"
     if leaf.name == "comm":
         holders, known = view.holders, view.processes
-        all_known = holders.searched and all(
+        all_known = view.hidden_known and all(
             pid in known and known[pid].comm != "?" for pid in holders.unreadable
         )
         here = not all_known or leaf.matches_any([p.comm for p in known.values()])
         return "" if here else f"no process that holds a TCP socket is called `{word}`"
+    if leaf.name == "user":
+        here = names.users is None or word.isdigit() or leaf.matches_any(names.users.values())
+        return "" if here else f"no user that this machine can list is called `{word}`; a number always works"
+    if leaf.name == "dev":
+        there = names.devices(view.namespaces) if names.devices is not None and view.whole else {}
+        here = not there or leaf.matches_any(there.values())
+        return "" if here else f"no network interface is called `{word}`"
+    if leaf.name in ("container", "pod"):
+        here = not _all_outside(view, leaf.name)
+        return "" if here else f"nothing that was looked at belongs to a {leaf.name}"
     return ""
+
+
+def _all_outside(view: View, kind: str) -> bool:
+    """Return whether every holder, and every row that tells its cgroup, is known to be in no container or pod."""
+    holders, known = view.holders, view.processes
+    if not view.hidden_known or not all(pid in known and known[pid].cgroup for pid in holders.unreadable):
+        return False
+    works = {workload_of_path(p.cgroup) for p in known.values() if p.cgroup} | set(view.workload_names)
+    return not any(_word(work, kind) for work in works)

@@ -214,7 +214,7 @@ def _batches(
 
 def read_back(
     namespaces: Sequence[ns_edge.NetNamespace], targets: Sequence[Target], extensions: int
-) -> tuple[list[tuple[int, bytes]], list[Gap]]:
+) -> tuple[list[tuple[int, bytes]], frozenset[int]]:
     """Read single connections again, each by its tuple and cookie; what is gone is not answered.
 
     MPTCP connections cannot be read so: the kernel takes the cookie of such a request for a token.
@@ -225,7 +225,7 @@ def read_back(
         extensions: attributes wanted, see `finwait.uapi.inet_diag.extension_mask`.
 
     Returns:
-        (index into ``targets``, netlink message of its row) of each that is there; what could not be entered.
+        (index into ``targets``, netlink message of its row) of each that is there; the namespaces that were entered.
     """
     by_ns: dict[int, list[int]] = {}
     for k, target in enumerate(targets):
@@ -258,5 +258,5 @@ def read_back(
                     if kind != nl.NLMSG_ERROR:
                         found.append((seq - 2, data))
 
-    _, gaps = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside)
-    return found, gaps
+    entered, _ = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside)
+    return found, frozenset(entered)

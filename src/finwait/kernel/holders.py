@@ -117,6 +117,9 @@ class Holders:
         self._table = Descriptors.none()
         """Of the last whole sweep, by inode."""
         self._parts: list[Descriptors] = []
+        self._space_parts: list[tuple[int, int, int]] = []
+        self.spaces: list[tuple[int, int, int]] = []
+        """``(inode, pid, fd)`` of descriptors of network namespaces, as of the last whole sweep."""
         self._todo: list[int] = []
         self._met: set[int] = set()
         self._rounds = 0
@@ -124,6 +127,8 @@ class Holders:
         self._done = 0
         self._ended = 0.0
         self._next = 0.0
+        self.steps = 0
+        """How often more processes were looked into."""
         self._unreadable: set[int] = set()
         self.unreadable: tuple[int, ...] = ()
         """Processes that the last whole sweep was not let into; 0 stands for those that /proc does not list."""
@@ -181,14 +186,16 @@ class Holders:
         self._begun += 1
         self._todo = procfs.pids()
         self._met = set(self._todo)
-        self._parts = []
+        self._parts, self._space_parts = [], []
         self._rounds = 1
         self._unreadable = set() if procfs.sees_all_processes() else {0}
 
     def _slice(self) -> None:
+        self.steps += 1
         some, self._todo = self._todo[:_AT_ONCE], self._todo[_AT_ONCE:]
-        found, _ = procfs.descriptors(some, processes=1)
+        found, spaces = procfs.descriptors(some, processes=1)
         self._parts.append(found)
+        self._space_parts += spaces
         self._unreadable.update(found.unreadable)
         asked = np.isin(found.inode, np.fromiter(self._asked, np.uint64, len(self._asked)))
         for pid, fd, inode in zip(
@@ -215,7 +222,7 @@ class Holders:
             np.concatenate([part.fd for part in self._parts])[order],
             inode[order],
         )
-        self._parts = []
+        self._parts, self.spaces = [], self._space_parts
         # What nobody has asked for since the sweep before is asked anew when it is: holders change.
         self._asked = {i: n for i, n in self._asked.items() if i in self._fresh}
         if len(self._asked) > _MOST:

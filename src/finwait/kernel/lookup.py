@@ -12,6 +12,7 @@ then every interface of the namespace is tried, once the question without any ha
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -19,14 +20,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from finwait.errors import Gap, KernelError
+from finwait.errors import DecodeError, Gap, KernelError, NotSupported
 from finwait.kernel import netns
-from finwait.kernel.netlink import NETLINK_SOCK_DIAG, netlink_socket
+from finwait.kernel.netlink import NETLINK_SOCK_DIAG, Arena, dump, netlink_socket
+from finwait.kernel.observe import no_sock_diag
 from finwait.table.sockets import SocketTable
 from finwait.uapi import inet_diag, tcp
 from finwait.uapi import netlink as nl
 
-__all__ = ["Question", "ask", "interfaces", "link_local"]
+__all__ = ["Question", "ask", "check", "interfaces", "link_local"]
 
 
 class Question(NamedTuple):
@@ -66,6 +68,20 @@ def ask(
         more = found.ask(open_[:room], namespaces, lambda _, space: tuple(known.get(space.inode, ())))
         gaps += [gap for gap in more if gap not in gaps]
     return _table(found.parts, found.spaces), gaps
+
+
+def check() -> None:
+    """Find out whether this kernel answers questions about TCP sockets; a missing module answers as a missing socket.
+
+    Raises:
+        NotSupported: it does not.
+    """
+    request = inet_diag.dump_request(inet_diag.AF_INET, inet_diag.IPPROTO_TCP, 0, 0)
+    try:
+        with netlink_socket(NETLINK_SOCK_DIAG, "ask for single sockets") as sock:
+            dump(sock, request, Arena(1 << 24), "ask for single sockets")
+    except NotSupported as error:
+        raise no_sock_diag(error) from None
 
 
 def link_local(high: int) -> bool:
@@ -147,9 +163,14 @@ def _answer(sock: socket.socket, request: bytes) -> bytes | None:
         data = sock.recv(1 << 15)
     except OSError as error:
         raise KernelError(error.errno or 0, "ask for single sockets") from None
-    if len(data) < nl.NLMSG_HEADER + inet_diag.MESSAGE_SIZE:
-        return None  # NLMSG_ERROR: ENOENT, there is no such socket here
     kind = struct.unpack_from("=H", data, 4)[0]
+    if kind == nl.NLMSG_ERROR and len(data) >= nl.NLMSG_HEADER + 4:
+        code = -struct.unpack_from("=i", data, nl.NLMSG_HEADER)[0]
+        if code in (errno.ENOENT, errno.ESTALE):
+            return None  # there is no such socket here
+        raise KernelError(code, "ask for single sockets")
+    if len(data) < nl.NLMSG_HEADER + inet_diag.MESSAGE_SIZE:
+        raise DecodeError("answer about a socket", 0, data, f"{len(data)} bytes")
     # Behind the header: family, state. The lookup falls back to a listener of the port.
     if kind != inet_diag.SOCK_DIAG_BY_FAMILY or data[nl.NLMSG_HEADER + 1] == tcp.LISTEN:
         return None

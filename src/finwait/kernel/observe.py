@@ -12,6 +12,7 @@ Reading only: nothing here writes to the kernel, starts conntrack in a namespace
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Iterable
@@ -41,7 +42,7 @@ from finwait.uapi.observation import (
     ProcessFiles,
 )
 
-__all__ = ["ESTABLISHED_LIMIT", "GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan"]
+__all__ = ["ESTABLISHED_LIMIT", "GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan", "no_sock_diag"]
 
 _SYS: Final = "/proc/sys/net/"
 _NET: Final = "/proc/thread-self/net/"
@@ -220,10 +221,18 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
     if wants_established and plan.established_limit is not None and in_use > plan.established_limit:
         states &= ~(1 << tcp.ESTABLISHED)
         skipped = in_use
-    if v4 is None or in_use or minisockets:
+    # An MPTCP socket need not have a TCP socket left.
+    alone = plan.mptcp and not in_use and _counted_mptcp(procfs.read(_NET + "protocols"))
+    if v4 is None or in_use or minisockets or alone:
         try:
             with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
                 dumps += _sockets(sock, plan, states, arena, gaps, where)
+        except NotSupported as error:
+            if (
+                error.errno in _NO_SOCK_DIAG
+            ):  # nowhere on this machine: no gap, there is nothing that was seen
+                raise no_sock_diag(error) from None
+            gaps.append(Gap(where, error.doing, str(error)))
         except KernelError as error:
             gaps.append(Gap(where, error.doing, getattr(error, "capability", "") or str(error)))
     files: dict[str, bytes] = {}
@@ -309,12 +318,38 @@ def _uses_mptcp(protocols: bytes | None, netstat: bytes | None) -> bool:
     """Judge it by the number of sockets, and by the protocol's counters: 6.1, for one, does not count the sockets."""
     if protocols is None or netstat is None:
         return True
-    for line in protocols.splitlines():
-        words = line.split()
-        if words and words[0] in (b"MPTCP", b"MPTCPv6") and words[2] not in (b"0", b"-1"):
-            return True
+    if _counted_mptcp(protocols):
+        return True
     lines = [line for line in netstat.splitlines() if line.startswith(b"MPTcpExt:")]
-    return any(word.isdigit() and int(word) for line in lines for word in line.split()[1:])
+    if any(word.isdigit() and int(word) for line in lines for word in line.split()[1:]):
+        return True
+    # Older kernels do not count either what connects from here.
+    return bool(lines) and b"MPCapableSYNTX" not in netstat
+
+
+def _counted_mptcp(protocols: bytes | None) -> bool:
+    """Whether net/protocols counts MPTCP sockets in this namespace."""
+    words = [line.split() for line in (protocols or b"").splitlines()]
+    return any(w[:1] in ([b"MPTCP"], [b"MPTCPv6"]) and w[2] not in (b"0", b"-1") for w in words if len(w) > 2)
+
+
+_NO_SOCK_DIAG: Final = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
+_MODULES_DISABLED: Final = "/proc/sys/kernel/modules_disabled"
+
+
+def no_sock_diag(error: NotSupported) -> NotSupported:
+    """Return an error as that of a kernel that cannot list TCP sockets, with what would let it."""
+    refused = NotSupported(error.errno, error.doing.partition(" (")[0], "tcp_diag")
+    if procfs.read(_MODULES_DISABLED, 16) == b"1\n":
+        refused.hint = (
+            "the module tcp_diag is not loaded, and none can be any more (`kernel.modules_disabled` is 1): "
+            "load it at the next start, `echo tcp_diag > /etc/modules-load.d/tcp_diag.conf`"
+        )
+    else:
+        refused.hint = (
+            "`modprobe tcp_diag` loads what lists sockets; nothing does in a kernel without CONFIG_INET_DIAG"
+        )
+    return refused
 
 
 def _dump(kind: str, answer: Answer, gaps: list[Gap], where: str) -> Dump:

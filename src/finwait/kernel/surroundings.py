@@ -2,11 +2,14 @@
 
 Whether addresses are translated there is in three places: entries of connection tracking, firewall rules, and IPVS.
 Rules are known only where every tool that may have made some could list them; ``nft`` does not see those of legacy
-iptables, whose tables the kernel names in ``ip_tables_names``. Judging what was read is for others.
+iptables, whose tables the kernel names in ``ip_tables_names``. Nothing is loaded into the kernel for it: where
+nf_tables is not there, it has no rules. Judging what was read is for others.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -104,12 +107,23 @@ def _rules() -> str | None:
         for tool, names in (("iptables", "ip_tables_names"), ("ip6tables", "ip6_tables_names"))
         if procfs.read(_NET + names)  # tables of legacy iptables are loaded here
     ]
-    found = [_said("nft", arguments=("list", "ruleset")), *legacy]
+    found = [_nft(), *legacy]
     if any(
         "xt target" in (text or "") for text in found
     ):  # rules of iptables over nftables, in its own words
         found += [_said("iptables-nft-save", "iptables-save"), _said("ip6tables-nft-save", "ip6tables-save")]
     return None if any(text is None for text in found) else "\n".join(text or "" for text in found)
+
+
+def _nft() -> str | None:
+    modules = procfs.read("/proc/modules")
+    if modules is not None and not re.search(rb"^nf_tables ", modules, re.MULTILINE):
+        built_in = procfs.read(f"/lib/modules/{os.uname().release}/modules.builtin")
+        if built_in is None:
+            return None
+        if b"/nf_tables.ko" not in built_in:
+            return ""  # asking would load it
+    return _said("nft", arguments=("list", "ruleset"))
 
 
 def _said(*tools: str, arguments: tuple[str, ...] = ()) -> str | None:

@@ -173,7 +173,7 @@ def locked_down() -> bool:
 
 def _explain(error: OSError, doing: str) -> KernelError:
     code = error.errno or errno.EIO
-    if code in (errno.EPERM, errno.EACCES, errno.ENOENT) and locked_down():
+    if code in (errno.EPERM, errno.EACCES, errno.ENOENT, errno.ENODEV) and locked_down():
         refused = PermissionNeeded(code, doing, "a kernel that is not locked down")
         refused.hint = f"`{LOCKDOWN}` says `confidentiality`, which allows no tracing"
         return refused
@@ -189,16 +189,20 @@ def _explain(error: OSError, doing: str) -> KernelError:
 
 def _read(path: str, doing: str) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            parts = []
-            while part := os.read(fd, 1 << 16):
-                parts.append(part)
-            return b"".join(parts)
-        finally:
-            os.close(fd)
+        return _bytes_of(path)
     except OSError as error:
         raise _explain(error, doing) from None
+
+
+def _bytes_of(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, 1 << 16):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 def _write(path: str, value: str, doing: str) -> None:
@@ -310,6 +314,12 @@ class Tracing:
 
     def _open(self) -> None:
         root = self._root = Root()
+        if not os.path.isdir(f"{root.path}/events"):
+            empty = _explain(OSError(errno.ENOENT, ""), "trace: tracefs is empty")
+            empty.hint = (
+                empty.hint if locked_down() else "the kernel is locked down, or built without tracepoints"
+            )
+            raise empty
         self.removed = tuple(remove_leavings(root))
         order: tracepoint.ByteOrder = "little" if sys.byteorder == "little" else "big"
         layout = tracepoint.parse_header_page(root.read("events/header_page"), byteorder=order)

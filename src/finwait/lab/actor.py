@@ -105,7 +105,7 @@ class Actor:
                 env={"PATH": os.environ.get("PATH", os.defpath)},
             )
         self._control = near
-        self._control.settimeout(30)
+        self._control.settimeout(90)  # one that died says so at once; a busy machine starts a program late
         self._replies = near.makefile("rb")
         self.pid = self._process.pid
 

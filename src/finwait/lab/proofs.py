@@ -454,7 +454,7 @@ def _live_peer_answers(lab: Lab) -> Iterator[Measured]:
     with _Place(lab) as place:
         pair, other = place.half_closed(), place.half_closed()
         _keepalive(pair.a, 1, 1, 2)
-        _keepalive(other.a, 1, 1, 2)
+        _keepalive(other.b, 1, 1, 2)
         before = _packets(place.ns)
         _until(lambda: _packets(place.ns) - before >= 8, "probes and answers on both")
         time.sleep(2)
@@ -463,6 +463,29 @@ def _live_peer_answers(lab: Lab) -> Iterator[Measured]:
         )
         yield _equal("its unanswered probes", 0, (row := pair.at_a()) and row.retrans)
         yield _seen("its other end", pair.at_b(), "CLOSE_WAIT", timer=0)
+        yield _seen(
+            "CLOSE_WAIT with keepalive 1/1/2 whose peer waits", other.at_b(), "CLOSE_WAIT", timer=2, held=True
+        )
+
+
+def _half_close_without_a_peer(lab: Lab) -> Iterator[Measured]:
+    """What keepalive does to a held FIN_WAIT2 whose peer is gone: without a trace, or with its socket only."""
+    with _Place(lab) as place:
+        silent, left_alone, forgotten = place.half_closed(), place.half_closed(), place.half_closed()
+        forgotten.b.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+        forgotten.b.close()  # without a packet
+        _keepalive(forgotten.a, 1, 1, 9)
+        took = _until(lambda: forgotten.at_a() is None, "the first probe ends it")
+        yield _life("FIN_WAIT2 whose peer's socket is gone, keepalive 1/1/9", took, 0.5, 8)
+        yield _equal("its error", "ECONNRESET", _error_of(forgotten.a))
+        place.silence()
+        race = _Race()
+        predicted = forecast.keepalive(1, 1, 2).seconds
+        what = "FIN_WAIT2 whose peer is silent, keepalive 1/1/2"
+        race.start(what, silent, predicted, partial(_keepalive, silent.a, 1, 1, 2))
+        yield from race.results()
+        yield _equal("its error", "ETIMEDOUT", _error_of(silent.a))
+        yield _seen("the same without keepalive, later", left_alone.at_a(), "FIN_WAIT2", timer=0, held=True)
 
 
 def _dead_peer(lab: Lab) -> Iterator[Measured]:
@@ -532,6 +555,42 @@ def _retransmission_limits(lab: Lab) -> Iterator[Measured]:
             begin = pair.a.close if orphaned else partial(pair.a.shutdown, socket.SHUT_WR)
             race.start(f"an unanswered FIN: {what}", pair, end.seconds, begin)
         yield from race.results()
+
+
+def _refused_here(lab: Lab) -> Iterator[Measured]:
+    """A full queue of this machine refuses retransmissions: they are tried every 0.5 s, and time bounds them."""
+    with _Place(lab, tcp_retries2=4) as place:
+        pair = place.pair()
+        place.silence()
+        pair.a.sendall(b"x")
+        _until(lambda: _resent(pair.at_a(), 1), "the first retransmission")
+        place.ns.run("tc", "qdisc", "replace", "dev", "lo", "root", "pfifo", "limit", "0")
+        most = 0
+        while (row := pair.at_a()) is not None:
+            most = max(most, row.retrans)
+            time.sleep(0.01)
+        yield Measured("retransmissions with tcp_retries2=4", "more than 8", str(most), most > 8)
+        yield _equal("its error", "ETIMEDOUT", _error_of(pair.a))
+
+
+def _closed_window_unanswered(lab: Lab) -> Iterator[Measured]:
+    with _Place(lab, "answered", tcp_retries2=3) as place, _Place(lab, "silent", tcp_retries2=3) as other:
+        answered, silent = place.pair(), other.pair()
+        for pair in (answered, silent):
+            pair.a.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    pair.a.send(bytes(65536))
+            _until(lambda p=pair: _no_room(p.a), "there is no room left")  # type: ignore[misc]
+            _until(lambda p=pair: _timer(p.at_a(), 4), "the window is probed")  # type: ignore[misc]
+        other.silence()
+        end = forecast.zero_window(forecast.Limits(retries2=3), _rto_ms(silent.a), answered=False)
+        assert end is not None
+        took = _until(lambda: silent.at_a() is None, "it is given up")
+        yield _life("probes without answer, tcp_retries2=3", took, 0.5, 3 * end.seconds)
+        yield _equal("its error", "ETIMEDOUT", _error_of(silent.a))
+        time.sleep(end.seconds)
+        yield _seen("probes with answers, later", answered.at_a(), "ESTABLISHED", timer=4, held=True)
 
 
 def _retransmissions_tell_time(lab: Lab) -> Iterator[Measured]:
@@ -1241,9 +1300,12 @@ _PROOFS: tuple[Proof, ...] = (
     Proof("lifetimes-above-sixty", ("X01", "X05", "S25"), 8, _NET, _lifetimes_above_sixty),
     Proof("armed-keepalive", ("S18",), 0.3, _NET, _armed_keepalive),
     Proof("live-peer-answers", ("S05", "S07", "X18", "S39"), 5, _NET, _live_peer_answers),
+    Proof("half-close-without-a-peer", ("S07",), 6, _NFT, _half_close_without_a_peer),
     Proof("dead-peer", ("S19", "X20", "X21", "X23", "X24"), 6, _NFT, _dead_peer),
     Proof("user-timeout-replaces-count", ("X22",), 8.5, _NFT, _user_timeout_replaces_count),
     Proof("retransmission-limits", ("X58",), 8, _NFT, _retransmission_limits),
+    Proof("refused-here", ("X58",), 7, (*_NFT, "tool:tc"), _refused_here),
+    Proof("closed-window-unanswered", ("X53",), 9, _NFT, _closed_window_unanswered),
     Proof("retransmissions-tell-time", (), 4, _NFT, _retransmissions_tell_time),
     Proof("closed-window-limits", ("X59",), 6, _NET, _closed_window_limits),
     Proof("orphan-retries", ("S21", "X04", "X25"), 4, _NFT, _orphan_retries),

@@ -347,8 +347,13 @@ def read(path: str) -> tuple[Manifest, tuple[Observation, ...]]:
         RecordingError: it cannot be opened, or is not (entirely) what it claims to be.
     """
     try:
-        with open(path, "rb") as file:
+        with files.open_to_read(path, pipes=True) as file:
             return _read(file)
+    except FileRefused as error:
+        raise RecordingError(
+            f"could not read the recording `{_plain(path)}`: {error.reason}",
+            hint="`finwait record FILE` makes one; is the name right?",
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RecordingError(

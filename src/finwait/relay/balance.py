@@ -85,7 +85,7 @@ class Backend:
         self.ejections = 0
         self.eject_until = float("-inf")
         self.calm_since = float("-inf")
-        """Since when it is neither ejected nor has failed."""
+        """Since when it is in use: not ejected, and what failed was followed by a success."""
         self.leads_back_until = float("-inf")
         """Until when it takes nothing: connections to it came back as clients of the same service."""
         self.current = 0.0
@@ -242,11 +242,17 @@ class Balancer:
         return True
 
     def _forget(self, backend: Backend, now: float) -> None:
-        """Take back one doubling for each ``eject`` seconds that went by without a failure."""
-        if backend.ejections and self.service.outlier.eject:
-            calm = (now - backend.calm_since) / self.service.outlier.eject
-            backend.ejections = max(0, backend.ejections - int(max(0.0, calm)))
-        backend.calm_since = max(backend.calm_since, now)
+        """Take back one doubling for each ``eject`` seconds in which it was in use.
+
+        A failure that follows a success does not begin them anew: under load there is one now and then, and a backend
+        that serves nearly everybody must not be judged by what it did last week.
+        """
+        if backend.failures or not backend.ejections:
+            backend.calm_since = max(backend.calm_since, now)
+        elif every := self.service.outlier.eject:
+            calm = int(max(0.0, (now - backend.calm_since) / every))
+            backend.ejections = max(0, backend.ejections - calm)
+            backend.calm_since += calm * every
 
     def mark(self, name: str, up: bool, now: float) -> None:
         """Take what an active check says about the backend of that name."""

@@ -298,7 +298,9 @@ def _run(args: argparse.Namespace) -> int:
         names = ", ".join(f"`{service.name}`" for service in config.service)
         sys.stdout.write(f"the configuration is right: {names}, {config.workers} worker(s)\n")
         return 0
-    from finwait.relay.supervisor import Supervisor
+    from finwait.relay.supervisor import Supervisor, hold_signals
+
+    hold_signals()
 
     def read() -> Config:
         config = build_config(args)

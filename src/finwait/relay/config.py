@@ -350,7 +350,7 @@ class Outlier(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float,
         _time(
             "How long it is left out. Doubles with each ejection, up to 300 s, and halves again with each such "
-            "interval without a failure."
+            "interval that it is in use."
         ),
     ] = 10.0
     max_percent: Annotated[

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from finwait.relay.config import Config
     from finwait.relay.listeners import Bound
 
-__all__ = ["Supervisor", "user_entry"]
+__all__ = ["Supervisor", "hold_signals", "user_entry"]
 
 _POLL_S: Final = 0.1
 _PREDECESSOR: Final = "FINWAIT_RELAY_PREDECESSOR"
@@ -66,8 +66,14 @@ _GRACE: Final = 5.0
 """Seconds a worker may take beyond its drain time before it is killed."""
 _SPARE_FDS: Final = 256
 _SIGNALS: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
+_WAITING: Final = frozenset((signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
 _STDOUT: Final = ("-", "/dev/stdout")
 """Names of an access log that is standard output."""
+
+
+def hold_signals() -> None:
+    """Keep what asks a running relay for something waiting until it runs; without that it would end a starting one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITING)
 
 
 def _known(path: str) -> tuple[int, int]:
@@ -281,6 +287,8 @@ class Supervisor:
         self.lines: list[_Line] = []
         self.log_fd = -1
         self.draining = False
+        self.stopping = False
+        """Whether connections are ended now, not only let end."""
         self.finished: asyncio.Event
         self.reloading: asyncio.Lock
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -466,14 +474,7 @@ class Supervisor:
         self.circles = loops.Circles(loops.listening(self.config, self.bound.values()))
         self.resolver = Resolver(self._backends_changed, self._leads_back)
         self.checker = Checker(self._backend_marked)
-        for number, handler in (
-            (signal.SIGTERM, self.on_term),
-            (signal.SIGINT, self.on_term),
-            (signal.SIGHUP, self.on_hup),
-            (signal.SIGUSR1, self.on_usr1),
-            (signal.SIGUSR2, self.on_usr2),
-        ):
-            loop.add_signal_handler(number, handler)
+        self._handle_signals(loop)
         try:
             await self.resolver.use(self.config)
             self._refuse_circles()
@@ -510,6 +511,21 @@ class Supervisor:
             for one in self.bound.values():
                 one.close()
         return 0
+
+    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take signals from now on, those that `hold_signals` kept waiting first."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        for number, handler in (
+            (signal.SIGTERM, self.on_term),
+            (signal.SIGINT, self.on_term),
+            (signal.SIGHUP, self.on_hup),
+            (signal.SIGUSR1, self.on_usr1),
+            (signal.SIGUSR2, self.on_usr2),
+        ):
+            loop.add_signal_handler(number, handler)
+        # More signals than fit into the loop's pipe are no mistake of ours: a traceback would say so.
+        signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _leads_back(self, service: str, row: list[Any]) -> str:
         return self.circles.closes(service, row, self.resolver.found)
@@ -658,9 +674,11 @@ class Supervisor:
             for line in self.lines:
                 line.tell({"do": "stop"} if now else {"do": "drain", "seconds": seconds})
             self._spawn(self._kill_late(0 if now else longest))
-        elif now:
+        elif now and not self.stopping:
             for line in self.lines:
                 line.tell({"do": "stop"})
+            self._spawn(self._kill_late(0))
+        self.stopping = self.stopping or now
         if not self.lines:
             self.finished.set()
 

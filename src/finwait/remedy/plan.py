@@ -7,14 +7,16 @@ that tells the peer *less* is never taken unasked. "Restart this process" is nev
 the one thing that a plan cannot take back or aim.
 
 A plan is a value. It can be printed, written to a file, reviewed, and applied later, when everything that it
-rests on is read again.
+rests on is read again. Of a file only identities, means and facts are taken: its texts must be those of this module for
+those facts, and what is shown before the act is made anew from a look (`again`).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -23,9 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.other_end import counts_agree
+from finwait.diagnosis.catalogue import NAMES
 from finwait.errors import FinwaitError, Refused
-from finwait.remedy.guards import PROTECTED, Abilities, Limits, Verdict, guard_destroy, guard_rows
-from finwait.table.sockets import address_text, pack_address
+from finwait.remedy.guards import Abilities, Limits, Verdict, guard_destroy, guard_rows
+from finwait.table.sockets import address_text, endpoint, pack_address
+from finwait.table.units import printable
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:
@@ -38,12 +42,14 @@ __all__ = [
     "End",
     "Left",
     "Plan",
+    "Refusal",
     "Step",
-    "check_again",
+    "again",
     "decode",
     "encode",
     "make",
-    "peer_told",
+    "peer_sees",
+    "permit",
     "step_of",
 ]
 
@@ -56,6 +62,33 @@ _CLASS: Final = {
     "reset": "destructive",
     "destroy": "destructive",
 }
+
+
+Sees = Literal[
+    "fin",
+    "fin-then-reset",
+    "probe",
+    "give-up",
+    "reset",
+    "reset-if-path",
+    "nothing",
+    "nothing-through-nat",
+    "unknown",
+]
+_SEES: Final[Mapping[Sees, str]] = {
+    "fin": "a FIN (clean close)",
+    "fin-then-reset": "a FIN now; a RST when the program closes it with data unread",
+    "probe": "a keepalive probe: if it lives it answers, and nothing else happens",
+    "give-up": "nothing new: what is in flight is given up after the time set",
+    "reset": "a RST, once, not repeated",
+    "reset-if-path": "a RST, if the path works",
+    "nothing": "nothing: no packet is sent in this state",
+    "nothing-through-nat": "nothing: its RST does not get through the translation that is gone",
+    "unknown": "unknown",
+}
+"""What the peer gets to see of an act, and in words."""
+_MOST_BYTES: Final = 64 << 20
+"""Of a plan as JSON: what `finwait clear --plan` reads. One of 60,000 steps has some 50 MB."""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -94,8 +127,10 @@ class Step(msgspec.Struct, frozen=True):
     bytes_acked: int
     holders: tuple[tuple[int, int, str], ...]
     """(pid, fd, comm) of each descriptor that refers to it."""
+    sees: Sees
+    """What the peer sees of it."""
     peer_told: str
-    """What the other end gets to know."""
+    """The same in words."""
     stays: str = ""
     """What is still there afterwards."""
     ifindex: int = 0
@@ -106,6 +141,8 @@ class Step(msgspec.Struct, frozen=True):
     """The end that was selected, when the act is done at its other end."""
     note: str = ""
     """Why it is this means, where another would be expected."""
+    gone: bool = False
+    """Whether it was not there any more when a plan from a file was looked at again."""
     holders_known: bool = True
     """Whether no holders means that there are none: every process was looked into, or it is an orphan (inode 0)."""
 
@@ -118,6 +155,15 @@ class Left(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """A guard that speaks against a plan as a whole: it can be read, and not be carried out."""
+
+    guard: str
+    reason: str
+    override: str
+    """What would overrule it."""
+
+
 class Plan(msgspec.Struct, frozen=True):
     """Steps, and what was left out."""
 
@@ -126,41 +172,102 @@ class Plan(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...]
     left: tuple[Left, ...] = ()
     advice: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    """Why the whole of it may not be carried out, if so."""
     apiVersion: str = "finwait/v1"  # noqa: N815 - the spelling of the contract
     kind: str = "ClearPlan"
 
 
 def encode(plan: Plan) -> bytes:
-    """Return a plan as JSON."""
-    return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+    """Return a plan as JSON.
+
+    Raises:
+        FinwaitError: it would be larger than what is read again.
+    """
+    data = msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+    if len(data) > _MOST_BYTES:
+        error = FinwaitError(
+            f"a plan of {len(plan.steps)} steps has {len(data) >> 20} MiB, and `--plan` reads {_MOST_BYTES >> 20} MiB"
+        )
+        error.hint = "narrow the FILTER, and make several plans"
+        raise error
+    return data
 
 
-def check_again(plan: Plan, limits: Limits, names: Mapping[int, str]) -> None:
-    """Hold a plan that was read from a file to the guards that do not need a look at the machine.
+def permit(plan: Plan) -> None:
+    """Let a plan pass that may be carried out as a whole.
+
+    Raises:
+        Refused: guard ``max`` or ``share``.
+    """
+    for one in plan.refused:
+        raise Refused(one.guard, one.reason, override=one.override)
+
+
+def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Collection[int] = ()) -> Plan:
+    """Make a plan that was read from a file anew, from a look at its connections now.
+
+    Every text is made anew, holders are those that are found now, and guards are asked again (``min-age`` and
+    ``established`` are not: the file names each connection). What the steps rest on, state and bytes, stays as the file
+    has it, for the act to compare. A connection that is not there any more is marked.
 
     Args:
         plan: the plan.
+        view: its namespaces.
         limits: what the caller allows now; who made the plan may have allowed more.
-        names: pid → name that its process has now, which the file may tell otherwise.
-
-    Raises:
-        Refused: guard ``max`` or ``protected``.
+        can: what cannot be done here.
+        unseen: namespaces that could not be looked into: what is in them is not called gone.
     """
-    if len(plan.steps) > limits.max_connections and "max" not in limits.override:
-        raise Refused(
-            "max", f"the plan touches {len(plan.steps)} connections, more than {limits.max_connections}",
-            override=f"--max {len(plan.steps)} or --override max",
-        )  # fmt: skip
-    if "protected" in limits.override:
-        return
+    s = view.sockets
+    wanted = {(step.netns, int(step.cookie, 16)) for step in plan.steps}
+    keys = zip(s.netns.tolist(), s.cookie.tolist(), strict=True)
+    rows = {key: row for row, key in enumerate(keys) if key in wanted}
+    limits = replace(limits, min_age_ms=0, established_named=True)
+    cells = _Cells(view, np.array(sorted(rows.values()), np.int64))
+    steps: list[Step] = []
+    left: list[Left] = []
     for step in plan.steps:
-        for pid, _, comm in step.holders:
-            name = names.get(pid, comm)
-            if pid in (1, limits.own_pid) or name in PROTECTED:
-                raise Refused(
-                    "protected", f"{step.src}:{step.sport} is held by {name} (pid {pid}), which holds the machine up",
-                    override="--override protected",
-                )  # fmt: skip
+        row = rows.get((step.netns, int(step.cookie, 16)))
+        if row is None and step.netns in unseen:
+            left.append(Left(_ends(step), "unseen", "its namespace could not be looked into"))
+        elif row is None:
+            steps.append(msgspec.structs.replace(step, gone=True))
+        else:
+            fresh = _again(view, row, step, limits, can, cells)
+            if isinstance(fresh, Verdict):
+                left.append(Left(_text(view, row), fresh.guard, fresh.reason))
+            else:
+                steps.append(fresh)
+    here = [step for step in steps if not step.gone]
+    return msgspec.structs.replace(
+        plan, steps=tuple(steps), left=tuple(left), advice=_advice(here), refused=_whole(view, here, limits)
+    )
+
+
+def _again(view: View, row: int, step: Step, limits: Limits, can: Abilities, cells: _Cells) -> Step | Verdict:
+    if (verdict := guard_rows(view, row, limits)) is not None:
+        return verdict
+    if step.means == "destroy" and (verdict := guard_destroy(view, row, limits, can)) is not None:
+        return verdict
+    fresh = step_of(view, row, step.rule, step.means, cells=cells)
+    names = ("family", "src", "sport", "dst", "dport", "ifindex", "protocol")
+    if any(getattr(fresh, name) != getattr(step, name) for name in names):
+        return Verdict("plan", "the plan gives its cookie to another connection")
+    if fresh.sees != step.sees and (fresh.state, fresh.inode) == (step.state, step.inode):
+        return Verdict("plan", "what the plan says that its peer sees is not so")
+    note = ""
+    if step.means == "reset" and (why := can.no_destroy.get((step.netns, step.protocol))) is not None:
+        note = f"{why}; a reset tells the peer the same"
+    other = int(view.other[row])
+    selected = _text(view, other) if step.selected and other >= 0 else ""
+    return msgspec.structs.replace(
+        fresh, note=note, selected=selected, state=step.state, inode=step.inode,
+        bytes_received=step.bytes_received, bytes_acked=step.bytes_acked,
+    )  # fmt: skip
+
+
+def _ends(end: Step | End) -> str:
+    return f"{endpoint(end.src, end.sport)} → {endpoint(end.dst, end.dport)} {end.state}"
 
 
 _NO_COOKIE: Final = (1 << 64) - 1
@@ -187,16 +294,31 @@ def decode(data: bytes, name: str = "the plan") -> Plan:
         where = f"{name}:{_line_of(data, ['kind'])}"
         raise FinwaitError(f"{where}: not a plan of this finwait: {plan.apiVersion} {plan.kind}")
     for k, step in enumerate(plan.steps):
-        where = f"{name}:{_line_of(data, ['steps', k])}"
-        if step.state == "LISTEN":
-            raise Refused("listener", f"{where}: the plan names the listener {step.src}:{step.sport}")
-        for end in (step, step.other):
-            if end is not None and (wrong := _unsound(end)) is not None:
-                raise FinwaitError(f"{where}: {wrong}")
-        for pid, fd, _ in step.holders:
-            if not (0 < pid < 1 << 31 and 0 <= fd < 1 << 31):
-                raise FinwaitError(f"{where}: pid {pid}, descriptor {fd}: there is no such holder")
+        if (wrong := _wrong(step)) is not None:
+            where = f"{name}:{_line_of(data, ['steps', k])}"
+            if step.state == "LISTEN":
+                raise Refused("listener", f"{where}: {wrong}")
+            raise FinwaitError(f"{where}: {wrong}")
     return plan
+
+
+def _wrong(step: Step) -> str | None:
+    """Return what is wrong with a step that was read from a file, or None."""
+    if step.state == "LISTEN":
+        return "the plan names a listener"
+    for end in (step, step.other):
+        if end is not None and (wrong := _unsound(end)) is not None:
+            return wrong
+    for pid, fd, _ in step.holders:
+        if not (0 < pid < 1 << 31 and 0 <= fd < 1 << 31):
+            return f"pid {pid}, descriptor {fd}: there is no such holder"
+    if step.kind != _CLASS[step.means]:
+        return f"`{step.means}` is {_CLASS[step.means]}, and the plan calls it otherwise"
+    if step.peer_told != _SEES[step.sees]:
+        return f"what the peer sees is called otherwise than `{_SEES[step.sees]}` (edited, or of another version)"
+    if step.rule and step.rule not in NAMES:
+        return "it names a rule that there is not"
+    return None
 
 
 def _unsound(end: Step | End) -> str | None:
@@ -206,7 +328,7 @@ def _unsound(end: Step | End) -> str | None:
     except ValueError:
         cookie = -1
     if not 0 < cookie < _NO_COOKIE:
-        return f"`{end.cookie}` is not a cookie"
+        return f"`{printable(end.cookie)}` is not a cookie"
     if end.family not in (2, 10):
         return f"{end.family} is not an address family of TCP"
     if end.protocol not in (6, 262):
@@ -215,14 +337,23 @@ def _unsound(end: Step | End) -> str | None:
         return f"{end.netns}, {end.ifindex}: not a namespace and an interface"
     if not (0 <= end.sport < 1 << 16 and 0 <= end.dport < 1 << 16):
         return f"{end.sport}, {end.dport}: not ports"
+    if end.state not in tcp.STATE_NUMBERS:
+        return f"`{printable(end.state)}` is not a state"
     for address in (end.src, end.dst):
-        try:
-            pack_address(address)
-        except ValueError:
-            return f"`{address}` is not an address"
+        if not _canonical(address):  # a scope may hold anything
+            return f"`{printable(address)}` is not an address"
         if end.family == 2 and ":" in address:
             return f"`{address}` is not an IPv4 address"
     return None
+
+
+@lru_cache(maxsize=8192)
+def _canonical(address: str) -> bool:
+    """Return whether an address is written as we write it."""
+    try:
+        return address_text(*pack_address(address)) == address
+    except ValueError:
+        return False
 
 
 def _line_of_error(data: bytes, said: str) -> int:
@@ -262,21 +393,21 @@ def _line_of(data: bytes, path: Sequence[str | int]) -> int:
     return line
 
 
-def peer_told(state: int, *, orphan: bool, minisocket: bool, nat_lost: bool = False) -> str:
-    """Return what SOCK_DESTROY tells the peer, by the state of this end (measured, docs: destroy matrix)."""
+def peer_sees(state: int, *, orphan: bool, minisocket: bool, nat_lost: bool = False) -> Sees:
+    """Return what the peer sees of SOCK_DESTROY, by the state of this end (measured: the destroy matrix)."""
     if minisocket or state in (tcp.LAST_ACK, tcp.CLOSING, tcp.TIME_WAIT, tcp.SYN_SENT, tcp.SYN_RECV):
-        return "nothing: no packet is sent in this state"
+        return "nothing"
     if nat_lost:
-        return "nothing: its RST does not get through the translation that is gone"
+        return "nothing-through-nat"
     if state in (tcp.ESTABLISHED, tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT):
-        return "a RST, once, not repeated" if not orphan else "a RST, if the path works"
+        return "reset-if-path" if orphan else "reset"
     return "unknown"
 
 
 def _text(view: View, row: int) -> str:
-    s = view.sockets
-    src, dst = (address_text(*(int(x) for x in s[name][row])) for name in ("src", "dst"))
-    return f"{src}:{int(s.sport[row])} → {dst}:{int(s.dport[row])} {tcp.STATES.get(int(s.state[row]), '?')}"
+    src, dst = view.ends(row)
+    state = int(view.sockets.state[row])
+    return f"{src} → {dst} {tcp.STATES.get(state, '?')}"
 
 
 class _Cells:
@@ -432,8 +563,8 @@ def make(
         now_unix_ns: when, for the reader of the file.
         boot_id: of the machine; cookies mean nothing on another boot.
 
-    Raises:
-        Refused: the plan as a whole is too large (guards ``max`` and ``share``).
+    Returns:
+        The plan. One that is too large as a whole (guards ``max`` and ``share``) says so, and is not `permit`-ted.
     """
     cause: dict[int, str] = {}
     for finding in findings:
@@ -457,8 +588,8 @@ def make(
         elif (key := (step.netns, int(step.cookie, 16))) not in seen:
             seen.add(key)
             steps.append(step)
-    _whole(view, steps, limits)
-    return Plan(now_unix_ns, boot_id, tuple(steps), tuple(left), _advice(steps))
+    refused = _whole(view, steps, limits)
+    return Plan(now_unix_ns, boot_id, tuple(steps), tuple(left), _advice(steps), refused)
 
 
 def step_of(
@@ -479,16 +610,15 @@ def step_of(
     holders = tuple(
         (pid, fd, processes[pid].comm if pid in processes else "?") for pid, fd in view.holders.of(row)
     )
+    sees: Sees
     if means == "fin":
-        told = "a FIN: it sees a proper end"
-        if rqueue > 1:
-            told = "a FIN now; a RST when the program closes it with data unread"
+        sees = "fin-then-reset" if rqueue > 1 else "fin"
     elif means == "keepalive":
-        told = "a probe: a live peer answers it and nothing else happens"
+        sees = "probe"
     elif means == "user-timeout":
-        told = "nothing new: what is in flight is given up after the time set"
+        sees = "give-up"
     else:
-        told = peer_told(
+        sees = peer_sees(
             state,
             orphan=not inode and cells.listener[k] < 0,
             minisocket=of["timer"][k] == 3,
@@ -508,7 +638,8 @@ def step_of(
         inode=inode,
         bytes_received=of["bytes_received"][k],
         bytes_acked=of["bytes_acked"][k],
-        peer_told=told,
+        sees=sees,
+        peer_told=_SEES[sees],
         stays=stays,
         other=End(**cells.end(other)) if other >= 0 and not view.other_ambiguous[row] else None,
         selected=selected,
@@ -525,28 +656,31 @@ def _descriptors(holders: Sequence[tuple[int, int, str]]) -> str:
     return ("the descriptor stays" if len(holders) == 1 else "the descriptors stay") + f" open in {first}"
 
 
-def _whole(view: View, steps: Sequence[Step], limits: Limits) -> None:
+def _whole(view: View, steps: Sequence[Step], limits: Limits) -> tuple[Refusal, ...]:
+    """Return what speaks against carrying out all of the steps."""
+    found = []
     if len(steps) > limits.max_connections and "max" not in limits.override:
-        raise Refused(
-            "max", f"the plan touches {len(steps)} connections, more than {limits.max_connections}",
-            override=f"--max {len(steps)} or --override max",
+        found.append(
+            Refusal(
+                "max", f"the plan touches {len(steps)} connections, more than {limits.max_connections}",
+                f"--max {len(steps)} or --override max",
+            )
         )  # fmt: skip
     if "share" in limits.override:
-        return
+        return tuple(found)
     touched = Counter(pid for step in steps for pid in {pid for pid, _, _ in step.holders})
+    by_pid = view.pid_rows(view.held & (view.sockets.state != tcp.LISTEN)) if touched else {}
     for pid, n in touched.items():
-        held = int(np.isin(view.sockets.inode, _inodes(view, pid)).sum())
+        held = len(by_pid.get(pid, ()))
         if held >= 10 and n > limits.share * held:
             comm = view.processes[pid].comm if pid in view.processes else "?"
-            raise Refused(
-                "share", f"the plan touches {n} of the {held} connections of {comm} (pid {pid})",
-                override="--share 1 or --override share",
+            found.append(
+                Refusal(
+                    "share", f"the plan touches {n} of the {held} connections of {comm} (pid {pid})",
+                    "--share 1 or --override share",
+                )
             )  # fmt: skip
-
-
-def _inodes(view: View, pid: int) -> NDArray[np.uint32]:
-    rows = view.pid_rows(view.held & (view.sockets.state != tcp.LISTEN)).get(pid)
-    return view.sockets.inode[rows] if rows is not None else np.empty(0, np.uint32)
+    return tuple(found)
 
 
 def _advice(steps: Sequence[Step]) -> tuple[str, ...]:

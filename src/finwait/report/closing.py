@@ -21,6 +21,7 @@ _WIDTH: Final = 34
 _NOTES: Final = 49
 """Columns to the right of the arrows, of 100."""
 _MOST_STATES: Final = 3
+_RETRANSMITTING: Final = ("FIN_WAIT1", "CLOSING", "LAST_ACK")
 
 _LABELS: Final = {
     Kind.DATA: "data",
@@ -220,7 +221,9 @@ def verdict(closing: Closing, *, until_ns: int = 0, lost: int = 0) -> str:
     """Return what happened, in sentences; see `diagram` for the arguments."""
     said = [_main(closing), *_ignored(closing), *_window(closing)]
     if not closing.packets:
-        said.append("No packet came or went: an idle connection sends nothing.")
+        waits = any(side.kernel in _RETRANSMITTING for side in (closing.a, closing.b))
+        why = "the next retransmission was not due yet" if waits else "an idle connection sends nothing"
+        said.append(f"No packet came or went: {why}.")
     elif closing.missing and closing.steps and until_ns:
         left = until_ns - closing.last_ns
         said.append(f"The capture went on for {_span(left)}." if left > 0 else "The capture ends there.")
@@ -317,7 +320,7 @@ def _unheard(c: Closing) -> str:
             if me.unheard
             else f"{other} acknowledged the FIN of {name}: "
         )
-        if me.kernel in ("FIN_WAIT1", "CLOSING", "LAST_ACK"):
+        if me.kernel in _RETRANSMITTING:
             said.append(f"{again}the ACK does not reach it, its kernel still says {me.kernel}.")
         elif me.facts.acked:
             said.append(f"{again}these ACKs did not reach it. Then it stopped.")
@@ -354,7 +357,7 @@ def _reset(c: Closing) -> str:
     elif c.reset.answers and not rest.fins:
         before += ": nothing takes data for it there any more"
     unsure = ""
-    if c.reset.standing is Standing.UNKNOWN:
+    if c.reset.standing is Standing.UNKNOWN and not rest.kernel:
         unsure = " Whether the number of the RST was in the window cannot be checked with this capture."
     return f"{end_name(c, end)} reset the connection {before}.{unsure}"
 

@@ -1,6 +1,7 @@
-"""The reference pages that are made from data: settings and ledger.
+"""The reference pages that are made from data: settings, ledger and proofs.
 
-``docs/reference/settings.md`` and ``docs/reference/ledger.md`` are what these two functions return; a test compares.
+``docs/reference/settings.md``, ``docs/reference/ledger.md`` and ``docs/reference/proofs.md`` are what these functions
+return; a test compares.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from finwait.remedy.knowledge import VERDICTS
 from finwait.remedy.settings import RULES, Band, Effect, Setting, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from finwait.diagnosis.finding import Advice, Remedy
+    from finwait.diagnosis.rule import Rule
     from finwait.remedy.knowledge import Knowledge
 
-__all__ = ["ledger_page", "settings_page"]
+__all__ = ["ledger_page", "proofs_page", "settings_page"]
 
 _VERDICT = {
     Verdict.HELPS: "helps",
@@ -155,3 +158,54 @@ def ledger_page(knowledge: Knowledge) -> str:
             out.append(f"- Demonstration: `finwait lab prove {claim.id}` ({claim.demo}).")
         out.append("")
     return "\n".join(out).rstrip() + "\n"
+
+
+def proofs_page(rules: Sequence[Rule], claims: Mapping[str, Sequence[str]]) -> str:
+    """Return the page of what rules say and which demonstration shows it, in Markdown.
+
+    Args:
+        rules: all rules.
+        claims: name of a demonstration → the claims of the ledger that it bears on.
+    """
+    out = [
+        _MADE,
+        "",
+        "# What rules say, and what shows it",
+        "",
+        "Each finding says what ends it and what does not. Here is every such statement of every rule, with the",
+        "demonstration that measures it: `finwait lab prove NAME`. A statement without one rests on the sources that",
+        "the rule and the [ledger](ledger.md) name, or is plain advice.",
+        "",
+    ]
+    for rule in rules:
+        said = _statements(rule)
+        shown = sum(1 for _, one in said if one.proofs)
+        out += [
+            f"## [`{rule.name}`](rules/{rule.name}.md)",
+            "",
+            f"{shown} of {len(said)} shown.",
+            "",
+            "| | Statement | Shown by |",
+            "|---|---|---|",
+        ]
+        out += [f"| {kind} | {_cell(one.text)} | {_shown(one.proofs, claims)} |" for kind, one in said]
+        out.append("")
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _statements(rule: Rule) -> list[tuple[str, Advice | Remedy]]:
+    """Return what a rule and its cases say, each statement once."""
+    said: dict[tuple[str, str], Advice | Remedy] = {}
+    for ends, does_not in ((words.ends, words.does_not) for words in rule.tellings):
+        for kind, ones in (("ends it", ends), ("does not", does_not)):
+            for one in ones:
+                said.setdefault((kind, one.text), one)
+    return [(kind, one) for (kind, _), one in said.items()]
+
+
+def _shown(proofs: Sequence[str], claims: Mapping[str, Sequence[str]]) -> str:
+    cells = []
+    for name in proofs:
+        links = _links(claims[name])
+        cells.append(f"`{name}`" + (f" ({links})" if links else ""))
+    return ", ".join(cells) or "—"

@@ -97,25 +97,36 @@ def headline(
 ) -> str:
     """Return the sentence that everything else explains; with gaps it vouches only for what was seen."""
     shown = [f for f in findings if f.primary]
-    bad = sum(f.count for f in shown if f.severity == "problem" and len(f.rows))
-    lost = sum(f.count for f in shown if f.severity == "problem" and not len(f.rows))
+    problems = [f for f in shown if f.severity == "problem"]
+    rows = [f.rows for f in problems if len(f.rows)]
+    states = view.sockets.state[np.concatenate(rows)] if rows else np.empty(0, np.uint8)
+    stuck = _stuck(states)
+    lost = sum(f.count for f in problems if not len(f.rows))
     notices = sum(f.count for f in shown if f.severity == "notice")
-    more = (
-        f"{lost} {'descriptor' if lost == 1 else 'descriptors'} of connections that are gone, and still open"
-    )
+    further = []
+    if doors := int((states == tcp.LISTEN).sum()):
+        further.append(f"{doors} {'listener does' if doors == 1 else 'listeners do'} not accept")
+    if lost:
+        word = "descriptor" if lost == 1 else "descriptors"
+        further.append(f"{lost} {word} of connections that are gone, and still open")
+    more = "; ".join(further)
     n, seen = _extent(view, narrowed)
     if not n and not shown and narrowed is not None:
         _, all_of_it = _extent(view, None)
         open_ = "; it could not judge everything" if narrowed.unjudged else ""
         return f"{who}: the FILTER selects no connection. Looked at: {all_of_it}{open_}."
-    if bad:
-        told = f"{bad} of {seen} {'does' if bad == 1 else 'do'} not finish closing"
-        return f"{who}: {told}; {more}." if lost else f"{who}: {told}."
-    if lost:
-        return f"{who}: {more}. Among {seen.rstrip(',')} none was seen that does not finish closing."
+    if stuck:
+        bad = int((states != tcp.LISTEN).sum())
+        told = f"{bad} of {seen} {stuck[0] if bad == 1 else stuck[1]}"
+        return f"{who}: {told}; {more}." if more else f"{who}: {told}."
     seen = seen.rstrip(",")
+    if more:
+        among = f" Among {seen} none was seen that does not finish closing." if n else ""
+        return f"{who}: {more}.{among}"
+    partly = bool(gaps) or (narrowed is not None and bool(narrowed.unjudged)) or view.established_skipped > 0
     if notices:
-        return f"{who}: nothing is stuck among {seen}; {notices} {'deserves' if notices == 1 else 'deserve'} a look."
+        nothing = "nothing was seen that is stuck" if partly else "nothing is stuck"
+        return f"{who}: {nothing} among {seen}; {notices} {'deserves' if notices == 1 else 'deserve'} a look."
     if gaps:
         return f"{who}: nothing wrong was seen in {seen}, but not everything could be seen."
     if narrowed is not None and narrowed.unjudged:
@@ -123,6 +134,21 @@ def headline(
     if view.established_skipped:
         return f"{who}: nothing wrong was seen in {seen}; ESTABLISHED ones were not looked at."
     return f"{who}: nothing is wrong. {seen[0].upper() + seen[1:]}; none fails to finish closing."
+
+
+def _stuck(states: NDArray[np.uint8]) -> tuple[str, str] | None:
+    """Return what is wrong with connections in some states, of one and of several; None where there are none.
+
+    A listener is no connection, and one that is open has nothing to finish.
+    """
+    is_open = states == tcp.ESTABLISHED
+    if not (states != tcp.LISTEN).any():
+        return None
+    if not is_open.any():
+        return "does not finish closing", "do not finish closing"
+    if (is_open | (states == tcp.LISTEN)).all():
+        return "is open and stuck", "are open and stuck"
+    return "", "do not finish closing, or are open and stuck"
 
 
 def diagnosis(

@@ -245,10 +245,12 @@ def _owner(record: dict[str, Any]) -> str:
     if holders:
         more = f"+{len(holders) - 1}" if len(holders) > 1 else ""
         return f"{holders[0]['comm']}[{holders[0]['pid']}]{more}"
-    if mover and not mover["kernel"]:
+    if mover and mover["pid"] is not None:
         return f"by {Mover(**mover)}"
     if before:
         return f"was {before[0]['comm']}[{before[0]['pid']}]"
+    if mover and not mover["kernel"]:
+        return f"by {Mover(**mover)}"
     return "-" if holders is None else "nobody"
 
 

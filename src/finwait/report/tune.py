@@ -179,8 +179,8 @@ def _evidence(setting: Setting, value: str, facts: Facts) -> Iterator[str]:
         yield f"orphans now: {facts.orphans} of {value}{near}"
         if facts.aborted:
             yield (
-                f"TCPAbortOnMemory is {facts.aborted} in this namespace: so many connections were reset at this limit"
-                " or for want of memory (`too many orphaned sockets` or `out of memory` in the kernel's log)"
+                f"TCPAbortOnMemory of this namespace: {facts.aborted} connections were reset at this limit or for want"
+                " of memory (`too many orphaned sockets` or `out of memory` in the kernel's log)"
             )
     if value.lstrip("-").isdigit() and setting.band(int(value), int(value)).tracking:
         band = setting.band(int(value), int(value))

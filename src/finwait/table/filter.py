@@ -304,6 +304,11 @@ class Filter:
         return _text(self.root)
 
     @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The predicates, in the order in which they stand."""
+        return tuple(_leaves(self.root))
+
+    @property
     def says_states(self) -> bool:
         """Whether the filter speaks of states at all; if it does not, the caller chooses a default."""
         return any(isinstance(leaf, State) for leaf in _leaves(self.root))

@@ -64,8 +64,8 @@ __all__ = [
     "User",
     "cgroup_path",
     "gather",
-    "minisockets",
     "state_text",
+    "uid_unknown",
 ]
 
 
@@ -229,11 +229,12 @@ class Leaf:
 Node = And | Or | Not | Leaf
 
 
-def minisockets(table: SocketTable, index: NDArray[np.intp]) -> Mask:
-    """Return which rows are minisockets: the kernel reports uid 0 of them, whoever made them."""
+def uid_unknown(table: SocketTable, index: NDArray[np.intp]) -> Mask:
+    """Return of which rows nobody knows who made them: minisockets, and before Linux 6.16 orphans, report uid 0."""
     state = table.column("state")[index]
     requests = (state == tcp.SYN_RECV) | (state == tcp.NEW_SYN_RECV)
-    return (state == tcp.TIME_WAIT) | requests | (table.column("timer")[index] == 3)
+    mini = (state == tcp.TIME_WAIT) | requests | (table.column("timer")[index] == 3)
+    return mini | ((table.column("uid")[index] == 0) & (table.column("inode")[index] == 0))
 
 
 def _compare(cells: NDArray[Any], op: str, value: float) -> Mask:
@@ -473,16 +474,19 @@ class Text(Leaf):
 
 @dataclass(frozen=True, slots=True)
 class User(Leaf):
-    """The user that made the socket, by number. Minisockets report 0 whoever made them: not known."""
+    """The user that made the socket, by number.
+
+    Minisockets, and before Linux 6.16 orphans, report 0 whoever made them: not known.
+    """
 
     op: str
     uid: int
 
     def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
-        return _compare(rows.table.column("uid")[index], self.op, self.uid) & ~minisockets(rows.table, index)
+        return _compare(rows.table.column("uid")[index], self.op, self.uid) & ~uid_unknown(rows.table, index)
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
-        return frozenset({"uid", "state", "timer"}), frozenset()
+        return frozenset({"uid", "state", "timer", "inode"}), frozenset()
 
     def __str__(self) -> str:
         return f"{'user' if self.op in {'=', '!='} else 'uid'} {self.op} {self.uid}"

@@ -27,6 +27,7 @@ __all__ = [
     "SCHEMA",
     "SocketTable",
     "address_text",
+    "endpoint",
     "endpoint_text",
     "pack_address",
     "words_of_addresses",
@@ -331,8 +332,12 @@ def address_text(high: int, low: int) -> str:
 
 def endpoint_text(high: int, low: int, port: int) -> str:
     """Return ``10.0.0.1:80`` or ``[2001:db8::1]:80``."""
-    text = address_text(high, low)
-    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+    return endpoint(address_text(high, low), port)
+
+
+def endpoint(address: str, port: int) -> str:
+    """Return an address and a port as one word; IPv6 in brackets (RFC 5952, section 6)."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def pack_address(text: str) -> tuple[int, int]:

@@ -101,7 +101,7 @@ def by_the_event(wanted: Filter | None) -> bool:
 def beyond_the_event(wanted: Filter) -> tuple[str, ...]:
     """Return what a FILTER asks for that no event tells, in the words of the FILTER."""
     found: dict[str, None] = {}
-    for leaf in _leaves(wanted.root):
+    for leaf in wanted.leaves:
         columns, needs = leaf.reads()
         if needs or not columns <= _TOLD:
             found["age" if needs & _AGES else "user" if isinstance(leaf, User) else _name(leaf)] = None
@@ -161,14 +161,14 @@ def refusal(wanted: Filter | None, *, stuck: bool = False) -> FilterError | None
     """
     if wanted is None:
         return None
-    for leaf in _leaves(wanted.root):
+    for leaf in wanted.leaves:
         if _judged(leaf, stuck=stuck):
             continue
         name = _name(leaf)
         words = "|".join(map(re.escape, _SPELLINGS.get(name, (name,))))
         found = re.search(rf"\b({words})\b", wanted.text, re.IGNORECASE)
         shown, column = (found[0], found.start()) if found else (name, 0)
-        if name in _DIAGNOSED:
+        if name in OF_FINDINGS:
             why, other = "that takes a diagnosis", "`finwait check` and `finwait top`"
         elif name == "autobound":
             why, other = (

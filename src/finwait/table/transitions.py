@@ -352,16 +352,27 @@ def _decode_event(
             columns[port] = raw[:, 2:4].copy().view(">u2")[:, 0].astype(np.uint16)
             columns[side] = _addresses(family, raw[:, 4:8], raw[:, 8:24])
     else:
-        family = get("family", _AF_INET)
-        columns["family"] = family
+        v4 = {side: get(f"{side[0]}addr") for side in ("src", "dst")}
+        v6 = {side: get(f"{side[0]}addr_v6") for side in ("src", "dst") if f"{side[0]}addr_v6" in form.fields}
+        columns["family"] = get("family") if "family" in form.fields else _family(n, v6)
         columns["sport"], columns["dport"] = get("sport"), get("dport")
-        for side in ("src", "dst"):
-            v6 = form.fields.get(f"{side[0]}addr_v6")
-            columns[side] = _addresses(
-                family, get(f"{side[0]}addr"), None if v6 is None else get(f"{side[0]}addr_v6")
-            )
+        for side, address in v4.items():
+            columns[side] = _addresses(columns["family"], address, v6.get(side))
     cookie = get("sock_cookie", 0).astype(np.uint64)
     return TransitionTable.from_columns(columns, present), cookie
+
+
+def _family(n: int, v6: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint16]:
+    """Return the family of events that do not tell it: before Linux 5.14 all of TCP's but the change of state.
+
+    An IPv6 socket has 127.0.0.6 for an IPv4 address (LOOPBACK4_IPV6), an IPv4 one is mapped in ``saddr_v6``
+    (``TP_STORE_ADDRS`` of include/trace/events/tcp.h).
+    """
+    if len(v6) < 2:
+        return np.full(n, _AF_INET, np.uint16)
+    mapped = np.array([0] * 10 + [0xFF] * 2, np.uint8)
+    both = (v6["src"][:, :12] == mapped).all(axis=1) & (v6["dst"][:, :12] == mapped).all(axis=1)
+    return np.where(both, _AF_INET, _AF_INET6).astype(np.uint16)
 
 
 def _addresses(
@@ -752,10 +763,12 @@ class Follower:
     def questions(self) -> NDArray[Any]:
         """Return the lives that a look could still tell us something about (see `staying` for the fields).
 
-        Listeners are not among them: they have no other end, and are found by a dump only.
+        Listeners are not among them: they have no other end, and are found by a dump only. What has ended is there only
+        as a minisocket, and only FIN_WAIT2 and CLOSING leave one (tcp_time_wait).
         """
         lives = self._lives
-        ended = (lives["died"] != NEVER) & ~lives["looked"]
+        shrinks = (lives["before"] == tcp.FIN_WAIT2) | (lives["before"] == tcp.CLOSING)
+        ended = (lives["died"] != NEVER) & ~lives["looked"] & shrinks
         unnamed = (lives["died"] == NEVER) & ~(lives["named"] & (lives["inode"] != 0))
         # Alive and asked for before: only the rows that wait now are worth another question.
         waiting = np.zeros(len(lives), np.bool_)

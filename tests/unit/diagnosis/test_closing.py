@@ -474,6 +474,21 @@ def test_an_ack_that_the_kernel_did_not_take_is_seen_at_once():
     assert c.a.states == ("FIN_WAIT1",)
 
 
+def test_a_reset_that_the_kernel_did_not_take_ended_nothing():
+    packets = ((0, "a", "A", 100, 200), (1, "b", "A", 200, 100), (2, "b", "RA", 200, 100))
+    assert stated("ESTABLISHED", *packets, last="CLOSED").outcome is Outcome.RESET
+    c = stated("ESTABLISHED", *packets)
+    assert c.outcome is not Outcome.RESET
+    assert c.a.states == ("ESTABLISHED",)
+    assert "the connection went on" in verdict(c)
+
+
+def test_a_reset_without_anything_before_it_is_unsure_unless_the_kernel_says_so():
+    (c,) = closings(say((2, "b", "RA", 200, 100)))
+    assert "cannot be checked" in verdict(c)
+    assert "cannot be checked" not in verdict(stated("ESTABLISHED", (2, "b", "RA", 200, 100), last="CLOSED"))
+
+
 @pytest.mark.parametrize(
     ("state", "outcome"),
     [
@@ -493,6 +508,8 @@ def test_without_a_packet_the_kernel_is_the_only_witness(state, outcome):
     if state != "TIME_WAIT":
         assert c.outcome is outcome
         assert "No packet came or went" in verdict(c)
+        idle = state in ("FIN_WAIT2", "CLOSE_WAIT")
+        assert ("an idle connection sends nothing" in verdict(c)) == idle
 
 
 def test_each_state_of_one_end_says_something_of_the_other():

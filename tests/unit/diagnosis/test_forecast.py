@@ -188,13 +188,24 @@ def test_a_row_is_judged_by_the_settings_of_its_namespace_and_its_own_path() -> 
     slow = view(orphan | {"rto_us": 2_000_000}, namespaces={1: NamespaceView(1)})
     assert forecast.of_row(slow, 0) == forecast.orphan(rto_ms=1000)
     blocked = FIN | {"inode": 0, "timer": 4, "snd_wnd": 5000, "rto_us": 204_000}
-    shut = blocked | {"snd_wnd": 0}
-    ends = [forecast.of_row(view(row, namespaces={1: NamespaceView(1)}), 0) for row in (blocked, shut)]
+    silent = blocked | {"snd_wnd": 0, "retrans": 2}
+    shut = silent | {"retrans": 1}
+    ends = [
+        forecast.of_row(view(row, namespaces={1: NamespaceView(1)}), 0) for row in (blocked, silent, shut)
+    ]
     assert ends == [
+        forecast.zero_window(orphaned=True, answered=False),
         forecast.zero_window(orphaned=True, answered=False),
         forecast.zero_window(orphaned=True),
     ]
     assert forecast.left_ms(view(FIN | {"timer": 0}), 0) is None
+
+
+def test_probes_that_nobody_answers_are_counted_from_the_last_answer() -> None:
+    few = {1: NamespaceView(1, sysctls={"ipv4/tcp_retries2": "4", "ipv4/tcp_rto_max_ms": "3000"})}
+    probing = FIN | {"timer": 4, "snd_wnd": 0, "rto_us": 200_000, "backoff": 3, "expires_ms": 100}
+    left = [forecast.left_ms(view(probing | {"retrans": n}, namespaces=few), 0) for n in (4, 3, 2, 1)]
+    assert left == [100, 100 + 3000, 100 + 6000, None]
 
 
 def test_settings_that_are_not_there_or_no_numbers_are_the_kernel_s_defaults() -> None:

@@ -1044,3 +1044,153 @@ def test_an_open_connection_before_a_closed_window_has_no_fin() -> None:
     (found,) = (f for f in engine.diagnose(view(one, holders=OWNED), catalogue.rules()) if f.primary)
     said = [found.title, *(e.says for e in found.evidence), *(a.reason for a in found.does_not)]
     assert not any("FIN " in text or "our FIN" in text or "closing" in text for text in said)
+
+
+def test_what_a_server_does_not_read_is_no_idle_pool() -> None:
+    one = HELD | {"state": CW, "shutdown": 1, "rqueue": 1, "sport": 40000}
+    door = socket(state=tcp.LISTEN, inode=9, src="0.0.0.0", dst="0.0.0.0", sport=40000, dport=0)
+    far = socket(src="192.0.2.1", dst="10.0.0.1", sport=80, dport=40000, state=F2, timer=3)
+    far_door = socket(state=tcp.LISTEN, inode=8, src="192.0.2.1", dst="0.0.0.0", sport=80, dport=0)
+    ports = {1: NamespaceView(1, ("host",), {"ipv4/ip_local_port_range": "32768\t60999"})}
+
+    def said(*sockets: dict[str, Any], **more: Any) -> tuple[str, str]:
+        v = view(*sockets, holders=OWNED, **more)
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary and (f.rows == 0).any())
+        assert found.rule == "close-wait-eof-unread"
+        return found.title, " ".join(remedy.text for remedy in found.ends_it)
+
+    server, means = said(one, door, namespaces=ports)
+    assert "this server has not read it" in server
+    assert "pool" not in server + means
+    for client, means in (said(one, namespaces=ports), said(one, far, far_door)):
+        assert "this client has not read it" in client
+        assert means.startswith("evict idle connections from the pool")
+    for both, means in (said(one), said(one | {"dport": 50000}, namespaces=ports)):
+        assert "a stuck reader, or an idle pool" in both
+        assert "where it is a pool" in means
+        assert "where it is a server" in means
+    stopped = {500: ProcessView(500, "web", state="T")}
+    v = view(one, door, holders=OWNED, processes=stopped)
+    (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary and (f.rows == 0).any())
+    assert "stopped" in found.confidence.reason
+    assert any("kill -CONT" in e.says for e in found.evidence)
+
+
+@pytest.mark.parametrize("state", [E, F1])
+@pytest.mark.parametrize("inode", [0, 7])
+def test_window_probes_that_nobody_answers_are_no_peer_that_answers(state: int, inode: int) -> None:
+    if state == E and not inode:
+        return  # in an accept queue
+    one = HELD | {"state": state, "inode": inode, "timer": 4, "snd_wnd": 0, "wqueue": 99, "backoff": 5}
+    one |= {"rto_us": 204_000, "expires_ms": 6000}
+
+    def said(**more: Any) -> tuple[str, str, str, str]:
+        v = view(one | more, holders=OWNED)
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary)
+        assert found.rule == "zero-window"
+        ends, does_not = (" ".join(a.text for a in part) for part in (found.ends_it, found.does_not))
+        return found.title, found.confidence.level, ends, does_not
+
+    title, _, ends, does_not = said(retrans=1)
+    assert "stopped reading" in title
+    assert "tcp_retries2" in does_not
+    title, sure, ends, does_not = said(retrans=3)
+    assert "nobody answers the probes" in title
+    assert sure == "certain"
+    assert "ends by itself in about" in ends
+    assert "tcp_retries2" not in does_not
+    if state != E:
+        assert said(retrans=3, backoff=2)[1] == "possible"
+
+
+def test_orphans_are_told_beside_the_limit_of_the_machine() -> None:
+    one = HELD | {"state": F1, "inode": 0, "timer": 1, "retrans": 4, "wqueue": 1}
+
+    def said(one: dict[str, Any], count: int, limit: int | None) -> list[tuple[str, str]]:
+        sysctls = {} if limit is None else {"ipv4/tcp_max_orphans": str(limit)}
+        here = {
+            1: NamespaceView(1, ("pod",), counters={"sockstat.TCP.orphan": count}),
+            2: NamespaceView(2, ("host",), sysctls, {"sockstat.TCP.orphan": count}),
+        }
+        (found,) = (f for f in engine.diagnose(view(one, namespaces=here, holders=OWNED), catalogue.rules()))
+        return [(e.value, e.says) for e in found.evidence if e.column == "orphans"]
+
+    blocked = {"timer": 4, "snd_wnd": 9, "retrans": 5}
+    for other in ({}, blocked, blocked | {"snd_wnd": 0, "backoff": 5}):
+        ((value, says),) = said(one | other, 5, 1000)
+        assert value == "5 of 1000"
+        assert "far from the limit" in says
+        ((value, says),) = said(one | other, 400, 1000)
+        assert "raising it helps" in says
+        ((value, says),) = said(one | other, 5, None)
+        assert value == "5, limit unknown"
+        assert "initial network namespace" in says
+        assert said(one | other | {"inode": 7}, 400, 1000) == []
+
+
+_LOCAL = {1: NamespaceView(1, ("host",), addresses=frozenset({(0, 0xFFFF << 32 | 0xC0000201)}))}
+_READ_TO_END = HELD | {"state": CW, "shutdown": 1}
+_WHOLE = {"protocol": 262, "mptcp_token": 9}
+
+
+@pytest.mark.parametrize(
+    ("rule", "one", "theirs"),
+    [
+        ("fin-wait2-held", HELD, CW),
+        ("fin-wait2-shut-both", HELD | {"shutdown": 3}, CW),
+        ("close-wait-eof-read", _READ_TO_END, F2),
+        ("close-wait-eof-unread", _READ_TO_END | {"rqueue": 1}, F2),
+        ("mptcp-half-close", HELD | _WHOLE, CW),
+    ],
+)
+def test_what_ends_it_and_what_does_not_follow_from_what_is_known_of_the_peer(
+    rule: str, one: dict[str, Any], theirs: int
+) -> None:
+    far = one | {"src": "192.0.2.1", "dst": "10.0.0.1", "sport": 80, "dport": 4000, "state": theirs}
+    far |= {"inode": 8, "cookie": 2, "rqueue": 0}
+
+    def said(*sockets: dict[str, Any], **more: Any) -> Finding:
+        subflow = [SUBFLOW | {"mptcp_token_local": 9}] if rule == "mptcp-half-close" else []
+        v = view(*sockets, *subflow, holders={7: [500], 8: [600]}, **more)
+        named = {"fin-wait2-held", "idle-unprobed"} if rule == "fin-wait2-held" else {rule}
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary and (f.rows == 0).any())
+        assert found.rule in named
+        return found
+
+    def probes(found: Finding) -> bool:
+        return any("finwait probe" in remedy.command for remedy in found.ends_it)
+
+    def text(found: Finding) -> str:
+        return " ".join([*(r.text for r in found.ends_it), *(f"{a.text} {a.reason}" for a in found.does_not)])
+
+    alive, unseen, gone = said(one, far), said(one), said(one, namespaces=_LOCAL)
+    assert not probes(alive)
+    assert probes(gone) or rule == "mptcp-half-close"  # it can be reset at once
+    assert "at the other end" not in text(gone)
+    if one["state"] == F2:
+        assert "finwait probe" in unseen.ends_it[0].command
+        assert "shortest idle limit on the path" in text(unseen)
+        assert "turn on keepalive" not in text(unseen) + text(gone)
+        if rule != "mptcp-half-close":
+            assert "turn on keepalive while the peer lives" in text(alive)
+    else:
+        assert "a peer that still waits sees a clean end" in text(unseen)
+        assert "a clean end" not in text(gone)
+
+
+def test_what_ends_a_relay_pair_follows_from_what_is_known_of_the_far_server() -> None:
+    wait = _READ_TO_END | {"sport": 9000, "dport": 5000, "inode": 8, "cookie": 2}
+    door = socket(state=tcp.LISTEN, inode=9, src="0.0.0.0", dst="0.0.0.0", sport=9000, dport=0)
+    far = socket(src="192.0.2.1", dst="10.0.0.1", sport=80, dport=4000, state=CW, inode=10, **INFO)
+
+    def ends(*more: dict[str, Any], **view_of: Any) -> list[str]:
+        v = view(HELD, wait, door, *more, holders={7: [500], 8: [500], 9: [500], 10: [600]}, **view_of)
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "relay-pair")
+        return [remedy.text for remedy in found.ends_it]
+
+    assert ends()[0].startswith("probe it")
+    assert any("at the far server" in text for text in ends())
+    assert not any("probe it" in text for text in ends(far))
+    gone = ends(namespaces=_LOCAL)
+    assert gone[0].startswith("probe it")
+    assert not any("at the far server" in text for text in gone)

@@ -26,6 +26,11 @@ USED = IDLE.replace(b"MPTcpExt: 0 0", b"MPTcpExt: 0 3")
         (None, IDLE, True),
         (NONE, None, True),
         (NONE, b"TcpExt: A\nTcpExt: 7\n", False),  # no MPTCP in this kernel
+        (
+            NONE,
+            IDLE.replace(b" MPCapableSYNTX", b"").replace(b"0 0", b"0"),
+            True,
+        ),  # 5.10 does not count clients
     ],
 )
 def test_mptcp_is_asked_for_where_it_may_be_in_use(

@@ -119,17 +119,32 @@ def test_an_ejection_lasts_five_minutes_at_most_or_as_long_as_configured() -> No
         assert last == most
 
 
-def test_a_failure_now_and_then_puts_off_forgetting() -> None:
+def test_a_failure_now_and_then_among_successes_does_not_keep_an_ejection_in_mind() -> None:
     of = balancer("a", "b", outlier=Outlier(failures=2, eject=10, max_percent=100))
     a = of.backends[0]
-    of.failed(a, 0)
-    assert of.failed(a, 0)
-    for now in range(10, 100, 9):
+    now = 0.0
+    for _ in range(6):
+        of.failed(a, now)
+        assert of.failed(a, now)
+        now = a.eject_until
+    assert a.ejections == 6
+    for _ in range(100):
+        now += 9
         of.failed(a, now)
         of.succeeded(a)
-    of.failed(a, 100)
-    assert of.failed(a, 100)
-    assert a.eject_until == 120
+    of.failed(a, now)
+    assert of.failed(a, now)
+    assert a.eject_until == now + 10
+
+
+def test_failures_without_a_success_between_put_off_forgetting() -> None:
+    of = balancer("a", "b", outlier=Outlier(failures=4, eject=10, max_percent=100))
+    a = of.backends[0]
+    for _ in range(4):
+        of.failed(a, 0)
+    for now in (19, 28, 37, 46):
+        of.failed(a, now)
+    assert a.eject_until == 46 + 20
 
 
 @pytest.mark.parametrize(("weights", "share"), [((1, 1, 1), [20, 20, 20]), ((1, 2, 3), [10, 20, 30])])

@@ -135,6 +135,11 @@ def test_what_a_command_sets_is_advice_whatever_stands_around_it(text: str) -> N
         ("Do not lower tcp_fin_timeout to 10.", []),
         ("Never set net.ipv4.tcp_fin_timeout = 10.", []),
         ("tcp_fin_timeout is 60 by default.", []),
+        ("It was still there after 8 s with tcp_fin_timeout=3.", []),
+        ("- tcp_fin_timeout=10", ["net.ipv4.tcp_fin_timeout = 10"]),
+        ("Then add `tcp_fin_timeout = 10` and reload.", ["net.ipv4.tcp_fin_timeout = 10"]),
+        ("We run with net.ipv4.tcp_fin_timeout=10.", ["net.ipv4.tcp_fin_timeout = 10"]),
+        ("A FIN cannot create an entry, also with tcp_loose=1.", []),
         ("We set the window to 10. tcp_fin_timeout is another matter.", []),
     ],
 )

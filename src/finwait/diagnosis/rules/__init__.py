@@ -11,17 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.container import NOWHERE, workload_of_path
-from finwait.diagnosis.finding import Advice, Confidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.sockets import SocketTable
 
 __all__ = [
+    "BOUND_IN_FLIGHT",
     "CLOSE_AT_PEER",
     "NOT_CONNTRACK",
     "NOT_FIN_TIMEOUT",
     "NOT_KEEPALIVE_ALIVE",
     "NOT_USER_TIMEOUT_IDLE",
+    "NOT_WAITING_FOR_THE_GONE",
+    "PREVENT_SILENCE",
     "RECENT_MS",
     "certain",
     "destroy",
@@ -30,7 +33,11 @@ __all__ = [
     "just_sent",
     "likely",
     "look_again",
+    "orphans",
+    "peer_missing",
+    "peer_unseen",
     "possible",
+    "probe",
     "silence",
     "silence_of",
     "unclocked",
@@ -42,17 +49,32 @@ RECENT_MS = 3000
 NOT_FIN_TIMEOUT = Advice(
     "lower `net.ipv4.tcp_fin_timeout`",
     "it counts from the close() of the last descriptor; a socket that a descriptor still refers to never starts it",
+    proofs=("held-and-orphan",),
 )
 NOT_KEEPALIVE_ALIVE = Advice(
     "turn on keepalive while the peer lives",
     "a peer that merely does not close answers every probe, for ever; one that is gone a probe ends: `finwait probe`",
+    proofs=("live-peer-answers", "half-close-without-a-peer"),
 )
 NOT_USER_TIMEOUT_IDLE = Advice(
-    "set TCP_USER_TIMEOUT", "it limits data that is not acknowledged; here nothing is in flight"
+    "set TCP_USER_TIMEOUT",
+    "it limits data that is not acknowledged; here nothing is in flight",
+    proofs=("dead-peer",),
 )
 NOT_CONNTRACK = Advice(
     "lower `nf_conntrack_tcp_timeout_close_wait`",
     "conntrack closes no socket; it forgets the NAT mapping, and then the missing FIN can never arrive",
+    proofs=("flows-are-not-sockets",),
+)
+NOT_WAITING_FOR_THE_GONE = Advice(
+    "wait for the peer", "its kernel has no such connection: neither data nor a FIN will ever come"
+)
+PREVENT_SILENCE = Remedy(
+    "keepalive in the program, shorter than the shortest idle limit on the path, prevents the next one"
+)
+BOUND_IN_FLIGHT = Remedy(
+    "TCP_USER_TIMEOUT in the program bounds the next one: keepalive does not run meanwhile",
+    proofs=("dead-peer", "retransmission-limits"),
 )
 CLOSE_AT_PEER = Remedy("close the connection at the other end: its FIN finishes this end properly")
 
@@ -162,10 +184,62 @@ def unclocked(
     ]
 
 
+def peer_missing(view: View) -> NDArray[np.bool_]:
+    """Return rows whose other end may be expected here and is not: its address is local to a swept namespace."""
+    return view.peer_here & (view.other < 0) & ~view.other_ambiguous & ~view.has_flow
+
+
+def peer_unseen(view: View) -> NDArray[np.bool_]:
+    """Return rows of which nothing here says whether their peer lives."""
+    unseen: NDArray[np.bool_] = (view.other < 0) & ~peer_missing(view)
+    return unseen
+
+
+def probe(rule: str) -> Remedy:
+    """Return what tells a peer that lives from one that is gone, where nothing here does."""
+    return Remedy(
+        "probe it: if the peer is gone this ends it within seconds, if it lives nothing else happens",
+        "reversible",
+        f"finwait probe rule = {rule}",
+        proofs=("half-close-without-a-peer", "live-peer-answers"),
+    )
+
+
+def orphans(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    """Return how many orphans the machine has beside its limit, where rows are such."""
+    mine = view.sockets.netns[rows[~view.held[rows] & ~view.queued[rows]]]
+    spaces = [view.namespaces[n] for n in np.unique(mine).tolist() if n in view.namespaces]
+    counts = [ns.counters["sockstat.TCP.orphan"] for ns in spaces if "sockstat.TCP.orphan" in ns.counters]
+    if not counts:
+        return ()
+    # The count is the machine's, and every namespace tells it. The limit has a file in the initial namespace alone.
+    limits = [n for ns in view.namespaces.values() if (n := ns.sysctl("ipv4/tcp_max_orphans")) is not None]
+    if not limits:
+        return (
+            Evidence(
+                "orphans",
+                f"{max(counts)}, limit unknown",
+                "/proc/net/sockstat",
+                "of the whole machine; tcp_max_orphans can only be read in the initial network namespace",
+            ),
+        )
+    count, limit = max(counts), limits[0]
+    says = "of the whole machine; far from the limit, at which the kernel resets them"
+    if (
+        4 * count > limit
+    ):  # tcp_out_of_resources() counts double those that were silent for long or met errors
+        says = (
+            "of the whole machine; the kernel resets those above the limit, and some from a quarter of it on "
+            "(`too many orphaned sockets` in its log): raising it helps"
+        )
+    return (Evidence("orphans", f"{count} of {limit}", "/proc/net/sockstat and tcp_max_orphans", says),)
+
+
 def destroy(rule: str) -> Remedy:
     """Return the remedy that always works on a socket of a rule, and always leaves something behind."""
     return Remedy(
         "destroy this end (SOCK_DESTROY): the peer gets a RST; the descriptor stays open in the process",
         "destructive",
         f"finwait clear --with destroy {rule}",
+        proofs=("destroyed",),
     )

@@ -23,14 +23,16 @@ from finwait.diagnosis import forecast
 from finwait.diagnosis.arrival import FIND_THE_LOSS, NOT_AT_PEER, WAY_BACK, arrived, looks, observed
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, RECENT_MS, certain, destroy, likely
+from finwait.diagnosis.rules import BOUND_IN_FLIGHT, NOT_FIN_TIMEOUT, RECENT_MS, certain, destroy, likely
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
 __all__ = ["NOT_KEEPALIVE_IN_FLIGHT", "RULE", "match"]
 
 NOT_KEEPALIVE_IN_FLIGHT = Advice(
-    "turn on keepalive now", "it does not run while data is in flight: the retransmission timer runs instead"
+    "turn on keepalive now",
+    "it does not run while data is in flight: the retransmission timer runs instead",
+    proofs=("dead-peer",),
 )
 
 
@@ -70,10 +72,14 @@ _ENDS = (
         "set TCP_USER_TIMEOUT on the socket (pidfd_getfd): it then ends after so long unanswered",
         "reversible",
         "finwait clear data-unanswered",
+        proofs=("dead-peer",),
     ),
     destroy("data-unanswered"),
+    BOUND_IN_FLIGHT,
     Remedy(
-        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)", "read-only"
+        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)",
+        "read-only",
+        proofs=("retransmission-limits", "refused-here"),
     ),
 )
 

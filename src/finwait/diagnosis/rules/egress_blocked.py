@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again
+from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again, orphans
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -89,7 +89,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
         ):
             if counted.get(name):
                 result.append(Evidence(name.partition(".")[2], str(counted[name]), f"/proc/net/{file}", says))
-    return tuple(result)
+    return (*result, *orphans(view, rows))
 
 
 def _span(*, orphaned: bool) -> str:

@@ -33,7 +33,7 @@ from finwait.diagnosis.rules import (
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
-__all__ = ["RULE", "match"]
+__all__ = ["RULE", "WHAT_IT_WAITS_FOR", "holding", "match", "process_states", "stopped"]
 
 SEVERAL = 3
 """So many unread requests of one process are no single conversation that takes its time."""
@@ -61,11 +61,13 @@ def _opened(view: View) -> NDArray[np.bool_]:
     return ~view.accepted
 
 
-def _holders(view: View, rows: NDArray[np.int64]) -> set[int]:
+def holding(view: View, rows: NDArray[np.int64]) -> set[int]:
+    """Return the processes that hold some rows."""
     return {pid for row in rows.tolist() for pid, _ in view.holders.of(row)}
 
 
-def _stopped(view: View, pids: set[int]) -> bool:
+def stopped(view: View, pids: set[int]) -> bool:
+    """Return whether processes are stopped, all of them."""
     return bool(pids) and all(pid in view.processes and view.processes[pid].state in _STOPPED for pid in pids)
 
 
@@ -77,15 +79,15 @@ def _idle(view: View, pids: set[int]) -> bool:
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
     if not _watched(view)[rows].all() or _opened(view)[rows].any():
         return "notice"
-    pids = _holders(view, rows)
-    if _stopped(view, pids):
+    pids = holding(view, rows)
+    if stopped(view, pids):
         return "problem"
     return "problem" if len(rows) >= SEVERAL and pids and _idle(view, pids) else "notice"
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
-    pids = _holders(view, rows)
-    if _stopped(view, pids):
+    pids = holding(view, rows)
+    if stopped(view, pids):
         return certain("the process that should read is stopped (state T)")
     if not _watched(view)[rows].all():
         return look_again(
@@ -100,9 +102,10 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     return likely(f"{said}; a program at one long piece of work looks the same")
 
 
-def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+def process_states(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    """Return what the processes that hold some rows are doing."""
     result = []
-    for pid in sorted(_holders(view, rows))[:4]:
+    for pid in sorted(holding(view, rows))[:4]:
         process = view.processes.get(pid)
         if process is not None and process.state:
             says = _PROCESS.get(process.state, "what the process is doing")
@@ -118,7 +121,7 @@ _PROCESS = {
     "T": "it is stopped by a signal: `kill -CONT` lets it go on",
     "t": "it is stopped by a debugger or a tracer",
 }
-_WHAT = Remedy(
+WHAT_IT_WAITS_FOR = Remedy(
     "find out what the program waits for: a dump of its threads (`gdb -p`, `jstack`, `py-spy dump`), /proc/PID/stack; "
     "`kill -CONT` where it is stopped",
     "read-only",
@@ -144,14 +147,14 @@ RULE = Rule(
     claims=("C21", "X18"),
     clues=_CLUES,
     ends=(
-        _WHAT,
+        WHAT_IT_WAITS_FOR,
         Remedy("restart the program: what is unread is lost, and its clients are reset"),
         Remedy("a time limit for reading at the client, or at the proxy before it, bounds the next one"),
     ),
     does_not=_DOES_NOT,
     confidence=_confidence,
     match=match,
-    observe=_observe,
+    observe=process_states,
     grade=_grade,
     unjudged=lambda view: unclocked(
         view, view.in_state(tcp.ESTABLISHED) & view.held & (view.sockets.rqueue > 0) & ~view.moved_known
@@ -161,7 +164,7 @@ RULE = Rule(
             title="an answer lies unread on open connections: the program that asked does not read",
             rows=_opened,
             clues=_CLUES,
-            ends=(_WHAT, Remedy("restart the program, or have it close what it does not read")),
+            ends=(WHAT_IT_WAITS_FOR, Remedy("restart the program, or have it close what it does not read")),
             does_not=_DOES_NOT,
         ),
     ),

@@ -47,14 +47,19 @@ def match(view: View) -> NDArray[np.bool_]:
 
 _ENDS = (
     Remedy(
-        "set TCP_USER_TIMEOUT on the socket (pidfd_getfd)", "reversible", "finwait clear fin-unanswered-held"
+        "set TCP_USER_TIMEOUT on the socket (pidfd_getfd)",
+        "reversible",
+        "finwait clear fin-unanswered-held",
+        proofs=("dead-peer", "retransmission-limits"),
     ),
     Remedy(
         f"close() in the program: an orphan is given up {forecast.span(forecast.orphan())} after its FIN was sent"
     ),
     destroy("fin-unanswered-held"),
     Remedy(
-        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)", "read-only"
+        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)",
+        "read-only",
+        proofs=("retransmission-limits",),
     ),
 )
 
@@ -68,7 +73,11 @@ def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
 
 _DOES_NOT = (
     NOT_FIN_TIMEOUT_HERE,
-    Advice("`tcp_orphan_retries`", "it bounds orphans; this socket is held, and tcp_retries2 bounds it"),
+    Advice(
+        "`tcp_orphan_retries`",
+        "it bounds orphans; this socket is held, and tcp_retries2 bounds it",
+        proofs=("orphan-retries",),
+    ),
 )
 
 _HELD = Clue("inode", "not 0: a process still holds it, so tcp_retries2 is the limit")

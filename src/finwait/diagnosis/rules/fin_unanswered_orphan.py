@@ -33,14 +33,16 @@ from finwait.diagnosis.arrival import (
 )
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again
+from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again, orphans
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
 __all__ = ["BEHIND_DATA", "NOT_FIN_TIMEOUT_HERE", "RULE", "data_before_fin", "match", "unanswered"]
 
 NOT_FIN_TIMEOUT_HERE = Advice(
-    "lower `net.ipv4.tcp_fin_timeout`", "it is about FIN_WAIT2; this FIN was never acknowledged"
+    "lower `net.ipv4.tcp_fin_timeout`",
+    "it is about FIN_WAIT2; this FIN was never acknowledged",
+    proofs=("orphan-retries",),
 )
 
 
@@ -105,7 +107,7 @@ def _arrived(view: View, rows: NDArray[np.int64], tries: str) -> Confidence:
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    return (*observed(view, rows), *_made_in(view, rows))
+    return (*observed(view, rows), *orphans(view, rows), *_made_in(view, rows))
 
 
 def _made_in(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
@@ -131,7 +133,11 @@ def _made_in(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
 def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
     if _without_timer(view)[rows].all():
         return _NEVER
-    when = Remedy(f"it ends by itself {forecast.ends_by_itself(view, rows)}", "read-only")
+    when = Remedy(
+        f"it ends by itself {forecast.ends_by_itself(view, rows)}",
+        "read-only",
+        proofs=("retransmission-limits", "orphan-retries"),
+    )
     return (*looks(view, rows), when, *_ENDS[1:])
 
 
@@ -143,12 +149,16 @@ _ENDS = (
     Remedy(
         f"it ends by itself: {forecast.span(forecast.orphan())} after its FIN, with the default tcp_orphan_retries",
         "read-only",
+        proofs=("retransmission-limits", "orphan-retries"),
     ),
-    Remedy("`tcp_orphan_retries` bounds the next ones; TCP_USER_TIMEOUT in the program does too"),
+    Remedy(
+        "`tcp_orphan_retries` bounds the next ones; TCP_USER_TIMEOUT in the program does too",
+        proofs=("orphan-retries", "retransmission-limits"),
+    ),
 )
 _DOES_NOT = (
     NOT_FIN_TIMEOUT_HERE,
-    Advice("`tcp_orphan_retries=0`", "0 is the default and means 8"),
+    Advice("`tcp_orphan_retries=0`", "0 is the default and means 8", proofs=("orphan-retries",)),
 )
 BEHIND_DATA = (
     Clue("state", "the program is done; that does not mean that its FIN was sent"),
@@ -163,7 +173,7 @@ RULE = Rule(
     title="closed by its program; the FIN is retransmitted and nobody answers",
     severity="notice",
     rank=40,
-    claims=("C11", "S21", "X04"),
+    claims=("C11", "S21", "X04", "X55"),
     clues=(
         Clue("state", "our FIN is out and not acknowledged"),
         Clue("inode", "0: no descriptor refers to it any more"),

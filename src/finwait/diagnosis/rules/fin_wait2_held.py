@@ -28,14 +28,17 @@ from finwait.diagnosis.rules import (
     NOT_FIN_TIMEOUT,
     NOT_KEEPALIVE_ALIVE,
     NOT_USER_TIMEOUT_IDLE,
+    PREVENT_SILENCE,
     RECENT_MS,
     certain,
     destroy,
     just_received,
     likely,
     look_again,
+    peer_missing,
+    peer_unseen,
+    probe,
 )
-from finwait.diagnosis.rules.idle_unprobed import peer_missing
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -183,8 +186,8 @@ _LOST = Case(
 )
 
 _REMOTE = Case(
-    title="half-closed and held: the peer does not close, or is gone; it is not on this machine",
-    rows=lambda view: (view.other < 0) & ~peer_missing(view),
+    title="half-closed and held: the peer does not close, or is gone; its end was not found here",
+    rows=peer_unseen,
     clues=(
         Clue("state", "our FIN was acknowledged; the peer's has not come"),
         Clue("inode", "not 0: a descriptor still refers to it, so tcp_fin_timeout is not running"),
@@ -194,16 +197,10 @@ _REMOTE = Case(
         Clue("last_data_recv_ms", "since the peer last sent data"),
     ),
     ends=(
-        Remedy(
-            "probe it: if the peer is gone this ends it within seconds, if it lives nothing else happens",
-            "reversible",
-            "finwait probe rule = fin-wait2-held",
-        ),
+        probe("fin-wait2-held"),
         CLOSE_AT_PEER,
         destroy("fin-wait2-held"),
-        Remedy(
-            "keepalive in the program, shorter than the shortest idle limit on the path, prevents the next one"
-        ),
+        PREVENT_SILENCE,
     ),
     does_not=(NOT_FIN_TIMEOUT, NOT_USER_TIMEOUT_IDLE, NOT_CONNTRACK),
 )

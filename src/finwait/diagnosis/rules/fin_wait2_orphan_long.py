@@ -85,6 +85,7 @@ RULE = Rule(
             "set `tcp_fin_timeout` above 60",
             f"an orphan then lives 2·(T − 60) s: 61 means {forecast.text(forecast.fin_wait2_orphan_s(61))}, "
             f"200 means {forecast.text(forecast.fin_wait2_orphan_s(200))}",
+            proofs=("lifetimes-above-sixty",),
         ),
     ),
     confidence=_confidence,

@@ -16,13 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Confidence, Remedy
-from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
+    CLOSE_AT_PEER,
     NOT_FIN_TIMEOUT,
     NOT_KEEPALIVE_ALIVE,
     NOT_USER_TIMEOUT_IDLE,
+    NOT_WAITING_FOR_THE_GONE,
+    PREVENT_SILENCE,
     certain,
     destroy,
+    peer_missing,
+    peer_unseen,
+    probe,
 )
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
@@ -39,23 +45,40 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG
     return certain("shutdown bits 3 with an inode: both directions shut, descriptor kept")
 
 
+_CLUES = (
+    Clue("state", "our FIN was acknowledged; the peer's has not come"),
+    Clue("shutdown", "3: both directions are shut; the program wants nothing more of it"),
+    Clue("inode", "not 0: but it has not called close(), so no timeout runs"),
+    Clue("timer", "0: nothing will ever fire; 2: keepalive"),
+)
+_FIX = Remedy("fix the program: close() after shutdown(); restarting it closes what it holds now")
+_NAME = "fin-wait2-shut-both"
+
 RULE = Rule(
     name="fin-wait2-shut-both",
     title="shut down in both directions but never closed by the process that holds it",
     severity="problem",
     rank=50,
     claims=("C1c", "X11"),
-    clues=(
-        Clue("state", "our FIN was acknowledged; the peer's has not come"),
-        Clue("shutdown", "3: both directions are shut; the program wants nothing more of it"),
-        Clue("inode", "not 0: but it has not called close(), so no timeout runs"),
-        Clue("timer", "0: nothing will ever fire"),
-    ),
-    ends=(
-        Remedy("fix the program: close() after shutdown(); restarting it closes what it holds now"),
-        destroy("fin-wait2-shut-both"),
-    ),
+    clues=_CLUES,
+    ends=(_FIX, CLOSE_AT_PEER, destroy(_NAME)),
     does_not=(NOT_FIN_TIMEOUT, NOT_KEEPALIVE_ALIVE, NOT_USER_TIMEOUT_IDLE),
     confidence=_confidence,
     match=match,
+    cases=(
+        Case(
+            title="shut down in both directions but never closed, and its peer is gone",
+            rows=peer_missing,
+            clues=_CLUES,
+            ends=(probe(_NAME), _FIX, destroy(_NAME)),
+            does_not=(NOT_WAITING_FOR_THE_GONE, NOT_FIN_TIMEOUT, NOT_USER_TIMEOUT_IDLE),
+        ),
+        Case(
+            title="shut down in both directions but never closed; whether its peer lives is not visible here",
+            rows=peer_unseen,
+            clues=_CLUES,
+            ends=(probe(_NAME), _FIX, CLOSE_AT_PEER, destroy(_NAME), PREVENT_SILENCE),
+            does_not=(NOT_FIN_TIMEOUT, NOT_USER_TIMEOUT_IDLE),
+        ),
+    ),
 )

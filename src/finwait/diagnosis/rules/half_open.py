@@ -109,7 +109,9 @@ _CLUES = (
 )
 _DOES_NOT = (
     Advice(
-        "restart the side in SYN_SENT, or wait for it", "its next SYN from this port meets the same old end"
+        "restart the side in SYN_SENT, or wait for it",
+        "its next SYN from this port meets the same old end",
+        proofs=("half-open-heals",),
     ),
     NOT_FIN_TIMEOUT,
 )
@@ -126,6 +128,7 @@ RULE = Rule(
             "probe this end: a keepalive draws a RST, or no answer at all; both end it, and the next SYN gets in",
             "reversible",
             "finwait probe rule = half-open and not state syn-sent",
+            proofs=("half-open-heals",),
         ),
         destroy("half-open"),
         _LET_PASS,

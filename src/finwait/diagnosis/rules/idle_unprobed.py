@@ -17,24 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
-from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
     NOT_FIN_TIMEOUT,
     NOT_USER_TIMEOUT_IDLE,
+    NOT_WAITING_FOR_THE_GONE,
+    PREVENT_SILENCE,
+    destroy,
     likely,
+    peer_missing,
     possible,
+    probe,
     silence,
     unclocked,
 )
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
-__all__ = ["RULE", "match", "peer_missing"]
-
-
-def peer_missing(view: View) -> NDArray[np.bool_]:
-    """Return rows whose other end may be expected here and is not: its address is local to a swept namespace."""
-    return view.peer_here & (view.other < 0) & ~view.other_ambiguous & ~view.has_flow
+__all__ = ["RULE", "match"]
 
 
 def _surely(view: View) -> NDArray[np.bool_]:
@@ -86,38 +86,52 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
     return "problem" if _surely(view)[rows].any() else "notice"
 
 
+_CLUES = (
+    Clue("timer", "0: no keepalive, nothing in flight; no event will ever come from this side"),
+    Clue("last_data_recv_ms", "since data last arrived"),
+    Clue("last_data_sent_ms", "since data was last sent"),
+    Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+)
+_DOES_NOT = (
+    Advice(
+        "`net.ipv4.tcp_keepalive_time`",
+        "it only gives the default to sockets that turn keepalive on themselves",
+        proofs=("armed-keepalive",),
+    ),
+    NOT_FIN_TIMEOUT,
+    NOT_USER_TIMEOUT_IDLE,
+)
+
 RULE = Rule(
     name="idle-unprobed",
     title="silent, and nothing would notice if the peer were dead",
     severity="notice",
     rank=55,
     claims=("C9", "X21", "S18"),
-    clues=(
-        Clue("timer", "0: no keepalive, nothing in flight; no event will ever come from this side"),
-        Clue("last_data_recv_ms", "since data last arrived"),
-        Clue("last_data_sent_ms", "since data was last sent"),
-        Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
-    ),
-    ends=(
-        Remedy(
-            "arm a keepalive on the socket (pidfd_getfd): harmless if the peer lives, the end if it is dead",
-            "reversible",
-            "finwait probe rule = idle-unprobed",
-        ),
-        Remedy("SO_KEEPALIVE in the program, or pings in its protocol, prevents the next one"),
-    ),
-    does_not=(
-        Advice(
-            "`net.ipv4.tcp_keepalive_time`",
-            "it only gives the default to sockets that turn keepalive on themselves",
-        ),
-        NOT_FIN_TIMEOUT,
-        NOT_USER_TIMEOUT_IDLE,
-    ),
+    clues=_CLUES,
+    ends=(probe("idle-unprobed"), PREVENT_SILENCE),
+    does_not=_DOES_NOT,
     confidence=_confidence,
     match=match,
     observe=_observe,
     grade=_grade,
+    cases=(
+        Case(
+            title="silent, and its peer is gone: the peer's address is on this machine, and the connection is not",
+            rows=_surely,
+            clues=_CLUES,
+            ends=(
+                Remedy(
+                    "probe it: the peer's kernel answers with a RST, or not at all, and either ends it",
+                    "reversible",
+                    "finwait probe rule = idle-unprobed",
+                ),
+                destroy("idle-unprobed"),
+                PREVENT_SILENCE,
+            ),
+            does_not=(NOT_WAITING_FOR_THE_GONE, *_DOES_NOT),
+        ),
+    ),
     unjudged=lambda view: unclocked(
         view, view.in_state(tcp.ESTABLISHED) & view.held & (view.sockets.timer == 0) & (view.other < 0)
     ),

@@ -185,7 +185,11 @@ _CLUES = (
     Clue("rqueue", "bytes that nobody has read, a FIN counting 1"),
 )
 _DOES_NOT = (
-    Advice("close it in the parent", "no FIN is sent while another process holds the socket"),
+    Advice(
+        "close it in the parent",
+        "no FIN is sent while another process holds the socket",
+        proofs=("inherited",),
+    ),
     NOT_FIN_TIMEOUT,
 )
 

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from finwait.attribution.join import matches
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import CLOSE_AT_PEER, NOT_FIN_TIMEOUT, RECENT_MS, certain, look_again
+from finwait.diagnosis.rules import (
+    CLOSE_AT_PEER,
+    NOT_FIN_TIMEOUT,
+    PREVENT_SILENCE,
+    RECENT_MS,
+    certain,
+    look_again,
+    peer_missing,
+    peer_unseen,
+)
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.uapi import tcp
@@ -72,6 +81,27 @@ def _unlisted(view: View) -> list[Gap]:
     ]
 
 
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    if peer_missing(view)[rows].all():
+        return (_END,)
+    if peer_unseen(view)[rows].any():
+        return (_PROBE, CLOSE_AT_PEER, _END, PREVENT_SILENCE)
+    return (CLOSE_AT_PEER, _END)
+
+
+_PROBE = Remedy(
+    "probe it: its keepalive runs on its subflows; where the peer is gone they end, and the connection after "
+    "`net.mptcp.close_timeout`",
+    "reversible",
+    "finwait probe rule = mptcp-half-close",
+)
+_END = Remedy(
+    "a FIN from its CLOSE_WAIT end where that is here, else a reset (MPTCP's fast close) through the "
+    "descriptor: SOCK_DESTROY does not know MPTCP",
+    "destructive",
+    "finwait clear mptcp-half-close",
+)
+
 RULE = Rule(
     name="mptcp-half-close",
     title="an MPTCP connection is half-closed and held; its subflows still look ESTABLISHED",
@@ -86,17 +116,15 @@ RULE = Rule(
         Clue("mptcp_bytes_received", "bytes received on all subflows"),
         Clue("rqueue", "memory that is taken by what was not read"),
     ),
-    ends=(
-        CLOSE_AT_PEER,
-        Remedy(
-            "a FIN from its CLOSE_WAIT end where that is here, else a reset (MPTCP's fast close) through the "
-            "descriptor: SOCK_DESTROY does not know MPTCP",
-            "destructive",
-            "finwait clear mptcp-half-close",
+    ends=(_PROBE, CLOSE_AT_PEER, _END, PREVENT_SILENCE),
+    does_not=(
+        Advice(
+            "look at the TCP rows", "subflows stay ESTABLISHED, shutdown bits 0", proofs=("mptcp-half-close",)
         ),
+        NOT_FIN_TIMEOUT,
     ),
-    does_not=(Advice("look at the TCP rows", "subflows stay ESTABLISHED, shutdown bits 0"), NOT_FIN_TIMEOUT),
     confidence=_confidence,
     match=match,
     unjudged=_unlisted,
+    remedies=_remedies,
 )

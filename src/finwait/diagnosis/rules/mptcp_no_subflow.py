@@ -130,7 +130,9 @@ RULE = Rule(
             ends=(
                 Remedy("bring a path back before the timer fires: a new subflow takes over what waits"),
                 Remedy(
-                    "it ends by itself: `net.mptcp.close_timeout` after the last subflow went", "read-only"
+                    "it ends by itself: `net.mptcp.close_timeout` after the last subflow went",
+                    "read-only",
+                    proofs=("mptcp-without-subflow",),
                 ),
                 _CLOSE,
             ),

@@ -103,14 +103,22 @@ RULE = Rule(
             "destructive",
             "finwait clear nat-entry-gone --override silent-orphan",
         ),
-        Remedy("keepalive more often than the conntrack timeout, on either end, prevents the next one"),
+        Remedy(
+            "keepalive more often than the conntrack timeout, on either end, prevents the next one",
+            proofs=("probes-and-expired-entries",),
+        ),
         Remedy("`nf_conntrack_tcp_timeout_close_wait` at kube-proxy's 1 h instead of 60 s", "reversible"),
     ),
     does_not=(
-        Advice("lower conntrack timeouts", "that is what makes this: the entry goes and the sockets stay"),
+        Advice(
+            "lower conntrack timeouts",
+            "that is what makes this: the entry goes and the sockets stay",
+            proofs=("nat-entry-gone",),
+        ),
         Advice(
             "`nf_conntrack_tcp_be_liberal=1`",
             "it forgives sequence numbers; a FIN without an entry stays INVALID",
+            proofs=("window-rules-do-not-help",),
         ),
         NOT_FIN_TIMEOUT,
     ),

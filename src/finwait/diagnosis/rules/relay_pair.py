@@ -17,6 +17,8 @@ Reproduce     finwait lab run relay-pair
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,12 +27,16 @@ from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import (
     NOT_FIN_TIMEOUT,
     NOT_KEEPALIVE_ALIVE,
+    PREVENT_SILENCE,
     RECENT_MS,
     just_received,
     just_sent,
     likely,
     look_again,
+    peer_missing,
+    peer_unseen,
     possible,
+    probe,
 )
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
@@ -198,6 +204,34 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     )
 
 
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    """Return what ends a group by what is known of the far servers, for which its relay waits."""
+    _, half, _ = pairs(view)
+    waiting = half[np.isin(half, rows)]
+    if not len(waiting):  # asked about the other leg alone
+        wait, half, _ = pairs(view)
+        waiting = half[np.isin(wait, rows)]
+    if peer_missing(view)[waiting].all():
+        return (_PROBE, _BOTH, _DEADLINE)
+    if peer_unseen(view)[waiting].any():
+        return (_PROBE, _AT_SERVER, _BOTH, _DEADLINE, PREVENT_SILENCE)
+    return (_AT_SERVER, _BOTH, _DEADLINE)
+
+
+_PROBE = replace(
+    probe("relay-pair"),
+    text="probe it: where the far server is gone its leg ends, and a relay that watches it closes the other one",
+)
+_AT_SERVER = Remedy("close at the far server: its FIN lets the relay finish both legs")
+_BOTH = Remedy(
+    "end both legs: a FIN to the one peer, and from the far end to the relay where that is here (else a RST)",
+    "destructive",
+    "finwait clear relay-pair",
+)
+_DEADLINE = Remedy(
+    "a deadline for the second direction in the relay (bounded half-close) prevents the next one"
+)
+
 RULE = Rule(
     name="relay-pair",
     title="a relay passed on one side's FIN and waits for the other side for ever",
@@ -210,15 +244,7 @@ RULE = Rule(
         Clue("last_ack_recv_ms", "about the same on both legs: they stopped together"),
         Clue("last_data_recv_ms", "since data last came, on either leg"),
     ),
-    ends=(
-        Remedy("close at the far server: its FIN lets the relay finish both legs"),
-        Remedy(
-            "end both legs: a FIN to the one peer, and from the far end to the relay where that is here (else a RST)",
-            "destructive",
-            "finwait clear relay-pair",
-        ),
-        Remedy("a deadline for the second direction in the relay (bounded half-close) prevents the next one"),
-    ),
+    ends=(_PROBE, _AT_SERVER, _BOTH, _DEADLINE, PREVENT_SILENCE),
     does_not=(
         NOT_FIN_TIMEOUT,
         NOT_KEEPALIVE_ALIVE,
@@ -228,4 +254,5 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    remedies=_remedies,
 )

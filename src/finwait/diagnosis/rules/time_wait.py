@@ -39,8 +39,14 @@ RULE = Rule(
     rank=90,
     claims=("C15a", "S22"),
     clues=(Clue("timer", "3: it counts down its 60 s"), Clue("expires_ms", "what is left of it")),
-    ends=(Remedy("it ends by itself within 60 s", "read-only"),),
-    does_not=(Advice("lower `net.ipv4.tcp_fin_timeout`", "TIME_WAIT is 60 s, compiled in"),),
+    ends=(Remedy("it ends by itself within 60 s", "read-only", proofs=("time-wait-is-constant",)),),
+    does_not=(
+        Advice(
+            "lower `net.ipv4.tcp_fin_timeout`",
+            "TIME_WAIT is 60 s, compiled in",
+            proofs=("time-wait-is-constant",),
+        ),
+    ),
     confidence=_confidence,
     match=match,
     counted=True,

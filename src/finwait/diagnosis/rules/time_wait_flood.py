@@ -97,16 +97,29 @@ RULE = Rule(
     clues=(Clue("timer", "3: each counts down its 60 s"), Clue("expires_ms", "what is left of it")),
     ends=(
         Remedy("reuse connections (pools, keep-alive), or let the other side close first"),
-        Remedy("`tcp_tw_reuse=1` for outgoing connections (after 1 s, with timestamps)", "reversible"),
+        Remedy(
+            "`tcp_tw_reuse=1` for outgoing connections (after 1 s, with timestamps)",
+            "reversible",
+            proofs=("port-reuse",),
+        ),
         Remedy("a wider `ip_local_port_range`, or more source addresses", "reversible"),
     ),
     does_not=(
         Advice(
             "lower `net.ipv4.tcp_fin_timeout`",
             "TIME_WAIT is 60 s, compiled in; that sysctl is about FIN_WAIT2",
+            proofs=("time-wait-is-constant",),
         ),
-        Advice("`tcp_rfc1337`", "it makes TIME_WAIT ignore RST, that is last longer if anything"),
-        Advice("SO_LINGER with 0 seconds", "it avoids TIME_WAIT by a RST that throws away unsent data"),
+        Advice(
+            "`tcp_rfc1337`",
+            "it makes TIME_WAIT ignore RST, that is last longer if anything",
+            proofs=("reset-in-time-wait",),
+        ),
+        Advice(
+            "SO_LINGER with 0 seconds",
+            "it avoids TIME_WAIT by a RST that throws away unsent data",
+            proofs=("linger-zero",),
+        ),
         Advice("`tcp_tw_recycle`", "it is gone since Linux 4.12, and broke clients behind NAT"),
     ),
     confidence=_confidence,

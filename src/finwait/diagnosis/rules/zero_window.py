@@ -5,11 +5,14 @@ Seen as       timer 4 (window probes) and snd_wnd 0, with bytes waiting; in FIN_
               nothing was acknowledged, and the other end, where it is here, read nothing.
 Why it stays  The peer's program stopped reading and its receive window closed. Probes are answered, so nothing
               is ever given up on a held socket. An orphan is given up after about 329 s.
+              Where probes go unanswered (retrans 2 or more, which counts them under timer 4), the peer or the path is
+              gone as well, and tcp_retries2 (an orphan: tcp_orphan_retries) is a count that ends it.
 Not this      timer 1: no answers at all (data-unanswered, fin-unanswered-*). A peer that reads slowly: its window is
               closed most of the time, and opens again and again. One look with few probes cannot tell it from one
               that stopped; `--for 5s` can.
 What ends it  The peer reading again; TCP_USER_TIMEOUT; SOCK_DESTROY.
-What does not tcp_retries2 (each answer starts it anew; lower only makes more probes); keepalive.
+What does not tcp_retries2 while probes are answered (each answer starts it anew; lower only makes more probes);
+              keepalive.
 Reproduce     finwait lab run zero-window
 """
 
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import RECENT_MS, certain, destroy, likely, look_again, possible
+from finwait.diagnosis.rules import RECENT_MS, certain, destroy, likely, look_again, orphans, possible
 from finwait.diagnosis.rules.data_unanswered import NOT_KEEPALIVE_IN_FLIGHT
 from finwait.diagnosis.rules.fin_unanswered_orphan import NOT_FIN_TIMEOUT_HERE
 from finwait.diagnosis.view import View
@@ -29,6 +32,8 @@ from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
 
+_PROBING = 4
+"""``idiag_timer``: window probes."""
 PROBES = 3
 """So many doublings of the probe timer mean seconds without room, not a hiccup: data that is acknowledged ends them."""
 
@@ -50,6 +55,14 @@ def _long(view: View) -> NDArray[np.bool_]:
     return long
 
 
+def _unanswered(view: View) -> NDArray[np.bool_]:
+    """Return rows whose last probes nobody answered: under timer 4 `retrans` counts those since the last answer."""
+    silent: NDArray[np.bool_] = (view.sockets.timer == _PROBING) & (
+        view.sockets.retrans >= view.options.retransmits
+    )
+    return silent
+
+
 def _read_there(view: View) -> NDArray[np.bool_]:
     """Return rows whose other end took something out of its queue between two looks: room is being made."""
     return (view.other >= 0) & view.read[np.maximum(view.other, 0)]
@@ -61,6 +74,8 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     long = bool(_long(view)[rows].all())
+    if _unanswered(view)[rows].all():
+        return _silent(view, rows, long)
     if not view.sockets.present("snd_wnd")[rows].all():
         return _guessed(view, rows, long)
     if view.moved_known[rows].all():
@@ -78,6 +93,19 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     return look_again(
         "the window is 0, but not for long: a peer that reads slowly looks the same; `--for 5s` looks twice and tells"
     )
+
+
+def _silent(view: View, rows: NDArray[np.int64], long: bool) -> Confidence:
+    """Return the confidence where probes go unanswered: a peer answers no more than twice a second."""
+    said = f"at least {int(view.sockets.retrans[rows].min())} window probes in a row without answer"
+    if long and not view.sockets.present("snd_wnd")[rows].all():
+        return likely(
+            f"{said}; this kernel does not tell the window (tcpi_snd_wnd, from Linux 5.4), and packets that this "
+            "machine drops on their way out look the same"
+        )
+    if long:
+        return certain(said)
+    return look_again(f"{said}, in a short time: a peer answers two a second at most; `--for 5s` tells")
 
 
 def _guessed(view: View, rows: NDArray[np.int64], long: bool) -> Confidence:
@@ -100,8 +128,9 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     other = view.other[rows]
     other = other[other >= 0]
     if not len(other):
-        return ()
+        return orphans(view, rows)
     return (
+        *orphans(view, rows),
         Evidence(
             "other end's rqueue",
             f"{int(view.sockets.rqueue[other].min())}…{int(view.sockets.rqueue[other].max())} B",
@@ -117,13 +146,30 @@ _ENDS = (
         "set TCP_USER_TIMEOUT on the socket (pidfd_getfd, where it is held)",
         "reversible",
         "finwait clear zero-window",
+        proofs=("closed-window-limits",),
     ),
     destroy("zero-window"),
 )
+_TIME = Remedy(
+    "time: while probes go unanswered, it is given up after tcp_retries2 of them "
+    f"(about {forecast.span(forecast.zero_window(answered=False))}), an orphan after tcp_orphan_retries "
+    f"(about {forecast.span(forecast.zero_window(orphaned=True, answered=False))})",
+    "read-only",
+    proofs=("closed-window-unanswered",),
+)
+
+
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    if not _unanswered(view)[rows].all():
+        return _ENDS
+    return (*_ENDS[1:], Remedy(f"it ends by itself {forecast.ends_by_itself(view, rows)}", "read-only"))
+
+
 _DOES_NOT = (
     Advice(
         "lower `tcp_retries2`",
         "every answered probe starts the count anew; it only makes probes more frequent",
+        proofs=("closed-window-unanswered",),
     ),
     NOT_KEEPALIVE_IN_FLIGHT,
 )
@@ -153,7 +199,30 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    remedies=_remedies,
     cases=(
+        Case(
+            title="the peer's window was closed, and now nobody answers the probes: the peer or the path is gone",
+            rows=_unanswered,
+            clues=(
+                Clue("timer", "4: probing a window that was closed"),
+                Clue("retrans", "window probes in a row that nobody answered"),
+                Clue("snd_wnd", "0: what the peer last said"),
+                Clue("backoff", "doublings of the probe timer since the peer last took anything"),
+                Clue("wqueue", "bytes that wait, a FIN counting 1 behind them"),
+                Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+                Clue("inode", "0: an orphan, bounded by tcp_orphan_retries; else held, by tcp_retries2"),
+            ),
+            ends=(*_ENDS[1:], _TIME),
+            does_not=(
+                Advice(
+                    "make the peer's program read",
+                    "nothing that it does gets here: not even probes are answered",
+                ),
+                Advice("lower `net.ipv4.tcp_fin_timeout`", "it is about FIN_WAIT2"),
+                NOT_KEEPALIVE_IN_FLIGHT,
+            ),
+        ),
         Case(
             title="the peer stopped reading: its window is closed, and what we send on this open connection waits",
             rows=lambda view: view.in_state(tcp.ESTABLISHED),

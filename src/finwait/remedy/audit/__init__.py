@@ -16,6 +16,7 @@ import binascii
 import codecs
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from finwait.remedy.audit.finding import SEVERITY, AuditFinding, AuditReport, Judge, Problem, Unjudged
 from finwait.remedy.audit.kube import Node, YamlUnreadableError, is_word, parse_yaml, scan_tree
@@ -267,8 +268,8 @@ def _inside(judge: Judge, node: Node, path: tuple[str, ...], depth: int) -> None
     """Look through a text that is a value: a script, a file of a ConfigMap or of `write_files`."""
     inside = node.text or ""
     line = node.line + (1 if node.block else 0)
-    if node.encoded:
-        decoded = _base64(inside)
+    if node.encoded or inside.startswith("data:"):
+        decoded = _base64(inside) if node.encoded else _data_url(inside)
         if decoded is None:
             judge.problem(node.line, "a file that is packed or encoded: its content was not read")
             return
@@ -283,6 +284,12 @@ def _inside(judge: Judge, node: Node, path: tuple[str, ...], depth: int) -> None
             _scan(judge, kind, inside, line, depth + 1)
             return
     _script(judge, list(enumerate(inside.split("\n"), line)), depth + 1)
+
+
+def _data_url(text: str) -> str | None:
+    """Return the text that a ``data:`` URL holds, as Ignition writes files."""
+    head, _, body = text.partition(",")
+    return _base64(unquote(body)) if head.endswith(";base64") else unquote(body)
 
 
 def _base64(text: str) -> str | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from finwait.remedy.audit.finding import Judge
 
-__all__ = ["TIMEOUTS", "duration_s", "kube_proxy_flags", "kube_proxy_timeout"]
+__all__ = ["TIMEOUTS", "allowed_unsafe", "duration_s", "kube_proxy_flags", "kube_proxy_timeout"]
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)")
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -89,6 +89,15 @@ def kube_proxy_timeout(judge: Judge, line: int, name: str, value: str, text: str
         )
         return
     TIMEOUTS[name](judge, line, seconds, text)
+
+
+def allowed_unsafe(judge: Judge, line: int, names: str) -> None:
+    """Judge the settings that a kubelet lets pods set, separated by commas."""
+    for name in names.replace(",", " ").split():
+        if name.startswith("net."):
+            judge.advice(line, "allowed-unsafe-sysctl", name, detail=f"{name}: ")
+        else:
+            judge.recognise(line, name)
 
 
 def _conntrack(key: str) -> Callable[[Judge, int, float, str], None]:

@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finwait.remedy.audit.finding import suggest
-from finwait.remedy.audit.flags import TIMEOUTS, duration_s, kube_proxy_flags, kube_proxy_timeout
+from finwait.remedy.audit.flags import (
+    TIMEOUTS,
+    allowed_unsafe,
+    duration_s,
+    kube_proxy_flags,
+    kube_proxy_timeout,
+)
 from finwait.remedy.audit.template import UNKNOWN
 from finwait.remedy.settings import by_letters
 
@@ -221,7 +227,9 @@ def scan_tree(
             if words:
                 kinds.update((id(word), "word") for word in words if is_word(word.text or ""))
                 command(words)
-        elif node.text is not None and kinds.get(id(node)) != "word" and any(c in node.text for c in "\n =/"):
+        elif (
+            node.text is not None and kinds.get(id(node)) != "word" and any(c in node.text for c in "\n =/:")
+        ):
             nested(node, path)
 
 
@@ -335,18 +343,10 @@ def _node_configuration(judge: Judge, node: Node) -> None:
             for text in texts:
                 option, _, allowed = (text.text or "").lstrip("-").partition("=")
                 if option in _UNSAFE:
-                    _allowed(judge, text.line, allowed)
+                    allowed_unsafe(judge, text.line, allowed)
         elif name in _UNSAFE:
             for text in texts:
-                _allowed(judge, text.line, text.text or "")
-
-
-def _allowed(judge: Judge, line: int, names: str) -> None:
-    for name in names.replace(",", " ").split():
-        if name.startswith("net."):
-            judge.advice(line, "allowed-unsafe-sysctl", name, detail=f"{name}: ")
-        else:
-            judge.recognise(line, name)
+                allowed_unsafe(judge, text.line, text.text or "")
 
 
 def _items(node: Node, key: str) -> list[Node]:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finwait.remedy.audit.flags import kube_proxy_flags
+from finwait.remedy.audit.flags import allowed_unsafe, kube_proxy_flags
 from finwait.remedy.audit.shell import spoken
 from finwait.remedy.audit.template import UNKNOWN
 from finwait.remedy.settings import by_letters
@@ -58,6 +58,7 @@ _PROXY_FLAG = re.compile(
     r"""([^\s"',;]{1,40})"""
 )
 _PROXY_ARG = re.compile(r"""--kube-proxy-arg[=\s]\s{0,9}["']?(?:--)?([\w-]{1,60})=([^\s"',;]{1,60})""")
+_UNSAFE_FLAG = re.compile(r"--allowed-unsafe-sysctls(?:=|\s)\s{0,9}[\"']?([\w.,*-]{1,400})")
 _PROC_NAME = re.compile(r"/proc/sys/(net/[\w./-]+)")
 _SYSCTL_READ = re.compile(r"\bsysctl\s+(?:-\w+\s+)*(net\.[\w.-]+)(?![\w.-]*\s*=)")
 _KUBE_PROXY = re.compile(r"""(?:^|[\s/"'`=])kube-proxy["']?\s+(-.*)""")
@@ -152,6 +153,8 @@ def _one(judge: Judge, logical: Logical, *, commands: bool) -> None:
         for match in pattern.finditer(text):
             name = by_letters(match[1]) or match[1]
             judge.sysctl(logical.line(match.start(1)), name, match[2], match[0])
+    for match in _UNSAFE_FLAG.finditer(text):
+        allowed_unsafe(judge, logical.line(match.start(1)), match[1])
     if "sed" in text:
         for match in _SED.finditer(text):
             judge.sysctl(logical.line(match.start(1)), match[1], match[2], match[0])

@@ -1,14 +1,18 @@
 """Advice in running text: sentences that tell one to set a setting, and settings on lines of their own.
 
 A sentence counts when it has a verb of setting, the name and a number (``lower tcp_fin_timeout to 10``), or an
-assignment (``net.ipv4.tcp_fin_timeout = 10``), and nothing that turns it round (*do not*, *never*, *instead of*). What
-it says beyond that is not understood, and a setting that is merely named is no advice.
+assignment (``net.ipv4.tcp_fin_timeout = 10``), and nothing that turns it round (*do not*, *never*, *instead of*). An
+assignment to a short name (``tcp_fin_timeout=10``) counts with a verb or on a line of its own only: texts that tell
+what happened are full of them. What a sentence says beyond that is not understood, and a setting that is merely named
+is no advice.
 """
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+
+from finwait.remedy.settings import canonical_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,7 +26,7 @@ _MOST_LINES = 40
 _NAME = r"[`\"'*_]{0,3}(?P<name>(?:net[./][\w./-]{3,80}|(?:tcp|nf_conntrack)_[a-z0-9_]{3,60}))[`\"'*_]{0,3}"
 _VERB = (
     r"\b(?:set|setting|lower(?:ing)?|rais(?:e|ing)|increas(?:e|ing)|decreas(?:e|ing)|reduc(?:e|ing)|chang(?:e|ing)|bump"
-    r"(?:ing)?|tun(?:e|ing)|drop(?:ping)?|cut(?:ting)?|shorten(?:ing)?|adjust(?:ing)?|put(?:ting)?|turn(?:ing)?|use|using)\b"
+    r"(?:ing)?|tun(?:e|ing)|drop(?:ping)?|cut(?:ting)?|shorten(?:ing)?|adjust(?:ing)?|put(?:ting)?|turn(?:ing)?|use|using|add(?:ing)?)\b"
 )
 _VALUE = r"[`\"'*]{0,3}(?P<value>-?\d{1,12})\b(?:\s{0,2}(?P<unit>ms|milliseconds?|min|minutes?|h|hours?|d|days?)\b)?"
 _TOLD = re.compile(
@@ -87,8 +91,20 @@ def _one(judge: Judge, part: list[tuple[int, str]], text: str, sentence: tuple[i
             clause = max(flat.rfind(c, 0, match.start()) for c in ",:(")
             if _TURNED.search(flat, max(clause, 0), match.start("value")):
                 continue
+            if not _said_to_set(judge, flat, match):
+                continue
             number = part[min(text.count("\n", 0, start + match.start("name")), len(part) - 1)][0]
             judge.sysctl(number, match["name"].rstrip("._-/"), _number(match), match[0])
+
+
+def _said_to_set(judge: Judge, flat: str, match: re.Match[str]) -> bool:
+    """Return whether a short name is one of a setting, and is told to be set."""
+    if match["name"].startswith("net"):
+        return True
+    if canonical_key(match["name"].rstrip("._-/")) not in judge.knowledge.names.sysctls:
+        return False
+    alone = not re.search(r"\w", flat[: match.start()]) and not flat.lstrip().startswith("|")
+    return match.re is _TOLD or alone or re.search(_VERB, flat[: match.start()], re.IGNORECASE) is not None
 
 
 def _number(match: re.Match[str]) -> str:
