@@ -412,6 +412,9 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     holding |= {pid for pid in found.unreadable if pid}  # what they are called tells what they may hold
     files = machine.processes(sorted(holding))
     processes = process.processes(files, observation.facts)
+    # What their parents are tells the workers of one server from programs that merely share a name.
+    parents = {p.ppid for p in processes.values() if p.ppid > 1} - processes.keys()
+    processes |= process.processes(machine.processes(sorted(parents)), observation.facts)
     complete = _all_states(observation, plan)
     hidden: tuple[HiddenDescriptor, ...] = ()
     more: list[Gap] = []

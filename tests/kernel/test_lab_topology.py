@@ -50,7 +50,7 @@ def holders(inode: int) -> list[str]:
     return found
 
 
-def until(condition: Callable[[], bool], what: str, deadline_s: float = 20) -> None:
+def until(condition: Callable[[], bool], what: str, deadline_s: float = 60) -> None:
     end = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < end, what

@@ -47,9 +47,12 @@ def selected(v: View, findings: tuple[Finding, ...], words: list[str]) -> list[i
     return np.flatnonzero(found.mask(v.sockets, ViewContext(v, findings))).tolist()
 
 
+PARSER = build_parser()  # making one takes as long as a hundred of these tables
+
+
 def words_of(command: str) -> list[str]:
     """The FILTER of a command line, as the command itself takes it."""
-    args = build_parser().parse_args(shlex.split(command)[1:])
+    args = PARSER.parse_args(shlex.split(command)[1:])
     return chosen_words(args.filter) if args.command == "clear" else list(args.filter)
 
 
@@ -115,6 +118,6 @@ def commands() -> list[Any]:
 @pytest.mark.parametrize(("rule", "command"), commands())
 def test_a_command_of_a_rule_names_the_rule_where_it_acts_on_connections(rule: str, command: str) -> None:
     words = shlex.split(command)
-    build_parser().parse_args(words[1:])
+    PARSER.parse_args(words[1:])
     if words[1] in ("clear", "probe", "arm", "list", "capture"):
         assert words.count(rule) == 1

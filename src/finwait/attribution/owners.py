@@ -62,6 +62,16 @@ class Holders:
         out[has] = self.pid[self.start[has]]
         return out
 
+    def counted(self, rows: NDArray[np.int64]) -> dict[int, int]:
+        """Return how many of some rows each process holds, by pid."""
+        count = self.count[rows]
+        row = np.repeat(np.arange(len(rows)), count)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+        pid = self.pid[np.repeat(self.start[rows], count) + within].astype(np.int64)
+        pairs = np.unique(row << 32 | pid)  # one that holds it twice holds it once
+        pids, held = np.unique(pairs & 0xFFFFFFFF, return_counts=True)
+        return dict(zip(pids.tolist(), held.tolist(), strict=True))
+
     def several_processes(self) -> NDArray[np.bool_]:
         """Return which rows are held by more than one process."""
         out = np.zeros(len(self.start), np.bool_)

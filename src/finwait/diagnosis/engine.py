@@ -2,9 +2,9 @@
 
 *Theory of operation.* Every rule marks the rows that it explains; a row may have several marks. The primary
 cause of a row is the matching rule of lowest rank: the most specific pattern (a relay's pair of legs before a
-half-close, an expired NAT entry before both). Marked rows are then grouped by namespace, holding processes,
-case of the rule and whether the mark is the primary one, and each group is a finding, with its evidence summarised
-from the columns that the rule names.
+half-close, an expired NAT entry before both). Marked rows are then grouped by namespace, holding service (a process,
+or the workers of one server), case of the rule and whether the mark is the primary one, and each group is a finding,
+with its evidence summarised from the columns that the rule names.
 
 *What this cannot see.* Whatever the view does not hold: the gaps of the look travel beside the findings and
 are never turned into one.
@@ -133,7 +133,7 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
     if rule.counted:
         keys = (view.sockets.netns[rows], nobody, nobody, _cases(view, rule, rows), primary)
     else:
-        holder = view.holders.first_pid()[rows]
+        holder = _services(view, rows)
         keys = (view.sockets.netns[rows], holder, _holder_sets(view, rows), _cases(view, rule, rows), primary)
     result: list[Finding] = []
     order = np.lexsort(keys[::-1])  # by namespace, then by holder; stable, so rows stay in order
@@ -143,8 +143,7 @@ def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np
     for part in np.split(order, np.flatnonzero(changes)):
         group = rows[part]
         netns, case, is_primary = (keys[k][part[0]].item() for k in (0, 3, 4))
-        held = () if rule.counted else view.holders.of(int(group[0]))
-        pids = tuple(sorted({pid for pid, _ in held}))
+        pids = () if rule.counted else tuple(view.holders.counted(group))
         words = rule if case < 0 else rule.cases[case]
         # Newest first, unknown last.
         age = view.at_least_ms[group]
@@ -214,15 +213,22 @@ def with_flags(
     return tuple(result)
 
 
+def _services(view: View, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the service of the first holder of each row, by its lowest pid; −1 where none was found."""
+    pids, which = np.unique(view.holders.first_pid()[rows], return_inverse=True)
+    of = view.services
+    return np.array([of.get(pid, pid) for pid in pids.tolist()], np.int64)[which.reshape(-1)]
+
+
 def _holder_sets(view: View, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a number for each set of several holding processes; 0 where at most one process holds the row."""
+    """Return a number for each set of services of several processes; 0 where at most one process holds the row."""
     result = np.zeros(len(rows), np.int64)
     known: dict[tuple[int, ...], int] = {}
-    holders = view.holders
+    holders, of = view.holders, view.services
     for k in np.flatnonzero(holders.several_processes()[rows]).tolist():
         begin = int(holders.start[rows[k]])
-        pids = tuple(dict.fromkeys(holders.pid[begin : begin + int(holders.count[rows[k]])].tolist()))
-        result[k] = known.setdefault(pids, len(known) + 1)
+        pids = holders.pid[begin : begin + int(holders.count[rows[k]])].tolist()
+        result[k] = known.setdefault(tuple(sorted({of.get(pid, pid) for pid in pids})), len(known) + 1)
     return result
 
 

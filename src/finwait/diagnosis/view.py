@@ -18,6 +18,7 @@ from finwait.attribution.container import Workload, workload_of_path
 from finwait.attribution.join import matches
 from finwait.attribution.owners import Holders
 from finwait.attribution.process import ProcessView
+from finwait.attribution.services import services
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable, endpoint_text
 from finwait.uapi import tcp
@@ -180,6 +181,11 @@ class View:
         state = self.sockets.state
         queued: Mask = ((state == tcp.ESTABLISHED) | (state == tcp.CLOSE_WAIT)) & ~self.held
         return queued
+
+    @cached_property
+    def services(self) -> Mapping[int, int]:
+        """The lowest pid of the service that each known process belongs to: workers of one server have one."""
+        return services(self.processes)
 
     @cached_property
     def listener(self) -> I64:

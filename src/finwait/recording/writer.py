@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
+from finwait.errors import DecodeError
 from finwait.recording.format import writing
 from finwait.recording.redact import Pseudonyms, redact_look
 from finwait.table import decode
 from finwait.uapi import tcp
 from finwait.uapi.observation import Descriptors, LoneSocket, Observation, Plan, ProcessFiles, unseen
+from finwait.uapi.proc import parse_stat
 
 __all__ = ["complete", "record"]
 
@@ -62,13 +65,15 @@ def complete(machine: Source, plan: Plan, *, once_more: bool = True) -> Observat
         )
     here = np.isin(found.inode, sockets.inode.astype(np.uint64))
     files = machine.processes(np.unique(found.pid).tolist())
+    files |= machine.processes(sorted(_parents(files) - files.keys()))  # they tell the workers of one server
     if plan.only is not None:
         # Of other namespaces nothing is recorded, their processes and descriptors neither.
         inside = [pid for pid, one in files.items() if one.netns in plan.only]
         keep = here | np.isin(found.pid, np.array(inside, np.uint32))
         found = Descriptors(found.pid[keep], found.fd[keep], found.inode[keep], found.unreadable)
         here = here[keep]
-        files = {pid: files[pid] for pid in set(found.pid.tolist()) & files.keys()}
+        inside_too = _parents(files) & set(inside)
+        files = {pid: files[pid] for pid in (set(found.pid.tolist()) | inside_too) & files.keys()}
     stuck = np.isin(sockets.state, [s for s in range(12) if tcp.CLOSING_STATES >> s & 1])
     closing = np.isin(found.inode, sockets.inode[stuck & (sockets.inode != 0)].astype(np.uint64))
     lost = ~here
@@ -92,6 +97,16 @@ def complete(machine: Source, plan: Plan, *, once_more: bool = True) -> Observat
         socket_protocols=names,
         lone_sockets=lone,
     )
+
+
+def _parents(files: Mapping[int, ProcessFiles]) -> set[int]:
+    """Return the parents of processes, init left out, as far as their files tell."""
+    found = set()
+    for one in files.values():
+        with suppress(DecodeError):
+            if one.stat is not None:
+                found.add(parse_stat(one.stat).ppid)
+    return {pid for pid in found if pid > 1}
 
 
 def record(

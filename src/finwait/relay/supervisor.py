@@ -477,20 +477,17 @@ class Supervisor:
         self._handle_signals(loop)
         try:
             await self.resolver.use(self.config)
-            self._refuse_circles()
-            for index in range(self.config.workers):
-                self._start_worker(index)
-            await asyncio.gather(*(line.ask({"do": "stats"}, 30) for line in self.lines))
-            self.checker.use(self.config, self.resolver.found)
-            if self.admin is not None:
-                # From 3.13 on asyncio removes the path at close, also when a successor listens there.
-                keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-                self.servers.append(
-                    await asyncio.start_unix_server(self._serve_admin, sock=self.admin, **keep)
-                )
-            if self.metrics is not None:
-                self.servers.append(await asyncio.start_server(self._serve_metrics, sock=self.metrics))
-            self._announce()
+            if (
+                not self.draining
+            ):  # a signal may come while anything here is awaited, and closes the listeners
+                self._refuse_circles()
+                for index in range(self.config.workers):
+                    self._start_worker(index)
+                await asyncio.gather(*(line.ask({"do": "stats"}, 30) for line in self.lines))
+            if not self.draining:
+                await self._begin_service()
+            if not self.draining:
+                self._announce()
             await self.finished.wait()
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -511,6 +508,16 @@ class Supervisor:
             for one in self.bound.values():
                 one.close()
         return 0
+
+    async def _begin_service(self) -> None:
+        """Check backends, and answer questions and scrapes."""
+        self.checker.use(self.config, self.resolver.found)
+        if self.admin is not None:
+            # From 3.13 on asyncio removes the path at close, also when a successor listens there.
+            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+            self.servers.append(await asyncio.start_unix_server(self._serve_admin, sock=self.admin, **keep))
+        if self.metrics is not None:
+            self.servers.append(await asyncio.start_server(self._serve_metrics, sock=self.metrics))
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take signals from now on, those that `hold_signals` kept waiting first."""

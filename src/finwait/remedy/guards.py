@@ -54,6 +54,8 @@ class Limits:
     override: frozenset[str] = frozenset()
     """Names of guards that the caller overrules."""
     own_pid: int = 0
+    from_file: bool = False
+    """Whether the plan was read from a file, which names no state: nobody knows why a connection is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,13 @@ def _young(view: View, row: int, limits: Limits) -> str | None:
 
 
 def _established(view: View, row: int, limits: Limits) -> str | None:
-    if view.sockets.state[row] == tcp.ESTABLISHED and not limits.established_named:
+    if view.sockets.state[row] != tcp.ESTABLISHED:
+        return None
+    if limits.from_file:
+        return (
+            "ESTABLISHED, and a plan file cannot agree to that: who applies it says `--override established`"
+        )
+    if not limits.established_named:
         return "ESTABLISHED, and the filter does not name that state"
     return None
 
@@ -155,7 +163,10 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     "silent-orphan": (_silent_orphan, "LAST_ACK and CLOSING orphans"),
     "moving": (_moving, "connections on which bytes move"),
     "min-age": (_young, "connections younger than --min-age"),
-    "established": (_established, "ESTABLISHED connections, unless the filter names them"),
+    "established": (
+        _established,
+        "ESTABLISHED connections, unless the filter names them (of a plan file: always)",
+    ),
     "healthy": (
         lambda _view, _row, _limits: None,
         "held connections of which the diagnosis says that they are healthy",

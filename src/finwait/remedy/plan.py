@@ -207,9 +207,10 @@ def permit(plan: Plan) -> None:
 def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Collection[int] = ()) -> Plan:
     """Make a plan that was read from a file anew, from a look at its connections now.
 
-    Every text is made anew, holders are those that are found now, and guards are asked again (``min-age`` and
-    ``established`` are not: the file names each connection). What the steps rest on, state and bytes, stays as the file
-    has it, for the act to compare. A connection that is not there any more is marked.
+    Every text is made anew, holders are those that are found now, and guards are asked again (``min-age`` is not: the
+    file names each connection; ``established`` is, whatever was named when the plan was made). What the steps rest on,
+    state and bytes, stays as the file has it, for the act to compare. A connection that is not there any more is
+    marked.
 
     Args:
         plan: the plan.
@@ -222,7 +223,7 @@ def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Col
     wanted = {(step.netns, int(step.cookie, 16)) for step in plan.steps}
     keys = zip(s.netns.tolist(), s.cookie.tolist(), strict=True)
     rows = {key: row for row, key in enumerate(keys) if key in wanted}
-    limits = replace(limits, min_age_ms=0, established_named=True)
+    limits = replace(limits, min_age_ms=0, from_file=True)
     cells = _Cells(view, np.array(sorted(rows.values()), np.int64))
     steps: list[Step] = []
     left: list[Left] = []

@@ -17,7 +17,7 @@ from finwait.diagnosis.view import View
 from finwait.report.json import different_addresses
 from finwait.uapi import tcp
 
-__all__ = ["GROUPINGS", "SORTS", "Groups", "groups"]
+__all__ = ["GROUPINGS", "SORTS", "Groups", "groups", "workers"]
 
 GROUPINGS: Final = ("cause", "process", "pod", "peer", "local port", "netns", "state")
 """What connections can be grouped by. A pod is a container or a unit where there is no pod."""
@@ -107,13 +107,14 @@ def _codes(view: View, findings: Sequence[Finding], rows: I64, by: str) -> tuple
     if by == "cause":
         return _causes(view, findings, rows)
     if by == "process":
-        pids, code = np.unique(view.holders.first_pid()[rows], return_inverse=True)
+        pids, which = np.unique(view.holders.first_pid()[rows], return_inverse=True)
         nobody = "nobody found" if view.holders.complete else "not known"
-        names = []
+        services: dict[int, list[int]] = {}
         for pid in pids.tolist():
-            process = view.processes.get(pid)
-            names.append(nobody if pid < 0 else f"{process.comm if process else '?'} ({pid})")
-        code = code.reshape(-1).astype(np.int64)
+            services.setdefault(view.services.get(pid, pid), []).append(pid)
+        place = {pid: k for k, members in enumerate(services.values()) for pid in members}
+        names = [nobody if members[0] < 0 else workers(view, members) for members in services.values()]
+        code = np.array([place[pid] for pid in pids.tolist()], np.int64)[which.reshape(-1)]
         orphan = (s.inode[rows] == 0) & (view.holders.first_pid()[rows] < 0)
         code[orphan] = len(names)
         return code, [*names, "nobody: closed, or not accepted yet"]
@@ -143,6 +144,13 @@ def _codes(view: View, findings: Sequence[Finding], rows: I64, by: str) -> tuple
     if by == "state":
         return s.state[rows].astype(np.int64), [tcp.STATES.get(k, str(k)) for k in range(16)]
     raise ValueError(f"connections cannot be grouped by {by}")
+
+
+def workers(view: View, pids: Sequence[int]) -> str:
+    """Return the name of a process, or of the workers of one service: ``app (812)``, ``app ×60 (812…903)``."""
+    process = view.processes.get(pids[0])
+    name = process.comm if process else "?"
+    return f"{name} ({pids[0]})" if len(pids) == 1 else f"{name} ×{len(pids)} ({min(pids)}…{max(pids)})"
 
 
 def _causes(view: View, findings: Sequence[Finding], rows: I64) -> tuple[I64, Sequence[str]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -175,7 +175,7 @@ def diagnosis(
     said = headline(view, findings, who, gaps, narrowed)
     for line in textwrap.wrap(said, style.width, break_long_words=False, break_on_hyphens=False):
         yield style.paint(line, "bold") + "\n"
-    shown = [f for f in findings if f.primary and f.severity != "healthy"]
+    shown = _blocks(view, (f for f in findings if f.primary and f.severity != "healthy"))
     told: set[tuple[object, ...]] = set()
     for finding in shown:
         means = tuple((r.text, r.kind) for r in finding.ends_it)
@@ -217,17 +217,12 @@ def _where(view: View, finding: Finding) -> str:
 
 
 def _holders(view: View, finding: Finding) -> str:
-    names = []
-    for pid in finding.pids[:4]:
-        process = view.processes.get(pid)
-        if process is None:
-            names.append(f"pid {pid}")
-            continue
-        parts = [f"pid {pid}"]
-        parts += [f"uid {process.uid}"] if process.uid > 0 else []
-        names.append(f"{process.comm} ({', '.join(parts)})")
-    if len(finding.pids) > 4:
-        names.append(f"{len(finding.pids) - 4} more processes")
+    services: dict[int, list[int]] = {}
+    for pid in finding.pids:
+        services.setdefault(view.services.get(pid, pid), []).append(pid)
+    names = [_service(view, finding, pids) for pids in [*services.values()][:4]]
+    if left := sum(map(len, [*services.values()][4:])):
+        names.append("1 more process" if left == 1 else f"{left} more processes")
     if names:
         work = [w for r in finding.rows[:1].tolist() if (w := view.workloads[r])]
         extra = ""
@@ -245,6 +240,61 @@ def _holders(view: View, finding: Finding) -> str:
     if view.holders.complete:
         return "no process (all were looked into)"
     return "not found; not every process could be looked into"
+
+
+def _service(view: View, finding: Finding, pids: Sequence[int]) -> str:
+    """Return a holding process, or the workers of one service together with how much each of them holds."""
+    process = view.processes.get(pids[0])
+    if process is None:
+        return f"pid {pids[0]}"
+    uids = {p.uid for pid in pids if (p := view.processes.get(pid)) is not None}
+    user = f", uid {process.uid}" if len(uids) == 1 and process.uid > 0 else ""
+    if len(pids) == 1:
+        return f"{process.comm} (pid {pids[0]}{user})"
+    counts = {pid: n for pid, n in view.holders.counted(finding.rows).items() if pid in set(pids)}
+    return (
+        f"{process.comm} ×{len(pids)} (pids {min(pids)}…{max(pids)}{user}; {_shares(counts, 'connection')})"
+    )
+
+
+def _shares(counts: Mapping[int, int], what: str) -> str:
+    """Return how many of something each process has: ``1 connection each``, or from how few to how many."""
+    low, high = min(counts.values()), max(counts.values())
+    if low == high:
+        return f"{low} {what}{'' if low == 1 else 's'} each"
+    most = sorted(counts, key=lambda pid: (-counts[pid], pid))[:3]
+    return f"{low} to {high} {what}s each, most: " + ", ".join(f"pid {pid} {counts[pid]}" for pid in most)
+
+
+def _blocks(view: View, findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings as they are shown: what has no rows, of the workers of one service, as one of them."""
+    result: list[Finding] = []
+    members: dict[tuple[object, ...], list[Finding]] = {}
+    for f in findings:
+        if len(f.rows) or len(f.pids) != 1:
+            result.append(f)
+            continue
+        key = (f.rule, f.severity, f.title, f.netns, view.services.get(f.pids[0], f.pids[0]))
+        if key not in members:
+            result.append(f)
+        members.setdefault(key, []).append(f)
+    together = {id(alike[0]): _together(view, alike) for alike in members.values() if len(alike) > 1}
+    return [together.get(id(f), f) for f in result]
+
+
+def _together(view: View, alike: Sequence[Finding]) -> Finding:
+    counts = {f.pids[0]: f.count for f in alike}
+    pids = tuple(sorted(counts))
+    process = view.processes.get(pids[0])
+    name = process.comm if process else "?"
+    who = f"{name} ×{len(pids)} (pids {pids[0]}…{pids[-1]}; {_shares(counts, 'descriptor')})"
+    first = alike[0]
+    told = tuple(
+        replace(e, says=f"{e.says} (pid {first.pids[0]}; the others alike)") for e in first.evidence[:1]
+    )
+    return replace(
+        first, pids=pids, subject=who, count=sum(counts.values()), evidence=(*told, *first.evidence[1:])
+    )
 
 
 def _age(view: View, finding: Finding) -> str:

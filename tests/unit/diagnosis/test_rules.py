@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from finwait.attribution.process import ProcessView
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
+from finwait.report import text
+from finwait.report.groups import groups
 from finwait.uapi import tcp
 from tests.unit.diagnosis.views import socket, view
 
@@ -944,6 +948,79 @@ def test_subflows_without_their_mptcp_connections_are_a_gap() -> None:
     whole = socket(protocol=262, state=E, inode=7)
     assert [g.where for g in engine.gaps(view(subflow), catalogue.rules())] == ["netns 1"]
     assert engine.gaps(view(subflow, whole), catalogue.rules()) == ()
+
+
+def workers(count: int, each: int = 1) -> View:
+    """Workers of one server, the k-th of which holds ``each`` or more connections, and a stranger of their name."""
+    rows: list[dict[str, Any]] = []
+    holders: dict[int, list[int]] = {}
+    processes = {499: ProcessView(499, "app", "app -D", ppid=1)}
+    for k in range(count):
+        processes[500 + k] = ProcessView(500 + k, "app", f"app: worker {k}", ppid=499)
+        for _ in range(each if k else 1):
+            inode = 1000 + len(rows)
+            rows.append(HELD | {"state": CW, "shutdown": 1, "inode": inode, "cookie": inode, "sport": inode})
+            holders[inode] = [500 + k]
+    rows.append(HELD | {"state": CW, "shutdown": 1, "inode": 7, "cookie": 9, "sport": 9})
+    holders[7] = [900]
+    processes[900] = ProcessView(900, "app", "app: other", ppid=1)
+    return view(*rows, holders=holders, processes=processes)
+
+
+def test_the_workers_of_one_server_are_one_finding_that_names_them_all() -> None:
+    v = workers(60)
+    found = [f for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+    assert sorted((f.count, len(f.pids)) for f in found) == [(1, 1), (60, 60)]
+    (many,) = (f for f in found if f.count == 60)
+    assert many.pids == tuple(range(500, 560))
+    said = "".join(text.diagnosis(v, found, (), "vm"))
+    assert "app ×60 (pids 500…559; 1 connection each)" in said
+    assert len(re.findall(r"^PROBLEM", said, re.MULTILINE)) == 2
+    assert all(len(line) <= 100 for line in said.splitlines())
+
+
+def test_what_each_worker_holds_is_told_where_it_differs() -> None:
+    v = workers(3, each=4)
+    said = "".join(text.diagnosis(v, engine.diagnose(v, catalogue.rules()), (), "vm"))
+    assert "1 to 4 connections each, most: pid 501 4, pid 502 4, pid 500 1" in " ".join(said.split())
+
+
+def test_workers_that_share_each_socket_with_their_parent_are_one_finding() -> None:
+    processes = {pid: ProcessView(pid, "app", f"app {pid}", ppid=499) for pid in range(500, 520)}
+    processes[499] = ProcessView(499, "app", "app", ppid=1)
+    rows = [
+        HELD | {"state": CW, "shutdown": 1, "inode": 1000 + k, "cookie": 1 + k, "sport": k} for k in range(20)
+    ]
+    v = view(*rows, holders={1000 + k: [499, 500 + k] for k in range(20)}, processes=processes)
+    found = [f for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+    assert [(f.rule, f.count, len(f.pids)) for f in found] == [("inherited-descriptor", 20, 21)]
+
+
+def test_leaks_of_the_workers_of_one_server_are_shown_as_one_and_stay_apart_in_json() -> None:
+    processes = {pid: ProcessView(pid, "app", f"app {pid}", ppid=499) for pid in range(500, 504)}
+    processes[499] = ProcessView(499, "app", "app", ppid=1)
+    hidden = tuple(
+        HiddenDescriptor(pid, 3 + k, 10 * pid + k, 1) for pid in range(500, 504) for k in range(pid - 490)
+    )
+    v = view(processes=processes, hidden=hidden)
+    found = engine.diagnose(v, catalogue.rules())
+    assert sorted(f.pids for f in found) == [(500,), (501,), (502,), (503,)]
+    said = "".join(text.diagnosis(v, found, (), "vm"))
+    assert len(re.findall(r"^PROBLEM", said, re.MULTILINE)) == 1
+    told = " ".join(said.split())
+    assert "46 × descriptor hidden-leak" in told
+    assert (
+        "app ×4 (pids 500…503; 10 to 13 descriptors each, most: pid 503 13, pid 502 12, pid 501 11)" in told
+    )
+
+
+def test_groups_by_process_have_the_workers_of_one_server_together() -> None:
+    v = workers(60)
+    made = groups(v, (), np.arange(len(v)), "process")
+    assert dict(zip(made.labels, made.counts.tolist(), strict=True)) == {
+        "app ×60 (500…559)": 60,
+        "app (900)": 1,
+    }
 
 
 def test_an_empty_machine_has_no_findings() -> None:

@@ -1,0 +1,86 @@
+"""What surrounds the emulated kernels: which package is taken, what a guest that died has said, what the page says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guest import debian
+from tests.guest.boot import lines_of
+from tests.guest.page import page
+
+
+class Shelf:
+    """An apt that knows some packages."""
+
+    def __init__(self, *names: str, gone: frozenset[str] = frozenset()) -> None:
+        self.names, self.gone = names, gone
+
+    def run(self, command: str, *words: str) -> str:
+        assert command == "apt-cache"
+        if words[0] == "pkgnames":
+            return "\n".join(self.names)
+        return (
+            "  Candidate: (none)\n" if words[1] in self.gone else "  Installed: (none)\n  Candidate: 1.2-3\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("version", "names", "taken"),
+    [
+        ("5.10", ["linux-image-5.10.0-9-amd64", "linux-image-5.10.0-46-amd64"], "5.10.0-46-amd64"),
+        ("6.1", ["linux-image-6.1.0-50-amd64", "linux-image-6.12.9+deb12-amd64"], "6.1.0-50-amd64"),
+        (
+            "7.2",
+            ["linux-image-7.2.9+deb13-cloud-amd64", "linux-image-7.2.3+deb13-amd64"],
+            "7.2.3+deb13-amd64",
+        ),
+        ("6.1", ["linux-image-6.1.0-50-amd64-dbg", "linux-image-6.1.0-50-rt-amd64"], None),
+    ],
+)
+def test_the_newest_plain_kernel_of_a_version_is_taken(
+    version: str, names: list[str], taken: str | None
+) -> None:
+    found = debian._newest(Shelf(*names), version)  # type: ignore[arg-type]
+    assert (found and found[0]) == taken
+
+
+def test_a_name_without_a_package_behind_it_is_passed_over() -> None:
+    names = ("linux-image-6.1.0-51-amd64", "linux-image-6.1.0-50-amd64")
+    assert debian._newest(Shelf(*names, gone=frozenset(names[:1])), "6.1") == ("6.1.0-50-amd64", "1.2-3")  # type: ignore[arg-type]
+
+
+def test_offline_nothing_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(debian.NotHere, match="not in"):
+        debian.kernel("6.1", tmp_path, offline=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_guest_that_died_in_the_middle_of_a_line_has_said_the_lines_before(tmp_path: Path) -> None:
+    path = tmp_path / "results"
+    assert lines_of(path) == []
+    path.write_text('{"kind": "boot"}\n{"kind": "act"}\n{"kin')
+    assert [row["kind"] for row in lines_of(path)] == ["boot", "act"]
+
+
+def row(kind: str, name: str, verdict: str, detail: str = "") -> dict[str, Any]:
+    return {"kind": kind, "name": name, "verdict": verdict, "detail": detail}
+
+
+def test_the_page_tells_what_differs_from_what_is_not_here_and_from_what_was_not_measured() -> None:
+    old = [
+        row("scenario", "a", "ok"),
+        row("scenario", "b", "not here", "the kernel has no MPTCP"),
+        row("destroy", "FIN_WAIT1 orphan", "ok", "FIN_WAIT1 with no timer, silent"),
+        row("act", "check", "differs", "status 3"),
+    ]
+    new = [row("scenario", "a", "ok"), row("scenario", "b", "ok"), row("act", "check", "ok")]
+    head = {"release": "r", "package": "p", "date": "2026-11-28"}
+    text = page([{"kernel": "5.10", "results": old, **head}, {"kernel": "6.1", "results": new, **head}])
+    assert "| The lab's scenarios, each diagnosed as what it is | 1 of 2 | 2 of 2 |" in text
+    assert "| `finwait check` | differs | ok |" in text
+    assert "- 5.10, scenario `b`: the kernel has no MPTCP" in text
+    assert "- 5.10, act `check`: differs: status 3" in text
+    assert "| FIN_WAIT1 orphan | FIN_WAIT1 with no timer, silent | not measured |" in text
