@@ -833,20 +833,18 @@ def _outcome(
         there = left.get(_key(step.other))
         other = "gone" if there is None else "" if there.unknown else there.state
     if seen is not None and step.means == "fin" and seen.before_fin:
-        said = f"the FIN is behind {seen.before_fin} bytes that its peer has not taken; it is in {seen.state}"
+        said = f"the FIN waits behind {seen.before_fin} bytes that its peer has not taken; {seen.state}"
         return Outcome(step, "still there", said, act_id, other, open_)
     if seen is None or (step.means == "fin" and seen.state == "LAST_ACK"):
         if seen is not None:
-            said = "the FIN is out; it is in LAST_ACK until the peer acknowledges it"
+            said = "FIN sent; LAST_ACK until the peer acknowledges it"
         elif step.means == "keepalive":
             said = "it ended while it was probed: no answer, or a RST (or its own program closed it)"
         elif not other:
-            where = (
-                "not on this machine"
-                if step.other is None
-                else "in a namespace that could not be looked into"
+            unseen = (
+                "was not seen" if step.other is None else "is in a namespace that could not be looked into"
             )
-            said = f"its other end is {where}; it sees {step.peer_told}"
+            said = f"its other end {unseen}; it sees {step.peer_told}"
         elif other == "gone":
             said = "both ends are gone"
         else:
@@ -854,11 +852,11 @@ def _outcome(
             said = f"the other end is still in {other}: {why}"
         return Outcome(step, "ended", said, act_id, other, open_)
     if step.means == "fin":
-        said = f"the FIN is out; it is in {seen.state} until the peer closes"
+        said = f"FIN sent; {seen.state} until the peer closes"
     elif step.means == "keepalive" and seen.in_flight:
-        said = "data is in flight, so keepalive did not run; the options are put back"
+        said = "data is in flight, so keepalive did not run; the options are as they were"
     elif step.means == "keepalive":
-        said = "its peer answered every probe: it lives; the options are put back"
+        said = "its peer answered every probe: it is alive; the options are as they were"
     else:
         said = f"it is in {seen.state}"
     return Outcome(step, "still there", said, act_id, other, open_)
@@ -1244,7 +1242,7 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
             _close_open(
                 entry, journal, {undo_id: {"result": "restored"}}, f"cut short; act {undo_id} put it back"
             )
-            return f"put back {_put_back(options, followed)} in {comm} (pid {pid}, fd {fd})"
+            return f"put back {_put_back(options)} in {comm} (pid {pid}, fd {fd}){_pinned(followed)}"
     except FinwaitError as error:
         journal.complete_many({undo_id: {"error": str(error)}})
         raise
@@ -1270,17 +1268,22 @@ def _ways(end: End, inode: int, known: Sequence[Holder]) -> Iterator[Holder]:
     raise FinwaitError(f"{_LIVES}, and its descriptor moves all the time")
 
 
-def _put_back(options: Mapping[str, int], followed: Sequence[str]) -> str:
+def _put_back(options: Mapping[str, int]) -> str:
     """Say what options are now, and what of it is not as it was."""
     now = pidfd.nearest(options)
-    said = ", ".join(
+    return ", ".join(
         f"{n}={now[n]}" + (f" (it was {v}, more than setsockopt(2) takes)" if now[n] != v else "")
         for n, v in options.items()
     )
-    if not followed:
-        return said
-    which = ", ".join(f"net.ipv4.{_SYSCTLS[n]}" for n in followed if n in _SYSCTLS)
-    return f"{said} (its own from now on: if it followed {which}, it does so no more)"
+
+
+def _pinned(followed: Sequence[str]) -> str:
+    names = [name for name in followed if name in _SYSCTLS]
+    if not names:
+        return ""
+    return (
+        f"; {', '.join(names)}: the socket's own now, and no longer those of the sysctls if it followed them"
+    )
 
 
 def _unchanged(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[str, int]) -> None:

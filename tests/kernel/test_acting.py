@@ -96,7 +96,7 @@ def test_a_fin_that_queues_up_behind_data_is_not_said_to_be_out(journal: SqliteJ
         plan = planned(full, pair.theirs, "fin")
         (outcome,) = acting.apply(plan, journal, boot_id="")
         assert outcome.result == "still there", outcome
-        assert "the FIN is behind " in outcome.detail
+        assert "the FIN waits behind " in outcome.detail
         view = pair.look().view
         row = int(np.flatnonzero(view.sockets.cookie == int(plan.steps[0].cookie, 16))[0])
         assert f" {int(view.sockets.wqueue[row]) - 1} bytes" in outcome.detail

@@ -158,7 +158,7 @@ def test_options_that_a_killed_command_left_behind_are_put_back_in_one_go(
         after = [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)]
         assert (after == before) == (stage == "journaled")
         told = command(tmp_path, "probe", "pid = 1", "--netns", str(pair.a.inode), code=(1,)).stderr
-        assert "7 acts of the journal were begun and never finished" in told
+        assert "7 acts of the journal were interrupted" in told
         assert "… and 2 more" in told
         pair.near.close(pair.ours[:1])  # one connection ends meanwhile
         said = command(tmp_path, "undo", "--yes", "--incomplete").stdout.splitlines()

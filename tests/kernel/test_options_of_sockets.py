@@ -240,7 +240,7 @@ def test_that_a_socket_follows_the_sysctl_no_more_is_told(tmp_path: Path) -> Non
         assert pinned[pair.ours[1].sport] == ["keepintvl", "keepcnt"]
         with SqliteJournal(tmp_path / "journal.sqlite") as journal:
             (outcome,) = acting.arm(steps_of(pair, pair.ours[1:])[0], journal, {"keepintvl": 3})
-            assert "if it followed net.ipv4.tcp_keepalive_intvl, it does so no more" in acting.restore(
+            assert "; keepintvl: the socket's own now, and no longer those of the sysctls" in acting.restore(
                 outcome.act_id, journal
             )
 

@@ -171,3 +171,54 @@ def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> N
         back, _ = start(tmp_path, "undo", "--yes", "1-2").communicate()
         assert back.count("put back") == 2
         assert options_of(one, cookie_of(view, one))["keepidle"] == 7200
+
+
+def test_a_user_timeout_of_less_than_a_millisecond_is_refused_and_0_says_what_it_does(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        words = ["arm", "--netns", str(pair.a.inode), "state established", "--user-timeout"]
+        running = start(tmp_path, *words, "0.4ms")
+        _, said = running.communicate(timeout=30)
+        assert running.returncode == 2
+        assert "less than 1 ms" in said
+        told, _ = start(tmp_path, *words, "0").communicate(timeout=30)
+        assert "user timeout: removed" in told
+
+
+def test_arm_warns_also_when_it_does_it(tmp_path: Path) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        words = [
+            "arm",
+            "--netns",
+            str(pair.a.inode),
+            "--keepalive",
+            "60/15/5",
+            "--user-timeout",
+            "30s",
+            "--yes",
+        ]
+        _, said = start(tmp_path, *words, "state established").communicate(timeout=30)
+        assert "1 unanswered probe will end it" in said
+        assert "with a user timeout of 127.5 to 135 s all 5 probes count" in said
+
+
+@pytest.mark.parametrize("words", [["probe"], ["arm", "--yes", "--keepalive", "60/15/5"]])
+def test_an_unknown_holder_is_not_called_no_holder(tmp_path: Path, words: list[str]) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        if lacking := unmet(("tool:setpriv",)):
+            missing("; ".join(lacking))
+        without = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace"]
+        command = [*without, sys.executable, "-m", "finwait", *words, "--netns", str(pair.a.inode)]
+        environment = {**os.environ, "FINWAIT_STATE_DIR": str(tmp_path)}
+        done = pair.a.call(  # from inside: nothing else leads into it without that right
+            lambda: subprocess.run(
+                [*command, "state established"], text=True, cwd=ROOT, capture_output=True, check=False,
+                stdin=subprocess.DEVNULL, env=environment,
+            )
+        )  # fmt: skip
+        assert done.returncode == 3, done.stderr
+        assert "selects no connection" not in done.stderr
+        assert "holder of 1 connection that it selects is unknown" in done.stderr
+        assert "CAP_SYS_PTRACE" in done.stderr

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finwait.errors import FinwaitError
     from finwait.remedy.plan import Step
 
-__all__ = ["Chosen", "add_parser", "chosen", "run"]
+__all__ = ["Chosen", "add_parser", "chosen", "holder_unknown", "run"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,7 +44,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=options.user_timeout_ms,
         metavar="DURATION",
         help="drop a connection whose data stays unacknowledged this long; with keepalive it takes the place of "
-        "COUNT, so give it at least IDLE + INTERVAL × (COUNT − 1), e.g. 130s beside 60/15/5",
+        "COUNT, so give it at least IDLE + INTERVAL × (COUNT − 1), e.g. 130s beside 60/15/5; 0 removes the "
+        "timeout, and then COUNT and tcp_retries2 decide",
     )
     parser.add_argument(
         "--yes", action="store_true", help="do it; without it the connections are only listed"
@@ -65,12 +66,16 @@ class Chosen:
 
     steps: list[Step]
     gaps: tuple[object, ...]
+    unknown: str
+    """What kept us from finding the holders of connections that it selects; empty when nothing did."""
     limits: dict[int, Limits]
     """What decides how long unacknowledged data is sent again, by namespace."""
 
 
 def chosen(args: argparse.Namespace, verb: str) -> Chosen:
     """Return the held connections that the FILTER selects, as steps; listeners and minisockets are none.
+
+    There may be no steps where holders are unknown: `holder_unknown` says so.
 
     Raises:
         FinwaitError: no FILTER, a recording, or nothing that it selects.
@@ -95,16 +100,30 @@ def chosen(args: argparse.Namespace, verb: str) -> Chosen:
     diagnosis = session.diagnose(options.machine(args), how=options.how(args))
     view = diagnosis.view
     mask = options.mask_of(found, diagnosis.snapshot, diagnosis.findings)
-    mask &= (view.sockets.state != tcp.LISTEN) & view.holder_found & (view.sockets.protocol == 6)
-    rows = np.flatnonzero(mask)
-    if not len(rows):
+    mask &= (view.sockets.state != tcp.LISTEN) & (view.sockets.protocol == 6)
+    rows = np.flatnonzero(mask & view.holder_found)
+    unfound = int(np.count_nonzero(mask & view.held & ~view.holder_found))
+    gaps: tuple[object, ...] = diagnosis.gaps
+    unknown = ""
+    if unfound and not view.holders.complete:
+        which = "1 connection" if unfound == 1 else f"{unfound} connections"
+        unknown = f"the holder of {which} that it selects is unknown: {view.holders.missing}"
+        gaps = gaps or (unknown,)
+    if not len(rows) and not unknown:
         error = FinwaitError(f"`{found.text}` selects no connection that a process holds")
         error.hint = f"`finwait list {found.text}` shows what it selects"
         raise error
     if len(rows) > args.max:
         raise Refused("max", f"{len(rows)} connections, more than {args.max}", override=f"--max {len(rows)}")
     limits = {n: Limits.of(space.sysctls) for n, space in view.namespaces.items()}
-    return Chosen([step_of(view, row, "", "keepalive") for row in rows.tolist()], diagnosis.gaps, limits)
+    return Chosen([step_of(view, row, "", "keepalive") for row in rows.tolist()], gaps, unknown, limits)
+
+
+def holder_unknown(selected: Chosen) -> Iterator[str]:
+    """Say of connections that were left out that their holder is unknown, which is not that there is none."""
+    if selected.unknown:
+        yield f"finwait: {selected.unknown}; nothing is done there\n"
+        yield "hint: run it as root, or give it CAP_SYS_PTRACE: then every process can be looked into\n"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,8 +151,11 @@ def run(args: argparse.Namespace) -> int:
         tell_unfinished()
     selected = chosen(args, "arm")
     options.tell_gaps(selected.gaps)
+    options.write_error(holder_unknown(selected))
+    if not selected.steps:
+        return options.status(selected.gaps)
+    ends, unread = _predicted(selected, values)
     if not args.yes:
-        ends, unread = _predicted(selected, values)
         if args.output == "json":
             plan = {
                 "apiVersion": "finwait/v1",
@@ -150,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
             options.write_error([f"finwait: of {n} the options cannot be read: {text}\n"])
         sys.stderr.write("finwait: nothing was done; `--yes` does it\n")
         return options.status(selected.gaps)
+    options.write_error(_warnings(list(ends.values()), values))
     with opened() as journal:
         outcomes = acting.arm(selected.steps, journal, values, say=options.progress() or (lambda _: None))
     return tell(args, outcomes) or options.status(selected.gaps)
@@ -201,7 +224,8 @@ def _plan(steps: list[Step], values: dict[str, int]) -> Iterator[str]:
         idle, interval, count = values["keepidle"], values["keepintvl"], values["keepcnt"]
         yield f"  keepalive: a first probe at {idle} s of silence, then one every {interval} s, {count} in all\n"
     if "user_timeout_ms" in values:
-        yield f"  user timeout: {values['user_timeout_ms'] / 1000:g} s\n"
+        wait = values["user_timeout_ms"]
+        yield f"  user timeout: {wait / 1000:g} s\n" if wait else "  user timeout: removed\n"
     by = sorted(steps, key=lambda s: s.holders[0])
     for (pid, comm), group in groupby(by, key=lambda s: (s.holders[0][0], s.holders[0][2])):
         members = list(group)
@@ -234,12 +258,30 @@ def _follows(ends: list[Predicted], values: dict[str, int]) -> Iterator[str]:
             f"data in flight is given up in {forecast.text(end.unacknowledged_s)} ({bound}); keepalive does not run "
             "meanwhile"
         )
+    for line in _hint(ends, values):
+        yield from wrapped(line, indent="")
+
+
+def _warnings(ends: list[Predicted], values: dict[str, int]) -> Iterator[str]:
+    """Say of options that are about to be set what may not be meant: fewer unanswered probes than COUNT end it."""
+    from finwait.diagnosis import forecast
+
+    for end, n in Counter(e for e in ends if e.silence_s is not None and e.probes < e.count).most_common(5):
+        yield (
+            f"finwait: of {n}: {_probes(end.probes)} will end it, after {forecast.text(end.silence_s or 0)} of "
+            f"silence: the user timeout of {end.user_timeout_ms / 1000:g} s takes the place of the count of "
+            f"{end.count}\n"
+        )
+    for line in _hint(ends, values):
+        yield f"{line}\n"
+
+
+def _hint(ends: list[Predicted], values: dict[str, int]) -> Iterator[str]:
+    from finwait.diagnosis import forecast
+
     if values.keys() >= {"keepalive", "user_timeout_ms"} and any(0 < e.probes < e.count for e in ends):
         least, most = forecast.user_timeout_for(values["keepidle"], values["keepintvl"], values["keepcnt"])
-        yield from wrapped(
-            f"hint: with a user timeout of {least / 1000:g} to {most / 1000:g} s all {values['keepcnt']} probes count",
-            indent="",
-        )
+        yield f"hint: with a user timeout of {least / 1000:g} to {most / 1000:g} s all {values['keepcnt']} probes count"
 
 
 def _probes(n: int) -> str:

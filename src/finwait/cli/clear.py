@@ -199,7 +199,7 @@ def _plan_again(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     rows = np.flatnonzero(np.isin(shot.sockets.cookie, cookies)).tolist()
     can = Abilities() if args.recording else acting.abilities(shot.view, rows)
     unseen = spaces - {ns.inode for ns in shot.observation.namespaces} - acting.vanished(spaces)
-    limits = _limits(args, established=True)
+    limits = _limits(args, established=False)
     return plans.again(plan, shot.view, limits, can=can, unseen=unseen), shot.gaps
 
 

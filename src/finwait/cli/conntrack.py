@@ -50,7 +50,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         action="append",
         default=[],
         metavar="GUARD",
-        help="overrule a guard by name (repeatable): live-end, protected, max",
+        help="overrule a guard by name (repeatable): live-end, holder-unknown, protected, max",
     )
     parser.set_defaults(run=run)
 

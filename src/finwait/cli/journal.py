@@ -24,7 +24,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "journal",
         help="what finwait did to this machine, newest first",
         description="List every act: when, who, what, to which connection or setting, and what came of it. Acts "
-        "that were begun and never finished (a crash) are marked.",
+        "that were interrupted (crash or kill) are marked.",
     )
     parser.add_argument(
         "--limit",
@@ -33,9 +33,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="N",
         help="acts to list (default 50)",
     )
-    parser.add_argument(
-        "--incomplete", action="store_true", help="only acts that were begun and never finished"
-    )
+    parser.add_argument("--incomplete", action="store_true", help="only acts that were interrupted")
     parser.add_argument(
         "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
     )
@@ -54,7 +52,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="number of an act, or from one to another; see `finwait journal`",
     )
     back.add_argument(
-        "--incomplete", action="store_true", help="every act that was begun and never finished (a crash)"
+        "--incomplete", action="store_true", help="every act that was interrupted (crash or kill)"
     )
     back.add_argument(
         "--yes", action="store_true", help="do it; without this only what would be done is shown"
@@ -97,7 +95,7 @@ def opened() -> Iterator[SqliteJournal]:
 
 
 def tell_unfinished() -> None:
-    """Say on standard error which acts were begun and never finished, and what to do about each kind."""
+    """Say on standard error which acts were interrupted, and what to do about each kind."""
     from finwait.errors import FinwaitError
     from finwait.kernel.journal import SqliteJournal, state_directory
 
@@ -111,9 +109,9 @@ def tell_unfinished() -> None:
     if not cut:
         return
     sys.stderr.write(
-        f"finwait: {len(cut)} acts of the journal were begun and never finished (a crash, or a kill):\n"
+        f"finwait: {len(cut)} acts of the journal were interrupted (crash or kill):\n"
         if len(cut) > 1
-        else "finwait: an act of the journal was begun and never finished (a crash, or a kill):\n"
+        else "finwait: an act of the journal was interrupted (crash or kill):\n"
     )
     for entry in cut[:5]:
         sys.stderr.write(

@@ -74,6 +74,10 @@ def user_timeout_ms(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"`{text}`: TCP_USER_TIMEOUT takes at most {most} ms (24 days, 20 hours)"
         )
+    if value == 0 and any(c in "123456789" for c in text):
+        raise argparse.ArgumentTypeError(
+            f"`{text}` is less than 1 ms, the least that TCP_USER_TIMEOUT counts; 0 would switch it off"
+        )
     return value
 
 

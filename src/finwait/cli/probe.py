@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
 
     from finwait import acting
-    from finwait.cli.arm import chosen
+    from finwait.cli.arm import chosen, holder_unknown
     from finwait.cli.journal import opened, tell_unfinished
 
     if not args.recording:
@@ -77,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
     selected = chosen(args, "probe")
     steps, gaps = selected.steps, selected.gaps
     options.tell_gaps(gaps)
+    options.write_error(holder_unknown(selected))
+    if not steps:
+        return options.status(gaps)
     unrestored: dict[int, str] = {}
     try:
         with opened() as journal:

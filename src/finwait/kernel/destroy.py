@@ -106,11 +106,12 @@ def lacking(
                 except (NotSupported, PermissionNeeded) as error:
                     found[ns.inode, protocol] = error
 
-    seen, gaps = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside)
+    here = [n for n in namespaces if n.inode in by_ns]
+    seen, _ = ns_edge.visit(here, inside)
+    closed = {n.inode for n in here} - seen.keys()
     for inode, protocols in by_ns.items():
         if inode not in seen:
-            gap = next((g for g in gaps if g.where.startswith(f"netns {inode}")), None)
-            needs = gap.needs if gap is not None and gap.needs else "a namespace that is still there"
+            needs = "CAP_SYS_ADMIN" if inode in closed else "a namespace that is still there"
             for protocol in protocols:
                 found[inode, protocol] = PermissionNeeded(
                     errno.EPERM, "enter the connection's namespace", needs, netns=inode

@@ -35,7 +35,7 @@ PROTECTED: Final = frozenset(
         "conmon", "podman", "sshd", "sshd-session", "finwait", "finwait-relay",
     }
 )  # fmt: skip
-"""Programs whose connections hold the machine (or the operator) up."""
+"""Programs that the machine, or the operator, depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,8 @@ class Limits:
     override: frozenset[str] = frozenset()
     """Names of guards that the caller overrules."""
     own_pid: int = 0
+    from_file: bool = False
+    """Whether the plan was read from a file, which names no state: nobody knows why a connection is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Verdict:
 
 def _listener(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     if view.sockets.state[row] == tcp.LISTEN:
-        return "a listener: every connection in its queue would be reset, and the service gone"
+        return "a listener: this would reset its accept queue and stop the service"
     return None
 
 
@@ -95,7 +97,7 @@ def _accept_queue(view: View, row: int, limits: Limits) -> str | None:  # noqa: 
 def _minisocket(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     if view.sockets.timer[row] == 3:
         left = int(view.sockets.expires_ms[row]) / 1000
-        return f"a minisocket: it is gone in {left:.0f} s by itself; destroying it strands the peer silently"
+        return f"a minisocket: it goes by itself in {left:.0f} s; destroying it strands the peer silently"
     return None
 
 
@@ -121,13 +123,19 @@ def _young(view: View, row: int, limits: Limits) -> str | None:
         return None
     age = int(view.at_least_ms[row])
     if age < limits.min_age_ms:
-        known = "for an unknown time" if age < 0 else f"for {age / 1000:.1f} s that we know of"
-        return f"in its state {known}, less than {limits.min_age_ms / 1000:g} s"
+        known = "for an unknown time" if age < 0 else f"for at least {age / 1000:.1f} s"
+        return f"in this state {known}; --min-age is {limits.min_age_ms / 1000:g} s"
     return None
 
 
 def _established(view: View, row: int, limits: Limits) -> str | None:
-    if view.sockets.state[row] == tcp.ESTABLISHED and not limits.established_named:
+    if view.sockets.state[row] != tcp.ESTABLISHED:
+        return None
+    if limits.from_file:
+        return (
+            "ESTABLISHED, and a plan file cannot agree to that: who applies it says `--override established`"
+        )
+    if not limits.established_named:
         return "ESTABLISHED, and the filter does not name that state"
     return None
 
@@ -143,7 +151,7 @@ def _protected(view: View, row: int, limits: Limits) -> str | None:
         process = view.processes.get(pid)
         comm = process.comm if process else "?"
         if pid in (1, limits.own_pid) or comm in PROTECTED:
-            return f"held by {comm} (pid {pid}), which holds the machine up"
+            return f"held by {comm} (pid {pid}), which the machine depends on"
     return None
 
 
@@ -154,7 +162,10 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     "silent-orphan": (_silent_orphan, "LAST_ACK and CLOSING orphans"),
     "moving": (_moving, "connections on which bytes move"),
     "min-age": (_young, "connections younger than --min-age"),
-    "established": (_established, "ESTABLISHED connections, unless the filter names them"),
+    "established": (
+        _established,
+        "ESTABLISHED connections, unless the filter names them (of a plan file: always)",
+    ),
     "holder-unknown": (
         _holder_unknown,
         "connections whose holder could not be found because not every process could be looked into",

@@ -2,8 +2,8 @@
 
 In this order: a FIN from the CLOSE_WAIT end (the peer sees a proper end), which may be the *other* end of the
 connection that was selected; a keepalive whose verdict is awaited (harmless to a live peer); SOCK_DESTROY (a
-RST). Where that is not to be had, a RST through the borrowed descriptor, which tells the peer the same; a means
-that tells the peer *less* is never taken unasked. "Restart this process" is never a step, only advice: it is
+RST). Where that is unavailable, a RST through the borrowed descriptor, which the peer sees in the same way; a means
+of which the peer sees *less* is never taken unasked. "Restart this process" is never a step, only advice: it is
 the one thing that a plan cannot take back or aim.
 
 A plan is a value. It can be printed, written to a file, reviewed, and applied later, when everything that it
@@ -207,9 +207,10 @@ def permit(plan: Plan) -> None:
 def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Collection[int] = ()) -> Plan:
     """Make a plan that was read from a file anew, from a look at its connections now.
 
-    Every text is made anew, holders are those that are found now, and guards are asked again (``min-age`` and
-    ``established`` are not: the file names each connection). What the steps rest on, state and bytes, stays as the file
-    has it, for the act to compare. A connection that is not there any more is marked.
+    Every text is made anew, holders are those that are found now, and guards are asked again (``min-age`` is not: the
+    file names each connection; ``established`` is, whatever was named when the plan was made). What the steps rest on,
+    state and bytes, stays as the file has it, for the act to compare. A connection that is not there any more is
+    marked.
 
     Args:
         plan: the plan.
@@ -222,7 +223,7 @@ def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Col
     wanted = {(step.netns, int(step.cookie, 16)) for step in plan.steps}
     keys = zip(s.netns.tolist(), s.cookie.tolist(), strict=True)
     rows = {key: row for row, key in enumerate(keys) if key in wanted}
-    limits = replace(limits, min_age_ms=0, established_named=True)
+    limits = replace(limits, min_age_ms=0, from_file=True)
     cells = _Cells(view, np.array(sorted(rows.values()), np.int64))
     steps: list[Step] = []
     left: list[Left] = []

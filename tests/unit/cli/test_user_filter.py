@@ -55,5 +55,6 @@ def test_the_users_of_this_machine_are_those_of_a_recording_of_this_boot(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(procfs, "facts", lambda: FACTS)
-    assert rows(capsys, "user", "=", "no-such-user") == set()
+    assert main(["list", "user", "=", "no-such-user", "--from", RECORDING, "-o", "jsonl"]) == 1
+    assert "`user = no-such-user` can match nothing" in capsys.readouterr().err
     assert rows(capsys, "user", "=", "root") == rows(capsys, "user", "=", "0")

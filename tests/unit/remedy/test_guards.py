@@ -392,3 +392,16 @@ def test_no_plan_touches_a_listener_another_cookie_or_more_than_allowed(
         assert step.state != "LISTEN"
         assert step.state in cookies[int(step.cookie, 16)]
     assert len({step.cookie for step in plan.steps}) == len(plan.steps)
+
+
+@pytest.mark.parametrize("means", ["destroy", "reset", "fin"])
+def test_a_plan_file_does_not_agree_to_the_end_of_established_connections(means: Any) -> None:
+    """Somebody may have pasted the step in: who applies the plan says so, as for a protected program."""
+    v = view(HELD | {"state": tcp.ESTABLISHED}, holders=OWNED, processes=APP)
+    plan = make(v, Limits(established_named=True), force=means)
+    assert len(plan.steps) == 1
+    fresh = again(plan, v, Limits(established_named=True))
+    assert fresh.steps == ()
+    assert [one.guard for one in fresh.left] == ["established"]
+    assert "--override established" in fresh.left[0].reason
+    assert len(again(plan, v, Limits(override=frozenset({"established"}))).steps) == 1
