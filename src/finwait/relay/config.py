@@ -9,6 +9,9 @@ Mistakes are reported with the line of the file they stand in. tomllib gives no 
 
 from __future__ import annotations
 
+# Codecs are imported at their first use, and `user` may not be allowed to read the interpreter's directory.
+import encodings.idna
+import encodings.unicode_escape  # noqa: F401
 import ipaddress
 import re
 import tomllib

@@ -15,6 +15,7 @@ _INK = chr(0xF0000 + secrets.randbelow(0xFFFE))
 """Begins and ends a colour of ours until it is printed: a character that nobody else can know, not an escape."""
 _LINES = re.compile(rf"({_INK}(?:0|1|2|3[1-3](?:;1)?){_INK}|\r\n|[\t\n])")
 """What a whole text of ours holds beside printable characters: our colours, tabs, line ends."""
+_SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -22,7 +23,11 @@ _UNSEEN = re.compile(
 
 
 def _escape(c: str) -> str:
-    return c.encode("unicode_escape").decode("ascii")
+    """Return one character as Python writes it in a literal (without a codec, which would be imported late)."""
+    code = ord(c)
+    if short := _SHORT.get(c):
+        return short
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _escaped(text: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +24,25 @@ def test_what_is_made_printable_can_be_printed_and_holds_no_control_character(te
 @given(ANY)
 def test_making_it_printable_twice_changes_nothing_more(text: str) -> None:
     assert printable(printable(text)) == printable(text)
+
+
+@given(st.characters(codec=None).filter(lambda c: c.isascii() is False or not c.isprintable()))
+def test_what_is_escaped_reads_as_it_would_in_python(c: str) -> None:
+    assert printable(c) in (c, c.encode("unicode_escape").decode("ascii"))
+
+
+def test_a_name_is_escaped_where_no_module_can_be_imported_any_more() -> None:
+    code = """
+import builtins, sys
+from finwait.table.units import printable
+printable("x")
+def none(name, *more):
+    raise PermissionError(name)
+builtins.__import__ = none
+sys.path[:] = []
+assert printable("a\\nb\\x1b\\ue000") == "a\\\\nb\\\\x1b\\\\ue000", printable("a\\nb")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", ["nginx: worker", "Web Content", "größe", "日本語", ""])
