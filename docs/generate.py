@@ -25,7 +25,7 @@ from finwait import __version__
 from finwait.cli import EXIT_STATUS, build_parser
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.rule import Rule
-from finwait.lab.proofs import proofs
+from finwait.lab.proofs.catalogue import proofs
 from finwait.lab.scenario import scenarios
 from finwait.relay.command import default_text, option_of
 from finwait.relay.config.reference import json_schema, options
