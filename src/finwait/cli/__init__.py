@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from finwait.errors import DecodeError, FilterError, FinwaitError, Refused, UsageError
+from finwait.relay.command import not_empty
 from finwait.version import __version__
 
 __all__ = ["COMMANDS", "EXIT_STATUS", "build_parser", "main"]
@@ -65,17 +66,10 @@ class _WrongArguments(SystemExit):
         self.message = message
 
 
-def _word(text: str) -> str:
-    """Refuse an empty value (argparse type): a script's unset variable, which would be taken for "not given"."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("empty: is a variable of your script not set?")
-    return text
-
-
 class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever argparse takes
         super().__init__(*args, **kwargs)
-        self.register("type", None, _word)  # of every option and argument that names no other type
+        self.register("type", None, not_empty)  # of every option and argument that names no other type
 
     def add_subparsers(self, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever argparse takes and returns
         found = super().add_subparsers(**kwargs)

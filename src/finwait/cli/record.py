@@ -49,7 +49,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="NAME|INODE|PID",
         help="only this network namespace (repeatable)",
     )
-    parser.add_argument("--note", type=str, default="", metavar="TEXT", help="a line for whoever reads it")
+    parser.add_argument("--note", default="", metavar="TEXT", help="a line for whoever reads it")
     parser.set_defaults(run=run)
 
 
