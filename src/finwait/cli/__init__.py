@@ -13,6 +13,7 @@ import gc
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -46,6 +47,10 @@ COMMANDS = {
     "lab": "lab",
 }
 """Command → module of this package."""
+
+_ALSO_COLUMNS = frozenset({"netns"})
+"""Commands that a FILTER may begin with as well: an operator behind them says which."""
+_OPERATOR = re.compile(r"[=!<>]|(?:eq|neq?|[lg](?:t|eq?))$", re.IGNORECASE)
 
 EXIT_STATUS = {
     0: "done; all that was asked for could be seen",
@@ -105,6 +110,8 @@ def _with_command(argv: Sequence[str]) -> list[str]:
     for k in range(len(argv) - 1, 0, -1):
         if argv[k - 1] == "--sort" and argv[k].startswith("-"):  # argparse would take it for an option
             argv[k - 1 : k + 1] = [f"--sort={argv[k]}"]
+    if len(argv) > 1 and argv[0] in _ALSO_COLUMNS and _OPERATOR.match(argv[1]):
+        return ["diagnose", *argv]
     if argv and (argv[0] in COMMANDS or argv[0] in ("-h", "--help", "--version")):
         return list(argv)
     return ["diagnose", *argv]
