@@ -25,10 +25,10 @@ from finwait import __version__
 from finwait.cli import EXIT_STATUS, build_parser
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.rule import Rule
-from finwait.lab.proofs import proofs
+from finwait.lab.proofs.catalogue import proofs
 from finwait.lab.scenario import scenarios
 from finwait.relay.command import default_text, option_of
-from finwait.relay.config import json_schema, options
+from finwait.relay.config.reference import json_schema, options
 from finwait.relay.machine import render_table
 from finwait.relay.metrics import METRICS
 from finwait.remedy.settings import CATALOGUE

@@ -143,8 +143,8 @@ def expected_as_built(name: str) -> None:
 
 def proofs() -> None:
     """Every demonstration of the ledger."""
-    from finwait.lab.proofs import proofs as all_of_them
-    from finwait.lab.proofs import prove
+    from finwait.lab.proofs.catalogue import proofs as all_of_them
+    from finwait.lab.proofs.catalogue import prove
     from finwait.lab.topology import unmet
 
     for name, proof in sorted(all_of_them().items(), key=lambda item: item[1].seconds):
