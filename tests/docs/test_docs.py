@@ -21,7 +21,7 @@ from finwait.diagnosis import catalogue, finding
 from finwait.diagnosis.rule import Rule
 from finwait.lab.scenario import scenarios
 from finwait.relay.command import build_config
-from finwait.relay.config import load
+from finwait.relay.config.toml import load
 from finwait.relay.metrics import METRICS, render
 from finwait.report.columns import DERIVED, NAMES
 from finwait.table import flows, sockets

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Final
 from finwait import files
 from finwait.errors import KernelError, PermissionNeeded
 from finwait.relay import sockets
-from finwait.relay.config import ConfigError, Listen, parse_listen
+from finwait.relay.config.addresses import Listen, parse_listen
+from finwait.relay.config.model import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from finwait.relay.config import Config, Service
+    from finwait.relay.config.model import Config, Service
 
 __all__ = ["Bound", "bind_all", "hand_over", "inherited", "refused", "remove_stale"]
 

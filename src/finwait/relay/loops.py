@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from finwait import files
 from finwait.errors import FileRefused
 from finwait.relay.acl import plain
-from finwait.relay.config import ConfigError, parse_listen, split_address
+from finwait.relay.config.addresses import parse_listen, split_address
+from finwait.relay.config.model import ConfigError
 
 if TYPE_CHECKING:
-    from finwait.relay.config import BackendConfig, Config, Service
+    from finwait.relay.config.model import BackendConfig, Config, Service
     from finwait.relay.listeners import Bound
 
 __all__ = ["Circles", "Door", "configured", "is_local", "listening", "refuse"]

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from finwait.relay.balance import Backend
-    from finwait.relay.config import Service
+    from finwait.relay.config.model import Service
 
 __all__ = ["Conn", "Leg", "Listener", "Route", "Worker"]
 

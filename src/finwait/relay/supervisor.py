@@ -43,9 +43,10 @@ import msgspec
 
 from finwait import files
 from finwait.errors import FileRefused, FinwaitError, KernelError
-from finwait.relay import config as configuration
 from finwait.relay import listeners, loops, metrics, worker
-from finwait.relay.config import ConfigError
+from finwait.relay.config.addresses import split_address
+from finwait.relay.config.model import ConfigError, parse_duration
+from finwait.relay.config.toml import load
 from finwait.relay.health import Checker
 from finwait.relay.notice import say
 from finwait.relay.resolve import Resolver
@@ -53,7 +54,7 @@ from finwait.relay.resolve import Resolver
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from finwait.relay.config import Config
+    from finwait.relay.config.model import Config
     from finwait.relay.listeners import Bound
 
 __all__ = ["Supervisor", "hold_signals", "user_entry"]
@@ -439,7 +440,7 @@ class Supervisor:
             raise FileRefused(path, f"{reason}, who could answer in our place", hint="name another directory")
 
     def _bind_metrics(self, address: str, passed: list[socket.socket]) -> socket.socket:
-        host, port = configuration.split_address(address)
+        host, port = split_address(address)
         host = "::" if host in ("", "*") else host
         for sock in passed:
             if sock.getsockname()[:2] == (host, int(port)):
@@ -828,7 +829,7 @@ class Supervisor:
             return [conn for some in found for conn in some], silent
         if do == "drain":
             seconds = request.seconds
-            self.drain(seconds=None if seconds is None else configuration.parse_duration(seconds))
+            self.drain(seconds=None if seconds is None else parse_duration(seconds))
             return None, []
         if do == "stats":
             workers, silent = await self.stats()
@@ -902,4 +903,4 @@ def _notify(state: str) -> None:
 
 def read_file(path: Path) -> Callable[[], Config]:
     """Return what reads a configuration file, for `Supervisor`."""
-    return lambda: configuration.load(path)
+    return lambda: load(path)

@@ -9,7 +9,8 @@ import pytest
 from finwait.errors import DecodeError
 from finwait.relay import proxy_protocol
 from finwait.relay.acl import Acl, parse_network, plain
-from finwait.relay.config import ConfigError, parse
+from finwait.relay.config.model import ConfigError
+from finwait.relay.config.parsing import parse
 
 SERVICE = {"name": "a", "listen": ["*:1"], "backend": [{"address": "10.0.0.1:1"}]}
 
