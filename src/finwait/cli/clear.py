@@ -62,14 +62,14 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--max",
-        type=options.count,
+        type=options.at_least_one,
         default=100,
         metavar="N",
         help="refuse plans for more than N connections (default 100)",
     )
     act.add_argument(
         "--share",
-        type=options.positive,
+        type=options.above_zero,
         default=0.9,
         metavar="X",
         help="refuse plans for more than this share of a process's connections (default 0.9)",
@@ -83,7 +83,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--rate",
-        type=options.positive,
+        type=options.above_zero,
         default=0.0,
         metavar="N",
         help="destroy at most N per second (default: no limit)",
@@ -98,7 +98,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--user-timeout",
-        type=options.user_timeout_ms,
+        type=options.set_user_timeout_ms,
         default=30_000,
         metavar="DURATION",
         help="for the means user-timeout: drop a connection whose data stays unacknowledged this long (default 30s)",
