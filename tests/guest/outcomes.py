@@ -1,5 +1,6 @@
-"""What pytest reports of kernel tests (JUnit's XML), as rows of what was measured: one for each module, and for each
-test that did not pass.
+"""What pytest reports of kernel tests (JUnit's XML), as rows of what was measured.
+
+One row for each module, and one for each test that did not pass.
 """
 
 from __future__ import annotations
