@@ -12,7 +12,7 @@ in the order of time. A row that nothing can decide any more is left out and cou
 Without tracefs (not there, locked down, not permitted) the same rounds compare one look with the next.
 `Following.mode` and `Following.cannot_see` say which of the two it is and what that misses.
 
-It may run for days, so lives (`finwait.table.transitions.Follower`), rows that wait, and what is remembered about
+It may run for days, so lives (`finwait.table.lives.Follower`), rows that wait, and what is remembered about
 processes and namespaces have a limit; `Following.bounded` says what was cut off by it.
 """
 
@@ -44,6 +44,7 @@ from finwait.kernel.tracefs import Statistics, Tracing
 from finwait.table import decode
 from finwait.table import transitions as tr
 from finwait.table.filter import Filter
+from finwait.table.lives import Follower
 from finwait.table.predicates import uid_unknown
 from finwait.table.schema import Mask
 from finwait.table.sockets import SCHEMA as SOCKETS
@@ -232,7 +233,7 @@ class Following:
         self._rushed = 0
         self.unjudged = 0
         """Rows that were left out because nothing could tell whether the FILTER wants them."""
-        self.follower = tr.Follower()
+        self.follower = Follower()
         self.mode = "polling"
         self.why_polling = ""
         """Why it is not tracing; empty when it is, or when polling was asked for."""

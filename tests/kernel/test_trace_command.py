@@ -241,14 +241,14 @@ def is_full(pipe: int) -> bool:
 def test_a_port_filter_beside_other_traffic_ends_as_it_should():
     """Sockets of all other traffic are destroyed meanwhile; nothing of them is remembered, and nothing breaks."""
     from finwait.follow import Following
-    from finwait.table import transitions as tr
     from finwait.table.filter import parse
+    from finwait.table.lives import Follower
     from tests.kernel.test_trace import gather, pairs
 
     with traffic(20) as mine, traffic(1500) as other:
         wanted = parse(f"( sport = :{mine.port} or dport = :{mine.port} ) and src {mine.host}")
         with Following(wanted) as following:
-            following.follower = tr.Follower(spare=64)  # as if it had run for days
+            following.follower = Follower(spare=64)  # as if it had run for days
             other.go()
             mine.go()
             rows = gather(following, lambda t: pairs(t)[9, 7] >= 20, mine.host, seconds=90)
@@ -257,7 +257,7 @@ def test_a_port_filter_beside_other_traffic_ends_as_it_should():
                 following.step(0.1)
             follower = following.follower
             assert len(follower._lives) < 1500
-            assert len(follower._sk) <= len(follower._lives)
+            assert len(follower._lives.addresses) <= len(follower._lives)
             assert follower.forgotten == 0
     assert sum(pairs(rows).values()) == 200
 
