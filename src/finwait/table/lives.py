@@ -102,11 +102,11 @@ class _Runs:
         """
         # In runs of one address: a new life at each birth, and at the first transition if none is carried.
         run = np.cumsum(self.first) - 1
-        before = np.cumsum(self.transition) - self.transition
+        before: NDArray[np.int64] = np.cumsum(self.transition) - self.transition
         opening = self.transition & (before == before[self.first][run])
         begins = self.birth | (opening & (carried < 0))
         made = np.cumsum(begins)
-        made_before_run = (made - begins)[self.first][run]
+        made_before_run: NDArray[np.int64] = (made - begins)[self.first][run]
         life = np.where(made > made_before_run, start + made - 1, carried)
         life[self.sk == 0] = -1
         return life, begins
