@@ -310,13 +310,13 @@ def test_a_summary_with_a_filter_by_state_counts_time_in_that_state_alone():
 
 
 def test_what_came_too_fast_and_what_waits_too_long_is_bounded_and_said(monkeypatch):
-    from finwait import follow
+    from finwait.follow import following as rounds
     from finwait.table.filter import parse
 
-    monkeypatch.setattr(follow, "_MOST_WAITING", 50)
+    monkeypatch.setattr(rounds, "_MOST_WAITING", 50)
     with (
         traffic(200) as script,
-        follow.Following(parse(f"sport = :{script.port}"), interval=5.0) as following,
+        rounds.Following(parse(f"sport = :{script.port}"), interval=5.0) as following,
     ):
         script.go()
         script.wait()
