@@ -92,7 +92,7 @@ class Conn(Machine):
         is_tcp: whether the client came by TCP; else by a Unix socket.
         source: the client's address, as a PROXY header said; None without one.
         destination: where the client connected to, as a PROXY header said.
-        counted: the source that it counts for in `Route.sources`; empty: for none.
+        counted: the network that it counts for in `Route.sources`; empty: for none.
         tried: backends that failed for it.
         checked: how far its bytes had come when nothing waited for slow readers.
         slot: its place in the wheel.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from finwait.relay.acl import Acl
+from finwait.relay.acl import Acl, source_network
 from finwait.relay.balance import Balancer
 from finwait.relay.machine import ENDED_BY_FIN, Reason
 from finwait.relay.wheel import GRAIN
@@ -53,6 +53,7 @@ class Route:
         self.acl = Acl(service.allow, service.deny)
         self.max_connections = -(-service.max_connections // share)
         self.max_per_source = -(-service.max_per_source // share)
+        self.prefixes = (service.source_prefix_v4, service.source_prefix_v6)
         self.needs_source = bool(service.allow or service.deny or service.max_per_source)
         t = service.timeouts
         known = [x for x in (t.connect, t.half_close, t.idle, t.first_byte, t.lifetime, t.header) if x]
@@ -66,7 +67,9 @@ class Route:
 
     def is_crowded(self, source: str) -> bool:
         """Return whether a source has as many connections as it may."""
-        return 0 < self.max_per_source <= self.sources.get(source, 0)
+        if not self.max_per_source:
+            return False
+        return self.sources.get(source_network(source, *self.prefixes), 0) >= self.max_per_source
 
     def reject(self, why: str) -> None:
         """Count a connection that was turned away."""
@@ -74,8 +77,8 @@ class Route:
 
     def count_source(self, conn: Conn, source: str) -> None:
         """Count a connection for its source until it ends."""
-        conn.counted = source
-        self.sources[source] = self.sources.get(source, 0) + 1
+        conn.counted = counted = source_network(source, *self.prefixes)
+        self.sources[counted] = self.sources.get(counted, 0) + 1
 
     def count_connect(self, took: float) -> None:
         """Count a try to connect that succeeded after so many seconds."""
