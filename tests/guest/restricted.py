@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +94,30 @@ def without_ipv6() -> None:
     _try(name, "`check`", lambda: _said(("check",), (0,)))
     _try(name, "`tune show`", lambda: _said(("tune", "show"), (0, 3)))
     _try(name, "`lab run relay-pair`", lambda: expected_as_built("relay-pair"))
+    _try(name, "`relay run --listen *:0`", _relay)
 
 
 def _no_ipv6() -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6):
         raise Differs("a socket of IPv6 could be made")
+
+
+def _relay() -> str:
+    """Start a relay on every address and end it, as a person would."""
+    words = [sys.executable, "-m", "finwait", "relay", "run", "--listen", "*:0", "--to", "127.0.0.1:9"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as relay:
+        late = threading.Timer(120, relay.kill)
+        late.start()
+        said = []
+        for line in relay.stderr or ():
+            said.append(line)
+            if "→" in line:  # it listens
+                break
+        relay.send_signal(signal.SIGTERM)
+        said += relay.communicate()[1].splitlines(keepends=True)
+        late.cancel()
+    expected(relay.returncode, (0,), "", "".join(said))
+    return said[0]
 
 
 # ── lockdown ─────────────────────────────────────────────────────────────────────────────────────────

@@ -49,13 +49,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--for",
         dest="duration",
-        type=options.duration_ms,
+        type=options.while_ms,
         metavar="DURATION",
         help="stop after this time (e.g. 30s)",
     )
     parser.add_argument(
         "--ring-mb",
-        type=options.positive,
+        type=options.above_zero,
         default=0,
         metavar="MB",
         help="start a new file every MB megabytes, and keep the last --files",
@@ -223,7 +223,7 @@ def _announce(chosen: Sequence[Chosen]) -> None:
     from finwait.uapi import tcp
 
     for one in chosen:
-        print(f"capturing {one} in netns {one.netns}: {tcp.STATES[one.state]}", file=sys.stderr)
+        print(f"capturing {one} in netns {one.netns}: {tcp.state_name(one.state)}", file=sys.stderr)
         for form in one.forms[1:]:
             print(f"  translated to {tuple_text(form, one.scope)} (conntrack)", file=sys.stderr)
 

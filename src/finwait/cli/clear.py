@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from finwait.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from finwait.acting import Outcome
     from finwait.remedy.guards import Limits
     from finwait.remedy.plan import Left, Plan, Step
@@ -51,7 +53,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--plan",
         dest="plan_file",
         metavar="FILE",
-        help="apply a plan that `-o json` printed; `-` for stdin",
+        help="apply a plan that `-o json` printed; `-` for stdin. Refused where others may have written the file",
     )
     act.add_argument(
         "--with",
@@ -62,14 +64,14 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--max",
-        type=options.count,
+        type=options.at_least_one,
         default=100,
         metavar="N",
         help="refuse plans for more than N connections (default 100)",
     )
     act.add_argument(
         "--share",
-        type=options.positive,
+        type=options.above_zero,
         default=0.9,
         metavar="X",
         help="refuse plans for more than this share of a process's connections (default 0.9)",
@@ -83,7 +85,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--rate",
-        type=options.positive,
+        type=options.above_zero,
         default=0.0,
         metavar="N",
         help="destroy at most N per second (default: no limit)",
@@ -98,7 +100,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--user-timeout",
-        type=options.user_timeout_ms,
+        type=options.set_user_timeout_ms,
         default=30_000,
         metavar="DURATION",
         help="for the means user-timeout: drop a connection whose data stays unacknowledged this long (default 30s)",
@@ -163,7 +165,7 @@ def _read(name: str) -> bytes:
 
     try:
         if name != "-":
-            return files.read(name, _MOST_BYTES, pipes=True)
+            return files.read(name, _MOST_BYTES, pipes=True, ours=True)
         data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     except OSError as error:
         raise FinwaitError(f"could not read the plan `{name}`: {error.strerror}") from None
@@ -370,10 +372,36 @@ def left_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
         lines += [f"    {printable(one.connection)}\n" for one in members[:3]]
         if len(members) > 3:
             lines.append(f"    … and {len(members) - 3} more\n")
+        lines += _old_enough(guard, members)
     if overrule and plan.left and not plan.steps:
         names = sorted({one.guard for one in plan.left} - {"listener", "means", "plan", "unseen"})
         if names:
             lines.append("\n" + "".join(f"`--override {name}` overrules that guard.\n" for name in names))
+    return lines
+
+
+def _old_enough(guard: str, members: Sequence[Left]) -> list[str]:
+    """Return when waiting is enough for a guard that looks at the age."""
+    from finwait.table.units import duration_text
+
+    if guard != "min-age":
+        return []
+    waits = [one.wait_ms for one in members if one.wait_ms]
+    known = (
+        "it is"
+        if len(members) == 1
+        else "all are"
+        if len(waits) == len(members)
+        else "those of known age are"
+    )
+    lines = []
+    if waits:
+        when = duration_text(-(-max(waits) // 1000) * 1000)
+        lines += wrapped(f"{known} old enough in {when}: give the same command again then")
+    if len(waits) < len(members):
+        lines += wrapped(
+            "nothing tells the age of some: `--for` with the span of `--min-age` looks twice, and then it is known"
+        )
     return lines
 
 

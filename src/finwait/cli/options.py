@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DIAGNOSIS_FORMATS",
     "Words",
+    "above_zero",
     "add_filter",
     "add_look",
     "add_output",
     "asked",
     "at_least_one",
     "context",
-    "count",
     "diagnose",
     "duration_ms",
     "how",
@@ -42,10 +42,12 @@ __all__ = [
     "pid",
     "positive",
     "progress",
+    "set_user_timeout_ms",
     "status",
     "style",
     "tell_gaps",
     "user_timeout_ms",
+    "while_ms",
     "whole",
     "write",
     "write_error",
@@ -66,6 +68,14 @@ def duration_ms(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def while_ms(text: str) -> int:
+    """Return milliseconds of a duration that is not 0 (argparse type): none at all would count as not given."""
+    ms = duration_ms(text)
+    if ms < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is no time at all: write 1ms or more")
+    return ms
+
+
 def user_timeout_ms(text: str) -> int:
     """Read a TCP_USER_TIMEOUT (argparse type): what an ``int`` of milliseconds holds, or 0 for none."""
     most = 2**31 - 1
@@ -77,6 +87,17 @@ def user_timeout_ms(text: str) -> int:
     if value == 0 and any(c in "123456789" for c in text):
         raise argparse.ArgumentTypeError(
             f"`{text}` is less than 1 ms, the least that TCP_USER_TIMEOUT counts; 0 would switch it off"
+        )
+    return value
+
+
+def set_user_timeout_ms(text: str) -> int:
+    """Read a TCP_USER_TIMEOUT that limits something (argparse type)."""
+    value = user_timeout_ms(text)
+    if not value:
+        raise argparse.ArgumentTypeError(
+            f"`{text}` would set no limit, so nothing would end: write 1ms or more; `finwait arm --user-timeout 0` "
+            "removes the timeout of connections"
         )
     return value
 
@@ -107,8 +128,6 @@ def whole(low: int, high: int = _MOST) -> Callable[[str], int]:
     return read
 
 
-count = whole(0)
-"""A number of things (argparse type)."""
 at_least_one = whole(1)
 """A number of things that cannot be none (argparse type)."""
 pid = whole(1, 1 << 22)
@@ -123,6 +142,17 @@ def positive(text: str) -> float:
     value = float(text) if re.fullmatch(r"[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15}", text) else math.nan
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"`{text[:60]}`: write a number, 0 or more")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """Read a number above 0 (argparse type), where 0 would count as not given, or let nothing through."""
+    try:
+        value = positive(text)
+    except argparse.ArgumentTypeError:
+        value = 0.0
+    if not value:
+        raise argparse.ArgumentTypeError(f"`{text[:60]}`: write a number above 0")
     return value
 
 
@@ -175,7 +205,7 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--for",
         dest="watch",
-        type=duration_ms,
+        type=while_ms,
         default=0,
         metavar="DURATION",
         help="look twice, DURATION apart, to tell streaming from stuck; of a recording, the first and the last look "
@@ -259,7 +289,7 @@ def parse_filter(words: Iterable[str]) -> Filter:
     from finwait.diagnosis import catalogue
     from finwait.table.filter import parse
 
-    return parse(list(words), rules=catalogue.NAMES)
+    return parse(list(words), rules=catalogue.NAMES, variants=catalogue.variants)
 
 
 def progress() -> Callable[[str], None] | None:

@@ -27,6 +27,7 @@ __all__ = [
     "default_text",
     "flag_of",
     "main",
+    "not_empty",
     "option_of",
 ]
 
@@ -60,8 +61,25 @@ def option_of(path: str) -> str:
     return "--to" if plain.startswith("service.backend") else flag_of(plain)
 
 
+def not_empty(text: str) -> str:
+    """Refuse an empty value (argparse type): a script's unset variable, which would be taken for "not given"."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("empty: is a variable of your script not set?")
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser that ends with a hint."""
+    """A parser that ends with a hint, and takes no empty value."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever argparse takes
+        super().__init__(*args, **kwargs)
+        self.register("type", None, not_empty)  # of every option and argument that names no other type
+
+    def add_subparsers(self, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever argparse takes and returns
+        """Let the parser of each subcommand judge its own words: all of them go through this one's type first."""
+        found = super().add_subparsers(**kwargs)
+        found.type = str
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, with a hint."""

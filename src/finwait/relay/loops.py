@@ -53,7 +53,7 @@ def is_local(host: str) -> bool:
     if address.is_loopback:
         return True
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect((host, 9))  # sends nothing; the kernel chooses the address itself where it is ours
         return str(sock.getsockname()[0]).partition("%")[0] == str(address)
     return False

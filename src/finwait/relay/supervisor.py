@@ -443,9 +443,10 @@ class Supervisor:
         host, port = split_address(address)
         host = "::" if host in ("", "*") else host
         for sock in passed:
-            if sock.getsockname()[:2] == (host, int(port)):
+            own = {host, listeners.EVERY_IPV4} if host == "::" else {host}
+            if sock.getsockname()[0] in own and sock.getsockname()[1] == int(port):
                 return sock
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        sock, host = listeners.made(host, f"{address} for metrics")
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if host == "::":
