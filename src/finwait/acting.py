@@ -366,7 +366,7 @@ def apply(
 
 
 def _changed(step: Step, number: int, inode: int, moved: tuple[int, int] | None) -> str | None:
-    state = tcp.STATES.get(number, "?")
+    state = tcp.state_name(number)
     if state == "LISTEN":
         return "it is a listener"
     if state != step.state:
@@ -791,7 +791,7 @@ def _left(ends: Sequence[Step | End]) -> dict[Key, _Seen]:
             if one.netns in closed:
                 left[key] = _Seen("?", False, 0, unknown=True)
             continue
-        state = tcp.STATES.get(states[row], "?")
+        state = tcp.state_name(states[row])
         if state not in ("TIME_WAIT", "CLOSE"):
             left[key] = _Seen(state, timers[row] in (1, 4), max(queued[row] - 1, 0))
     return left
@@ -1081,7 +1081,7 @@ def _watch(
                 found[k] = _vanished(step, since, most[k], rtt_s[k], interval_s, count)
                 del open_[k]
                 continue
-            state = tcp.STATES.get(int(table.state[row]), "?")
+            state = tcp.state_name(int(table.state[row]))
             timer = int(table.timer[row])
             if state != step.state or timer == 3 or int(table.inode[row]) != step.inode:
                 found[k] = Probe(step, "gone", f"one of its programs closed it meanwhile: it is in {state}")

@@ -223,7 +223,7 @@ def _announce(chosen: Sequence[Chosen]) -> None:
     from finwait.uapi import tcp
 
     for one in chosen:
-        print(f"capturing {one} in netns {one.netns}: {tcp.STATES[one.state]}", file=sys.stderr)
+        print(f"capturing {one} in netns {one.netns}: {tcp.state_name(one.state)}", file=sys.stderr)
         for form in one.forms[1:]:
             print(f"  translated to {tuple_text(form, one.scope)} (conntrack)", file=sys.stderr)
 

@@ -540,7 +540,7 @@ def _stuck_record(
         if not holders and (blind or not one.held.whole):
             holders = None
     return {
-        "state": tcp.STATES[one.state],
+        "state": tcp.state_name(one.state),
         "for_ms": one.for_ns // 1_000_000,
         "at_least": not one.exact,
         "netns": one.netns,

@@ -109,7 +109,7 @@ def _silent_orphan(view: View, row: int, limits: Limits) -> str | None:  # noqa:
         when = (
             "it has no timer that would end it" if left is None else f"it ends within {duration_text(left)}"
         )
-        return f"an orphan in {tcp.STATES[state]}: {when}; destroying it sends no packet"
+        return f"an orphan in {tcp.state_name(state)}: {when}; destroying it sends no packet"
     return None
 
 
@@ -231,12 +231,12 @@ def guard_destroy(view: View, row: int, limits: Limits, can: Abilities) -> Verdi
         return None
     if s.state[row] not in (tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.LAST_ACK, tcp.CLOSING):
         return None
-    return Verdict("harmed-orphan", f"an orphan in {tcp.STATES[int(s.state[row])]}: {can.harms_orphans}")
+    return Verdict("harmed-orphan", f"an orphan in {tcp.state_name(int(s.state[row]))}: {can.harms_orphans}")
 
 
 def _live_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | None:  # noqa: ARG001
     for row in rows:
-        state = tcp.STATES.get(int(view.sockets.state[row]), "?")
+        state = tcp.state_name(int(view.sockets.state[row]))
         if state not in ("TIME_WAIT", "CLOSE"):
             return (
                 f"a socket in {state} still uses the entry: without it the next data may make a new one, but a FIN "

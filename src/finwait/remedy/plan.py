@@ -338,7 +338,7 @@ def _unsound(end: Step | End) -> str | None:
         return f"{end.netns}, {end.ifindex}: not a namespace and an interface"
     if not (0 <= end.sport < 1 << 16 and 0 <= end.dport < 1 << 16):
         return f"{end.sport}, {end.dport}: not ports"
-    if end.state not in tcp.STATE_NUMBERS:
+    if not tcp.is_state_name(end.state):
         return f"`{printable(end.state)}` is not a state"
     for address in (end.src, end.dst):
         if not _canonical(address):  # a scope may hold anything
@@ -408,7 +408,7 @@ def peer_sees(state: int, *, orphan: bool, minisocket: bool, nat_lost: bool = Fa
 def _text(view: View, row: int) -> str:
     src, dst = view.ends(row)
     state = int(view.sockets.state[row])
-    return f"{src} → {dst} {tcp.STATES.get(state, '?')}"
+    return f"{src} → {dst} {tcp.state_name(state)}"
 
 
 class _Cells:
@@ -439,7 +439,7 @@ class _Cells:
             "sport": of["sport"][k],
             "dst": _address(*self.dst[k]),
             "dport": of["dport"][k],
-            "state": tcp.STATES.get(of["state"][k], str(of["state"][k])),
+            "state": tcp.state_name(of["state"][k]),
             "cookie": f"{of['cookie'][k]:#x}",
             "ifindex": of["ifindex"][k],
         }

@@ -419,7 +419,7 @@ class Filter:
         else:
             said = f"at least {code.leaf if isinstance(code, _Pushed) else code}"
         states = self.states
-        names = [tcp.STATES[n] for n in sorted(NAMED_STATES) if states >> n & 1]
+        names = [tcp.state_name(n) for n in sorted(NAMED_STATES) if states >> n & 1]
         shown = "any" if states & tcp.ALL_STATES == tcp.ALL_STATES else ", ".join(names) or "none"
         lines = [
             f"states asked for:    {shown}",

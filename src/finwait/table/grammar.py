@@ -362,7 +362,7 @@ class _Parser:
             for name in self.value(token):
                 one = named_states(name.text)
                 if one is None and name.text.isdecimal() and int(name.text[:3]) in tcp.STATES:
-                    one = named_states(tcp.STATES[int(name.text[:3])])
+                    one = named_states(tcp.state_name(int(name.text[:3])))
                 if one is None:
                     raise self.error(name, f"no state is called `{name.text}`", self.state_hint(name.text))
                 found |= one

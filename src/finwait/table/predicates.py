@@ -253,7 +253,7 @@ def _compare(cells: NDArray[Any], op: str, value: float) -> Mask:
 
 def state_text(state: int) -> str:
     """Return a state as it is written in filters: ``fin-wait-2``."""
-    return re.sub(r"wait([12])", r"wait-\1", tcp.STATES[state].lower().replace("_", "-"))
+    return re.sub(r"wait([12])", r"wait-\1", tcp.state_name(state).lower().replace("_", "-"))
 
 
 @dataclass(frozen=True, slots=True)
