@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from finwait import acting
+from finwait.acting.apply import apply
+from finwait.acting.undo import settle
 from finwait.errors import KernelError
 from finwait.kernel import pidfd, sysctl
 from finwait.kernel.journal import SqliteJournal
@@ -303,10 +304,10 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_an_act_that_is_told(tmp_path:
         pair.near.shutdown(pair.ours, "WR")
         plan = planned(settled(pair, pair.ours, "FIN_WAIT2"), pair.ours, "destroy")
         with pytest.raises(KernelError, match="ENOSPC"):
-            acting.apply(plan, Full(journal), boot_id="")
+            apply(plan, Full(journal), boot_id="")
         (entry,) = journal.entries()
         assert entry.result is None
-        assert acting.settle(entry.id, journal) == "its connection is gone"
+        assert settle(entry.id, journal) == "its connection is gone"
         assert (
             msgspec.json.encode(journal.get(entry.id).result)
             == b'{"result":"cut short; its connection is gone"}'

@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import msgspec
 
-    from finwait import acting
+    from finwait.acting.options import arm
     from finwait.cli.clear import tell
     from finwait.cli.journal import opened, tell_unfinished
     from finwait.errors import UsageError
@@ -195,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
         return options.status(selected.gaps)
     options.write_error(_warnings(list(ends.values()), values))
     with opened() as journal:
-        outcomes = acting.arm(selected.steps, journal, values, say=options.progress() or (lambda _: None))
+        outcomes = arm(selected.steps, journal, values, say=options.progress() or (lambda _: None))
     return tell(args, outcomes) or options.status(selected.gaps)
 
 
@@ -217,10 +217,10 @@ class Predicted:
 def _predicted(
     selected: Chosen, values: dict[str, int]
 ) -> tuple[dict[int, Predicted], dict[int, FinwaitError]]:
-    from finwait import acting
+    from finwait.acting.options import options_of
     from finwait.diagnosis import forecast
 
-    read, unread = acting.options_of(selected.steps)
+    read, unread = options_of(selected.steps)
     found = {}
     for k, now in read.items():
         o = now | values

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from finwait.cli import options
 
 if TYPE_CHECKING:
-    from finwait.acting import Outcome
+    from finwait.acting.identity import Outcome
     from finwait.remedy.guards import Limits
     from finwait.remedy.plan import Left, Plan, Step
 
@@ -183,7 +183,9 @@ def _plan_again(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
 
     import numpy as np
 
-    from finwait import acting, session
+    from finwait import session
+    from finwait.acting.identity import vanished
+    from finwait.acting.rights import abilities
     from finwait.errors import Refused
     from finwait.remedy import plan as plans
     from finwait.remedy.guards import Abilities
@@ -197,8 +199,8 @@ def _plan_again(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
         raise Refused("boot", "the plan was made before this machine was started: its connections are gone")
     cookies = np.array([int(step.cookie, 16) for step in plan.steps], np.uint64)
     rows = np.flatnonzero(np.isin(shot.sockets.cookie, cookies)).tolist()
-    can = Abilities() if args.recording else acting.abilities(shot.view, rows)
-    unseen = spaces - {ns.inode for ns in shot.observation.namespaces} - acting.vanished(spaces)
+    can = Abilities() if args.recording else abilities(shot.view, rows)
+    unseen = spaces - {ns.inode for ns in shot.observation.namespaces} - vanished(spaces)
     limits = _limits(args, established=False)
     return plans.again(plan, shot.view, limits, can=can, unseen=unseen), shot.gaps
 
@@ -218,7 +220,8 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
     """
     import numpy as np
 
-    from finwait import acting, session
+    from finwait import session
+    from finwait.acting.rights import abilities
     from finwait.remedy import plan as plans
     from finwait.uapi import tcp
 
@@ -248,7 +251,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, tuple[object, ...]]:
         rows,
         limits,
         force=args.means,
-        can=None if args.recording else acting.abilities(view, np.flatnonzero(rows).tolist()),
+        can=None if args.recording else abilities(view, np.flatnonzero(rows).tolist()),
         now_unix_ns=facts.unix_ns,
         boot_id=facts.boot_id,
     )
@@ -428,12 +431,12 @@ def _agreed(args: argparse.Namespace, plan: Plan) -> bool:
 
 
 def _act(args: argparse.Namespace, plan: Plan) -> int:
-    from finwait import acting
+    from finwait.acting.apply import apply
     from finwait.cli.journal import opened
     from finwait.kernel import procfs
 
     with opened() as journal:
-        outcomes = acting.apply(
+        outcomes = apply(
             plan,
             journal,
             boot_id=procfs.facts().boot_id,

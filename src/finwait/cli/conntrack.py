@@ -271,7 +271,7 @@ def _delete(
     """Plan, and with ``--yes`` carry out, the deletion of entries; the status is 4 when guards kept all of them."""
     from collections import Counter
 
-    from finwait.acting import delete_entries
+    from finwait.acting.entries import delete_entries
     from finwait.cli.clear import wrapped
     from finwait.cli.journal import opened, tell_unfinished
     from finwait.errors import Refused

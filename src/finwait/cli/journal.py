@@ -299,7 +299,7 @@ def _bounded(part: range) -> range:
 
 
 def _undo_one(entry: JournalEntry, journal: SqliteJournal, force: bool) -> str:
-    from finwait import acting
+    from finwait.acting.undo import restore, settle
     from finwait.cli.tune import roll_back
     from finwait.errors import FinwaitError, TargetGone
 
@@ -307,8 +307,8 @@ def _undo_one(entry: JournalEntry, journal: SqliteJournal, force: bool) -> str:
         if entry.kind == "sysctl":
             return "; ".join(roll_back(entry.id, journal, force=force).lines)
         if entry.kind != "sockopt" and entry.result is None:
-            return f"cut short, and cannot be taken back; {acting.settle(entry.id, journal)}"
-        return acting.restore(entry.id, journal, force=force)
+            return f"cut short, and cannot be taken back; {settle(entry.id, journal)}"
+        return restore(entry.id, journal, force=force)
     except TargetGone as error:
         if entry.result is None:  # which is what one wanted to know of an act that was cut short
             return f"nothing to put back: {error}"

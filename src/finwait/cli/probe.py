@@ -12,7 +12,7 @@ from finwait.cli import options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from finwait.acting import Probe
+    from finwait.acting.probe import Probe
     from finwait.remedy.plan import Step
 
 __all__ = ["add_parser", "keepalive", "run"]
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import msgspec
 
-    from finwait import acting
+    from finwait.acting.probe import probe
     from finwait.cli.arm import chosen, holder_unknown
     from finwait.cli.journal import opened, tell_unfinished
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     unrestored: dict[int, str] = {}
     try:
         with opened() as journal:
-            found = acting.probe(
+            found = probe(
                 steps,
                 journal,
                 keepalive=args.keepalive,

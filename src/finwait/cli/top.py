@@ -96,7 +96,7 @@ class Clear:
         Raises:
             FinwaitError: the journal cannot be written.
         """
-        from finwait import acting
+        from finwait.acting.apply import apply
         from finwait.cli import clear
         from finwait.kernel import procfs
         from finwait.kernel.journal import SqliteJournal
@@ -108,7 +108,7 @@ class Clear:
         args = self._args("")
         # A thread of its own, which a closed terminal does not cut short: what was begun is finished and journaled.
         with SqliteJournal() as journal:
-            outcomes = acting.apply(
+            outcomes = apply(
                 plan,
                 journal,
                 boot_id=procfs.facts().boot_id,

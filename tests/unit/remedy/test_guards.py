@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finwait import acting
+from finwait.acting.identity import journal_target
 from finwait.attribution.process import ProcessView
 from finwait.cli.clear import plan_lines
 from finwait.diagnosis import catalogue, engine
@@ -332,7 +332,7 @@ def test_addresses_are_written_as_they_can_be_pasted() -> None:
     plan = make(view(six, six | {"inode": 8, "cookie": 5, "timer": 3}, holders={7: [500]}, processes=APP))
     assert plan.left[0].connection == "[::1]:4000 → [2001:db8::1]:80 FIN_WAIT2"
     assert "[::1]:4000 → [2001:db8::1]:80" in "".join(plan_lines(plan))
-    assert acting._identity(plan.steps[0])["connection"] == "[::1]:4000 [2001:db8::1]:80"
+    assert journal_target(plan.steps[0])["connection"] == "[::1]:4000 [2001:db8::1]:80"
 
 
 def test_a_plan_that_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
