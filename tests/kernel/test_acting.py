@@ -409,7 +409,7 @@ KILLED = """
 import os, signal, sys
 import msgspec
 from pathlib import Path
-from finwait import acting
+from finwait.acting.probe import probe
 from finwait.kernel.journal import SqliteJournal
 from finwait.remedy.plan import Step
 steps = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Step])
@@ -417,7 +417,7 @@ def fault(stage):
     if stage == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
 with SqliteJournal(Path(sys.argv[1])) as journal:
-    acting.probe(steps, journal, keepalive=(1, 1, 2), fault=fault)
+    probe(steps, journal, keepalive=(1, 1, 2), fault=fault)
 """
 
 

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from finwait.acting.borrowed import borrow
-from finwait.acting.identity import Outcome, journal_target
+from finwait.acting.identity import journal_target
 from finwait.acting.options import arm
-from finwait.acting.probe import Probe, probe
+from finwait.acting.probe import probe
 from finwait.acting.undo import restore
 from finwait.errors import FinwaitError, KernelError, Refused
 from finwait.kernel import pidfd
@@ -23,6 +23,7 @@ from finwait.lab.actor import Conn
 from finwait.lab.topology import Lab, unmet
 from finwait.remedy import plan as plans
 from finwait.remedy.journal import Act
+from finwait.remedy.outcome import Outcome, Probe
 from tests.kernel.acting_pair import Pair, cookie_of, row_of
 from tests.kernel.needs import missing
 from tests.kernel.test_probe_command import options_of, start, until_armed

@@ -24,7 +24,6 @@ from finwait.acting.identity import (
     NOT_ENTERED,
     Journal,
     Key,
-    Outcome,
     Say,
     failed,
     journal_target,
@@ -44,6 +43,7 @@ from finwait.errors import FinwaitError, KernelError, Refused, TargetGone
 from finwait.kernel import pidfd
 from finwait.kernel.destroy import GONE, destroy
 from finwait.remedy.journal import Act, Kind
+from finwait.remedy.outcome import Outcome
 from finwait.remedy.plan import Plan, Step, permit
 from finwait.uapi import tcp
 

@@ -7,9 +7,8 @@ names under which the journal and the kernel know them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from finwait.kernel.destroy import Target, read_back
 from finwait.kernel.journal import Taken
 from finwait.kernel.observe import Machine
 from finwait.remedy.journal import Act
+from finwait.remedy.outcome import Outcome
 from finwait.remedy.plan import End, Step
 from finwait.table import decode
 from finwait.table.sockets import SocketTable, endpoint, pack_address
@@ -27,9 +27,25 @@ from finwait.uapi import inet_diag
 from finwait.uapi import netlink as nl
 from finwait.uapi import observation as obs
 
-__all__ = ["Outcome", "journaled", "leads", "quiet", "reread", "rows_by_cookie", "vanished"]
-
-Result = Literal["ended", "left before", "changed meanwhile", "set", "still there", "failed"]
+__all__ = [
+    "NOT_ENTERED",
+    "Holder",
+    "Journal",
+    "Key",
+    "Say",
+    "failed",
+    "in_words",
+    "journal_target",
+    "journaled",
+    "kernel_target",
+    "key_of",
+    "leads",
+    "namespaces_of",
+    "quiet",
+    "reread",
+    "rows_by_cookie",
+    "vanished",
+]
 
 Say = Callable[[str], None]
 
@@ -40,25 +56,20 @@ Holder = tuple[int, int, str]
 class Journal(Protocol):
     """What is asked of the journal; `finwait.kernel.journal.SqliteJournal` has it."""
 
-    def record_many(self, acts: Sequence[Act]) -> list[int]: ...
-    def claim_many(self, acts: Sequence[Act], *, besides: int | None = None) -> list[int | Taken]: ...
-    def complete_many(self, results: Mapping[int, Mapping[str, Any]]) -> None: ...
-    def get(self, act_id: int) -> Any: ...  # noqa: ANN401 - a JournalEntry
-    def is_running(self, entry: Any) -> bool: ...  # noqa: ANN401 - a JournalEntry
+    def record_many(self, acts: Sequence[Act]) -> list[int]:
+        """Write acts down before they are done; return their numbers."""
 
+    def claim_many(self, acts: Sequence[Act], *, besides: int | None = None) -> list[int | Taken]:
+        """Write acts down that no other act on the same connections overlaps; return numbers, or who is at it."""
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of one step."""
+    def complete_many(self, results: Mapping[int, Mapping[str, Any]]) -> None:
+        """Write down what came of acts."""
 
-    step: Step
-    result: Result
-    detail: str = ""
-    act_id: int = 0
-    other: str = ""
-    """State of the other end afterwards, or ``gone``; empty when it is not on this machine."""
-    stays_open: tuple[tuple[int, int, str], ...] = ()
-    """(pid, fd, comm) of each descriptor that still refers to the socket."""
+    def get(self, act_id: int) -> Any:  # noqa: ANN401 - a JournalEntry
+        """Return an act; ValueError if there is none."""
+
+    def is_running(self, entry: Any) -> bool:  # noqa: ANN401 - a JournalEntry
+        """Return whether the process that does it is still there."""
 
 
 def quiet(_: str) -> None:
@@ -142,6 +153,7 @@ def _address(family: int, text: str) -> bytes:
 
 
 def kernel_target(end: Step | End) -> Target:
+    """Return what SOCK_DIAG knows a connection end by."""
     identity = inet_diag.SocketId(
         end.sport, end.dport, _address(end.family, end.src), _address(end.family, end.dst), end.ifindex,
         int(end.cookie, 16),
@@ -150,6 +162,7 @@ def kernel_target(end: Step | End) -> Target:
 
 
 def journal_target(step: Step) -> dict[str, Any]:
+    """Return what the journal knows a connection by."""
     return {
         "means": step.means,
         "netns": step.netns,
@@ -184,6 +197,7 @@ Key = tuple[int, int]
 
 
 def key_of(end: Step | End) -> Key:
+    """Return what names a connection end on this boot."""
     return end.netns, int(end.cookie, 16)
 
 
@@ -191,10 +205,12 @@ NOT_ENTERED: Final = "its namespace could not be looked into"
 
 
 def in_words(error: FinwaitError) -> str:
+    """Return an error with its hint."""
     return f"{error} ({error.hint})" if error.hint else str(error)
 
 
 def failed(step: Step, error: FinwaitError, act_id: int = 0) -> Outcome:
+    """Return the outcome of a step whose act failed; that its connection left is no failure."""
     if isinstance(error, TargetGone):
         return Outcome(step, "left before", str(error), act_id)
     return Outcome(step, "failed", in_words(error), act_id)

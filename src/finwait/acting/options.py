@@ -22,7 +22,6 @@ from finwait.acting.borrowed import (
 )
 from finwait.acting.identity import (
     Journal,
-    Outcome,
     Say,
     failed,
     in_words,
@@ -35,6 +34,7 @@ from finwait.errors import FinwaitError, TargetGone
 from finwait.kernel import netns as ns_edge
 from finwait.kernel import pidfd, procfs
 from finwait.remedy.journal import Act
+from finwait.remedy.outcome import Outcome
 from finwait.remedy.plan import End, Step
 
 __all__ = ["SYSCTLS", "arm", "options_of"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from dataclasses import replace
+from typing import Final
 
 from finwait.acting.borrowed import borrow, not_gone, uninterrupted
 from finwait.acting.identity import NOT_ENTERED, Journal, Say, in_words, quiet, reread, rows_by_cookie
@@ -13,25 +13,11 @@ from finwait.acting.options import claim_options, put_back
 from finwait.diagnosis import forecast
 from finwait.errors import FinwaitError, TargetGone
 from finwait.kernel import pidfd
+from finwait.remedy.outcome import Probe
 from finwait.remedy.plan import Step
 from finwait.uapi import tcp
 
-__all__ = ["Probe", "probe"]
-
-Verdict = Literal["alive", "reset", "dead", "not judged", "gone"]
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a probe of one connection found out."""
-
-    step: Step
-    verdict: Verdict
-    detail: str = ""
-    unrestored: str = ""
-    """Why its options are not as they were; empty when they are."""
-    pinned: tuple[str, ...] = ()
-    """Options that had the value of their sysctl, which the socket may have followed and follows no more."""
+__all__ = ["probe"]
 
 
 def probe(

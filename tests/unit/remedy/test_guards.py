@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from finwait.acting.identity import journal_target
 from finwait.attribution.process import ProcessView
-from finwait.cli.clear import plan_lines
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.view import View
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy import plan as plans
 from finwait.remedy.guards import GUARDS, Abilities, Limits, guard_entry, guard_rows
+from finwait.report.plan import plan_lines
 from finwait.uapi import tcp
 from tests.unit.diagnosis.test_rules import HELD, INFO
 from tests.unit.diagnosis.views import socket, view
