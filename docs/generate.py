@@ -28,7 +28,7 @@ from finwait.diagnosis.rule import Rule
 from finwait.lab.proofs.catalogue import proofs
 from finwait.lab.scenario import scenarios
 from finwait.relay.command import default_text, option_of
-from finwait.relay.config import json_schema, options
+from finwait.relay.config.reference import json_schema, options
 from finwait.relay.machine import render_table
 from finwait.relay.metrics import METRICS
 from finwait.remedy.settings import CATALOGUE

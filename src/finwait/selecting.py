@@ -28,7 +28,7 @@ def parse_filter(words: Iterable[str]) -> Filter:
     from finwait.diagnosis import catalogue
     from finwait.table.filter import parse
 
-    return parse(list(words), rules=catalogue.NAMES)
+    return parse(list(words), rules=catalogue.NAMES, variants=catalogue.variants)
 
 
 def namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:

@@ -21,7 +21,7 @@ from finwait.diagnosis import catalogue, finding
 from finwait.diagnosis.rule import Rule
 from finwait.lab.scenario import scenarios
 from finwait.relay.command import build_config
-from finwait.relay.config import load
+from finwait.relay.config.toml import load
 from finwait.relay.metrics import METRICS, render
 from finwait.report.columns import DERIVED, NAMES
 from finwait.table import flows, sockets
@@ -354,6 +354,6 @@ def test_the_schema_is_a_valid_json_schema_that_names_what_the_code_names() -> N
     assert set(found["confidence"]["properties"]["level"]["enum"]) == set(get_args(finding.Certainty))
     kinds = found["ends_it"]["items"]["properties"]["class"]["enum"]
     assert set(kinds) == set(get_args(finding.RemedyClass))
-    assert set(defs["socket"]["properties"]["state"]["enum"]) == set(tcp.STATES.values())
+    assert set(defs["socket"]["properties"]["state"]["anyOf"][0]["enum"]) == set(tcp.STATES.values())
     for name in catalogue.NAMES:
         assert re.search(found["rule"]["pattern"], name)

@@ -45,13 +45,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--for",
         dest="duration",
-        type=options.duration_ms,
+        type=options.while_ms,
         metavar="DURATION",
         help="stop after this time (e.g. 30s)",
     )
     parser.add_argument(
         "--ring-mb",
-        type=options.positive,
+        type=options.above_zero,
         default=0,
         metavar="MB",
         help="start a new file every MB megabytes, and keep the last --files",

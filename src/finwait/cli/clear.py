@@ -39,7 +39,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--plan",
         dest="plan_file",
         metavar="FILE",
-        help="apply a plan that `-o json` printed; `-` for stdin",
+        help="apply a plan that `-o json` printed; `-` for stdin. Refused where others may have written the file",
     )
     act.add_argument(
         "--with",
@@ -50,14 +50,14 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--max",
-        type=options.count,
+        type=options.at_least_one,
         default=100,
         metavar="N",
         help="refuse plans for more than N connections (default 100)",
     )
     act.add_argument(
         "--share",
-        type=options.positive,
+        type=options.above_zero,
         default=0.9,
         metavar="X",
         help="refuse plans for more than this share of a process's connections (default 0.9)",
@@ -71,7 +71,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--rate",
-        type=options.positive,
+        type=options.above_zero,
         default=0.0,
         metavar="N",
         help="destroy at most N per second (default: no limit)",
@@ -86,7 +86,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--user-timeout",
-        type=options.user_timeout_ms,
+        type=options.set_user_timeout_ms,
         default=30_000,
         metavar="DURATION",
         help="for the means user-timeout: drop a connection whose data stays unacknowledged this long (default 30s)",
@@ -178,7 +178,7 @@ def _read(name: str) -> bytes:
 
     try:
         if name != "-":
-            return files.read(name, _MOST_BYTES, pipes=True)
+            return files.read(name, _MOST_BYTES, pipes=True, ours=True)
         data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     except OSError as error:
         raise FinwaitError(f"could not read the plan `{name}`: {error.strerror}") from None

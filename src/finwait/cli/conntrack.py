@@ -41,7 +41,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     act.add_argument(
         "--max",
-        type=options.count,
+        type=options.at_least_one,
         default=100,
         metavar="N",
         help="refuse to delete more than N entries (default 100)",

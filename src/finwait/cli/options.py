@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DIAGNOSIS_FORMATS",
     "Words",
+    "above_zero",
     "add_filter",
     "add_look",
     "add_output",
@@ -35,7 +36,6 @@ __all__ = [
     "at_least_one",
     "chosen",
     "connection_filter",
-    "count",
     "diagnose",
     "duration_ms",
     "how",
@@ -45,12 +45,14 @@ __all__ = [
     "pid",
     "positive",
     "progress",
+    "set_user_timeout_ms",
     "status",
     "style",
     "tell_gaps",
     "tell_outcomes",
     "tell_unfinished",
     "user_timeout_ms",
+    "while_ms",
     "whole",
     "write",
     "write_error",
@@ -72,6 +74,14 @@ def duration_ms(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def while_ms(text: str) -> int:
+    """Return milliseconds of a duration that is not 0 (argparse type): none at all would count as not given."""
+    ms = duration_ms(text)
+    if ms < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is no time at all: write 1ms or more")
+    return ms
+
+
 def user_timeout_ms(text: str) -> int:
     """Read a TCP_USER_TIMEOUT (argparse type): what an ``int`` of milliseconds holds, or 0 for none."""
     most = 2**31 - 1
@@ -83,6 +93,17 @@ def user_timeout_ms(text: str) -> int:
     if value == 0 and any(c in "123456789" for c in text):
         raise argparse.ArgumentTypeError(
             f"`{text}` is less than 1 ms, the least that TCP_USER_TIMEOUT counts; 0 would switch it off"
+        )
+    return value
+
+
+def set_user_timeout_ms(text: str) -> int:
+    """Read a TCP_USER_TIMEOUT that limits something (argparse type)."""
+    value = user_timeout_ms(text)
+    if not value:
+        raise argparse.ArgumentTypeError(
+            f"`{text}` would set no limit, so nothing would end: write 1ms or more; `finwait arm --user-timeout 0` "
+            "removes the timeout of connections"
         )
     return value
 
@@ -113,9 +134,6 @@ def whole(low: int, high: int = _MOST) -> Callable[[str], int]:
     return read
 
 
-count = whole(0)
-"""A number of things (argparse type)."""
-
 at_least_one = whole(1)
 """A number of things that cannot be none (argparse type)."""
 
@@ -131,6 +149,17 @@ def positive(text: str) -> float:
     value = float(text) if re.fullmatch(r"[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15}", text) else math.nan
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"`{text[:60]}`: write a number, 0 or more")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """Read a number above 0 (argparse type), where 0 would count as not given, or let nothing through."""
+    try:
+        value = positive(text)
+    except argparse.ArgumentTypeError:
+        value = 0.0
+    if not value:
+        raise argparse.ArgumentTypeError(f"`{text[:60]}`: write a number above 0")
     return value
 
 
@@ -219,7 +248,7 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--for",
         dest="watch",
-        type=duration_ms,
+        type=while_ms,
         default=0,
         metavar="DURATION",
         help="look twice, DURATION apart, to tell streaming from stuck; of a recording, the first and the last look "

@@ -31,7 +31,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument(
         "--max",
-        type=options.count,
+        type=options.at_least_one,
         default=1000,
         metavar="N",
         help="refuse more than N connections (default 1000)",

@@ -73,7 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--for",
         dest="duration",
-        type=options.duration_ms,
+        type=options.while_ms,
         metavar="DURATION",
         help="stop after this time (e.g. 10s, 5m)",
     )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
-    from finwait.relay.config import Service
+    from finwait.relay.config.model import Service
 
 __all__ = ["Address", "Backend", "Balancer"]
 

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from finwait import files
 from finwait.errors import FileRefused
 from finwait.relay.acl import plain
-from finwait.relay.config import ConfigError, parse_listen, split_address
+from finwait.relay.config.addresses import parse_listen, split_address
+from finwait.relay.config.model import ConfigError
 
 if TYPE_CHECKING:
-    from finwait.relay.config import BackendConfig, Config, Service
+    from finwait.relay.config.model import BackendConfig, Config, Service
     from finwait.relay.listeners import Bound
 
 __all__ = ["Circles", "Door", "configured", "is_local", "listening", "refuse"]
@@ -52,7 +53,7 @@ def is_local(host: str) -> bool:
     if address.is_loopback:
         return True
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect((host, 9))  # sends nothing; the kernel chooses the address itself where it is ours
         return str(sock.getsockname()[0]).partition("%")[0] == str(address)
     return False

@@ -56,7 +56,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finwait.errors import DecodeError
 from finwait.relay import proxy_protocol, sockets
-from finwait.relay.acl import Acl
+from finwait.relay.acl import Acl, source_network
 from finwait.relay.balance import Balancer
 from finwait.relay.machine import ENDED_BY_FIN, Command, Event, Machine, Reason, State
 from finwait.relay.notice import say
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from finwait.relay.balance import Backend
-    from finwait.relay.config import Service
+    from finwait.relay.config.model import Service
 
 __all__ = ["Conn", "Leg", "Listener", "Route", "Worker"]
 
@@ -249,6 +249,7 @@ class Route:
         self.acl = Acl(service.allow, service.deny)
         self.max_connections = -(-service.max_connections // share)
         self.max_per_source = -(-service.max_per_source // share)
+        self.prefixes = (service.source_prefix_v4, service.source_prefix_v6)
         self.needs_source = bool(service.allow or service.deny or service.max_per_source)
         t = service.timeouts
         known = [x for x in (t.connect, t.half_close, t.idle, t.first_byte, t.lifetime, t.header) if x]
@@ -258,7 +259,9 @@ class Route:
 
     def is_crowded(self, source: str) -> bool:
         """Return whether a source has as many connections as it may."""
-        return 0 < self.max_per_source <= self.sources.get(source, 0)
+        if not self.max_per_source:
+            return False
+        return self.sources.get(source_network(source, *self.prefixes), 0) >= self.max_per_source
 
     def reject(self, why: str) -> None:
         """Count a connection that was turned away."""
@@ -592,9 +595,9 @@ class Worker:
 
     def _count_source(self, conn: Conn, source: str) -> None:
         """Count a connection for its source until it ends."""
-        conn.counted = source
-        sources = conn.route.sources
-        sources[source] = sources.get(source, 0) + 1
+        route = conn.route
+        conn.counted = counted = source_network(source, *route.prefixes)
+        route.sources[counted] = route.sources.get(counted, 0) + 1
 
     # ── before the connection is open ────────────────────────────────────────────────────────────────────
 

@@ -36,7 +36,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from finwait.relay import sockets
-from finwait.relay.config import ServerSide
+from finwait.relay.config.model import ServerSide
 from finwait.relay.machine import Command, Event, Limits, Machine, Reason, State
 from finwait.relay.server import NO_ROOM, VANISHED, liveness_options
 

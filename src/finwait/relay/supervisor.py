@@ -43,9 +43,10 @@ import msgspec
 
 from finwait import files
 from finwait.errors import FileRefused, FinwaitError, KernelError
-from finwait.relay import config as configuration
 from finwait.relay import listeners, loops, metrics, worker
-from finwait.relay.config import ConfigError
+from finwait.relay.config.addresses import split_address
+from finwait.relay.config.model import ConfigError, parse_duration
+from finwait.relay.config.toml import load
 from finwait.relay.health import Checker
 from finwait.relay.notice import say
 from finwait.relay.resolve import Resolver
@@ -53,7 +54,7 @@ from finwait.relay.resolve import Resolver
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from finwait.relay.config import Config
+    from finwait.relay.config.model import Config
     from finwait.relay.listeners import Bound
 
 __all__ = ["Supervisor", "hold_signals", "user_entry"]
@@ -439,12 +440,13 @@ class Supervisor:
             raise FileRefused(path, f"{reason}, who could answer in our place", hint="name another directory")
 
     def _bind_metrics(self, address: str, passed: list[socket.socket]) -> socket.socket:
-        host, port = configuration.split_address(address)
+        host, port = split_address(address)
         host = "::" if host in ("", "*") else host
         for sock in passed:
-            if sock.getsockname()[:2] == (host, int(port)):
+            own = {host, listeners.EVERY_IPV4} if host == "::" else {host}
+            if sock.getsockname()[0] in own and sock.getsockname()[1] == int(port):
                 return sock
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        sock, host = listeners.made(host, f"{address} for metrics")
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if host == "::":
@@ -828,7 +830,7 @@ class Supervisor:
             return [conn for some in found for conn in some], silent
         if do == "drain":
             seconds = request.seconds
-            self.drain(seconds=None if seconds is None else configuration.parse_duration(seconds))
+            self.drain(seconds=None if seconds is None else parse_duration(seconds))
             return None, []
         if do == "stats":
             workers, silent = await self.stats()
@@ -902,4 +904,4 @@ def _notify(state: str) -> None:
 
 def read_file(path: Path) -> Callable[[], Config]:
     """Return what reads a configuration file, for `Supervisor`."""
-    return lambda: configuration.load(path)
+    return lambda: load(path)

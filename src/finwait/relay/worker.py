@@ -20,7 +20,7 @@ import msgspec
 from finwait.relay import sockets
 from finwait.relay.accesslog import AccessLog
 from finwait.relay.balance import Backend
-from finwait.relay.config import Config, Pool
+from finwait.relay.config.model import Config, Pool
 from finwait.relay.notice import say
 from finwait.relay.server import IN, OUT, PIPES, Route, Worker
 

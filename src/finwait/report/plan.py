@@ -7,9 +7,11 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from finwait.table.sockets import endpoint
-from finwait.table.units import printable
+from finwait.table.units import duration_text, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from finwait.remedy.plan import Left, Plan, Step
 
 __all__ = ["left_lines", "plan_lines", "where", "wrapped"]
@@ -105,10 +107,34 @@ def left_lines(plan: Plan, *, overrule: bool = True) -> list[str]:
         lines += [f"    {printable(one.connection)}\n" for one in members[:3]]
         if len(members) > 3:
             lines.append(f"    … and {len(members) - 3} more\n")
+        lines += _old_enough(guard, members)
     if overrule and plan.left and not plan.steps:
         names = sorted({one.guard for one in plan.left} - {"listener", "means", "plan", "unseen"})
         if names:
             lines.append("\n" + "".join(f"`--override {name}` overrules that guard.\n" for name in names))
+    return lines
+
+
+def _old_enough(guard: str, members: Sequence[Left]) -> list[str]:
+    """Return when waiting is enough for a guard that looks at the age."""
+    if guard != "min-age":
+        return []
+    waits = [one.wait_ms for one in members if one.wait_ms]
+    known = (
+        "it is"
+        if len(members) == 1
+        else "all are"
+        if len(waits) == len(members)
+        else "those of known age are"
+    )
+    lines = []
+    if waits:
+        when = duration_text(-(-max(waits) // 1000) * 1000)
+        lines += wrapped(f"{known} old enough in {when}: give the same command again then")
+    if len(waits) < len(members):
+        lines += wrapped(
+            "nothing tells the age of some: `--for` with the span of `--min-age` looks twice, and then it is known"
+        )
     return lines
 
 

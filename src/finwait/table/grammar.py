@@ -13,7 +13,7 @@ What this does not do: look anything up. Services come from a table, and host na
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -65,7 +65,7 @@ PREDICATES: Final[Mapping[str, str]] = MappingProxyType(
         "fwmark": "SO_MARK, optionally `/MASK`.",
         "mark": "The same as `fwmark`; also compares with `<` and `>`.",
         "cgroup": "Path of the cgroup v2 that the socket was made in.",
-        "autobound": "The kernel chose the local port.",
+        "autobound": "The kernel chose the local port. Refused: nothing tells it of a row; ask for a range of `sport`.",
         "held": "A struct socket exists: some descriptor refers to it (inode not 0).",
         "orphan": "No struct socket: closed by everybody, or not yet accepted (inode 0).",
         "age": "Time in the present state, as far as it is certain.",
@@ -193,6 +193,7 @@ class _Parser:
     text: str
     services: Mapping[str, int]
     rules: Sequence[str]
+    variants: Callable[[], Mapping[str, int]] | None = None
     tokens: list[_Token] = field(default_factory=list)
     at: int = 0
 
@@ -514,13 +515,23 @@ class _Parser:
             word = word.lower()
             if literal and word not in _SEVERITIES:
                 raise self.error(value, f"no severity is called `{value.text}`", "problem, notice or healthy")
-        if name == "variant" and not word.isdecimal():
-            raise self.error(value, f"`{word}` is not the number of a variant", "pages of rules number them")
+        if name == "variant":
+            word = self.variant(value, word)
         if name in {"rule", "also"} and literal and self.rules and word not in self.rules:
             near = _nearest(word, self.rules)
             hint = f"did you mean `{near}`?" if near else "`finwait rules` lists them"
             raise self.error(value, f"no rule is called `{word}`", hint)
         return Known(name, op, word)
+
+    def variant(self, value: _Token, word: str) -> str:
+        """Return the number of a variant as findings have it."""
+        if not word.isdecimal() or not word.isascii():
+            raise self.error(value, f"`{word}` is not the number of a variant", "pages of rules number them")
+        there = self.variants() if self.variants is not None else None
+        if there is not None and (len(word) > _DIGITS or int(word) > max(there.values(), default=0)):
+            some = ", ".join(f"{rule} 1 to {n}" if n > 1 else f"{rule} 1" for rule, n in there.items() if n)
+            raise self.error(value, f"no rule has a variant {word[:_SHOWN]}", f"variants: 0 (none); {some}")
+        return word.lstrip("0") or "0"
 
     def unknown(self, token: _Token) -> FilterError:
         if token.quoted:
@@ -798,12 +809,21 @@ def _example(name: str) -> str:
     }.get(name, f"{name} > {'100ms' if name.endswith(('_ms', '_us')) else '0'}")
 
 
-def read(text: str, services: Mapping[str, int], rules: Sequence[str]) -> Node:
+_DIGITS: Final = 6
+_SHOWN: Final = 20
+
+
+def read(
+    text: str,
+    services: Mapping[str, int],
+    rules: Sequence[str],
+    variants: Callable[[], Mapping[str, int]] | None = None,
+) -> Node:
     """Return the tree of a filter; see `finwait.table.filter.parse`.
 
     Raises:
         FilterError: it does not parse.
     """
-    parser = _Parser(text, services, rules)
+    parser = _Parser(text, services, rules, variants)
     parser.scan()
     return parser.whole()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from finwait.relay import loops
-from finwait.relay.config import Config, ConfigError, parse
+from finwait.relay.config.model import Config, ConfigError
+from finwait.relay.config.parsing import parse
 from finwait.relay.resolve import fixed
 
 LOCAL = {"127.0.0.1", "127.0.0.9", "::1", "10.0.0.7", "2001:db8::7"}

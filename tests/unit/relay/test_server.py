@@ -12,7 +12,7 @@ import pytest
 
 from finwait.relay import server
 from finwait.relay.balance import Backend
-from finwait.relay.config import BackendConfig, Service
+from finwait.relay.config.model import BackendConfig, Service
 from finwait.relay.machine import Command
 from finwait.relay.server import Route, Worker
 

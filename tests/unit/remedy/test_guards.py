@@ -418,3 +418,23 @@ def test_a_plan_file_does_not_agree_to_the_end_of_established_connections(means:
     assert [one.guard for one in fresh.left] == ["established"]
     assert "--override established" in fresh.left[0].reason
     assert len(again(plan, v, Limits(override=frozenset({"established"}))).steps) == 1
+
+
+def test_what_is_too_young_is_told_when_it_will_be_old_enough() -> None:
+    aged = HELD | {"last_ack_recv_ms": 4200}
+    plan = make(view(aged, holders=OWNED, processes=APP), Limits(min_age_ms=10_000))
+    (left,) = plan.left
+    assert (left.guard, left.wait_ms) == ("min-age", 5800)
+    said = " ".join("".join(plan_lines(plan)).split())
+    assert "it is old enough in 6.0 s: give the same command again then" in said
+    assert "`--override min-age` overrules that guard" in said
+    assert plans.decode(plans.encode(plan)).left == plan.left
+
+
+def test_of_an_unknown_age_two_looks_tell() -> None:
+    ageless = {k: v for k, v in HELD.items() if not k.endswith("_ms")}
+    plan = make(view(ageless, holders=OWNED, processes=APP), Limits(min_age_ms=10_000))
+    assert [(one.guard, one.wait_ms) for one in plan.left] == [("min-age", 0)]
+    said = " ".join("".join(plan_lines(plan)).split())
+    assert "`--for` with the span of `--min-age` looks twice" in said
+    assert "old enough" not in said
