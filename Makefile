@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian packages that the tests and the demo use as real counterparts and oracles.
-APT := iproute2 iptables nftables conntrack gcc libc6-dev tmux
+APT := iproute2 iptables nftables conntrack gcc libc6-dev tmux zsh fish
 STAMP := $(VENV)/.installed
 # Exact versions with hashes. Whatever is published tomorrow, a clone of today stays what it was.
 LOCK := requirements.lock
 FUZZ_LOCK := requirements-fuzz.lock
+SITE_LOCK := requirements-site.lock
 PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Tests mostly wait for kernel timers: three at once take two fifths of the time, on two processors as well. 0: one by one.
 TESTS_AT_ONCE ?= 3
@@ -55,7 +56,8 @@ lock: ## renew the locked versions (from the package index that pip and uv are s
 	lock="$(VENV)/lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes"; \
 	lock="$$lock --no-emit-index-url --no-emit-find-links"; \
 	$$lock --extra dev --group build pyproject.toml -o $(LOCK) && \
-	$$lock --extra fuzz pyproject.toml -c $(LOCK) -o $(FUZZ_LOCK)
+	$$lock --extra fuzz pyproject.toml -c $(LOCK) -o $(FUZZ_LOCK) && \
+	$$lock --group pyproject.toml:site -c $(LOCK) -o $(SITE_LOCK)
 
 format: $(STAMP) ## rewrite the sources in the project's format
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -72,7 +74,10 @@ imports: $(STAMP)
 docs: $(STAMP) ## write the generated pages (reference, man page, schema, completions)
 	@$(BIN)/python docs/generate.py
 
-check: lint types imports fuzz-quick test ## what CI runs
+site: $(STAMP) ## the documentation as a site with search, in build/site; opens without a server
+	@$(PIP) --require-hashes -r $(SITE_LOCK) && $(BIN)/python docs/build_site.py
+
+check: lint types imports fuzz-quick site test ## what CI runs
 
 bench: $(STAMP) system ## the benchmarks; results go to bench/RESULTS.md
 	@$(BIN)/python -m bench
@@ -101,4 +106,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs check bench soak sequences kernels kernels-smoke guest fuzz fuzz-quick clean
+.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs site check bench soak sequences kernels kernels-smoke guest fuzz fuzz-quick clean

@@ -385,13 +385,14 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     """As `look`; ``again`` where sockets lead to namespaces that nothing else leads to."""
     plan = how.plan if how.progress is None else replace(how.plan, progress=how.progress)
     earlier: SocketTable | None = None
-    watched = 0
+    watched = first_look_ms = 0
     before: dict[int, Mapping[str, int]] = {}
     begun = time.monotonic()
     observation = machine.observe(plan)
     if machine.again and (how.watch_ms or not machine.live):
         earlier = decode.sockets(observation)
-        first_ns = observation.facts.boottime_ns
+        first_ns, first_end_ns = observation.facts.boottime_ns, observation.facts.boottime_end_ns
+        first_look_ms = max(0, first_end_ns - first_ns) // 1_000_000
         before = {ns.inode: process.counters(ns.files) for ns in observation.namespaces}
         if machine.live:
             if how.progress:
@@ -455,6 +456,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         options=how.options,
         earlier=earlier,
         watched_ms=int(watched),
+        first_look_ms=first_look_ms,
         not_holders=how.not_holders,
         hidden=hidden,
         hidden_known=complete and found.searched,

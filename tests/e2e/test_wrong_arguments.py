@@ -275,3 +275,53 @@ def test_every_value_has_a_type_that_refuses_what_it_cannot_be(capsys: pytest.Ca
             else:
                 taken.append((taker.command, taker.name, value))
     assert taken == []
+
+
+def _swallowed(value: str, takers: list[Taker], capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
+    """Return which options take a value."""
+    taken = []
+    for taker in takers:
+        try:
+            PARSER.parse_args(taker.words(value))
+        except SystemExit as end:
+            assert end.code == 2  # noqa: PT017
+            err = capsys.readouterr().err
+            assert taker.name in err or _metavar(taker) in err, (taker, value, err)
+        else:
+            taken.append((taker.command, taker.name))
+    return taken
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_value_is_refused_by_every_option(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [taker for taker in TAKERS if taker.action.option_strings]
+    assert len(options) > 150
+    assert _swallowed(value, options, capsys) == []
+
+
+ZERO_DOES_NOTHING = {
+    "--max", "--share", "--rate", "--for", "--files", "--ring-mb", "--count", "--looks", "--limit", "--buffer-kb",
+    "--snaplen",
+}  # fmt: skip
+"""Options of which 0 would be taken for "not given", or lets nothing through."""
+
+
+def test_a_zero_that_would_do_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    takers = [taker for taker in TAKERS if taker.name in ZERO_DOES_NOTHING]
+    assert {taker.name for taker in takers} == ZERO_DOES_NOTHING
+    takers += [
+        taker
+        for taker in TAKERS
+        if (taker.command, taker.name)
+        in {("clear", "--user-timeout"), ("arm", "--keepalive"), ("probe", "--keepalive")}
+    ]
+    assert [name for name in _swallowed("0", takers, capsys) if name[0] != "relay run"] == []
+
+
+@pytest.mark.parametrize("value", ["0/0/0", "0/1/1", "1/0/1", "1/1/0"])
+@pytest.mark.parametrize("command", ["arm", "probe"])
+def test_keepalive_that_would_never_probe_is_refused(
+    command: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    takers = [taker for taker in TAKERS if (taker.command, taker.name) == (command, "--keepalive")]
+    assert _swallowed(value, takers, capsys) == []

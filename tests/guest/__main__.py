@@ -5,6 +5,7 @@ python -m tests.guest 5.10 6.1                 these
 python -m tests.guest --smoke 5.10             the shortest proof that it works; 77: it cannot be tried here
 python -m tests.guest --jobs matrix,acts 6.1   some of it; what was measured is kept for these only
 python -m tests.guest --here                   the running kernel, without an emulated machine
+python -m tests.guest --restricted 6.12        machines restricted on purpose: lockdown, no IPv6, yama, no modules
 python -m tests.guest --recordings 5.10        new recordings, into tests/captures
 """
 
@@ -25,6 +26,7 @@ from typing import Any
 
 from tests.guest import debian, image
 from tests.guest.boot import Ran, boot, lines_of
+from tests.guest.restricted import RESTRICTED
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finwait-kernels"
 MEASURED = Path(__file__).parent / "measured"
@@ -39,6 +41,7 @@ def main() -> int:
     parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"default: {' '.join(debian.DEFAULT)}")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--recordings", action="store_true")
+    parser.add_argument("--restricted", action="store_true", help=f"of `--jobs`: {', '.join(RESTRICTED)}")
     parser.add_argument("--here", action="store_true", help="measure the running kernel")
     parser.add_argument("--jobs", default=",".join(EVERYTHING))
     parser.add_argument("--only", default="", metavar="NAME,…", help="only things of these names")
@@ -48,35 +51,52 @@ def main() -> int:
     parser.add_argument("--append", default="", help="more words for the kernel's command line")
     args = parser.parse_args()
     os.umask(0o077)  # this machine's /etc is in the image
-    jobs = ("smoke",) if args.smoke else ("recordings",) if args.recordings else tuple(args.jobs.split(","))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the guest is ended on the way out
     if args.here:
-        return _here(jobs, args.only)
+        return _here(tuple(args.jobs.split(",")), args.only)
     failed = 0
     for version in args.versions or (("5.10",) if args.smoke else debian.DEFAULT):
-        try:
-            kernel = debian.kernel(version, args.cache, fresh=args.fresh, offline=args.offline)
-            disks = (image.programs(args.cache), image.clone(args.cache))
-            only = [f"only={args.only.replace(' ', '+')}"] if args.only else []
-            arguments = [*only, *args.append.split()]
-            ran = boot(
-                kernel, args.cache, disks, jobs, arguments=arguments, limit_s=400 if args.smoke else 2400
-            )
-        except debian.NotHere as error:
-            print(f"{version}: cannot be tried here: {error}")
-            if args.smoke:
+        for jobs, append in _boots(args):
+            status = _one(args, version, jobs, append)
+            if status == SKIPPED:
                 return SKIPPED
-            failed = 1
-            continue
-        if args.smoke and not (ran.folder / "booted").exists():
-            print(f"{version}: the guest did not boot within {ran.seconds:.0f} s; see {ran.folder}/console")
-            return SKIPPED
-        failed |= _said(version, kernel.release, ran)
-        if args.recordings:
-            _keep_recordings(ran)
-        elif ran.finished and not args.smoke and not args.append:
-            _keep(version, kernel.release, kernel.package, ran, "emulated", whole=not args.only)
+            failed |= status
     return failed
+
+
+def _boots(args: argparse.Namespace) -> list[tuple[tuple[str, ...], str]]:
+    """Return the jobs of each boot, with the words that it adds to the kernel's command line."""
+    if args.smoke:
+        return [(("smoke",), args.append)]
+    if args.recordings:
+        return [(("recordings",), args.append)]
+    if args.restricted:
+        wanted = RESTRICTED if args.jobs == ",".join(EVERYTHING) else args.jobs.split(",")
+        return [((name,), f"{RESTRICTED[name].append} {args.append}") for name in wanted]
+    return [(tuple(args.jobs.split(",")), args.append)]
+
+
+def _one(args: argparse.Namespace, version: str, jobs: tuple[str, ...], append: str) -> int:
+    """Boot once; return 1 if something differs, and 77 if a smoke cannot be tried."""
+    try:
+        kernel = debian.kernel(version, args.cache, fresh=args.fresh, offline=args.offline)
+        disks = (image.programs(args.cache), image.clone(args.cache))
+        only = [f"only={args.only.replace(' ', '+')}"] if args.only else []
+        limit = 400 if args.smoke else 2400
+        ran = boot(kernel, args.cache, disks, jobs, arguments=[*only, *append.split()], limit_s=limit)
+    except debian.NotHere as error:
+        print(f"{version}: cannot be tried here: {error}")
+        return SKIPPED if args.smoke else 1
+    if args.smoke and not (ran.folder / "booted").exists():
+        print(f"{version}: the guest did not boot within {ran.seconds:.0f} s; see {ran.folder}/console")
+        return SKIPPED
+    if "recordings" in jobs:
+        _keep_recordings(ran)
+    if ran.finished and not (args.smoke or args.recordings or args.append):
+        _keep(
+            version, kernel.release, kernel.package, ran, "emulated", whole=not (args.only or args.restricted)
+        )
+    return _said(version, kernel.release, ran)
 
 
 def _here(jobs: tuple[str, ...], only: str) -> int:
@@ -129,13 +149,14 @@ def _keep(version: str, release: str, package: str, ran: Ran, where: str, *, who
     path = MEASURED / f"{version}.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     kinds = {row["kind"] for row in ran.results if whole}
+    kinds |= {"test"} if "tests" in kinds else set()
     names = {(row["kind"], row["name"]) for row in ran.results}
     kept = [
         row
         for row in before.get("results", ())
         if row["kind"] not in kinds and (row["kind"], row["name"]) not in names
     ]
-    results = kept + [_short(row) for row in ran.results if row["kind"] != "boot"]
+    results = kept + [_short(row) for row in ran.results if row["kind"] not in ("boot", "recording")]
     answer = {
         "kernel": version,
         "release": release,
@@ -150,7 +171,11 @@ def _keep(version: str, release: str, package: str, ran: Ran, where: str, *, who
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row without what nobody compares: seconds, and the output of what went well."""
-    keep = row["kind"] in ("fact", "destroy") or row["name"].startswith("trial") or row["verdict"] != "ok"
+    keep = (
+        row["kind"] in ("fact", "destroy", "tests")
+        or row["name"].startswith("trial")
+        or row["verdict"] != "ok"
+    )
     detail = row["detail"].strip().splitlines()[:1] if keep else []
     return {**{k: row[k] for k in ("kind", "name", "verdict")}, "detail": detail[0][:300] if detail else ""}
 

@@ -7,9 +7,6 @@ A thing that this kernel lacks is ``not here``, with the reason; one that fails 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
 import platform
 import shutil
@@ -17,95 +14,23 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finwait.kernel import tracefs
+from tests.guest.acts import acts, resets, trial
+from tests.guest.chosen import TESTS
+from tests.guest.restricted import RESTRICTED
+from tests.guest.trying import ONLY, OUT, PATIENCE_S, Differs, NotHere, attempt, emit, expected_as_built
 
-if TYPE_CHECKING:
-    from finwait.lab.scenario import Situation
-
-OUT = Path(os.environ.get("GUEST_OUT", "/out"))
-ONLY = [word for word in os.environ.get("ONLY", "").replace("+", " ").split(",") if word]
-PATIENCE_S = 60.0
-TESTS = (
-    "tests/kernel/test_sockets_against_proc.py",
-    "tests/kernel/test_sysctl.py",
-    "tests/kernel/test_destroy_trial.py",
-    "tests/kernel/test_lone_sockets.py",
-    "tests/kernel/test_lab_topology.py",
-    "tests/kernel/test_filter_bytecode.py",
-    "tests/kernel/test_trace.py",
-)
-"""The kernel tests that ask the kernel, not the command line: a process with numpy takes long to start in emulation.
-
-Those of acting are left to the matrix and the acts, which ask the same in one process.
-"""
 ATTRIBUTES = {
     1: "MEMINFO", 2: "INFO", 3: "VEGASINFO", 4: "CONG", 5: "TOS", 6: "TCLASS", 7: "SKMEMINFO", 8: "SHUTDOWN",
     15: "MARK", 16: "BBRINFO", 17: "CLASS_ID", 18: "MD5SIG", 19: "ULP_INFO", 20: "SK_BPF_STORAGES", 21: "CGROUP_ID",
     22: "SOCKOPT",
 }  # fmt: skip
 """INET_DIAG_… of include/uapi/linux/inet_diag.h."""
-
-
-class _NotHere(Exception):
-    """This kernel, or this machine, lacks what it takes."""
-
-
-class _Differs(Exception):
-    """It can be done, and what came of it is not what is expected."""
-
-
-def emit(kind: str, name: str, verdict: str, began: float, detail: str = "") -> None:
-    """Write one line; it is on the host at once."""
-    row = {
-        "kind": kind, "name": name, "verdict": verdict, "seconds": round(time.monotonic() - began, 1),
-        "detail": detail[-6000:],
-    }  # fmt: skip
-    with (OUT / "results").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(kind, name, verdict, row["seconds"], flush=True)
-
-
-def attempt(kind: str, name: str, work: Callable[[], str | None]) -> None:
-    """Do it and write what came of it: ``ok``, ``differs``, ``not here`` or ``failed``."""
-    if ONLY and name not in ONLY:
-        return
-    began = time.monotonic()
-    try:
-        detail = work()
-    except _NotHere as error:
-        emit(kind, name, "not here", began, str(error))
-    except _Differs as error:
-        emit(kind, name, "differs", began, str(error))
-    except BaseException as error:  # noqa: BLE001 - the outermost loop: whatever happened, the rest is tried too
-        emit(kind, name, "failed", began, f"{error!r}\n{traceback.format_exc()}")
-    else:
-        emit(kind, name, "ok", began, detail or "")
-
-
-def command(*words: str) -> tuple[int, str, str]:
-    """Run `finwait` in this process; return status, output and errors."""
-    from finwait import cli
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = cli.main(list(words))
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
-    return status, out.getvalue(), err.getvalue()
-
-
-def expected(status: int, wanted: tuple[int, ...], out: str, err: str) -> None:
-    """Insist on an exit status."""
-    if status not in wanted:
-        raise _Differs(f"status {status}\n{err[-2500:]}\n{out[-2500:]}")
 
 
 # ── the jobs ─────────────────────────────────────────────────────────────────────────────────────────
@@ -122,36 +47,23 @@ def scenarios() -> None:
 
         def work(name: str = name, needs: tuple[str, ...] = scenario.needs) -> None:
             if lacking := unmet(needs):
-                raise _NotHere("; ".join(lacking))
+                raise NotHere("; ".join(lacking))
             expected_as_built(name)
 
         attempt("scenario", name, work)
 
 
-def expected_as_built(name: str) -> None:
-    """Run one scenario; a process that a policy keeps from being looked into holds none of its sockets."""
-    from finwait.kernel import procfs
-
-    walled = [
-        word for pid in procfs.descriptors()[0].unreadable if pid for word in ("--not-holder", str(pid))
-    ]
-    status, out, err = command("lab", "run", name, "--all", *walled)
-    expected(status, (0, 3), out, err)
-    if "not everything that was built" in err:
-        raise _Differs(err + out)
-
-
 def proofs() -> None:
     """Every demonstration of the ledger."""
-    from finwait.lab.proofs import proofs as all_of_them
-    from finwait.lab.proofs import prove
+    from finwait.lab.proofs.catalogue import proofs as all_of_them
+    from finwait.lab.proofs.catalogue import prove
     from finwait.lab.topology import unmet
 
     for name, proof in sorted(all_of_them().items(), key=lambda item: item[1].seconds):
 
         def work(proof: Any = proof) -> None:
             if lacking := unmet(proof.needs):
-                raise _NotHere("; ".join(lacking))
+                raise NotHere("; ".join(lacking))
             outcome = prove(proof)
             if not outcome.held:
                 apart = [
@@ -159,7 +71,7 @@ def proofs() -> None:
                     for m in outcome.measured
                     if not m.held
                 ]
-                raise _Differs("\n".join(apart))
+                raise Differs("\n".join(apart))
 
         attempt("proof", name, work)
 
@@ -170,176 +82,6 @@ def matrix() -> None:
 
     for name, cell in cells():
         attempt("destroy", name, lambda cell=cell: str(measure(cell, PATIENCE_S)))  # type: ignore[misc]
-
-
-def _of(situation: Situation) -> tuple[str, ...]:
-    return ("netns", "=", str(situation.expected[0].netns))
-
-
-def _in_scenario(name: str, work: Callable[[Situation], str | None]) -> str | None:
-    from finwait.lab import scenario
-    from finwait.lab.topology import unmet
-
-    if lacking := unmet(scenario.scenarios()[name].needs):
-        raise _NotHere("; ".join(lacking))
-    said: list[str | None] = []
-
-    def then(situation: Situation) -> int:
-        said.append(work(situation))
-        return 0
-
-    scenario.run(name, False, then)
-    return said[0]
-
-
-def _record(situation: Situation) -> None:
-    path = OUT / "recording.finwait"
-    path.unlink(missing_ok=True)
-    status, out, err = command("record", str(path), "--netns", _of(situation)[2])
-    expected(status, (0, 3), out, err)
-    status, out, err = command("diagnose", "--from", str(path))
-    expected(status, (0, 3), out, err)
-
-
-def _check(situation: Situation) -> None:
-    status, out, err = command("check", "--netns", _of(situation)[2])
-    expected(status, (1,), out, err)
-
-
-def _probe(situation: Situation) -> str:
-    status, out, err = command("probe", *_of(situation), "state", "fin-wait-2")
-    expected(status, (0, 3), out, err)
-    if "alive" not in out:
-        raise _Differs(out + err)
-    return out
-
-
-def _options(situation: Situation) -> list[tuple[Any, ...]]:
-    from finwait.kernel import pidfd
-
-    found = []
-    for one in situation.expected:
-        for pid, fd in one.owners[:1]:
-            handle = os.pidfd_open(pid)
-            try:
-                copy = pidfd._syscall(pidfd._SYS_PIDFD_GETFD, handle, fd, 0)
-            finally:
-                os.close(handle)
-            with socket.socket(fileno=copy) as sock:
-                keepalive = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-                found.append((keepalive, *(sock.getsockopt(socket.IPPROTO_TCP, o) for o in (4, 5, 6, 18))))
-    return found
-
-
-def _arm(situation: Situation) -> None:
-    before, last = _options(situation), max([0, *_acts()])
-    status, out, err = command("arm", "--keepalive", "60/15/5", "--yes", *_of(situation))
-    expected(status, (0, 3), out, err)
-    if {one[:4] for one in _options(situation)} != {(1, 60, 15, 5)}:
-        raise _Differs(f"options are {_options(situation)}\n{out}{err}")
-    status, out, err = command("undo", "--yes", *(str(number) for number in _acts() if number > last))
-    expected(status, (0, 3), out, err)
-    if _options(situation) != before:
-        raise _Differs(f"options are {_options(situation)}, were {before}\n{out}{err}")
-
-
-def _acts() -> list[int]:
-    return [int(entry["id"]) for entry in json.loads(command("journal", "-o", "json")[1])["items"]]
-
-
-def _clear(*how: str) -> Callable[[Situation], str]:
-    def work(situation: Situation) -> str:
-        words = ("clear", *how, "--yes", "--min-age", "0s", "--share", "1", *_of(situation))
-        status, out, err = command(*words)
-        if "nothing was done" in err:
-            raise _Differs(out + err)
-        expected(status, (0, 3), out, err)
-        end = time.monotonic() + 30
-        inodes = {one.inode for one in situation.expected}
-        while left := inodes & {row.inode for row in situation.rows().values() if row.inode}:
-            if time.monotonic() > end:
-                raise _Differs(f"{len(left)} are still there\n{out}{err}")
-            time.sleep(0.2)
-        return out
-
-    return work
-
-
-def _resets(family: int, address: str) -> Callable[[], str]:
-    done = threading.Event()
-
-    def traffic() -> None:
-        while not done.wait(1):  # again and again: when the trace has begun is not known here
-            with socket.socket(family) as door:
-                door.bind((address, 0))
-                door.listen()
-                client = socket.socket(family)
-                client.connect(door.getsockname()[:2])
-                accepted, _ = door.accept()
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                client.close()
-                time.sleep(0.2)
-                accepted.close()
-
-    def work() -> str:
-        done.clear()
-        thread = threading.Thread(target=traffic)
-        thread.start()
-        try:
-            status, out, err = command("trace", "--resets", "-o", "jsonl", "--for", "8s")
-        finally:
-            done.set()
-            thread.join()
-        expected(status, (0, 3), out, err)
-        lines = [json.loads(line) for line in out.splitlines()]
-        seen = [one for one in lines if address in (one.get("src"), one.get("dst"))]
-        if not seen:
-            raise _Differs(f"{len(lines)} lines, none of {address}\n{err}\n{out[:3000]}")
-        resets = [one for one in seen if "reset" in json.dumps(one)]
-        if not resets:
-            raise _Differs(f"no reset of {address}\n{err}\n{out[:3000]}")
-        return f"{len(seen)} lines, {len(resets)} with resets; {err}"
-
-    return work
-
-
-def acts() -> None:
-    """Looking and acting through the command line."""
-    attempt("act", "trial of SOCK_DESTROY", _trial)
-    attempt("act", "trace over IPv4", _resets(socket.AF_INET, "127.0.0.1"))
-    attempt("act", "trace over IPv6", _resets(socket.AF_INET6, "::1"))
-    attempt("act", "record and diagnose it", lambda: _in_scenario("close-wait-eof-read", _record))
-    attempt("act", "check", lambda: _in_scenario("close-wait-eof-read", _check))
-    attempt("act", "probe", lambda: _in_scenario("fin-wait2-held", _probe))
-    attempt("act", "arm and undo", lambda: _in_scenario("idle-unprobed", _arm))
-    attempt("act", "clear --with fin", lambda: _in_scenario("close-wait-eof-read", _clear("--with", "fin")))
-    attempt("act", "clear --with reset", lambda: _in_scenario("fin-wait2-held", _clear("--with", "reset")))
-    attempt(
-        "act", "clear --with destroy", lambda: _in_scenario("fin-wait2-held", _clear("--with", "destroy"))
-    )
-    attempt("act", "tune apply and undo", _tune)
-
-
-def _trial() -> str:
-    from finwait.kernel.destroy_trial import tried
-
-    found = tried()
-    if found.why_unknown:
-        raise _NotHere(found.why_unknown)
-    return f"ends orphans: {found.ends_orphans}; ends minisockets: {found.ends_minisockets}"
-
-
-def _tune() -> None:
-    path = Path("/proc/sys/net/ipv4/tcp_fin_timeout")
-    before = path.read_text()
-    status, out, err = command("tune", "apply", "tcp_fin_timeout=33", "--yes")
-    expected(status, (0, 3), out, err)
-    if path.read_text().strip() != "33":
-        raise _Differs(f"tcp_fin_timeout is {path.read_text()}{out}{err}")
-    status, out, err = command("undo", "--yes", str(max(_acts())))
-    expected(status, (0, 3), out, err)
-    if path.read_text() != before:
-        raise _Differs(f"tcp_fin_timeout is {path.read_text()}{out}{err}")
 
 
 def facts() -> None:
@@ -387,14 +129,14 @@ def _events(group: str) -> list[str]:
         try:
             return sorted(p.name for p in Path(root.path, "events", group).iterdir() if p.is_dir())
         except OSError as error:
-            raise _NotHere(error.strerror) from None
+            raise NotHere(error.strerror) from None
 
 
 def _fields(event: str) -> list[str]:
     with tracefs.Root() as root:
         path = Path(root.path, "events/tcp", event, "format")
         if not path.exists():
-            raise _NotHere("no such event")
+            raise NotHere("no such event")
         lines = [line.strip() for line in path.read_text().splitlines()]
     fields = [line.partition(";")[0].split()[-1] for line in lines if line.startswith("field:")]
     return [field for field in fields if not field.startswith("common_")]
@@ -404,7 +146,7 @@ def _mptcp() -> None:
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close()
     except OSError as error:
-        raise _NotHere(error.strerror) from None
+        raise NotHere(error.strerror) from None
 
 
 def _getfd() -> None:
@@ -414,41 +156,27 @@ def _getfd() -> None:
     try:
         os.close(pidfd._syscall(pidfd._SYS_PIDFD_GETFD, handle, 0, 0))
     except OSError as error:
-        raise _NotHere(error.strerror) from None
+        raise NotHere(error.strerror) from None
     finally:
         os.close(handle)
 
 
 def tests() -> None:
     """The kernel tests of `TESTS`, in a process of their own."""
-    wanted = [t for t in TESTS if Path(t).exists() and (not ONLY or any(o in t for o in ONLY))]
+    names = [name for name in TESTS if not ONLY or name in ONLY]
+    wanted = [path for name in names if (path := f"tests/kernel/{name}.py") and Path(path).exists()]
     began = time.monotonic()
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "timeout=600",
-        "-m",
-        "not slow",
-    ]
+    options = ("-q", "-p", "no:cacheprovider", "-o", "timeout=600", "-m", "not slow", "--durations=25")
+    words = [sys.executable, "-m", "pytest", *options, *wanted]
     with (OUT / "tests").open("w") as out:
-        done = subprocess.run([*words, *wanted], stdout=out, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, check=False)
     lines = (OUT / "tests").read_text().splitlines()
     for line in lines:
         if line.startswith(("FAILED ", "ERROR ", "SKIPPED ")):
             word, _, rest = line.partition(" ")
             emit("test", rest[:300], {"SKIPPED": "not here"}.get(word, "differs"), began)
-    emit(
-        "tests",
-        "subset",
-        "ok" if done.returncode == 0 else "differs",
-        began,
-        lines[-1] if lines else "",
-    )
+    verdict = "ok" if done.returncode == 0 else "differs"
+    emit("tests", "subset", verdict, began, lines[-1] if lines else "")
 
 
 def smoke() -> None:
@@ -456,8 +184,8 @@ def smoke() -> None:
     from tests.guest.matrix import cells, measure
 
     attempt("scenario", "kube-proxy-userspace", lambda: expected_as_built("kube-proxy-userspace"))
-    attempt("act", "trace over IPv6", _resets(socket.AF_INET6, "::1"))
-    attempt("act", "trial of SOCK_DESTROY", _trial)
+    attempt("act", "trace over IPv6", resets(socket.AF_INET6, "::1"))
+    attempt("act", "trial of SOCK_DESTROY", trial)
     cell = dict(cells())["FIN_WAIT1 orphan"]
     attempt("destroy", "FIN_WAIT1 orphan", lambda: str(measure(cell, PATIENCE_S)))
 
@@ -472,7 +200,7 @@ def recordings() -> None:
 
         def work(name: str = name, needs: tuple[str, ...] = scenario.needs) -> None:
             if lacking := unmet(needs):
-                raise _NotHere("; ".join(lacking))
+                raise NotHere("; ".join(lacking))
             path = make.make(name)
             folder = OUT / "captures" / path.parent.name
             folder.mkdir(parents=True, exist_ok=True)
@@ -482,7 +210,8 @@ def recordings() -> None:
 
 
 JOBS: dict[str, Callable[[], None]] = {
-    job.__name__: job for job in (facts, smoke, acts, matrix, scenarios, proofs, tests, recordings)
+    **{job.__name__: job for job in (facts, smoke, acts, matrix, scenarios, proofs, tests, recordings)},
+    **{name: one.job for name, one in RESTRICTED.items()},
 }
 
 

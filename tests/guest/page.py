@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.guest.chosen import TESTS
 
 __all__ = ["measured", "page"]
 
@@ -60,6 +63,10 @@ def _parts(kernels: list[dict[str, Any]]) -> Iterator[str]:
     if apart:
         yield "\nWhat is not here, or differs:\n"
         yield from apart
+    yield "\nThe kernel tests are those that ask the kernel from the process of the tests. Those that run the command"
+    yield "line take too long in emulation, and the scenarios and acts ask the same in one process. The modules are"
+    yield from textwrap.wrap(", ".join(f"`{name}`" for name in TESTS) + ".", 110)
+    yield from _restricted(kernels)
     yield "\n## SOCK_DESTROY\n"
     yield (
         "What a request does to a connection in each state, *held* by a program or an *orphan*, and whether a RST\n"
@@ -146,7 +153,28 @@ def _apart(kernels: list[dict[str, Any]]) -> Iterator[str]:
         for row in one["results"]:
             if row["verdict"] != "ok" and row["kind"] not in ("fact", "tests"):
                 what = "" if row["verdict"] == "not here" else f" {row['verdict']}:"
-                yield f"- {one['kernel']}, {row['kind']} `{row['name']}`:{what} {row['detail']}"
+                name = row["name"] if row["kind"] == "restriction" else f"`{row['name']}`"
+                yield f"- {one['kernel']}, {row['kind']} {name}:{what} {row['detail']}".rstrip(" :")
+
+
+def _restricted(kernels: list[dict[str, Any]]) -> Iterator[str]:
+    """What was tried on machines that are restricted on purpose."""
+    tried = [(one["kernel"], rows) for one in kernels if (rows := _rows(one, "restriction"))]
+    if not tried:
+        return
+    yield "\n## Restricted machines\n"
+    yield (
+        "Each restriction is a boot of its own: what it does not forbid must work, and of the rest finwait must name\n"
+        "what forbids it and what would let it. A refusal that is told as it should be counts as *as expected*.\n"
+    )
+    lines = []
+    for version, found in tried:
+        for name in dict.fromkeys(row["name"].partition(": ")[0] for row in found):
+            own = [row for row in found if row["name"].partition(": ")[0] == name]
+            fine = ", ".join(r["name"].partition(": ")[2] for r in own if r["verdict"] == "ok")
+            apart = ", ".join(r["name"].partition(": ")[2] for r in own if r["verdict"] != "ok")
+            lines.append([f"`{name}`" if "=" in name else name, version, fine or "–", apart or "–"])
+    yield from _table(["restriction", "kernel", "as expected", "not here, or differs"], lines)
 
 
 def _events(kernels: list[dict[str, Any]]) -> Iterator[list[str]]:

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from finwait.cli import main
-from finwait.lab.proofs import Measured, Outcome, Proof, proofs, prove
+from finwait.lab.proofs.catalogue import proofs, prove
+from finwait.lab.proofs.instruments import Measured, Outcome, Proof
 from finwait.lab.topology import unmet
 from finwait.shipped import knowledge
 from tests.kernel import needs

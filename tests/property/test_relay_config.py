@@ -15,16 +15,10 @@ from hypothesis import strategies as st
 
 from finwait.errors import DecodeError
 from finwait.relay import proxy_protocol
-from finwait.relay.config import (
-    Config,
-    ConfigError,
-    json_schema,
-    load,
-    options,
-    parse,
-    parse_duration,
-    tables,
-)
+from finwait.relay.config.model import Config, ConfigError, parse_duration
+from finwait.relay.config.parsing import parse
+from finwait.relay.config.reference import json_schema, options, tables
+from finwait.relay.config.toml import load
 from finwait.relay.resolve import parse_file
 
 GOOD = """\

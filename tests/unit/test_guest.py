@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.guest import __main__ as guest
 from tests.guest import debian
-from tests.guest.boot import lines_of
+from tests.guest.boot import Ran, lines_of
+from tests.guest.chosen import TESTS
 from tests.guest.page import page
 
 
@@ -84,3 +87,42 @@ def test_the_page_tells_what_differs_from_what_is_not_here_and_from_what_was_not
     assert "- 5.10, scenario `b`: the kernel has no MPTCP" in text
     assert "- 5.10, act `check`: differs: status 3" in text
     assert "| FIN_WAIT1 orphan | FIN_WAIT1 with no timer, silent | not measured |" in text
+
+
+def test_the_page_groups_what_was_tried_on_restricted_machines_and_names_the_kernel_tests() -> None:
+    rows = [
+        row("restriction", "lockdown=integrity: `probe`", "ok"),
+        row("restriction", "lockdown=integrity: `trace`", "differs", "status 1"),
+        row("restriction", "no module is loaded on demand: `list`", "ok"),
+    ]
+    text = page([{"kernel": "6.12", "release": "r", "package": "p", "date": "2026-11-29", "results": rows}])
+    assert "| `lockdown=integrity` | 6.12 | `probe` | `trace` |" in text
+    assert "| no module is loaded on demand | 6.12 | `list` | – |" in text
+    assert "- 6.12, restriction lockdown=integrity: `trace`: differs: status 1" in text
+    assert "`test_sockets_against_proc`" in text
+
+
+def test_every_chosen_kernel_test_exists() -> None:
+    folder = Path(__file__).parents[1] / "kernel"
+    assert [name for name in TESTS if not (folder / f"{name}.py").exists()] == []
+
+
+def measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *rows: dict[str, Any], whole: bool
+) -> list[str]:
+    monkeypatch.setattr(guest, "MEASURED", tmp_path)
+    old = [row("tests", "subset", "differs"), row("test", "a", "differs"), row("act", "check", "ok")]
+    (tmp_path / "6.1.json").write_text(json.dumps({"results": old}))
+    guest._keep("6.1", "r", "p", Ran(tmp_path, 1.0, True, rows), "emulated", whole=whole)
+    return [f"{r['kind']} {r['name']}" for r in json.loads((tmp_path / "6.1.json").read_text())["results"]]
+
+
+def test_what_is_measured_again_replaces_what_it_measured_before_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot, passed = row("boot", "r", "ok"), row("tests", "subset", "ok", "9 passed")
+    recording = row("recording", "time-wait", "ok")
+    found = measured_again(tmp_path, monkeypatch, boot, passed, recording, whole=True)
+    assert found == ["act check", "tests subset"]  # a test that failed and passes now is not told any more
+    found = measured_again(tmp_path, monkeypatch, row("act", "probe", "ok"), whole=False)
+    assert found == ["tests subset", "test a", "act check", "act probe"]

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PYTHONS = [c.rpartition(" ")[2] for c in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", c)]
-TEXTS = {name: (ROOT / name).read_text() for name in ("requirements.lock", "requirements-fuzz.lock")}
+LOCKS = ("requirements.lock", "requirements-fuzz.lock", "requirements-site.lock")
+TEXTS = {name: (ROOT / name).read_text() for name in LOCKS}
 
 
 def entries(text: str) -> Iterator[tuple[Requirement, list[str]]]:
@@ -66,7 +67,8 @@ def test_all_that_the_project_asks_for_is_locked_once_within_its_ranges(python: 
     assert set(build) <= set(PROJECT["dependency-groups"]["build"])
     main = [*map(Requirement, PROJECT["dependency-groups"]["build"]), *asked("dev")]
     main += map(Requirement, PROJECT["project"]["dependencies"])
-    for name, wanted in (("requirements.lock", main), ("requirements-fuzz.lock", list(asked("fuzz")))):
+    site = list(map(Requirement, PROJECT["dependency-groups"]["site"]))
+    for name, wanted in zip(LOCKS, (main, list(asked("fuzz")), site), strict=True):
         locked = [(r.name.lower(), r) for r, _ in entries(TEXTS[name]) if meant(r, python)]
         assert len(locked) == len({lower for lower, _ in locked}), "two versions of one package"
         for requirement in wanted:
@@ -76,9 +78,10 @@ def test_all_that_the_project_asks_for_is_locked_once_within_its_ranges(python: 
                 assert requirement.specifier.contains(version), f"{requirement}: {version} is locked"
 
 
-def test_both_locks_agree() -> None:
+@pytest.mark.parametrize("name", LOCKS[1:])
+def test_the_other_locks_agree_with_the_main_one(name: str) -> None:
     main = {str(r): hashes for r, hashes in entries(TEXTS["requirements.lock"])}
     names = {r.name for r, _ in entries(TEXTS["requirements.lock"])}
-    for requirement, hashes in entries(TEXTS["requirements-fuzz.lock"]):
+    for requirement, hashes in entries(TEXTS[name]):
         if requirement.name in names:
             assert main[str(requirement)] == hashes

@@ -106,7 +106,7 @@ def tracked(
     verdict, mismatch = [], []
     for k in range(len(f)):
         ends_of = (client[k], seen[0][k]), (server[k], seen[1][k])
-        states = [tcp.STATES.get(int(sockets.state[r])) if r >= 0 else None for r, _ in ends_of]
+        states = [tcp.state_name(int(sockets.state[r])) if r >= 0 else None for r, _ in ends_of]
         said, wrong = _verdict(ct.TCP_STATES.get(int(f.tcp_state[k]), "?"), states, [at for _, at in ends_of])
         verdict.append(said)
         mismatch.append(wrong)

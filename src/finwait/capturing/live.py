@@ -144,7 +144,7 @@ class _Run:
             self.captures.append(capture)
             named += [replace(one, device=capture.interfaces.get(one.ifindex, "")) for one in mine]
         for one in named:
-            self.states[one] = tcp.STATES.get(one.state, "?")
+            self.states[one] = tcp.state_name(one.state)
             for form in one.forms or (one.ends,):
                 self.scopes.setdefault((one.netns, _sides(form)), []).append(one)
         self.recorder.chosen = tuple(named)
@@ -238,7 +238,7 @@ class _Run:
             # A minisocket has a cookie of its own; a full socket with another is another connection.
             if row is None or (int(timer) != 3 and row.cookie and int(cookie) != row.cookie):
                 continue
-            name = tcp.STATES.get(int(state), "?")
+            name = tcp.state_name(int(state))
             until = f", which ends by itself in {int(left) / 1000:.0f} s" if int(timer) == 3 else ""
             mini = " as a minisocket" if int(timer) == 3 and name != "TIME_WAIT" else ""
             found[row] = (name + mini, until)

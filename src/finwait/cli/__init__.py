@@ -13,11 +13,13 @@ import gc
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from finwait.errors import DecodeError, FilterError, FinwaitError, Refused, UsageError
+from finwait.relay.command import not_empty
 from finwait.version import __version__
 
 __all__ = ["COMMANDS", "EXIT_STATUS", "build_parser", "main"]
@@ -46,6 +48,10 @@ COMMANDS = {
 }
 """Command → module of this package."""
 
+_ALSO_COLUMNS = frozenset({"netns"})
+"""Commands that a FILTER may begin with as well: an operator behind them says which."""
+_OPERATOR = re.compile(r"[=!<>]|(?:eq|neq?|[lg](?:t|eq?))$", re.IGNORECASE)
+
 EXIT_STATUS = {
     0: "done; all that was asked for could be seen",
     1: "failed: the message says what was tried and what the kernel said",
@@ -65,17 +71,10 @@ class _WrongArguments(SystemExit):
         self.message = message
 
 
-def _word(text: str) -> str:
-    """Refuse an empty value (argparse type): a script's unset variable, which would be taken for "not given"."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("empty: is a variable of your script not set?")
-    return text
-
-
 class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever argparse takes
         super().__init__(*args, **kwargs)
-        self.register("type", None, _word)  # of every option and argument that names no other type
+        self.register("type", None, not_empty)  # of every option and argument that names no other type
 
     def add_subparsers(self, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever argparse takes and returns
         found = super().add_subparsers(**kwargs)
@@ -111,6 +110,8 @@ def _with_command(argv: Sequence[str]) -> list[str]:
     for k in range(len(argv) - 1, 0, -1):
         if argv[k - 1] == "--sort" and argv[k].startswith("-"):  # argparse would take it for an option
             argv[k - 1 : k + 1] = [f"--sort={argv[k]}"]
+    if len(argv) > 1 and argv[0] in _ALSO_COLUMNS and _OPERATOR.match(argv[1]):
+        return ["diagnose", *argv]
     if argv and (argv[0] in COMMANDS or argv[0] in ("-h", "--help", "--version")):
         return list(argv)
     return ["diagnose", *argv]

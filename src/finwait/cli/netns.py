@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
                 "processes": ns.process_count,
                 "first_pid": ns.pids[0] if ns.pids else None,
                 "comm": comm,
-                "states": {tcp.STATES.get(k, str(k)): int(n) for k, n in enumerate(counts) if n},
+                "states": {tcp.state_name(k): int(n) for k, n in enumerate(counts) if n},
                 "conntrack_entries": settings.sysctl("netfilter/nf_conntrack_count"),
                 "tcp_fin_timeout": settings.sysctl("ipv4/tcp_fin_timeout"),
             }

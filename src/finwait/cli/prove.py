@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from finwait.lab.proofs import Outcome, Proof
+    from finwait.lab.proofs.instruments import Outcome, Proof
     from finwait.remedy.knowledge import Knowledge
 
 __all__ = ["add_parser", "run"]
@@ -36,7 +36,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out and return its exit status."""
-    from finwait.lab.proofs import proofs, prove
+    from finwait.lab.proofs.catalogue import proofs, prove
     from finwait.shipped import knowledge
 
     known = knowledge()
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _chosen(words: list[str], known: Knowledge) -> Iterator[Proof]:
     from finwait.errors import UsageError
-    from finwait.lab.proofs import proofs
+    from finwait.lab.proofs.catalogue import proofs
 
     available = proofs()
     names: dict[str, None] = {}

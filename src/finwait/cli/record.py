@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from finwait.cli import options
+from finwait.selecting import namespaces
 
 __all__ = ["add_parser", "run"]
 
@@ -49,7 +50,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="NAME|INODE|PID",
         help="only this network namespace (repeatable)",
     )
-    parser.add_argument("--note", type=str, default="", metavar="TEXT", help="a line for whoever reads it")
+    parser.add_argument("--note", metavar="TEXT", help="a line for whoever reads it")
     parser.set_defaults(run=run)
 
 
@@ -66,10 +67,10 @@ def run(args: argparse.Namespace) -> int:
         args.file,
         looks=args.looks,
         interval_ms=args.interval,
-        only=options.namespaces(args.netns, live=True) if args.netns else None,
+        only=namespaces(args.netns, live=True) if args.netns else None,
         redact=args.redact,
         keep_names=frozenset(args.keep_name),
-        note=args.note,
+        note=args.note or "",
         progress=options.progress(),
     )
     size = os.stat(args.file).st_size

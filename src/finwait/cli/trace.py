@@ -73,7 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--for",
         dest="duration",
-        type=options.duration_ms,
+        type=options.while_ms,
         metavar="DURATION",
         help="stop after this time (e.g. 10s, 5m)",
     )
@@ -540,7 +540,7 @@ def _stuck_record(
         if not holders and (blind or not one.held.whole):
             holders = None
     return {
-        "state": tcp.STATES[one.state],
+        "state": tcp.state_name(one.state),
         "for_ms": one.for_ns // 1_000_000,
         "at_least": not one.exact,
         "netns": one.netns,

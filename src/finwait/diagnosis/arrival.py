@@ -83,7 +83,7 @@ def observed(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     ):
         states, counts = np.unique(s.state[view.other[here[got == there]]], return_counts=True)
         seen = ", ".join(
-            f"{tcp.STATES.get(k, k)} ×{n}" for k, n in zip(states.tolist(), counts.tolist(), strict=True)
+            f"{tcp.state_name(k)} ×{n}" for k, n in zip(states.tolist(), counts.tolist(), strict=True)
         )
         if seen:
             result.append(Evidence("other end", seen, "sock_diag in the other end's namespace", says))

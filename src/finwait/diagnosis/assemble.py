@@ -110,11 +110,14 @@ _CLOCK_SLACK_MS = 100
 """Clocks of sockets count in jiffies, and a namespace is dumped a little sooner or later within each look."""
 
 
-def movement(sockets: SocketTable, earlier: SocketTable | None, watched_ms: int = 0) -> Movement:
+def movement(
+    sockets: SocketTable, earlier: SocketTable | None, watched_ms: int = 0, first_look_ms: int = 0
+) -> Movement:
     """Compare with an earlier look, by cookie.
 
-    Rows that have no counters (kernels before 4.1) are judged by their clocks and queues, for two looks that are
-    ``watched_ms`` apart: what is silent has grown older by just that time.
+    Rows that have no counters (kernels before 4.1) are judged by their clocks and queues, for two looks that began
+    ``watched_ms`` apart: what is silent has grown older by just that time, less what the first look had taken
+    (``first_look_ms``) when it came to the row. Where that makes the difference, nothing is known.
     """
     n = len(sockets)
     if earlier is None or not len(earlier) or not n:
@@ -135,10 +138,12 @@ def movement(sockets: SocketTable, earlier: SocketTable | None, watched_ms: int 
         return counted, more
 
     def stirred(name: str) -> tuple[Mask, Mask]:
-        """Return which rows have a clock in both looks, and in which it has been set anew in between."""
+        """Return which rows have a clock that tells, and in which it has been set anew in between."""
         both = known & sockets.present(name) & earlier.present(name)[at]
-        quiet = earlier.column(name)[at].astype(np.int64) + watched_ms
-        return both, both & (sockets.column(name) + _CLOCK_SLACK_MS < quiet)
+        then = earlier.column(name)[at].astype(np.int64)
+        older = sockets.column(name).astype(np.int64) + _CLOCK_SLACK_MS - then
+        anew = (older < watched_ms - first_look_ms) | (older < _CLOCK_SLACK_MS)
+        return both & (anew | (older >= watched_ms)), both & anew
 
     mptcp = bool((sockets.protocol == 262).any())
     counted, moved = grew(_RECEIVED if mptcp else _RECEIVED[:1])
@@ -173,6 +178,7 @@ def assemble(
     options: Options,
     earlier: SocketTable | None = None,
     watched_ms: int = 0,
+    first_look_ms: int = 0,
     not_holders: frozenset[int] = frozenset(),
     hidden: tuple[HiddenDescriptor, ...] = (),
     hidden_known: bool = False,
@@ -190,7 +196,8 @@ def assemble(
         cgroup_paths: cgroup id → path.
         options: what counts as long, and as many.
         earlier: the table of a first look, when there were two.
-        watched_ms: the time between them.
+        watched_ms: the time between their beginnings.
+        first_look_ms: how long the first one took.
         not_holders: pids that could not be looked into, of which the caller says that they hold nothing.
         hidden: descriptors of TCP sockets that have no row.
         hidden_known: whether those were looked for.
@@ -203,10 +210,11 @@ def assemble(
         sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None
     )
     least, most, source = ages(sockets)
-    change = movement(sockets, earlier, watched_ms)
+    change = movement(sockets, earlier, watched_ms, first_look_ms)
     if watched_ms:
-        longer = change.same_state & (least < watched_ms)
-        least[longer] = watched_ms
+        seen_ms = max(0, watched_ms - first_look_ms)
+        longer = change.same_state & (least < seen_ms)
+        least[longer] = seen_ms
         source[longer] = 3
         new = ~change.same_state & (earlier is not None)
         shorter = new & ((most < 0) | (most > watched_ms)) & (least <= watched_ms)

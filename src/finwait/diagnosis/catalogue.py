@@ -8,7 +8,7 @@ from functools import cache
 
 from finwait.diagnosis.rule import Rule
 
-__all__ = ["NAMES", "indispensable", "page", "rule", "rules"]
+__all__ = ["NAMES", "indispensable", "page", "rule", "rules", "variants"]
 
 NAMES = (
     "fin-wait2-held",
@@ -70,6 +70,11 @@ def indispensable() -> tuple[Rule, ...]:
 def rules() -> tuple[Rule, ...]:
     """Return all rules."""
     return tuple(rule(name) for name in NAMES)
+
+
+def variants() -> dict[str, int]:
+    """Return how many variants each rule has."""
+    return {one.name: len(one.cases) for one in rules()}
 
 
 def page(name: str) -> str:

@@ -121,7 +121,7 @@ _STATES: Final = {
     (True, True, True, False): tcp.CLOSE,
 }
 CLOSED: Final = "CLOSED"
-_NAMES: Final = {number: tcp.STATES[number] for number in _STATES.values()} | {tcp.CLOSE: CLOSED}
+_NAMES: Final = {number: tcp.state_name(number) for number in _STATES.values()} | {tcp.CLOSE: CLOSED}
 _FACTS: Final = {_NAMES[number]: Facts(*key) for key, number in _STATES.items() if number != tcp.CLOSE}
 """What the state of a kernel says of that end."""
 

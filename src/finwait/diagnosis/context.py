@@ -54,6 +54,11 @@ class ViewContext:
         if name in ("age_at_least_s", "age_at_most_s"):
             ms = view.at_least_ms if name == "age_at_least_s" else view.at_most_ms
             return np.where(ms < 0, np.nan, ms / 1000)
+        if name == "autobound":
+            raise ValueError(
+                "no answer of the kernel tells whether it chose a port; compare with the range it chooses from, "
+                f"{self._port_ranges()}"
+            )
         if name == "pid":
             return self._per_holder(lambda pid: pid)
         if name == "comm":
@@ -72,6 +77,12 @@ class ViewContext:
         if name in ("rule", "also", "variant", "severity") and self._findings is not None:
             return self._causes(name, self._findings)
         raise KeyError(name)
+
+    def _port_ranges(self) -> str:
+        """Return FILTERs for the ports that the namespaces choose from."""
+        ranges = {ns.sysctls.get("ipv4/ip_local_port_range", "") for ns in self._view.namespaces.values()}
+        bounds = sorted(text.split() for text in ranges if len(text.split()) == 2) or [["32768", "60999"]]
+        return ", ".join(f"`sport >= :{low} sport <= :{high}`" for low, high in bounds[:3])
 
     def _per_holder(self, what: Callable[[int], Any]) -> list[Any]:
         view = self._view

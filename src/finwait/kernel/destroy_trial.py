@@ -131,7 +131,7 @@ class _Loopback:
         until = time.monotonic() + _DEADLINE_S
         while self._state(whom) != state:
             if time.monotonic() > until:
-                raise KernelError(errno.ETIMEDOUT, f"bring a throwaway into {tcp.STATES[state]}")
+                raise KernelError(errno.ETIMEDOUT, f"bring a throwaway into {tcp.state_name(state)}")
             time.sleep(0.005)
 
     def _state(self, whom: inet_diag.SocketId) -> int:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
-    from finwait.relay.config import Service
+    from finwait.relay.config.model import Service
 
 __all__ = ["Address", "Backend", "Balancer"]
 
@@ -61,7 +61,6 @@ class Backend:
         "failed",
         "failures",
         "family",
-        "idle",
         "leads_back_until",
         "max_connections",
         "name",
@@ -92,8 +91,6 @@ class Backend:
         self.connected = 0
         self.failed = 0
         self.connect_seconds = 0.0
-        self.idle: list[Any] = []
-        """Pre-opened connections; the engine's."""
 
     def full(self) -> bool:
         """Return whether it has as many connections as it may."""

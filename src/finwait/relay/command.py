@@ -17,7 +17,7 @@ from finwait.errors import FinwaitError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from finwait.relay.config import Config
+    from finwait.relay.config.model import Config
 
 __all__ = [
     "DEFAULT_ADMIN",
@@ -27,6 +27,7 @@ __all__ = [
     "default_text",
     "flag_of",
     "main",
+    "not_empty",
     "option_of",
 ]
 
@@ -60,8 +61,25 @@ def option_of(path: str) -> str:
     return "--to" if plain.startswith("service.backend") else flag_of(plain)
 
 
+def not_empty(text: str) -> str:
+    """Refuse an empty value (argparse type): a script's unset variable, which would be taken for "not given"."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("empty: is a variable of your script not set?")
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser that ends with a hint."""
+    """A parser that ends with a hint, and takes no empty value."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever argparse takes
+        super().__init__(*args, **kwargs)
+        self.register("type", None, not_empty)  # of every option and argument that names no other type
+
+    def add_subparsers(self, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever argparse takes and returns
+        """Let the parser of each subcommand judge its own words: all of them go through this one's type first."""
+        found = super().add_subparsers(**kwargs)
+        found.type = str
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, with a hint."""
@@ -84,7 +102,7 @@ class RunParser(_Parser):
         self._filled = True
         import msgspec
 
-        from finwait.relay.config import options
+        from finwait.relay.config.reference import options
 
         self.add_argument(
             "--config", metavar="FILE", help="TOML file; the options below go before what it says"
@@ -231,25 +249,28 @@ def build_config(args: argparse.Namespace) -> Config:
     """
     from pathlib import Path
 
-    from finwait.relay import config as c
+    from finwait.relay.config.model import ConfigError
+    from finwait.relay.config.parsing import parse
+    from finwait.relay.config.reference import options
+    from finwait.relay.config.toml import load
 
-    given = {path: value for path, *_ in c.options() if (value := getattr(args, path, None)) is not None}
+    given = {path: value for path, *_ in options() if (value := getattr(args, path, None)) is not None}
     if args.config:
         if not (given or args.listen or args.to):
-            return c.load(Path(args.config))
+            return load(Path(args.config))
         import msgspec
 
-        data: dict[str, Any] = msgspec.to_builtins(c.load(Path(args.config)))
+        data: dict[str, Any] = msgspec.to_builtins(load(Path(args.config)))
     else:
         if not args.listen or not args.to:
-            raise c.ConfigError(
+            raise ConfigError(
                 "nothing to relay: neither `--config` nor both of `--listen` and `--to`",
                 hint="for example `finwait relay run --listen 127.0.0.1:8080 --to 127.0.0.1:80`",
             )
         data = {"service": [{}]}
     if args.listen or args.to:
         if len(data["service"]) != 1:
-            raise c.ConfigError(
+            raise ConfigError(
                 "`--listen` and `--to` are for a single service, and the file has several",
                 hint="change the file, or leave the options out",
             )
@@ -263,11 +284,11 @@ def build_config(args: argparse.Namespace) -> Config:
             for key in keys[1 if keys[0] == "service" else 0 : -1]:
                 table = table.setdefault(key, {})
             table[keys[-1]] = value
-    return c.parse(data, name="command line", shown=option_of)
+    return parse(data, name="command line", shown=option_of)
 
 
 def _backend(text: str) -> dict[str, Any]:
-    from finwait.relay.config import ConfigError
+    from finwait.relay.config.model import ConfigError
 
     address, *rest = text.split(",")
     found: dict[str, Any] = {"address": address}
@@ -286,13 +307,13 @@ def _run(args: argparse.Namespace) -> int:
         _options_alone(args)
     if args.explain:
         return _explain(args)
-    from finwait.relay import loops
+    from finwait.relay import circles
 
     if args.check:
         from finwait.relay.supervisor import user_entry
 
         config = build_config(args)
-        loops.refuse(config, names=True)
+        circles.refuse(config, names=True)
         if config.user:
             user_entry(config.user)
         names = ", ".join(f"`{service.name}`" for service in config.service)
@@ -304,7 +325,7 @@ def _run(args: argparse.Namespace) -> int:
 
     def read() -> Config:
         config = build_config(args)
-        loops.refuse(config)
+        circles.refuse(config)
         return config
 
     supervisor = Supervisor(read, [sys.executable, *sys.orig_argv[1:]])
@@ -314,7 +335,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _options_alone(args: argparse.Namespace) -> None:
     """Check what options alone describe: what is wrong there is wrong on every machine."""
-    from finwait.relay.config import ConfigError
+    from finwait.relay.config.model import ConfigError
 
     try:
         build_config(args)
@@ -328,7 +349,7 @@ def _explain(args: argparse.Namespace) -> int:
 
     import msgspec
 
-    from finwait.relay.config import options
+    from finwait.relay.config.reference import options
 
     now: Any = msgspec.to_builtins(build_config(args)) if args.config or args.listen or args.to else None
     for path, kind, default, text in options():
@@ -351,7 +372,7 @@ def _value(config: Any, path: str, default: object) -> Any:  # noqa: ANN401 - of
 
 
 def _schema(_: argparse.Namespace) -> int:
-    from finwait.relay.config import json_schema
+    from finwait.relay.config.reference import json_schema
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0
@@ -487,7 +508,7 @@ def _all_found(count: int, ids: Iterable[str]) -> int:
 
 
 def _drain(args: argparse.Namespace) -> int:
-    from finwait.relay.config import parse_duration
+    from finwait.relay.config.model import parse_duration
 
     try:
         seconds = None if args.seconds is None else parse_duration(args.seconds)

@@ -12,12 +12,12 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from finwait.relay import proxy_protocol
-from finwait.relay.config import probe_bytes
+from finwait.relay.config.check import probe_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from finwait.relay.config import Config, Health
+    from finwait.relay.config.model import Config, Health
 
 __all__ = ["Checker", "check_once"]
 

@@ -21,16 +21,19 @@ from typing import TYPE_CHECKING, Final
 from finwait import files
 from finwait.errors import KernelError, PermissionNeeded
 from finwait.relay import sockets
-from finwait.relay.config import ConfigError, Listen, parse_listen
+from finwait.relay.config.addresses import Listen, parse_listen
+from finwait.relay.config.model import ConfigError
+from finwait.relay.liveness import liveness_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from finwait.relay.config import Config, Service
+    from finwait.relay.config.model import Config, Service
 
-__all__ = ["Bound", "bind_all", "hand_over", "inherited", "refused", "remove_stale"]
+__all__ = ["EVERY_IPV4", "Bound", "bind_all", "hand_over", "inherited", "made", "refused", "remove_stale"]
 
 _FIRST_FD: Final = 3
+EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - where the configuration says so
 HANDED: Final = "FINWAIT_RELAY_SOCKETS"
 
 
@@ -180,8 +183,8 @@ def _open(service: Service, listen: Listen, port: int | None) -> socket.socket:
     """Bind and listen."""
     if listen.kind == "unix":
         return _open_unix(service, listen.host)
-    family = socket.AF_INET if listen.kind == "ipv4" else socket.AF_INET6
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock, host = made(listen.host, str(listen))
+    family = sock.family
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -198,12 +201,28 @@ def _open(service: Service, listen: Listen, port: int | None) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, sockets.SO_MARK, service.client.mark)
         if service.client.device:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, service.client.device.encode() + b"\0")
-        sock.bind((listen.host, port or listen.port))
+        sock.bind((host, port or listen.port))
         sock.listen(service.client.backlog)
     except OSError as error:
         sock.close()
         raise refused(error, f"listen on {listen}") from None
     return sock
+
+
+def made(host: str, shown: str) -> tuple[socket.socket, str]:
+    """Return a TCP socket that is not bound yet, and the host to bind it to.
+
+    ``::`` is every address. Where the kernel has no IPv6 (``ipv6.disable=1``), every address is those of IPv4.
+
+    Raises:
+        KernelError: there is no such family; ``shown`` is the address as it was written.
+    """
+    try:
+        return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM), host
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT and host == "::":
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM), EVERY_IPV4
+        raise refused(error, f"listen on {shown}") from None
 
 
 def _open_unix(service: Service, path: str) -> socket.socket:
@@ -254,6 +273,7 @@ def refused(error: OSError, doing: str) -> KernelError:
     hint = {
         "EADDRINUSE": "`ss -ltnp` shows who has it",
         "EADDRNOTAVAIL": "no interface has this address; `ip address` lists those there are",
+        "EAFNOSUPPORT": "this kernel has no IPv6 (`ipv6.disable=1`); `*` listens on IPv4 alone then",
         "ENODEV": "there is no such interface; `ip link` lists those there are",
     }
     return KernelError(number, doing, hint=hint.get(errno.errorcode.get(number, ""), ""))
@@ -261,8 +281,6 @@ def refused(error: OSError, doing: str) -> KernelError:
 
 def _set_options(socks: tuple[socket.socket, ...] | list[socket.socket], service: Service) -> None:
     """Set what accepted sockets inherit."""
-    from finwait.relay.server import liveness_options
-
     side = service.client
     for sock in socks:
         if not sockets.is_tcp(sock.family):

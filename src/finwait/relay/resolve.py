@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finwait import files
 from finwait.errors import FileRefused
-from finwait.relay.config import check_backend, split_address
+from finwait.relay.config.addresses import check_backend, split_address
 from finwait.relay.notice import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from finwait.relay.config import BackendConfig, Config, Service
+    from finwait.relay.config.model import BackendConfig, Config, Service
 
 __all__ = ["MOST_BACKENDS", "Resolver", "fixed", "parse_file"]
 

@@ -78,6 +78,8 @@ class Verdict:
 
     guard: str
     reason: str
+    wait_ms: int = 0
+    """After so long it would not speak any more, if nothing changes; 0 where waiting does not help, or for unknown."""
 
 
 def _listener(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
@@ -109,7 +111,7 @@ def _silent_orphan(view: View, row: int, limits: Limits) -> str | None:  # noqa:
         when = (
             "it has no timer that would end it" if left is None else f"it ends within {duration_text(left)}"
         )
-        return f"an orphan in {tcp.STATES[state]}: {when}; destroying it sends no packet"
+        return f"an orphan in {tcp.state_name(state)}: {when}; destroying it sends no packet"
     return None
 
 
@@ -197,8 +199,14 @@ def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
             continue
         reason = look(view, row, limits)
         if reason is not None:
-            return Verdict(name, reason)
+            return Verdict(name, reason, _wait_ms(view, row, limits) if name == "min-age" else 0)
     return None
+
+
+def _wait_ms(view: View, row: int, limits: Limits) -> int:
+    """Return when a young connection is old enough; 0 where its age is not known."""
+    age = int(view.at_least_ms[row])
+    return limits.min_age_ms - age if age >= 0 else 0
 
 
 def guard_well(view: View, row: int, limits: Limits, title: str) -> Verdict | None:
@@ -231,12 +239,12 @@ def guard_destroy(view: View, row: int, limits: Limits, can: Abilities) -> Verdi
         return None
     if s.state[row] not in (tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.LAST_ACK, tcp.CLOSING):
         return None
-    return Verdict("harmed-orphan", f"an orphan in {tcp.STATES[int(s.state[row])]}: {can.harms_orphans}")
+    return Verdict("harmed-orphan", f"an orphan in {tcp.state_name(int(s.state[row]))}: {can.harms_orphans}")
 
 
 def _live_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | None:  # noqa: ARG001
     for row in rows:
-        state = tcp.STATES.get(int(view.sockets.state[row]), "?")
+        state = tcp.state_name(int(view.sockets.state[row]))
         if state not in ("TIME_WAIT", "CLOSE"):
             return (
                 f"a socket in {state} still uses the entry: without it the next data may make a new one, but a FIN "

@@ -153,6 +153,8 @@ class Left(msgspec.Struct, frozen=True):
     connection: str
     guard: str
     reason: str
+    wait_ms: int = 0
+    """After so long the guard would not speak any more, if nothing changes; 0 where that is no help, or not known."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -236,7 +238,7 @@ def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Col
         else:
             fresh = _again(view, row, step, limits, can, cells)
             if isinstance(fresh, Verdict):
-                left.append(Left(_text(view, row), fresh.guard, fresh.reason))
+                left.append(Left(_text(view, row), fresh.guard, fresh.reason, fresh.wait_ms))
             else:
                 steps.append(fresh)
     here = [step for step in steps if not step.gone]
@@ -338,7 +340,7 @@ def _unsound(end: Step | End) -> str | None:
         return f"{end.netns}, {end.ifindex}: not a namespace and an interface"
     if not (0 <= end.sport < 1 << 16 and 0 <= end.dport < 1 << 16):
         return f"{end.sport}, {end.dport}: not ports"
-    if end.state not in tcp.STATE_NUMBERS:
+    if not tcp.is_state_name(end.state):
         return f"`{printable(end.state)}` is not a state"
     for address in (end.src, end.dst):
         if not _canonical(address):  # a scope may hold anything
@@ -408,7 +410,7 @@ def peer_sees(state: int, *, orphan: bool, minisocket: bool, nat_lost: bool = Fa
 def _text(view: View, row: int) -> str:
     src, dst = view.ends(row)
     state = int(view.sockets.state[row])
-    return f"{src} → {dst} {tcp.STATES.get(state, '?')}"
+    return f"{src} → {dst} {tcp.state_name(state)}"
 
 
 class _Cells:
@@ -439,7 +441,7 @@ class _Cells:
             "sport": of["sport"][k],
             "dst": _address(*self.dst[k]),
             "dport": of["dport"][k],
-            "state": tcp.STATES.get(of["state"][k], str(of["state"][k])),
+            "state": tcp.state_name(of["state"][k]),
             "cookie": f"{of['cookie'][k]:#x}",
             "ifindex": of["ifindex"][k],
         }
@@ -585,11 +587,11 @@ def make(
         if verdict is None and row not in cause:
             verdict = guard_well(view, row, limits, well.get(row, ""))
         if verdict is not None:
-            left.append(Left(_text(view, row), verdict.guard, verdict.reason))
+            left.append(Left(_text(view, row), verdict.guard, verdict.reason, verdict.wait_ms))
             continue
         step = _planned(view, row, cause.get(row, ""), force, limits, can, cells)
         if isinstance(step, Verdict):
-            left.append(Left(_text(view, row), step.guard, step.reason))
+            left.append(Left(_text(view, row), step.guard, step.reason, step.wait_ms))
         elif (key := (step.netns, int(step.cookie, 16))) not in seen:
             seen.add(key)
             steps.append(step)

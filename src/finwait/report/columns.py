@@ -128,7 +128,7 @@ class Cells:
         return addresses(self.sockets.dst)
 
     def _state_name(self) -> list[str]:
-        return [tcp.STATES.get(s, str(s)) for s in self.sockets.state.tolist()]
+        return [tcp.state_name(s) for s in self.sockets.state.tolist()]
 
     def _family_name(self) -> list[str]:
         return ["inet" if f == 2 else "inet6" for f in self.sockets.family.tolist()]
@@ -209,14 +209,14 @@ class Cells:
                 ns = int(view.sockets.netns[end])
                 here = ns == int(view.sockets.netns[self.rows[k]])
                 where = "" if here else f" in {view.namespaces[ns].label}"
-                result[k] = f"{tcp.STATES.get(int(view.sockets.state[end]), '?')} {owner}{where}"
+                result[k] = f"{tcp.state_name(int(view.sockets.state[end]))} {owner}{where}"
         return result
 
     def _other_state(self) -> list[str | None]:
         other = self.view.other[self.rows]
         states = self.view.sockets.state[np.maximum(other, 0)] if len(self.view) else other
         return [
-            tcp.STATES.get(s, str(s)) if o >= 0 else None
+            tcp.state_name(s) if o >= 0 else None
             for o, s in zip(other.tolist(), states.tolist(), strict=True)
         ]
 

@@ -27,6 +27,9 @@ SORTS: Final = ("connections", "oldest", "name")
 
 I64 = NDArray[np.int64]
 
+_STATES: Final = 256
+"""``idiag_state`` is a byte, and a newer kernel may have states that we do not know."""
+
 
 @dataclass(frozen=True, slots=True)
 class Groups:
@@ -40,7 +43,7 @@ class Groups:
     labels: tuple[str, ...]
     counts: I64
     states: I64
-    """(groups, 16): connections in each state."""
+    """(groups, 256): connections in each state."""
     oldest_ms: I64
     """The longest time that a connection of the group has been in its state for sure; −1 unknown."""
 
@@ -72,7 +75,7 @@ class Groups:
         """Return a group's states, most first: ``FIN_WAIT2 7, CLOSE_WAIT 7``."""
         counted = self.states[group]
         return ", ".join(
-            f"{tcp.STATES.get(s, s)} {int(counted[s]):,}"
+            f"{tcp.state_name(s)} {int(counted[s]):,}"
             for s in np.argsort(-counted, kind="stable").tolist()
             if counted[s]
         )
@@ -96,7 +99,7 @@ def groups(view: View, findings: Sequence[Finding], rows: I64, by: str) -> Group
     names = tuple(labels[k] for k in used.tolist())
     code = code.reshape(-1).astype(np.int64)
     state = view.sockets.state[rows].astype(np.int64)
-    states = np.bincount(code * 16 + state, minlength=len(names) * 16).reshape(-1, 16)
+    states = np.bincount(code * _STATES + state, minlength=len(names) * _STATES).reshape(-1, _STATES)
     oldest = np.full(len(names), -1, np.int64)
     np.maximum.at(oldest, code, view.at_least_ms[rows].astype(np.int64))
     return Groups(by, rows, code, names, states.sum(axis=1), states, oldest)
@@ -142,7 +145,7 @@ def _codes(view: View, findings: Sequence[Finding], rows: I64, by: str) -> tuple
             spaces[n].label if n in spaces else f"netns {n}" for n in inodes.tolist()
         ]
     if by == "state":
-        return s.state[rows].astype(np.int64), [tcp.STATES.get(k, str(k)) for k in range(16)]
+        return s.state[rows].astype(np.int64), [tcp.state_name(k) for k in range(_STATES)]
     raise ValueError(f"connections cannot be grouped by {by}")
 
 

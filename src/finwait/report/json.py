@@ -116,7 +116,7 @@ class _Texts:
 def _objects(view: View, rows: NDArray[np.int64]) -> list[str]:
     """Return rows as JSON objects without other end, age and closing brace."""
     s = view.sockets.select(rows)
-    states = {number: tcp.STATES.get(number, str(number)) for number in np.unique(s.state).tolist()}
+    states = {number: tcp.state_name(number) for number in np.unique(s.state).tolist()}
     return [
         f'{{"netns":{netns},"family":"{"inet" if family == 2 else "inet6"}","src":"{a}","sport":{sport},'
         f'"dst":"{b}","dport":{dport},"state":"{states[state]}","cookie":"{cookie:#x}","inode":{inode},'

@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 79, 11
 
 
 def _count(counts: Mapping[int, int], state: int) -> str:
-    return f"{tcp.STATES[state]} {counts.get(state, 0):,}"
+    return f"{tcp.state_name(state)} {counts.get(state, 0):,}"
 
 
 def _rate(flows: Mapping[tuple[int, int], float] | None, *edges: tuple[int, int]) -> str:

@@ -312,7 +312,7 @@ def _states(view: View, finding: Finding) -> str:
     if not len(finding.rows):
         return f"{finding.count} × descriptor"
     counted = Counter(view.sockets.state[finding.rows].tolist())
-    return ", ".join(f"{n} × {tcp.STATES.get(s, str(s))}" for s, n in counted.most_common())
+    return ", ".join(f"{n} × {tcp.state_name(s)}" for s, n in counted.most_common())
 
 
 def _finding(view: View, finding: Finding, style: Style, limit: int, *, again: bool = False) -> list[str]:
@@ -481,7 +481,7 @@ def _unsuspected(view: View, row: int) -> str:
             "It is open, and no rule finds a reason to suspect it. One look cannot tell whether its program still "
             "serves it: `finwait probe` asks whether the peer lives, `--for 5s` looks twice."
         )
-    return f"It is {tcp.STATES.get(state, str(state))}: there is no connection yet that could close."
+    return f"It is {tcp.state_name(state)}: there is no connection yet that could close."
 
 
 def _who(view: View, row: int, cells: Cells) -> str:

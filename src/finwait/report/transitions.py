@@ -161,8 +161,8 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             "sport": cells["sport"][k],
             "dst": dst[k],
             "dport": cells["dport"][k],
-            "old": tcp.STATES.get(cells["oldstate"][k]),
-            "new": tcp.STATES.get(cells["newstate"][k]),
+            "old": _state(cells["oldstate"][k]),
+            "new": _state(cells["newstate"][k]),
             "in_old_us": None if in_old is None else in_old // 1000,
             "owners": None if holders is None else [{"pid": p, "comm": c} for p, c in holders],
             "last_owners": None if before is None else [{"pid": p, "comm": c} for p, c in before],
@@ -171,7 +171,7 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             "ifindex": value("ifindex", k),
             "cookie": value("cookie", k),
             "inode": value("inode", k),
-            "became": None if became is None else tcp.STATES.get(became),
+            "became": None if became is None else tcp.state_name(became),
             "expires_ms": value("expires_ms", k),
             "reset": {2: "received", 3: "sent"}.get(reset or 0),
             "reason": None if reason is None else names.reasons.get(reason, str(reason)),
@@ -498,6 +498,11 @@ def _parse(text: str) -> int:
     return int((moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) / dt.timedelta(microseconds=1))
 
 
+def _state(number: int) -> str | None:
+    """Return the name of a state that a row has; 0 is none."""
+    return tcp.state_name(number) if number else None
+
+
 class Summary:
     """Histograms of the time spent in each state, in powers of two; of any number of rows in the same little room."""
 
@@ -518,7 +523,7 @@ class Summary:
         out: list[str] = []
         for state, fine in sorted(self._counts.items(), key=lambda item: -int(item[1].sum())):
             median = duration(histogram.fine_median_ns(fine))
-            out.append(f"{tcp.STATES.get(state, state)}: {int(fine.sum())} times, median {median}")
+            out.append(f"{tcp.state_name(state)}: {int(fine.sum())} times, median {median}")
             bounds, counts = histogram.coarse(fine)
             seen = np.flatnonzero(counts)
             most = int(counts.max())
@@ -533,4 +538,4 @@ class Summary:
 def flows(counts: Mapping[tuple[int, int], int]) -> Iterable[str]:
     """Yield ``old→new  number`` of every edge of the state diagram that was used, most first."""
     for (old, new), number in sorted(counts.items(), key=lambda item: -item[1]):
-        yield f"{tcp.STATES.get(old, '-')}→{tcp.STATES.get(new, '-'):12} {number:>9}"
+        yield f"{_state(old) or '-'}→{_state(new) or '-':12} {number:>9}"

@@ -418,7 +418,7 @@ class Filter:
         else:
             said = f"at least {code.leaf if isinstance(code, _Pushed) else code}"
         states = self.states
-        names = [tcp.STATES[n] for n in sorted(NAMED_STATES) if states >> n & 1]
+        names = [tcp.state_name(n) for n in sorted(NAMED_STATES) if states >> n & 1]
         shown = "any" if states & tcp.ALL_STATES == tcp.ALL_STATES else ", ".join(names) or "none"
         lines = [
             f"states asked for:    {shown}",
@@ -446,6 +446,7 @@ def parse(
     *,
     services: Mapping[str, int] = SERVICES,
     rules: Sequence[str] = (),
+    variants: Callable[[], Mapping[str, int]] | None = None,
 ) -> Filter:
     """Read a FILTER.
 
@@ -453,10 +454,11 @@ def parse(
         text: the filter, or the words of a command line, which are joined by spaces.
         services: names of ports.
         rules: names of the rules there are; with them, a misspelt rule is an error.
+        variants: gives how many variants each rule has; with it, a number that none has is an error.
 
     Raises:
         FilterError: it does not parse; with the column of the mistake and, where there is one, a hint.
     """
     joined = text if isinstance(text, str) else " ".join(text)
     joined = re.sub(r"\s", " ", joined)  # so that the caret of an error stands under its column
-    return Filter(grammar.read(joined, services, rules), joined)
+    return Filter(grammar.read(joined, services, rules, variants), joined)

@@ -13,7 +13,7 @@ What this does not do: look anything up. Services come from a table, and host na
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,11 +69,14 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _DEPTH: Final = 100
+_DIGITS: Final = 6
+_SHOWN: Final = 20
 
 
 @dataclass(slots=True)
 class _Parser(Values):
     rules: Sequence[str]
+    variants: Callable[[], Mapping[str, int]] | None = None
     tokens: list[Token] = field(default_factory=list)
     at: int = 0
 
@@ -239,7 +242,7 @@ class _Parser(Values):
             for name in self.value(token):
                 one = named_states(name.text)
                 if one is None and name.text.isdecimal() and int(name.text[:3]) in tcp.STATES:
-                    one = named_states(tcp.STATES[int(name.text[:3])])
+                    one = named_states(tcp.state_name(int(name.text[:3])))
                 if one is None:
                     raise self.error(name, f"no state is called `{name.text}`", self.state_hint(name.text))
                 found |= one
@@ -391,13 +394,23 @@ class _Parser(Values):
             word = word.lower()
             if literal and word not in SEVERITIES:
                 raise self.error(value, f"no severity is called `{value.text}`", "problem, notice or healthy")
-        if name == "variant" and not word.isdecimal():
-            raise self.error(value, f"`{word}` is not the number of a variant", "pages of rules number them")
+        if name == "variant":
+            word = self.variant(value, word)
         if name in {"rule", "also"} and literal and self.rules and word not in self.rules:
             near = nearest(word, self.rules)
             hint = f"did you mean `{near}`?" if near else "`finwait rules` lists them"
             raise self.error(value, f"no rule is called `{word}`", hint)
         return Known(name, op, word)
+
+    def variant(self, value: Token, word: str) -> str:
+        """Return the number of a variant as findings have it."""
+        if not word.isdecimal() or not word.isascii():
+            raise self.error(value, f"`{word}` is not the number of a variant", "pages of rules number them")
+        there = self.variants() if self.variants is not None else None
+        if there is not None and (len(word) > _DIGITS or int(word) > max(there.values(), default=0)):
+            some = ", ".join(f"{rule} 1 to {n}" if n > 1 else f"{rule} 1" for rule, n in there.items() if n)
+            raise self.error(value, f"no rule has a variant {word[:_SHOWN]}", f"variants: 0 (none); {some}")
+        return word.lstrip("0") or "0"
 
     def unknown(self, token: Token) -> FilterError:
         if token.quoted:
@@ -444,12 +457,17 @@ class _Parser(Values):
         return node
 
 
-def read(text: str, services: Mapping[str, int], rules: Sequence[str]) -> Node:
+def read(
+    text: str,
+    services: Mapping[str, int],
+    rules: Sequence[str],
+    variants: Callable[[], Mapping[str, int]] | None = None,
+) -> Node:
     """Return the tree of a filter; see `finwait.table.filter.parse`.
 
     Raises:
         FilterError: it does not parse.
     """
-    parser = _Parser(text, services, rules)
+    parser = _Parser(text, services, rules, variants)
     parser.scan()
     return parser.whole()

@@ -139,7 +139,7 @@ def cell_text(column: str, value: object) -> str:
     if value is None:
         return "-"
     if column == "state" and isinstance(value, int):
-        return tcp.STATES.get(value, str(value))
+        return tcp.state_name(value)
     if column.endswith("_ms") and isinstance(value, int):
         return duration_text(value)
     if isinstance(value, bytes):

@@ -38,7 +38,7 @@ NAMED_STATES: Final = frozenset(tcp.STATES) - {tcp.NEW_SYN_RECV}  # the kernel s
 
 def state_text(state: int) -> str:
     """Return a state as it is written in filters: ``fin-wait-2``."""
-    return re.sub(r"wait([12])", r"wait-\1", tcp.STATES[state].lower().replace("_", "-"))
+    return re.sub(r"wait([12])", r"wait-\1", tcp.state_name(state).lower().replace("_", "-"))
 
 
 WORD_OPERATORS: Final = {
@@ -113,7 +113,7 @@ PREDICATES: Final[Mapping[str, str]] = MappingProxyType(
         "fwmark": "SO_MARK, optionally `/MASK`.",
         "mark": "The same as `fwmark`; also compares with `<` and `>`.",
         "cgroup": "Path of the cgroup v2 that the socket was made in.",
-        "autobound": "The kernel chose the local port.",
+        "autobound": "The kernel chose the local port. Refused: nothing tells it of a row; ask for a range of `sport`.",
         "held": "A struct socket exists: some descriptor refers to it (inode not 0).",
         "orphan": "No struct socket: closed by everybody, or not yet accepted (inode 0).",
         "age": "Time in the present state, as far as it is certain.",

@@ -28,8 +28,10 @@ __all__ = [
     "SYN_SENT",
     "TCP_INFO_FIELDS",
     "TIME_WAIT",
+    "is_state_name",
     "parse_state",
     "ss_name",
+    "state_name",
 ]
 
 ESTABLISHED: Final = 1
@@ -93,6 +95,18 @@ def parse_state(text: str) -> int | None:
     return _SPELLINGS.get(text.lower().replace("-", "").replace("_", ""))
 
 
+def state_name(state: int) -> str:
+    """Return the kernel's name of a state; of one that it does not have here (a newer kernel's), its number."""
+    return STATES.get(state, str(state))
+
+
+def is_state_name(text: str) -> bool:
+    """Return whether `state_name` may have given this."""
+    return text in STATE_NUMBERS or (
+        text.isascii() and text.isdecimal() and state_name(int(text[:4])) == text
+    )
+
+
 def ss_name(state: int) -> str:
     """Return a state as ``ss`` prints it (``FIN-WAIT-2``), for output that imitates it."""
     return {
@@ -101,7 +115,7 @@ def ss_name(state: int) -> str:
         FIN_WAIT2: "FIN-WAIT-2",
         SYN_RECV: "SYN-RECV",
         CLOSE: "UNCONN",
-    }.get(state, STATES.get(state, str(state)).replace("_", "-"))
+    }.get(state, state_name(state).replace("_", "-"))
 
 
 # name, offset, numpy kind, what it means (units where one could guess wrong)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from finwait.diagnosis import forecast
 from finwait.diagnosis.forecast import End, Limits
 from finwait.diagnosis.view import NamespaceView
-from finwait.relay.config import _Side
+from finwait.relay.config.model import SideOptions
 from finwait.uapi import tcp
 from tests.unit.diagnosis.test_rules import HELD
 from tests.unit.diagnosis.views import view
@@ -54,7 +54,7 @@ def test_a_user_timeout_that_is_recommended_waits_for_every_probe(
 
 
 def test_the_relay_s_own_options_wait_for_as_many_probes_as_they_say() -> None:
-    side = _Side()
+    side = SideOptions()
     options = (round(side.keepalive_idle), round(side.keepalive_interval), side.keepalive_count)
     assert forecast.keepalive(*options, int(1000 * side.user_timeout)) == forecast.keepalive(*options)
 

@@ -910,6 +910,30 @@ def test_what_moves_is_seen_by_clocks_and_queues_where_there_are_no_counters() -
     )  # sent again, not answered
 
 
+def test_a_first_look_that_took_long_does_not_make_a_silent_connection_move() -> None:
+    half = without(HELD, "bytes_received", "bytes_acked") | {"state": CW, "shutdown": 1}
+    half |= dict.fromkeys(CLOCKS, 700)
+    aged = {
+        name: half[name] + 508 for name in CLOCKS
+    }  # of 703 ms, 195 were over when the first dump came to it
+
+    def found(now: dict[str, Any], first_look_ms: int) -> Finding:
+        seen = view(now, holders=OWNED, earlier=[half], watched_ms=703, first_look_ms=first_look_ms)
+        return engine.diagnose(seen, catalogue.rules())[0]
+
+    slow = found(half | aged, 259)
+    assert (slow.rule, slow.confidence.look_again) == ("close-wait-eof-read", True)
+    assert found(half | aged | {"last_data_sent_ms": 300}, 259).rule == MOVING[0]
+    anew = half | {name: half[name] - 1 for name in CLOCKS}
+    assert found(anew, 5000).rule == MOVING[0]  # its clock went back: it was set, however long the look took
+
+
+def test_what_two_looks_saw_is_no_longer_than_the_shortest_time_between_them() -> None:
+    one = without(HELD, *CLOCKS)
+    seen = view(one, holders=OWNED, earlier=[one], watched_ms=703, first_look_ms=259)
+    assert seen.at_least_ms.tolist() == [444]
+
+
 def test_one_look_is_not_certain_of_what_nothing_dates() -> None:
     for one, rule in (
         (HELD, "fin-wait2-held"),

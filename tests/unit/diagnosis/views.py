@@ -39,6 +39,7 @@ def view(
     options: Options | None = None,
     earlier: list[dict[str, Any]] | None = None,
     watched_ms: int = 0,
+    first_look_ms: int = 0,
     hidden: tuple[HiddenDescriptor, ...] = (),
     hidden_known: bool = True,
     cgroup_paths: dict[int, str] | None = None,
@@ -61,6 +62,7 @@ def view(
         options=options or Options(),
         earlier=_table(earlier) if earlier else None,
         watched_ms=watched_ms,
+        first_look_ms=first_look_ms,
         hidden=hidden,
         hidden_known=hidden_known,
     )

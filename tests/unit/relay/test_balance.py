@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finwait.relay.balance import Backend, Balancer
-from finwait.relay.config import Affinity, BackendConfig, Outlier, Service
+from finwait.relay.config.model import Affinity, BackendConfig, Outlier, Service
 
 
 def balancer(*names: str, now: float = 0.0, **options: Any) -> Balancer:

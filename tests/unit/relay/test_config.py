@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from finwait.relay.command import RunParser, build_config, option_of
-from finwait.relay.config import ConfigError, json_schema, load, options, parse_duration, parse_listen, tables
+from finwait.relay.config.addresses import parse_listen
+from finwait.relay.config.model import ConfigError, parse_duration
+from finwait.relay.config.reference import json_schema, options, tables
+from finwait.relay.config.toml import load
 
 SERVICE = '[[service]]\nlisten = ["*:1"]\nbackend = [{ address = "10.0.0.5:80" }]\n'
 

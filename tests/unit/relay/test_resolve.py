@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from finwait.relay.config import BackendConfig, Config, Service
+from finwait.relay.config.model import BackendConfig, Config, Service
 from finwait.relay.resolve import MOST_BACKENDS, Resolver, parse_file
 
 

@@ -125,7 +125,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             says = (
                 f"the peer has closed: its FIN waits behind {_bytes(s.wqueue[closed])} that has no room here"
             )
-        told(f"{tcp.STATES.get(state, state)} ×{len(closed)}", says)
+        told(f"{tcp.state_name(state)} ×{len(closed)}", says)
     gone = int(peer_missing(view)[rows].sum())
     if gone:
         told(f"absent ×{gone}", "the peer is gone: its kernel has given up, and nothing more will come")

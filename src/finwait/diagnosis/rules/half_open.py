@@ -70,7 +70,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
         if state == tcp.SYN_SENT:
             says = "opens a connection on the same addresses and ports"
         where = "sock_diag in the other end's namespace"
-        result.append(Evidence("other end", f"{tcp.STATES.get(state, state)} ×{n}", where, says))
+        result.append(Evidence("other end", f"{tcp.state_name(state)} ×{n}", where, says))
     opening = np.where(s.state[rows] == tcp.SYN_SENT, rows, other)
     tries = s.retrans[opening]
     low, high = int(tries.min()), int(tries.max())

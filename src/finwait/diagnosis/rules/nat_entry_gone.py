@@ -78,7 +78,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
                     "a half-closed connection that is silent for longer loses its translation",
                 )
             )
-    states = sorted({tcp.STATES[int(x)] for x in view.sockets.state[rows]})
+    states = sorted({tcp.state_name(int(x)) for x in view.sockets.state[rows]})
     result.append(
         Evidence("ends", " and ".join(states), "sock_diag in both namespaces", "each end waits for the other")
     )

@@ -199,7 +199,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             "other leg",
             " → ".join(view.ends(row)),
             "sock_diag and /proc/PID/fd",
-            f"{tcp.STATES[int(view.sockets.state[row])]}, {fds}",
+            f"{tcp.state_name(int(view.sockets.state[row]))}, {fds}",
         ),
     )
 

@@ -52,7 +52,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
         return ()
     states, counts = np.unique(view.sockets.state[there], return_counts=True)
     said = ", ".join(
-        f"{tcp.STATES.get(s, s)} ×{n}" for s, n in zip(states.tolist(), counts.tolist(), strict=True)
+        f"{tcp.state_name(s)} ×{n}" for s, n in zip(states.tolist(), counts.tolist(), strict=True)
     )
     return (Evidence("other end", said, "sock_diag", "state of the other end, where it is on this machine"),)
 
