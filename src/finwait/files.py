@@ -482,21 +482,44 @@ def open_to_read(path: str, *, pipes: bool = False) -> BinaryIO:
         raise
 
 
-def read(path: str, most: int, *, pipes: bool = False) -> bytes:
+def read(path: str, most: int, *, pipes: bool = False, ours: bool = False) -> bytes:
     """Return what a regular file holds, at most so many bytes; never waits, unless for a pipe (see `open_to_read`).
 
     Links are followed: what is read is told to nobody but who named it.
 
+    Args:
+        path: which.
+        most: bytes.
+        pipes: see `open_to_read`.
+        ours: refuse what somebody else may have written: what is in it is acted upon. The folder does not matter, as
+            it does for what is opened for writing: what somebody else puts in its place is not ours.
+
     Raises:
-        FileRefused: it is no regular file, or larger.
+        FileRefused: it is no regular file, or larger, or, where that is asked for, somebody else may have written it.
         OSError: the kernel refused.
         ValueError: the path has a NUL.
     """
     with open_to_read(path, pipes=pipes) as file:
+        if ours and (reason := _foreign(file.fileno())):
+            raise FileRefused(
+                path, reason, hint=f"read it; if you agree to it, pass it on: `--plan - < {path}`"
+            )
         data = file.read(most + 1)
     if len(data) > most:
         raise FileRefused(path, f"it is larger than {_size(most)}", hint="is this the file that you mean?")
     return data
+
+
+def _foreign(fd: int) -> str:
+    """Return why somebody else may have written what a descriptor refers to; empty if nobody could."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        return ""  # a pipe that the shell has opened
+    if status.st_uid not in _ours():
+        return f"it belongs to {_user(status.st_uid)}, who may have written anything into it"
+    if _others_write(status, fd):
+        return f"others can write to it (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""
 
 
 def _regular(path: str, status: os.stat_result) -> None:

@@ -17,9 +17,11 @@ _OVER_NFT = (("iptables-nft-save",), ("ip6tables-nft-save",))
 _PLAIN = (("iptables-save",), ("ip6tables-save",))
 """Whatever backend the distribution chose; asked only where the others are not there under their own names."""
 
+_MOST_S = 20
+
 
 def rulesets(namespaces: Iterable[netns.NetNamespace]) -> tuple[dict[int, str], list[Gap]]:
-    """Return by namespace what the tools print; a tool that is not there is a gap, once.
+    """Return by namespace what the tools print; a tool that is not there is a gap, once, and one that fails, too.
 
     ``nft`` shows the rules of iptables over nftables too, in its own words, but for extensions that it cannot
     translate (``xt target``); those are asked of ``iptables-nft-save``.
@@ -30,19 +32,36 @@ def rulesets(namespaces: Iterable[netns.NetNamespace]) -> tuple[dict[int, str], 
     plain = [] if legacy and (has_nft or over_nft) else [c for c in _PLAIN if shutil.which(c[0])]
     gaps = [] if has_nft or over_nft else [Gap("this machine", "list firewall rules", "the command `nft`")]
 
-    def inside(_: netns.NetNamespace) -> str:
-        text = _said(_NFT) if has_nft else ""
+    def inside(space: netns.NetNamespace) -> str:
+        def said(command: tuple[str, ...]) -> str:
+            text, failed = _said(command)
+            if failed:
+                gaps.append(
+                    Gap(f"netns {space.inode}", "list firewall rules", f"`{' '.join(command)}`: {failed}")
+                )
+            return text
+
+        text = said(_NFT) if has_nft else ""
         if not has_nft or "xt target" in text or "xt match" in text:
-            text = "\n".join([text, *map(_said, over_nft)])
-        return "\n".join([text, *map(_said, legacy), *map(_said, plain)])
+            text = "\n".join([text, *map(said, over_nft)])
+        return "\n".join([text, *map(said, legacy), *map(said, plain)])
 
     found, more = netns.visit(namespaces, inside)
     return found, gaps + more
 
 
-def _said(command: tuple[str, ...]) -> str:
+def _said(command: tuple[str, ...]) -> tuple[str, str]:
+    """Return what a command prints, and how it failed: no rules and no answer are not the same."""
     try:
-        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode("utf-8", "replace")
+        done = subprocess.run(command, capture_output=True, timeout=_MOST_S, check=False)
+    except subprocess.TimeoutExpired:
+        return "", f"it gave no answer in {_MOST_S} s"
+    except OSError as error:
+        return "", error.strerror or str(error)
+    failed = ""
+    if done.returncode:
+        lines = done.stderr.decode("utf-8", "replace").split("\n")
+        failed = next(
+            (line.strip() for line in lines if line.strip()), f"it ended with status {done.returncode}"
+        )
+    return done.stdout.decode("utf-8", "replace"), failed

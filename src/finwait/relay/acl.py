@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["UNIX", "Acl", "parse_network", "plain"]
+__all__ = ["UNIX", "Acl", "parse_network", "plain", "source_network"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 UNIX: Final = "unix"
@@ -52,6 +52,28 @@ def plain(host: str) -> str:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return str(address)
+
+
+@lru_cache(maxsize=4096)
+def source_network(source: str, v4: int, v6: int) -> str:
+    """Return what an address is counted as: the network that it is in, written as its first address.
+
+    All clients of a link share fe80::/64, so a link-local address is counted by itself.
+
+    Args:
+        source: the address, with or without a scope.
+        v4: bits of an IPv4 network, also of an address that is mapped into IPv6.
+        v6: bits of an IPv6 network.
+    """
+    try:
+        address = ipaddress.ip_address(plain(source))
+    except ValueError:  # a header may call its client anything
+        return source
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(ipaddress.IPv4Network((address, v4), strict=False).network_address)
+    if address.is_link_local:
+        return source
+    return str(ipaddress.IPv6Network((address, v6), strict=False).network_address)
 
 
 class Acl:

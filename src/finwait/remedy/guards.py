@@ -78,6 +78,8 @@ class Verdict:
 
     guard: str
     reason: str
+    wait_ms: int = 0
+    """After so long it would not speak any more, if nothing changes; 0 where waiting does not help, or for unknown."""
 
 
 def _listener(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
@@ -197,8 +199,14 @@ def guard_rows(view: View, row: int, limits: Limits) -> Verdict | None:
             continue
         reason = look(view, row, limits)
         if reason is not None:
-            return Verdict(name, reason)
+            return Verdict(name, reason, _wait_ms(view, row, limits) if name == "min-age" else 0)
     return None
+
+
+def _wait_ms(view: View, row: int, limits: Limits) -> int:
+    """Return when a young connection is old enough; 0 where its age is not known."""
+    age = int(view.at_least_ms[row])
+    return limits.min_age_ms - age if age >= 0 else 0
 
 
 def guard_well(view: View, row: int, limits: Limits, title: str) -> Verdict | None:

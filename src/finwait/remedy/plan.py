@@ -153,6 +153,8 @@ class Left(msgspec.Struct, frozen=True):
     connection: str
     guard: str
     reason: str
+    wait_ms: int = 0
+    """After so long the guard would not speak any more, if nothing changes; 0 where that is no help, or not known."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -236,7 +238,7 @@ def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Col
         else:
             fresh = _again(view, row, step, limits, can, cells)
             if isinstance(fresh, Verdict):
-                left.append(Left(_text(view, row), fresh.guard, fresh.reason))
+                left.append(Left(_text(view, row), fresh.guard, fresh.reason, fresh.wait_ms))
             else:
                 steps.append(fresh)
     here = [step for step in steps if not step.gone]
@@ -585,11 +587,11 @@ def make(
         if verdict is None and row not in cause:
             verdict = guard_well(view, row, limits, well.get(row, ""))
         if verdict is not None:
-            left.append(Left(_text(view, row), verdict.guard, verdict.reason))
+            left.append(Left(_text(view, row), verdict.guard, verdict.reason, verdict.wait_ms))
             continue
         step = _planned(view, row, cause.get(row, ""), force, limits, can, cells)
         if isinstance(step, Verdict):
-            left.append(Left(_text(view, row), step.guard, step.reason))
+            left.append(Left(_text(view, row), step.guard, step.reason, step.wait_ms))
         elif (key := (step.netns, int(step.cookie, 16))) not in seen:
             seen.add(key)
             steps.append(step)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from finwait.cli import main
+from finwait.remedy.plan import Plan, encode
 
 
 @pytest.mark.parametrize("words", [("tune", "plan", "--no-diagnosis"), ("clear", "--plan")])
@@ -34,3 +35,48 @@ def test_a_profile_without_end_is_refused(tmp_path: Path, capsys: pytest.Capture
         file.truncate(1 << 40)
     assert main(["tune", "plan", "--no-diagnosis", str(path)]) != 0
     assert "larger than 1 MiB" in capsys.readouterr().err
+
+
+def _plan(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.json"
+    path.write_bytes(encode(Plan(0, "another boot", (), (), (), ())))
+    path.chmod(0o644)
+    return path
+
+
+@pytest.mark.parametrize("how", ["mode", "owner"])
+def test_a_plan_that_others_may_have_written_is_refused(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINWAIT_STATE_DIR", str(tmp_path / "state"))
+    path = _plan(tmp_path)
+    if how == "mode":
+        path.chmod(0o666)
+    elif os.geteuid() == 0:
+        os.chown(path, 65534, -1)
+    else:
+        pytest.skip("only root can give a file away")
+    assert main(["clear", "--dry-run", "--plan", str(path)]) != 0
+    err = capsys.readouterr().err
+    assert ("others can write to it (mode 0666)" if how == "mode" else "it belongs to nobody") in err
+    assert f"hint: read it; if you agree to it, pass it on: `--plan - < {path}`" in err
+
+
+def test_a_plan_of_our_own_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINWAIT_STATE_DIR", str(tmp_path / "state"))
+    assert main(["clear", "--dry-run", "--plan", str(_plan(tmp_path))]) == 4
+    assert "the plan was made before this machine was started" in capsys.readouterr().err
+
+
+def test_a_plan_on_standard_input_is_whoever_s_who_passes_it_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINWAIT_STATE_DIR", str(tmp_path / "state"))
+    path = _plan(tmp_path)
+    path.chmod(0o666)
+    with path.open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert main(["clear", "--dry-run", "--plan", "-"]) == 4
+    assert "the plan was made before" in capsys.readouterr().err

@@ -8,9 +8,10 @@ import pytest
 
 from finwait.errors import DecodeError
 from finwait.relay import proxy_protocol
-from finwait.relay.acl import Acl, parse_network, plain
+from finwait.relay.acl import Acl, parse_network, plain, source_network
 from finwait.relay.config.model import ConfigError
 from finwait.relay.config.parsing import parse
+from finwait.relay.route import Route
 
 SERVICE = {"name": "a", "listen": ["*:1"], "backend": [{"address": "10.0.0.1:1"}]}
 
@@ -120,3 +121,54 @@ def test_what_the_dns_could_not_have_is_no_name(name: str) -> None:
 @pytest.mark.parametrize("name", ["a.b", "a.b.", "_x._tcp.a", "bücher.example", "10.0.0.1", "x" * 63])
 def test_what_the_dns_could_have_is_a_name(name: str) -> None:
     parse(service(backend=[{"address": f"dns:{name}:80"}]))
+
+
+@pytest.mark.parametrize(
+    ("source", "counted"),
+    [
+        ("192.0.2.9", "192.0.2.9"),
+        ("::ffff:192.0.2.9", "192.0.2.9"),
+        ("2001:db8:1:2:aaaa::1", "2001:db8:1:2::"),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("fe80::2%eth0", "fe80::2%eth0"),
+        ("::1", "::"),
+        ("no address", "no address"),
+    ],
+)
+def test_what_a_client_is_counted_as(source: str, counted: str) -> None:
+    assert source_network(source, 32, 64) == counted
+
+
+@pytest.mark.parametrize(("v4", "v6", "counted"), [(24, 48, ["192.0.2.0", "2001:db8:1::"]), (32, 128, None)])
+def test_the_prefixes_are_settings(v4: int, v6: int, counted: list[str] | None) -> None:
+    sources = ["192.0.2.9", "2001:db8:1:2::5"]
+    assert [source_network(one, v4, v6) for one in sources] == (counted or sources)
+
+
+def test_a_client_cannot_evade_the_limit_with_another_address_of_its_network() -> None:
+    config = parse(service(max_per_source=1))
+    route = Route(config.service[0], 1)
+    assert not route.is_crowded("2001:db8::1")
+    route.sources[source_network("2001:db8::1", *route.prefixes)] = 1
+    assert route.is_crowded("2001:db8::2")
+    assert not route.is_crowded("2001:db8:0:1::2")
+    route.sources[source_network("192.0.2.1", *route.prefixes)] = 1
+    assert [route.is_crowded(one) for one in ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2")] == [
+        True,
+        True,
+        False,
+    ]
+    route.set(parse(service(max_per_source=1, source_prefix_v6=128)).service[0], 1)
+    assert not route.is_crowded("2001:db8::2")
+    route.set(parse(service()).service[0], 1)
+    assert not route.is_crowded("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"source_prefix_v4": 33}, {"source_prefix_v6": 0}, {"source_prefix_v6": 129}]
+)
+def test_a_prefix_that_no_address_has_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        parse(service(**wrong))

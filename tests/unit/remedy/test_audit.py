@@ -1,3 +1,6 @@
+import bz2
+import gzip
+import lzma
 import textwrap
 
 import pytest
@@ -432,6 +435,21 @@ def test_binary_and_undecodable_input_is_answered_not_raised():
     assert audit("x", b"\xff\xfe sysctl -w net.ipv4.tcp_rfc1337=1", knowledge()).findings
     with pytest.raises(ValueError, match="no kind"):
         audit("x", b"", knowledge(), kind="toml")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("name", ["99-tcp.conf.gz", "99-tcp.conf", "notes.md"])
+def test_a_packed_file_is_said_not_to_have_been_read(pack, name):
+    report = audit(name, pack(b"net.ipv4.tcp_fin_timeout = 5\n"), knowledge())
+    (problem,) = report.problems
+    assert "it is packed (" in problem.reason
+    assert report.findings == ()
+    assert (report.kind, report.lines) == ("", 0)
+
+
+def test_a_packed_file_without_a_nul_byte_is_not_taken_for_text():
+    (problem,) = audit("x.conf", b"\x28\xb5\x2f\xfd net.ipv4.tcp_fin_timeout = 5\n", knowledge()).problems
+    assert "zstd" in problem.reason
 
 
 def test_lines_are_counted_as_every_reader_counts_them_whatever_yaml_takes_for_one():

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finwait import acting
+from finwait.acting.identity import journal_target
 from finwait.attribution.process import ProcessView
-from finwait.cli.clear import plan_lines
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.view import View
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy import plan as plans
 from finwait.remedy.guards import GUARDS, Abilities, Limits, guard_entry, guard_rows
+from finwait.report.plan import plan_lines
 from finwait.uapi import tcp
 from tests.unit.diagnosis.test_rules import HELD, INFO
 from tests.unit.diagnosis.views import socket, view
@@ -332,7 +332,7 @@ def test_addresses_are_written_as_they_can_be_pasted() -> None:
     plan = make(view(six, six | {"inode": 8, "cookie": 5, "timer": 3}, holders={7: [500]}, processes=APP))
     assert plan.left[0].connection == "[::1]:4000 → [2001:db8::1]:80 FIN_WAIT2"
     assert "[::1]:4000 → [2001:db8::1]:80" in "".join(plan_lines(plan))
-    assert acting._identity(plan.steps[0])["connection"] == "[::1]:4000 [2001:db8::1]:80"
+    assert journal_target(plan.steps[0])["connection"] == "[::1]:4000 [2001:db8::1]:80"
 
 
 def test_a_plan_that_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,3 +418,23 @@ def test_a_plan_file_does_not_agree_to_the_end_of_established_connections(means:
     assert [one.guard for one in fresh.left] == ["established"]
     assert "--override established" in fresh.left[0].reason
     assert len(again(plan, v, Limits(override=frozenset({"established"}))).steps) == 1
+
+
+def test_what_is_too_young_is_told_when_it_will_be_old_enough() -> None:
+    aged = HELD | {"last_ack_recv_ms": 4200}
+    plan = make(view(aged, holders=OWNED, processes=APP), Limits(min_age_ms=10_000))
+    (left,) = plan.left
+    assert (left.guard, left.wait_ms) == ("min-age", 5800)
+    said = " ".join("".join(plan_lines(plan)).split())
+    assert "it is old enough in 6.0 s: give the same command again then" in said
+    assert "`--override min-age` overrules that guard" in said
+    assert plans.decode(plans.encode(plan)).left == plan.left
+
+
+def test_of_an_unknown_age_two_looks_tell() -> None:
+    ageless = {k: v for k, v in HELD.items() if not k.endswith("_ms")}
+    plan = make(view(ageless, holders=OWNED, processes=APP), Limits(min_age_ms=10_000))
+    assert [(one.guard, one.wait_ms) for one in plan.left] == [("min-age", 0)]
+    said = " ".join("".join(plan_lines(plan)).split())
+    assert "`--for` with the span of `--min-age` looks twice" in said
+    assert "old enough" not in said

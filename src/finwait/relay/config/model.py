@@ -424,10 +424,25 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=_C_INT,
-            description="At once from one address (with accept_proxy: of the client that the header names); more "
-            "get RST. 0: no limit. Against one client taking all.",
+            description="At once from one source, by source_prefix_v4 and source_prefix_v6 (with accept_proxy: of "
+            "the client that the header names); more get RST. 0: no limit. Against one client taking all.",
         ),
     ] = 0
+    source_prefix_v4: Annotated[
+        int,
+        Meta(
+            ge=1, le=32, description="For max_per_source, IPv4 addresses that agree in so many bits are one."
+        ),
+    ] = 32
+    source_prefix_v6: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=128,
+            description="For max_per_source, IPv6 addresses that agree in so many bits are one: a client usually has "
+            "a whole /64 to connect from. Link-local addresses count one by one.",
+        ),
+    ] = 64
     timeouts: Timeouts = Timeouts()
     client: ClientSide = ClientSide()
     server: ServerSide = ServerSide()

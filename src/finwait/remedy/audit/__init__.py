@@ -15,7 +15,7 @@ import base64
 import binascii
 import codecs
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from finwait.remedy.audit.finding import SEVERITY, AuditFinding, AuditReport, Judge, Problem, Unjudged
@@ -125,6 +125,17 @@ def _by_content(head: str) -> str:
     return "shell"
 
 
+_PACKED: Final = {
+    b"\x1f\x8b": "gzip",
+    **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+}
+"""How files of archives and compressors begin. A small one need not have a NUL byte to give it away."""
+
+
 def _decoded(data: bytes) -> str | None:
     """Return the text of a file; None for what is no text."""
     if b"\0" not in data:
@@ -150,6 +161,10 @@ def audit(name: str, data: bytes, knowledge: Knowledge, *, kind: str | None = No
     if kind is not None and kind not in KINDS:
         raise ValueError(f"no kind of file is called {kind!r}; there are {', '.join(KINDS)}")
     judge = Judge(name, knowledge)
+    packed = next((how for magic, how in _PACKED.items() if data.startswith(magic)), None)
+    if packed is not None:
+        judge.problem(1, f"not read: it is packed ({packed}); unpack it")
+        return AuditReport(name, "", 0, (), tuple(judge.problems))
     text = _decoded(data)
     if text is None:
         judge.problem(1, "not a text file: it has NUL bytes")
