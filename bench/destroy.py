@@ -16,7 +16,10 @@ import numpy as np
 
 from bench.load import Load
 from bench.measure import FINWAIT, Line, environment, write
-from finwait import acting, session
+from finwait import session
+from finwait.acting.apply import apply
+from finwait.acting.identity import kernel_target, namespaces_of
+from finwait.acting.rights import abilities
 from finwait.kernel.destroy import destroy
 from finwait.kernel.journal import SqliteJournal
 from finwait.kernel.observe import Plan
@@ -41,7 +44,7 @@ def _half_closed(diagnosis: Diagnosis) -> np.ndarray:
 
 def _plan(diagnosis: Diagnosis) -> plans.Plan:
     rows = _half_closed(diagnosis)
-    can = acting.abilities(diagnosis.view, np.flatnonzero(rows).tolist())
+    can = abilities(diagnosis.view, np.flatnonzero(rows).tolist())
     limits = Limits(max_connections=PAIRS, share=1.0)
     plan = plans.make(diagnosis.view, diagnosis.findings, rows, limits, force="destroy", can=can)
     assert len(plan.steps) == PAIRS
@@ -56,8 +59,8 @@ def _batches(load: Load) -> list[float]:
     """From tuples and cookies to the last acknowledgement."""
     plan = _plan(_look(load))
     begun = time.perf_counter()
-    spaces = acting._namespaces({load.netns})
-    results, _ = destroy(spaces, [acting._target(step) for step in plan.steps])
+    spaces = namespaces_of({load.netns})
+    results, _ = destroy(spaces, [kernel_target(step) for step in plan.steps])
     taken = time.perf_counter() - begun
     assert len(results) == PAIRS
     assert set(results.values()) == {0}
@@ -71,7 +74,7 @@ def _applied(load: Load) -> list[float]:
     plan = _plan(diagnosis)
     made = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, SqliteJournal(Path(folder) / "journal") as journal:
-        outcomes = acting.apply(plan, journal, boot_id="")
+        outcomes = apply(plan, journal, boot_id="")
         done = time.perf_counter()
     assert {o.result for o in outcomes} == {"ended"}
     assert {o.other for o in outcomes} == {"gone"}

@@ -11,12 +11,12 @@ import numpy as np
 
 from bench.measure import Line, write
 from finwait.attribution.process import ProcessView
-from finwait.cli.clear import plan_lines
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.view import NamespaceView, Options, View
 from finwait.remedy import plan as plans
 from finwait.remedy.guards import Abilities, Limits
+from finwait.report.plan import plan_lines
 from finwait.table.sockets import SocketTable, pack_address
 from finwait.uapi import tcp
 from finwait.uapi.observation import Descriptors

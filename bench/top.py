@@ -7,8 +7,8 @@ import time
 
 from bench.load import Load
 from bench.measure import Line, write
-from finwait.cli import options
 from finwait.cli.top import choose
+from finwait.selecting import parse_filter
 from finwait.tui.app import Top
 from finwait.tui.feed import Live
 
@@ -33,7 +33,7 @@ def measure(load: Load) -> None:
 
 async def _watch() -> tuple[float, float, list[float]]:
     with Live(None, choose, refresh=2.0) as feed:
-        app = Top(feed, options.parse_filter)
+        app = Top(feed, parse_filter)
         async with app.run_test(size=(120, 40)) as pilot:
             await pilot.pause(SETTLE)  # the first pictures and the first diagnosis
             seen = [app.picture]  # kept, so that no other picture can have its identity

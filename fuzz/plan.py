@@ -2,7 +2,7 @@
 
 import re
 
-from finwait import acting
+from finwait.acting.identity import kernel_target
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy import plan as plans
 
@@ -30,5 +30,5 @@ def one_input(data: bytes) -> None:
         assert 1 <= int(found[1]) <= data.count(b"\n") + 1
         return
     for step in plan.steps:
-        acting._target(step)
+        kernel_target(step)
     assert plans.decode(plans.encode(plan)) == plan

@@ -18,7 +18,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from finwait import acting, session
+from finwait import session
+from finwait.acting.apply import apply
+from finwait.acting.borrowed import borrow
+from finwait.acting.identity import kernel_target, namespaces_of
+from finwait.acting.options import arm
+from finwait.acting.probe import probe
+from finwait.acting.undo import restore
 from finwait.diagnosis.view import View
 from finwait.errors import FinwaitError, Refused, TargetGone
 from finwait.kernel import pidfd, procfs
@@ -54,7 +60,7 @@ def test_a_held_half_close_is_destroyed_and_its_peer_is_told(journal: SqliteJour
         pair = Pair(lab, 3)
         pair.near.shutdown(pair.ours[:2], "WR")
         diagnosis = settled(pair, pair.ours[:2], "FIN_WAIT2")
-        outcomes = acting.apply(planned(diagnosis, pair.ours[:2], "destroy"), journal, boot_id="")
+        outcomes = apply(planned(diagnosis, pair.ours[:2], "destroy"), journal, boot_id="")
         assert [o.result for o in outcomes] == ["ended", "ended"]
         assert [o.step.means for o in outcomes] == ["destroy", "destroy"]
         assert [(o.other, o.detail) for o in outcomes] == [("gone", "both ends are gone")] * 2
@@ -78,7 +84,7 @@ def test_a_half_close_whose_other_end_is_here_is_finished_from_there_without_a_r
         (step,) = plan.steps
         assert (step.means, step.sport) == ("fin", pair.theirs[0].sport)
         assert f":{pair.ours[0].sport} " in step.selected
-        (outcome,) = acting.apply(plan, journal, boot_id="")
+        (outcome,) = apply(plan, journal, boot_id="")
         assert (outcome.result, outcome.detail) == ("ended", "both ends are gone")
         assert pair.near.await_reset(pair.ours[:1]) == 0  # end of file, no error
         assert pair.states([*pair.ours, *pair.theirs]) == ["gone", "ESTABLISHED", "gone", "ESTABLISHED"]
@@ -94,7 +100,7 @@ def test_a_fin_that_queues_up_behind_data_is_not_said_to_be_out(journal: SqliteJ
             lambda v: int(v.sockets.timer[row_of(v, pair.theirs[0])]) == 4
         )  # nothing moves any more
         plan = planned(full, pair.theirs, "fin")
-        (outcome,) = acting.apply(plan, journal, boot_id="")
+        (outcome,) = apply(plan, journal, boot_id="")
         assert outcome.result == "still there", outcome
         assert "the FIN waits behind " in outcome.detail
         view = pair.look().view
@@ -109,7 +115,7 @@ def test_a_close_wait_leak_gets_a_fin_and_the_peer_sees_a_proper_end(journal: Sq
         pair.near.shutdown(pair.ours, "WR")
         pair.far.read_to_end(pair.theirs)
         diagnosis = settled(pair, pair.theirs, "CLOSE_WAIT")
-        (outcome,) = acting.apply(planned(diagnosis, pair.theirs), journal, boot_id="")
+        (outcome,) = apply(planned(diagnosis, pair.theirs), journal, boot_id="")
         assert (outcome.step.means, outcome.result) == ("fin", "ended")
         assert pair.near.await_reset(pair.ours) == 0  # end of file, no error
 
@@ -124,7 +130,7 @@ def test_the_peer_of_a_destroyed_connection_gets_a_reset(journal: SqliteJournal,
         elif state == "CLOSE_WAIT":
             pair.far.shutdown(pair.theirs, "WR")
         diagnosis = settled(pair, mine, state)
-        (outcome,) = acting.apply(planned(diagnosis, mine, "destroy"), journal, boot_id="")
+        (outcome,) = apply(planned(diagnosis, mine, "destroy"), journal, boot_id="")
         assert outcome.result == "ended"
         assert "RST" in outcome.step.peer_told
         settled(pair, other, "gone")
@@ -145,7 +151,7 @@ def test_a_minisocket_is_destroyed_in_silence_as_the_plan_says(journal: SqliteJo
         mask = (view.sockets.state == tcp.FIN_WAIT2) & (view.sockets.timer == 3)
         plan = plans.make(view, diagnosis.findings, mask, Limits(override=frozenset({"minisocket"})))
         assert plan.steps[0].peer_told.startswith("nothing")
-        (outcome,) = acting.apply(plan, journal, boot_id="")
+        (outcome,) = apply(plan, journal, boot_id="")
         assert outcome.result == "ended"
         assert pair.states(pair.theirs) == ["CLOSE_WAIT"]  # stranded: which is why the guard is there
 
@@ -163,7 +169,7 @@ def test_another_cookie_is_never_hit() -> None:
                 int(s.sport[row]), int(s.dport[row]), addresses[0].to_bytes(4, "big"), addresses[1].to_bytes(4, "big"),
                 0, wrong,
             )  # fmt: skip
-            spaces = acting._namespaces({pair.a.inode})
+            spaces = namespaces_of({pair.a.inode})
             results, _ = destroy(spaces, [Target(pair.a.inode, 2, 6, identity)])
             assert results == {0: GONE}
         assert pair.states(pair.ours) == ["ESTABLISHED"]
@@ -197,12 +203,12 @@ def test_a_plan_never_hits_what_took_over_its_ports_its_descriptor_and_its_proce
             client = again
             inodes.add(client.inode)
             steps = [replace_inode(step, client.inode) for step in old]
-            told = acting.apply(plans.Plan(0, "", (*old, *steps)), journal, boot_id="")
+            told = apply(plans.Plan(0, "", (*old, *steps)), journal, boot_id="")
             assert {o.result for o in told} == {"left before"}
         assert len(inodes) > 50
         assert pair.states([client, accepted]) == ["ESTABLISHED", "ESTABLISHED"]
         step = replace_inode(old[3], client.inode)  # even with the right inode, only the cookie counts
-        with pytest.raises(TargetGone), acting._borrow(step):
+        with pytest.raises(TargetGone), borrow(step):
             pass
         assert journal.entries() == []
 
@@ -216,9 +222,9 @@ def test_a_rate_is_kept_by_small_batches(rate: float, most: int) -> None:
     with Lab() as lab:
         pair = Pair(lab, 40 if rate != 5.0 else 2)
         view = pair.look().view
-        targets = [acting._target(plans.step_of(view, row_of(view, c), "", "destroy")) for c in pair.ours]
+        targets = [kernel_target(plans.step_of(view, row_of(view, c), "", "destroy")) for c in pair.ours]
         begun: list[int] = []
-        results, gaps = destroy(acting._namespaces({pair.a.inode}), targets, rate=rate, before=begun.append)
+        results, gaps = destroy(namespaces_of({pair.a.inode}), targets, rate=rate, before=begun.append)
         assert gaps == []
         assert set(results.values()) == {0}
         assert begun == list(range(0, len(targets), most))
@@ -235,7 +241,7 @@ def test_what_changed_since_the_plan_is_left_alone(journal: SqliteJournal) -> No
         pair.near.recv(pair.ours[:1], 19)
         pair.far.close(pair.theirs[1:2])
         pair.look(lambda view: state_of(view, pair.ours[1]) == "gone")
-        outcomes = {o.step.sport: o for o in acting.apply(plan, journal, boot_id="")}
+        outcomes = {o.step.sport: o for o in apply(plan, journal, boot_id="")}
         told = [outcomes[c.sport].result for c in pair.ours]
         assert told[0] == "changed meanwhile"
         assert told[1] in ("left before", "changed meanwhile")
@@ -248,7 +254,7 @@ def test_a_plan_of_another_boot_is_refused(journal: SqliteJournal) -> None:
         pair = Pair(lab)
         plan = replace_boot(planned(pair.look(), pair.ours, "destroy"), "another")
         with pytest.raises(Refused, match="before this machine was started"):
-            acting.apply(plan, journal, boot_id="this one")
+            apply(plan, journal, boot_id="this one")
         assert pair.states(pair.ours) == ["ESTABLISHED"]
         assert journal.entries() == []
 
@@ -265,7 +271,7 @@ def options_of(conn: Conn, cookie: int) -> dict[str, int]:
 def probed(pair: Pair, conns: list[Conn], journal: SqliteJournal) -> dict[int, str]:
     view = pair.look().view
     steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in conns]
-    return {p.step.sport: p.verdict for p in acting.probe(steps, journal, keepalive=(1, 1, 2))}
+    return {p.step.sport: p.verdict for p in probe(steps, journal, keepalive=(1, 1, 2))}
 
 
 def test_a_probe_tells_alive_and_leaves_every_option_as_it_was(journal: SqliteJournal) -> None:
@@ -311,7 +317,7 @@ def test_an_answer_that_takes_longer_than_a_look_is_an_answer(journal: SqliteJou
             pair.a.run("nft", "flush", "ruleset")
 
         thread = threading.Thread(target=answers_again)
-        found = acting.probe(
+        found = probe(
             steps,
             journal,
             keepalive=(1, 1, 4),
@@ -335,7 +341,7 @@ def test_what_its_programs_do_meanwhile_is_not_taken_for_an_answer(journal: Sqli
                 pair.near.close(pair.ours[2:3])
                 pair.near.reset(pair.ours[3:])
 
-        told = acting.probe(steps, journal, keepalive=(2, 1, 2), fault=meanwhile)
+        told = probe(steps, journal, keepalive=(2, 1, 2), fault=meanwhile)
         assert [p.verdict for p in told] == ["gone"] * 4, told
 
 
@@ -346,16 +352,16 @@ def test_options_that_were_set_since_are_not_overwritten(journal: SqliteJournal)
         cookie = cookie_of(view, pair.ours[0])
         before = options_of(pair.ours[0], cookie)
         step = plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
-        (first,) = acting.arm([step], journal, {"keepidle": 60, "keepalive": 1})
-        (second,) = acting.arm([step], journal, {"keepidle": 30, "keepalive": 1})
+        (first,) = arm([step], journal, {"keepidle": 60, "keepalive": 1})
+        (second,) = arm([step], journal, {"keepidle": 30, "keepalive": 1})
         with pytest.raises(Refused, match="keepidle is 30 now"):
-            acting.restore(first.act_id, journal)
-        acting.restore(second.act_id, journal)
-        acting.restore(first.act_id, journal)
+            restore(first.act_id, journal)
+        restore(second.act_id, journal)
+        restore(first.act_id, journal)
         assert options_of(pair.ours[0], cookie) == before
-        (third,) = acting.arm([step], journal, {"keepidle": 60, "keepalive": 1})
+        (third,) = arm([step], journal, {"keepidle": 60, "keepalive": 1})
         pair.near.setsockopt(pair.ours, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 77)
-        acting.restore(third.act_id, journal, force=True)
+        restore(third.act_id, journal, force=True)
         assert options_of(pair.ours[0], cookie) == before
 
 
@@ -376,7 +382,7 @@ def test_arming_is_journaled_and_can_be_taken_back(journal: SqliteJournal) -> No
         before = options_of(pair.ours[0], cookie)
         step = plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
         values = {"keepidle": 60, "keepintvl": 15, "keepcnt": 5, "keepalive": 1, "user_timeout_ms": 30_000}
-        (outcome,) = acting.arm([step], journal, values)
+        (outcome,) = arm([step], journal, values)
         assert outcome.result == "set"
         assert options_of(pair.ours[0], cookie) == values
         assert (
@@ -385,25 +391,25 @@ def test_arming_is_journaled_and_can_be_taken_back(journal: SqliteJournal) -> No
             ]
             == 2
         )
-        acting.restore(outcome.act_id, journal)
+        restore(outcome.act_id, journal)
         assert options_of(pair.ours[0], cookie) == before
         with pytest.raises(Refused, match="already"):
-            acting.restore(outcome.act_id, journal)
+            restore(outcome.act_id, journal)
 
 
 def test_what_was_sent_cannot_be_taken_back(journal: SqliteJournal) -> None:
     with Lab() as lab:
         pair = Pair(lab)
-        (outcome,) = acting.apply(planned(pair.look(), pair.ours, "destroy"), journal, boot_id="")
+        (outcome,) = apply(planned(pair.look(), pair.ours, "destroy"), journal, boot_id="")
         with pytest.raises(Refused, match="a RST was sent"):
-            acting.restore(outcome.act_id, journal)
+            restore(outcome.act_id, journal)
 
 
 KILLED = """
 import os, signal, sys
 import msgspec
 from pathlib import Path
-from finwait import acting
+from finwait.acting.probe import probe
 from finwait.kernel.journal import SqliteJournal
 from finwait.remedy.plan import Step
 steps = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Step])
@@ -411,7 +417,7 @@ def fault(stage):
     if stage == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
 with SqliteJournal(Path(sys.argv[1])) as journal:
-    acting.probe(steps, journal, keepalive=(1, 1, 2), fault=fault)
+    probe(steps, journal, keepalive=(1, 1, 2), fault=fault)
 """
 
 
@@ -431,7 +437,7 @@ def test_a_probe_that_is_killed_is_told_and_put_back_by_the_journal(tmp_path: Pa
         assert (options_of(pair.ours[0], cookie) == before) == (stage == "journaled")
         with SqliteJournal(path) as journal:
             (entry,) = journal.incomplete()
-            acting.restore(entry.id, journal)
+            restore(entry.id, journal)
             assert options_of(pair.ours[0], cookie) == before
 
 
@@ -440,10 +446,10 @@ def test_a_connection_that_ended_cannot_be_restored_and_says_so(journal: SqliteJ
         pair = Pair(lab)
         view = pair.look().view
         step = plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
-        (outcome,) = acting.arm([step], journal, {"keepidle": 60})
+        (outcome,) = arm([step], journal, {"keepidle": 60})
         pair.near.close(pair.ours)
         with pytest.raises(TargetGone):
-            acting.restore(outcome.act_id, journal)
+            restore(outcome.act_id, journal)
 
 
 def test_both_ends_of_a_lost_translation_are_destroyed(journal: SqliteJournal) -> None:
@@ -470,7 +476,7 @@ def test_both_ends_of_a_lost_translation_are_destroyed(journal: SqliteJournal) -
         assert len(plan.steps) == 10
         assert {s.means for s in plan.steps} == {"destroy"}
         # Clients retransmit meanwhile; that is no movement.
-        assert {o.result for o in acting.apply(plan, journal, boot_id="")} == {"ended"}
+        assert {o.result for o in apply(plan, journal, boot_id="")} == {"ended"}
         after = session.diagnose(how=replace(how))
         assert not [f for f in after.findings if f.rule == "nat-entry-gone"]
 
@@ -559,7 +565,7 @@ def test_a_probe_puts_options_back_through_a_descriptor_that_moved_meanwhile(jou
     with Lab() as lab:
         fd, step = own_connection(Pair(lab))
         new: list[int] = []
-        (found,) = acting.probe(
+        (found,) = probe(
             [step],
             journal,
             keepalive=(1, 1, 2),
@@ -578,7 +584,7 @@ def test_a_probe_whose_descriptor_nobody_holds_leaves_its_act_open_and_undo_says
         fd, step = own_connection(Pair(lab))
         ends: list[tuple[socket.socket, socket.socket]] = []
         unrestored: dict[int, str] = {}
-        (found,) = acting.probe(
+        (found,) = probe(
             [step],
             journal,
             keepalive=(1, 1, 2),
@@ -590,12 +596,12 @@ def test_a_probe_whose_descriptor_nobody_holds_leaves_its_act_open_and_undo_says
         (entry,) = journal.entries()
         assert entry.result is None
         with pytest.raises(FinwaitError, match="still there: its descriptor was moved") as told:
-            acting.restore(entry.id, journal)
+            restore(entry.id, journal)
         assert not isinstance(told.value, TargetGone)
         assert journal.get(entry.id).result is None
         with taken_from(ends[0]) as sock:
             assert pidfd.get_options(sock)["keepalive"] == 1
-            assert "put back" in acting.restore(entry.id, journal)
+            assert "put back" in restore(entry.id, journal)
             assert pidfd.get_options(sock)["keepalive"] == 0
             assert journal.get(entry.id).result is not None
 
@@ -603,9 +609,9 @@ def test_a_probe_whose_descriptor_nobody_holds_leaves_its_act_open_and_undo_says
 def test_undo_finds_a_descriptor_that_moved_since(journal: SqliteJournal) -> None:
     with Lab() as lab:
         fd, step = own_connection(Pair(lab))
-        (outcome,) = acting.arm([step], journal, {"keepidle": 60, "keepalive": 1})
+        (outcome,) = arm([step], journal, {"keepidle": 60, "keepalive": 1})
         with socket.socket(fileno=moved(fd)) as sock:
-            assert f"fd {sock.fileno()})" in acting.restore(outcome.act_id, journal)
+            assert f"fd {sock.fileno()})" in restore(outcome.act_id, journal)
             assert pidfd.get_options(sock)["keepalive"] == 0
 
 
@@ -613,7 +619,7 @@ def test_an_act_on_a_descriptor_that_moved_does_not_call_its_connection_gone(jou
     with Lab() as lab:
         fd, step = own_connection(Pair(lab))
         with socket.socket(fileno=moved(fd)):
-            (outcome,) = acting.arm([step], journal, {"keepidle": 60})
+            (outcome,) = arm([step], journal, {"keepidle": 60})
             assert outcome.result == "failed"
             assert "its descriptor was moved since the look" in outcome.detail
 
@@ -631,7 +637,7 @@ def test_a_probe_waits_for_its_own_first_probe_where_keepalive_was_on(journal: S
     with Lab() as lab:
         pair = Pair(lab)
         step = with_keepalive(pair, 1234, 77, 5)
-        (found,) = acting.probe([step], journal, keepalive=(5, 1, 2))
+        (found,) = probe([step], journal, keepalive=(5, 1, 2))
         assert (found.verdict, found.detail) == ("alive", "the peer acknowledged a probe")
 
 
@@ -640,7 +646,7 @@ def test_a_silent_peer_is_dead_also_where_keepalive_was_on(journal: SqliteJourna
         pair = Pair(lab)
         step = with_keepalive(pair, 1234, 77, 5)
         pair.b.run("ip", "route", "add", "blackhole", f"{pair.link.a4}/32")
-        (found,) = acting.probe([step], journal, keepalive=(1, 1, 3))
+        (found,) = probe([step], journal, keepalive=(1, 1, 3))
         assert found.verdict == "dead", found
 
 
@@ -657,5 +663,5 @@ def test_an_acknowledgement_before_the_first_probe_was_due_is_no_answer_to_it(jo
                 pair.look(lambda v: int(v.sockets.wqueue[row_of(v, pair.ours[0])]) == 0)
                 pair.link.cut()
 
-        (found,) = acting.probe([step], journal, keepalive=(3, 1, 2), fault=meanwhile)
+        (found,) = probe([step], journal, keepalive=(3, 1, 2), fault=meanwhile)
         assert found.verdict == "dead", found

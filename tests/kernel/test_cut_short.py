@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from finwait import acting
+from finwait.acting.apply import apply
+from finwait.acting.undo import settle
 from finwait.errors import KernelError
 from finwait.kernel import pidfd, sysctl
 from finwait.kernel.journal import SqliteJournal
@@ -36,7 +37,9 @@ CHILD = """
 import os, signal, sys
 import msgspec
 from pathlib import Path
-from finwait import acting
+from finwait.acting.apply import apply
+from finwait.acting.options import arm
+from finwait.acting.probe import probe
 from finwait.kernel.journal import SqliteJournal
 from finwait.remedy import plan as plans
 
@@ -49,11 +52,11 @@ def fault(now):
 
 with SqliteJournal(Path(folder) / "journal.sqlite") as journal:
     if what == "apply":
-        acting.apply(plan, journal, boot_id="", keepalive=(1, 1, 1), fault=fault)
+        apply(plan, journal, boot_id="", keepalive=(1, 1, 1), fault=fault)
     elif what == "arm":
-        acting.arm(plan.steps, journal, {"keepidle": 60, "keepalive": 1}, fault=fault)
+        arm(plan.steps, journal, {"keepidle": 60, "keepalive": 1}, fault=fault)
     else:
-        acting.probe(plan.steps, journal, keepalive=(1, 1, 1), fault=fault)
+        probe(plan.steps, journal, keepalive=(1, 1, 1), fault=fault)
 """
 
 
@@ -174,7 +177,8 @@ def test_options_that_a_killed_command_left_behind_are_put_back_in_one_go(
 DELETE = """
 import os, signal, sys
 from pathlib import Path
-from finwait import acting, session
+from finwait import session
+from finwait.acting.entries import delete_entries
 from finwait.kernel.journal import SqliteJournal
 from finwait.session import Look
 from finwait.uapi.observation import Plan
@@ -188,7 +192,7 @@ def fault(now):
 shot = session.look(session.live_machine(), Look(plan=Plan(only=frozenset(map(int, netns)), established_limit=None)))
 flows = shot.flows
 with SqliteJournal(Path(folder) / "journal.sqlite") as journal:
-    acting.delete_entries(flows, range(len(flows)), journal, [{"original": "x"}] * len(flows), fault)
+    delete_entries(flows, range(len(flows)), journal, [{"original": "x"}] * len(flows), fault)
 """
 
 
@@ -212,7 +216,8 @@ def test_a_deletion_of_entries_that_is_killed_is_told(tmp_path: Path, stage: str
 
 TUNE = """
 import os, pathlib, signal, sys
-from finwait.cli.tune import apply_plan, make_plan
+from finwait.acting.sysctls import apply_plan
+from finwait.cli.tune import make_plan
 from finwait.kernel import sysctl
 from finwait.kernel.journal import SqliteJournal
 from finwait.remedy.tuning import parse_assignments
@@ -303,10 +308,10 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_an_act_that_is_told(tmp_path:
         pair.near.shutdown(pair.ours, "WR")
         plan = planned(settled(pair, pair.ours, "FIN_WAIT2"), pair.ours, "destroy")
         with pytest.raises(KernelError, match="ENOSPC"):
-            acting.apply(plan, Full(journal), boot_id="")
+            apply(plan, Full(journal), boot_id="")
         (entry,) = journal.entries()
         assert entry.result is None
-        assert acting.settle(entry.id, journal) == "its connection is gone"
+        assert settle(entry.id, journal) == "its connection is gone"
         assert (
             msgspec.json.encode(journal.get(entry.id).result)
             == b'{"result":"cut short; its connection is gone"}'

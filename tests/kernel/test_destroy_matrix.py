@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from finwait import acting
+from finwait.acting.apply import apply
 from finwait.kernel import pidfd
 from finwait.kernel.journal import SqliteJournal
 from finwait.lab.actor import Conn
@@ -126,7 +126,7 @@ def test_a_held_connection_ends_and_its_peer_is_told_as_the_plan_says(
         )  # a FIN that is sent again would meet nobody, and be answered by a RST of another kind
         before = resets_sent(pair.a)
         plan = planned(diagnosis, pair.ours, means, override=ALL)
-        (outcome,) = acting.apply(plan, journal, boot_id="")
+        (outcome,) = apply(plan, journal, boot_id="")
         assert (outcome.result, outcome.step.means) == ("ended", means)
         assert resets_sent(pair.a) - before == cell.resets
         assert outcome.step.peer_told.startswith("a RST" if cell.resets else "nothing")
@@ -208,7 +208,7 @@ def test_an_orphan_is_guarded_and_ends_as_the_matrix_says(journal: SqliteJournal
         )  # a FIN that is sent again meets nobody, and that is answered by a RST of another kind
         before = resets_sent(pair.a)
         plan = plans.make(diagnosis.view, diagnosis.findings, mask, Limits(override=ALL), force="destroy")
-        (outcome,) = acting.apply(plan, journal, boot_id="")
+        (outcome,) = apply(plan, journal, boot_id="")
         assert outcome.result == "ended"
         assert resets_sent(pair.a) - before == cell.resets
         assert outcome.step.peer_told.startswith("a RST" if cell.resets else "nothing")
@@ -249,7 +249,7 @@ def test_a_handshake_is_ended_at_either_side_in_silence(journal: SqliteJournal) 
                 assert mask.sum() == 1
                 plan = plans.make(diagnosis.view, diagnosis.findings, mask, Limits(override=ALL))
                 assert plan.steps[0].peer_told.startswith("nothing")
-                (outcome,) = acting.apply(plan, journal, boot_id="")
+                (outcome,) = apply(plan, journal, boot_id="")
                 assert outcome.result == "ended"
                 assert resets_sent(told) == before
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNABORTED
@@ -269,7 +269,7 @@ def test_a_listener_is_refused_in_every_plan_even_in_one_that_was_forged(journal
         forged = plans.step_of(view, int(row), "", "destroy")
         for state in ("ESTABLISHED", "CLOSE_WAIT"):
             step = msgspec.structs.replace(forged, state=state)
-            (outcome,) = acting.apply(plans.Plan(0, "", (step,)), journal, boot_id="")
+            (outcome,) = apply(plans.Plan(0, "", (step,)), journal, boot_id="")
             assert outcome.result in ("changed meanwhile", "left before")
         client = pair.near.connect(pair.link.b4, int(view.sockets.sport[row]))
         assert state_of(settled(pair, [client], "ESTABLISHED").view, client) == "ESTABLISHED"
@@ -295,7 +295,7 @@ def test_a_connection_in_the_accept_queue_is_reset_and_its_place_stays_taken(jou
         assert step.means == "destroy"
         assert "accept queue stays taken" in step.stays
         before = resets_sent(pair.a)
-        (outcome,) = acting.apply(plan, journal, boot_id="")
+        (outcome,) = apply(plan, journal, boot_id="")
         assert (outcome.result, outcome.other) == ("ended", "gone")
         assert resets_sent(pair.a) == before + 1
         assert error_of(client) == errno.ECONNRESET
@@ -322,7 +322,7 @@ def test_other_kinds_of_addresses_are_found_again(journal: SqliteJournal, how: s
         diagnosis = settled(pair, [end], "ESTABLISHED")
         row = row_of(diagnosis.view, end)
         assert int(diagnosis.view.sockets.family[row]) == (2 if how == "device" else 10)
-        (outcome,) = acting.apply(planned(diagnosis, [end], "destroy"), journal, boot_id="")
+        (outcome,) = apply(planned(diagnosis, [end], "destroy"), journal, boot_id="")
         assert (outcome.result, outcome.other) == ("ended", "gone")
         end_s = time.monotonic() + 10
         while pair.states([client, accepted]) != ["gone", "gone"] and time.monotonic() < end_s:

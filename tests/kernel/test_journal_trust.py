@@ -290,7 +290,8 @@ def test_kinds_of_a_later_version_are_told_and_listed(
 
 
 def test_a_persisted_file_with_lines_of_others_is_left_alone(target: sysctl.Target, tmp_path: Path) -> None:
-    from finwait.cli.tune import apply_plan, make_plan
+    from finwait.acting.sysctls import apply_plan
+    from finwait.cli.tune import make_plan
     from finwait.remedy.tuning import parse_assignments
 
     plan = make_plan(parse_assignments([f"{FIN}=31"]), target, {})

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finwait import acting, session
+from finwait import session
+from finwait.acting.apply import apply
 from finwait.diagnosis.finding import Finding
 from finwait.kernel import pidfd
 from finwait.kernel.journal import SqliteJournal
@@ -136,7 +137,7 @@ def test_a_namespace_that_only_its_sockets_keep_is_found_and_looked_into(tmp_pat
         mask[[r for r in mine if view.sockets.state[r] == tcp.FIN_WAIT2][:1]] = True
         plan = plans.make(view, diagnosis.findings, mask, Limits(share=1.0), force="destroy")
         with SqliteJournal(tmp_path / "journal") as journal:
-            (outcome,) = acting.apply(plan, journal, boot_id="")
+            (outcome,) = apply(plan, journal, boot_id="")
         assert outcome.result == "ended", outcome
     replay = open_recording(str(tmp_path / "a.finwait"))
     assert netns in {ns.inode for ns in replay.looks[0].namespaces}

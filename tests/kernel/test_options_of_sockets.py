@@ -11,7 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from finwait import acting
+from finwait.acting.borrowed import borrow
+from finwait.acting.identity import journal_target
+from finwait.acting.options import arm
+from finwait.acting.probe import probe
+from finwait.acting.undo import restore
 from finwait.errors import FinwaitError, KernelError, Refused
 from finwait.kernel import pidfd
 from finwait.kernel.journal import SqliteJournal, Taken
@@ -19,6 +23,7 @@ from finwait.lab.actor import Conn
 from finwait.lab.topology import Lab, unmet
 from finwait.remedy import plan as plans
 from finwait.remedy.journal import Act
+from finwait.remedy.outcome import Outcome, Probe
 from tests.kernel.acting_pair import Pair, cookie_of, row_of
 from tests.kernel.needs import missing
 from tests.kernel.test_probe_command import options_of, start, until_armed
@@ -90,18 +95,16 @@ def test_what_could_not_be_put_back_is_not_set(journal: SqliteJournal, sysctl: s
         steps, cookies = steps_of(pair, pair.ours)
         before = all_options(pair.ours, cookies)
         assert before[1] == fixed
-        found = acting.probe(steps, journal, keepalive=(1, 1, 2))
+        found = probe(steps, journal, keepalive=(1, 1, 2))
         assert [p.verdict for p in found] == ["not judged", "alive", "not judged"]
         assert f"of {value} could not be put back" in found[0].detail
         assert f"net.ipv4.{sysctl}" in found[0].detail
         assert all_options(pair.ours, cookies) == before
-        outcomes = acting.arm(
-            steps, journal, dict.fromkeys(("keepidle", "keepintvl", "keepcnt", "keepalive"), 1)
-        )
+        outcomes = arm(steps, journal, dict.fromkeys(("keepidle", "keepintvl", "keepcnt", "keepalive"), 1))
         assert [o.result for o in outcomes] == ["failed", "set", "failed"]
         assert all_options(pair.ours[::2], cookies[::2]) == before[::2]
         assert journal.incomplete() == []
-        only = acting.arm(steps, journal, {"user_timeout_ms": 9000})  # which can be put back
+        only = arm(steps, journal, {"user_timeout_ms": 9000})  # which can be put back
         assert {o.result for o in only} == {"set"}
 
 
@@ -110,21 +113,21 @@ def test_acts_on_one_connection_do_not_overlap(journal: SqliteJournal, tmp_path:
         pair = Pair(lab, 2)
         steps, cookies = steps_of(pair, pair.ours)
         before = all_options(pair.ours, cookies)
-        second: list[acting.Probe] = []
-        armed: list[acting.Outcome] = []
+        second: list[Probe] = []
+        armed: list[Outcome] = []
 
         def meanwhile(stage: str) -> None:
             if stage == "armed":
-                second.extend(acting.probe(steps, another, keepalive=(1, 1, 2)))
-                armed.extend(acting.arm(steps[:1], another, {"keepidle": 9}))
+                second.extend(probe(steps, another, keepalive=(1, 1, 2)))
+                armed.extend(arm(steps[:1], another, {"keepidle": 9}))
 
-        first = acting.probe(steps[:1], journal, keepalive=(2, 1, 2), fault=meanwhile)
+        first = probe(steps[:1], journal, keepalive=(2, 1, 2), fault=meanwhile)
         assert [p.verdict for p in first] == ["alive"]
         assert [p.verdict for p in second] == ["not judged", "alive"]  # the other connection is free
         assert "is under way on it; nothing was set" in second[0].detail
         assert [o.result for o in armed] == ["failed"]
         assert all_options(pair.ours, cookies) == before
-        assert {p.verdict for p in acting.probe(steps, another, keepalive=(1, 1, 2))} == {"alive"}
+        assert {p.verdict for p in probe(steps, another, keepalive=(1, 1, 2))} == {"alive"}
         assert all_options(pair.ours, cookies) == before
 
 
@@ -142,7 +145,7 @@ def test_an_act_that_ended_between_reading_and_claiming_is_noticed(journal: Sqli
 
         pair.near.setsockopt(pair.ours, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
         with Late(journal.path) as late:
-            (found,) = acting.probe(steps, late, keepalive=(1, 1, 2))
+            (found,) = probe(steps, late, keepalive=(1, 1, 2))
         assert (found.verdict, "at this very moment" in found.detail) == ("not judged", True)
         assert options_of(pair.ours[0], cookies[0])["keepidle"] == 7200
         assert journal.incomplete() == []
@@ -193,7 +196,7 @@ def test_what_cannot_be_put_back_is_told_and_the_rest_is_put_back(
 
         monkeypatch.setattr(pidfd, "set_options", stubborn)
         left: dict[int, str] = {}
-        found = acting.probe(steps, journal, keepalive=(1, 1, 2), unrestored=left)
+        found = probe(steps, journal, keepalive=(1, 1, 2), unrestored=left)
         assert [p.verdict for p in found] == ["alive"] * 3
         assert list(left) == [0]
         assert found[0].unrestored == left[0]
@@ -201,7 +204,7 @@ def test_what_cannot_be_put_back_is_told_and_the_rest_is_put_back(
         assert all_options(pair.ours[1:], cookies[1:]) == before[1:]
         failed = next(e for e in journal.entries() if "error" in (e.result or {}))
         monkeypatch.undo()
-        acting.restore(failed.id, journal)
+        restore(failed.id, journal)
         assert all_options(pair.ours, cookies) == before
 
 
@@ -213,12 +216,12 @@ def test_an_old_value_that_no_socket_takes_is_put_back_as_near_as_can_be(journal
         pair.near.setsockopt(pair.ours, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         pair.near.setsockopt(pair.ours, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
         old = Act(
-            "sockopt", acting._identity(steps[0]), {"options": {"keepidle": 86_400, "keepalive": 0}},
+            "sockopt", journal_target(steps[0]), {"options": {"keepidle": 86_400, "keepalive": 0}},
             {"options": {"keepidle": 1, "keepalive": 1}}, "probe",
         )  # fmt: skip
         (act,) = journal.record_many([old])
         journal.complete_many({act: {"error": "Invalid argument"}})
-        said = acting.restore(act, journal)
+        said = restore(act, journal)
         assert "keepidle=32767 (it was 86400, more than setsockopt(2) takes)" in said
         now = options_of(pair.ours[0], cookies[0])
         assert (now["keepidle"], now["keepalive"]) == (32_767, 0)
@@ -239,8 +242,8 @@ def test_that_a_socket_follows_the_sysctl_no_more_is_told(tmp_path: Path) -> Non
         pinned = {p["step"]["sport"]: p["pinned"] for p in json.loads(as_json)["items"]}
         assert pinned[pair.ours[1].sport] == ["keepintvl", "keepcnt"]
         with SqliteJournal(tmp_path / "journal.sqlite") as journal:
-            (outcome,) = acting.arm(steps_of(pair, pair.ours[1:])[0], journal, {"keepintvl": 3})
-            assert "; keepintvl: the socket's own now, and no longer those of the sysctls" in acting.restore(
+            (outcome,) = arm(steps_of(pair, pair.ours[1:])[0], journal, {"keepintvl": 3})
+            assert "; keepintvl: the socket's own now, and no longer those of the sysctls" in restore(
                 outcome.act_id, journal
             )
 
@@ -257,7 +260,7 @@ def test_a_time_that_no_socket_takes_is_refused_before_anything_is_touched(
 
 def test_arm_takes_no_value_that_a_socket_does_not(journal: SqliteJournal) -> None:
     with pytest.raises(ValueError, match="does not take"):
-        acting.arm([], journal, {"user_timeout_ms": 2**31})
+        arm([], journal, {"user_timeout_ms": 2**31})
     assert journal.entries() == []
 
 
@@ -268,7 +271,7 @@ def test_a_step_without_a_known_holder_is_no_connection_that_is_gone() -> None:
         unheld = msgspec.structs.replace(step, holders=())
         with (
             pytest.raises(FinwaitError, match="no process is known to hold it") as caught,
-            acting._borrow(unheld),
+            borrow(unheld),
         ):
             pass
         assert type(caught.value) is FinwaitError

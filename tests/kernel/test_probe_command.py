@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from finwait import acting
+from finwait.acting.probe import probe
 from finwait.kernel import pidfd
 from finwait.kernel.journal import SqliteJournal
 from finwait.lab.actor import Conn
@@ -104,7 +104,7 @@ def test_a_thousand_connections_are_probed_at_once(tmp_path: Path) -> None:
         pair.far.reset(pair.theirs[:50])
         pair.a.run("nft", "flush", "ruleset")
         steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
-        found = acting.probe(steps, journal, keepalive=(1, 1, 3))
+        found = probe(steps, journal, keepalive=(1, 1, 3))
         verdicts = {p.step.sport: p.verdict for p in found}
         assert len(verdicts) == 1000
         assert {verdicts[c.sport] for c in pair.ours[:50]} == {"reset"}

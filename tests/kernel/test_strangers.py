@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finwait import acting, session
+from finwait import session
+from finwait.acting.apply import apply
 from finwait.diagnosis.view import Options, View
 from finwait.kernel.journal import SqliteJournal
 from finwait.lab.actor import Actor, Conn, meet
@@ -89,7 +90,7 @@ def test_a_connection_that_lost_its_end_is_not_given_another_s(lab: Lab, tmp_pat
     plan = ended_for(diagnosis, two.theirs)
     assert [step.netns for step in plan.steps] == [two.far.inode]
     with SqliteJournal(tmp_path / "journal") as journal:
-        acting.apply(plan, journal, boot_id="")
+        apply(plan, journal, boot_id="")
     view = looked(one.near.inode, one.far.inode).view
     assert [state_of(view, conn) for conn in (one.ours, one.theirs)] == ["CLOSE_WAIT", "FIN_WAIT2"]
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from finwait import session
+from finwait import planning, session
 from finwait.cli.top import Clear
 from finwait.lab.topology import Lab
 from tests.kernel.needs import missing
@@ -171,7 +171,7 @@ def test_marked_connections_are_cleared_by_the_plan_of_clear(tmp_path, monkeypat
                         & (table.state == 5)
                     )
                     keys = list(zip(table.netns[mine].tolist(), table.cookie[mine].tolist(), strict=True))
-                clearing = Clear("--min-age", "0")
+                clearing = Clear(planning.limits(min_age_ms=0))
                 # The test itself holds the socket, and finwait leaves its own process alone.
                 text, ready = clearing.plan([*keys, (1, 2)])
                 assert not ready

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from finwait.cli.tune import apply_plan, load_profile, make_plan, roll_back
+from finwait.acting.sysctls import apply_plan, roll_back
+from finwait.cli.tune import load_profile, make_plan
 from finwait.errors import KernelError, Refused
 from finwait.kernel import sysctl
 from finwait.kernel.journal import SqliteJournal
@@ -157,7 +158,8 @@ def test_a_journal_that_cannot_be_written_means_that_nothing_is_done(target, tmp
 
 CHILD = """
 import os, pathlib, signal, sys
-from finwait.cli.tune import apply_plan, make_plan
+from finwait.acting.sysctls import apply_plan
+from finwait.cli.tune import make_plan
 from finwait.kernel import sysctl
 from finwait.kernel.journal import SqliteJournal
 from finwait.remedy.tuning import parse_assignments

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finwait import acting
+from finwait.acting.identity import kernel_target
+from finwait.acting.undo import restore, settle
 from finwait.attribution.process import ProcessView
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.view import View
@@ -158,7 +159,7 @@ def read(data: bytes) -> None:
         assert 1 <= int(found[1]) <= data.count(b"\n") + 1
     else:
         for step in plan.steps:
-            acting._target(step)  # what is accepted can go to the kernel
+            kernel_target(step)  # what is accepted can go to the kernel
 
 
 @given(st.binary(max_size=300))
@@ -245,8 +246,8 @@ def test_a_damaged_act_is_told_and_nothing_is_done(kind: str, target: str, befor
             )
         db.close()
         with SqliteJournal(path) as journal:
-            for act in (acting.restore, acting.settle):
-                with pytest.raises(FinwaitError) if act is acting.restore else _told():
+            for act in (restore, settle):
+                with pytest.raises(FinwaitError) if act is restore else _told():
                     act(number, journal)
 
 

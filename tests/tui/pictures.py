@@ -14,9 +14,9 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from finwait.cli import options
 from finwait.cli.top import choose
 from finwait.recording import open_recording
+from finwait.selecting import parse_filter
 from finwait.tui.app import Top
 from finwait.tui.feed import Recorded
 
@@ -59,11 +59,11 @@ async def settle(pilot: Pilot[None], app: Top) -> None:
 
 async def play(scene: Scene, words: Sequence[str] = ()) -> str:
     """Press the keys of a scene; return the screen as SVG."""
-    wanted = options.parse_filter(words) if words else None
+    wanted = parse_filter(words) if words else None
     feed = Recorded(
         open_recording(str(CAPTURES / f"{scene.recording}.finwait")), wanted, choose, refresh=0.01
     )
-    app = Top(feed, options.parse_filter, wanted=words)
+    app = Top(feed, parse_filter, wanted=words)
     async with app.run_test(size=scene.size) as pilot:
         await settle(pilot, app)
         for key in scene.keys:

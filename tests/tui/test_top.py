@@ -15,12 +15,12 @@ pytest.importorskip("textual")
 from textual.widgets import Static
 
 from finwait import session
-from finwait.cli import options
 from finwait.cli.top import choose
 from finwait.errors import FilterError, KernelError, Refused
 from finwait.recording import open_recording
 from finwait.report.groups import GROUPINGS, SORTS, groups
 from finwait.report.state_diagram import diagram, states
+from finwait.selecting import parse_filter
 from finwait.tui.app import Top, fit, fold, wrong
 from finwait.tui.feed import Recorded
 from finwait.tui.rows import Rows
@@ -118,7 +118,7 @@ class Driver:
 
     def __init__(self, path: Any = KUBE, clearing: Any = None, size: tuple[int, int] = (160, 40)) -> None:
         feed = Recorded(open_recording(path), None, choose, refresh=0.01)
-        self.app = Top(feed, options.parse_filter, clearing=clearing)
+        self.app = Top(feed, parse_filter, clearing=clearing)
         self.size = size
         self.said: list[str] = []
 
@@ -336,7 +336,7 @@ def test_the_evidence_is_to_the_letter_what_explain_prints(capsys: pytest.Captur
 
     async def go() -> tuple[int, str]:
         feed = Recorded(open_recording(recording), None, choose, refresh=0.01)
-        app = Top(feed, options.parse_filter)
+        app = Top(feed, parse_filter)
         async with app.run_test(size=(102, 30)) as pilot:
             await settle(pilot, app)
             await pilot.press("enter")
@@ -369,7 +369,7 @@ def test_a_feed_that_fails_ends_the_view_and_says_why() -> None:
 
     async def go() -> Top:
         feed = Failing(open_recording(str(CAPTURES / "relay-pair.finwait")), None, choose, refresh=0.01)
-        app = Top(feed, options.parse_filter)
+        app = Top(feed, parse_filter)
         async with app.run_test() as pilot:
             for _ in range(500):
                 if app.failed is not None:
@@ -420,7 +420,7 @@ def test_nothing_wraps_on_a_small_terminal(size: tuple[int, int], place: str) ->
 def test_a_terminal_that_shrinks_and_grows_shows_what_a_new_one_of_its_size_does() -> None:
     async def go(*sizes: tuple[int, int]) -> str:
         feed = Recorded(open_recording(KUBE), None, choose, refresh=0.01)
-        app = Top(feed, options.parse_filter)
+        app = Top(feed, parse_filter)
         async with app.run_test(size=sizes[0]) as pilot:
             await settle(pilot, app)
             for size in sizes[1:]:

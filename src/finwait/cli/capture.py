@@ -7,24 +7,20 @@ import sys
 from typing import TYPE_CHECKING
 
 from finwait.cli import options
+from finwait.selecting import mask_of, parse_filter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finwait.capturing import Chosen, FileRead, Recorder, Writer
-    from finwait.capturing.chosen import End
-    from finwait.diagnosis.sightings import Sighting
-    from finwait.errors import Gap
+    from finwait.capturing import Chosen, Recorder, Writer
     from finwait.kernel.netns import NetNamespace
     from finwait.session import Snapshot
 
-__all__ = ["add_parser", "explain_file", "run"]
+__all__ = ["add_parser", "run"]
 
 _MOST = 200
 _SMALL = 20_000
 """With so many sockets on the machine a whole diagnosis takes a second, and its causes go into the file."""
-_DRAWN = 50
-"""Connections that are drawn of a capture file unless some are named; first those that did not close in order."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -170,12 +166,11 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
     import numpy as np
 
     from finwait import session
-    from finwait.cli.explain import connection_filter
     from finwait.diagnosis import catalogue, engine
     from finwait.errors import FinwaitError
     from finwait.uapi import tcp
 
-    found = options.parse_filter(connection_filter(args.what))
+    found = parse_filter(options.connection_filter(args.what))
     whole = found.asks_rules
     # Who holds a socket takes seconds on a busy machine. Packets do not wait: it is found out afterwards,
     # unless the FILTER asks for it.
@@ -187,7 +182,7 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
             descriptors=owners,
         )
         findings = engine.diagnose(shot.view, catalogue.rules()) if whole else None
-        mask = options.mask_of(found, shot, findings) & (shot.sockets.state != tcp.LISTEN)
+        mask = mask_of(found, shot, findings) & (shot.sockets.state != tcp.LISTEN)
         rows = np.flatnonzero(mask & (shot.sockets.dport != 0)).tolist()
         if owners == asked:
             gaps = shot.gaps
@@ -309,79 +304,3 @@ def _account(recorder: Recorder, writer: Writer | None, status: int) -> int:
         print("hint: free some space and capture again", file=sys.stderr)
         return 1
     return status or options.status(gaps)
-
-
-def explain_file(path: str, wanted: Sequence[End]) -> int:
-    """Draw the closings that a capture file holds (``finwait explain --pcap FILE``).
-
-    Args:
-        path: pcap or pcapng, gzip or not; ``-`` for standard input.
-        wanted: one end or both (`finwait.capturing.chosen.parse_end`); empty for all.
-
-    Raises:
-        FinwaitError: the file cannot be read at all, or what is wanted is not in it.
-    """
-    from finwait.capturing import read_closings
-    from finwait.capturing.chosen import end_text
-    from finwait.diagnosis.sightings import sightings
-    from finwait.errors import DecodeError, FinwaitError
-    from finwait.report.closing import drawing
-
-    try:
-        found = read_closings(path, wanted)
-    except OSError as failed:
-        error = FinwaitError(f"could not read `{path}`: {failed.strerror or failed}")
-        error.hint = "name a pcap or pcapng file; gzip is unpacked"
-        raise error from None
-    except DecodeError as failed:
-        failed.hint = "name a pcap or pcapng file; gzip is unpacked"
-        raise
-    joined = sightings(found.book.told(found.until_ns))
-    drawn = _chosen_to_draw(joined, all_of_them=bool(wanted))
-    for number, sighting in enumerate(drawn):
-        if number:
-            print()
-        for line in drawing(sighting, until_ns=found.until_ns, lost=found.dropped):
-            print(line)
-    gaps = found.gaps(path)
-    _tell_read(found, joined, drawn, gaps)
-    if wanted and not joined:
-        error = FinwaitError(
-            f"no connection of {' and '.join(end_text(*end) for end in wanted)} is in `{path}`"
-        )
-        error.hint = "leave the addresses out to see every connection of the file"
-        raise error
-    return options.status(gaps)
-
-
-def _chosen_to_draw(joined: list[Sighting], *, all_of_them: bool) -> list[Sighting]:
-    """Return what to draw: of many, first what did not close in order, in the order of the file."""
-    from finwait.diagnosis.closing import Outcome
-
-    if all_of_them or len(joined) <= _DRAWN:
-        return joined
-    plain = (Outcome.IN_ORDER, Outcome.OPEN, Outcome.UNSEEN, Outcome.NOT_OPENED)
-    order = sorted(range(len(joined)), key=lambda k: (joined[k].closing.outcome in plain, k))
-    return [joined[k] for k in sorted(order[:_DRAWN])]
-
-
-def _tell_read(found: FileRead, joined: list[Sighting], drawn: list[Sighting], gaps: list[Gap]) -> None:
-    """Say on standard error what was read, and what could not be."""
-    from collections import Counter
-
-    from finwait.uapi.segment import Unread
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
-    others = found.unread[Unread.OTHER] + found.unread[Unread.FRAGMENT]
-    say(f"{found.packets} packets, {others} of them not TCP, {len(joined)} connections")
-    if len(drawn) < len(joined):
-        counts = Counter(one.closing.outcome.value for one in joined)
-        say("  " + ", ".join(f"{count} × {name}" for name, count in counts.most_common()))
-        say(f"{len(drawn)} of {len(joined)} are drawn\nhint: name one by ADDRESS:PORT to see it")
-    if found.late:
-        say(f"{found.late} packets have time stamps far out of order")
-    options.tell_gaps(gaps)
-    if found.links:
-        say("hint: Ethernet, Linux cooked, raw IP, PPP and loopback captures can be read")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finwait.cli import options
+from finwait.selecting import parse_filter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -226,7 +227,7 @@ def _established_skipped(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
     """Return how many ESTABLISHED sockets were left out that the FILTER may ask for."""
     from finwait.uapi import tcp
 
-    asked = options.parse_filter(args.filter).states >> tcp.ESTABLISHED & 1
+    asked = parse_filter(args.filter).states >> tcp.ESTABLISHED & 1
     return diagnosis.view.established_skipped if asked else 0
 
 

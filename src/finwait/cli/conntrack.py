@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from finwait.cli import options
+from finwait.selecting import mask_of, parse_filter
 
 if TYPE_CHECKING:
     from finwait.attribution.tracked import Seen, Tracked
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.recording and args.delete:
         raise UsageError("`--delete`: a recording cannot be acted upon")
     args.established = "always" if args.established == "auto" else args.established
-    found = options.parse_filter(args.filter)
+    found = parse_filter(args.filter)
     shot = session.look(options.machine(args), options.how(args))
     flows = shot.flows if shot.flows is not None else FlowTable.empty()
     near = loopback(shot.sockets)
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     )
     dumped = frozenset(number for number, ns in shot.view.namespaces.items() if ns.dumped)
     joined = tracked(shot.sockets, flows, local, dumped, whole=shot.view.whole)
-    mask = options.mask_of(found, shot)
+    mask = mask_of(found, shot)
     tracking = {
         ns.inode for ns in shot.observation.namespaces if any(d.kind == "conntrack" for d in ns.dumps)
     }
@@ -212,7 +213,7 @@ def _text(
 ) -> None:
     from collections import Counter
 
-    from finwait.cli.clear import wrapped
+    from finwait.report.plan import wrapped
 
     counted = Counter(joined.verdict[k] for k in order)
     options.write(
@@ -271,14 +272,14 @@ def _delete(
     """Plan, and with ``--yes`` carry out, the deletion of entries; the status is 4 when guards kept all of them."""
     from collections import Counter
 
-    from finwait.acting import delete_entries
-    from finwait.cli.clear import wrapped
-    from finwait.cli.journal import opened, tell_unfinished
+    from finwait.acting.entries import delete_entries
     from finwait.errors import Refused
+    from finwait.kernel.journal import opened
     from finwait.remedy.guards import ENTRY_GUARDS, guard_entry
+    from finwait.report.plan import wrapped
     from finwait.table.units import printable
 
-    tell_unfinished()
+    options.tell_unfinished()
     limits = _limits(args)
     todo: list[int] = []
     left: Counter[tuple[str, str]] = Counter()

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+from typing import TYPE_CHECKING
 
 from finwait.cli import options
 
-__all__ = ["add_parser", "connection_filter", "run"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finwait.capturing import FileRead
+    from finwait.capturing.chosen import End
+    from finwait.diagnosis.sightings import Sighting
+    from finwait.errors import Gap
+from finwait.selecting import mask_of, parse_filter
+
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,25 +45,6 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     options.add_look(parser)
     options.add_output(parser, ("text", "json"))
     parser.set_defaults(run=run, wrong=parser.error)
-
-
-_ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:.]+(?:%[^\]\s]+)?\]|[0-9.]+(?:%[^:\s]+)?|\*):(\d+|\*)$")
-_SCOPE = re.compile(r"%([^\]:]+)")
-
-
-def connection_filter(words: list[str]) -> list[str]:
-    """Return the FILTER for a connection that is named by its ends or its cookie; other words as they are."""
-    if len(words) == 1 and re.fullmatch(r"0x[0-9a-fA-F]+", words[0]):
-        return ["cookie", "=", words[0]]
-    ends = [w for w in words if w not in ("->", "→", "-")]
-    if 1 <= len(ends) <= 2 and all(_ENDPOINT.match(w) for w in ends):
-        plain = [_SCOPE.sub("", end) for end in ends]
-        devices = dict.fromkeys(found[1] for end in ends if (found := _SCOPE.search(end)))
-        text = ["src", "=", plain[0]]
-        if len(ends) > 1:
-            text += ["and", "dst", "=", plain[1]]
-        return text + [word for device in devices for word in ("and", "dev", "=", device)]
-    return words
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,7 +76,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _explain_capture(args: argparse.Namespace) -> int:
     from finwait.capturing.chosen import parse_end
-    from finwait.cli.capture import explain_file
 
     if args.output != "text":
         args.wrong("--pcap draws: it cannot go with --output")
@@ -99,7 +90,7 @@ def _explain_capture(args: argparse.Namespace) -> int:
             args.wrong(f"`{word}` is not ADDRESS:PORT, by which --pcap selects connections")
         assert end is not None
         ends.append(end)
-    return explain_file(args.pcap, ends)
+    return _explain_file(args.pcap, ends)
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -110,9 +101,9 @@ def _explain(args: argparse.Namespace) -> int:
     from finwait.report import json, text
     from finwait.uapi import tcp
 
-    found = options.parse_filter(connection_filter(args.what))
+    found = parse_filter(options.connection_filter(args.what))
     diagnosis = session.diagnose(options.machine(args), how=options.how(args))
-    mask = options.mask_of(found, diagnosis.snapshot, diagnosis.findings)
+    mask = mask_of(found, diagnosis.snapshot, diagnosis.findings)
     rows = np.flatnonzero(mask & (diagnosis.view.sockets.state != tcp.LISTEN))
     if not len(rows):
         error = FinwaitError(f"no connection is `{' '.join(args.what)}`")
@@ -135,3 +126,83 @@ def _explain(args: argparse.Namespace) -> int:
     if diagnosis.gaps:
         options.write(["\nNot seen:\n", *(f"  {gap}\n" for gap in diagnosis.gaps)])
     return options.status(diagnosis.gaps)
+
+
+_DRAWN = 50
+"""Connections that are drawn of a capture file unless some are named; first those that did not close in order."""
+
+
+def _explain_file(path: str, wanted: Sequence[End]) -> int:
+    """Draw the closings that a capture file holds (``finwait explain --pcap FILE``).
+
+    Args:
+        path: pcap or pcapng, gzip or not; ``-`` for standard input.
+        wanted: one end or both (`finwait.capturing.chosen.parse_end`); empty for all.
+
+    Raises:
+        FinwaitError: the file cannot be read at all, or what is wanted is not in it.
+    """
+    from finwait.capturing import read_closings
+    from finwait.capturing.chosen import end_text
+    from finwait.diagnosis.sightings import sightings
+    from finwait.errors import DecodeError, FinwaitError
+    from finwait.report.closing import drawing
+
+    try:
+        found = read_closings(path, wanted)
+    except OSError as failed:
+        error = FinwaitError(f"could not read `{path}`: {failed.strerror or failed}")
+        error.hint = "name a pcap or pcapng file; gzip is unpacked"
+        raise error from None
+    except DecodeError as failed:
+        failed.hint = "name a pcap or pcapng file; gzip is unpacked"
+        raise
+    joined = sightings(found.book.told(found.until_ns))
+    drawn = _chosen_to_draw(joined, all_of_them=bool(wanted))
+    for number, sighting in enumerate(drawn):
+        if number:
+            print()
+        for line in drawing(sighting, until_ns=found.until_ns, lost=found.dropped):
+            print(line)
+    gaps = found.gaps(path)
+    _tell_read(found, joined, drawn, gaps)
+    if wanted and not joined:
+        error = FinwaitError(
+            f"no connection of {' and '.join(end_text(*end) for end in wanted)} is in `{path}`"
+        )
+        error.hint = "leave the addresses out to see every connection of the file"
+        raise error
+    return options.status(gaps)
+
+
+def _chosen_to_draw(joined: list[Sighting], *, all_of_them: bool) -> list[Sighting]:
+    """Return what to draw: of many, first what did not close in order, in the order of the file."""
+    from finwait.diagnosis.closing import Outcome
+
+    if all_of_them or len(joined) <= _DRAWN:
+        return joined
+    plain = (Outcome.IN_ORDER, Outcome.OPEN, Outcome.UNSEEN, Outcome.NOT_OPENED)
+    order = sorted(range(len(joined)), key=lambda k: (joined[k].closing.outcome in plain, k))
+    return [joined[k] for k in sorted(order[:_DRAWN])]
+
+
+def _tell_read(found: FileRead, joined: list[Sighting], drawn: list[Sighting], gaps: list[Gap]) -> None:
+    """Say on standard error what was read, and what could not be."""
+    from collections import Counter
+
+    from finwait.uapi.segment import Unread
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    others = found.unread[Unread.OTHER] + found.unread[Unread.FRAGMENT]
+    say(f"{found.packets} packets, {others} of them not TCP, {len(joined)} connections")
+    if len(drawn) < len(joined):
+        counts = Counter(one.closing.outcome.value for one in joined)
+        say("  " + ", ".join(f"{count} × {name}" for name, count in counts.most_common()))
+        say(f"{len(drawn)} of {len(joined)} are drawn\nhint: name one by ADDRESS:PORT to see it")
+    if found.late:
+        say(f"{found.late} packets have time stamps far out of order")
+    options.tell_gaps(gaps)
+    if found.links:
+        say("hint: Ethernet, Linux cooked, raw IP, PPP and loopback captures can be read")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finwait.cli import options
+from finwait.kernel.journal import opened
+from finwait.report.journal import whom, would_do
 
 if TYPE_CHECKING:
     from finwait.errors import FinwaitError
     from finwait.kernel.journal import JournalEntry, SqliteJournal
 
-__all__ = ["add_parser", "opened", "run", "tell_unfinished", "undo", "would_do"]
+__all__ = ["add_parser", "run", "undo"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -77,71 +77,6 @@ def _numbers(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-@contextlib.contextmanager
-def opened() -> Iterator[SqliteJournal]:
-    """Open the journal for acting; SIGTERM and SIGHUP end what is done inside as Ctrl-C does, tidily."""
-    from finwait.kernel.journal import SqliteJournal
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with SqliteJournal() as journal:
-            yield journal
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def tell_unfinished() -> None:
-    """Say on standard error which acts were interrupted, and what to do about each kind."""
-    from finwait.errors import FinwaitError
-    from finwait.kernel.journal import SqliteJournal, state_directory
-
-    try:
-        if not (state_directory() / "journal.sqlite").exists():
-            return
-        with SqliteJournal(read_only=True) as journal:
-            cut = journal.incomplete()
-    except (FinwaitError, OSError):  # the act itself will say so, before it is done
-        return
-    if not cut:
-        return
-    sys.stderr.write(
-        f"finwait: {len(cut)} acts of the journal were interrupted (crash or kill):\n"
-        if len(cut) > 1
-        else "finwait: an act of the journal was interrupted (crash or kill):\n"
-    )
-    for entry in cut[:5]:
-        sys.stderr.write(
-            f"  act {entry.id}, {entry.kind} of {_whom(entry)}: {_ADVICE.get(entry.kind, _UNKNOWN)}\n"
-        )
-    if len(cut) > 5:
-        sys.stderr.write(f"  … and {len(cut) - 5} more; `finwait journal --incomplete` lists them\n")
-    sys.stderr.write(
-        "hint: `finwait undo --incomplete` puts back what can be, and looks what came of the rest\n"
-    )
-
-
-_ADVICE = {
-    "sockopt": "its options may still be changed",
-    "sysctl": "settings may still be changed",
-    "destroy": "it may have been ended",
-    "shutdown": "its FIN may have been sent",
-    "conntrack-delete": "it may have been deleted",
-}
-_UNKNOWN = "this version of finwait does not know such acts"
-
-
-def _whom(entry: JournalEntry) -> str:
-    from finwait.table.units import printable
-
-    target = entry.target
-    text = target.get("connection") or target.get("original") or f"netns {target.get('inode', '?')}"
-    return printable(str(text))
-
-
 def run(args: argparse.Namespace) -> int:
     """List the journal."""
     from datetime import UTC, datetime
@@ -171,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for e in entries:
         when = datetime.fromtimestamp(e.started_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        what = _whom(e)
+        what = whom(e)
         result = e.result or {}
         said = (
             result.get("error")
@@ -195,7 +130,6 @@ def run(args: argparse.Namespace) -> int:
 
 def undo(args: argparse.Namespace) -> int:
     """Take back acts, the last first; go on when one cannot be taken back, and say so."""
-    from finwait.cli.tune import agreed
     from finwait.errors import FinwaitError, UsageError
     from finwait.table.units import printable
 
@@ -215,7 +149,9 @@ def undo(args: argparse.Namespace) -> int:
             for entry in entries:
                 sys.stdout.writelines(f"{line}\n" for line in would_do(entry))
             sys.stdout.flush()
-            if not agreed(f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"):
+            if not options.agreed(
+                f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"
+            ):
                 sys.stderr.write("finwait: nothing was done; `--yes` takes them back\n")
                 return _undo_status(failed) or 4  # not 0: who goes on after it would take them for taken back
         for entry in entries:
@@ -264,32 +200,6 @@ def _undo_status(failed: Sequence[FinwaitError]) -> int:
     return 4 if all(isinstance(error, Refused) for error in failed) else 1
 
 
-def would_do(entry: JournalEntry) -> list[str]:
-    """Return what taking an act back would do, as lines for a person.
-
-    Raises:
-        Refused: it is no act that finwait could have done.
-    """
-    from finwait.remedy.journal import settings_act
-    from finwait.table.units import printable
-
-    lines = [f"act {entry.id}, {entry.kind} of {_whom(entry)}:"]
-    if entry.kind == "sysctl":
-        did = settings_act(entry)
-        lines[0] = f"act {entry.id}, settings of netns {did.netns}:"
-        lines += [f"  {key}: {did.after.get(key, '?')} -> {value}" for key, value in did.before.items()]
-        if did.drop_in:
-            lines.append(f"  {did.drop_in}: {'removed' if did.text_before is None else 'as it was before:'}")
-            lines += [f"    {line}" for line in (did.text_before or "").splitlines()]
-    elif entry.kind == "sockopt":
-        after, before = ({**part.get("options", {})} for part in (entry.after, entry.before))
-        lines[0] = f"act {entry.id}, options of {_whom(entry)}:"
-        lines.append("  " + ", ".join(f"{name} {after.get(name, '?')} → {v}" for name, v in before.items()))
-    else:
-        lines.append("  interrupted, and cannot be taken back; finwait looks at what became of it")
-    return [printable(line) for line in lines]
-
-
 def _bounded(part: range) -> range:
     from finwait.errors import UsageError
 
@@ -299,16 +209,16 @@ def _bounded(part: range) -> range:
 
 
 def _undo_one(entry: JournalEntry, journal: SqliteJournal, force: bool) -> str:
-    from finwait import acting
-    from finwait.cli.tune import roll_back
+    from finwait.acting.sysctls import roll_back
+    from finwait.acting.undo import restore, settle
     from finwait.errors import FinwaitError, TargetGone
 
     try:
         if entry.kind == "sysctl":
             return "; ".join(roll_back(entry.id, journal, force=force).lines)
         if entry.kind != "sockopt" and entry.result is None:
-            return f"cut short, and cannot be taken back; {acting.settle(entry.id, journal)}"
-        return acting.restore(entry.id, journal, force=force)
+            return f"cut short, and cannot be taken back; {settle(entry.id, journal)}"
+        return restore(entry.id, journal, force=force)
     except TargetGone as error:
         if entry.result is None:  # which is what one wanted to know of an act that was cut short
             return f"nothing to put back: {error}"

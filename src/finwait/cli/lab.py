@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from finwait import session
-    from finwait.cli.diagnose import show
+    from finwait.cli.printing import show
     from finwait.errors import UsageError
     from finwait.lab.scenario import run as run_scenario
     from finwait.lab.scenario import scenarios

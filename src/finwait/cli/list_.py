@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from finwait.cli import options
+from finwait.selecting import mask_of, parse_filter, users
 
 __all__ = ["add_parser", "run"]
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{column.name:20} {column.doc}")
         return 0
     chosen = _columns(args)
-    found = options.parse_filter(args.filter)
+    found = parse_filter(args.filter)
     if args.established == "auto":
         args.established = "always"
     # Rules and other ends look at rows that the filter leaves out: then the kernel must give them all.
@@ -54,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     how = options.how(args) if whole else options.how(args, found.states, found.bytecode())
     shot = session.look(options.machine(args), how)
     findings: tuple[object, ...] = engine.diagnose(shot.view, catalogue.rules()) if rules else ()
-    which = np.flatnonzero(options.mask_of(found, shot, findings if rules else None))  # type: ignore[arg-type]
+    which = np.flatnonzero(mask_of(found, shot, findings if rules else None))  # type: ignore[arg-type]
     if not len(which):
-        session.refuse_impossible(found, shot, options.users(shot))
+        session.refuse_impossible(found, shot, users(shot))
     cells = cols.Cells(shot.view, which, findings)  # type: ignore[arg-type]
     if args.sort:
         which = which[_order(cells, args.sort)]
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         body = ",".join(line.rstrip("\n") for line in rows.json_lines(cells, chosen))
         options.write(['{"apiVersion":"finwait/v1","kind":"ConnectionList","items":[', body, "]}\n"])
     else:
-        from finwait.cli.diagnose import export
+        from finwait.cli.printing import export
 
         export(args.output, shot.view, chosen, which, findings)
     options.tell_gaps(shot.gaps)

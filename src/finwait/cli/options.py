@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+from finwait.selecting import context, namespaces, parse_filter
 
-    from finwait.diagnosis.finding import Finding
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from finwait.diagnosis.hint import Asked
     from finwait.diagnosis.select import Narrowed
+    from finwait.planning import Chosen
+    from finwait.remedy.outcome import Outcome
     from finwait.report.text import Style
-    from finwait.session import Diagnosis, Look, Machine, Snapshot
-    from finwait.table.filter import Filter
+    from finwait.session import Diagnosis, Look, Machine
 
 __all__ = [
     "DIAGNOSIS_FORMATS",
@@ -28,16 +31,16 @@ __all__ = [
     "add_filter",
     "add_look",
     "add_output",
+    "agreed",
     "asked",
     "at_least_one",
-    "context",
+    "chosen",
+    "connection_filter",
     "diagnose",
     "duration_ms",
     "how",
+    "keepalive",
     "machine",
-    "mask_of",
-    "namespaces",
-    "parse_filter",
     "pause_ms",
     "pid",
     "positive",
@@ -46,6 +49,8 @@ __all__ = [
     "status",
     "style",
     "tell_gaps",
+    "tell_outcomes",
+    "tell_unfinished",
     "user_timeout_ms",
     "while_ms",
     "whole",
@@ -55,6 +60,7 @@ __all__ = [
 
 IDLE_MS, FLOOD = 600_000, 10_000
 """What counts as long silence, and as very many TIME_WAIT, where nothing else is said."""
+
 DIAGNOSIS_FORMATS = ("text", "wide", "json", "jsonl", "csv", "parquet", "arrow")
 
 
@@ -130,6 +136,7 @@ def whole(low: int, high: int = _MOST) -> Callable[[str], int]:
 
 at_least_one = whole(1)
 """A number of things that cannot be none (argparse type)."""
+
 pid = whole(1, 1 << 22)
 """A process (argparse type): PID_MAX_LIMIT of include/linux/threads.h."""
 
@@ -154,6 +161,42 @@ def above_zero(text: str) -> float:
     if not value:
         raise argparse.ArgumentTypeError(f"`{text[:60]}`: write a number above 0")
     return value
+
+
+_IN_SECONDS = re.compile(r"[0-9]{1,5}")
+
+
+def keepalive(text: str) -> tuple[int, int, int]:
+    """Read ``IDLE/INTERVAL/COUNT`` (argparse type): seconds, seconds, probes."""
+    words = text.split("/")
+    if (
+        len(words) != 3
+        or not all(_IN_SECONDS.fullmatch(w) and 1 <= int(w) <= 32767 for w in words)
+        or int(words[2]) > 127
+    ):
+        raise argparse.ArgumentTypeError(
+            f"`{text[:60]}`: write IDLE/INTERVAL/COUNT, e.g. 1/1/3 (seconds, seconds, at most 127)"
+        )
+    return int(words[0]), int(words[1]), int(words[2])
+
+
+_ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:.]+(?:%[^\]\s]+)?\]|[0-9.]+(?:%[^:\s]+)?|\*):(\d+|\*)$")
+_SCOPE = re.compile(r"%([^\]:]+)")
+
+
+def connection_filter(words: list[str]) -> list[str]:
+    """Return the FILTER for a connection that is named by its ends or its cookie; other words as they are."""
+    if len(words) == 1 and re.fullmatch(r"0x[0-9a-fA-F]+", words[0]):
+        return ["cookie", "=", words[0]]
+    ends = [w for w in words if w not in ("->", "→", "-")]
+    if 1 <= len(ends) <= 2 and all(_ENDPOINT.match(w) for w in ends):
+        plain = [_SCOPE.sub("", end) for end in ends]
+        devices = dict.fromkeys(found[1] for end in ends if (found := _SCOPE.search(end)))
+        text = ["src", "=", plain[0]]
+        if len(ends) > 1:
+            text += ["and", "dst", "=", plain[1]]
+        return text + [word for device in devices for word in ("and", "dev", "=", device)]
+    return words
 
 
 class Words(argparse.Action):
@@ -280,18 +323,6 @@ def machine(args: argparse.Namespace) -> Machine:
     return session.live_machine()
 
 
-def parse_filter(words: Iterable[str]) -> Filter:
-    """Return the FILTER of a command line.
-
-    Raises:
-        FilterError: it does not parse.
-    """
-    from finwait.diagnosis import catalogue
-    from finwait.table.filter import parse
-
-    return parse(list(words), rules=catalogue.NAMES, variants=catalogue.variants)
-
-
 def progress() -> Callable[[str], None] | None:
     """Return what says on a terminal's stderr what takes more than a second."""
     if not sys.stderr.isatty():
@@ -356,86 +387,6 @@ def _milliseconds(ms: int) -> str:
     return f"{ms // 1000}s" if ms % 1000 == 0 else f"{ms}ms"
 
 
-def namespaces(wanted: list[str], *, live: bool) -> frozenset[int]:
-    """Return the inodes of namespaces that are named by name, inode or pid.
-
-    Raises:
-        FinwaitError: there is none of that name.
-    """
-    from finwait.errors import FinwaitError
-    from finwait.kernel import netns, procfs
-
-    found, _ = netns.discover() if live else ([], [])
-    everywhere = False
-    result = set()
-    for text in wanted:
-        matching = _called(found, text)
-        if not matching and live and not everywhere:  # it may be one that only an open descriptor keeps
-            everywhere = True
-            found, _ = netns.discover(procfs.descriptors()[1])
-            matching = _called(found, text)
-        if not matching and _is_number(text):
-            inode = netns.inode_of_pid(int(text)) if live else int(text)
-            matching = [] if inode is None else [inode]
-        if not matching:
-            error = FinwaitError(f"there is no network namespace `{text}`")
-            error.hint = "`finwait netns` lists them"
-            raise error
-        result.update(matching)
-    return frozenset(result)
-
-
-def _called(found: Iterable[Any], text: str) -> list[int]:
-    return [n.inode for n in found if text in n.names or text == str(n.inode) or _has_pid(n, text)]
-
-
-def _has_pid(namespace: Any, text: str) -> bool:  # noqa: ANN401 - kernel.netns.NetNamespace, imported lazily
-    return _is_number(text) and int(text) in namespace.pids
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 20
-
-
-def context(shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401
-    """Return what a FILTER may ask about rows beyond their columns."""
-    from finwait.diagnosis.context import ViewContext
-
-    return ViewContext(shot.view, findings, users(shot), shot.machine.devices)
-
-
-def users(shot: Snapshot) -> dict[int, str] | None:
-    """Return the names of users that can be listed or made sockets; None where they are those of another machine."""
-    import pwd
-
-    from finwait.kernel import procfs
-
-    boot = shot.observation.facts.boot_id
-    if not shot.machine.live and not (boot and boot == procfs.facts().boot_id):
-        return None
-    names = {p.pw_uid: p.pw_name for p in pwd.getpwall()}
-    for uid in set(shot.sockets.uid.tolist()):
-        try:
-            names[uid] = pwd.getpwuid(uid).pw_name
-        except (KeyError, OverflowError):
-            names[uid] = str(uid)
-    return names
-
-
-def mask_of(found: Filter, shot: Snapshot, findings: Iterable[Finding] | None = None) -> Any:  # noqa: ANN401
-    """Return the mask of rows that a FILTER selects.
-
-    Raises:
-        FilterError: the filter asks for something that is not known here.
-    """
-    from finwait.errors import FilterError
-
-    try:
-        return found.mask(shot.sockets, context(shot, findings))
-    except ValueError as error:
-        raise FilterError(found.text, 0, str(error)) from None
-
-
 def diagnose(args: argparse.Namespace) -> Diagnosis:
     """Look and explain as the options say, and keep what the FILTER selects.
 
@@ -454,6 +405,64 @@ def diagnose(args: argparse.Namespace) -> Diagnosis:
         return session.narrow(diagnosis, found, context(diagnosis.snapshot, diagnosis.findings))
     except ValueError as error:
         raise FilterError(found.text, 0, str(error)) from None
+
+
+def tell_unfinished() -> None:
+    """Say on standard error which acts of the journal were interrupted, and what to do about each kind."""
+    from finwait.kernel.journal import unfinished
+    from finwait.report.journal import unfinished_lines
+
+    sys.stderr.writelines(unfinished_lines(unfinished()))
+
+
+def tell_outcomes(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> int:
+    """Print what came of each step; 1 when something failed or is still there."""
+    from finwait.report.outcome import outcome_json, outcome_lines
+
+    if args.output == "json":
+        sys.stdout.write(outcome_json(outcomes))
+    else:
+        write(outcome_lines(outcomes))
+    return 1 if any(o.result in ("failed", "still there") for o in outcomes) else 0
+
+
+def chosen(args: argparse.Namespace, verb: str) -> Chosen:
+    """Return the held connections that the FILTER selects for an act on their options; say what is left out.
+
+    Raises:
+        FinwaitError: no FILTER, a recording, or nothing that it selects.
+        Refused: more than ``--max``.
+    """
+    from finwait import planning
+    from finwait.errors import UsageError
+    from finwait.selecting import parse_filter
+
+    if args.recording:
+        raise UsageError("`--from`: a recording cannot be acted upon")
+    if not args.filter:
+        raise UsageError(
+            f"`finwait {verb}` needs a FILTER: which connections?",
+            hint="for example `rule = idle-unprobed`, `pid = 812`, `dport = :5432`",
+        )
+    selected = planning.chosen(machine(args), how(args), parse_filter(args.filter), args.max)
+    write_error(f"finwait: left out, {n}: {reason}\n" for reason, n in selected.left.items())
+    tell_gaps(selected.gaps)
+    if selected.unknown:
+        sys.stderr.write(
+            f"finwait: {selected.unknown}; nothing is done there\n"
+            "hint: run it as root, or give it CAP_SYS_PTRACE: then every process can be looked into\n"
+        )
+    return selected
+
+
+def agreed(question: str) -> bool:
+    """Ask, if somebody is there who sees what is asked about, and can answer."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stdout.flush()
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def write(pieces: Iterable[str]) -> None:

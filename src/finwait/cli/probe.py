@@ -3,36 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from typing import TYPE_CHECKING
 
 from finwait.cli import options
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from finwait.acting import Probe
-    from finwait.remedy.plan import Step
-
-__all__ = ["add_parser", "keepalive", "run"]
-
-
-_IN_SECONDS = re.compile(r"[0-9]{1,5}")
-
-
-def keepalive(text: str) -> tuple[int, int, int]:
-    """Read ``IDLE/INTERVAL/COUNT`` (argparse type): seconds, seconds, probes."""
-    words = text.split("/")
-    if (
-        len(words) != 3
-        or not all(_IN_SECONDS.fullmatch(w) and 1 <= int(w) <= 32767 for w in words)
-        or int(words[2]) > 127
-    ):
-        raise argparse.ArgumentTypeError(
-            f"`{text[:60]}`: write IDLE/INTERVAL/COUNT, e.g. 1/1/3 (seconds, seconds, at most 127)"
-        )
-    return int(words[0]), int(words[1]), int(words[2])
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,7 +24,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     options.add_output(parser, ("text", "json"))
     parser.add_argument(
         "--keepalive",
-        type=keepalive,
+        type=options.keepalive,
         default=(1, 1, 3),
         metavar="IDLE/INTERVAL/COUNT",
         help="default 1/1/3: up to 4 s",
@@ -66,24 +41,20 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    import msgspec
-
-    from finwait import acting
-    from finwait.cli.arm import chosen, holder_unknown
-    from finwait.cli.journal import opened, tell_unfinished
+    from finwait.acting.probe import probe
+    from finwait.kernel.journal import opened
+    from finwait.report.probe import probe_json, probe_lines, unrestored_lines
 
     if not args.recording:
-        tell_unfinished()
-    selected = chosen(args, "probe")
+        options.tell_unfinished()
+    selected = options.chosen(args, "probe")
     steps, gaps = selected.steps, selected.gaps
-    options.tell_gaps(gaps)
-    options.write_error(holder_unknown(selected))
     if not steps:
         return options.status(gaps)
     unrestored: dict[int, str] = {}
     try:
         with opened() as journal:
-            found = acting.probe(
+            found = probe(
                 steps,
                 journal,
                 keepalive=args.keepalive,
@@ -94,59 +65,13 @@ def run(args: argparse.Namespace) -> int:
         if not unrestored:
             sys.stderr.write("finwait: interrupted; every option is as it was before\n")
         else:
-            options.write_error(_unrestored(steps, unrestored))
+            options.write_error(unrestored_lines(steps, unrestored))
         raise
     if args.output == "json":
-        items = [
-            {
-                "step": p.step,
-                "verdict": p.verdict,
-                "detail": p.detail,
-                "unrestored": p.unrestored or None,
-                "pinned": p.pinned,
-            }
-            for p in found
-        ]
-        out = {"apiVersion": "finwait/v1", "kind": "ProbeList", "items": items, "left": selected.left}
-        sys.stdout.write(msgspec.json.encode(out).decode() + "\n")
+        sys.stdout.write(probe_json(found, selected.left))
     else:
-        options.write(_lines(found))
+        options.write(probe_lines(found))
     if unrestored:
-        options.write_error(_unrestored(steps, unrestored))
+        options.write_error(unrestored_lines(steps, unrestored))
         return 1
     return options.status(gaps)
-
-
-def _lines(found: list[Probe]) -> Iterator[str]:
-    from collections import Counter
-
-    from finwait.cli.clear import where, wrapped
-
-    counted = Counter(p.verdict for p in found)
-    yield ", ".join(f"{n} {verdict}" for verdict, n in counted.most_common()) + "\n"
-    for p in found:
-        who = ", ".join(f"{comm}({pid}:{fd})" for pid, fd, comm in p.step.holders[:1]) or "-"
-        src, dst = where(p.step)
-        yield f"\n{p.verdict}  {src} → {dst}  {p.step.state}  {who}\n"
-        yield from wrapped(p.detail)
-    pinned = [
-        p for p in found if p.pinned and not p.unrestored and p.verdict not in ("gone", "reset", "dead")
-    ]
-    if pinned:
-        names = sorted({name for p in pinned for name in p.pinned})
-        yield "\n"
-        yield from wrapped(
-            f"Their options read as before. Of {len(pinned)} connection{'s' if len(pinned) > 1 else ''} "
-            f"{', '.join(names)} had the value of the sysctl: now it is the socket's own, and a later change of "
-            "net.ipv4.tcp_keepalive_* does not reach it.",
-            indent="",
-        )
-
-
-def _unrestored(steps: list[Step], why: dict[int, str]) -> Iterator[str]:
-    from finwait.cli.clear import where
-
-    for k, text in why.items():
-        src, dst = where(steps[k])
-        yield f"finwait: {src} → {dst}: {text}\n"
-    yield "hint: `finwait journal` has the old values; `finwait undo ACT` tries again\n"

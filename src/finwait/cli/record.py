@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from finwait.cli import options
+from finwait.selecting import namespaces
 
 __all__ = ["add_parser", "run"]
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         args.file,
         looks=args.looks,
         interval_ms=args.interval,
-        only=options.namespaces(args.netns, live=True) if args.netns else None,
+        only=namespaces(args.netns, live=True) if args.netns else None,
         redact=args.redact,
         keep_names=frozenset(args.keep_name),
         note=args.note or "",

@@ -12,8 +12,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from finwait.cli import options
+from finwait.selecting import mask_of, parse_filter
 
 if TYPE_CHECKING:
+    from finwait.remedy.guards import Limits
     from finwait.remedy.plan import Plan
     from finwait.session import Diagnosis
     from finwait.table.filter import Filter
@@ -48,20 +50,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 class Clear:
-    """Plans for marked connections: made by `finwait clear` itself, with its defaults and its guards.
+    """Plans for marked connections, as `finwait clear` makes them: its defaults and its guards.
 
     Args:
-        options: of `finwait clear`, in place of its defaults.
+        allowed: what may be done; as `finwait clear` without options if not given.
     """
 
-    def __init__(self, *options: str) -> None:
-        self._options = options
+    def __init__(self, allowed: Limits | None = None) -> None:
+        from finwait import planning
+
+        self._allowed = allowed or planning.limits()
         self._plan: Plan | None = None
-
-    def _args(self, words: str) -> argparse.Namespace:
-        from finwait.cli import build_parser
-
-        return build_parser().parse_args(["clear", *self._options, words])
 
     def plan(self, keys: Sequence[tuple[int, int]]) -> tuple[str, bool]:
         """Look again, twice, and plan for the marked connections that are still there.
@@ -70,8 +69,10 @@ class Clear:
             Refused: more than may be ended at once.
             FinwaitError: the look failed.
         """
-        from finwait.cli import clear
+        from finwait import planning
         from finwait.remedy import plan as plans
+        from finwait.report.plan import plan_lines
+        from finwait.session import Look, live_machine
         from finwait.table.units import printable
 
         spaces = sorted({netns for netns, _ in keys})
@@ -79,16 +80,17 @@ class Clear:
             f"( netns = {space} and cookie = {','.join(f'{c:#x}' for n, c in keys if n == space)} )"
             for space in spaces
         )
-        self._plan, gaps = clear.make_plan(self._args(text))
-        plans.permit(self._plan)
-        lines = clear.plan_lines(self._plan)
+        planned = planning.make_plan(live_machine(), Look(), parse_filter([text]), self._allowed)
+        self._plan = plan = planned.plan
+        plans.permit(plan)
+        lines = plan_lines(plan)
         if gone := _gone(keys):
             lines.append(f"\n{gone} of the marked are gone meanwhile\n")
-        if gaps:
-            lines += ["\nNot seen:\n", *(f"  {gap}\n" for gap in gaps)]
+        if planned.gaps:
+            lines += ["\nNot seen:\n", *(f"  {gap}\n" for gap in planned.gaps)]
         if len(text) < 200:  # a command that is cut short would do something else
             lines.append(f"\nThe same: `finwait clear '{text}'`\n")
-        return printable("".join(lines), lines=True), bool(self._plan.steps)
+        return printable("".join(lines), lines=True), bool(plan.steps)
 
     def act(self) -> str:
         """Carry out the plan that was made last, journaled, by cookie.
@@ -96,26 +98,19 @@ class Clear:
         Raises:
             FinwaitError: the journal cannot be written.
         """
-        from finwait import acting
-        from finwait.cli import clear
+        from finwait.acting.apply import apply
         from finwait.kernel import procfs
         from finwait.kernel.journal import SqliteJournal
+        from finwait.report.outcome import outcome_lines
         from finwait.table.units import printable
 
         plan, self._plan = self._plan, None
         if plan is None or not plan.steps:
             return "nothing was planned\n"
-        args = self._args("")
         # A thread of its own, which a closed terminal does not cut short: what was begun is finished and journaled.
         with SqliteJournal() as journal:
-            outcomes = acting.apply(
-                plan,
-                journal,
-                boot_id=procfs.facts().boot_id,
-                rate=args.rate,
-                user_timeout_ms=args.user_timeout,
-            )
-        text = "".join(clear.outcome_lines(outcomes)).lstrip("\n")
+            outcomes = apply(plan, journal, boot_id=procfs.facts().boot_id)
+        text = "".join(outcome_lines(outcomes)).lstrip("\n")
         return printable(text, lines=True) + "\n`finwait journal` has them.\n"
 
 
@@ -183,7 +178,7 @@ def _leave(undo: ExitStack, number: int) -> None:
 
 def choose(wanted: Filter, diagnosis: Diagnosis) -> Any:  # noqa: ANN401 - a mask
     """Return which rows of a diagnosis a FILTER selects."""
-    return options.mask_of(wanted, diagnosis.snapshot, diagnosis.findings)
+    return mask_of(wanted, diagnosis.snapshot, diagnosis.findings)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -212,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
         raise error from None
     from finwait.tui.feed import Live, Recorded
 
-    wanted = options.parse_filter(args.filter) if args.filter else None
+    wanted = parse_filter(args.filter) if args.filter else None
     refresh = args.refresh / 1000
     running: list[tuple[Top, ExitStack]] = []
     told: list[int] = []
@@ -244,7 +239,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 feed = stack.enter_context(Live(wanted, choose, refresh=refresh))
             clearing = None if args.recording else Clear()
-            app = Top(feed, options.parse_filter, clearing=clearing, wanted=args.filter)
+            app = Top(feed, parse_filter, clearing=clearing, wanted=args.filter)
             stack.callback(app.end)
             running.append((app, stack))
             app.run()

@@ -35,6 +35,7 @@ __all__ = [
     "TIME_WAIT_S",
     "End",
     "Limits",
+    "PeerGone",
     "base_rto_ms",
     "ends_by_itself",
     "fin_wait2_orphan_s",
@@ -44,6 +45,7 @@ __all__ = [
     "opening",
     "opening_of",
     "orphan",
+    "peer_gone",
     "retransmission",
     "span",
     "text",
@@ -212,6 +214,36 @@ def retransmission(
         if now - first >= _model_ms(boundary, limits.rto_max_ms):
             return End(now / 1000, tries)
     return End(float("inf"), _NEVER)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGone:
+    """What ends a connection whose peer is gone, with the options that its socket has."""
+
+    silence_s: float | None
+    """After so long a silence, when nothing is in flight; None: never, as keepalive is off."""
+    probes: int
+    """Probes that are unanswered by then."""
+    count: int
+    """… and TCP_KEEPCNT."""
+    user_timeout_ms: int
+    unacknowledged_s: float
+    """After so long, when data is in flight."""
+
+
+def peer_gone(options: Mapping[str, int], limits: Limits = DEFAULTS) -> PeerGone:
+    """Return what ends a connection whose peer is gone.
+
+    Args:
+        options: all of `finwait.kernel.pidfd.KEEPALIVE_OPTIONS` by name.
+        limits: what decides how long unacknowledged data is sent again.
+    """
+    timeout, count = options["user_timeout_ms"], options["keepcnt"]
+    idle = keepalive(options["keepidle"], options["keepintvl"], count, timeout)
+    busy = retransmission(limits, user_timeout_ms=timeout)
+    if not options["keepalive"]:
+        return PeerGone(None, 0, count, timeout, busy.seconds)
+    return PeerGone(idle.seconds, idle.tries, count, timeout, busy.seconds)
 
 
 def orphan(limits: Limits = DEFAULTS, rto_ms: float = FAST_RTO_MS) -> End:

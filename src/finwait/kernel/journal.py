@@ -23,6 +23,7 @@ import errno
 import json
 import os
 import pwd
+import signal
 import sqlite3
 import sys
 import time
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["JournalEntry", "SqliteJournal", "Taken", "state_directory"]
+__all__ = ["JournalEntry", "SqliteJournal", "Taken", "opened", "state_directory", "unfinished"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS acts (
@@ -570,3 +571,30 @@ def _errno_of(error: sqlite3.Error) -> int:
         sqlite3.SQLITE_NOTADB: errno.EINVAL,
         sqlite3.SQLITE_CORRUPT: errno.EINVAL,
     }.get(code, errno.EIO)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[SqliteJournal]:
+    """Open the journal for acting; SIGTERM and SIGHUP end what is done inside as Ctrl-C does, tidily."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with SqliteJournal() as journal:
+            yield journal
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def unfinished() -> list[JournalEntry]:
+    """Return the acts that were interrupted; none where the journal cannot be read, which the next act will say."""
+    try:
+        if not (state_directory() / "journal.sqlite").exists():
+            return []
+        with SqliteJournal(read_only=True) as journal:
+            return journal.incomplete()
+    except (FinwaitError, OSError):
+        return []

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from finwait import acting
+from finwait.acting.rights import _harm
 from finwait.errors import KernelError
 from finwait.kernel.destroy_trial import Trial, judge
 from finwait.uapi.inet_diag import SocketId
@@ -69,8 +69,8 @@ def test_a_kernel_that_forbids_it_has_told_nothing() -> None:
 
 
 def test_what_is_not_known_keeps_orphans_as_harm_does() -> None:
-    assert acting._harm(Trial(True, True)) == ""
-    assert "stays for ever (tried" in acting._harm(Trial(False, False))
-    unknown = acting._harm(Trial(why_unknown="it needs CAP_SYS_ADMIN"))
+    assert _harm(Trial(True, True)) == ""
+    assert "stays for ever (tried" in _harm(Trial(False, False))
+    unknown = _harm(Trial(why_unknown="it needs CAP_SYS_ADMIN"))
     assert "is not known" in unknown
     assert "CAP_SYS_ADMIN" in unknown

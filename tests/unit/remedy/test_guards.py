@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finwait import acting
+from finwait.acting.identity import journal_target
 from finwait.attribution.process import ProcessView
-from finwait.cli.clear import plan_lines
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.view import View
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy import plan as plans
 from finwait.remedy.guards import GUARDS, Abilities, Limits, guard_entry, guard_rows
+from finwait.report.plan import plan_lines
 from finwait.uapi import tcp
 from tests.unit.diagnosis.test_rules import HELD, INFO
 from tests.unit.diagnosis.views import socket, view
@@ -332,7 +332,7 @@ def test_addresses_are_written_as_they_can_be_pasted() -> None:
     plan = make(view(six, six | {"inode": 8, "cookie": 5, "timer": 3}, holders={7: [500]}, processes=APP))
     assert plan.left[0].connection == "[::1]:4000 → [2001:db8::1]:80 FIN_WAIT2"
     assert "[::1]:4000 → [2001:db8::1]:80" in "".join(plan_lines(plan))
-    assert acting._identity(plan.steps[0])["connection"] == "[::1]:4000 [2001:db8::1]:80"
+    assert journal_target(plan.steps[0])["connection"] == "[::1]:4000 [2001:db8::1]:80"
 
 
 def test_a_plan_that_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:

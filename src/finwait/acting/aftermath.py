@@ -1,0 +1,88 @@
+"""What is left of connections after an act, at both ends where both are here."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finwait.acting.identity import Key, key_of, reread, rows_by_cookie
+from finwait.remedy.plan import End, Step
+from finwait.uapi import tcp
+
+__all__ = ["Seen", "wait_gone"]
+
+
+def should_end_too(step: Step) -> bool:
+    """Whether the plan says that the other end sees an end of it, so that it should go too."""
+    return step.sees in ("fin", "fin-then-reset", "reset", "reset-if-path")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A connection that is still there."""
+
+    state: str
+    in_flight: bool
+    """Whether data or a FIN waits to be acknowledged, so that no keepalive runs."""
+    before_fin: int
+    """Bytes before a FIN that is sent or queued (it counts 1 itself) that the peer has not acknowledged."""
+    unknown: bool = False
+    """Its namespace could not be looked into, so nothing else is known of it."""
+
+
+def wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, Seen]:
+    """Wait until connections are gone, for a while; return each end that is not.
+
+    Their other ends are waited for too, where they are here and hear of it. LAST_ACK and TIME_WAIT are on their
+    way out: the connection is over for both programs.
+    """
+    if not steps:
+        return {}
+    end = time.monotonic() + wait_s
+    ends: list[Step | End] = [*steps, *(s.other for s in steps if s.other is not None)]
+    awaited = {key_of(s) for s in steps} | {
+        key_of(s.other) for s in steps if s.other is not None and should_end_too(s)
+    }
+    pause = 0.02
+    while True:
+        left = still_there(ends)
+        if awaited.isdisjoint(k for k, seen in left.items() if not seen.unknown) or time.monotonic() > end:
+            return left
+        ends = [e for e in ends if key_of(e) in left]
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.25)
+
+
+def still_there(ends: Sequence[Step | End]) -> dict[Key, Seen]:
+    table, closed = reread(ends)
+    rows = rows_by_cookie(table)
+    states, timers, queued = table.state.tolist(), table.timer.tolist(), table.wqueue.tolist()
+    left = {}
+    for one in ends:
+        row = rows.get(key := key_of(one))
+        if row is None:
+            if one.netns in closed:
+                left[key] = Seen("?", False, 0, unknown=True)
+            continue
+        state = tcp.state_name(states[row])
+        if state not in ("TIME_WAIT", "CLOSE"):
+            left[key] = Seen(state, timers[row] in (1, 4), max(queued[row] - 1, 0))
+    return left
+
+
+def open_descriptors(steps: Sequence[Step]) -> dict[Key, tuple[tuple[int, int, str], ...]]:
+    """Return which descriptors refer to the sockets of the steps still: an ended connection leaves them open."""
+    found = {}
+    for step in steps:
+        here = []
+        for pid, fd, comm in step.holders:
+            try:
+                link = os.readlink(f"/proc/{pid}/fd/{fd}")
+            except OSError:
+                continue
+            if link == f"socket:[{step.inode}]":
+                here.append((pid, fd, comm))
+        found[key_of(step)] = tuple(here)
+    return found

@@ -1,0 +1,82 @@
+"""Connection tracking entries, deleted by tuple, zone and id."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from finwait.acting.identity import Journal, namespaces_of, quiet
+from finwait.errors import KernelError
+from finwait.kernel import netns as ns_edge
+from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
+from finwait.remedy.journal import Act
+from finwait.table.flows import FlowTable
+from finwait.uapi import conntrack, inet_diag
+
+__all__ = ["delete_entries"]
+
+
+def delete_entries(
+    flows: FlowTable,
+    which: Sequence[int],
+    journal: Journal,
+    described: Sequence[Mapping[str, Any]],
+    fault: Callable[[str], None] = quiet,
+) -> list[str]:
+    """Delete tracking entries, each by tuple, zone and id, in its namespace; say of each what came of it.
+
+    The id is checked by the kernel: an entry that took over the tuple is not hit.
+
+    Raises:
+        KernelError: the journal could not be written; nothing was done.
+    """
+    acts = [Act("conntrack-delete", dict(one), dict(one), {}, "conntrack --delete") for one in described]
+    ids = journal.record_many(acts)
+    fault("journaled")
+    results = ["failed: its namespace could not be entered"] * len(which)
+    by_ns: dict[int, list[int]] = {}
+    for k, row in enumerate(which):
+        by_ns.setdefault(int(flows.netns[row]), []).append(k)
+
+    def inside(ns: ns_edge.NetNamespace) -> None:
+        with netlink_socket(NETLINK_NETFILTER, "open a conntrack socket") as sock:
+            for k in by_ns[ns.inode]:
+                results[k] = _delete_entry(sock, flows, which[k])
+
+    ns_edge.visit(namespaces_of(by_ns), inside)
+    fault("acted")
+    journal.complete_many(
+        {
+            act: {"result": said} if said in ("deleted", "gone before") else {"error": said}
+            for act, said in zip(ids, results, strict=True)
+        }
+    )
+    return results
+
+
+def _delete_entry(sock: Any, flows: FlowTable, row: int) -> str:  # noqa: ANN401 - socket.socket
+    family = int(flows.family[row])
+    ends = []
+    for name in ("orig_src", "orig_dst"):
+        high, low = (int(x) for x in flows[name][row])
+        ends.append(
+            (low & 0xFFFFFFFF).to_bytes(4, "big")
+            if family == inet_diag.AF_INET
+            else high.to_bytes(8, "big") + low.to_bytes(8, "big")
+        )
+    original = conntrack.FlowTuple(
+        family,
+        int(flows.protocol[row]),
+        ends[0],
+        ends[1],
+        int(flows.orig_sport[row]),
+        int(flows.orig_dport[row]),
+    )
+    zone = int(flows.zone[row]) if flows.present("zone")[row] else None
+    message = conntrack.entry_request(conntrack.CT_DELETE, original, zone=zone, identity=int(flows.id[row]))
+    try:
+        request(sock, message, "delete a conntrack entry")
+    except KernelError as error:
+        return "gone before" if error.errno == errno.ENOENT else f"failed: {error}"
+    return "deleted"

@@ -1,0 +1,42 @@
+"""What came of acts, as values: of each step of a plan, and of each connection that was probed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finwait.remedy.plan import Step
+
+__all__ = ["Outcome", "Probe", "Result", "Verdict"]
+
+Result = Literal["ended", "left before", "changed meanwhile", "set", "still there", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one step."""
+
+    step: Step
+    result: Result
+    detail: str = ""
+    act_id: int = 0
+    other: str = ""
+    """State of the other end afterwards, or ``gone``; empty when it is not on this machine."""
+    stays_open: tuple[tuple[int, int, str], ...] = ()
+    """(pid, fd, comm) of each descriptor that still refers to the socket."""
+
+
+Verdict = Literal["alive", "reset", "dead", "not judged", "gone"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a probe of one connection found out."""
+
+    step: Step
+    verdict: Verdict
+    detail: str = ""
+    unrestored: str = ""
+    """Why its options are not as they were; empty when they are."""
+    pinned: tuple[str, ...] = ()
+    """Options that had the value of their sysctl, which the socket may have followed and follows no more."""
