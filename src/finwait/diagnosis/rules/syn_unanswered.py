@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from finwait.diagnosis import forecast
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import certain, holder_names
+from finwait.diagnosis.rules import certain, half_open, holder_names
 from finwait.diagnosis.view import View
 from finwait.table.units import duration_text
 from finwait.uapi import tcp
@@ -38,7 +38,7 @@ def match(view: View) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = (
         (s.state == tcp.SYN_SENT) & (s.protocol == 6) & (s.timer == 1) & (s.retrans >= TRIES)
     )
-    return found
+    return found & ~half_open.match(view) if found.any() else found
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
