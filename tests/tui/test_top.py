@@ -22,9 +22,9 @@ from finwait.report.groups import GROUPINGS, SORTS, groups
 from finwait.report.state_diagram import diagram, states
 from finwait.selecting import parse_filter
 from finwait.tui.app import Top, fit, fold, wrong
-from finwait.tui.feed import Recorded
 from finwait.tui.rows import Rows
 from finwait.uapi import tcp
+from finwait.watching import Recorded
 from tests.tui.pictures import CAPTURES, FOLDER, ROOT, SCENES, play, settle, text_of
 
 COUNTS = {8: 3, 5: 1, 1: 2, 10: 4}
