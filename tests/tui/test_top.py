@@ -441,6 +441,7 @@ def test_the_states_of_a_small_screen_say_counts_and_rates() -> None:
         "LISTEN 4 +0 -0/s",
     ]
     assert states({}, None, width=40, most=1) == ["no connections"]
+    assert states({1: 2, 14: 3, 200: 1}, None, width=40, most=1) == ["ESTABLISHED 2  14 3  200 1"]
     for width in range(10, 80):
         for most in range(1, 5):
             lines = states(dict.fromkeys(range(1, 12), 123), FLOWS, width=width, most=most)
