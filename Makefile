@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian packages that the tests and the demo use as real counterparts and oracles.
-APT := iproute2 iptables nftables conntrack gcc libc6-dev tmux
+APT := iproute2 iptables nftables conntrack gcc libc6-dev tmux zsh fish
 STAMP := $(VENV)/.installed
 # Exact versions with hashes. Whatever is published tomorrow, a clone of today stays what it was.
 LOCK := requirements.lock

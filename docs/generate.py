@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from finwait.relay.command import default_text, option_of
 from finwait.relay.config.reference import json_schema, options
 from finwait.relay.machine import render_table
 from finwait.relay.metrics import METRICS
-from finwait.remedy.settings import CATALOGUE
+from finwait.remedy.settings.catalogue import CATALOGUE
 from finwait.report.columns import DERIVED
 from finwait.report.reference_pages import ledger_page, proofs_page, settings_page
 from finwait.shipped import knowledge
@@ -497,24 +496,10 @@ def man_page() -> str:
 
 def completion(shell: str) -> str:
     """Return the completions of a shell."""
-    import shtab
+    sys.path.insert(0, str(ROOT))
+    from docs import complete
 
-    parser = build_parser()
-    _complete_files(parser, shtab)
-    text: str = shtab.complete(parser, shell=shell)
-    return text.rstrip() + "\n"
-
-
-def _complete_files(parser: argparse.ArgumentParser, shtab: Any) -> None:  # noqa: ANN401 - a module
-    if hasattr(parser, "fill"):
-        parser.fill()
-    """Mark what takes a file name, all the way down."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for child in action.choices.values():
-                _complete_files(child, shtab)
-        elif action.metavar == "FILE":
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return complete.text(shell, commands())
 
 
 # ── the relay ────────────────────────────────────────────────────────────────────────────────────────────
@@ -613,6 +598,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/man/finwait.8": man_page,
     "share/completions/bash/finwait": lambda: completion("bash"),
     "share/completions/zsh/_finwait": lambda: completion("zsh"),
+    "share/completions/fish/finwait.fish": lambda: completion("fish"),
 }
 
 

@@ -105,7 +105,7 @@ def test_the_columns_that_rules_name_as_clues_exist() -> None:
 # ── generated pages ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("path", [p for p in TEXTS if not p.startswith("share/")])
+@pytest.mark.parametrize("path", TEXTS)
 def test_a_generated_page_is_what_the_code_says_now(path: str) -> None:
     assert (ROOT / path).read_text() == TEXTS[path], "`make docs` writes it"
 
@@ -125,21 +125,6 @@ def test_check_tells_what_is_not_current(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert generate.main([]) == 0
     assert (tmp_path / "a.md").read_text() == "new\n"
     assert generate.main(["--check"]) == 0
-
-
-@pytest.mark.parametrize("shell", ["bash/finwait", "zsh/_finwait"])
-def test_completions_know_every_command_and_option(shell: str) -> None:
-    text = (ROOT / "share/completions" / shell).read_text()
-    missing = [
-        option
-        for c in COMMAND_TREE
-        for actions in c.options.values()
-        for a in actions
-        for option in a.option_strings
-        if option not in text
-    ]
-    assert missing == []
-    assert [c.name for c in COMMAND_TREE if c.words[-1] not in text] == []
 
 
 def test_every_column_is_documented() -> None:

@@ -8,7 +8,8 @@ import pytest
 from finwait.errors import KernelError
 from finwait.kernel import sysctl
 from finwait.lab import Lab
-from finwait.remedy.settings import CATALOGUE, Scope
+from finwait.remedy.settings.catalogue import CATALOGUE
+from finwait.remedy.settings.model import Scope
 from tests.kernel import needs
 
 pytestmark = pytest.mark.kernel
