@@ -27,6 +27,7 @@ from finwait.errors import DecodeError, FinwaitError
 from finwait.follow import Following, Round
 from finwait.kernel.observe import Machine
 from finwait.recording.replay import Replay
+from finwait.selecting import mask_of
 from finwait.table import decode
 from finwait.table.filter import Filter
 from finwait.table.sockets import SocketTable
@@ -36,10 +37,20 @@ from finwait.uapi import tcp
 from finwait.uapi.observation import Namespace, Observation, Plan
 from finwait.uapi.proc import parse_snmp
 
-__all__ = ["Feed", "Live", "Pace", "Passed", "Picture", "Recorded", "Seen"]
+__all__ = ["Feed", "Live", "Pace", "Passed", "Picture", "Recorded", "Seen", "chosen"]
 
 Choose = Callable[[Filter, session.Diagnosis], NDArray[np.bool_]]
 """Which rows of a diagnosis a FILTER selects."""
+
+
+def chosen(wanted: Filter, diagnosis: session.Diagnosis) -> NDArray[np.bool_]:
+    """Return which rows of a diagnosis a FILTER selects.
+
+    Raises:
+        FilterError: the filter asks for something that is not known here.
+    """
+    return mask_of(wanted, diagnosis.snapshot, diagnosis.findings)
+
 
 COUNT_SHARE: Final = 0.075
 DIAGNOSE_SHARE: Final = 0.01
@@ -161,11 +172,11 @@ class Live:
 
     Args:
         wanted: which connections; None for all.
-        choose: applies a FILTER to a diagnosis.
+        choose: applies a FILTER to a diagnosis; as `chosen` does.
         refresh: seconds between two pictures, where the machine allows it.
     """
 
-    def __init__(self, wanted: Filter | None, choose: Choose, *, refresh: float) -> None:
+    def __init__(self, wanted: Filter | None, choose: Choose = chosen, *, refresh: float) -> None:
         self._wanted = wanted
         self._choose = choose
         self._refresh = refresh
@@ -379,11 +390,13 @@ class Recorded:
     Args:
         recording: an open recording.
         wanted: which connections; None for all.
-        choose: applies a FILTER to a diagnosis.
+        choose: applies a FILTER to a diagnosis; as `chosen` does.
         refresh: seconds between two looks.
     """
 
-    def __init__(self, recording: Replay, wanted: Filter | None, choose: Choose, *, refresh: float) -> None:
+    def __init__(
+        self, recording: Replay, wanted: Filter | None, choose: Choose = chosen, *, refresh: float
+    ) -> None:
         self._looks = recording.looks
         self._wanted = wanted
         self._choose = choose
