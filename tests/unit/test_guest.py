@@ -170,3 +170,5 @@ def test_kernel_tests_are_told_by_module_and_those_that_did_not_pass_by_name() -
     )
     assert "| Kernel tests (those that ask the kernel) | 1 of 3 |" in text
     assert "- 6.1, test `test_a::two`: differs: assert 1 == 2" in text
+    some = page([{**one, "results": [row("tests", TESTS[1], "ok", "3 of 3")]}])
+    assert f"On 6.1 only these ran: `{TESTS[1]}`." in some
