@@ -27,7 +27,7 @@ from finwait.uapi.observation import Descriptors, LoneSocket, Observation, Plan,
 __all__ = ["LoneSockets", "ask_lone_sockets", "hidden_descriptors", "may_trace", "not_entered"]
 
 
-class Answers(Protocol):
+class Answering(Protocol):
     """What of a machine answers questions about such sockets (see `finwait.session.Machine`)."""
 
     @property
@@ -50,7 +50,7 @@ _MOST_ASKED: Final = 20_000
 
 
 def _lost(
-    machine: Answers,
+    machine: Answering,
     listed: NDArray[np.uint64],
     found: Descriptors,
     only: frozenset[int] | None,
@@ -128,7 +128,7 @@ _MANY: Final = 2_000
 
 
 def _left_out(
-    machine: Answers, observation: Observation, plan: Plan, found: Descriptors
+    machine: Answering, observation: Observation, plan: Plan, found: Descriptors
 ) -> NDArray[np.uint64]:
     """Return the inodes of ESTABLISHED sockets that were left out of the dumps, where there are many descriptors.
 
@@ -179,7 +179,7 @@ class LoneSockets:
 
 
 def ask_lone_sockets(
-    machine: Answers,
+    machine: Answering,
     observation: Observation,
     plan: Plan,
     sockets: SocketTable,

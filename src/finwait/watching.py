@@ -37,7 +37,7 @@ from finwait.uapi import tcp
 from finwait.uapi.observation import Namespace, Observation, Plan
 from finwait.uapi.proc import parse_snmp
 
-__all__ = ["Feed", "Live", "Pace", "Passed", "Picture", "Recorded", "Seen", "chosen"]
+__all__ = ["Circumstances", "Feed", "Live", "Pace", "Passed", "Picture", "Recorded", "chosen"]
 
 Choose = Callable[[Filter, session.Diagnosis], NDArray[np.bool_]]
 """Which rows of a diagnosis a FILTER selects."""
@@ -60,7 +60,7 @@ ESTABLISHED_LIMIT: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Circumstances:
     """How a picture was come by, and what it lacks."""
 
     lost: int = 0
@@ -91,7 +91,7 @@ class Picture:
     """The newest diagnosis, which may be older than the numbers; None before the first."""
     rows: NDArray[np.int64]
     """Its rows that the FILTER wants, no listeners; the same array as before where they are the same rows."""
-    seen: Seen
+    circumstances: Circumstances
 
 
 _NONE: Final = np.empty(0, np.int64)
@@ -275,7 +275,7 @@ class Live:
         rows = self._chosen_rows(wanted)
         if counts is None:
             counts = _states_of(rows, self._diagnosis)
-        return Picture(counts, self._flows(), self._diagnosis, rows, self._seen())
+        return Picture(counts, self._flows(), self._diagnosis, rows, self._circumstances())
 
     def _chosen_rows(self, wanted: Filter | None) -> NDArray[np.int64]:
         """Return the rows of the diagnosis that are wanted; the same array as before where nothing changed."""
@@ -344,10 +344,10 @@ class Live:
         self._lost += told.lost
         self._passed.add(told.rows)
 
-    def _seen(self) -> Seen:
+    def _circumstances(self) -> Circumstances:
         following = self._following
         old = time.monotonic() - self._diagnosed_at
-        return Seen(
+        return Circumstances(
             lost=self._lost,
             unjudged=following.unjudged if following is not None else 0,
             diagnosed_s_ago=old if self._diagnosis is not None and old >= 2 * self._refresh else None,
@@ -453,11 +453,11 @@ class Recorded:
         )
         rows = _connections(shown, self._wanted, self._choose)
         return Picture(
-            _states_of(np.flatnonzero(mask), shown), None, shown, rows, self._seen(self._looks[at])
+            _states_of(np.flatnonzero(mask), shown), None, shown, rows, self._circumstances(self._looks[at])
         )
 
-    def _seen(self, look: Observation) -> Seen:
-        return Seen(
+    def _circumstances(self, look: Observation) -> Circumstances:
+        return Circumstances(
             look=self._at + 1, looks=len(self._looks), unix_ns=look.facts.unix_ns, why_no_flows=_NO_FLOWS
         )
 

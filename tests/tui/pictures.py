@@ -50,7 +50,7 @@ async def settle(pilot: Pilot[None], app: Top) -> None:
     """Wait until the diagnosis of the last look is on the screen."""
     for _ in range(500):
         picture = app.picture
-        if picture is not None and picture.seen.look == 2:
+        if picture is not None and picture.circumstances.look == 2:
             break
         await pilot.pause(0.01)
     await pilot.pause()

@@ -7,7 +7,7 @@ import pytest
 
 from finwait.table.transitions import TransitionTable
 from finwait.tui.note import note
-from finwait.watching import Pace, Passed, Picture, Seen
+from finwait.watching import Circumstances, Pace, Passed, Picture
 
 
 def rows(*pairs: tuple[int, int]) -> TransitionTable:
@@ -16,7 +16,7 @@ def rows(*pairs: tuple[int, int]) -> TransitionTable:
     )
 
 
-def picture(seen: Seen) -> Picture:
+def picture(seen: Circumstances) -> Picture:
     return Picture({}, None, None, np.empty(0, np.int64), seen)
 
 
@@ -46,11 +46,11 @@ def test_rates_are_changes_by_seconds_and_begin_anew_each_time() -> None:
 @pytest.mark.parametrize(
     ("seen", "said"),
     [
-        (Seen(), "diagnosing …"),
-        (Seen(lost=1234), "1,234 events lost, flows are too low; diagnosing …"),
-        (Seen(unjudged=2), "2 events the FILTER could not judge, flows are too low; diagnosing …"),
-        (Seen(look=2, looks=5, unix_ns=0), "look 2 of 5, 1970-01-01 00:00:00 UTC"),
+        (Circumstances(), "diagnosing …"),
+        (Circumstances(lost=1234), "1,234 events lost, flows are too low; diagnosing …"),
+        (Circumstances(unjudged=2), "2 events the FILTER could not judge, flows are too low; diagnosing …"),
+        (Circumstances(look=2, looks=5, unix_ns=0), "look 2 of 5, 1970-01-01 00:00:00 UTC"),
     ],
 )
-def test_a_picture_is_worded_by_the_view(seen: Seen, said: str) -> None:
+def test_a_picture_is_worded_by_the_view(seen: Circumstances, said: str) -> None:
     assert note(picture(seen)) == said

@@ -177,10 +177,10 @@ def _leave(undo: ExitStack, number: int) -> None:
     os._exit(128 + number)
 
 
-class _Ending:
+class _Signals:
     """Ends the view at a signal: a closed terminal or a SIGTERM must not leave the tracing instance behind."""
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
     def __init__(self) -> None:
         self.told: list[int] = []
@@ -189,13 +189,13 @@ class _Ending:
         self._last: threading.Timer | None = None
 
     def __enter__(self) -> Self:
-        self._previous = [signal.signal(number, self._end) for number in self._SIGNALS]
+        self._previous = [signal.signal(number, self._end) for number in self._ENDING]
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._last is not None:
             self._last.cancel()
-        for number, handler in zip(self._SIGNALS, self._previous, strict=True):
+        for number, handler in zip(self._ENDING, self._previous, strict=True):
             signal.signal(number, handler)
 
     def watch(self, app: Top, undo: ExitStack) -> None:
@@ -258,7 +258,7 @@ def run(args: argparse.Namespace) -> int:
     """
     stderr, view = _terminal(), _view()
     wanted = parse_filter(args.filter) if args.filter else None
-    with _Ending() as ending:
+    with _Signals() as ending:
         try:
             with ExitStack() as stack:
                 sys.__stderr__ = Screen(stderr)  # type: ignore[assignment, misc]  # where Textual's driver writes

@@ -204,7 +204,7 @@ _TCP = "/proc/net/tcp"
 _V4_WORD, _V6_WORD = 13, 37  # "0100007F:1F90", and 32 digits of address
 
 
-class _Cells:
+class _TextCells:
     """Numbers in the fields of many lines, read one digit of all lines at a time."""
 
     def __init__(self, data: bytes) -> None:
@@ -256,7 +256,7 @@ def parse_tcp(
         raise _bad(_TCP, data, 0, "no header")
     if not data.endswith(b"\n"):
         raise _bad(_TCP, data, len(data), "the last line is cut short")
-    cells = _Cells(data)
+    cells = _TextCells(data)
     begin, field = _fields(cells)
     a, b = field(1)
     word = int((b - a)[0]) if len(begin) else _V4_WORD
@@ -293,7 +293,7 @@ def parse_tcp(
 _Field = Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
-def _fields(cells: _Cells) -> tuple[NDArray[np.int64], _Field]:
+def _fields(cells: _TextCells) -> tuple[NDArray[np.int64], _Field]:
     """Return where the lines behind the header begin, and what gives begin and end of their n-th fields."""
     newline = np.flatnonzero(cells.bytes == 10)
     begin = newline[:-1] + 1
@@ -308,7 +308,7 @@ def _fields(cells: _Cells) -> tuple[NDArray[np.int64], _Field]:
 
 
 def _endpoint(
-    cells: _Cells, a: NDArray[np.int64], b: NDArray[np.int64], word: int, byteorder: str
+    cells: _TextCells, a: NDArray[np.int64], b: NDArray[np.int64], word: int, byteorder: str
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint64]]:
     """Return the ports and addresses (high and low 64 bits) of the fields from a to b, all ``word`` characters long."""
     cells.fail(b - a != word, a, "not an address and port")
