@@ -217,7 +217,7 @@ def _all_states(observation: Observation, plan: Plan) -> bool:
 
 def _flows_complete(observation: Observation) -> bool:
     """Whether every entry of connection tracking is known, in all namespaces that there are."""
-    if any(gap.doing == "enter it" for gap in observation.gaps):
+    if any(gap.unentered for gap in observation.gaps):
         return False
     return all(
         ns.files.get("sys/netfilter/nf_conntrack_count", b"0").strip() == b"0"
@@ -434,10 +434,10 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
             if again and machine.live:
                 machine.remember(spaces)
                 return _look(machine, how, again=False)
-            entering = {gap.where.partition(" (")[0] for gap in observation.gaps if gap.doing == "enter it"}
+            unentered = {gap.netns for gap in observation.gaps if gap.unentered}
             doing = "look into it: only sockets lead there"
-            spaces = [space for space in spaces if f"netns {space[0]}" not in entering]
-            more += [Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN") for netns, _, _ in spaces]
+            spaces = [space for space in spaces if space[0] not in unentered]
+            more += [Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN", netns=netns) for netns, _, _ in spaces]
         hidden, unknown = _hidden(lost, lone, plan.only, how.options.hidden, _may_trace(observation))
         more += unknown
         missing = sorted({h.pid for h in hidden} - processes.keys())
@@ -445,7 +445,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     ids = np.unique(sockets.cgroup_id).tolist() if len(sockets) else []
     paths = {number: printable(path) for number, path in machine.cgroups(ids).items()}
     skipped = sum(ns.established_skipped for ns in observation.namespaces)
-    entered = not any(gap.doing == "enter it" for gap in observation.gaps)
+    entered = not any(gap.unentered for gap in observation.gaps)
     view = assemble(
         sockets,
         flows=flows,
@@ -464,11 +464,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         flows_complete=_flows_complete(observation),
     )
     view = replace(view, whole=plan.only is None and entered)
-    gaps = tuple(
-        g
-        for g in sorted({*observation.gaps, *more})
-        if not any(g.where == f"pid {pid}" for pid in how.not_holders)
-    )
+    gaps = tuple(g for g in sorted({*observation.gaps, *more}) if g.pid not in how.not_holders)
     return Snapshot(observation, sockets, flows, view, gaps, machine)
 
 
