@@ -211,10 +211,10 @@ def ask_lone_sockets(
 
 def not_entered(spaces: Iterable[tuple[int, int, int]], observation: Observation) -> list[Gap]:
     """Return namespaces that only sockets lead to as gaps, but for those that could not be entered anyway."""
-    entering = {gap.where.partition(" (")[0] for gap in observation.gaps if gap.doing == "enter it"}
+    unentered = {gap.netns for gap in observation.gaps if gap.unentered}
     doing = "look into it: only sockets lead there"
     return [
-        Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN")
+        Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN", netns=netns)
         for netns, _, _ in spaces
-        if f"netns {netns}" not in entering
+        if netns not in unentered
     ]

@@ -110,7 +110,7 @@ def make_plan(
     else:
         rows = np.zeros(len(view), np.bool_)
         for finding in diagnosis.problems:  # what nobody can explain is not among them
-            rows[finding.rows] = any(r.command.startswith("finwait clear") for r in finding.ends_it)
+            rows[finding.rows] = any(remedy.clears for remedy in finding.ends_it)
     plan = plans.make(
         view,
         diagnosis.findings,

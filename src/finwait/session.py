@@ -223,7 +223,7 @@ def _all_states(observation: Observation, plan: Plan) -> bool:
 
 def _flows_complete(observation: Observation) -> bool:
     """Whether every entry of connection tracking is known, in all namespaces that there are."""
-    if any(gap.doing == "enter it" for gap in observation.gaps):
+    if any(gap.unentered for gap in observation.gaps):
         return False
     return all(
         ns.files.get("sys/netfilter/nf_conntrack_count", b"0").strip() == b"0"
@@ -361,8 +361,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         gaps += [*lone.gaps, *not_entered(lone.spaces, observation), *unknown]
         programs.add(h.pid for h in hidden)
     view = _joined(machine, how, plan, watched, (sockets, flows, found), programs.views, hidden)
-    left_out = {f"pid {pid}" for pid in how.not_holders}
-    told = tuple(gap for gap in sorted(set(gaps)) if gap.where not in left_out)
+    told = tuple(gap for gap in sorted(set(gaps)) if gap.pid not in how.not_holders)
     return Snapshot(observation, sockets, flows, view, told, machine)
 
 
@@ -396,7 +395,7 @@ def _joined(
         established_skipped=sum(ns.established_skipped for ns in observation.namespaces),
         flows_complete=_flows_complete(observation),
     )
-    entered = not any(gap.doing == "enter it" for gap in observation.gaps)
+    entered = not any(gap.unentered for gap in observation.gaps)
     return replace(view, whole=plan.only is None and entered)
 
 

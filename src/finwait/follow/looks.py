@@ -68,7 +68,7 @@ class Looks:
         self._wanted = wanted
         self._places = places
         self._interval = interval
-        self._left_out = {f"pid {pid}" for pid in left_out}
+        self._left_out = frozenset(left_out)
         self._machine = Machine()
         self._next = 0.0
         self._spaces_until = 0.0
@@ -124,7 +124,7 @@ class Looks:
         """Return the gaps that were not told before."""
         if len(self._gap_seen) > MOST_REMEMBERED:
             self._gap_seen = set()
-        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen and gap.where not in self._left_out)
+        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen and gap.pid not in self._left_out)
         self._gap_seen.update(fresh)
         return fresh
 
