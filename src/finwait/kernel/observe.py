@@ -21,6 +21,7 @@ from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
 from finwait.kernel import cgroup, netns, pidfd, procfs
+from finwait.kernel.links import Links
 from finwait.kernel.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
@@ -54,6 +55,8 @@ SYSCTLS: Final = (
     "ipv4/tcp_keepalive_probes",
     "ipv4/tcp_orphan_retries",
     "ipv4/tcp_retries2",
+    "ipv4/tcp_syn_linear_timeouts",
+    "ipv4/tcp_syn_retries",
     "ipv4/tcp_max_tw_buckets",
     "ipv4/tcp_tw_reuse",
     "ipv4/tcp_rto_max_ms",
@@ -111,19 +114,26 @@ class Machine:
         say("finding network namespaces")
         namespaces, more = netns.discover(self._spaces, self._socket_spaces)
         gaps += more
+        links, others = Links(namespaces), []
         if plan.only is not None:
+            others = [ns for ns in namespaces if ns.inode not in plan.only]
             namespaces = [ns for ns in namespaces if ns.inode in plan.only]
         arena = Arena()
         say(f"reading sockets of {len(namespaces)} namespaces")
         looks, more = netns.visit(
-            namespaces, lambda ns: _look(ns, plan, arena, gaps, first=ns is namespaces[0])
+            namespaces, lambda ns: _look(ns, plan, arena, gaps, links, first=ns is namespaces[0])
         )
         gaps += more
+        if len(namespaces) > 1 and others:  # two may be connected through a third
+            netns.visit(others, links.read)
+        islands = links.islands()
         facts = replace(facts, boottime_end_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         return Observation(
             facts,
             arena.array(),
-            tuple(looks[ns.inode] for ns in namespaces if ns.inode in looks),
+            tuple(
+                replace(looks[ns.inode], island=islands[ns.inode]) for ns in namespaces if ns.inode in looks
+            ),
             found,
             gaps=tuple(_honest(gap, facts.capabilities) for gap in gaps),
             complete=plan.states & tcp.ALL_STATES == tcp.ALL_STATES
@@ -179,8 +189,8 @@ def _honest(gap: Gap, capabilities: int) -> Gap:
     if bit is None or not capabilities >> bit & 1:
         return gap
     if not procfs.in_initial_user_namespace():
-        return Gap(gap.where, gap.doing, f"{gap.needs} in the initial user namespace; ours is another")
-    return Gap(gap.where, gap.doing, f"a security policy that allows it; {gap.needs} alone is not enough")
+        return replace(gap, needs=f"{gap.needs} in the initial user namespace; ours is another")
+    return replace(gap, needs=f"a security policy that allows it; {gap.needs} alone is not enough")
 
 
 def _unreadable(found: Descriptors) -> list[Gap]:
@@ -193,7 +203,7 @@ def _unreadable(found: Descriptors) -> list[Gap]:
         n = len(known)
         who = f"pid {known[0]}" if n == 1 else f"{n} processes"
         doing = "list its descriptors" if n == 1 else "list their descriptors"
-        gaps.append(Gap(who, doing, "CAP_SYS_PTRACE"))
+        gaps.append(Gap(who, doing, "CAP_SYS_PTRACE", pid=known[0] if n == 1 else 0))
     return gaps
 
 
@@ -209,7 +219,9 @@ def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:
     return 0
 
 
-def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, first: bool) -> Namespace:
+def _look(
+    ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], links: Links, *, first: bool
+) -> Namespace:
     where = f"netns {ns.inode}"
     v4, v6 = procfs.read(_NET + "sockstat"), procfs.read(_NET + "sockstat6")
     in_use = _number(v4, b"TCP:", b"inuse") + _number(v6, b"TCP6:", b"inuse")
@@ -251,6 +263,7 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
     busy = bool(dumps)
     # Also where there is no socket: an address of such a namespace is one of this machine, without the other end there.
     dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
+    links.read(ns)
     if plan.files and busy:
         _read_files(files, first)
     return Namespace(ns.inode, ns.names, ns.pids, ns.process_count, tuple(dumps), files, skipped)
