@@ -31,6 +31,7 @@ from finwait.diagnosis.rules.holder_not_found import suspects
 from finwait.diagnosis.select import Narrowed
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.errors import FinwaitError, Gap
+from finwait.kernel import rights
 from finwait.kernel.observe import Plan
 from finwait.table import decode
 from finwait.table.filter import Filter, parse
@@ -437,7 +438,8 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
             entering = {gap.where.partition(" (")[0] for gap in observation.gaps if gap.doing == "enter it"}
             doing = "look into it: only sockets lead there"
             spaces = [space for space in spaces if f"netns {space[0]}" not in entering]
-            more += [Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN") for netns, _, _ in spaces]
+            needs = rights.missing("CAP_SYS_ADMIN", observation.facts.capabilities)
+            more += [Gap(f"netns {netns}", doing, needs) for netns, _, _ in spaces]
         hidden, unknown = _hidden(lost, lone, plan.only, how.options.hidden, _may_trace(observation))
         more += unknown
         missing = sorted({h.pid for h in hidden} - processes.keys())
