@@ -9,7 +9,6 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from finwait.acting.sysctls import apply_plan, roll_back
 from finwait.cli import options
 
 if TYPE_CHECKING:
@@ -398,6 +397,7 @@ def _print_plan(plan: Plan, target: Target, counts: Mapping[str, int] | None, ou
 
 def run_apply(args: argparse.Namespace) -> int:
     """Apply a plan and return the exit status."""
+    from finwait.acting.sysctls import apply_plan
     from finwait.kernel.journal import opened
 
     options.tell_unfinished()
@@ -437,6 +437,7 @@ def _guard(plan: Plan, target: Target, args: argparse.Namespace) -> None:
 
 def run_rollback(args: argparse.Namespace) -> int:
     """Take an act back and return the exit status."""
+    from finwait.acting.sysctls import roll_back
     from finwait.kernel.journal import opened
     from finwait.report.journal import would_do
 

@@ -182,7 +182,7 @@ def _unreadable(found: Descriptors) -> list[Gap]:
         n = len(known)
         who = f"pid {known[0]}" if n == 1 else f"{n} processes"
         doing = "list its descriptors" if n == 1 else "list their descriptors"
-        gaps.append(Gap(who, doing, rights.missing("CAP_SYS_PTRACE")))
+        gaps.append(Gap(who, doing, rights.missing("CAP_SYS_PTRACE"), pid=known[0] if n == 1 else 0))
     return gaps
 
 

@@ -280,8 +280,12 @@ def all_targets() -> tuple[list[Target], list[Gap]]:
         try:
             found.append(_first_open(namespace))
         except PermissionNeeded as error:
-            needs = rights.missing(error.capability)
-            gaps.append(Gap(f"netns {namespace.inode}", "enter it", needs))
+            where = f"netns {namespace.inode}"
+            gaps.append(
+                Gap(
+                    where, "enter it", rights.missing(error.capability), netns=namespace.inode, unentered=True
+                )
+            )
         except KernelError:
             continue  # it ended while we looked
     return sorted(found, key=lambda target: (not target.initial, target.inode)), gaps

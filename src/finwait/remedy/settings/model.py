@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from finwait.diagnosis import forecast
+from finwait.diagnosis import catalogue, forecast
 
 __all__ = [
     "CT_SYSCTL",
@@ -144,8 +144,6 @@ class Setting:
         for known in self.effects:
             if known.rule == rule:
                 return known.of(step) if step else known
-        from finwait.diagnosis import catalogue  # loads every rule, and numpy: no command's options need them
-
         if rule not in catalogue.NAMES:
             raise ValueError(f"no rule is named {rule!r}")
         return RuleEffect(rule, Effect.NO_EFFECT, catalogue.rule(rule).beyond_sysctls)
