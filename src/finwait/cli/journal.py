@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
 
     from finwait.errors import FinwaitError
-    from finwait.kernel.journal import SqliteJournal, opened, state_directory
+    from finwait.kernel.journal import SqliteJournal, state_directory
     from finwait.report.journal import whom
     from finwait.table.units import printable
 
