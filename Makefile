@@ -74,6 +74,10 @@ imports: $(STAMP)
 docs: $(STAMP) ## write the generated pages (reference, man page, schema, completions)
 	@$(BIN)/python docs/generate.py
 
+rule: $(STAMP) ## the files of a new rule, to be filled in (NAME=my-rule); see CONTRIBUTING.md
+	@test -n "$(NAME)" || { echo "make rule NAME=my-rule: a name for the pattern that it sees" >&2; exit 2; }
+	@$(BIN)/python -m scaffold.rule "$(NAME)" && $(BIN)/python docs/generate.py
+
 site: $(STAMP) ## the documentation as a site with search, in build/site; opens without a server
 	@$(PIP) --require-hashes -r $(SITE_LOCK) && $(BIN)/python docs/build_site.py
 
@@ -106,4 +110,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs site check bench soak sequences kernels kernels-smoke guest fuzz fuzz-quick clean
+.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs rule site check bench soak sequences kernels kernels-smoke guest fuzz fuzz-quick clean
