@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import keyword
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ __all__ = ["FILES", "NAME", "create", "to_write"]
 
 TEMPLATES = Path(__file__).parent
 ROOT = TEMPLATES.parent.parent
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+NAME = re.compile(r"(?=.{3,32}$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 FILES: Mapping[str, str] = {
     "module.py.in": "src/finwait/diagnosis/rules/{module}.py",
     "scenario.py.in": "src/finwait/lab/scenarios/{module}.py",
@@ -54,7 +55,9 @@ def create(root: Path, name: str) -> list[Path]:
     """
     module = name.replace("-", "_")
     if not NAME.fullmatch(name) or keyword.iskeyword(module):
-        raise ValueError(f"`{name}` cannot be the name of a rule: write words in lower case, joined by `-`")
+        raise ValueError(
+            f"`{name}` cannot be the name of a rule: write words in lower case, joined by `-`, 32 characters at most"
+        )
     catalogue = root / CATALOGUE
     text = catalogue.read_text()
     targets = {root / where.format(module=module): TEMPLATES / template for template, where in FILES.items()}
@@ -75,6 +78,7 @@ def create(root: Path, name: str) -> list[Path]:
     package = root / "tests/unit/diagnosis/rules/__init__.py"
     package.touch()
     catalogue.write_text(_with_name(text, name))
+    subprocess.run([sys.executable, "-m", "ruff", "format", "-q", *targets], cwd=root, check=True)
     return [*targets, catalogue]
 
 
