@@ -27,8 +27,9 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from finwait.diagnosis.rule import Means
     from finwait.diagnosis.view import View
-    from finwait.remedy.plan import Means, Plan, Step
+    from finwait.remedy.plan import Plan, Step
     from finwait.session import Look, Machine
     from finwait.table.filter import Filter
     from finwait.table.schema import Mask

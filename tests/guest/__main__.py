@@ -26,6 +26,7 @@ from typing import Any
 
 from tests.guest import debian, image
 from tests.guest.boot import Ran, boot, lines_of
+from tests.guest.outcomes import module_of
 from tests.guest.restricted import RESTRICTED
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finwait-kernels"
@@ -149,12 +150,14 @@ def _keep(version: str, release: str, package: str, ran: Ran, where: str, *, who
     path = MEASURED / f"{version}.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     kinds = {row["kind"] for row in ran.results if whole}
-    kinds |= {"test"} if "tests" in kinds else set()
+    modules = {row["name"] for row in ran.results if row["kind"] == "tests"}
     names = {(row["kind"], row["name"]) for row in ran.results}
     kept = [
         row
         for row in before.get("results", ())
-        if row["kind"] not in kinds and (row["kind"], row["name"]) not in names
+        if row["kind"] not in kinds
+        and (row["kind"], row["name"]) not in names
+        and not (row["kind"] == "test" and module_of(row["name"]) in modules)
     ]
     results = kept + [_short(row) for row in ran.results if row["kind"] not in ("boot", "recording")]
     answer = {

@@ -126,8 +126,10 @@ def _share(rows: list[dict[str, Any]]) -> str:
 
 
 def _tests(one: dict[str, Any]) -> str:
-    rows = _rows(one, "tests")
-    return rows[0]["detail"].partition(" in ")[0].strip("= ") if rows else "not measured"
+    """Add up the modules: how many tests passed, of how many."""
+    shares = [row["detail"].split(" of ") for row in _rows(one, "tests")]
+    passed, every = (sum(int(share[k]) for share in shares) for k in (0, 1))
+    return f"{passed} of {every}" if shares else "not measured"
 
 
 def _verdict(one: dict[str, Any], name: str) -> str:

@@ -8,7 +8,8 @@ import pytest
 from finwait.errors import KernelError
 from finwait.kernel import sysctl
 from finwait.lab import Lab
-from finwait.remedy.settings import CATALOGUE, Scope
+from finwait.remedy.settings.catalogue import CATALOGUE
+from finwait.remedy.settings.model import Scope
 from tests.kernel import needs
 
 pytestmark = pytest.mark.kernel
@@ -124,7 +125,7 @@ def test_a_namespace_is_found_by_descriptor_path_pid_and_inode(target):
             with sysctl.open_target(spec) as found:
                 assert found.inode == inode
                 assert not found.initial
-                assert found.cookie != target.cookie
+                assert found.cookie != target.cookie or not found.cookie  # before 5.14 there are none
         everywhere, _ = sysctl.all_targets()
         for found in everywhere:
             found.close()

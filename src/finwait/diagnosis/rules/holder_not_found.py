@@ -102,6 +102,8 @@ RULE = Rule(
     title="held, but by no descriptor of any process: in flight, io_uring, or the kernel",
     severity="problem",
     rank=35,
+    means="by-state",
+    beyond_sysctls="something still refers to the socket, so no orphan timer applies",
     claims=("C8", "X15"),
     clues=(
         Clue("inode", "not 0: something refers to it; no /proc/*/fd link has this number"),

@@ -79,6 +79,8 @@ RULE = Rule(
     title="the other end behind the NAT is gone, and this end was never told",
     severity="problem",
     rank=15,
+    means="keepalive",
+    beyond_sysctls="one end is already gone and nothing asks the other",
     claims=("C14", "X35", "X38"),
     clues=(
         Clue("state", "this end knows of nothing"),

@@ -237,6 +237,8 @@ RULE = Rule(
     title="a relay passed on one side's FIN and waits for the other side for ever",
     severity="problem",
     rank=30,
+    means="by-state",
+    beyond_sysctls="one process holds both legs; no timer runs on either",
     claims=("C3", "X52", "S01"),
     clues=(
         Clue("inode", "not 0: both legs are held, so no kernel timeout applies"),
