@@ -13,6 +13,8 @@ from scaffold.rule import FILES, create, to_write
 
 from finwait.diagnosis import catalogue
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 ROOT = Path(__file__).parents[3]
 COPIED = (
     "src",
