@@ -96,12 +96,13 @@ def to_write(root: Path, name: str) -> list[str]:
 
 NEXT = """
 Next:
-  1. Write what says `TO WRITE`: grep -rn 'TO WRITE' src tests
-  2. Until they pass:      .venv/bin/pytest tests/unit/diagnosis tests/docs -k '{name} or {module}'
-  3. Run the scenario:     sudo .venv/bin/finwait lab run {name}
-  4. Record it:            sudo .venv/bin/python -m tests.captures.make {name}
-  5. Write the pages:      make docs
-  6. Before you commit:    make check
+  1. Write what says `TO WRITE` in the first three, then `make docs` for the pages.
+  2. Until they pass:        .venv/bin/pytest tests/unit/diagnosis tests/docs -k '{name} or {module}'
+     Only the recording is then missing. As root, see the rule at work, and record it:
+  3. Run the scenario:       .venv/bin/finwait lab run {name}
+  4. Record it:              .venv/bin/python -m tests.captures.make {name}
+  5. Row by row:             .venv/bin/pytest tests/kernel/test_rules.py tests/captures -k '{name} or every_rule'
+  6. Before you commit:      make check
 """
 
 
