@@ -187,7 +187,7 @@ def _netns(situation: Situation) -> str:
 
 def _no_probe(situation: Situation) -> str:
     words = ("probe", "netns", "=", _netns(situation), "state", "fin-wait-2")
-    return _said(words, (1, 3), "ptrace_scope` below 3")
+    return _said(words, (3,), "`kernel.yama.ptrace_scope`")
 
 
 def _no_leak(situation: Situation) -> str:

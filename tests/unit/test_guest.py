@@ -137,6 +137,18 @@ def test_what_is_measured_again_replaces_what_it_measured_before_and_nothing_els
     assert found == ["tests test_a", "test test_a::b", "act check", "act probe"]
 
 
+def test_a_restriction_that_is_measured_again_keeps_nothing_that_is_no_longer_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest, "MEASURED", tmp_path)
+    old = [row("restriction", "yama=1: `a`", "differs"), row("restriction", "yama=2: `a`", "ok")]
+    (tmp_path / "6.1.json").write_text(json.dumps({"results": old}))
+    again = (row("restriction", "yama=1: `b`", "ok"),)
+    guest._keep("6.1", "r", "p", Ran(tmp_path, 1.0, True, again), "emulated")
+    kept = json.loads((tmp_path / "6.1.json").read_text())["results"]
+    assert [one["name"] for one in kept] == ["yama=2: `a`", "yama=1: `b`"]
+
+
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.kernel.test_a" name="one[x]" time="1"/>
 <testcase classname="tests.kernel.test_a" name="two"><failure message="assert 1 == 2&#10;more">…</failure></testcase>
@@ -158,3 +170,5 @@ def test_kernel_tests_are_told_by_module_and_those_that_did_not_pass_by_name() -
     )
     assert "| Kernel tests (those that ask the kernel) | 1 of 3 |" in text
     assert "- 6.1, test `test_a::two`: differs: assert 1 == 2" in text
+    some = page([{**one, "results": [row("tests", TESTS[1], "ok", "3 of 3")]}])
+    assert f"On 6.1 only these ran: `{TESTS[1]}`." in some

@@ -1,7 +1,7 @@
 """What a rule is: a module with a page (its docstring), a `RULE`, and `match`.
 
-The engine asks each module for its mask, gives each socket its primary cause by `rank` (the more specific
-rule has the lower number), and summarises the columns that the rule names as its evidence.
+The engine asks each module for its mask, gives each socket its primary cause (the gravest; of equally grave ones that
+of the lowest `rank`, the more specific rule), and summarises the columns that the rule names as its evidence.
 """
 
 from __future__ import annotations
@@ -96,6 +96,9 @@ class Rule:
     """What it could not judge, for this kernel (or this look) lacks what it needs to know."""
     flags: bool = False
     """Whether it tells of `View.close_on_exec`, which is read of the descriptors of its findings only."""
+    softens: tuple[str, ...] = ()
+    """Rules whose rows it explains with what makes them less grave: on its own rows they are no primary cause, even
+    where its `grade` is lower than theirs. Of all others the gravest is the primary cause."""
     rest: bool = False
     """Whether it takes only those of its rows that no other rule explains."""
     counted: bool = False

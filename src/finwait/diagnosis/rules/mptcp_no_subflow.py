@@ -124,6 +124,7 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    softens=("mptcp-half-close",),
     cases=(
         Case(
             title="an MPTCP connection without any subflow: nothing can pass, and the kernel will give it up",

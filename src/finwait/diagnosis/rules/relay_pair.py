@@ -256,5 +256,6 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    softens=("fin-wait2-held", "close-wait-eof-read"),
     remedies=_remedies,
 )
