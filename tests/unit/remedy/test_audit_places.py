@@ -197,7 +197,12 @@ def test_a_file_of_very_many_lines_costs_no_more_than_its_length(
         return real(self, name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Judge, "_of_sysctl", judge)
-    monkeypatch.setattr(finding, "suggest", lambda name, _: (suggested.append(name), ())[1])
+
+    def suggest(name: str, _: object) -> tuple[str, ...]:
+        suggested.append(name)
+        return ()
+
+    monkeypatch.setattr(finding, "suggest", suggest)
     text = "".join(line.format(k) + "\n" for k in range(20_000))
     report = audit("x.conf", text.encode(), knowledge(), kind="sysctl")
     assert report.statements == 20_000
