@@ -12,6 +12,7 @@ What this cannot see: a namespace that only an in-flight descriptor or another k
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -23,7 +24,7 @@ from typing import TypeVar
 from finwait.errors import Gap
 from finwait.kernel import pidfd
 
-__all__ = ["NetNamespace", "discover", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
+__all__ = ["NetNamespace", "discover", "finish", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -226,12 +227,22 @@ def _mounts(found: _Found, pid: int, seen: set[str]) -> None:
 
 
 def visit(
-    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T]
+    namespaces: Iterable[NetNamespace],
+    look: Callable[[NetNamespace], T],
+    *,
+    stop: threading.Event | None = None,
 ) -> tuple[dict[int, T], list[Gap]]:
     """Call ``look`` once inside each namespace, in a thread of its own that ends afterwards.
 
     The caller's own namespace needs no privilege. A namespace that cannot be opened or entered becomes a
     Gap; an exception of ``look`` is raised again here, after the thread has ended.
+
+    Args:
+        namespaces: where.
+        look: what to do there.
+        stop: given by a caller that *acts*. When this is interrupted (Ctrl-C) it is set, no further namespace is
+            entered, and the thread has ended before the interruption goes on: nothing is done behind the caller's
+            back. ``look`` heeds it wherever it can stop. Without it a thread that only looks is left to itself.
     """
     results: dict[int, T] = {}
     gaps: list[Gap] = []
@@ -241,6 +252,8 @@ def visit(
         here = own_netns()
         try:
             for ns in namespaces:
+                if stop is not None and stop.is_set():
+                    return
                 if ns.inode != here:
                     gap = _enter(ns)
                     if gap is not None:
@@ -252,11 +265,27 @@ def visit(
             failure.append(error)
 
     thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
-    thread.start()
-    thread.join()
+    if stop is None:
+        thread.start()
+        thread.join()
+    else:
+        finish(thread, stop)
     if failure:
         raise failure[0]
     return results, gaps
+
+
+def finish(thread: threading.Thread, stop: threading.Event) -> None:
+    """Start a thread and wait for its end, also when that is interrupted: ``stop`` tells it, and it ends first."""
+    try:
+        thread.start()
+        thread.join()
+    except BaseException:
+        stop.set()
+        while thread.is_alive():
+            with contextlib.suppress(KeyboardInterrupt):
+                thread.join()
+        raise
 
 
 def _enter(ns: NetNamespace) -> Gap | None:

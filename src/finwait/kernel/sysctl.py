@@ -130,7 +130,10 @@ def _enter(fd: int, inode: int) -> None:
 
 
 def inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
-    """Run ``work`` in a new thread that is in the namespace of ``fd`` (None: where we are) and then ends."""
+    """Run ``work`` in a new thread that is in the namespace of ``fd`` (None: where we are) and then ends.
+
+    An interruption waits for it: it takes milliseconds, and what it did must be known.
+    """
     if fd is not None and fd < 0:
         raise ValueError("the namespace was closed already")
     done: list[_T] = []
@@ -145,8 +148,7 @@ def inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
             failed.append(error)
 
     thread = threading.Thread(target=run, name=f"netns-{inode}", daemon=True)
-    thread.start()
-    thread.join()
+    netns.finish(thread, threading.Event())
     if failed:
         raise failed[0]
     return done[0]
