@@ -20,6 +20,8 @@ from finwait.acting.identity import namespaces_of
 from finwait.acting.options import arm
 from finwait.acting.probe import probe
 from finwait.acting.undo import restore
+from finwait.diagnosis import forecast
+from finwait.diagnosis.view import View
 from finwait.errors import KernelError, Refused
 from finwait.kernel import netns as ns_edge
 from finwait.kernel import pidfd, sysctl
@@ -174,7 +176,7 @@ def test_a_lock_that_somebody_squats_keeps_every_act_away(journal: SqliteJournal
         steps, cookies = steps_of(pair, pair.ours)
         (done,) = arm(steps, journal, {"keepidle": 60})
         after = all_options(pair.ours, cookies)
-        squatter = pair.a.call(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        squatter = pair.a.call(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         with squatter:
             squatter.bind(address_of(cookies[0]).replace("@", "\0", 1))
             (refused,) = arm(steps, journal, {"keepidle": 90})
@@ -231,6 +233,37 @@ def test_one_that_is_destroyed_here_during_a_probe_was_not_reset(journal: Sqlite
         )
         thread.join()
         assert (found.verdict, "no RST came" in found.detail) == ("gone", True), found
+
+
+# ── what waits already ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("shut", [False, True])
+def test_what_waits_already_ends_when_it_is_predicted(journal: SqliteJournal, shut: bool) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        if shut:
+            pair.near.fill(pair.ours[0])
+        else:
+            pair.link.cut()
+            pair.near.send(pair.ours, "into the void")
+
+        def ready(view: View) -> bool:
+            row = row_of(view, pair.ours[0])
+            armed = int(view.sockets.timer[row]) == (4 if shut else 1) and int(view.sockets.backoff[row]) >= 4
+            return armed and int(view.sockets.expires_ms[row]) > 2000
+
+        view = pair.look(ready).view
+        asked = time.monotonic()
+        row = row_of(view, pair.ours[0])
+        one = forecast.under_way(view, row, 1000)
+        assert one is not None
+        assert one.ends_s is not None
+        assert (one.window_shut, one.lives) == (shut, shut)
+        (set_,) = arm([plans.step_of(view, row, "", "user-timeout")], journal, {"user_timeout_ms": 1000})
+        assert set_.result == "set"
+        pair.look(lambda v: row_of(v, pair.ours[0]) < 0)
+        assert abs(time.monotonic() - asked - one.ends_s) < 1.5, one
 
 
 # ── Ctrl-C, and a disk that fills up ─────────────────────────────────────────────────────────────────────

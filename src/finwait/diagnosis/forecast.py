@@ -70,7 +70,7 @@ _PROBES_ENOUGH: Final = 300
 """Probes after which nothing changes any more: tcp_retries2 and TCP_KEEPCNT are a byte at most."""
 _DOUBLINGS: Final = 40
 _ROWS_ASKED: Final = 200
-_ACT_MS: Final = 5000
+_ACT_MS: Final = 10_000
 """Within so long after the look an act has been done."""
 _ANSWER_PAUSE_MS: Final = 500
 """tcp_invalid_ratelimit of the peer: it answers segments outside its window no more often."""

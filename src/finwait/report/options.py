@@ -85,14 +85,18 @@ def _waiting(waiting: Sequence[tuple[Step, UnderWay]]) -> Iterator[str]:
         else:
             said = f"data has been unacknowledged for {waited} or more"
             unless = "unless the peer acknowledges it"
-        ends = (
-            "it never ends by itself"
-            if one.ends_s is None
-            else f"it ends in about {forecast.text(one.ends_s)}"
-        )
-        yield f"{src} → {dst}: {said}: {ends}, {unless}"
+        yield f"{src} → {dst}: {said}: {_ends(one)}, {unless}"
     if len(soonest) > _EACH:
         yield f"… and {len(soonest) - _EACH} more"
+
+
+def _ends(one: UnderWay) -> str:
+    if one.ends_s is None:
+        return "it never ends by itself"
+    said = f"it ends in about {forecast.text(one.ends_s)}"
+    if one.late_s is None or one.late_s < one.ends_s + 1:
+        return said
+    return f"{said} (or {forecast.text(one.late_s)}, if its timer fires before this is set)"
 
 
 def warning_lines(
