@@ -264,28 +264,43 @@ def visit(
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, whatever it is
             failure.append(error)
 
-    thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
     if stop is None:
+        thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
         thread.start()
         thread.join()
     else:
-        finish(thread, stop)
+        finish(run, stop, "finwait-netns")
     if failure:
         raise failure[0]
     return results, gaps
 
 
-def finish(thread: threading.Thread, stop: threading.Event) -> None:
-    """Start a thread and wait for its end, also when that is interrupted: ``stop`` tells it, and it ends first."""
+def finish(work: Callable[[], None], stop: threading.Event, name: str) -> None:
+    """Do something in a thread, and wait for its end also when that is interrupted: ``stop`` tells it.
+
+    (`threading.Thread.join` will not do: before Python 3.13 an interrupted one takes the thread for ended.)
+    """
+    over = threading.Event()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            over.set()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
     try:
         thread.start()
-        thread.join()
+        over.wait()
+    except RuntimeError:  # it could not be started
+        raise
     except BaseException:
         stop.set()
-        while thread.is_alive():
+        while not over.is_set():
             with contextlib.suppress(KeyboardInterrupt):
-                thread.join()
+                over.wait()
         raise
+    thread.join()
 
 
 def _enter(ns: NetNamespace) -> Gap | None:

@@ -147,8 +147,7 @@ def inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
         except BaseException as error:  # noqa: BLE001 - carried over to the calling thread, whatever it is
             failed.append(error)
 
-    thread = threading.Thread(target=run, name=f"netns-{inode}", daemon=True)
-    netns.finish(thread, threading.Event())
+    netns.finish(run, threading.Event(), f"netns-{inode}")
     if failed:
         raise failed[0]
     return done[0]
