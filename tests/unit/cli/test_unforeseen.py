@@ -29,9 +29,8 @@ def test_a_system_call_that_fails_unforeseen_names_where(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("_written_no_more")
 def test_an_error_of_the_output_and_one_of_a_file_say_so() -> None:
-    with pytest.raises(OSError, match="No space") as raised:
-        with open("/dev/full", "wb", buffering=0) as full:
-            full.write(b"x")
+    with pytest.raises(OSError, match="No space") as raised, open("/dev/full", "wb", buffering=0) as full:
+        full.write(b"x")
     assert str(cli._unforeseen(raised.value)) == "the output could not be written: No space left on device"
     said = cli._unforeseen(OSError(errno.EIO, "Input/output error", "/proc/net/tcp"))
     assert str(said) == "`/proc/net/tcp`: Input/output error"
