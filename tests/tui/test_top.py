@@ -15,16 +15,15 @@ pytest.importorskip("textual")
 from textual.widgets import Static
 
 from finwait import session
-from finwait.cli.top import choose
 from finwait.errors import FilterError, KernelError, Refused
 from finwait.recording import open_recording
 from finwait.report.groups import GROUPINGS, SORTS, groups
 from finwait.report.state_diagram import diagram, states
 from finwait.selecting import parse_filter
 from finwait.tui.app import Top, fit, fold, wrong
-from finwait.tui.feed import Recorded
 from finwait.tui.rows import Rows
 from finwait.uapi import tcp
+from finwait.watching import Recorded
 from tests.tui.pictures import CAPTURES, FOLDER, ROOT, SCENES, play, settle, text_of
 
 COUNTS = {8: 3, 5: 1, 1: 2, 10: 4}
@@ -117,7 +116,7 @@ class Driver:
     """The view on a recording, with what the status line said after each key."""
 
     def __init__(self, path: Any = KUBE, clearing: Any = None, size: tuple[int, int] = (160, 40)) -> None:
-        feed = Recorded(open_recording(path), None, choose, refresh=0.01)
+        feed = Recorded(open_recording(path), None, refresh=0.01)
         self.app = Top(feed, parse_filter, clearing=clearing)
         self.size = size
         self.said: list[str] = []
@@ -335,7 +334,7 @@ def test_the_evidence_is_to_the_letter_what_explain_prints(capsys: pytest.Captur
     recording = str(CAPTURES / "relay-pair.finwait")
 
     async def go() -> tuple[int, str]:
-        feed = Recorded(open_recording(recording), None, choose, refresh=0.01)
+        feed = Recorded(open_recording(recording), None, refresh=0.01)
         app = Top(feed, parse_filter)
         async with app.run_test(size=(102, 30)) as pilot:
             await settle(pilot, app)
@@ -368,7 +367,7 @@ def test_a_feed_that_fails_ends_the_view_and_says_why() -> None:
             raise KernelError(1, "open a sock_diag socket")
 
     async def go() -> Top:
-        feed = Failing(open_recording(str(CAPTURES / "relay-pair.finwait")), None, choose, refresh=0.01)
+        feed = Failing(open_recording(str(CAPTURES / "relay-pair.finwait")), None, refresh=0.01)
         app = Top(feed, parse_filter)
         async with app.run_test() as pilot:
             for _ in range(500):
@@ -419,7 +418,7 @@ def test_nothing_wraps_on_a_small_terminal(size: tuple[int, int], place: str) ->
 
 def test_a_terminal_that_shrinks_and_grows_shows_what_a_new_one_of_its_size_does() -> None:
     async def go(*sizes: tuple[int, int]) -> str:
-        feed = Recorded(open_recording(KUBE), None, choose, refresh=0.01)
+        feed = Recorded(open_recording(KUBE), None, refresh=0.01)
         app = Top(feed, parse_filter)
         async with app.run_test(size=sizes[0]) as pilot:
             await settle(pilot, app)
@@ -442,6 +441,7 @@ def test_the_states_of_a_small_screen_say_counts_and_rates() -> None:
         "LISTEN 4 +0 -0/s",
     ]
     assert states({}, None, width=40, most=1) == ["no connections"]
+    assert states({1: 2, 14: 3, 200: 1}, None, width=40, most=1) == ["ESTABLISHED 2  14 3  200 1"]
     for width in range(10, 80):
         for most in range(1, 5):
             lines = states(dict.fromkeys(range(1, 12), 123), FLOWS, width=width, most=most)

@@ -340,7 +340,7 @@ def _destroy(
                 errors[k] = KernelError(code, "destroy it", netns=steps[k].netns)
     for n, k in enumerate(mine):
         if n not in results:
-            where = next((str(g) for g in gaps if str(steps[k].netns) in g.where), "its namespace is gone")
+            where = next((str(g) for g in gaps if g.netns == steps[k].netns), "its namespace is gone")
             errors[k] = FinwaitError(where)
 
 

@@ -81,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
             options.write_error(interrupted_lines([found[k] for k in sorted(found)]))
         elif len(found) == len(steps) and sys.exc_info()[0] is not None:
             sys.stderr.write("finwait: every option is as it was before\n")
-    return 1 if unrestored else options.status(gaps)
+    if unrestored:
+        return 1
+    unjudged = any(one.verdict == "not judged" for one in found.values())
+    return 3 if unjudged else options.status(gaps)
 
 
 def _tell(args: argparse.Namespace, found: list[Probe], left: Mapping[str, int]) -> None:

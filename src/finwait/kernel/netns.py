@@ -325,5 +325,5 @@ def _enter(ns: NetNamespace) -> Gap | None:
         return None
     where = f"netns {ns.inode}" + (f" ({ns.names[0]})" if ns.names else "")
     if denied:
-        return Gap(where, "enter it", "CAP_SYS_ADMIN")
+        return Gap(where, "enter it", "CAP_SYS_ADMIN", netns=ns.inode, unentered=True)
     return Gap(where, "enter it: it vanished", "")

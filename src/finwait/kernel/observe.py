@@ -54,6 +54,8 @@ SYSCTLS: Final = (
     "ipv4/tcp_keepalive_probes",
     "ipv4/tcp_orphan_retries",
     "ipv4/tcp_retries2",
+    "ipv4/tcp_syn_linear_timeouts",
+    "ipv4/tcp_syn_retries",
     "ipv4/tcp_max_tw_buckets",
     "ipv4/tcp_tw_reuse",
     "ipv4/tcp_rto_max_ms",
@@ -179,8 +181,8 @@ def _honest(gap: Gap, capabilities: int) -> Gap:
     if bit is None or not capabilities >> bit & 1:
         return gap
     if not procfs.in_initial_user_namespace():
-        return Gap(gap.where, gap.doing, f"{gap.needs} in the initial user namespace; ours is another")
-    return Gap(gap.where, gap.doing, f"a security policy that allows it; {gap.needs} alone is not enough")
+        return replace(gap, needs=f"{gap.needs} in the initial user namespace; ours is another")
+    return replace(gap, needs=f"a security policy that allows it; {gap.needs} alone is not enough")
 
 
 def _unreadable(found: Descriptors) -> list[Gap]:
@@ -193,7 +195,7 @@ def _unreadable(found: Descriptors) -> list[Gap]:
         n = len(known)
         who = f"pid {known[0]}" if n == 1 else f"{n} processes"
         doing = "list its descriptors" if n == 1 else "list their descriptors"
-        gaps.append(Gap(who, doing, "CAP_SYS_PTRACE"))
+        gaps.append(Gap(who, doing, "CAP_SYS_PTRACE", pid=known[0] if n == 1 else 0))
     return gaps
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.report.json import addresses
+from finwait.table import histogram
 from finwait.table import transitions as tr
 from finwait.table.transitions import TransitionTable
 from finwait.table.units import csv_text
@@ -140,9 +141,8 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
     for k in range(len(table)):
         kind = cells["kind"][k]
         inode = cells["inode"][k]
-        pid = cells["pid"][k]
         mover: Mover | None = None
-        if kind != tr.POLLED and not cells["interrupt"][k] and pid:
+        if kind != tr.POLLED and not cells["interrupt"][k] and (pid := cells["pid"][k]):
             mover = names.movers.get(pid) or Mover(pid)
         in_old = value("in_old_ns", k)
         reset = value("reset", k)
@@ -163,8 +163,8 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             "old": _state(cells["oldstate"][k]),
             "new": _state(cells["newstate"][k]),
             "in_old_us": None if in_old is None else in_old // 1000,
-            "owners": None if holders is None else [{"pid": p, "comm": c} for p, c in holders],
-            "last_owners": None if before is None else [{"pid": p, "comm": c} for p, c in before],
+            "owners": _owners(holders),
+            "last_owners": _owners(before),
             "pod_uid": names.pods.get(cells["cgroup_id"][k]) or None,
             "moved_by": None if mover is None else _mover(mover),
             "ifindex": value("ifindex", k),
@@ -184,6 +184,10 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             note += ("; " if note else "") + f"moved by {mover} of the kernel"
         record["note"] = note
         yield record
+
+
+def _owners(holders: Sequence[tuple[int, str]] | None) -> list[dict[str, Any]] | None:
+    return None if holders is None else [{"pid": pid, "comm": comm} for pid, comm in holders]
 
 
 def _mover(mover: Mover) -> dict[str, Any]:
@@ -507,13 +511,13 @@ class Summary:
 
     def __init__(self) -> None:
         self._counts: dict[int, NDArray[np.int64]] = {}
-        """State → how many times lay in each of `tr.FINE` parts of each power of two."""
+        """State → how many times lay in each of `histogram.FINE` parts of each power of two."""
 
     def add(self, rows: TransitionTable) -> None:
         """Count rows."""
         known = rows.present("in_old_ns") & (rows.oldstate != rows.newstate) & (rows.kind == tr.TRANSITION)
         for state in np.unique(rows.oldstate[known]).tolist():
-            found = tr.fine_histogram(rows.in_old_ns[known & (rows.oldstate == state)])
+            found = histogram.fine_histogram(rows.in_old_ns[known & (rows.oldstate == state)])
             before = self._counts.get(state)
             self._counts[state] = found if before is None else before + found
 
@@ -521,9 +525,9 @@ class Summary:
         """Return one block of lines a state, the most frequent state first."""
         out: list[str] = []
         for state, fine in sorted(self._counts.items(), key=lambda item: -int(item[1].sum())):
-            median = duration(tr.fine_median_ns(fine))
+            median = duration(histogram.fine_median_ns(fine))
             out.append(f"{tcp.state_name(state)}: {int(fine.sum())} times, median {median}")
-            bounds, counts = tr.coarse(fine)
+            bounds, counts = histogram.coarse(fine)
             seen = np.flatnonzero(counts)
             most = int(counts.max())
             for k in range(int(seen[0]), int(seen[-1]) + 1):

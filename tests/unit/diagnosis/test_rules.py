@@ -15,6 +15,7 @@ from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.report import text
 from finwait.report.groups import groups
+from finwait.table.sockets import pack_address
 from finwait.uapi import tcp
 from tests.unit.diagnosis.views import socket, view
 
@@ -80,7 +81,9 @@ def primary(v: View) -> list[str]:
         (socket(state=CL, timer=0), "fin-unanswered-orphan"),
         (socket(state=F1, timer=2), "unexplained"),
         (socket(state=CW, inode=0, last_ack_recv_ms=10), "closing-in-progress"),
-        (socket(state=tcp.SYN_SENT, inode=7, timer=1, retrans=4), "handshake"),
+        (socket(state=tcp.SYN_SENT, inode=7, timer=1, retrans=1), "handshake"),
+        (socket(state=tcp.SYN_SENT, inode=7, timer=1, retrans=2), "syn-unanswered"),
+        (socket(state=tcp.SYN_SENT, inode=7, timer=1, retrans=2, protocol=262), "handshake"),
         (socket(state=tcp.SYN_SENT, inode=7, timer=0), "unexplained"),
         (socket(state=tcp.NEW_SYN_RECV, timer=1), "handshake"),
         (socket(state=tcp.CLOSE, inode=7), "unexplained"),
@@ -1221,3 +1224,91 @@ def test_what_ends_a_relay_pair_follows_from_what_is_known_of_the_far_server() -
     gone = ends(namespaces=_LOCAL)
     assert gone[0].startswith("probe it")
     assert not any("at the far server" in text for text in gone)
+
+
+_STRANGER = {
+    1: NamespaceView(1, ("host",)),
+    9: NamespaceView(9, ("stranger",), addresses=_LOCAL[1].addresses),
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "rule"),
+    [
+        (HELD, "fin-wait2-held"),
+        (HELD | {"shutdown": 3}, "fin-wait2-shut-both"),
+        (_READ_TO_END, "close-wait-eof-read"),
+        (_READ_TO_END | {"rqueue": 1}, "close-wait-eof-unread"),
+        (HELD | _WHOLE, "mptcp-half-close"),
+    ],
+)
+def test_an_address_that_a_stranger_has_says_nothing_of_the_peer(one: dict[str, Any], rule: str) -> None:
+    subflow = [SUBFLOW | {"mptcp_token_local": 9}] if rule == "mptcp-half-close" else []
+
+    def told(namespaces: dict[int, NamespaceView]) -> list[tuple[object, ...]]:
+        v = view(one, *subflow, holders=OWNED, namespaces=namespaces)
+        return [
+            (f.rule, f.title, f.severity, f.primary, f.confidence, f.evidence, f.ends_it, f.does_not)
+            for f in engine.diagnose(v, catalogue.rules())
+            if (f.rows == 0).any()
+        ]
+
+    assert told(_STRANGER) == told({1: _STRANGER[1]})
+    assert [(name, grade) for name, _, grade, primary, *_ in told(_STRANGER) if primary] == [
+        (rule, "problem")
+    ]
+
+
+def test_a_server_that_reads_nothing_stays_a_problem_when_its_clients_have_been_silent_for_long() -> None:
+    quiet = {"last_data_recv_ms": 700_000, "last_data_sent_ms": 700_000, "last_ack_recv_ms": 700_000}
+    rows = [ROOMY | {"rqueue": 0}, *unread(4, **quiet)]
+    held = {5: [9]} | {50 + k: [9] for k in range(4)}
+    v = view(*rows, holders=held, earlier=rows, watched_ms=4000)
+    found = [(f.rule, f.severity) for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+    assert found == [("established-unread", "problem")]
+
+
+def test_a_full_listener_on_this_machine_is_named_to_who_connects_to_it() -> None:
+    opening = socket(
+        state=tcp.SYN_SENT,
+        inode=7,
+        timer=1,
+        retrans=3,
+        backoff=3,
+        expires_ms=3000,
+        dst="10.0.0.9",
+        dport=80,
+        cookie=1,
+    )
+    door = socket(
+        state=tcp.LISTEN,
+        src="10.0.0.9",
+        dst="0.0.0.0",
+        sport=80,
+        dport=0,
+        netns=2,
+        rqueue=6,
+        wqueue=5,
+        cookie=2,
+    )
+    spaces = {
+        1: NamespaceView(1, ("host",), {"ipv4/tcp_syn_retries": "6", "ipv4/tcp_syn_linear_timeouts": "0"}),
+        2: NamespaceView(2, ("blue",), addresses=frozenset({pack_address("10.0.0.9")})),
+    }
+
+    def told(*rows: dict[str, Any]) -> tuple[int, str, dict[str, str]]:
+        found = engine.diagnose(view(*rows, namespaces=spaces), catalogue.rules())
+        (one,) = (f for f in found if f.rule == "syn-unanswered")
+        return one.variant, one.severity, {e.column: e.value for e in one.evidence}
+
+    variant, severity, cells = told(opening, door)
+    assert (variant, severity) == (1, "notice")
+    assert cells["full listener"] == "10.0.0.9:80 in blue, 6 of 5 waiting"
+    assert cells["waits since"] == "12 s"  # 1 + 2 + 4 + 8 s, less 3 s
+    assert cells["gives up in"] == "115 s"  # at 127 s
+    for near in ({"rqueue": 5}, {"sport": 81}, {"src": "10.0.0.8"}, {"netns": 3}):
+        variant, _, cells = told(opening, door | near)
+        assert variant == 0
+        assert "full listener" not in cells
+    for same in ({"src": "::"}, {"src": "0.0.0.0"}):
+        assert told(opening, door | same)[0] == 1
