@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from finwait.errors import Gap
-from finwait.kernel import pidfd
+from finwait.kernel import pidfd, rights
 
 __all__ = ["NetNamespace", "discover", "finish", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
 
@@ -151,7 +151,7 @@ def discover(
             Gap(
                 _who(unread),
                 "read its network namespace" if len(unread) == 1 else "read their network namespaces",
-                "CAP_SYS_PTRACE",
+                rights.missing("CAP_SYS_PTRACE"),
             )
         ]
         if unread
@@ -325,5 +325,5 @@ def _enter(ns: NetNamespace) -> Gap | None:
         return None
     where = f"netns {ns.inode}" + (f" ({ns.names[0]})" if ns.names else "")
     if denied:
-        return Gap(where, "enter it", "CAP_SYS_ADMIN", netns=ns.inode, unentered=True)
+        return Gap(where, "enter it", rights.missing("CAP_SYS_ADMIN"), netns=ns.inode, unentered=True)
     return Gap(where, "enter it: it vanished", "")
