@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from finwait.diagnosis.hint import Asked
+    from finwait.diagnosis.rule import Means
     from finwait.diagnosis.select import Narrowed
     from finwait.planning import Chosen
     from finwait.remedy.outcome import Outcome
-    from finwait.remedy.plan import Means
     from finwait.report.text import Style
     from finwait.session import Diagnosis, Look, Machine
 
