@@ -148,8 +148,8 @@ def discover(
         found.path(inode, f"{_SOCKET}{pid}:{fd}")
     gaps = (
         [
-            Gap(
-                _who(unread),
+            Gap.of_processes(
+                unread,
                 "read its network namespace" if len(unread) == 1 else "read their network namespaces",
                 rights.missing("CAP_SYS_PTRACE"),
             )
@@ -171,10 +171,6 @@ def discover(
         for inode in sorted(found.paths, key=lambda i: (i != host, i))
     ]
     return result, gaps
-
-
-def _who(pids: list[int]) -> str:
-    return f"pid {pids[0]}" if len(pids) == 1 else f"{len(pids)} processes"
 
 
 def _host_inode() -> int | None:
@@ -323,7 +319,8 @@ def _enter(ns: NetNamespace) -> Gap | None:
         finally:
             os.close(fd)
         return None
-    where = f"netns {ns.inode}" + (f" ({ns.names[0]})" if ns.names else "")
+    name = ns.names[0] if ns.names else ""
     if denied:
-        return Gap(where, "enter it", rights.missing("CAP_SYS_ADMIN"), netns=ns.inode, unentered=True)
-    return Gap(where, "enter it: it vanished", "")
+        needs = rights.missing("CAP_SYS_ADMIN")
+        return Gap.of_namespace(ns.inode, "enter it", needs, name=name, unentered=True)
+    return Gap.of_namespace(ns.inode, "enter it: it vanished", "", name=name)
