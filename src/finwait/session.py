@@ -31,6 +31,7 @@ from finwait.diagnosis.rules.holder_not_found import suspects
 from finwait.diagnosis.select import Narrowed
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.errors import FinwaitError, Gap
+from finwait.kernel import procfs
 from finwait.kernel.observe import Plan
 from finwait.table import decode
 from finwait.table.filter import Filter, parse
@@ -232,21 +233,22 @@ def _unheld(sockets: SocketTable, found: Descriptors) -> bool:
     return bool(len(inodes)) and not np.isin(inodes.astype(np.uint64), found.inode).all()
 
 
+def _unsearched_threads(found: Descriptors) -> list[Gap]:
+    if not found.threads:
+        return []
+    n = len(found.threads)
+    who = f"pid {found.threads[0]}" if n == 1 else f"{n} processes"
+    return [Gap(who, "look for threads with a descriptor table of their own: there are too many threads", "")]
+
+
 def _both(a: Descriptors, b: Descriptors) -> Descriptors:
     return Descriptors(
         np.concatenate([a.pid, b.pid]),
         np.concatenate([a.fd, b.fd]),
         np.concatenate([a.inode, b.inode]),
         tuple(sorted({*a.unreadable, *b.unreadable})),
+        threads=b.threads,
     )
-
-
-def _unique(found: Descriptors) -> Descriptors:
-    order = np.lexsort((found.inode, found.fd, found.pid))
-    pid, fd, inode = found.pid[order], found.fd[order], found.inode[order]
-    new = np.ones(len(pid), np.bool_)
-    new[1:] = (pid[1:] != pid[:-1]) | (fd[1:] != fd[:-1]) | (inode[1:] != inode[:-1])
-    return Descriptors(pid[new], fd[new], inode[new], found.unreadable)
 
 
 _CAP_SYS_PTRACE: Final = 19
@@ -321,6 +323,8 @@ def _right_to_ask(numbers: set[int], *, capable: bool) -> str:
     """Return what would let us ask a socket that only a descriptor names, by why we could not."""
     if errno.ENOSYS in numbers:
         return "pidfd_getfd, which came with Linux 5.6"
+    if errno.EINVAL in numbers:
+        return "pidfd_open() of a thread, which came with Linux 6.9"
     if not numbers & {errno.EPERM, errno.EACCES}:
         return ""
     if capable:
@@ -407,7 +411,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     found = observation.descriptors
     if found.searched and _unheld(sockets, found):
         # Made after the descriptors were listed, or held by none of them: only a second list tells.
-        found = _unique(_both(found, machine.descriptors_again()))
+        found = procfs.unique(_both(found, machine.descriptors_again()))
     here = np.isin(found.inode, sockets.inode.astype(np.uint64))
     holding = {int(p) for p in np.unique(found.pid[here] if plan.only is None else found.pid)}
     holding |= {pid for pid in found.unreadable if pid}  # what they are called tells what they may hold
@@ -418,7 +422,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     processes |= process.processes(machine.processes(sorted(parents)), observation.facts)
     complete = _all_states(observation, plan)
     hidden: tuple[HiddenDescriptor, ...] = ()
-    more: list[Gap] = []
+    more = _unsearched_threads(found)
     if complete and found.searched:
         listed = np.concatenate(
             [sockets.inode.astype(np.uint64), _left_out(machine, observation, plan, found)]
