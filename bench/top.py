@@ -10,7 +10,7 @@ from bench.measure import Line, write
 from finwait.cli.top import choose
 from finwait.selecting import parse_filter
 from finwait.tui.app import Top
-from finwait.tui.feed import Live
+from finwait.watching import Live
 
 SECONDS = 60.0
 SETTLE = 15.0

@@ -72,6 +72,7 @@ def decoding() -> dict[str, float]:
     from tests import ring_pages as rp
 
     from finwait.table import transitions as tr
+    from finwait.table.lives import Follower
     from finwait.uapi import tracepoint as tp
 
     layout = tp.PageLayout()
@@ -79,7 +80,7 @@ def decoding() -> dict[str, float]:
     batch = 20_000
     buffer, starts, lengths = pages_of(batch)
     taken: dict[str, list[float]] = {"pages walked": [], "columns": [], "lives and times": []}
-    follower = tr.Follower()
+    follower = Follower()
     for k in range(12):
         begun = time.process_time()
         records = tp.walk(buffer, starts, lengths, layout)

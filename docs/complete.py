@@ -26,8 +26,7 @@ from finwait.remedy.settings import CATALOGUE
 from finwait.report.columns import DERIVED, NAMES
 from finwait.shipped import profiles
 from finwait.table import sockets
-from finwait.table.grammar import PREDICATES
-from finwait.table.predicates import ENUMERATIONS, NAMED_STATES
+from finwait.table.vocabulary import ENUMERATIONS, NAMED_STATES, PREDICATES
 from finwait.uapi import tcp
 
 __all__ = ["FREE", "KINDS", "kind_of", "text"]

@@ -8,6 +8,7 @@ from tests import ring_pages as rp
 from finwait.errors import DecodeError
 from finwait.report import transitions as text
 from finwait.table import transitions as tr
+from finwait.table.lives import Follower
 from finwait.uapi import tracepoint
 
 _PAGE = 512
@@ -38,7 +39,7 @@ def one_input(data: bytes) -> None:
     starts = np.arange(0, len(data), _PAGE)
     lengths = np.minimum(_PAGE, len(data) - starts)
     cpu = np.arange(len(starts), dtype=np.int64) % 2
-    follower = tr.Follower()
+    follower = Follower()
     try:
         records = tracepoint.walk(np.frombuffer(data, np.uint8), starts, lengths, _LAYOUT)
         table, cookies = tr.decode(records, cpu, _FORMATS, byteorder="little")

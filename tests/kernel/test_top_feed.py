@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from finwait import session
+from finwait import session, watching
 from finwait.errors import KernelError
 from finwait.follow import Following, Round
 from finwait.kernel.observe import Machine
 from finwait.lab.topology import Lab
 from finwait.table import decode
 from finwait.table.filter import Filter, parse
-from finwait.tui import feed as feeds
-from finwait.tui.feed import Live, Picture
+from finwait.tui.note import note
 from finwait.uapi import tcp
 from finwait.uapi.observation import Plan
+from finwait.watching import Live, Picture
 from tests.kernel.test_trace import ONCE, own_address, tracing_is_possible, traffic  # noqa: F401
 
 pytestmark = pytest.mark.kernel
@@ -72,7 +72,7 @@ def pairs(half_closed: int, whole: int, unaccepted: int) -> Iterator[int]:
 def test_established_connections_that_are_only_counted_are_counted_exactly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feeds, "ESTABLISHED_LIMIT", 5)
+    monkeypatch.setattr(watching, "ESTABLISHED_LIMIT", 5)
     with pairs(3, 11, 2) as inode:
         what = Plan(
             only=frozenset({inode}),
@@ -89,7 +89,7 @@ def test_established_connections_that_are_only_counted_are_counted_exactly(
         assert space.established_skipped
         rows = decode.sockets(lean)
         assert not (rows.state == tcp.ESTABLISHED).any()
-        assert feeds._not_dumped(space, rows) == 2 * (11 + 2)
+        assert watching._not_dumped(space, rows) == 2 * (11 + 2)
 
 
 def test_a_trace_that_is_taken_away_costs_the_flows_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_a_trace_that_is_taken_away_costs_the_flows_and_nothing_else(monkeypatch
 
         monkeypatch.setattr(Following, "step", gone)
         picture = until(feed, lambda p: p.flows is None)
-        assert "the trace was taken away: could not read the trace" in picture.why_no_flows
+        assert "the trace was taken away: could not read the trace" in picture.seen.why_no_flows
         assert picture.counts
 
 
@@ -118,10 +118,10 @@ def test_rates_are_those_of_what_the_filter_selects() -> None:
             passed: Counter[tuple[int, int]] = Counter()
             deadline = time.monotonic() + 60
             while passed[9, 7] < 30:
-                before = feed._passed_since
+                before = feed._passed.since
                 picture = pictures(feed, 1)
                 assert picture.flows is not None
-                span = feed._passed_since - before
+                span = feed._passed.since - before
                 passed.update({edge: round(rate * span) for edge, rate in picture.flows.items()})
                 assert time.monotonic() < deadline
             other.wait()
@@ -139,7 +139,7 @@ def test_where_events_cannot_tell_there_are_no_rates_and_the_reason_is_said(word
     with Live(parse(words), everything, refresh=0.1) as feed:
         picture = pictures(feed, 2)
     assert picture.flows is None
-    assert picture.why_no_flows == f"no rates: a change of state does not tell {named}"
+    assert picture.seen.why_no_flows == f"no rates: a change of state does not tell {named}"
 
 
 def test_another_filter_brings_the_rates_back() -> None:
@@ -160,4 +160,4 @@ def test_lost_events_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
             return replace(plain(self, timeout), lost=7)
 
         monkeypatch.setattr(Following, "step", losing)
-        until(feed, lambda p: "events lost, flows are too low" in p.note)
+        until(feed, lambda p: p.seen.lost > 0 and "events lost, flows are too low" in note(p))

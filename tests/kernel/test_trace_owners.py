@@ -346,9 +346,9 @@ def test_polling_tells_the_holder_by_the_same_rule(strangers):
 
 def test_rows_that_wait_in_vain_are_counted_and_those_behind_them_are_not_lost(strangers, monkeypatch):
     """A holder is never found in time: the row that waits for it is given up, and what is known to match is told."""
-    from finwait import follow
+    from finwait.follow import sieve
 
-    monkeypatch.setattr(follow, "_HOLDER_S", 1.0)
+    monkeypatch.setattr(sieve, "_HOLDER_S", 1.0)
     monkeypatch.setattr(Holders, "search", lambda *_, **__: None)
     with scene("both") as running:
         wanted = parse(f"{mine(running)} and ( comm = fw-server or dport = :{running.port} )")
@@ -364,9 +364,9 @@ def test_rows_that_wait_in_vain_are_counted_and_those_behind_them_are_not_lost(s
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
 def test_however_few_may_wait_no_row_is_lost_and_the_order_stays(strangers, monkeypatch, most):
-    from finwait import follow
+    from finwait.follow import sieve
 
-    monkeypatch.setattr(follow, "_MOST_HELD_BACK", most)
+    monkeypatch.setattr(sieve, "_MOST_HELD_BACK", most)
     with scene("both") as running:
         wanted = parse(f"{mine(running)} and ( comm = fw-server or dport = :{running.port} )")
         with Following(wanted, not_holders=strangers) as following:

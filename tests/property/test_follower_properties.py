@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finwait.table import transitions as tr
+from finwait.table.lives import Follower
 from finwait.table.sockets import SocketTable
 from finwait.table.transitions import TransitionTable
 from finwait.uapi import tcp
@@ -77,7 +78,7 @@ class Model:
 
 
 def run(
-    script: list[Event], follower: tr.Follower
+    script: list[Event], follower: Follower
 ) -> tuple[TransitionTable, list[tuple[int, int | None]], list[tuple[int, int, int]], set[int]]:
     """Feed a script; return the rows, what the model says of each, how much was remembered, lives that were closed."""
     model = Model()
@@ -109,14 +110,14 @@ def run(
             tables.append(follower.take(now))
         if event.renumbers:  # memory may be given back at any time
             follower._renumber(np.ones(len(follower._lives), np.bool_))
-        sizes.append((len(follower._lives), len(follower._sk), follower.waiting))
+        sizes.append((len(follower._lives), len(follower._lives.addresses), follower.waiting))
     return TransitionTable.concatenate(tables), expected, sizes, model.over
 
 
 @given(events(3))
 @settings(max_examples=300, deadline=None)
 def test_lives_and_times_are_those_of_the_model_however_the_events_are_batched(script: list[Event]) -> None:
-    rows, expected, _, _ = run(script, tr.Follower())
+    rows, expected, _, _ = run(script, Follower())
     names: dict[int, int] = {-1: -1}
     assert len(rows) == len(expected)
     have = rows.present("in_old_ns").tolist()
@@ -132,7 +133,7 @@ def test_lives_and_times_are_those_of_the_model_however_the_events_are_batched(s
 @given(events(12), st.integers(1, 8))
 @settings(max_examples=300, deadline=None)
 def test_what_is_given_back_is_over_and_changes_no_time(script: list[Event], spare: int) -> None:
-    follower = tr.Follower(spare=spare)
+    follower = Follower(spare=spare)
     rows, expected, sizes, over = run(script, follower)
     have = rows.present("in_old_ns").tolist()
     for (life, spent), has, time in zip(expected, have, rows.in_old_ns.tolist(), strict=True):
@@ -150,7 +151,7 @@ def test_what_is_given_back_is_over_and_changes_no_time(script: list[Event], spa
 def test_with_too_many_lives_times_are_missing_and_never_wrong(
     script: list[Event], most: int, spare: int
 ) -> None:
-    follower = tr.Follower(most=most, spare=spare)
+    follower = Follower(most=most, spare=spare)
     rows, expected, sizes, over = run(script, follower)
     have = rows.present("in_old_ns").tolist()
     for (life, spent), has, time in zip(expected, have, rows.in_old_ns.tolist(), strict=True):
@@ -163,7 +164,7 @@ def test_with_too_many_lives_times_are_missing_and_never_wrong(
 
 def test_sockets_that_were_not_met_are_not_remembered_and_break_nothing() -> None:
     """Destroyed sockets of all other traffic arrive, while a port filter keeps their transitions away."""
-    follower = tr.Follower(spare=64)
+    follower = Follower(spare=64)
     now = 0
     for batch in range(40):
         n = 200
@@ -182,12 +183,12 @@ def test_sockets_that_were_not_met_are_not_remembered_and_break_nothing() -> Non
         rows = follower.take(now)
         assert (rows.life >= 0).tolist() == (kind == tr.TRANSITION).tolist()
         follower._renumber(np.ones(len(follower._lives), np.bool_))
-        assert len(follower._sk) == 4 * (batch + 1)
+        assert len(follower._lives.addresses) == 4 * (batch + 1)
 
 
 def test_an_address_that_is_used_again_ends_the_life_whose_end_was_filtered_out() -> None:
     """With a port filter every connection's first event passes (it has no port yet), its last does not."""
-    follower = tr.Follower(spare=64)
+    follower = Follower(spare=64)
     now = 0
     for _ in range(2000):
         table = TransitionTable.from_columns(

@@ -18,7 +18,7 @@ from finwait.cli.top import choose
 from finwait.recording import open_recording
 from finwait.selecting import parse_filter
 from finwait.tui.app import Top
-from finwait.tui.feed import Recorded
+from finwait.watching import Recorded
 
 ROOT = Path(__file__).parents[2]
 CAPTURES = ROOT / "tests/captures/linux-6.18"
@@ -51,7 +51,7 @@ async def settle(pilot: Pilot[None], app: Top) -> None:
     """Wait until the diagnosis of the last look is on the screen."""
     for _ in range(500):
         picture = app.picture
-        if picture is not None and picture.note.startswith("look 2 of 2"):
+        if picture is not None and picture.seen.look == 2:
             break
         await pilot.pause(0.01)
     await pilot.pause()

@@ -22,9 +22,9 @@ from finwait.report.groups import GROUPINGS, SORTS, groups
 from finwait.report.state_diagram import diagram, states
 from finwait.selecting import parse_filter
 from finwait.tui.app import Top, fit, fold, wrong
-from finwait.tui.feed import Recorded
 from finwait.tui.rows import Rows
 from finwait.uapi import tcp
+from finwait.watching import Recorded
 from tests.tui.pictures import CAPTURES, FOLDER, ROOT, SCENES, play, settle, text_of
 
 COUNTS = {8: 3, 5: 1, 1: 2, 10: 4}
@@ -442,6 +442,7 @@ def test_the_states_of_a_small_screen_say_counts_and_rates() -> None:
         "LISTEN 4 +0 -0/s",
     ]
     assert states({}, None, width=40, most=1) == ["no connections"]
+    assert states({1: 2, 14: 3, 200: 1}, None, width=40, most=1) == ["ESTABLISHED 2  14 3  200 1"]
     for width in range(10, 80):
         for most in range(1, 5):
             lines = states(dict.fromkeys(range(1, 12), 123), FLOWS, width=width, most=most)

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finwait.table import histogram
 from finwait.table import transitions as tr
+from finwait.table.lives import Follower
 from finwait.table.sockets import SocketTable, pack_address
 from finwait.uapi import tcp
 from finwait.uapi import tracepoint as tp
@@ -102,7 +104,7 @@ def test_events_of_linux_5_10_that_do_not_tell_their_family_keep_their_addresses
 
 
 def test_time_in_each_state_is_the_difference_within_one_life():
-    follower = tr.Follower()
+    follower = Follower()
     table, cookies = events(*life(1000, 10))
     assert follower.feed(table, cookies, 10_000) == 5
     rows = follower.take(10_000)
@@ -111,7 +113,7 @@ def test_time_in_each_state_is_the_difference_within_one_life():
 
 
 def test_time_in_a_state_carries_over_calls():
-    follower = tr.Follower()
+    follower = Follower()
     script = life(1000, 10)
     for k, event in enumerate(script):
         table, cookies = events(event)
@@ -122,7 +124,7 @@ def test_time_in_a_state_carries_over_calls():
 
 
 def test_an_address_used_again_is_another_life():
-    follower = tr.Follower()
+    follower = Follower()
     table, cookies = events(*life(1000, 10), *life(2000, 7))
     follower.feed(table, cookies, 10_000)
     rows = follower.take(10_000)
@@ -133,7 +135,7 @@ def test_an_address_used_again_is_another_life():
 @pytest.mark.parametrize("cut", [0, 1025, 1035, 1045])
 def test_a_close_of_what_was_shut_down_before_does_not_begin_the_state_anew(cut):
     script = [(1000, 1, 4), (1020, 4, 5), (1040, 5, 5), (1070, 5, 7)]
-    follower = tr.Follower()
+    follower = Follower()
     for part in ([s for s in script if s[0] <= cut], [s for s in script if s[0] > cut]):
         follower.feed(*events(*((t, rp.set_state(o, n)) for t, o, n in part)), 5000)
     rows = follower.take(5000)
@@ -142,7 +144,7 @@ def test_a_close_of_what_was_shut_down_before_does_not_begin_the_state_anew(cut)
 
 
 def test_the_time_in_a_state_that_began_before_us_is_unknown():
-    follower = tr.Follower()
+    follower = Follower()
     table, cookies = events((1000, rp.set_state(1, 4)), (1010, rp.set_state(4, 5)))
     follower.feed(table, cookies, 10_000)
     rows = follower.take(10_000)
@@ -150,14 +152,14 @@ def test_the_time_in_a_state_that_began_before_us_is_unknown():
 
 
 def test_a_state_that_does_not_continue_the_last_one_has_no_age():
-    follower = tr.Follower()
+    follower = Follower()
     table, cookies = events((1000, rp.set_state(1, 4)), (1010, rp.set_state(5, 7)))
     follower.feed(table, cookies, 10_000)
     assert follower.take(10_000).present("in_old_ns").tolist() == [False, False]
 
 
 def test_no_age_is_given_across_a_loss():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events((1000, rp.set_state(1, 4))), 1500)
     follower.feed(*events((2000, rp.set_state(4, 5))), 2500, missed=np.array([7]))
     rows = follower.take(10_000)
@@ -166,7 +168,7 @@ def test_no_age_is_given_across_a_loss():
 
 
 def test_events_of_two_cpus_are_put_in_order_by_the_horizon():
-    follower = tr.Follower()
+    follower = Follower()
     first, none = events((1000, rp.set_state(7, 2)), (1030, rp.set_state(1, 4)))
     assert follower.feed(first, none, 1010) == 1
     second, none = events((1015, rp.set_state(2, 1)), cpu=1)
@@ -177,7 +179,7 @@ def test_events_of_two_cpus_are_put_in_order_by_the_horizon():
 
 
 def test_a_look_names_a_life_that_it_covers():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events(*life(1000, 10)[:2]), 3000)
     follower.look(tr.Look(sockets(netns=[42], cookie=[77], inode=[5], state=[1]), 2000, 2500))
     rows = follower.take(2000)
@@ -188,21 +190,21 @@ def test_a_look_names_a_life_that_it_covers():
 
 @pytest.mark.parametrize(("begun", "ended"), [(1005, 1500), (900, 1500)])
 def test_a_look_does_not_name_a_life_that_it_does_not_cover(begun, ended):
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events(*life(1000, 100)), 3000)  # dies at 1400
     follower.look(tr.Look(sockets(netns=[42], cookie=[77], inode=[5], state=[1]), begun, ended))
     assert not follower.take(3000).present("netns").any()
 
 
 def test_the_same_numbers_in_two_namespaces_name_nobody():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events(*life(1000, 10)[:2]), 3000)
     follower.look(tr.Look(sockets(netns=[42, 43], cookie=[77, 78], inode=[5, 6], state=[1, 1]), 2000, 2500))
     assert not follower.take(2000).present("netns").any()
 
 
 def test_an_orphan_that_the_tracepoint_calls_closed_became_a_minisocket():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events(*life(1000, 10)), 3000)
     mini = sockets(netns=[42], cookie=[77], inode=[0], state=[5], timer=[3], expires_ms=[59_900])
     follower.look(tr.Look(mini, 2000, 2500))
@@ -212,7 +214,7 @@ def test_an_orphan_that_the_tracepoint_calls_closed_became_a_minisocket():
 
 
 def test_the_time_left_counts_from_the_row_and_not_from_the_look():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events(*life(1000, 10)), 10**10)
     mini = sockets(netns=[42], cookie=[77], inode=[0], state=[5], timer=[3], expires_ms=[56_000])
     follower.look(tr.Look(mini, 4_000_001_040, 4_000_002_000))
@@ -221,7 +223,7 @@ def test_the_time_left_counts_from_the_row_and_not_from_the_look():
 
 
 def test_a_minisocket_with_another_cookie_than_a_look_gave_is_another_connections():
-    follower = tr.Follower()
+    follower = Follower()
     script = life(1000, 10)
     follower.feed(*events(*script[:3]), 1025)
     follower.look(tr.Look(sockets(netns=[42], cookie=[99], inode=[5], state=[4]), 1021, 1022))
@@ -234,7 +236,7 @@ def test_a_minisocket_with_another_cookie_than_a_look_gave_is_another_connection
 
 
 def test_a_cookie_that_the_destroy_event_made_need_not_be_the_minisockets():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events(*life(1000, 10), (1041, rp.destroyed(99))), 3000)
     mini = sockets(netns=[42], cookie=[77], inode=[0], state=[5], timer=[3], expires_ms=[59_900])
     follower.look(tr.Look(mini, 2000, 2500))
@@ -244,7 +246,7 @@ def test_a_cookie_that_the_destroy_event_made_need_not_be_the_minisockets():
 
 
 def test_a_destroy_message_gives_a_short_life_its_namespace():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events(*life(1000, 10), (1041, rp.destroyed(99))), 3000)
     follower.destroyed(sockets(netns=[42, 43], cookie=[99, 100]))
     rows = follower.take(2000)
@@ -253,26 +255,26 @@ def test_a_destroy_message_gives_a_short_life_its_namespace():
 
 
 def test_a_late_destroy_of_an_unknown_socket_makes_no_life():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events((1000, rp.destroyed(99))), 3000)
     assert follower.take(3000).life.tolist() == [-1]
 
 
 def test_ports_that_the_kernel_had_not_chosen_yet_come_from_the_next_event():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events((1, rp.set_state(7, 2, sport=0)), (2, rp.set_state(2, 1, sport=41000))), 10)
     assert follower.take(10).sport.tolist() == [41000, 41000]
 
 
 def test_only_what_surely_stays_longer_is_stuck():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events(*life(1000, 10)[:3]), 3000)  # FIN_WAIT1 since 1020
     assert len(follower.staying(2000, 981)) == 0
     assert follower.staying(2000, 980)["sport"].tolist() == [1000]
 
 
 def test_memory_is_given_back_and_live_connections_keep_their_story():
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events((1, rp.set_state(1, 4, sk=7)), (2, rp.set_state(4, 5, sk=7))), 5)
     assert len(follower.take(5)) == 2
     now = 10
@@ -314,7 +316,9 @@ def test_polling_an_empty_machine(first, second):
 
 
 def test_the_histogram_counts_by_powers_of_two_of_microseconds():
-    bounds, counts = tr.coarse(tr.fine_histogram(np.array([0, 999, 1000, 1999, 2000, 4_000_000, 7_999_000])))
+    bounds, counts = histogram.coarse(
+        histogram.fine_histogram(np.array([0, 999, 1000, 1999, 2000, 4_000_000, 7_999_000]))
+    )
     assert bounds.tolist()[:4] == [0, 1, 2, 4]
     assert counts[0] == 2
     assert counts[1] == 2
@@ -327,15 +331,15 @@ def test_the_histogram_counts_by_powers_of_two_of_microseconds():
 
 @pytest.mark.parametrize("ns", [0, 999, 1000, 3000, 77_000, 1_234_567, 60_000_000_000, 10**16, (1 << 63) - 1])
 def test_the_median_of_a_fine_histogram_is_near(ns):
-    fine = tr.fine_histogram(np.array([ns]))
-    assert len(fine) == len(tr.fine_histogram(np.empty(0, np.int64)))
-    found = tr.fine_median_ns(fine)
+    fine = histogram.fine_histogram(np.array([ns]))
+    assert len(fine) == len(histogram.fine_histogram(np.empty(0, np.int64)))
+    found = histogram.fine_median_ns(fine)
     assert abs(found - ns) <= (ns / 200 if ns >= 1000 else 999)
 
 
 def test_the_median_lies_in_the_middle():
     spent = np.array([1, 2, 3, 500, 600]) * 1_000_000
-    assert abs(tr.fine_median_ns(tr.fine_histogram(spent)) - 3_000_000) < 30_000
+    assert abs(histogram.fine_median_ns(histogram.fine_histogram(spent)) - 3_000_000) < 30_000
 
 
 def test_a_reset_right_before_the_end_is_told_and_an_old_one_is_not():
@@ -344,7 +348,7 @@ def test_a_reset_right_before_the_end_is_told_and_an_old_one_is_not():
 
     payload = struct.pack("<HBBiQQiI", 2280, 0, 0, 1, 0, 0xFFFF888000001000, 1, 14).ljust(88, b"\0")
     assert len(payload) > len(reset)
-    follower = tr.Follower()
+    follower = Follower()
     follower.feed(*events((1000, rp.set_state(7, 2)), (1500, payload), (1501, rp.set_state(2, 7))), 2000)
     rows = follower.take(2000)
     assert rows.reset[rows.newstate == 7].tolist() == [tr.SEND_RESET]

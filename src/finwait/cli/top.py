@@ -205,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
         error = FinwaitError("the package `textual` is not installed")
         error.hint = "pip install 'finwait[tui]'"
         raise error from None
-    from finwait.tui.feed import Live, Recorded
+    from finwait.watching import Live, Recorded
 
     wanted = parse_filter(args.filter) if args.filter else None
     refresh = args.refresh / 1000

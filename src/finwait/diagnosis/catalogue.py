@@ -38,6 +38,7 @@ NAMES = (
     "hidden-leak",
     "mptcp-half-close",
     "mptcp-no-subflow",
+    "syn-unanswered",
     "handshake",
     "closing-in-progress",
     "unexplained",

@@ -42,6 +42,8 @@ __all__ = [
     "keepalive",
     "left_ms",
     "of_row",
+    "opening",
+    "opening_of",
     "orphan",
     "peer_gone",
     "retransmission",
@@ -60,6 +62,10 @@ FAST_RTO_MS: Final = 204.0
 """The RTO of a path that answers within a few milliseconds: TCP_RTO_MIN and the round trip, in jiffies."""
 _RTO_MIN_MS: Final = 200
 """TCP_RTO_MIN, which `tcp_model_timeout` counts with whatever the RTO is."""
+_SYN_RTO_MS: Final = 1000
+"""TCP_TIMEOUT_INIT."""
+_SYN_LINEAR: Final = 4
+"""What tcp_syn_linear_timeouts is by default, where the kernel has it (6.5)."""
 _ORPHAN_RETRIES: Final = 8
 """What a tcp_orphan_retries of 0 means while the RTO is below its maximum."""
 _NEVER: Final = 10_000
@@ -80,20 +86,28 @@ class Limits:
     orphan_retries: int = 0
     rto_max_ms: int = 120_000
     fin_timeout_s: int = 60
+    syn_retries: int = 6
+    syn_linear: int | None = None
+    """tcp_syn_linear_timeouts: so many SYNs are sent again without a doubling, beside the others; None for unknown."""
 
     @classmethod
     def of(cls, sysctls: Mapping[str, str]) -> Limits:
         """Read them from the sysctls of a namespace (``ipv4/tcp_retries2`` → ``15``)."""
 
-        def number(name: str, default: int) -> int:
+        def known(name: str) -> int | None:
             words = sysctls.get(f"ipv4/tcp_{name}", "").split()
-            return int(words[0]) if words and words[0].lstrip("-").isdecimal() else default
+            return int(words[0]) if words and words[0].lstrip("-").isdecimal() else None
+
+        def number(name: str, default: int) -> int:
+            return default if (value := known(name)) is None else value
 
         return cls(
             number("retries2", DEFAULTS.retries2),
             number("orphan_retries", DEFAULTS.orphan_retries),
             max(number("rto_max_ms", DEFAULTS.rto_max_ms), 1),
             number("fin_timeout", DEFAULTS.fin_timeout_s),
+            number("syn_retries", DEFAULTS.syn_retries),
+            known("syn_linear_timeouts"),
         )
 
 
@@ -131,12 +145,32 @@ def user_timeout_for(idle_s: int, interval_s: int, count: int) -> tuple[int, int
     return most - 500 * interval_s, most
 
 
-def _model_ms(boundary: int, rto_max_ms: int) -> int:
-    """``tcp_model_timeout``: the time that so many retransmissions take with an RTO of 200 ms."""
-    doublings = max((rto_max_ms // _RTO_MIN_MS).bit_length() - 1, 0)
+def _model_ms(boundary: int, rto_max_ms: int, base_ms: int = _RTO_MIN_MS) -> int:
+    """``tcp_model_timeout``: the time that so many retransmissions take with an RTO of 200 ms, or of ``base_ms``."""
+    doublings = max((rto_max_ms // base_ms).bit_length() - 1, 0)
     if boundary <= doublings:
-        return ((2 << boundary) - 1) * _RTO_MIN_MS
-    return ((2 << doublings) - 1) * _RTO_MIN_MS + (boundary - doublings) * rto_max_ms
+        return ((2 << boundary) - 1) * base_ms
+    return ((2 << doublings) - 1) * base_ms + (boundary - doublings) * rto_max_ms
+
+
+def _syn_timer_ms(limits: Limits, linear: int) -> list[int]:
+    """Return when the timer of a SYN fires that nobody answers: each sends it again, the last one gives up."""
+    rto = now = _SYN_RTO_MS
+    fires = [now]
+    while len(fires) <= limits.syn_retries + linear and now < _model_ms(
+        limits.syn_retries, limits.rto_max_ms, _SYN_RTO_MS
+    ):
+        if len(fires) > linear:
+            rto = min(2 * rto, limits.rto_max_ms)
+        now += rto
+        fires.append(now)
+    return fires
+
+
+def opening(limits: Limits = DEFAULTS) -> End:
+    """Return how long connect() tries when no SYN is answered; TCP_SYNCNT and TCP_USER_TIMEOUT may change it."""
+    fires = _syn_timer_ms(limits, limits.syn_linear or 0)
+    return End(fires[-1] / 1000, len(fires) - 1)
 
 
 def _orphan_retries(limits: Limits, *, alive: bool) -> int:
@@ -322,6 +356,20 @@ def of_row(view: View, row: int) -> End | None:
         rto = base_rto_ms(int(s.rto_us[row]), 0)
         return zero_window(limits, rto, orphaned=orphaned, answered=not _silent(view, row))
     return None
+
+
+def opening_of(view: View, row: int) -> tuple[int, int]:
+    """Return since when a SYN is unanswered, and when the kernel gives up, in ms, of a row in SYN_SENT."""
+    s = view.sockets
+    space = view.namespaces.get(int(s.netns[row]))
+    limits = Limits.of(space.sysctls) if space is not None else DEFAULTS
+    tries, left = int(s.retrans[row]), int(s.expires_ms[row])
+    linear = limits.syn_linear
+    if linear is None:  # each SYN sent again without a doubling tells that there are such
+        linear = _SYN_LINEAR if s.present("backoff")[row] and tries > s.backoff[row] else 0
+    fires = _syn_timer_ms(limits, linear)
+    next_ms = fires[min(tries, len(fires) - 1)]
+    return max(next_ms - left, 0), fires[-1] - next_ms + left
 
 
 _UNANSWERED = 2

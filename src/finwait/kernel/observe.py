@@ -55,6 +55,8 @@ SYSCTLS: Final = (
     "ipv4/tcp_keepalive_probes",
     "ipv4/tcp_orphan_retries",
     "ipv4/tcp_retries2",
+    "ipv4/tcp_syn_linear_timeouts",
+    "ipv4/tcp_syn_retries",
     "ipv4/tcp_max_tw_buckets",
     "ipv4/tcp_tw_reuse",
     "ipv4/tcp_rto_max_ms",

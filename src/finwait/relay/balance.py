@@ -61,7 +61,6 @@ class Backend:
         "failed",
         "failures",
         "family",
-        "idle",
         "leads_back_until",
         "max_connections",
         "name",
@@ -92,8 +91,6 @@ class Backend:
         self.connected = 0
         self.failed = 0
         self.connect_seconds = 0.0
-        self.idle: list[Any] = []
-        """Pre-opened connections; the engine's."""
 
     def full(self) -> bool:
         """Return whether it has as many connections as it may."""

@@ -307,13 +307,13 @@ def _run(args: argparse.Namespace) -> int:
         _options_alone(args)
     if args.explain:
         return _explain(args)
-    from finwait.relay import loops
+    from finwait.relay import circles
 
     if args.check:
         from finwait.relay.supervisor import user_entry
 
         config = build_config(args)
-        loops.refuse(config, names=True)
+        circles.refuse(config, names=True)
         if config.user:
             user_entry(config.user)
         names = ", ".join(f"`{service.name}`" for service in config.service)
@@ -325,7 +325,7 @@ def _run(args: argparse.Namespace) -> int:
 
     def read() -> Config:
         config = build_config(args)
-        loops.refuse(config)
+        circles.refuse(config)
         return config
 
     supervisor = Supervisor(read, [sys.executable, *sys.orig_argv[1:]])

@@ -23,6 +23,7 @@ from finwait.errors import KernelError, PermissionNeeded
 from finwait.relay import sockets
 from finwait.relay.config.addresses import Listen, parse_listen
 from finwait.relay.config.model import ConfigError
+from finwait.relay.liveness import liveness_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -280,8 +281,6 @@ def refused(error: OSError, doing: str) -> KernelError:
 
 def _set_options(socks: tuple[socket.socket, ...] | list[socket.socket], service: Service) -> None:
     """Set what accepted sockets inherit."""
-    from finwait.relay.server import liveness_options
-
     side = service.client
     for sock in socks:
         if not sockets.is_tcp(sock.family):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from finwait.relay.machine import Reason
-from finwait.relay.server import CONNECT_BUCKETS
+from finwait.relay.route import CONNECT_BUCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,7 +55,7 @@ METRICS = {
 
 
 def render(workers: Iterable[dict[str, Any]], restarts: int, silent: int = 0) -> str:
-    """Return the text; each of ``workers`` is what `finwait.relay.server.Worker.stats` returned.
+    """Return the text; each of ``workers`` is what `finwait.relay.process.Process.do_stats` returned.
 
     ``silent`` is how many workers did not answer: their counts are missing.
     """

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 __all__ = [
+    "NO_ROOM",
+    "OURS",
+    "VANISHED",
     "Reader",
     "TcpInfo",
     "abort_on_close",
@@ -41,6 +44,14 @@ IPV6_TRANSPARENT: Final = 75
 IP_BIND_ADDRESS_NO_PORT: Final = 24
 SO_MARK: Final = 36
 _SIOCOUTQ: Final = 0x5411
+
+VANISHED: Final = frozenset(
+    {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENONET}
+)
+"""Errors of a socket whose peer answers no more; others are resets."""
+NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+OURS: Final = NO_ROOM | {errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM}
+"""Errors of connecting that say something about this machine, not about the backend."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)

@@ -37,8 +37,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from finwait.relay import sockets
 from finwait.relay.config.model import ServerSide
+from finwait.relay.liveness import liveness_options
 from finwait.relay.machine import Command, Event, Limits, Machine, Reason, State
-from finwait.relay.server import NO_ROOM, VANISHED, liveness_options
+from finwait.relay.sockets import NO_ROOM, VANISHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -43,13 +43,14 @@ import msgspec
 
 from finwait import files
 from finwait.errors import FileRefused, FinwaitError, KernelError
-from finwait.relay import listeners, loops, metrics, worker
+from finwait.relay import circles, listeners, metrics, process
 from finwait.relay.config.addresses import split_address
 from finwait.relay.config.model import ConfigError, parse_duration
 from finwait.relay.config.toml import load
 from finwait.relay.health import Checker
 from finwait.relay.notice import say
 from finwait.relay.resolve import Resolver
+from finwait.relay.status import show
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -123,7 +124,7 @@ class _Child:
             null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
             os.close(null)
-            status = worker.main(kept)
+            status = process.main(kept)
         except BaseException:  # noqa: BLE001  # the outermost frame of a process
             traceback.print_exc()
         finally:
@@ -298,7 +299,7 @@ class Supervisor:
         self.admin: socket.socket | None = None
         self.metrics: socket.socket | None = None
         self.servers: list[asyncio.AbstractServer] = []
-        self.circles = loops.Circles(())
+        self.circles = circles.Circles(())
         self.admin_known = (0, 0)
         """Device and inode of the path of the admin socket."""
         self.places: dict[str, tuple[int, int]] = {}
@@ -473,7 +474,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         self.finished = asyncio.Event()
         self.reloading = asyncio.Lock()
-        self.circles = loops.Circles(loops.listening(self.config, self.bound.values()))
+        self.circles = circles.Circles(circles.listening(self.config, self.bound.values()))
         self.resolver = Resolver(self._backends_changed, self._leads_back)
         self.checker = Checker(self._backend_marked)
         self._handle_signals(loop)
@@ -551,8 +552,6 @@ class Supervisor:
             service = next(s for s in self.config.service if s.name == one.service)
             where = ", ".join(backend.address for backend in service.backend)
             name = one.sockets[0].getsockname()
-            from finwait.relay.server import show
-
             say(f"{show(name[:2] if isinstance(name, tuple) else name)} → {where} ({one.service})")
         _notify(f"READY=1\nMAINPID={os.getpid()}")
         if self.predecessor:
@@ -729,7 +728,7 @@ class Supervisor:
         gone = [one for key, one in self.bound.items() if key not in bound]
         self.bound = bound
         self._know_places()
-        self.circles = loops.Circles(loops.listening(new, bound.values()))
+        self.circles = circles.Circles(circles.listening(new, bound.values()))
         await self.resolver.use(self.config)
         for line in self.lines:
             self._configure(line)

@@ -85,7 +85,8 @@ def states(
         most: lines.
     """
     cells = []
-    for state in _ORDER:
+    unknown = sorted(set(counts) - set(tcp.STATES))  # a newer kernel's
+    for state in (*_ORDER, *unknown):
         into = sum(n for (old, new), n in (flows or {}).items() if new == state != old)
         out = sum(n for (old, new), n in (flows or {}).items() if old == state != new)
         if counts.get(state, 0) or into or out:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.report.json import addresses
+from finwait.table import histogram
 from finwait.table import transitions as tr
 from finwait.table.transitions import TransitionTable
 from finwait.table.units import csv_text
@@ -507,13 +508,13 @@ class Summary:
 
     def __init__(self) -> None:
         self._counts: dict[int, NDArray[np.int64]] = {}
-        """State → how many times lay in each of `tr.FINE` parts of each power of two."""
+        """State → how many times lay in each of `histogram.FINE` parts of each power of two."""
 
     def add(self, rows: TransitionTable) -> None:
         """Count rows."""
         known = rows.present("in_old_ns") & (rows.oldstate != rows.newstate) & (rows.kind == tr.TRANSITION)
         for state in np.unique(rows.oldstate[known]).tolist():
-            found = tr.fine_histogram(rows.in_old_ns[known & (rows.oldstate == state)])
+            found = histogram.fine_histogram(rows.in_old_ns[known & (rows.oldstate == state)])
             before = self._counts.get(state)
             self._counts[state] = found if before is None else before + found
 
@@ -521,9 +522,9 @@ class Summary:
         """Return one block of lines a state, the most frequent state first."""
         out: list[str] = []
         for state, fine in sorted(self._counts.items(), key=lambda item: -int(item[1].sum())):
-            median = duration(tr.fine_median_ns(fine))
+            median = duration(histogram.fine_median_ns(fine))
             out.append(f"{tcp.state_name(state)}: {int(fine.sum())} times, median {median}")
-            bounds, counts = tr.coarse(fine)
+            bounds, counts = histogram.coarse(fine)
             seen = np.flatnonzero(counts)
             most = int(counts.max())
             for k in range(int(seen[0]), int(seen[-1]) + 1):

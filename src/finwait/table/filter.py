@@ -25,13 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.table import grammar
-from finwait.table.grammar import PREDICATES, SERVICES
 from finwait.table.predicates import (
     BC_JMP,
     BOUND_INACTIVE_BIT,
     CONTEXT,
     EVERY_STATE,
-    NAMED_STATES,
     OF_FINDINGS,
     Age,
     And,
@@ -51,6 +49,7 @@ from finwait.table.predicates import (
 )
 from finwait.table.schema import Mask
 from finwait.table.sockets import SocketTable
+from finwait.table.vocabulary import NAMED_STATES, PREDICATES, SERVICES
 from finwait.uapi import tcp
 
 __all__ = ["CONTEXT", "PREDICATES", "SERVICES", "Context", "Filter", "conjunction", "parse"]

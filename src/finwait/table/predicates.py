@@ -13,7 +13,6 @@ Instructions for the kernel may let through more rows than match, never fewer. M
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,24 +22,21 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.table.patterns import MATCHERS, could_be_name, glob
 from finwait.table.schema import Mask
 from finwait.table.sockets import SCHEMA, SocketTable, address_text
+from finwait.table.vocabulary import ENUMERATIONS, NAMED_STATES, quoted, state_text, written_duration
 from finwait.uapi import tcp
-from finwait.uapi.inet_diag import AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP
+from finwait.uapi.inet_diag import AF_INET, AF_INET6
 
 __all__ = [
     "BC_JMP",
     "BOUND_INACTIVE_BIT",
     "CONTEXT",
-    "DURATIONS",
-    "ENUMERATIONS",
     "EVERYTHING",
     "EVERY_STATE",
-    "KEYWORDS",
-    "NAMED_STATES",
     "NOTHING",
     "OF_FINDINGS",
-    "WORD_OPERATORS",
     "Age",
     "And",
     "Autobound",
@@ -62,9 +58,7 @@ __all__ = [
     "State",
     "Text",
     "User",
-    "cgroup_path",
     "gather",
-    "state_text",
     "uid_unknown",
 ]
 
@@ -121,13 +115,16 @@ OF_FINDINGS: Final = frozenset({"rule", "also", "variant", "severity"})
 # The tree
 
 _OPPOSITE: Final = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+
 BOUND_INACTIVE_BIT: Final = 1 << tcp.BOUND_INACTIVE
-NAMED_STATES: Final = frozenset(tcp.STATES) - {tcp.NEW_SYN_RECV}  # the kernel shows it as SYN_RECV
+
 EVERY_STATE: Final = tcp.ALL_STATES | BOUND_INACTIVE_BIT
+
 _STATE_CELLS: Final = (1 << 256) - 1  # idiag_state is a u8; whatever it holds is in a set or not
 
 # enum in include/uapi/linux/inet_diag.h
 BC_JMP, BC_S_GE, BC_S_LE, BC_D_GE, BC_D_LE, BC_AUTO, BC_S_COND, BC_D_COND = 1, 2, 3, 4, 5, 6, 7, 8
+
 BC_DEV_COND, BC_MARK_COND, BC_CGROUP_COND = 9, 10, 13
 
 Resolver = Callable[[str], int | None]
@@ -199,6 +196,7 @@ class Not:
 
 
 EVERYTHING: Final = And(())
+
 NOTHING: Final = Or(())
 
 
@@ -249,11 +247,6 @@ def _compare(cells: NDArray[Any], op: str, value: float) -> Mask:
     if op == ">":
         return cells > value
     return cells >= value
-
-
-def state_text(state: int) -> str:
-    """Return a state as it is written in filters: ``fin-wait-2``."""
-    return re.sub(r"wait([12])", r"wait-\1", tcp.state_name(state).lower().replace("_", "-"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +453,7 @@ class Text(Leaf):
     def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
         cells = rows.table.column(self.column)[index]
         names, which = np.unique(cells, return_inverse=True)
-        like = _glob(self.pattern)
+        like = glob(self.pattern)
         hits = np.array([bool(like(bytes(n).decode("latin-1"))) for n in names], np.bool_)
         found = hits[which] if len(hits) else np.zeros(0, np.bool_)
         return (found if self.op == "=" else ~found) & rows.table.present(self.column)[index]
@@ -469,7 +462,7 @@ class Text(Leaf):
         return frozenset({self.column}), frozenset()
 
     def __str__(self) -> str:
-        return f"{self.column} {self.op} {_quoted(self.pattern)}"
+        return f"{self.column} {self.op} {quoted(self.pattern)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,9 +496,9 @@ class Known(Leaf):
 
     def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
         values = rows.values(self.name)
-        matches = _MATCHERS.get(self.name, _glob)(self.pattern)
+        matches = MATCHERS.get(self.name, glob)(self.pattern)
         want = self.op == "="
-        nameable = _could_be_name(self.name, self.pattern)
+        nameable = could_be_name(self.name, self.pattern)
         memo: dict[Any, bool] = {}
         found = np.zeros(len(index), np.bool_)
         for k, row in enumerate(index.tolist()):
@@ -532,7 +525,7 @@ class Known(Leaf):
 
     def matches_any(self, values: Iterable[str]) -> bool:
         """Return whether one of some values is like the pattern."""
-        matches = _MATCHERS.get(self.name, _glob)(self.pattern)
+        matches = MATCHERS.get(self.name, glob)(self.pattern)
         return any(matches(value) for value in values)
 
     def kernel(self, kernel: Kernel) -> Op | bool:
@@ -552,7 +545,7 @@ class Known(Leaf):
         return frozenset(), frozenset({self.name})
 
     def __str__(self) -> str:
-        return f"{self.name} {self.op} {_quoted(self.pattern)}"
+        return f"{self.name} {self.op} {quoted(self.pattern)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -619,7 +612,7 @@ class Age(Leaf):
         return frozenset(), frozenset(self._needs())
 
     def __str__(self) -> str:
-        return f"age {self.op} {_duration_text(self.us)}"
+        return f"age {self.op} {written_duration(self.us)}"
 
 
 def _floats(values: Sequence[Any] | NDArray[Any], index: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -628,132 +621,6 @@ def _floats(values: Sequence[Any] | NDArray[Any], index: NDArray[np.intp]) -> ND
     return np.array(
         [np.nan if values[row] is None else values[row] for row in index.tolist()], dtype=np.float64
     )
-
-
-WORD_OPERATORS: Final = {
-    "eq": "=",
-    "ne": "!=",
-    "neq": "!=",
-    "lt": "<",
-    "gt": ">",
-    "le": "<=",
-    "leq": "<=",
-    "ge": ">=",
-    "geq": ">=",
-}
-KEYWORDS: Final = frozenset({"and", "or", "not", *WORD_OPERATORS})
-ENUMERATIONS: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
-    {
-        "family": {"inet": AF_INET, "inet6": AF_INET6, "ipv4": AF_INET, "ipv6": AF_INET6},
-        "protocol": {"tcp": IPPROTO_TCP, "mptcp": IPPROTO_MPTCP},
-        "timer": {
-            "none": 0,
-            "off": 0,
-            "on": 1,
-            "retransmission": 1,
-            "keepalive": 2,
-            "timewait": 3,
-            "persist": 4,
-            "probe": 4,
-        },
-    }
-)
-DURATIONS: Final = {
-    "us": 1,
-    "µs": 1,
-    "ms": 1000,
-    "s": 1_000_000,
-    "sec": 1_000_000,
-    "m": 60_000_000,
-    "min": 60_000_000,
-    "h": 3_600_000_000,
-    "d": 86_400_000_000,
-    "w": 604_800_000_000,
-}
-
-
-def _duration_text(us: int) -> str:
-    for unit in ("d", "h", "m", "s", "ms"):
-        if us and us % DURATIONS[unit] == 0:
-            return f"{us // DURATIONS[unit]}{unit}"
-    return f"{us}us"
-
-
-def _quoted(text: str) -> str:
-    if re.fullmatch(r"[\w./:*?@%+~\-]+", text) and text.lower() not in KEYWORDS:
-        return text
-    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
-
-
-# --------------------------------------------------------------------------------------------------------
-# Patterns
-
-
-def _glob(pattern: str) -> Callable[[str], bool]:
-    """Return a test for a pattern in which ``*`` is any text and ``?`` any character."""
-    if "*" not in pattern and "?" not in pattern:
-        return pattern.__eq__
-    parts = (
-        ".*" if c[0] == "*" else "." if c == "?" else re.escape(c)
-        for c in re.findall(r"\*+|.", pattern, re.DOTALL)
-    )
-    compiled = re.compile("".join(parts), re.DOTALL)
-    return lambda text: compiled.fullmatch(text) is not None
-
-
-def _pod(pattern: str) -> Callable[[str], bool]:
-    """Match ``namespace/name``, a bare name in any namespace, or a UID in either spelling."""
-    uid = _glob(pattern.lower().replace("_", "-").removeprefix("pod"))
-    name = _glob(pattern)
-    whole = "/" in pattern
-
-    def matches(text: str) -> bool:
-        if name(text if whole else text.rpartition("/")[2]):
-            return True
-        return "/" not in text and uid(text.lower().replace("_", "-").removeprefix("pod"))
-
-    return matches
-
-
-def _container(pattern: str) -> Callable[[str], bool]:
-    """Match a name, an id, or the beginning of an id; ``containerd://`` and the like are left out."""
-    pattern = pattern.rpartition("://")[2]
-    name = _glob(pattern)
-    hexadecimal = re.fullmatch(r"[0-9a-f]+", pattern) is not None
-
-    def matches(text: str) -> bool:
-        text = text.rpartition("://")[2]
-        return name(text) or (
-            hexadecimal and text.startswith(pattern) and re.fullmatch(r"[0-9a-f]{12,}", text) is not None
-        )
-
-    return matches
-
-
-def _could_be_name(kind: str, pattern: str) -> bool:
-    """Return whether a pattern may mean what is not known beside an id: the name of a pod or of a container."""
-    if kind == "container":
-        return re.fullmatch(r"[0-9a-f*?]+", pattern.rpartition("://")[2]) is None
-    if kind == "pod":
-        return re.fullmatch(r"[0-9a-f*?-]+", pattern.lower().replace("_", "-").removeprefix("pod")) is None
-    return True
-
-
-def _pid(pattern: str) -> Callable[[str], bool]:
-    return pattern.__eq__
-
-
-def cgroup_path(path: str) -> str:
-    """Return a cgroup's path below the mount point: ``/kubepods/besteffort``."""
-    parts = [p for p in path.split("/") if p not in {"", "."}]
-    if parts[:3] == ["sys", "fs", "cgroup"]:
-        parts = parts[4:] if parts[3:4] == ["unified"] else parts[3:]
-    return "/" + "/".join(parts)
-
-
-_MATCHERS: Final[Mapping[str, Callable[[str], Callable[[str], bool]]]] = MappingProxyType(
-    {"pod": _pod, "container": _container, "pid": _pid}
-)
 
 
 def gather(kind: type[And | Or], parts: Iterable[Node]) -> Node:

@@ -1,1 +1,1 @@
-"""The live view: shows what `finwait.follow` returns and holds no truth of its own."""
+"""The live view: shows what `finwait.watching` returns and holds no truth of its own."""

@@ -28,8 +28,9 @@ from finwait.report.text import Style, connection
 from finwait.session import Diagnosis, findings_of
 from finwait.table.filter import Filter
 from finwait.table.units import duration_text, printable
-from finwait.tui.feed import Feed, Picture
+from finwait.tui.note import note
 from finwait.tui.rows import Listing, Rows
+from finwait.watching import Feed, Picture
 
 __all__ = ["Clearing", "Parse", "Top"]
 
@@ -436,9 +437,9 @@ class Top(App[None]):
             self._shown,
             f"{len(self._marked):,} marked" if self._marked else "",
             f"FILTER {self._words}" if self._words else "",
-            picture.note,
+            note(picture),
             # The diagram says it itself.
-            picture.why_no_flows if self._small else "",
+            picture.seen.why_no_flows if self._small else "",
         ]
         self.query_one("#status", Static).update(fit("; ".join(p for p in parts if p), self.size.width))
 
@@ -446,7 +447,7 @@ class Top(App[None]):
         """Return the diagram, or where it does not fit the states alone: half of the screen is the list's."""
         width, height = self.size
         if not self._small:
-            return diagram(picture.counts, picture.flows, picture.why_no_flows)
+            return diagram(picture.counts, picture.flows, picture.seen.why_no_flows)
         return states(picture.counts, picture.flows, width=max(width, 10), most=max(min(height // 5, 5), 1))
 
     @property

@@ -8,9 +8,8 @@ import pytest
 
 from finwait.cli import _ALSO_COLUMNS, COMMANDS, _with_command, main
 from finwait.diagnosis import catalogue
-from finwait.table.grammar import PREDICATES
-from finwait.table.predicates import KEYWORDS, WORD_OPERATORS
 from finwait.table.sockets import SCHEMA
+from finwait.table.vocabulary import KEYWORDS, PREDICATES, WORD_OPERATORS
 
 RECORDING = str(Path(__file__).parents[2] / "captures/linux-6.18/relay-pair.finwait")
 LOOK = ["--from", RECORDING, "--not-holder", "1"]

@@ -17,7 +17,7 @@ from finwait.diagnosis.view import NamespaceView
 from finwait.relay.config.model import SideOptions
 from finwait.uapi import tcp
 from tests.unit.diagnosis.test_rules import HELD
-from tests.unit.diagnosis.views import view
+from tests.unit.diagnosis.views import socket, view
 
 ROOT = Path(__file__).parents[3]
 
@@ -267,3 +267,20 @@ def test_prose_says_what_is_predicted() -> None:
                 if near.search(line) and f"{number} {unit}" not in PREDICTED and float(number) > 6:
                     found.append(f"{path.name}: {line.strip()}")
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("retries", "linear", "seconds", "tries"),
+    [(6, 0, 127, 6), (6, 4, 131, 10), (1, 0, 3, 1), (2, 0, 7, 2), (0, 0, 1, 0), (1, 3, 3, 2), (5, 4, 67, 9)],
+)
+def test_how_long_connect_tries(retries: int, linear: int, seconds: int, tries: int) -> None:
+    limits = forecast.Limits(syn_retries=retries, syn_linear=linear)
+    assert forecast.opening(limits) == forecast.End(float(seconds), tries)
+
+
+def test_without_the_setting_a_kernel_shows_that_it_sends_syns_again_without_doubling() -> None:
+    one = {"state": tcp.SYN_SENT, "timer": 1, "retrans": 3, "expires_ms": 500}
+    plain = view(socket(**one, backoff=3))
+    assert forecast.opening_of(plain, 0) == (14_500, 112_500)
+    linear = view(socket(**one, backoff=0))
+    assert forecast.opening_of(linear, 0) == (3500, 127_500)

@@ -15,6 +15,7 @@ from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.report import text
 from finwait.report.groups import groups
+from finwait.table.sockets import pack_address
 from finwait.uapi import tcp
 from tests.unit.diagnosis.views import socket, view
 
@@ -80,7 +81,9 @@ def primary(v: View) -> list[str]:
         (socket(state=CL, timer=0), "fin-unanswered-orphan"),
         (socket(state=F1, timer=2), "unexplained"),
         (socket(state=CW, inode=0, last_ack_recv_ms=10), "closing-in-progress"),
-        (socket(state=tcp.SYN_SENT, inode=7, timer=1, retrans=4), "handshake"),
+        (socket(state=tcp.SYN_SENT, inode=7, timer=1, retrans=1), "handshake"),
+        (socket(state=tcp.SYN_SENT, inode=7, timer=1, retrans=2), "syn-unanswered"),
+        (socket(state=tcp.SYN_SENT, inode=7, timer=1, retrans=2, protocol=262), "handshake"),
         (socket(state=tcp.SYN_SENT, inode=7, timer=0), "unexplained"),
         (socket(state=tcp.NEW_SYN_RECV, timer=1), "handshake"),
         (socket(state=tcp.CLOSE, inode=7), "unexplained"),
@@ -1221,3 +1224,49 @@ def test_what_ends_a_relay_pair_follows_from_what_is_known_of_the_far_server() -
     gone = ends(namespaces=_LOCAL)
     assert gone[0].startswith("probe it")
     assert not any("at the far server" in text for text in gone)
+
+
+def test_a_full_listener_on_this_machine_is_named_to_who_connects_to_it() -> None:
+    opening = socket(
+        state=tcp.SYN_SENT,
+        inode=7,
+        timer=1,
+        retrans=3,
+        backoff=3,
+        expires_ms=3000,
+        dst="10.0.0.9",
+        dport=80,
+        cookie=1,
+    )
+    door = socket(
+        state=tcp.LISTEN,
+        src="10.0.0.9",
+        dst="0.0.0.0",
+        sport=80,
+        dport=0,
+        netns=2,
+        rqueue=6,
+        wqueue=5,
+        cookie=2,
+    )
+    spaces = {
+        1: NamespaceView(1, ("host",), {"ipv4/tcp_syn_retries": "6", "ipv4/tcp_syn_linear_timeouts": "0"}),
+        2: NamespaceView(2, ("blue",), addresses=frozenset({pack_address("10.0.0.9")})),
+    }
+
+    def told(*rows: dict[str, Any]) -> tuple[int, str, dict[str, str]]:
+        found = engine.diagnose(view(*rows, namespaces=spaces), catalogue.rules())
+        (one,) = (f for f in found if f.rule == "syn-unanswered")
+        return one.variant, one.severity, {e.column: e.value for e in one.evidence}
+
+    variant, severity, cells = told(opening, door)
+    assert (variant, severity) == (1, "notice")
+    assert cells["full listener"] == "10.0.0.9:80 in blue, 6 of 5 waiting"
+    assert cells["waits since"] == "12 s"  # 1 + 2 + 4 + 8 s, less 3 s
+    assert cells["gives up in"] == "115 s"  # at 127 s
+    for near in ({"rqueue": 5}, {"sport": 81}, {"src": "10.0.0.8"}, {"netns": 3}):
+        variant, _, cells = told(opening, door | near)
+        assert variant == 0
+        assert "full listener" not in cells
+    for same in ({"src": "::"}, {"src": "0.0.0.0"}):
+        assert told(opening, door | same)[0] == 1

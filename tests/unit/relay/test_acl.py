@@ -11,7 +11,7 @@ from finwait.relay import proxy_protocol
 from finwait.relay.acl import Acl, parse_network, plain, source_network
 from finwait.relay.config.model import ConfigError
 from finwait.relay.config.parsing import parse
-from finwait.relay.server import Route
+from finwait.relay.route import Route
 
 SERVICE = {"name": "a", "listen": ["*:1"], "backend": [{"address": "10.0.0.1:1"}]}
 

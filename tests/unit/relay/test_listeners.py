@@ -13,8 +13,8 @@ import pytest
 
 from finwait.errors import KernelError
 from finwait.relay import listeners
+from finwait.relay.circles import is_local
 from finwait.relay.config.parsing import parse
-from finwait.relay.loops import is_local
 from finwait.relay.supervisor import Supervisor
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from finwait.errors import FilterError
 from finwait.table.filter import PREDICATES, SERVICES, Filter, parse
-from finwait.table.grammar import named_states
 from finwait.table.predicates import Perhaps
 from finwait.table.sockets import SCHEMA, SocketTable, pack_address
+from finwait.table.vocabulary import named_states
 from finwait.uapi import tcp
 
 ROWS = [

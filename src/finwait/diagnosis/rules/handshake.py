@@ -2,7 +2,8 @@
 
 Seen as       SYN_SENT or SYN_RECV on the timer that repeats the SYN, or the answer to it.
 Why it stays  The other side has not answered yet. There is nothing to close.
-Not this      ESTABLISHED on this side and SYN_SENT at the other: the two do not know the same connection.
+Not this      A SYN that was sent again several times (syn-unanswered).
+              ESTABLISHED on this side and SYN_SENT at the other: the two do not know the same connection.
 What ends it  The answer; or time: tcp_syn_retries (6, about 2 minutes) for SYN_SENT, tcp_synack_retries (5, about
               1 minute) for SYN_RECV.
 What does not Anything that is about closing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import time
@@ -177,6 +178,36 @@ def _retransmission_limits(lab: Lab) -> Iterator[Measured]:
         yield from race.results()
 
 
+def _syn_retries(lab: Lab) -> Iterator[Measured]:
+    """How long connect() tries against an accept queue that is full, by tcp_syn_retries; tcp_retries2 has no part."""
+    cases: dict[str, dict[str, int]] = {"tcp_syn_retries=1": {"tcp_syn_retries": 1}}
+    if lab.netns("probe").call(lambda: Path("/proc/sys/net/ipv4/tcp_syn_linear_timeouts").exists()):
+        cases = {what: one | {"tcp_syn_linear_timeouts": 0} for what, one in cases.items()}
+        both = {"tcp_syn_retries": 1, "tcp_syn_linear_timeouts": 3}
+        cases["tcp_syn_retries=1, tcp_syn_linear_timeouts=3"] = both
+    cases["tcp_syn_retries=2, tcp_retries2=1"] = {"tcp_syn_retries": 2, "tcp_retries2": 1} | (
+        {"tcp_syn_linear_timeouts": 0} if len(cases) > 1 else {}
+    )
+    for number, (what, sysctls) in enumerate(cases.items()):
+        with Place(lab, f"syn-{number}", **sysctls) as place, contextlib.ExitStack() as stack:
+            door = stack.enter_context(place.fresh())
+            door.bind(("127.0.0.1", 0))
+            door.listen(0)
+            stack.enter_context(place.fresh()).connect(door.getsockname())  # its queue is full now
+            late = stack.enter_context(place.fresh())
+            limits = forecast.Limits.of({f"ipv4/{name}": str(value) for name, value in sysctls.items()})
+            predicted = forecast.opening(limits).seconds
+            begun = time.monotonic()
+            error = ""
+            try:
+                late.connect(door.getsockname())
+            except OSError as failed:
+                error = errno.errorcode.get(failed.errno or 0, str(failed))
+            took = time.monotonic() - begun
+            yield equal(f"connect() to a full queue, {what}: its error", "ETIMEDOUT", error)
+            yield life(f"connect() to a full queue, {what}", took, predicted * 0.97, predicted * 1.15 + 0.3)
+
+
 def _refused_here(lab: Lab) -> Iterator[Measured]:
     """A full queue of this machine refuses retransmissions: they are tried every 0.5 s, and time bounds them."""
     with Place(lab, tcp_retries2=4) as place:
@@ -335,6 +366,7 @@ SILENCE: Final[tuple[Proof, ...]] = (
     Proof("dead-peer", ("S19", "X20", "X21", "X23", "X24"), 6, NFT, _dead_peer),
     Proof("user-timeout-replaces-count", ("X22",), 8.5, NFT, _user_timeout_replaces_count),
     Proof("retransmission-limits", ("X58",), 8, NFT, _retransmission_limits),
+    Proof("syn-retries", ("X60",), 15, NET, _syn_retries),
     Proof("refused-here", ("X58",), 7, (*NFT, "tool:tc"), _refused_here),
     Proof("closed-window-unanswered", ("X53",), 9, NFT, _closed_window_unanswered),
     Proof("retransmissions-tell-time", (), 4, NFT, _retransmissions_tell_time),

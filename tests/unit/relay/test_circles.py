@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finwait.relay import loops
+from finwait.relay import circles
 from finwait.relay.config.model import Config, ConfigError
 from finwait.relay.config.parsing import parse
 from finwait.relay.resolve import fixed
@@ -29,7 +29,7 @@ def config(*services: tuple[str, list[str], list[str]], **changed: Any) -> Confi
 
 def said(of: Config) -> str:
     rows = {s.name: [fixed(b.address, 1, 0) for b in s.backend] for s in of.service}
-    found = loops.Circles(loops.configured(of), LOCAL.__contains__).circle(rows)
+    found = circles.Circles(circles.configured(of), LOCAL.__contains__).circle(rows)
     return found[2] if found else ""
 
 
@@ -90,7 +90,7 @@ def test_a_chain_is_no_circle_until_it_closes() -> None:
 def test_a_backend_of_weight_zero_takes_nothing() -> None:
     of = config(("a", ["*:1"], ["127.0.0.1:1"]))
     rows = {"a": [fixed("127.0.0.1:1", 0, 0)]}
-    assert loops.Circles(loops.configured(of), LOCAL.__contains__).circle(rows) is None
+    assert circles.Circles(circles.configured(of), LOCAL.__contains__).circle(rows) is None
 
 
 def test_a_file_and_a_name_that_lead_back_are_refused(
@@ -99,17 +99,17 @@ def test_a_file_and_a_name_that_lead_back_are_refused(
     file = tmp_path / "backends"
     file.write_text("192.0.2.1:80\n127.0.0.1:80\n")
     with pytest.raises(ConfigError, match="relay to itself: backend 127"):
-        loops.refuse(config(("a", ["*:80"], [f"file:{file}"])))
+        circles.refuse(config(("a", ["*:80"], [f"file:{file}"])))
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, 1, 6, "", ("127.0.0.1", 80))]
     )
     named = config(("a", ["*:80"], ["dns:me.example:80"]))
-    loops.refuse(named)
+    circles.refuse(named)
     with pytest.raises(ConfigError, match="relay to itself"):
-        loops.refuse(named, names=True)
+        circles.refuse(named, names=True)
 
 
 def test_loopback_is_local_and_documentation_is_not() -> None:
-    assert loops.is_local("127.0.0.9")
-    assert loops.is_local("::1")
-    assert not loops.is_local("192.0.2.1")
+    assert circles.is_local("127.0.0.9")
+    assert circles.is_local("::1")
+    assert not circles.is_local("192.0.2.1")

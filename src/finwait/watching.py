@@ -1,10 +1,12 @@
-"""What the live view shows, one picture at a time.
+"""The machine watched, one picture at a time: what the live view shows, and whatever else watches.
 
 Two things are looked at, each at its own pace. The numbers of the diagram come from a dump without attributes, and
 where there are very many ESTABLISHED sockets without those, which are then counted by the kernel's own counter: a
 sixth of a second with 216,000 sockets. The groups, connections and causes come from a whole diagnosis, which
 lists descriptors and costs some times as much; it is renewed as often as a hundredth of one CPU allows. Both
-paces are kept by what the last look cost: with the picture as a whole at most a tenth of one CPU.
+paces are kept by what the last look cost (`Pace`): with the picture as a whole at most a tenth of one CPU.
+
+A picture is values; what is said about it is for those who show it. Only `Live` and `Recorded` wait and read a clock.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from finwait.table import decode
 from finwait.table.filter import Filter
 from finwait.table.sockets import SocketTable
 from finwait.table.trace_filter import beyond_the_event, by_the_event, only_ports_and_hosts
+from finwait.table.transitions import TransitionTable
 from finwait.uapi import tcp
 from finwait.uapi.observation import Namespace, Observation, Plan
 from finwait.uapi.proc import parse_snmp
 
-__all__ = ["Feed", "Live", "Picture", "Recorded"]
+__all__ = ["Feed", "Live", "Pace", "Passed", "Picture", "Recorded", "Seen"]
 
 Choose = Callable[[Filter, session.Diagnosis], NDArray[np.bool_]]
 """Which rows of a diagnosis a FILTER selects."""
@@ -43,6 +46,26 @@ DIAGNOSE_SHARE: Final = 0.01
 """Of one CPU, at most: for the numbers of the diagram, and for the diagnosis."""
 ESTABLISHED_LIMIT: Final = 2_000
 """Above this many sockets in a namespace its ESTABLISHED ones are counted and not dumped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How a picture was come by, and what it lacks."""
+
+    lost: int = 0
+    """Events that the trace lost so far: flows are too low."""
+    unjudged: int = 0
+    """Events so far of which the FILTER could not tell whether it wants them: flows are too low."""
+    diagnosed_s_ago: float | None = None
+    """Age of the diagnosis; None where it is hardly older than the numbers."""
+    look: int | None = None
+    """Of a recording: which look is shown, from 1."""
+    looks: int = 0
+    """… of how many."""
+    unix_ns: int = 0
+    """… and when it was taken."""
+    why_no_flows: str = ""
+    """Said where no flows are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +80,51 @@ class Picture:
     """The newest diagnosis, which may be older than the numbers; None before the first."""
     rows: NDArray[np.int64]
     """Its rows that the FILTER wants, no listeners; the same array as before where they are the same rows."""
-    note: str = ""
-    """How it is watched, and how old the diagnosis is."""
-    why_no_flows: str = ""
-    """Said where `flows` is None."""
+    seen: Seen
 
 
 _NONE: Final = np.empty(0, np.int64)
+
+
+@dataclass(slots=True)
+class Pace:
+    """When something is due that may take no more than a share of one CPU."""
+
+    refresh: float
+    """Seconds between two times, at least."""
+    share: float
+    due: float = 0.0
+
+    def done(self, begun: float, cost: float) -> None:
+        """Say when it was begun, and how many seconds of a CPU it cost."""
+        self.due = begun + max(self.refresh, cost / self.share)
+
+    def at_once(self) -> None:
+        """Let it be due now."""
+        self.due = 0.0
+
+
+class Passed:
+    """Changes of state, counted until somebody asks how many there were a second."""
+
+    def __init__(self, now: float) -> None:
+        self._number: Counter[tuple[int, int]] = Counter()
+        self.since = now
+        """Since when it counts."""
+
+    def add(self, rows: TransitionTable) -> None:
+        """Count changes of state."""
+        if len(rows):
+            pairs = rows.oldstate.astype(np.int64) << 8 | rows.newstate.astype(np.int64)
+            for pair, number in zip(*(x.tolist() for x in np.unique(pairs, return_counts=True)), strict=True):
+                self._number[pair >> 8, pair & 255] += number
+
+    def rates(self, now: float) -> dict[tuple[int, int], float]:
+        """Return (old, new) → a second, and begin anew."""
+        span = max(now - self.since, 1e-3)
+        rates = {edge: number / span for edge, number in self._number.items()}
+        self._number, self.since = Counter(), now
+        return rates
 
 
 class Feed(Protocol):
@@ -111,12 +172,11 @@ class Live:
         self._machine = Machine()
         self._following: Following | None = None
         self._traced: Filter | None = None
-        self._passed: Counter[tuple[int, int]] = Counter()
-        self._passed_since = 0.0
+        self._passed = Passed(0.0)
         self._begun = False
         self._wake = threading.Event()
-        self._next_count = 0.0
-        self._next_diagnosis = 0.0
+        self._counting = Pace(refresh, COUNT_SHARE)
+        self._diagnosing = Pace(refresh, DIAGNOSE_SHARE)
         self._diagnosis: session.Diagnosis | None = None
         self._diagnosed_at = 0.0
         self._rows: tuple[session.Diagnosis | None, Filter | None, NDArray[np.int64]] = (None, None, _NONE)
@@ -155,21 +215,20 @@ class Live:
         if by_the_event(self._wanted):
             self._following = Following(self._wanted, lookup=False, interval=3600.0)
             self._following.__enter__()
-        self._passed = Counter()
-        self._passed_since = time.monotonic()
+        self._passed = Passed(time.monotonic())
         self._lost = 0
         self._trace_ended = ""
 
     def choose(self, wanted: Filter | None) -> None:
         """Want other connections from the next picture on."""
         self._wanted = wanted
-        self._next_count = 0.0
+        self._counting.at_once()
         self._wake.set()
 
     def renew(self) -> None:
         """Diagnose again now."""
-        self._next_diagnosis = 0.0
-        self._next_count = 0.0
+        self._diagnosing.at_once()
+        self._counting.at_once()
         self._wake.set()
 
     def turn(self, by: int) -> None:
@@ -196,24 +255,27 @@ class Live:
         begun = time.monotonic(), time.process_time()
         counts = self._counts(wanted)
         cost = time.process_time() - begun[1]
-        if self._begun and time.monotonic() >= self._next_diagnosis:
+        if self._begun and time.monotonic() >= self._diagnosing.due:
             self._diagnose()
-        self._next_count = begun[0] + max(self._refresh, cost / COUNT_SHARE)
+        self._counting.done(begun[0], cost)
         if not self._begun:  # the first picture comes at once, the second with the causes
-            self._next_count = 0.0
+            self._counting.at_once()
             self._begun = True
-        found = self._diagnosis
-        if found is not None and (found is not self._rows[0] or wanted is not self._rows[1]):
-            self._rows = found, wanted, _connections(found, wanted, self._choose)
-        rows = self._rows[2]
+        rows = self._chosen_rows(wanted)
         if counts is None:
-            state = found.view.sockets.state[rows] if found is not None else np.empty(0, np.uint8)
-            counts = {s: int(n) for s, n in enumerate(np.bincount(state, minlength=16).tolist()) if n}
-        return Picture(counts, self._flows(), found, rows, self._note(), self._why_no_flows())
+            counts = _states_of(rows, self._diagnosis)
+        return Picture(counts, self._flows(), self._diagnosis, rows, self._seen())
+
+    def _chosen_rows(self, wanted: Filter | None) -> NDArray[np.int64]:
+        """Return the rows of the diagnosis that are wanted; the same array as before where nothing changed."""
+        newest = self._diagnosis
+        if newest is not None and (newest is not self._rows[0] or wanted is not self._rows[1]):
+            self._rows = newest, wanted, _connections(newest, wanted, self._choose)
+        return self._rows[2]
 
     def _wait(self) -> None:
         following = self._following
-        while not self._ended and (left := self._next_count - time.monotonic()) > 0:
+        while not self._ended and (left := self._counting.due - time.monotonic()) > 0:
             if following is not None and following.mode == "tracing" and not self._wake.is_set():
                 try:
                     self._count(following.step(min(left, 0.25)))
@@ -258,39 +320,28 @@ class Live:
         self._diagnosis = session.diagnose(self._machine, how=how)
         cost = time.process_time() - begun[1]
         self._diagnosed_at = time.monotonic()
-        self._next_diagnosis = begun[0] + max(self._refresh, cost / DIAGNOSE_SHARE)
+        self._diagnosing.done(begun[0], cost)
 
     def _flows(self) -> dict[tuple[int, int], float] | None:
         following = self._following
         if following is None or following.mode != "tracing":
             return None
-        now = time.monotonic()
-        span = max(now - self._passed_since, 1e-3)
-        flows = {edge: number / span for edge, number in self._passed.items()}
-        self._passed, self._passed_since = Counter(), now
-        return flows
+        return self._passed.rates(time.monotonic())
 
-    def _count(self, found: Round) -> None:
+    def _count(self, told: Round) -> None:
         """Count the changes of state that the FILTER wants."""
-        self._lost += found.lost
-        rows = found.rows
-        if len(rows):
-            pairs = rows.oldstate.astype(np.int64) << 8 | rows.newstate.astype(np.int64)
-            for pair, number in zip(*(x.tolist() for x in np.unique(pairs, return_counts=True)), strict=True):
-                self._passed[pair >> 8, pair & 255] += number
+        self._lost += told.lost
+        self._passed.add(told.rows)
 
-    def _note(self) -> str:
-        parts = [f"{self._lost:,} events lost, flows are too low"] if self._lost else []
-        if self._following is not None and self._following.unjudged:
-            parts.append(f"{self._following.unjudged:,} events the FILTER could not judge, flows are too low")
-        if self._diagnosis is None:
-            return "; ".join([*parts, "diagnosing …"])
+    def _seen(self) -> Seen:
+        following = self._following
         old = time.monotonic() - self._diagnosed_at
-        if old >= 2 * self._refresh:
-            parts.append(f"diagnosed {old:.0f} s ago")
-        if left := self._diagnosis.view.established_skipped:
-            parts.append(f"ESTABLISHED only counted in namespaces of {left:,} sockets (e lists them)")
-        return "; ".join(parts)
+        return Seen(
+            lost=self._lost,
+            unjudged=following.unjudged if following is not None else 0,
+            diagnosed_s_ago=old if self._diagnosis is not None and old >= 2 * self._refresh else None,
+            why_no_flows=self._why_no_flows(),
+        )
 
     def _why_no_flows(self) -> str:
         following = self._following
@@ -298,6 +349,12 @@ class Live:
             names = beyond_the_event(self._traced) if self._traced is not None else ()
             return self._trace_ended or f"no rates: a change of state does not tell {', '.join(names)}"
         return "" if following.mode == "tracing" else f"not tracing: {following.why_polling}"
+
+
+def _states_of(rows: NDArray[np.int64], diagnosis: session.Diagnosis | None) -> dict[int, int]:
+    """Return state → rows of a diagnosis."""
+    state = diagnosis.view.sockets.state[rows] if diagnosis is not None else np.empty(0, np.uint8)
+    return {s: int(n) for s, n in enumerate(np.bincount(state, minlength=16).tolist()) if n}
 
 
 def _not_dumped(space: Namespace, sockets: SocketTable) -> int:
@@ -377,16 +434,19 @@ class Recorded:
         if at != self._at or self._diagnosis is None:
             self._at = at
             self._diagnosis = session.diagnose(Replay(self._looks[max(at - 1, 0) : at + 1]), how=_BOTH)
-        found = self._diagnosis
-        state = found.view.sockets.state
-        mask = np.ones(len(state), np.bool_) if self._wanted is None else self._choose(self._wanted, found)
-        counts = {s: int(n) for s, n in enumerate(np.bincount(state[mask], minlength=16).tolist()) if n}
-        rows = _connections(found, self._wanted, self._choose)
-        return Picture(counts, None, found, rows, self._note(self._looks[at]), _NO_FLOWS)
+        shown = self._diagnosis
+        mask = (
+            np.ones(len(shown.view), np.bool_) if self._wanted is None else self._choose(self._wanted, shown)
+        )
+        rows = _connections(shown, self._wanted, self._choose)
+        return Picture(
+            _states_of(np.flatnonzero(mask), shown), None, shown, rows, self._seen(self._looks[at])
+        )
 
-    def _note(self, look: Observation) -> str:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(look.facts.unix_ns / 1e9))
-        return f"look {self._at + 1} of {len(self._looks)}, {when} UTC"
+    def _seen(self, look: Observation) -> Seen:
+        return Seen(
+            look=self._at + 1, looks=len(self._looks), unix_ns=look.facts.unix_ns, why_no_flows=_NO_FLOWS
+        )
 
 
 _NO_FLOWS: Final = "a recording holds looks, not what passed between them"

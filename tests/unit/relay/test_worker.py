@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from finwait.relay import server
+from finwait.relay import pipes
 from finwait.relay.balance import Backend
 from finwait.relay.config.model import BackendConfig, Service
 from finwait.relay.machine import Command
-from finwait.relay.server import Route, Worker
+from finwait.relay.route import Route
+from finwait.relay.worker import Worker
 
 
 class Rig:
@@ -31,7 +32,7 @@ class Rig:
         self.worker.routes["relay"] = route
         door = socket.create_server(("127.0.0.1", 0))
         self.address = door.getsockname()
-        self.worker.listen("door", door, route)
+        self.worker.acceptor.listen("door", door, route)
         stack.callback(self.worker.close)
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -62,10 +63,10 @@ def test_a_mistake_of_ours_ends_one_connection_and_no_other(
     rig: Rig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken, whole = rig.pair(), rig.pair()
-    rig.until(lambda: len(list(rig.worker.conns())) == 2)
+    rig.until(lambda: len(list(rig.worker.driver.conns())) == 2)
     port = broken[0].getsockname()[1]
-    conn = next(conn for conn in rig.worker.conns() if conn.peer[1] == port)
-    conn.client.peer = None  # type: ignore[assignment]
+    conn = next(conn for conn in rig.worker.driver.conns() if conn.peer[1] == port)
+    conn.client.other = None  # type: ignore[assignment]
     broken[0].sendall(b"x")
     rig.until(lambda: readable(broken[0]))
     with pytest.raises(ConnectionResetError):
@@ -74,28 +75,28 @@ def test_a_mistake_of_ours_ends_one_connection_and_no_other(
     whole[0].sendall(b"fine")
     rig.until(lambda: readable(whole[1]))
     assert whole[1].recv(4) == b"fine"
-    assert len(list(rig.worker.conns())) == 1
+    assert len(list(rig.worker.driver.conns())) == 1
 
 
 def test_a_mistake_at_the_very_end_leaves_no_socket(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
     client, far = rig.pair()
-    rig.until(lambda: list(rig.worker.conns()))
+    rig.until(lambda: list(rig.worker.driver.conns()))
 
     def fail(_: object) -> None:
         raise RuntimeError("as if")
 
-    do = list(rig.worker._do)
+    do = list(rig.worker.driver._do)
     do[Command.CLOSE] = fail
-    rig.worker._do = tuple(do)
+    rig.worker.driver._do = tuple(do)
     client.shutdown(socket.SHUT_WR)
     far.shutdown(socket.SHUT_WR)
-    rig.until(lambda: not list(rig.worker.conns()))
-    assert rig.worker.count == 0
+    rig.until(lambda: not list(rig.worker.driver.conns()))
+    assert rig.worker.driver.count == 0
     assert "RuntimeError: as if" in capsys.readouterr().err
 
 
 def test_pipes_that_nobody_needs_are_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "PIPE_REST", 1e9)
+    monkeypatch.setattr(pipes, "PIPE_REST", 1e9)
     client, far = rig.pair()
     data = bytes(1 << 20)
     client.setblocking(False)
@@ -107,9 +108,8 @@ def test_pipes_that_nobody_needs_are_closed(rig: Rig, monkeypatch: pytest.Monkey
         if readable(far):
             got += len(far.recv(1 << 20))
     assert rig.worker.stats()["pipes"] >= 1
-    monkeypatch.setattr(server, "PIPE_REST", 0.1)
+    monkeypatch.setattr(pipes, "PIPE_REST", 0.1)
     rig.until(lambda: rig.worker.stats()["pipes"] == 0)
-    rig.until(lambda: not rig.worker._graves)
 
 
 def test_names_and_usability_are_told_of_bare_descriptors() -> None:

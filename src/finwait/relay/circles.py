@@ -5,8 +5,8 @@ that a backend stands for is compared with each address that a service of this r
 followed from one to the next. ``0.0.0.0`` and ``::`` as a backend's address are this machine, an IPv4 address that is
 written as ``::ffff:192.0.2.1`` is an IPv4 address, and a listener on all addresses takes connections to any of ours.
 
-What this cannot see: a circle over another process or machine, or through a translation of addresses. The workers look
-for those (`finwait.relay.server`).
+What addresses cannot tell: a circle over another process or machine, or through a translation of addresses. A worker
+looks for those once a service has many connections (`came_back`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from finwait import files
 from finwait.errors import FileRefused
+from finwait.relay import sockets
 from finwait.relay.acl import plain
 from finwait.relay.config.addresses import parse_listen, split_address
 from finwait.relay.config.model import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from finwait.relay.config.model import BackendConfig, Config, Service
+    from finwait.relay.connection import Conn
     from finwait.relay.listeners import Bound
 
-__all__ = ["Circles", "Door", "configured", "is_local", "listening", "refuse"]
+__all__ = ["Circles", "Door", "came_back", "configured", "is_local", "listening", "refuse"]
 
 Row = list[Any]
 """(name, family, address, weight, max_connections), as `finwait.relay.resolve` has it."""
@@ -208,3 +212,37 @@ def _rows(backend: BackendConfig, names: bool) -> list[Row]:
             for family, _, _, _, address in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM):
                 rows.append([str(address[0]), int(family), list(address), backend.weight, 0])
     return rows
+
+
+def came_back(conns: Iterable[Conn], most: int) -> Iterator[tuple[Conn, Conn]]:
+    """Yield connections that came back to the service that opened them, each with the one that opened it.
+
+    Who accepts from itself sees its own connection to a backend as a client: same address, same port. With several
+    workers a part of a circle is seen by one of them, and ending that part ends the circle.
+
+    Args:
+        conns: of a worker.
+        most: services to follow, from one to the next.
+    """
+    opened: dict[tuple[str, int], Conn] = {}
+    lives = list(conns)
+    for conn in lives:
+        if conn.server is not None and conn.server.fd >= 0:
+            local = sockets.names(conn.server.fd)[0]
+            if isinstance(local, tuple):
+                opened[str(local[0]).removeprefix("::ffff:"), local[1]] = conn
+    for conn in lives:
+        at = _opener(conn, opened)
+        for _ in range(most):
+            if at is None or at.route is conn.route:
+                break
+            at = _opener(at, opened)
+        if at is not None and at is not conn and at.route is conn.route:
+            yield conn, at
+
+
+def _opener(conn: Conn, opened: Mapping[tuple[str, int], Conn]) -> Conn | None:
+    """Return the connection of ours whose other leg is this one's client."""
+    if not conn.is_tcp:
+        return None
+    return opened.get((str(conn.peer[0]).removeprefix("::ffff:"), conn.peer[1]))
