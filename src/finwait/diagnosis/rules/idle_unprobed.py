@@ -1,7 +1,8 @@
 """idle-unprobed: silent for long, and nothing would notice if the peer were dead.
 
-Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; or any held connection whose
-              other end's address is on this machine, where it no longer exists.
+Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; or a held connection (ESTABLISHED or
+              FIN_WAIT2) whose other end is gone from a namespace of this machine that it is known to reach. ESTABLISHED
+              also where a namespace here has the other end's address, and nothing shows that it is the peer's.
 Why it stays  An idle connection sends nothing. If the peer vanished without a FIN (node lost, pod deleted after
               its network), this end learns it only by sending: data, or a keepalive probe.
 Not this      timer 2: keepalive is on. An other end that is there and ESTABLISHED. An address that a namespace
@@ -25,20 +26,18 @@ from finwait.diagnosis.rules import (
     PREVENT_SILENCE,
     destroy,
     likely,
+    peer_doubtful,
     peer_missing,
     possible,
     probe,
     silence,
     unclocked,
 )
+from finwait.diagnosis.rules.holder_not_found import kernels_own
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
-
-
-def _surely(view: View) -> NDArray[np.bool_]:
-    return peer_missing(view) & view.peer_reached
 
 
 def match(view: View) -> NDArray[np.bool_]:
@@ -47,18 +46,18 @@ def match(view: View) -> NDArray[np.bool_]:
     quiet = view.held & (s.timer == 0)
     idle = silence(view, "last_data_sent_ms", "last_data_recv_ms", "last_ack_recv_ms")
     long = view.in_state(tcp.ESTABLISHED) & (idle >= view.options.idle_ms) & (view.other < 0)
-    gone = view.in_state(tcp.ESTABLISHED, tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & peer_missing(view)
+    long &= ~kernels_own(view)  # what is mounted may be silent for hours
     # CLOSE_WAIT whose peer is gone is the normal fate of a leak: its own rules say it better.
-    gone &= s.state != tcp.CLOSE_WAIT
+    gone = view.in_state(tcp.ESTABLISHED) & peer_doubtful(view)
     # And a half-close whose program does not read what came waits for its own program, not for a peer.
-    gone &= (s.state != tcp.FIN_WAIT2) | (s.rqueue == 0)
+    gone |= view.in_state(tcp.FIN_WAIT2) & (s.rqueue == 0) & peer_missing(view)
     return quiet & (long | gone)
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
-    if _surely(view)[rows].all():
-        return likely("the peer's address is on this machine, and no socket there has this connection")
     if peer_missing(view)[rows].all():
+        return likely("the peer's address is on this machine, and no socket there has this connection")
+    if peer_doubtful(view)[rows].all():
         return possible(
             "a namespace here has the peer's address and no such connection, but another network may have it too; "
             "a probe tells"
@@ -67,7 +66,7 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    missing = int(peer_missing(view)[rows].sum())
+    missing = int(peer_doubtful(view)[rows].sum())
     if not missing:
         return ()
     return (
@@ -76,14 +75,14 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             f"absent ×{missing}",
             "sock_diag in the namespace that has the peer's address",
             "that namespace was dumped in all states and has no such connection"
-            if _surely(view)[rows].sum() == missing
+            if peer_missing(view)[rows].sum() == missing
             else "no such connection in a namespace with that address; nothing shows that it is the peer's",
         ),
     )
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
-    return "problem" if _surely(view)[rows].any() else "notice"
+    return "problem" if peer_missing(view)[rows].any() else "notice"
 
 
 _CLUES = (
@@ -107,6 +106,8 @@ RULE = Rule(
     title="silent, and nothing would notice if the peer were dead",
     severity="notice",
     rank=55,
+    means="keepalive",
+    beyond_sysctls="no timer is armed on it, so no timer value matters",
     claims=("C9", "X21", "S18"),
     clues=_CLUES,
     ends=(probe("idle-unprobed"), PREVENT_SILENCE),
@@ -118,7 +119,7 @@ RULE = Rule(
     cases=(
         Case(
             title="silent, and its peer is gone: the peer's address is on this machine, and the connection is not",
-            rows=_surely,
+            rows=peer_missing,
             clues=_CLUES,
             ends=(
                 Remedy(
