@@ -94,7 +94,7 @@ kernels: $(STAMP) guest ## finwait on other kernels, emulated, 20 minutes each (
 kernels-restricted: $(STAMP) guest ## one kernel locked down, without IPv6, under yama, without modules; ten minutes (KERNELS=6.12)
 	@$(BIN)/python -m tests.guest --restricted $${KERNELS:-6.12}; status=$$?; $(BIN)/python docs/generate.py; exit $$status
 
-kernels-smoke: $(STAMP) ## the shortest proof that it works on 5.10, three minutes; skipped where there is no qemu or kernel
+kernels-smoke: $(STAMP) ## the shortest proof that it works on 5.10, half a minute of processor time; skipped where there is no qemu or kernel
 	@$(BIN)/python -m tests.guest --smoke --offline 5.10 || [ $$? = 77 ]
 
 guest: # what boots a guest, installed when we are root

@@ -22,6 +22,7 @@ from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
 from finwait.kernel import cgroup, netns, pidfd, procfs
+from finwait.kernel.links import Links
 from finwait.kernel.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
@@ -114,20 +115,27 @@ class Machine:
         say("finding network namespaces")
         namespaces, more = netns.discover(self._spaces, self._socket_spaces)
         gaps += more
+        links, others = Links(namespaces), []
         if plan.only is not None:
+            others = [ns for ns in namespaces if ns.inode not in plan.only]
             namespaces = [ns for ns in namespaces if ns.inode in plan.only]
         arena = Arena()
         say(f"reading sockets of {len(namespaces)} namespaces")
         looks, more = netns.visit(
-            namespaces, lambda ns: _look(ns, plan, arena, gaps, first=ns is namespaces[0])
+            namespaces, lambda ns: _look(ns, plan, arena, gaps, links, first=ns is namespaces[0])
         )
         gaps += more
         gaps += _gone(plan, looks, gaps)
+        if len(namespaces) > 1 and others:  # two may be connected through a third
+            netns.visit(others, links.read)
+        islands = links.islands()
         facts = replace(facts, boottime_end_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         return Observation(
             facts,
             arena.array(),
-            tuple(looks[ns.inode] for ns in namespaces if ns.inode in looks),
+            tuple(
+                replace(looks[ns.inode], island=islands[ns.inode]) for ns in namespaces if ns.inode in looks
+            ),
             found,
             gaps=tuple(_honest(gap, facts.capabilities) for gap in gaps),
             complete=plan.states & tcp.ALL_STATES == tcp.ALL_STATES
@@ -224,7 +232,9 @@ def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:
     return 0
 
 
-def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, first: bool) -> Namespace:
+def _look(
+    ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], links: Links, *, first: bool
+) -> Namespace:
     where = f"netns {ns.inode}"
     v4, v6 = procfs.read(_NET + "sockstat"), procfs.read(_NET + "sockstat6")
     in_use = _number(v4, b"TCP:", b"inuse") + _number(v6, b"TCP6:", b"inuse")
@@ -266,6 +276,7 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
     busy = bool(dumps)
     # Also where there is no socket: an address of such a namespace is one of this machine, without the other end there.
     dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
+    links.read(ns)
     if plan.files and busy:
         _read_files(files, first)
     return Namespace(ns.inode, ns.names, ns.pids, ns.process_count, tuple(dumps), files, skipped)
