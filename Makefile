@@ -71,8 +71,12 @@ types: $(STAMP)
 imports: $(STAMP)
 	@$(BIN)/lint-imports
 
-docs: $(STAMP) ## write the generated pages (reference, man page, schema, completions)
-	@$(BIN)/python docs/generate.py
+docs: $(STAMP) ## write the generated pages (reference, man page, schema, completions) and pasted sessions
+	@$(BIN)/python docs/generate.py && $(BIN)/python -m tests.docs.sessions
+
+rule: $(STAMP) ## the files of a new rule, to be filled in (NAME=my-rule); see CONTRIBUTING.md
+	@test -n "$(NAME)" || { echo "make rule NAME=my-rule: a name for the pattern that it sees" >&2; exit 2; }
+	@$(BIN)/python -m scaffold.rule "$(NAME)" && $(MAKE) --no-print-directory docs
 
 site: $(STAMP) ## the documentation as a site with search, in build/site; opens without a server
 	@$(PIP) --require-hashes -r $(SITE_LOCK) && $(BIN)/python docs/build_site.py
@@ -109,4 +113,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs site check bench soak sequences kernels kernels-restricted kernels-smoke guest fuzz fuzz-quick clean
+.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs rule site check bench soak sequences kernels kernels-restricted kernels-smoke guest fuzz fuzz-quick clean
