@@ -12,6 +12,7 @@ What this cannot see: a namespace that only an in-flight descriptor or another k
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import os
@@ -24,7 +25,7 @@ from typing import TypeVar
 from finwait.errors import Gap
 from finwait.kernel import pidfd, rights, tasks
 
-__all__ = ["NetNamespace", "discover", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
+__all__ = ["NetNamespace", "discover", "finish", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -250,18 +251,28 @@ def _mounts(found: _Found, task: str, seen: set[str]) -> None:
 
 
 def visit(
-    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T]
+    namespaces: Iterable[NetNamespace],
+    look: Callable[[NetNamespace], T],
+    *,
+    stop: threading.Event | None = None,
 ) -> tuple[dict[int, T], list[Gap]]:
     """Call ``look`` once inside each namespace, in a thread of its own that ends afterwards.
 
     The caller's own namespace needs no privilege. A namespace that cannot be opened or entered becomes a
     Gap, but for one that was gone by then: it ended, as pods do. An exception of ``look`` is raised again here, after
     the thread has ended.
+
+    Args:
+        namespaces: where.
+        look: what to do there.
+        stop: given by a caller that *acts*. When this is interrupted (Ctrl-C) it is set, no further namespace is
+            entered, and the thread has ended before the interruption goes on: nothing is done behind the caller's
+            back. ``look`` heeds it wherever it can stop. Without it a thread that only looks is left to itself.
     """
-    results, gaps, vanished = _visit(namespaces, look)
+    results, gaps, vanished = _visit(namespaces, look, stop)
     if vanished:  # on its way out when it was listed; or another way leads there by now
         again = [ns for ns in discover()[0] if ns.inode in vanished]
-        more, gaps_again, still = _visit(again, look)
+        more, gaps_again, still = _visit(again, look, stop)
         results |= more
         listed = {ns.inode for ns in discover()[0]} if still else frozenset()
         gaps += gaps_again + [_unentered(ns, "") for ns in still.values() if ns.inode in listed]
@@ -269,7 +280,7 @@ def visit(
 
 
 def _visit(
-    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T]
+    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T], stop: threading.Event | None
 ) -> tuple[dict[int, T], list[Gap], dict[int, NetNamespace]]:
     """As `visit`, once; also returns those to which no way leads any more."""
     results: dict[int, T] = {}
@@ -281,6 +292,8 @@ def _visit(
         here = own_netns()
         try:
             for ns in namespaces:
+                if stop is not None and stop.is_set():
+                    return
                 if ns.inode != here:
                     entered = _enter(ns)
                     if entered is not _Entered.YES:
@@ -294,12 +307,43 @@ def _visit(
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, whatever it is
             failure.append(error)
 
-    thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
-    thread.start()
-    thread.join()
+    if stop is None:
+        thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
+        thread.start()
+        thread.join()
+    else:
+        finish(run, stop, "finwait-netns")
     if failure:
         raise failure[0]
     return results, gaps, vanished
+
+
+def finish(work: Callable[[], None], stop: threading.Event, name: str) -> None:
+    """Do something in a thread, and wait for its end also when that is interrupted: ``stop`` tells it.
+
+    (`threading.Thread.join` will not do: before Python 3.13 an interrupted one takes the thread for ended.)
+    """
+    over = threading.Event()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            over.set()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+        over.wait()
+    except RuntimeError:  # it could not be started
+        raise
+    except BaseException:
+        stop.set()
+        while not over.is_set():
+            with contextlib.suppress(KeyboardInterrupt):
+                over.wait()
+        raise
+    thread.join()
 
 
 def _unentered(ns: NetNamespace, needs: str) -> Gap:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
-from finwait.kernel import cgroup, netns, pidfd, procfs, rights
+from finwait.kernel import cgroup, kcmp, netns, pidfd, procfs, rights
 from finwait.kernel.links import Links
 from finwait.kernel.netlink import (
     NETLINK_NETFILTER,
@@ -157,6 +157,10 @@ class Machine:
     def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
         """Return which descriptors an executed program would not inherit."""
         return procfs.close_on_exec(pairs)
+
+    def one_table(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
+        """Return which pairs of processes share one descriptor table, as far as the kernel tells."""
+        return kcmp.one_table(pairs)
 
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
         """Return what TCP sockets that no dump contains say of themselves, by inode, of ``(pid, fd, inode)``."""
