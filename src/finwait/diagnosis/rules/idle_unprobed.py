@@ -1,7 +1,8 @@
 """idle-unprobed: silent for long, and nothing would notice if the peer were dead.
 
 Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; or any held connection whose
-              other end's address is on this machine, where it no longer exists.
+              other end's address is on this machine, where it no longer exists. An MPTCP connection is silent when
+              all its subflows are, and keepalive on one of them is keepalive.
 Why it stays  An idle connection sends nothing. If the peer vanished without a FIN (node lost, pod deleted after
               its network), this end learns it only by sending: data, or a keepalive probe.
 Not this      timer 2: keepalive is on. An other end that is there and ESTABLISHED. An address that a namespace
@@ -25,6 +26,7 @@ from finwait.diagnosis.rules import (
     PREVENT_SILENCE,
     destroy,
     likely,
+    mptcp_rows,
     peer_missing,
     possible,
     probe,
@@ -37,17 +39,22 @@ from finwait.uapi import tcp
 __all__ = ["RULE", "match"]
 
 
+def _gone(view: View) -> NDArray[np.bool_]:
+    return view.on_every_subflow(peer_missing(view))
+
+
 def _surely(view: View) -> NDArray[np.bool_]:
-    return peer_missing(view) & view.peer_reached
+    return view.on_every_subflow(peer_missing(view) & view.peer_reached)
 
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
-    quiet = view.held & (s.timer == 0)
+    quiet = view.held & view.on_every_subflow(s.timer == 0)
     idle = silence(view, "last_data_sent_ms", "last_data_recv_ms", "last_ack_recv_ms")
-    long = view.in_state(tcp.ESTABLISHED) & (idle >= view.options.idle_ms) & (view.other < 0)
-    gone = view.in_state(tcp.ESTABLISHED, tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & peer_missing(view)
+    lone = (view.other < 0) & view.on_every_subflow(view.other < 0)
+    long = view.connections_in(tcp.ESTABLISHED) & (idle >= view.options.idle_ms) & lone
+    gone = view.connections_in(tcp.ESTABLISHED, tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & _gone(view)
     # CLOSE_WAIT whose peer is gone is the normal fate of a leak: its own rules say it better.
     gone &= s.state != tcp.CLOSE_WAIT
     # And a half-close whose program does not read what came waits for its own program, not for a peer.
@@ -58,7 +65,7 @@ def match(view: View) -> NDArray[np.bool_]:
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if _surely(view)[rows].all():
         return likely("the peer's address is on this machine, and no socket there has this connection")
-    if peer_missing(view)[rows].all():
+    if _gone(view)[rows].all():
         return possible(
             "a namespace here has the peer's address and no such connection, but another network may have it too; "
             "a probe tells"
@@ -67,7 +74,7 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    missing = int(peer_missing(view)[rows].sum())
+    missing = int(_gone(view)[rows].sum())
     if not missing:
         return ()
     return (
@@ -117,6 +124,23 @@ RULE = Rule(
     grade=_grade,
     cases=(
         Case(
+            title="an MPTCP connection: silent on all its subflows, and nothing would notice if the peer were dead",
+            rows=mptcp_rows,
+            clues=(
+                Clue("protocol", "262: the MPTCP connection itself; no timer runs on any of its subflows"),
+                Clue("mptcp_subflows", "additional subflows"),
+            ),
+            ends=(
+                Remedy(
+                    "keepalive, which its program has to set (`finwait probe` acts on single TCP connections): it "
+                    "runs on the subflows; where the peer is gone they end, and the connection after "
+                    "`net.mptcp.close_timeout`"
+                ),
+                PREVENT_SILENCE,
+            ),
+            does_not=_DOES_NOT,
+        ),
+        Case(
             title="silent, and its peer is gone: the peer's address is on this machine, and the connection is not",
             rows=_surely,
             clues=_CLUES,
@@ -133,6 +157,10 @@ RULE = Rule(
         ),
     ),
     unjudged=lambda view: unclocked(
-        view, view.in_state(tcp.ESTABLISHED) & view.held & (view.sockets.timer == 0) & (view.other < 0)
+        view,
+        view.connections_in(tcp.ESTABLISHED)
+        & view.held
+        & view.on_every_subflow(view.sockets.timer == 0)
+        & (view.other < 0),
     ),
 )

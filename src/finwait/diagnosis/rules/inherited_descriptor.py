@@ -49,7 +49,7 @@ SLACK_MS = 20
 
 def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:
     """Rows on which nothing happened since the *oldest* of their holders was started."""
-    candidates = view.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT, tcp.FIN_WAIT2) & view.holder_found
+    candidates = view.connections_in(tcp.ESTABLISHED, tcp.CLOSE_WAIT, tcp.FIN_WAIT2) & view.holder_found
     silent = np.where(
         _left_unread(view),
         silence(view, "last_data_sent_ms"),
@@ -99,12 +99,12 @@ def _runs_what_its_parent_runs(view: View, pid: int) -> bool | None:
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
-    shared = view.in_state(tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & view.holders.several_processes()
+    shared = view.connections_in(tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & view.holders.several_processes()
     return (shared & ~view.moved & ~view.sent & ~view.read) | _unused_by_its_holders(view)
 
 
 def _established(view: View) -> NDArray[np.bool_]:
-    return view.in_state(tcp.ESTABLISHED)
+    return view.connections_in(tcp.ESTABLISHED)
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
