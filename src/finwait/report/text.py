@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.services import name_of
 from finwait.diagnosis.finding import Finding
 from finwait.report.columns import Cells
 from finwait.table.units import cell_text, duration_text, ink, span_text
@@ -252,9 +253,12 @@ def _service(view: View, finding: Finding, pids: Sequence[int]) -> str:
     if len(pids) == 1:
         return f"{process.comm} (pid {pids[0]}{user})"
     counts = {pid: n for pid, n in view.holders.counted(finding.rows).items() if pid in set(pids)}
-    return (
-        f"{process.comm} ×{len(pids)} (pids {min(pids)}…{max(pids)}{user}; {_shares(counts, 'connection')})"
-    )
+    name = name_of(_comms(view, pids))
+    return f"{name} ×{len(pids)} (pids {min(pids)}…{max(pids)}{user}; {_shares(counts, 'connection')})"
+
+
+def _comms(view: View, pids: Sequence[int]) -> list[str]:
+    return [view.processes[pid].comm if pid in view.processes else "?" for pid in pids]
 
 
 def _shares(counts: Mapping[int, int], what: str) -> str:
@@ -285,8 +289,7 @@ def _blocks(view: View, findings: Iterable[Finding]) -> list[Finding]:
 def _together(view: View, alike: Sequence[Finding]) -> Finding:
     counts = {f.pids[0]: f.count for f in alike}
     pids = tuple(sorted(counts))
-    process = view.processes.get(pids[0])
-    name = process.comm if process else "?"
+    name = name_of(_comms(view, pids))
     who = f"{name} ×{len(pids)} (pids {pids[0]}…{pids[-1]}; {_shares(counts, 'descriptor')})"
     first = alike[0]
     told = tuple(
