@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution import process
+from finwait.attribution.process import ProcessView
+from finwait.attribution.services import services
 from finwait.diagnosis import catalogue, engine, select
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.context import ViewContext
@@ -39,7 +41,15 @@ from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
 from finwait.table.units import printable
 from finwait.uapi import tcp
-from finwait.uapi.observation import Descriptors, LoneSocket, Namespace, Observation, ProcessFiles, unseen
+from finwait.uapi.observation import (
+    Descriptors,
+    Facts,
+    LoneSocket,
+    Namespace,
+    Observation,
+    ProcessFiles,
+    unseen,
+)
 
 __all__ = [
     "Diagnosis",
@@ -280,11 +290,12 @@ def _hidden(
     lone: Mapping[int, LoneSocket],
     only: frozenset[int] | None,
     enough: int,
+    service: Mapping[int, int],
     capable: bool,
 ) -> tuple[tuple[HiddenDescriptor, ...], list[Gap]]:
     """Say which descriptors refer to connections that are gone, and of which processes nobody knows.
 
-    Before Linux 5.6 no socket can be asked. There a process that has fewer of both together than ``enough`` is no gap:
+    Before Linux 5.6 no socket can be asked. There a service that has fewer of both together than ``enough`` is no gap:
     it would be no finding whatever they are, and every machine with a socket not yet connected had a gap for ever.
 
     A socket that no dump contains may also be one that was never connected, one that was made since, or one that lives
@@ -300,11 +311,13 @@ def _hidden(
             unknown.setdefault(pid, []).append(one.errno)
         elif one.state == tcp.CLOSE and one.used and (only is None or not one.netns or one.netns in only):
             hidden.append(HiddenDescriptor(pid, fd, inode, one.netns))
-    dead = Counter(one.pid for one in hidden)
+    perhaps = Counter(service.get(one.pid, one.pid) for one in hidden)
+    for pid, numbers in unknown.items():
+        perhaps[service.get(pid, pid)] += len(numbers)
     why = {
         pid: numbers
         for pid, numbers in unknown.items()
-        if len(numbers) + dead[pid] >= enough or errno.ENOSYS not in numbers
+        if perhaps[service.get(pid, pid)] >= enough or errno.ENOSYS not in numbers
     }
     if not why:
         return tuple(hidden), []
@@ -312,6 +325,21 @@ def _hidden(
     doing = "ask the TCP sockets that no dump contains for their state"
     numbers = {number for some in why.values() for number in some}
     return tuple(hidden), [Gap(who, doing, _right_to_ask(numbers, capable=capable))]
+
+
+def _with_parents(
+    machine: Machine, pids: Iterable[int], known: Mapping[int, ProcessView], facts: Facts
+) -> dict[int, ProcessView]:
+    found = process.processes(machine.processes(sorted(pids)), facts)
+    return found | _parents(machine, found, known, facts)
+
+
+def _parents(
+    machine: Machine, of: Mapping[int, ProcessView], known: Mapping[int, ProcessView], facts: Facts
+) -> dict[int, ProcessView]:
+    """What their parents are tells the workers of one server from programs that merely share a name."""
+    parents = {p.ppid for p in of.values() if p.ppid > 1} - of.keys() - known.keys()
+    return process.processes(machine.processes(sorted(parents)), facts)
 
 
 def _may_trace(look: Observation) -> bool:
@@ -417,9 +445,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     holding |= {pid for pid in found.unreadable if pid}  # what they are called tells what they may hold
     files = machine.processes(sorted(holding))
     processes = process.processes(files, observation.facts)
-    # What their parents are tells the workers of one server from programs that merely share a name.
-    parents = {p.ppid for p in processes.values() if p.ppid > 1} - processes.keys()
-    processes |= process.processes(machine.processes(sorted(parents)), observation.facts)
+    processes |= _parents(machine, processes, {}, observation.facts)
     complete = _all_states(observation, plan)
     hidden: tuple[HiddenDescriptor, ...] = ()
     more = _unsearched_threads(found)
@@ -442,10 +468,12 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
             doing = "look into it: only sockets lead there"
             spaces = [space for space in spaces if f"netns {space[0]}" not in entering]
             more += [Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN") for netns, _, _ in spaces]
-        hidden, unknown = _hidden(lost, lone, plan.only, how.options.hidden, _may_trace(observation))
+        asked = {pid for pid, _, inode in lost if inode in lone}
+        processes |= _with_parents(machine, asked - processes.keys(), processes, observation.facts)
+        hidden, unknown = _hidden(
+            lost, lone, plan.only, how.options.hidden, services(processes), _may_trace(observation)
+        )
         more += unknown
-        missing = sorted({h.pid for h in hidden} - processes.keys())
-        processes |= process.processes(machine.processes(missing), observation.facts)
     ids = np.unique(sockets.cgroup_id).tolist() if len(sockets) else []
     paths = {number: printable(path) for number, path in machine.cgroups(ids).items()}
     skipped = sum(ns.established_skipped for ns in observation.namespaces)

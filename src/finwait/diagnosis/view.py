@@ -38,7 +38,7 @@ class Options:
     flood: int = 10_000
     """So many TIME_WAIT in a namespace are worth a word."""
     hidden: int = 5
-    """So many descriptors of dead sockets in one process are a leak."""
+    """So many descriptors of dead sockets in the processes of one service are a leak."""
     retransmits: int = 2
     """So many unanswered retransmissions mean that nobody answers."""
 
