@@ -323,8 +323,8 @@ def _hidden(
         return tuple(hidden), []
     who = f"pid {min(why)}" if len(why) == 1 else f"{len(why)} processes"
     doing = "ask the TCP sockets that no dump contains for their state"
-    numbers = {number for some in why.values() for number in some}
-    return tuple(hidden), [Gap(who, doing, _right_to_ask(numbers, capable=capable))]
+    met = {number for some in why.values() for number in some}
+    return tuple(hidden), [Gap(who, doing, _right_to_ask(met, capable=capable))]
 
 
 def _with_parents(
