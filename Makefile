@@ -91,6 +91,9 @@ sequences: $(STAMP) system ## the relay against a model, a million random script
 kernels: $(STAMP) guest ## finwait on other kernels, emulated, 20 minutes each (KERNELS="5.10 6.1 6.12 7.2")
 	@$(BIN)/python -m tests.guest $(KERNELS); status=$$?; $(BIN)/python docs/generate.py; exit $$status
 
+kernels-restricted: $(STAMP) guest ## one kernel locked down, without IPv6, under yama, without modules; ten minutes (KERNELS=6.12)
+	@$(BIN)/python -m tests.guest --restricted $${KERNELS:-6.12}; status=$$?; $(BIN)/python docs/generate.py; exit $$status
+
 kernels-smoke: $(STAMP) ## the shortest proof that it works on 5.10, three minutes; skipped where there is no qemu or kernel
 	@$(BIN)/python -m tests.guest --smoke --offline 5.10 || [ $$? = 77 ]
 
@@ -106,4 +109,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs site check bench soak sequences kernels kernels-smoke guest fuzz fuzz-quick clean
+.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs site check bench soak sequences kernels kernels-restricted kernels-smoke guest fuzz fuzz-quick clean

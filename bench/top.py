@@ -7,7 +7,6 @@ import time
 
 from bench.load import Load
 from bench.measure import Line, write
-from finwait.cli.top import choose
 from finwait.selecting import parse_filter
 from finwait.tui.app import Top
 from finwait.watching import Live
@@ -32,7 +31,7 @@ def measure(load: Load) -> None:
 
 
 async def _watch() -> tuple[float, float, list[float]]:
-    with Live(None, choose, refresh=2.0) as feed:
+    with Live(None, refresh=2.0) as feed:
         app = Top(feed, parse_filter)
         async with app.run_test(size=(120, 40)) as pilot:
             await pilot.pause(SETTLE)  # the first pictures and the first diagnosis

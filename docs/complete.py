@@ -22,7 +22,7 @@ from finwait.diagnosis.finding import Severity
 from finwait.lab.proofs.catalogue import proofs
 from finwait.lab.scenario import scenarios
 from finwait.remedy.guards import ENTRY_GUARDS, GUARDS
-from finwait.remedy.settings import CATALOGUE
+from finwait.remedy.settings.catalogue import CATALOGUE
 from finwait.report.columns import DERIVED, NAMES
 from finwait.shipped import profiles
 from finwait.table import sockets

@@ -30,7 +30,7 @@ from finwait.relay.command import default_text, option_of
 from finwait.relay.config.reference import json_schema, options
 from finwait.relay.machine import render_table
 from finwait.relay.metrics import METRICS
-from finwait.remedy.settings import CATALOGUE
+from finwait.remedy.settings.catalogue import CATALOGUE
 from finwait.report.columns import DERIVED
 from finwait.report.reference_pages import ledger_page, proofs_page, settings_page
 from finwait.shipped import knowledge

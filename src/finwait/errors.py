@@ -49,6 +49,12 @@ class Gap:
     """For example ``list the descriptors``."""
     needs: str
     """For example ``CAP_SYS_PTRACE``; empty when nothing would have helped (it vanished)."""
+    netns: int = 0
+    """The network namespace that it is about; 0 where it is about none, or several."""
+    pid: int = 0
+    """The process that it is about; 0 where it is about none, or several."""
+    unentered: bool = False
+    """Whether that namespace could not be entered, so that nothing in it was seen."""
 
     def __str__(self) -> str:
         tail = f" (needs {self.needs})" if self.needs else ""
@@ -62,6 +68,8 @@ class FinwaitError(Exception):
 
     hint: str = ""
     """One line that says what to do about it; the command prints it as ``hint: …``."""
+    needs: str = ""
+    """What would have let us, in a few words, for example ``CAP_NET_ADMIN``."""
 
 
 class KernelError(FinwaitError):
@@ -82,7 +90,7 @@ class PermissionNeeded(KernelError):
 
     def __init__(self, errno: int, doing: str, capability: str, *, netns: int | None = None) -> None:
         super().__init__(errno, doing, netns=netns, hint=f"needs {capability}; try with sudo")
-        self.capability = capability
+        self.capability = self.needs = capability
 
 
 class NotSupported(KernelError):
@@ -91,6 +99,7 @@ class NotSupported(KernelError):
     def __init__(self, errno: int, doing: str, facility: str, *, netns: int | None = None) -> None:
         super().__init__(errno, doing, netns=netns, hint=f"this kernel has no {facility}")
         self.facility = facility
+        self.needs = f"a kernel with {facility}"
 
 
 class DecodeError(FinwaitError):

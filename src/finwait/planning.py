@@ -27,8 +27,9 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from finwait.diagnosis.rule import Means
     from finwait.diagnosis.view import View
-    from finwait.remedy.plan import Means, Plan, Step
+    from finwait.remedy.plan import Plan, Step
     from finwait.session import Look, Machine
     from finwait.table.filter import Filter
     from finwait.table.schema import Mask
@@ -109,7 +110,7 @@ def make_plan(
     else:
         rows = np.zeros(len(view), np.bool_)
         for finding in diagnosis.problems:  # what nobody can explain is not among them
-            rows[finding.rows] = any(r.command.startswith("finwait clear") for r in finding.ends_it)
+            rows[finding.rows] = any(remedy.clears for remedy in finding.ends_it)
     plan = plans.make(
         view,
         diagnosis.findings,
@@ -184,6 +185,9 @@ def chosen(machine: Machine, look: Look, wanted: Filter, most: int) -> Chosen:
         gaps = gaps or (unknown,)
     if not len(rows) and not unknown:
         reasons = "".join(f"; left out, {n}: {reason}" for reason, n in left.items())
+        if diagnosis.gaps:
+            parts = "1 part" if len(diagnosis.gaps) == 1 else f"{len(diagnosis.gaps)} parts"
+            reasons += f"; {parts} of this machine could not be seen, such as {diagnosis.gaps[0]}"
         error = FinwaitError(f"`{wanted.text}` selects no connection that a process holds{reasons}")
         error.hint = f"`finwait list {wanted.text}` shows what it selects"
         raise error

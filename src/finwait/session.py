@@ -9,19 +9,16 @@ Both take a *machine*: the running one (`finwait.kernel.observe.Machine`) or a r
 
 from __future__ import annotations
 
-import errno
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution import process
-from finwait.attribution.process import ProcessView
 from finwait.attribution.services import services
 from finwait.diagnosis import catalogue, engine, select
 from finwait.diagnosis.assemble import assemble
@@ -35,6 +32,7 @@ from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, Vie
 from finwait.errors import FinwaitError, Gap
 from finwait.kernel import procfs
 from finwait.kernel.observe import Plan
+from finwait.lone_sockets import ask_lone_sockets, hidden_descriptors, may_trace, not_entered
 from finwait.table import decode
 from finwait.table.filter import Filter, parse
 from finwait.table.flows import FlowTable
@@ -48,7 +46,6 @@ from finwait.uapi.observation import (
     Namespace,
     Observation,
     ProcessFiles,
-    unseen,
 )
 
 __all__ = [
@@ -228,7 +225,7 @@ def _all_states(observation: Observation, plan: Plan) -> bool:
 
 def _flows_complete(observation: Observation) -> bool:
     """Whether every entry of connection tracking is known, in all namespaces that there are."""
-    if any(gap.doing == "enter it" for gap in observation.gaps):
+    if any(gap.unentered for gap in observation.gaps):
         return False
     return all(
         ns.files.get("sys/netfilter/nf_conntrack_count", b"0").strip() == b"0"
@@ -246,9 +243,9 @@ def _unheld(sockets: SocketTable, found: Descriptors) -> bool:
 def _unsearched_threads(found: Descriptors) -> list[Gap]:
     if not found.threads:
         return []
-    n = len(found.threads)
-    who = f"pid {found.threads[0]}" if n == 1 else f"{n} processes"
-    return [Gap(who, "look for threads with a descriptor table of their own: there are too many threads", "")]
+    n, pid = len(found.threads), found.threads[0]
+    doing = "look for threads with a descriptor table of their own: there are too many threads"
+    return [Gap(f"pid {pid}", doing, "", pid=pid) if n == 1 else Gap(f"{n} processes", doing, "")]
 
 
 def _both(a: Descriptors, b: Descriptors) -> Descriptors:
@@ -259,146 +256,6 @@ def _both(a: Descriptors, b: Descriptors) -> Descriptors:
         tuple(sorted({*a.unreadable, *b.unreadable})),
         threads=b.threads,
     )
-
-
-_CAP_SYS_PTRACE: Final = 19
-_MOST_LONE: Final = 20_000
-"""Sockets without a row to ask at most; some 10 µs each."""
-
-
-def _lost(
-    machine: Machine,
-    listed: NDArray[np.uint64],
-    found: Descriptors,
-    only: frozenset[int] | None,
-    files: Mapping[int, ProcessFiles],
-) -> list[tuple[int, int, int]]:
-    """Return ``(pid, fd, inode)`` of TCP sockets that are not among those that some dump has listed."""
-    lost = ~np.isin(found.inode, listed)
-    if only is not None:  # its process's namespace is the best lead, but a process may hold sockets of others
-        mine = [pid for pid, one in files.items() if one.netns in only]
-        lost &= np.isin(found.pid, np.array(mine, np.uint32))
-    triples = list(
-        zip(found.pid[lost].tolist(), found.fd[lost].tolist(), found.inode[lost].tolist(), strict=True)
-    )
-    names = machine.socket_protocols(triples)
-    return [triple for triple in triples if names.get(triple[2]) in ("TCP", "TCPv6")]
-
-
-def _hidden(
-    lost: Iterable[tuple[int, int, int]],
-    lone: Mapping[int, LoneSocket],
-    only: frozenset[int] | None,
-    enough: int,
-    service: Mapping[int, int],
-    capable: bool,
-) -> tuple[tuple[HiddenDescriptor, ...], list[Gap]]:
-    """Say which descriptors refer to connections that are gone, and of which processes nobody knows.
-
-    Before Linux 5.6 no socket can be asked. There a service that has fewer of both together than ``enough`` is no gap:
-    it would be no finding whatever they are, and every machine with a socket not yet connected had a gap for ever.
-
-    A socket that no dump contains may also be one that was never connected, one that was made since, or one that lives
-    in a namespace that was not looked into.
-    """
-    hidden: list[HiddenDescriptor] = []
-    unknown: dict[int, list[int]] = {}
-    for pid, fd, inode in lost:
-        one = lone.get(inode)
-        if one is None:  # it is gone by now
-            continue
-        if not one.state:
-            unknown.setdefault(pid, []).append(one.errno)
-        elif one.state == tcp.CLOSE and one.used and (only is None or not one.netns or one.netns in only):
-            hidden.append(HiddenDescriptor(pid, fd, inode, one.netns))
-    perhaps = Counter(service.get(one.pid, one.pid) for one in hidden)
-    for pid, numbers in unknown.items():
-        perhaps[service.get(pid, pid)] += len(numbers)
-    why = {
-        pid: numbers
-        for pid, numbers in unknown.items()
-        if perhaps[service.get(pid, pid)] >= enough or errno.ENOSYS not in numbers
-    }
-    if not why:
-        return tuple(hidden), []
-    who = f"pid {min(why)}" if len(why) == 1 else f"{len(why)} processes"
-    doing = "ask the TCP sockets that no dump contains for their state"
-    met = {number for some in why.values() for number in some}
-    return tuple(hidden), [Gap(who, doing, _right_to_ask(met, capable=capable))]
-
-
-def _with_parents(
-    machine: Machine, pids: Iterable[int], known: Mapping[int, ProcessView], facts: Facts
-) -> dict[int, ProcessView]:
-    found = process.processes(machine.processes(sorted(pids)), facts)
-    return found | _parents(machine, found, known, facts)
-
-
-def _parents(
-    machine: Machine, of: Mapping[int, ProcessView], known: Mapping[int, ProcessView], facts: Facts
-) -> dict[int, ProcessView]:
-    """What their parents are tells the workers of one server from programs that merely share a name."""
-    parents = {p.ppid for p in of.values() if p.ppid > 1} - of.keys() - known.keys()
-    return process.processes(machine.processes(sorted(parents)), facts)
-
-
-def _may_trace(look: Observation) -> bool:
-    """Return whether the looker had CAP_SYS_PTRACE."""
-    return bool(look.facts.capabilities >> _CAP_SYS_PTRACE & 1)
-
-
-def _right_to_ask(numbers: set[int], *, capable: bool) -> str:
-    """Return what would let us ask a socket that only a descriptor names, by why we could not."""
-    if errno.ENOSYS in numbers:
-        return "pidfd_getfd, which came with Linux 5.6"
-    if errno.EINVAL in numbers:
-        return "pidfd_open() of a thread, which came with Linux 6.9"
-    if not numbers & {errno.EPERM, errno.EACCES}:
-        return ""
-    if capable:
-        return "a policy that allows it (yama's ptrace_scope below 3, a security module); CAP_SYS_PTRACE is not enough"
-    return "CAP_SYS_PTRACE"
-
-
-_MANY: Final = 2_000
-"""Of more descriptors without a row, those of ESTABLISHED sockets are told apart by a dump of their inodes alone."""
-
-
-def _left_out(
-    machine: Machine, observation: Observation, plan: Plan, found: Descriptors
-) -> NDArray[np.uint64]:
-    """Return the inodes of ESTABLISHED sockets that were left out of the dumps, where there are many descriptors.
-
-    A dump without attributes takes less than a microsecond a socket; asking each descriptor takes ten and more.
-    """
-    spaces = frozenset(ns.inode for ns in observation.namespaces if ns.established_skipped)
-    if not spaces or not machine.live or len(found.inode) < _MANY:
-        return np.empty(0, np.uint64)
-    bare = replace(
-        plan, states=1 << tcp.ESTABLISHED, extensions=0, conntrack=False, files=False, descriptors=False,
-        established_limit=None, only=spaces, mptcp=False,
-    )  # fmt: skip
-    return decode.sockets(machine.observe(bare)).inode.astype(np.uint64)
-
-
-def _few_of_each(
-    triples: list[tuple[int, int, int]],
-) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
-    """Return as many as can be asked, the same number of each process as far as they go round; and the others."""
-    if len(triples) <= _MOST_LONE:
-        return triples, []
-    ranked = _fairly(triples)
-    return ranked[:_MOST_LONE], ranked[_MOST_LONE:]
-
-
-def _fairly(triples: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Return the first of each process, then the second of each, and so on."""
-    count: Counter[int] = Counter()
-    ranked = []
-    for triple in triples:
-        ranked.append((count[triple[0]], *triple))
-        count[triple[0]] += 1
-    return [(pid, fd, inode) for _, pid, fd, inode in sorted(ranked)]
 
 
 def look(machine: Machine, how: Look) -> Snapshot:
@@ -413,95 +270,144 @@ def look(machine: Machine, how: Look) -> Snapshot:
     return _look(machine.begin(), how, again=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """The last look, and what the first one was like where there were several."""
+
+    observation: Observation
+    earlier: SocketTable | None = None
+    counters: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    """Namespace → counters of the first look."""
+    ms: int = 0
+    """Time between the two."""
+    first_look_ms: int = 0
+    """How long the first one took."""
+
+
+def _watch(machine: Machine, how: Look, plan: Plan) -> _Watched:
+    """Look once, or twice with a pause; of a recording at the first and the last look."""
+    begun = time.monotonic()
+    first = machine.observe(plan)
+    if not machine.again or not (how.watch_ms or not machine.live):
+        return _Watched(first)
+    earlier = decode.sockets(first)
+    counters = {ns.inode: process.counters(ns.files) for ns in first.namespaces}
+    if machine.live:
+        if how.progress:
+            how.progress(f"watching for {how.watch_ms / 1000:g} s")
+        time.sleep(max(0.0, how.watch_ms / 1000 - (time.monotonic() - begun)))
+    last = machine.observe(plan)
+    while not machine.live and machine.again:  # the longer between the first and the last, the surer
+        last = machine.observe(plan)
+    began_ns = first.facts.boottime_ns
+    return _Watched(
+        last,
+        earlier,
+        counters,
+        int((last.facts.boottime_ns - began_ns) // 1_000_000),
+        max(0, first.facts.boottime_end_ns - began_ns) // 1_000_000,
+    )
+
+
+def _listed(machine: Machine, sockets: SocketTable, observation: Observation) -> Descriptors:
+    """Return the descriptors of sockets, listed once more where rows that deserve a word have no holder."""
+    listed = observation.descriptors
+    if listed.searched and _unheld(sockets, listed):
+        # Made after the descriptors were listed, or held by none of them: only a second list tells.
+        return procfs.unique(_both(listed, machine.descriptors_again()))
+    return listed
+
+
+def _holding(sockets: SocketTable, found: Descriptors, plan: Plan) -> set[int]:
+    """Return the processes that hold sockets of the look, and those that may."""
+    here = np.isin(found.inode, sockets.inode.astype(np.uint64))
+    holding = {int(p) for p in np.unique(found.pid[here] if plan.only is None else found.pid)}
+    return holding | {pid for pid in found.unreadable if pid}  # what they are called tells what they may hold
+
+
+class _Programs:
+    """The processes of a look, their files read once each."""
+
+    def __init__(self, machine: Machine, facts: Facts, holding: Iterable[int]) -> None:
+        self._machine = machine
+        self._facts = facts
+        self.files = machine.processes(sorted(holding))
+        """Of the holders."""
+        self.views = process.processes(self.files, facts)
+        self._add_parents(self.views)
+
+    def add(self, pids: Iterable[int]) -> None:
+        """Read what describes further processes."""
+        self._add_parents(self._read(pids))
+
+    def _add_parents(self, of: Mapping[int, process.ProcessView]) -> None:
+        """What their parents are tells the workers of one server from programs that merely share a name."""
+        self._read([p.ppid for p in of.values() if p.ppid > 1])
+
+    def _read(self, pids: Iterable[int]) -> dict[int, process.ProcessView]:
+        missing = sorted(set(pids) - self.views.keys())
+        found = process.processes(self._machine.processes(missing), self._facts)
+        self.views |= found
+        return found
+
+
 def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     """As `look`; ``again`` where sockets lead to namespaces that nothing else leads to."""
     plan = how.plan if how.progress is None else replace(how.plan, progress=how.progress)
-    earlier: SocketTable | None = None
-    watched = first_look_ms = 0
-    before: dict[int, Mapping[str, int]] = {}
-    begun = time.monotonic()
-    observation = machine.observe(plan)
-    if machine.again and (how.watch_ms or not machine.live):
-        earlier = decode.sockets(observation)
-        first_ns, first_end_ns = observation.facts.boottime_ns, observation.facts.boottime_end_ns
-        first_look_ms = max(0, first_end_ns - first_ns) // 1_000_000
-        before = {ns.inode: process.counters(ns.files) for ns in observation.namespaces}
-        if machine.live:
-            if how.progress:
-                how.progress(f"watching for {how.watch_ms / 1000:g} s")
-            time.sleep(max(0.0, how.watch_ms / 1000 - (time.monotonic() - begun)))
-        observation = machine.observe(plan)
-        while not machine.live and machine.again:  # the longer between the first and the last, the surer
-            observation = machine.observe(plan)
-        watched = (observation.facts.boottime_ns - first_ns) // 1_000_000
-    sockets = decode.sockets(observation)
-    flows = decode.flows(observation)
-    found = observation.descriptors
-    if found.searched and _unheld(sockets, found):
-        # Made after the descriptors were listed, or held by none of them: only a second list tells.
-        found = procfs.unique(_both(found, machine.descriptors_again()))
-    here = np.isin(found.inode, sockets.inode.astype(np.uint64))
-    holding = {int(p) for p in np.unique(found.pid[here] if plan.only is None else found.pid)}
-    holding |= {pid for pid in found.unreadable if pid}  # what they are called tells what they may hold
-    files = machine.processes(sorted(holding))
-    processes = process.processes(files, observation.facts)
-    processes |= _parents(machine, processes, {}, observation.facts)
-    complete = _all_states(observation, plan)
-    hidden: tuple[HiddenDescriptor, ...] = ()
-    more = _unsearched_threads(found)
-    if complete and found.searched:
-        listed = np.concatenate(
-            [sockets.inode.astype(np.uint64), _left_out(machine, observation, plan, found)]
+    watched = _watch(machine, how, plan)
+    observation = watched.observation
+    sockets, flows = decode.sockets(observation), decode.flows(observation)
+    found = _listed(machine, sockets, observation)
+    programs = _Programs(machine, observation.facts, _holding(sockets, found, plan))
+    gaps = [*observation.gaps, *_unsearched_threads(found)]
+    hidden: tuple[HiddenDescriptor, ...] | None = None
+    if _all_states(observation, plan) and found.searched:
+        lone = ask_lone_sockets(machine, observation, plan, sockets, found, programs.files)
+        if lone.spaces and again and machine.live:
+            machine.remember(lone.spaces)
+            return _look(machine, how, again=False)
+        programs.add(pid for pid, _, inode in lone.triples if inode in lone.said)
+        hidden, unknown = hidden_descriptors(
+            lone, plan.only, how.options.hidden, services(programs.views), may_trace(observation)
         )
-        lost, unasked = _few_of_each(_lost(machine, listed, found, plan.only, files))
-        if unasked:
-            pids = {pid for pid, _, _ in unasked}
-            who = f"pid {min(pids)}" if len(pids) == 1 else f"{len(pids)} processes"
-            doing = f"ask {len(unasked)} more TCP sockets that no dump contains for their state"
-            more.append(Gap(who, doing, ""))
-        lone = machine.lone_sockets(lost)
-        if plan.only is None and (spaces := unseen(observation, lone, lost)):
-            if again and machine.live:
-                machine.remember(spaces)
-                return _look(machine, how, again=False)
-            entering = {gap.where.partition(" (")[0] for gap in observation.gaps if gap.doing == "enter it"}
-            doing = "look into it: only sockets lead there"
-            spaces = [space for space in spaces if f"netns {space[0]}" not in entering]
-            more += [Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN") for netns, _, _ in spaces]
-        asked = {pid for pid, _, inode in lost if inode in lone}
-        processes |= _with_parents(machine, asked - processes.keys(), processes, observation.facts)
-        hidden, unknown = _hidden(
-            lost, lone, plan.only, how.options.hidden, services(processes), _may_trace(observation)
-        )
-        more += unknown
+        gaps += [*lone.gaps, *not_entered(lone.spaces, observation), *unknown]
+    view = _joined(machine, how, plan, watched, (sockets, flows, found), programs.views, hidden)
+    told = tuple(gap for gap in sorted(set(gaps)) if gap.pid not in how.not_holders)
+    return Snapshot(observation, sockets, flows, view, told, machine)
+
+
+def _joined(
+    machine: Machine,
+    how: Look,
+    plan: Plan,
+    watched: _Watched,
+    tables: tuple[SocketTable, FlowTable | None, Descriptors],
+    processes: Mapping[int, process.ProcessView],
+    hidden: tuple[HiddenDescriptor, ...] | None,
+) -> View:
+    """Join all that was read; ``hidden`` is None where nobody looked for what no dump contains."""
+    observation = watched.observation
+    sockets, flows, found = tables
     ids = np.unique(sockets.cgroup_id).tolist() if len(sockets) else []
-    paths = {number: printable(path) for number, path in machine.cgroups(ids).items()}
-    skipped = sum(ns.established_skipped for ns in observation.namespaces)
-    entered = not any(gap.doing == "enter it" for gap in observation.gaps)
     view = assemble(
         sockets,
         flows=flows,
         descriptors=found,
-        namespaces=_namespaces(observation, complete, before),
+        namespaces=_namespaces(observation, _all_states(observation, plan), watched.counters),
         processes=processes,
-        cgroup_paths=paths,
+        cgroup_paths={number: printable(path) for number, path in machine.cgroups(ids).items()},
         options=how.options,
-        earlier=earlier,
-        watched_ms=int(watched),
-        first_look_ms=first_look_ms,
+        earlier=watched.earlier,
+        watched_ms=watched.ms,
+        first_look_ms=watched.first_look_ms,
         not_holders=how.not_holders,
-        hidden=hidden,
-        hidden_known=complete and found.searched,
-        established_skipped=skipped,
+        hidden=hidden or (),
+        hidden_known=hidden is not None,
+        established_skipped=sum(ns.established_skipped for ns in observation.namespaces),
         flows_complete=_flows_complete(observation),
     )
-    view = replace(view, whole=plan.only is None and entered)
-    gaps = tuple(
-        g
-        for g in sorted({*observation.gaps, *more})
-        if not any(g.where == f"pid {pid}" for pid in how.not_holders)
-    )
-    return Snapshot(observation, sockets, flows, view, gaps, machine)
+    entered = not any(gap.unentered for gap in observation.gaps)
+    return replace(view, whole=plan.only is None and entered)
 
 
 def snapshot(machine: Machine | None = None, **plan: Any) -> Snapshot:  # noqa: ANN401 - fields of Plan

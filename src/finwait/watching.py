@@ -27,6 +27,7 @@ from finwait.errors import DecodeError, FinwaitError
 from finwait.follow import Following, Round
 from finwait.kernel.observe import Machine
 from finwait.recording.replay import Replay
+from finwait.selecting import mask_of
 from finwait.table import decode
 from finwait.table.filter import Filter
 from finwait.table.sockets import SocketTable
@@ -36,10 +37,20 @@ from finwait.uapi import tcp
 from finwait.uapi.observation import Namespace, Observation, Plan
 from finwait.uapi.proc import parse_snmp
 
-__all__ = ["Feed", "Live", "Pace", "Passed", "Picture", "Recorded", "Seen"]
+__all__ = ["Circumstances", "Feed", "Live", "Pace", "Passed", "Picture", "Recorded", "chosen"]
 
 Choose = Callable[[Filter, session.Diagnosis], NDArray[np.bool_]]
 """Which rows of a diagnosis a FILTER selects."""
+
+
+def chosen(wanted: Filter, diagnosis: session.Diagnosis) -> NDArray[np.bool_]:
+    """Return which rows of a diagnosis a FILTER selects.
+
+    Raises:
+        FilterError: the filter asks for something that is not known here.
+    """
+    return mask_of(wanted, diagnosis.snapshot, diagnosis.findings)
+
 
 COUNT_SHARE: Final = 0.075
 DIAGNOSE_SHARE: Final = 0.01
@@ -49,7 +60,7 @@ ESTABLISHED_LIMIT: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Circumstances:
     """How a picture was come by, and what it lacks."""
 
     lost: int = 0
@@ -80,7 +91,7 @@ class Picture:
     """The newest diagnosis, which may be older than the numbers; None before the first."""
     rows: NDArray[np.int64]
     """Its rows that the FILTER wants, no listeners; the same array as before where they are the same rows."""
-    seen: Seen
+    circumstances: Circumstances
 
 
 _NONE: Final = np.empty(0, np.int64)
@@ -161,11 +172,11 @@ class Live:
 
     Args:
         wanted: which connections; None for all.
-        choose: applies a FILTER to a diagnosis.
+        choose: applies a FILTER to a diagnosis; as `chosen` does.
         refresh: seconds between two pictures, where the machine allows it.
     """
 
-    def __init__(self, wanted: Filter | None, choose: Choose, *, refresh: float) -> None:
+    def __init__(self, wanted: Filter | None, choose: Choose = chosen, *, refresh: float) -> None:
         self._wanted = wanted
         self._choose = choose
         self._refresh = refresh
@@ -264,7 +275,7 @@ class Live:
         rows = self._chosen_rows(wanted)
         if counts is None:
             counts = _states_of(rows, self._diagnosis)
-        return Picture(counts, self._flows(), self._diagnosis, rows, self._seen())
+        return Picture(counts, self._flows(), self._diagnosis, rows, self._circumstances())
 
     def _chosen_rows(self, wanted: Filter | None) -> NDArray[np.int64]:
         """Return the rows of the diagnosis that are wanted; the same array as before where nothing changed."""
@@ -333,10 +344,10 @@ class Live:
         self._lost += told.lost
         self._passed.add(told.rows)
 
-    def _seen(self) -> Seen:
+    def _circumstances(self) -> Circumstances:
         following = self._following
         old = time.monotonic() - self._diagnosed_at
-        return Seen(
+        return Circumstances(
             lost=self._lost,
             unjudged=following.unjudged if following is not None else 0,
             diagnosed_s_ago=old if self._diagnosis is not None and old >= 2 * self._refresh else None,
@@ -379,11 +390,13 @@ class Recorded:
     Args:
         recording: an open recording.
         wanted: which connections; None for all.
-        choose: applies a FILTER to a diagnosis.
+        choose: applies a FILTER to a diagnosis; as `chosen` does.
         refresh: seconds between two looks.
     """
 
-    def __init__(self, recording: Replay, wanted: Filter | None, choose: Choose, *, refresh: float) -> None:
+    def __init__(
+        self, recording: Replay, wanted: Filter | None, choose: Choose = chosen, *, refresh: float
+    ) -> None:
         self._looks = recording.looks
         self._wanted = wanted
         self._choose = choose
@@ -440,11 +453,11 @@ class Recorded:
         )
         rows = _connections(shown, self._wanted, self._choose)
         return Picture(
-            _states_of(np.flatnonzero(mask), shown), None, shown, rows, self._seen(self._looks[at])
+            _states_of(np.flatnonzero(mask), shown), None, shown, rows, self._circumstances(self._looks[at])
         )
 
-    def _seen(self, look: Observation) -> Seen:
-        return Seen(
+    def _circumstances(self, look: Observation) -> Circumstances:
+        return Circumstances(
             look=self._at + 1, looks=len(self._looks), unix_ns=look.facts.unix_ns, why_no_flows=_NO_FLOWS
         )
 

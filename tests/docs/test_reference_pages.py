@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finwait.diagnosis import catalogue
 from finwait.lab.proofs.catalogue import proofs
-from finwait.remedy.settings import CATALOGUE
+from finwait.remedy.settings.catalogue import CATALOGUE
 from finwait.report.reference_pages import ledger_page, proofs_page, settings_page
 from finwait.shipped import knowledge
 

@@ -21,7 +21,7 @@ from finwait.cli import COMMANDS
 from finwait.diagnosis import catalogue
 from finwait.lab.scenario import scenarios
 from finwait.remedy.guards import ENTRY_GUARDS, GUARDS
-from finwait.remedy.settings import CATALOGUE
+from finwait.remedy.settings.catalogue import CATALOGUE
 from finwait.report.columns import NAMES
 from finwait.shipped import profile_names
 from tests.docs.test_docs import COMMAND_TREE

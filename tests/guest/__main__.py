@@ -26,6 +26,7 @@ from typing import Any
 
 from tests.guest import debian, image
 from tests.guest.boot import Ran, boot, lines_of
+from tests.guest.outcomes import module_of
 from tests.guest.restricted import RESTRICTED
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finwait-kernels"
@@ -93,9 +94,7 @@ def _one(args: argparse.Namespace, version: str, jobs: tuple[str, ...], append: 
     if "recordings" in jobs:
         _keep_recordings(ran)
     if ran.finished and not (args.smoke or args.recordings or args.append):
-        _keep(
-            version, kernel.release, kernel.package, ran, "emulated", whole=not (args.only or args.restricted)
-        )
+        _keep(version, kernel.release, kernel.package, ran, "emulated", whole=not args.only)
     return _said(version, kernel.release, ran)
 
 
@@ -148,13 +147,17 @@ def _keep(version: str, release: str, package: str, ran: Ran, where: str, *, who
     MEASURED.mkdir(exist_ok=True)
     path = MEASURED / f"{version}.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    kinds = {row["kind"] for row in ran.results if whole}
-    kinds |= {"test"} if "tests" in kinds else set()
+    kinds = {row["kind"] for row in ran.results if whole} - {"restriction"}
+    restrictions = {_restriction(row) for row in ran.results if whole} - {""}
+    modules = {row["name"] for row in ran.results if row["kind"] == "tests"}
     names = {(row["kind"], row["name"]) for row in ran.results}
     kept = [
         row
         for row in before.get("results", ())
-        if row["kind"] not in kinds and (row["kind"], row["name"]) not in names
+        if row["kind"] not in kinds
+        and (row["kind"], row["name"]) not in names
+        and _restriction(row) not in restrictions
+        and not (row["kind"] == "test" and module_of(row["name"]) in modules)
     ]
     results = kept + [_short(row) for row in ran.results if row["kind"] not in ("boot", "recording")]
     answer = {
@@ -167,6 +170,11 @@ def _keep(version: str, release: str, package: str, ran: Ran, where: str, *, who
     }
     path.write_text(json.dumps(answer, indent=1) + "\n")
     path.chmod(0o644)
+
+
+def _restriction(row: dict[str, Any]) -> str:
+    """Return under which restriction something was tried; empty for other rows."""
+    return str(row["name"]).partition(": ")[0] if row["kind"] == "restriction" else ""
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 from finwait.kernel import tracefs
 from tests.guest.acts import acts, resets, trial
 from tests.guest.chosen import TESTS
+from tests.guest.outcomes import told
 from tests.guest.restricted import RESTRICTED
 from tests.guest.trying import ONLY, OUT, PATIENCE_S, Differs, NotHere, attempt, emit, expected_as_built
 
@@ -166,17 +167,15 @@ def tests() -> None:
     names = [name for name in TESTS if not ONLY or name in ONLY]
     wanted = [path for name in names if (path := f"tests/kernel/{name}.py") and Path(path).exists()]
     began = time.monotonic()
-    options = ("-q", "-p", "no:cacheprovider", "-o", "timeout=600", "-m", "not slow", "--durations=25")
-    words = [sys.executable, "-m", "pytest", *options, *wanted]
+    # Its sysctls are there from when it is loaded.
+    subprocess.run(["modprobe", "nf_conntrack"], capture_output=True, check=False)
+    report = OUT / "tests.xml"
+    options = ("-v", "-p", "no:cacheprovider", "-o", "timeout=600", "-m", "not slow", f"--junitxml={report}")
     with (OUT / "tests").open("w") as out:
-        done = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, check=False)
-    lines = (OUT / "tests").read_text().splitlines()
-    for line in lines:
-        if line.startswith(("FAILED ", "ERROR ", "SKIPPED ")):
-            word, _, rest = line.partition(" ")
-            emit("test", rest[:300], {"SKIPPED": "not here"}.get(word, "differs"), began)
-    verdict = "ok" if done.returncode == 0 else "differs"
-    emit("tests", "subset", verdict, began, lines[-1] if lines else "")
+        words = [sys.executable, "-m", "pytest", *options, *wanted]
+        subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, check=False)
+    for kind, name, verdict, detail in told(report.read_text()):
+        emit(kind, name, verdict, began, detail)
 
 
 def smoke() -> None:

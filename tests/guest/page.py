@@ -63,9 +63,7 @@ def _parts(kernels: list[dict[str, Any]]) -> Iterator[str]:
     if apart:
         yield "\nWhat is not here, or differs:\n"
         yield from apart
-    yield "\nThe kernel tests are those that ask the kernel from the process of the tests. Those that run the command"
-    yield "line take too long in emulation, and the scenarios and acts ask the same in one process. The modules are"
-    yield from textwrap.wrap(", ".join(f"`{name}`" for name in TESTS) + ".", 110)
+    yield from _chosen(kernels)
     yield from _restricted(kernels)
     yield "\n## SOCK_DESTROY\n"
     yield (
@@ -126,8 +124,10 @@ def _share(rows: list[dict[str, Any]]) -> str:
 
 
 def _tests(one: dict[str, Any]) -> str:
-    rows = _rows(one, "tests")
-    return rows[0]["detail"].partition(" in ")[0].strip("= ") if rows else "not measured"
+    """Add up the modules: how many tests passed, of how many."""
+    shares = [row["detail"].split(" of ") for row in _rows(one, "tests")]
+    passed, every = (sum(int(share[k]) for share in shares) for k in (0, 1))
+    return f"{passed} of {every}" if shares else "not measured"
 
 
 def _verdict(one: dict[str, Any], name: str) -> str:
@@ -155,6 +155,18 @@ def _apart(kernels: list[dict[str, Any]]) -> Iterator[str]:
                 what = "" if row["verdict"] == "not here" else f" {row['verdict']}:"
                 name = row["name"] if row["kind"] == "restriction" else f"`{row['name']}`"
                 yield f"- {one['kernel']}, {row['kind']} {name}:{what} {row['detail']}".rstrip(" :")
+
+
+def _chosen(kernels: list[dict[str, Any]]) -> Iterator[str]:
+    """Say which kernel tests ran, and why not the others."""
+    yield "\nThe kernel tests are those that ask the kernel from the process of the tests. Those that run the command"
+    yield "line take too long in emulation, and the scenarios and acts ask the same in one process. The modules are"
+    yield from textwrap.wrap(", ".join(f"`{name}`" for name in TESTS) + ".", 110)
+    for one in kernels:
+        measured_here = {row["name"] for row in _rows(one, "tests")}
+        if measured_here and measured_here < set(TESTS):
+            here = ", ".join(f"`{name}`" for name in TESTS if name in measured_here)
+            yield from textwrap.wrap(f"On {one['kernel']} only these ran: {here}.", 110)
 
 
 def _restricted(kernels: list[dict[str, Any]]) -> Iterator[str]:

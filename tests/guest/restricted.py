@@ -187,7 +187,7 @@ def _netns(situation: Situation) -> str:
 
 def _no_probe(situation: Situation) -> str:
     words = ("probe", "netns", "=", _netns(situation), "state", "fin-wait-2")
-    return _said(words, (1, 3), "ptrace_scope` below 3")
+    return _said(words, (3,), "`kernel.yama.ptrace_scope`")
 
 
 def _no_leak(situation: Situation) -> str:
@@ -223,25 +223,47 @@ def _plain(situation: Situation) -> str:
 
 def without_modules() -> None:
     """The module that lists sockets is not loaded, and the kernel loads none by itself; then nobody can."""
-    name = "no module is loaded on demand"
-    _try(name, "tcp_diag is not loaded", _no_tcp_diag)
-    with _no_modprobe():
-        for words, statuses in COMMANDS:
-            _try(name, f"`{' '.join(words)}`", lambda w=words, s=statuses: _said(w, s, "modprobe tcp_diag"))  # type: ignore[misc]
-    name = "kernel.modules_disabled=1"
-    _try(name, "tcp_diag is not loaded", _no_tcp_diag)
-    MODULES_DISABLED.write_text("1")
-    for words, statuses in COMMANDS:
-        _try(name, f"`{' '.join(words)}`", lambda w=words, s=statuses: _said(w, s, "modules_disabled"))  # type: ignore[misc]
+    for name, loads_no_more, hint in (
+        ("no module is loaded on demand", _no_modprobe, "modprobe tcp_diag"),
+        ("kernel.modules_disabled=1", _modules_disabled, "modules_disabled"),
+    ):
+        _try(name, "tcp_diag is not loaded", _no_tcp_diag)
+        with loads_no_more():
+            if hint != "modules_disabled":  # the connection of the other leaves a TIME_WAIT
+                _try(name, "no connection is none without it too", lambda: _said(("check",), (0,), "OK"))
+            with _half_closed():
+                for words, statuses in COMMANDS:
+                    line = f"`{' '.join(words)}`"
+                    _try(name, line, lambda w=words, s=statuses, h=hint: _said(w, s, h))  # type: ignore[misc]
 
 
 COMMANDS = (
-    (("diagnose",), (1, 3)),
-    (("list",), (1, 3)),
+    (("diagnose",), (1,)),
+    (("list",), (1,)),
     (("check",), (3,)),
     (("trace", "--for", "3s"), (0, 1, 3)),
-    (("clear", "state", "fin-wait-2", "--yes"), (1, 3)),
+    (("clear", "state fin-wait-2", "--yes"), (1,)),
 )
+"""Each with the statuses that are right where sockets cannot be listed."""
+
+
+@contextlib.contextmanager
+def _half_closed() -> Iterator[None]:
+    """Hold a connection in FIN_WAIT2 and CLOSE_WAIT."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as door,
+        socket.create_connection(door.getsockname()) as client,
+        door.accept()[0],
+    ):
+        client.shutdown(socket.SHUT_WR)
+        yield
+
+
+@contextlib.contextmanager
+def _modules_disabled() -> Iterator[None]:
+    """This is for good: until the next boot."""
+    MODULES_DISABLED.write_text("1")
+    yield
 
 
 @contextlib.contextmanager

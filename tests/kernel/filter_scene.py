@@ -273,7 +273,8 @@ def examine(filters: list[tuple[str, bool]], kept: list[socket.socket], place: P
             }
         )
     broken = struct.pack("=BBH", 2, 8, 6) + bytes(4)
-    json.dump({"filters": out, "broken": refused(broken)}, sys.stdout)
+    unmarked = cookies(table.select(~table.present("mark")))
+    json.dump({"filters": out, "broken": refused(broken), "unmarked": unmarked}, sys.stdout)
     for sock in kept:
         sock.close()
 

@@ -151,6 +151,10 @@ def test_what_ss_can_say_the_mask_and_the_kernel_say_too(scene):
     said = [one for one in scene["filters"] if one["ss"] is not None]
     assert len(said) == len(OF_SS + OF_CGROUPS + OF_SS_AND_MORE)
     for one in said:
+        if "fwmark" in one["filter"]:
+            # Of minisockets, kernels before 6.1 hand out no mark, and the filter takes it for 0.
+            for who in ("ss", "mask", "kernel"):
+                one[who] = [cookie for cookie in one[who] if cookie not in scene["unmarked"]]
         assert one["mask"] == one["ss"], one["filter"]
         if one["filter"] not in OF_SS_AND_MORE:
             assert one["kernel"] == one["ss"], one["filter"]

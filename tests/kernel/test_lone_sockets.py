@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finwait import session
+from finwait import lone_sockets, session
 from finwait.acting.apply import apply
 from finwait.diagnosis.finding import Finding
 from finwait.kernel import pidfd
@@ -199,7 +199,7 @@ for _ in range(2): threading.Thread(target=work, daemon=True).start()
 
 
 def test_a_process_with_very_many_does_not_keep_the_others_from_being_asked() -> None:
-    assert session._fairly([(1, 3, 10), (1, 4, 11), (1, 5, 12), (2, 3, 20)]) == [
+    assert lone_sockets._fairly([(1, 3, 10), (1, 4, 11), (1, 5, 12), (2, 3, 20)]) == [
         (1, 3, 10), (2, 3, 20), (1, 4, 11), (1, 5, 12),
     ]  # fmt: skip
 
@@ -215,7 +215,7 @@ for sock in ours:
     sock.close()
 open_ = pairs(COUNT)
 """
-    monkeypatch.setattr(session, "_MANY", many)
+    monkeypatch.setattr(lone_sockets, "_MANY", many)
     with Lab() as lab:
         large, small = lab.netns("large"), lab.netns("small")
         enter = [("nsenter", f"--net=/proc/{os.getpid()}/fd/{one.fd}") for one in (large, small)]
@@ -232,8 +232,8 @@ open_ = pairs(COUNT)
             assert [f.count for f in leaks(diagnosis, busy.pid)] == [6]
             assert [f.count for f in leaks(diagnosis, calm.pid)] == [6]
             assert not [gap for gap in diagnosis.gaps if "ask" in gap.doing]
-            monkeypatch.setattr(session, "_MOST_LONE", 4)
-            monkeypatch.setattr(session, "_MANY", 2000)
+            monkeypatch.setattr(lone_sockets, "_MOST_ASKED", 4)
+            monkeypatch.setattr(lone_sockets, "_MANY", 2000)
             cut = session.diagnose(how=Look(plan=plan, not_holders=walled_off()))
             (gap,) = [gap for gap in cut.gaps if "ask" in gap.doing]
             assert gap.where == "2 processes"

@@ -95,7 +95,7 @@ def test_what_needs_a_descriptor_says_so_and_destroying_is_left(
     assert "0 connections to end, 8 left alone" in plan
     assert "no pidfd_getfd (Linux 5.6)" in " ".join(plan.split())
     assert "`--with destroy` would end it" in plan
-    probed = " ".join(older(BEFORE_5_6, "probe", *words, state=tmp_path).split())
+    probed = " ".join(older(BEFORE_5_6, "probe", *words, state=tmp_path, code=3).split())
     assert "8 not judged" in probed
     assert "pidfd_getfd (Linux 5.6)" in probed
     armed = older(BEFORE_5_6, "arm", "--keepalive", "60/15/5", "--yes", *words, state=tmp_path)

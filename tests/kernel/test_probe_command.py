@@ -242,3 +242,19 @@ def test_an_unknown_holder_is_not_called_no_holder(tmp_path: Path, words: list[s
         assert "selects no connection" not in done.stderr
         assert "holder of 1 connection that it selects is unknown" in done.stderr
         assert "CAP_SYS_PTRACE" in done.stderr
+
+
+def test_who_may_not_look_into_a_namespace_is_not_told_that_nothing_is_there(tmp_path: Path) -> None:
+    if lacking := unmet(("tool:setpriv",)):
+        missing("; ".join(lacking))
+    with Lab() as lab:
+        where = ["netns", "=", str(Pair(lab, 1).a.inode)]
+        gate = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+        done = subprocess.run(
+            [*gate, sys.executable, "-m", "finwait", "probe", *where], cwd=ROOT, capture_output=True, text=True,
+            timeout=60, stdin=subprocess.DEVNULL, env={**os.environ, "FINWAIT_STATE_DIR": str(tmp_path)},
+        )  # fmt: skip
+        said = " ".join(done.stderr.split())
+        assert done.returncode == 1, said
+        assert "of this machine could not be seen, such as " in said
+        assert "needs CAP_" in said

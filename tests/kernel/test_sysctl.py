@@ -8,7 +8,8 @@ import pytest
 from finwait.errors import KernelError
 from finwait.kernel import sysctl
 from finwait.lab import Lab
-from finwait.remedy.settings import CATALOGUE, Scope
+from finwait.remedy.settings.catalogue import CATALOGUE
+from finwait.remedy.settings.model import Scope
 from tests.kernel import needs
 
 pytestmark = pytest.mark.kernel
@@ -32,6 +33,10 @@ def values(*keys, at):
     return dict(sysctl.read(keys, at).values)
 
 
+WIDER = ("net.netfilter.nf_conntrack_tcp_max_retrans",)
+"""What older kernels (5.10) take any number for; the catalogue keeps to what all of them take."""
+
+
 @pytest.mark.parametrize("setting", CATALOGUE, ids=lambda s: s.key)
 def test_a_setting_has_the_scope_default_and_range_that_the_catalogue_says(setting, target):
     here = sysctl.read([setting.key], target)
@@ -52,8 +57,12 @@ def test_a_setting_has_the_scope_default_and_range_that_the_catalogue_says(setti
     for beyond in (setting.low - 1, setting.high + 1):
         if setting.low == -1 and beyond < -1:
             continue  # jiffies: the kernel takes negative times down to a bound that depends on HZ
-        with pytest.raises(KernelError):
-            sysctl.apply({setting.key: str(beyond)}, target)
+        try:
+            with sysctl.temporarily({setting.key: str(beyond)}, target):
+                taken = True
+        except KernelError:
+            taken = False
+        assert not taken or setting.key in WIDER
     assert values(setting.key, at=target) == here.values
 
 
@@ -124,7 +133,7 @@ def test_a_namespace_is_found_by_descriptor_path_pid_and_inode(target):
             with sysctl.open_target(spec) as found:
                 assert found.inode == inode
                 assert not found.initial
-                assert found.cookie != target.cookie
+                assert found.cookie != target.cookie or not found.cookie  # before 5.14 there are none
         everywhere, _ = sysctl.all_targets()
         for found in everywhere:
             found.close()

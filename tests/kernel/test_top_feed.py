@@ -101,7 +101,7 @@ def test_a_trace_that_is_taken_away_costs_the_flows_and_nothing_else(monkeypatch
 
         monkeypatch.setattr(Following, "step", gone)
         picture = until(feed, lambda p: p.flows is None)
-        assert "the trace was taken away: could not read the trace" in picture.seen.why_no_flows
+        assert "the trace was taken away: could not read the trace" in picture.circumstances.why_no_flows
         assert picture.counts
 
 
@@ -139,7 +139,7 @@ def test_where_events_cannot_tell_there_are_no_rates_and_the_reason_is_said(word
     with Live(parse(words), everything, refresh=0.1) as feed:
         picture = pictures(feed, 2)
     assert picture.flows is None
-    assert picture.seen.why_no_flows == f"no rates: a change of state does not tell {named}"
+    assert picture.circumstances.why_no_flows == f"no rates: a change of state does not tell {named}"
 
 
 def test_another_filter_brings_the_rates_back() -> None:
@@ -160,4 +160,4 @@ def test_lost_events_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
             return replace(plain(self, timeout), lost=7)
 
         monkeypatch.setattr(Following, "step", losing)
-        until(feed, lambda p: p.seen.lost > 0 and "events lost, flows are too low" in note(p))
+        until(feed, lambda p: p.circumstances.lost > 0 and "events lost, flows are too low" in note(p))

@@ -364,7 +364,8 @@ def test_what_a_killed_finwait_left_is_removed_by_the_next_start_and_nothing_els
 UNMOUNTED = """
 import os, subprocess
 from finwait.kernel.tracefs import Root, Tracing
-subprocess.run(["mount", "-t", "tracefs", "nodev", "/sys/kernel/tracing"], check=True)
+if not os.path.ismount("/sys/kernel/tracing"):
+    subprocess.run(["mount", "-t", "tracefs", "nodev", "/sys/kernel/tracing"], check=True)
 with Tracing(["sock/inet_sock_set_state"]) as tracing:
     name = tracing.name
     assert name in os.listdir("/sys/kernel/tracing/instances")
@@ -387,10 +388,15 @@ def test_tracefs_that_is_unmounted_meanwhile_is_left_clean():
 
 
 UNPRIVILEGED = """
-import os, threading
+import os, subprocess, sys, threading
 from finwait.follow import Following
 import encodings.ascii, finwait.kernel.lookup, finwait.table.decode
 from finwait.kernel.observe import Machine
+there = os.path.ismount("/sys/kernel/tracing")
+if sys.argv[1] == "mounted" and not there:
+    subprocess.run(["mount", "-t", "tracefs", "nodev", "/sys/kernel/tracing"], check=True)
+if sys.argv[1] == "not mounted" and there:
+    subprocess.run(["umount", "-l", "/sys/kernel/tracing"], check=True)
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
@@ -400,10 +406,12 @@ with Following() as following:
 """
 
 
-def test_without_the_right_to_trace_it_polls_and_says_why():
+@pytest.mark.parametrize("tracing", ["mounted", "not mounted"])
+def test_without_the_right_to_trace_it_polls_and_says_why(tracing):
     if os.geteuid() != 0:
         _missing("needs root to give its rights up")
-    done = subprocess.run([sys.executable, "-c", UNPRIVILEGED], capture_output=True, text=True, timeout=60)
+    words = ["unshare", "-m", sys.executable, "-c", UNPRIVILEGED, tracing]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     mode, why = done.stdout.splitlines() or (done.stderr, "")
     assert mode == "polling"
     assert "CAP_SYS_ADMIN" in why

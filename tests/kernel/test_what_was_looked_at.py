@@ -12,7 +12,7 @@ import pytest
 from finwait.kernel import sysctl
 from finwait.lab.actor import meet
 from finwait.lab.topology import Lab, Netns, unmet
-from finwait.remedy.settings import by_key
+from finwait.remedy.settings.catalogue import by_key
 from tests.kernel.needs import missing
 
 pytestmark = pytest.mark.kernel

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from finwait.remedy.audit import KINDS, SEVERITY, audit, detect
 from finwait.remedy.audit.flags import duration_s
 from finwait.remedy.audit.proxies import haproxy_ms, nginx_s
-from finwait.remedy.settings import CATALOGUE, canonical_key
+from finwait.remedy.settings.catalogue import CATALOGUE, canonical_key
 from finwait.remedy.tuning import ProfileError, drop_in, parse_profile, parse_sysctl_conf, plan
 from finwait.report.audit import audit_json, audit_text
 from finwait.shipped import knowledge

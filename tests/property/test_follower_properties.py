@@ -106,7 +106,7 @@ def run(
         follower.feed(table, np.zeros(len(batch), np.uint64), now, missed=np.array([5 if lost else 0]))
         batch, lost = [], False
         if not event.waits or k + 1 == len(script):
-            follower.look(tr.Look(SocketTable.empty(), now, now))
+            follower.look(tr.SocketDump(SocketTable.empty(), now, now))
             tables.append(follower.take(now))
         if event.renumbers:  # memory may be given back at any time
             follower._renumber(np.ones(len(follower._lives), np.bool_))
@@ -179,7 +179,7 @@ def test_sockets_that_were_not_met_are_not_remembered_and_break_nothing() -> Non
         )  # fmt: skip
         now += n
         follower.feed(table, np.zeros(n, np.uint64), now)
-        follower.look(tr.Look(SocketTable.empty(), now, now))
+        follower.look(tr.SocketDump(SocketTable.empty(), now, now))
         rows = follower.take(now)
         assert (rows.life >= 0).tolist() == (kind == tr.TRANSITION).tolist()
         follower._renumber(np.ones(len(follower._lives), np.bool_))
@@ -199,7 +199,7 @@ def test_an_address_that_is_used_again_ends_the_life_whose_end_was_filtered_out(
         )  # fmt: skip
         now += 10
         follower.feed(table, np.zeros(8, np.uint64), now)
-        follower.look(tr.Look(SocketTable.empty(), now, now))
+        follower.look(tr.SocketDump(SocketTable.empty(), now, now))
         follower.take(now)
     assert len(follower._lives) <= 128
     assert len(follower.staying(now, 0, tcp.ALL_STATES)) == 8

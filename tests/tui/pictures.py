@@ -14,7 +14,6 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from finwait.cli.top import choose
 from finwait.recording import open_recording
 from finwait.selecting import parse_filter
 from finwait.tui.app import Top
@@ -51,7 +50,7 @@ async def settle(pilot: Pilot[None], app: Top) -> None:
     """Wait until the diagnosis of the last look is on the screen."""
     for _ in range(500):
         picture = app.picture
-        if picture is not None and picture.seen.look == 2:
+        if picture is not None and picture.circumstances.look == 2:
             break
         await pilot.pause(0.01)
     await pilot.pause()
@@ -60,9 +59,7 @@ async def settle(pilot: Pilot[None], app: Top) -> None:
 async def play(scene: Scene, words: Sequence[str] = ()) -> str:
     """Press the keys of a scene; return the screen as SVG."""
     wanted = parse_filter(words) if words else None
-    feed = Recorded(
-        open_recording(str(CAPTURES / f"{scene.recording}.finwait")), wanted, choose, refresh=0.01
-    )
+    feed = Recorded(open_recording(str(CAPTURES / f"{scene.recording}.finwait")), wanted, refresh=0.01)
     app = Top(feed, parse_filter, wanted=words)
     async with app.run_test(size=scene.size) as pilot:
         await settle(pilot, app)

@@ -15,7 +15,6 @@ pytest.importorskip("textual")
 from textual.widgets import Static
 
 from finwait import session
-from finwait.cli.top import choose
 from finwait.errors import FilterError, KernelError, Refused
 from finwait.recording import open_recording
 from finwait.report.groups import GROUPINGS, SORTS, groups
@@ -117,7 +116,7 @@ class Driver:
     """The view on a recording, with what the status line said after each key."""
 
     def __init__(self, path: Any = KUBE, clearing: Any = None, size: tuple[int, int] = (160, 40)) -> None:
-        feed = Recorded(open_recording(path), None, choose, refresh=0.01)
+        feed = Recorded(open_recording(path), None, refresh=0.01)
         self.app = Top(feed, parse_filter, clearing=clearing)
         self.size = size
         self.said: list[str] = []
@@ -335,7 +334,7 @@ def test_the_evidence_is_to_the_letter_what_explain_prints(capsys: pytest.Captur
     recording = str(CAPTURES / "relay-pair.finwait")
 
     async def go() -> tuple[int, str]:
-        feed = Recorded(open_recording(recording), None, choose, refresh=0.01)
+        feed = Recorded(open_recording(recording), None, refresh=0.01)
         app = Top(feed, parse_filter)
         async with app.run_test(size=(102, 30)) as pilot:
             await settle(pilot, app)
@@ -368,7 +367,7 @@ def test_a_feed_that_fails_ends_the_view_and_says_why() -> None:
             raise KernelError(1, "open a sock_diag socket")
 
     async def go() -> Top:
-        feed = Failing(open_recording(str(CAPTURES / "relay-pair.finwait")), None, choose, refresh=0.01)
+        feed = Failing(open_recording(str(CAPTURES / "relay-pair.finwait")), None, refresh=0.01)
         app = Top(feed, parse_filter)
         async with app.run_test() as pilot:
             for _ in range(500):
@@ -419,7 +418,7 @@ def test_nothing_wraps_on_a_small_terminal(size: tuple[int, int], place: str) ->
 
 def test_a_terminal_that_shrinks_and_grows_shows_what_a_new_one_of_its_size_does() -> None:
     async def go(*sizes: tuple[int, int]) -> str:
-        feed = Recorded(open_recording(KUBE), None, choose, refresh=0.01)
+        feed = Recorded(open_recording(KUBE), None, refresh=0.01)
         app = Top(feed, parse_filter)
         async with app.run_test(size=sizes[0]) as pilot:
             await settle(pilot, app)

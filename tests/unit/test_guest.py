@@ -12,6 +12,7 @@ from tests.guest import __main__ as guest
 from tests.guest import debian
 from tests.guest.boot import Ran, lines_of
 from tests.guest.chosen import TESTS
+from tests.guest.outcomes import told
 from tests.guest.page import page
 
 
@@ -111,7 +112,11 @@ def measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *rows: dict[str, Any], whole: bool
 ) -> list[str]:
     monkeypatch.setattr(guest, "MEASURED", tmp_path)
-    old = [row("tests", "subset", "differs"), row("test", "a", "differs"), row("act", "check", "ok")]
+    old = [
+        row("tests", "test_a", "differs", "1 of 2"),
+        row("test", "test_a::b", "differs"),
+        row("act", "check", "ok"),
+    ]
     (tmp_path / "6.1.json").write_text(json.dumps({"results": old}))
     guest._keep("6.1", "r", "p", Ran(tmp_path, 1.0, True, rows), "emulated", whole=whole)
     return [f"{r['kind']} {r['name']}" for r in json.loads((tmp_path / "6.1.json").read_text())["results"]]
@@ -120,9 +125,50 @@ def measured_again(
 def test_what_is_measured_again_replaces_what_it_measured_before_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    boot, passed = row("boot", "r", "ok"), row("tests", "subset", "ok", "9 passed")
+    boot, passed = row("boot", "r", "ok"), row("tests", "test_a", "ok", "2 of 2")
     recording = row("recording", "time-wait", "ok")
-    found = measured_again(tmp_path, monkeypatch, boot, passed, recording, whole=True)
-    assert found == ["act check", "tests subset"]  # a test that failed and passes now is not told any more
+    for whole in (True, False):
+        found = measured_again(tmp_path, monkeypatch, boot, passed, recording, whole=whole)
+        assert found == [
+            "act check",
+            "tests test_a",
+        ]  # a test that failed and passes now is not told any more
     found = measured_again(tmp_path, monkeypatch, row("act", "probe", "ok"), whole=False)
-    assert found == ["tests subset", "test a", "act check", "act probe"]
+    assert found == ["tests test_a", "test test_a::b", "act check", "act probe"]
+
+
+def test_a_restriction_that_is_measured_again_keeps_nothing_that_is_no_longer_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest, "MEASURED", tmp_path)
+    old = [row("restriction", "yama=1: `a`", "differs"), row("restriction", "yama=2: `a`", "ok")]
+    (tmp_path / "6.1.json").write_text(json.dumps({"results": old}))
+    again = (row("restriction", "yama=1: `b`", "ok"),)
+    guest._keep("6.1", "r", "p", Ran(tmp_path, 1.0, True, again), "emulated")
+    kept = json.loads((tmp_path / "6.1.json").read_text())["results"]
+    assert [one["name"] for one in kept] == ["yama=2: `a`", "yama=1: `b`"]
+
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.kernel.test_a" name="one[x]" time="1"/>
+<testcase classname="tests.kernel.test_a" name="two"><failure message="assert 1 == 2&#10;more">…</failure></testcase>
+<testcase classname="tests.kernel.test_b" name="three"><skipped message="no MPTCP">…</skipped></testcase>
+</testsuite></testsuites>"""
+
+
+def test_kernel_tests_are_told_by_module_and_those_that_did_not_pass_by_name() -> None:
+    rows = list(told(REPORT))
+    assert rows == [
+        ("test", "test_a::two", "differs", "assert 1 == 2"),
+        ("test", "test_b::three", "not here", "no MPTCP"),
+        ("tests", "test_a", "differs", "1 of 2"),
+        ("tests", "test_b", "ok", "0 of 1"),
+    ]
+    one = {"kernel": "6.1", "release": "r", "package": "p", "date": "d"}
+    text = page(
+        [{**one, "results": [row(kind, name, verdict, detail) for kind, name, verdict, detail in rows]}]
+    )
+    assert "| Kernel tests (those that ask the kernel) | 1 of 3 |" in text
+    assert "- 6.1, test `test_a::two`: differs: assert 1 == 2" in text
+    some = page([{**one, "results": [row("tests", TESTS[1], "ok", "3 of 3")]}])
+    assert f"On 6.1 only these ran: `{TESTS[1]}`." in some

@@ -181,7 +181,7 @@ def test_events_of_two_cpus_are_put_in_order_by_the_horizon():
 def test_a_look_names_a_life_that_it_covers():
     follower = Follower()
     follower.feed(*events(*life(1000, 10)[:2]), 3000)
-    follower.look(tr.Look(sockets(netns=[42], cookie=[77], inode=[5], state=[1]), 2000, 2500))
+    follower.look(tr.SocketDump(sockets(netns=[42], cookie=[77], inode=[5], state=[1]), 2000, 2500))
     rows = follower.take(2000)
     assert rows.netns.tolist() == [42, 42]
     assert rows.cookie.tolist() == [77, 77]
@@ -192,14 +192,16 @@ def test_a_look_names_a_life_that_it_covers():
 def test_a_look_does_not_name_a_life_that_it_does_not_cover(begun, ended):
     follower = Follower()
     follower.feed(*events(*life(1000, 100)), 3000)  # dies at 1400
-    follower.look(tr.Look(sockets(netns=[42], cookie=[77], inode=[5], state=[1]), begun, ended))
+    follower.look(tr.SocketDump(sockets(netns=[42], cookie=[77], inode=[5], state=[1]), begun, ended))
     assert not follower.take(3000).present("netns").any()
 
 
 def test_the_same_numbers_in_two_namespaces_name_nobody():
     follower = Follower()
     follower.feed(*events(*life(1000, 10)[:2]), 3000)
-    follower.look(tr.Look(sockets(netns=[42, 43], cookie=[77, 78], inode=[5, 6], state=[1, 1]), 2000, 2500))
+    follower.look(
+        tr.SocketDump(sockets(netns=[42, 43], cookie=[77, 78], inode=[5, 6], state=[1, 1]), 2000, 2500)
+    )
     assert not follower.take(2000).present("netns").any()
 
 
@@ -207,7 +209,7 @@ def test_an_orphan_that_the_tracepoint_calls_closed_became_a_minisocket():
     follower = Follower()
     follower.feed(*events(*life(1000, 10)), 3000)
     mini = sockets(netns=[42], cookie=[77], inode=[0], state=[5], timer=[3], expires_ms=[59_900])
-    follower.look(tr.Look(mini, 2000, 2500))
+    follower.look(tr.SocketDump(mini, 2000, 2500))
     rows = follower.take(2000)
     assert rows.present("became").tolist() == [False] * 4 + [True]
     assert (rows.became[4], rows.expires_ms[4], rows.netns[4]) == (5, 59_900, 42)
@@ -217,7 +219,7 @@ def test_the_time_left_counts_from_the_row_and_not_from_the_look():
     follower = Follower()
     follower.feed(*events(*life(1000, 10)), 10**10)
     mini = sockets(netns=[42], cookie=[77], inode=[0], state=[5], timer=[3], expires_ms=[56_000])
-    follower.look(tr.Look(mini, 4_000_001_040, 4_000_002_000))
+    follower.look(tr.SocketDump(mini, 4_000_001_040, 4_000_002_000))
     rows = follower.take(4_000_001_040)
     assert rows.expires_ms.tolist() == [0, 0, 0, 0, 60_000]
 
@@ -226,10 +228,10 @@ def test_a_minisocket_with_another_cookie_than_a_look_gave_is_another_connection
     follower = Follower()
     script = life(1000, 10)
     follower.feed(*events(*script[:3]), 1025)
-    follower.look(tr.Look(sockets(netns=[42], cookie=[99], inode=[5], state=[4]), 1021, 1022))
+    follower.look(tr.SocketDump(sockets(netns=[42], cookie=[99], inode=[5], state=[4]), 1021, 1022))
     follower.feed(*events(*script[3:]), 3000)
     mini = {"netns": [42], "inode": [0], "state": [5], "timer": [3], "expires_ms": [59_900]}
-    follower.look(tr.Look(sockets(cookie=[77], **mini), 2000, 2500))
+    follower.look(tr.SocketDump(sockets(cookie=[77], **mini), 2000, 2500))
     rows = follower.take(2000)
     assert not rows.present("became").any()
     assert rows.cookie.tolist() == [99] * 5
@@ -239,7 +241,7 @@ def test_a_cookie_that_the_destroy_event_made_need_not_be_the_minisockets():
     follower = Follower()
     follower.feed(*events(*life(1000, 10), (1041, rp.destroyed(99))), 3000)
     mini = sockets(netns=[42], cookie=[77], inode=[0], state=[5], timer=[3], expires_ms=[59_900])
-    follower.look(tr.Look(mini, 2000, 2500))
+    follower.look(tr.SocketDump(mini, 2000, 2500))
     rows = follower.take(2000)
     assert rows.became[4] == 5
     assert rows.cookie.tolist() == [99] * 6
@@ -284,7 +286,7 @@ def test_memory_is_given_back_and_live_connections_keep_their_story():
             script += life(now, 1)
             now += 10
         follower.feed(*events(*script), now)
-        follower.look(tr.Look(SocketTable.empty(), now, now))
+        follower.look(tr.SocketDump(SocketTable.empty(), now, now))
         assert len(follower.take(now)) == 2500
     assert len(follower._lives) < 5000
     follower.feed(*events((now + 1, rp.set_state(5, 7, sk=7))), now + 2)
@@ -295,8 +297,8 @@ def test_memory_is_given_back_and_live_connections_keep_their_story():
 
 
 def test_polling_tells_of_what_differs_between_two_looks():
-    before = tr.Look(sockets(netns=[1] * 3, cookie=[1, 2, 3], state=[1, 5, 8], inode=[1, 2, 3]), 10, 20)
-    after = tr.Look(sockets(netns=[1] * 3, cookie=[1, 2, 4], state=[4, 5, 1], inode=[1, 0, 4],
+    before = tr.SocketDump(sockets(netns=[1] * 3, cookie=[1, 2, 3], state=[1, 5, 8], inode=[1, 2, 3]), 10, 20)
+    after = tr.SocketDump(sockets(netns=[1] * 3, cookie=[1, 2, 4], state=[4, 5, 1], inode=[1, 0, 4],
                             timer=[0, 3, 0], expires_ms=[0, 60_000, 0]), 110, 120)  # fmt: skip
     rows = tr.changes(before, after)
     told = sorted(zip(rows.cookie.tolist(), rows.oldstate.tolist(), rows.newstate.tolist(), strict=True))
@@ -309,7 +311,9 @@ def test_polling_tells_of_what_differs_between_two_looks():
 @pytest.mark.parametrize(("first", "second"), [([], [1]), ([1], []), ([], [])])
 def test_polling_an_empty_machine(first, second):
     looks = [
-        tr.Look(sockets(netns=[1] * len(c), cookie=c, state=[1] * len(c)) if c else SocketTable.empty(), t, t)
+        tr.SocketDump(
+            sockets(netns=[1] * len(c), cookie=c, state=[1] * len(c)) if c else SocketTable.empty(), t, t
+        )
         for t, c in ((1, first), (2, second))
     ]
     assert len(tr.changes(*looks)) == len(first) + len(second)

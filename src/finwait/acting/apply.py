@@ -255,7 +255,7 @@ def _destroy(
     for n, k in enumerate(mine):
         code = results.get(n)
         if code is None:
-            where = next((str(g) for g in gaps if str(steps[k].netns) in g.where), "its namespace is gone")
+            where = next((str(g) for g in gaps if g.netns == steps[k].netns), "its namespace is gone")
             errors[k] = FinwaitError(where)
         elif code == GONE:
             errors[k] = TargetGone(int(steps[k].cookie, 16))

@@ -71,7 +71,9 @@ def _no_destroy(
     wanted: set[tuple[int, int]], leads: Sequence[tuple[int, int, int]]
 ) -> dict[tuple[int, int], str]:
     found = lacking(namespaces_of({n for n, _ in wanted}, leads), wanted) if wanted else {}
-    return {key: f"{error} ({error.hint.partition(';')[0]})" for key, error in found.items()}
+    return {
+        key: f"{error} (needs {error.needs})" if error.needs else str(error) for key, error in found.items()
+    }
 
 
 def _no_borrow(holders: Mapping[int, tuple[int, int, int]]) -> dict[int, str]:
@@ -83,7 +85,7 @@ def _no_borrow(holders: Mapping[int, tuple[int, int, int]]) -> dict[int, str]:
         except (TargetGone, SubflowOnly):  # not a matter of rights
             continue
         except FinwaitError as error:
-            found[pid] = f"{error} ({error.hint.partition('; try')[0]})"
+            found[pid] = f"{error} (needs {error.needs})" if error.needs else str(error)
     return found
 
 

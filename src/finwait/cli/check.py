@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     except FilterError as error:
         return unknown(f"wrong arguments: FILTER `{error.text}`: {error.message}")
     except FinwaitError as error:
-        return unknown(str(error).splitlines()[0])
+        first = str(error).splitlines()[0]
+        return unknown(f"{first}; {error.hint}" if error.hint else first)
     except OSError as error:
         where = f"`{error.filename}`: " if error.filename else ""
         return unknown(f"{where}{error.strerror or error}")

@@ -74,4 +74,5 @@ def run(args: argparse.Namespace) -> int:
     if unrestored:
         options.write_error(unrestored_lines(steps, unrestored))
         return 1
-    return options.status(gaps)
+    unjudged = any(one.verdict == "not judged" for one in found)
+    return 3 if unjudged else options.status(gaps)

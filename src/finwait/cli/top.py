@@ -9,18 +9,19 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from finwait.cli import options
-from finwait.selecting import mask_of, parse_filter
+from finwait.selecting import parse_filter
 
 if TYPE_CHECKING:
     from finwait.remedy.guards import Limits
     from finwait.remedy.plan import Plan
-    from finwait.session import Diagnosis
     from finwait.table.filter import Filter
+    from finwait.tui.app import Top
+    from finwait.watching import Feed
 
-__all__ = ["Clear", "add_parser", "choose", "run"]
+__all__ = ["Clear", "add_parser", "run"]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -176,16 +177,49 @@ def _leave(undo: ExitStack, number: int) -> None:
     os._exit(128 + number)
 
 
-def choose(wanted: Filter, diagnosis: Diagnosis) -> Any:  # noqa: ANN401 - a mask
-    """Return which rows of a diagnosis a FILTER selects."""
-    return mask_of(wanted, diagnosis.snapshot, diagnosis.findings)
+class _Signals:
+    """Ends the view at a signal: a closed terminal or a SIGTERM must not leave the tracing instance behind."""
+
+    _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        """The signals that came."""
+        self._running: tuple[Top, ExitStack] | None = None
+        self._last: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        self._previous = [signal.signal(number, self._end) for number in self._ENDING]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._last is not None:
+            self._last.cancel()
+        for number, handler in zip(self._ENDING, self._previous, strict=True):
+            signal.signal(number, handler)
+
+    def watch(self, app: Top, undo: ExitStack) -> None:
+        """End this view from now on."""
+        self._running = app, undo
+
+    def _end(self, number: int, frame: object) -> None:  # noqa: ARG002 - the form of a handler
+        self.told.append(number)
+        if self._running is None or not self._running[0].is_running:
+            raise KeyboardInterrupt
+        app, undo = self._running
+        app.end()
+        app.call_later(app.exit)
+        if len(self.told) == 1:
+            self._last = threading.Timer(_PATIENCE_S, _leave, (undo, number))
+            self._last.daemon = True
+            self._last.start()
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit status.
+def _terminal() -> TextIO:
+    """Return where the view is drawn.
 
     Raises:
-        FinwaitError: the filter is wrong, the sockets cannot be looked at, or Textual is not installed.
+        FinwaitError: there is no terminal.
     """
     from finwait.errors import FinwaitError
 
@@ -194,63 +228,61 @@ def run(args: argparse.Namespace) -> int:
         error = FinwaitError("`finwait top` needs a terminal")
         error.hint = "`finwait trace` and `finwait list` print lines"
         raise error
-    for name in (
-        "COLUMNS",
-        "LINES",
-    ):  # exported (`docker exec -e COLUMNS`) they would hide every later resize
-        os.environ.pop(name, None)
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)  # exported (`docker exec -e COLUMNS`) they would hide every later resize
+    return stderr
+
+
+def _view() -> type[Top]:
+    """Return the view.
+
+    Raises:
+        FinwaitError: Textual is not installed.
+    """
+    from finwait.errors import FinwaitError
+
     try:
         from finwait.tui.app import Top
     except ImportError:
         error = FinwaitError("the package `textual` is not installed")
         error.hint = "pip install 'finwait[tui]'"
         raise error from None
+    return Top
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status.
+
+    Raises:
+        FinwaitError: the filter is wrong, the sockets cannot be looked at, or Textual is not installed.
+    """
+    stderr, view = _terminal(), _view()
+    wanted = parse_filter(args.filter) if args.filter else None
+    with _Signals() as ending:
+        try:
+            with ExitStack() as stack:
+                sys.__stderr__ = Screen(stderr)  # type: ignore[assignment, misc]  # where Textual's driver writes
+                feed = _feed(stack, args.recording, wanted, args.refresh / 1000)
+                clearing = None if args.recording else Clear()
+                app = view(feed, parse_filter, clearing=clearing, wanted=args.filter)
+                stack.callback(app.end)
+                ending.watch(app, stack)
+                app.run()
+                if app.failed is not None:
+                    raise app.failed
+        except KeyboardInterrupt:
+            ending.told.append(signal.SIGINT)
+        finally:
+            sys.__stderr__ = stderr  # type: ignore[assignment, misc]
+    return 128 + ending.told[0] if ending.told else 0
+
+
+def _feed(stack: ExitStack, recording: str | None, wanted: Filter | None, refresh: float) -> Feed:
+    """Return what gives pictures: of a recording, or of this machine until the stack is closed."""
     from finwait.watching import Live, Recorded
 
-    wanted = parse_filter(args.filter) if args.filter else None
-    refresh = args.refresh / 1000
-    running: list[tuple[Top, ExitStack]] = []
-    told: list[int] = []
-    last: list[threading.Timer] = []
+    if recording:
+        from finwait.recording.replay import open_recording
 
-    def end(number: int, frame: object) -> None:  # noqa: ARG001 - the form of a handler
-        told.append(number)
-        if not running or not running[0][0].is_running:
-            raise KeyboardInterrupt
-        app, undo = running[0]
-        app.end()
-        app.call_later(app.exit)
-        if len(told) == 1:
-            last.append(threading.Timer(_PATIENCE_S, _leave, (undo, number)))
-            last[0].daemon = True
-            last[0].start()
-
-    # A closed terminal or a SIGTERM must not leave the tracing instance behind.
-    ending = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    previous = [signal.signal(number, end) for number in ending]
-    try:
-        with ExitStack() as stack:
-            sys.__stderr__ = Screen(stderr)  # type: ignore[assignment, misc]  # where Textual's driver writes
-            feed: Live | Recorded
-            if args.recording:
-                from finwait.recording.replay import open_recording
-
-                feed = Recorded(open_recording(args.recording), wanted, choose, refresh=refresh)
-            else:
-                feed = stack.enter_context(Live(wanted, choose, refresh=refresh))
-            clearing = None if args.recording else Clear()
-            app = Top(feed, parse_filter, clearing=clearing, wanted=args.filter)
-            stack.callback(app.end)
-            running.append((app, stack))
-            app.run()
-            if app.failed is not None:
-                raise app.failed
-    except KeyboardInterrupt:
-        told.append(signal.SIGINT)
-    finally:
-        for timer in last:
-            timer.cancel()
-        sys.__stderr__ = stderr  # type: ignore[misc]
-        for number, handler in zip(ending, previous, strict=True):
-            signal.signal(number, handler)
-    return 128 + told[0] if told else 0
+        return Recorded(open_recording(recording), wanted, refresh=refresh)
+    return stack.enter_context(Live(wanted, refresh=refresh))

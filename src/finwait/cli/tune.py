@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from finwait.kernel.surroundings import Surroundings
     from finwait.kernel.sysctl import Target
-    from finwait.remedy.settings import Setting
+    from finwait.remedy.settings.model import Setting
     from finwait.remedy.tuning import Facts, Plan, Profile
 
 __all__ = ["add_parser"]
@@ -209,7 +209,7 @@ def run_show(args: argparse.Namespace) -> int:
     import msgspec
 
     from finwait.kernel import sysctl
-    from finwait.remedy.settings import CATALOGUE
+    from finwait.remedy.settings.catalogue import CATALOGUE
     from finwait.report.tune import show_json, show_text
 
     settings = [_setting(key) for key in args.keys] or list(CATALOGUE)
@@ -250,7 +250,7 @@ def _json(answer: object) -> None:
 
 
 def _setting(key: str) -> Setting:
-    from finwait.remedy.settings import CATALOGUE, by_key
+    from finwait.remedy.settings.catalogue import CATALOGUE, by_key
 
     found = by_key(key)
     if found is None:
@@ -332,7 +332,7 @@ def load_profile(words: Sequence[str]) -> Profile:
 def make_plan(profile: Profile, target: Target, counts: Mapping[str, int]) -> Plan:
     """Read the values in force in a namespace and judge a profile against them."""
     from finwait.kernel import sysctl
-    from finwait.remedy.settings import by_key
+    from finwait.remedy.settings.catalogue import by_key
     from finwait.remedy.tuning import EXTRA_KEYS, plan
 
     keys = list(dict.fromkeys([*(line.key for line in profile.lines), *_RELATED, *EXTRA_KEYS]))

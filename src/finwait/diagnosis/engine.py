@@ -1,10 +1,12 @@
 """Rules over a view → findings.
 
-*Theory of operation.* Every rule marks the rows that it explains; a row may have several marks. The primary
-cause of a row is the matching rule of lowest rank: the most specific pattern (a relay's pair of legs before a
-half-close, an expired NAT entry before both). Marked rows are then grouped by namespace, holding service (a process,
-or the workers of one server), case of the rule and whether the mark is the primary one, and each group is a finding,
-with its evidence summarised from the columns that the rule names.
+*Theory of operation.* Every rule marks the rows that it explains; a row may have several marks. Marked rows are
+grouped by namespace, holding service (a process, or the workers of one server) and case of the rule, and each group is
+graded. The primary cause of a row is the gravest of its marks, and among equally grave ones that of lowest rank: the
+most specific pattern (a relay's pair of legs before a half-close, an expired NAT entry before both). A suspicion never
+hides a problem, however specific; a rule may only do so where it names the rules of which it knows better
+(`Rule.softens`). A group of which some rows have another primary cause is two findings, with evidence summarised from
+the columns that the rule names. Which rows are asked for plays no part in that: a cause is the same in any FILTER.
 
 *What this cannot see.* Whatever the view does not hold: the gaps of the look travel beside the findings and
 are never turned into one.
@@ -13,13 +15,13 @@ are never turned into one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Evidence, Finding, Remedy
+from finwait.diagnosis.finding import Evidence, Finding, Remedy, Severity
 from finwait.diagnosis.hint import NOTHING_ASKED, Asked, aimed, command_of
 from finwait.diagnosis.rule import Case, Clue, Match, Rule
 from finwait.diagnosis.view import View
@@ -47,30 +49,63 @@ def diagnose(
     """
     rules = tuple(rules)
     found: list[Finding] = []
+    marks: list[_Mark] = []
     best = np.full(len(view), _NONE, np.int64)
-    marked: list[tuple[int, Rule, NDArray[np.int64], Match | None]] = []
     # Those that take what is left over come last.
-    for order, rule in sorted(enumerate(rules), key=lambda pair: (pair[1].rest, pair[0])):
-        cause = rule.rank * 1000 + order
-        for rows, match in _marks(view, rule):
-            kept = rows if only is None else rows[only[rows]]
-            if rule.rest:
-                kept = kept[best[kept] == _NONE]
-            if len(kept):
-                best[kept] = np.minimum(best[kept], cause)
-                marked.append((cause, rule, kept, match))
-            elif match is not None and not len(rows):
-                found.append(_about(view, rule, match, rows, primary=True))
-    for cause, rule, rows, match in marked:
-        primary = best[rows] == cause
-        if rule.severity == "healthy":  # what another rule tells better needs no second word
-            rows, primary = rows[primary], primary[primary]
-        if match is None:
-            found += _groups(view, rule, rows, primary)
-        else:
-            parts = ((rows[primary], True), (rows[~primary], False))
-            found += [_about(view, rule, match, part, primary=is_it) for part, is_it in parts if len(part)]
+    ordered = sorted(enumerate(rules), key=lambda pair: (pair[1].rest, pair[0]))
+    for rest in (False, True):
+        new: list[_Mark] = []
+        for order, rule in ordered:
+            if rule.rest != rest:
+                continue
+            for rows, match in _marks(view, rule):
+                kept = rows[best[rows] == _NONE] if rest else rows
+                if len(kept):
+                    new += _graded(view, rule, rule.rank * 1000 + order, kept, match)
+                elif match is not None and not len(rows):
+                    found.append(_about(view, rule, match, rows, primary=True))
+        _judge(new, best)
+        marks += new
+    for mark in marks:
+        rows = mark.rows if only is None else mark.rows[only[mark.rows]]
+        primary = best[rows] == mark.key
+        parts = ((rows[primary], True), (rows[~primary], False))
+        for part, is_it in parts:
+            # What is healthy and another rule tells better needs no second word.
+            if len(part) and (is_it or mark.severity != "healthy"):
+                found.append(_finding(view, mark, part, primary=is_it))
     return aimed(view, sorted_findings(view, found), asked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Rows that a rule explains in the same words and with the same severity."""
+
+    rule: Rule
+    cause: int
+    """The rule's place among all, by its rank."""
+    severity: Severity
+    rows: NDArray[np.int64]
+    case: int = -1
+    match: Match | None = None
+
+    @property
+    def key(self) -> int:
+        """What decides between marks of a row: the lowest is its primary cause."""
+        return _SEVERITY[self.severity] * _GRAVER + self.cause
+
+
+def _judge(marks: list[_Mark], best: NDArray[np.int64]) -> None:
+    """Write the key of the primary cause of each row that has a mark."""
+    softened: dict[str, NDArray[np.bool_]] = {}
+    for mark in marks:
+        for name in mark.rule.softens:
+            softened.setdefault(name, np.zeros(len(best), np.bool_))[mark.rows] = True
+    for mark in marks:
+        rows = mark.rows
+        if mark.rule.name in softened:
+            rows = rows[~softened[mark.rule.name][rows]]
+        best[rows] = np.minimum(best[rows], mark.key)
 
 
 def sorted_findings(view: View, findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -82,6 +117,8 @@ def sorted_findings(view: View, findings: Iterable[Finding]) -> tuple[Finding, .
     )
 
 
+_GRAVER = 1 << 32
+"""More than any rank: severity decides first."""
 _NONE = 1 << 40
 
 
@@ -126,48 +163,55 @@ def _age(view: View, finding: Finding) -> int:
     return int(ages.min()) if len(ages) else 1 << 60
 
 
-def _groups(view: View, rule: Rule, rows: NDArray[np.int64], primary: NDArray[np.bool_]) -> list[Finding]:
-    if not len(rows):
-        return []
+def _graded(
+    view: View, rule: Rule, cause: int, rows: NDArray[np.int64], match: Match | None
+) -> Iterator[_Mark]:
+    """Return the groups of the rows that a rule marks, each with its severity."""
+    if match is not None:
+        yield _Mark(rule, cause, rule.severity, rows, match=match)
+        return
     nobody = np.zeros(len(rows), np.int64)
     if rule.counted:
-        keys = (view.sockets.netns[rows], nobody, nobody, _cases(view, rule, rows), primary)
+        keys = (view.sockets.netns[rows], nobody, nobody, _cases(view, rule, rows))
     else:
         holder = _services(view, rows)
-        keys = (view.sockets.netns[rows], holder, _holder_sets(view, rows), _cases(view, rule, rows), primary)
-    result: list[Finding] = []
+        keys = (view.sockets.netns[rows], holder, _holder_sets(view, rows), _cases(view, rule, rows))
     order = np.lexsort(keys[::-1])  # by namespace, then by holder; stable, so rows stay in order
     changes = np.zeros(len(rows), np.bool_)
     for key in keys:
         changes[1:] |= key[order[1:]] != key[order[:-1]]
     for part in np.split(order, np.flatnonzero(changes)):
         group = rows[part]
-        netns, case, is_primary = (keys[k][part[0]].item() for k in (0, 3, 4))
-        pids = () if rule.counted else tuple(view.holders.counted(group))
-        words = rule if case < 0 else rule.cases[case]
-        # Newest first, unknown last.
-        age = view.at_least_ms[group]
-        group = group[np.argsort(np.where(age < 0, np.iinfo(np.int64).max, age), kind="stable")]
-        seen, ends = _seen(view, rule, words, group)
-        result.append(
-            Finding(
-                rule.name,
-                words.title,
-                rule.grade(view, group) if rule.grade else rule.severity,
-                bool(is_primary),
-                rule.confidence(view, group),
-                netns,
-                pids,
-                group,
-                seen,
-                ends,
-                words.does_not,
-                count=len(group),
-                variant=case + 1,
-                counted=rule.counted,
-            )
-        )
-    return result
+        severity = rule.grade(view, group) if rule.grade else rule.severity
+        yield _Mark(rule, cause, severity, group, keys[3][part[0]].item())
+
+
+def _finding(view: View, mark: _Mark, rows: NDArray[np.int64], *, primary: bool) -> Finding:
+    """Return the finding of some rows of a group."""
+    rule = mark.rule
+    if mark.match is not None:
+        return _about(view, rule, mark.match, rows, primary=primary)
+    words = rule if mark.case < 0 else rule.cases[mark.case]
+    # Newest first, unknown last.
+    age = view.at_least_ms[rows]
+    rows = rows[np.argsort(np.where(age < 0, np.iinfo(np.int64).max, age), kind="stable")]
+    seen, ends = _seen(view, rule, words, rows)
+    return Finding(
+        rule.name,
+        words.title,
+        mark.severity,
+        primary,
+        rule.confidence(view, rows),
+        int(view.sockets.netns[rows[0]]),
+        () if rule.counted else tuple(view.holders.counted(rows)),
+        rows,
+        seen,
+        ends,
+        words.does_not,
+        count=len(rows),
+        variant=mark.case + 1,
+        counted=rule.counted,
+    )
 
 
 def _seen(

@@ -47,6 +47,11 @@ class Remedy:
     proofs: tuple[str, ...] = ()
     """Demonstrations that show it, by their names (`finwait lab prove NAME`)."""
 
+    @property
+    def clears(self) -> bool:
+        """Whether its command is `finwait clear`."""
+        return self.command.split()[:2] == ["finwait", "clear"]
+
 
 @dataclass(frozen=True, slots=True)
 class Advice:

@@ -1,13 +1,14 @@
 """What a rule is: a module with a page (its docstring), a `RULE`, and `match`.
 
-The engine asks each module for its mask, gives each socket its primary cause by `rank` (the more specific
-rule has the lower number), and summarises the columns that the rule names as its evidence.
+The engine asks each module for its mask, gives each socket its primary cause (the gravest; of equally grave ones that
+of the lowest `rank`, the more specific rule), and summarises the columns that the rule names as its evidence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,10 @@ from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Seve
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
 
-__all__ = ["Case", "Clue", "Match", "Rule"]
+__all__ = ["Case", "Clue", "Match", "Means", "Rule"]
+
+Means = Literal["fin", "keepalive", "user-timeout", "reset", "destroy"]
+"""What `finwait clear` can do to a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,13 @@ class Rule:
     title: str
     severity: Severity
     rank: int
+    means: Means | Literal["by-state"] | None
+    """What ends a connection that a process holds, beside a FIN from its other end; None where nothing should.
+
+    ``by-state``: a FIN in CLOSE_WAIT, else SOCK_DESTROY, which also ends what nobody holds, by whatever rule.
+    """
+    beyond_sysctls: str
+    """Why a setting that says nothing of this rule does not reach its connections."""
     claims: tuple[str, ...]
     clues: tuple[Clue, ...]
     ends: tuple[Remedy, ...]
@@ -85,10 +96,15 @@ class Rule:
     """What it could not judge, for this kernel (or this look) lacks what it needs to know."""
     flags: bool = False
     """Whether it tells of `View.close_on_exec`, which is read of the descriptors of its findings only."""
+    softens: tuple[str, ...] = ()
+    """Rules whose rows it explains with what makes them less grave: on its own rows they are no primary cause, even
+    where its `grade` is lower than theirs. Of all others the gravest is the primary cause."""
     rest: bool = False
     """Whether it takes only those of its rows that no other rule explains."""
     counted: bool = False
     """Whether its rows are told by their number alone: healthy ones, often very many, each like the other."""
+    path_lost: bool = False
+    """Whether nothing that is sent from here reaches the other end any more."""
     cases: tuple[Case, ...] = ()
     """Rows that are told in other words than `title`, `clues`, `ends` and `does_not`."""
 

@@ -19,7 +19,7 @@ from finwait.attribution.container import Workload, workload_of_path
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
 from finwait.table.filter import Filter
-from finwait.table.predicates import Facts, Known, Leaf, Number
+from finwait.table.predicates import Known, Leaf, Number, RowFacts
 from finwait.table.sockets import SocketTable
 
 __all__ = ["Names", "Narrowed", "judge", "nothing_like_it"]
@@ -54,7 +54,7 @@ def judge(found: Filter, finding: Finding, view: View, users: Mapping[int, str] 
         cells |= {"uid": min(uids), "timer": 0}
     # Its inode is not known; that it is not 0 is, and decides whether its uid is.
     table = SocketTable.from_columns({name: [cell] for name, cell in (cells | {"inode": 1}).items()})
-    facts = Facts(table, _Answers(finding, view, users or {}), {})
+    facts = RowFacts(table, _Answers(finding, view, users or {}), {})
 
     def by(leaf: Leaf) -> bool | None:
         if isinstance(leaf, Number) and leaf.column == "inode" and not leaf.value and finding.pids:

@@ -5,8 +5,8 @@
 
 from finwait.follow.actors import Who
 from finwait.follow.following import Following, Round
+from finwait.follow.places import pod_uid
 from finwait.follow.staying import Stuck
-from finwait.follow.surroundings import pod_uid
 from finwait.kernel.holders import Owner
 
 __all__ = ["Following", "Owner", "Round", "Stuck", "Who", "pod_uid"]

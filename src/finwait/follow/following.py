@@ -5,7 +5,7 @@ the trace, join, hand out rows. The look comes *before* the trace is read, so th
 sockets lived through the look and which were already gone.
 
 This module opens the trace and orders the rounds. What they are made of has modules of its own: `looks` at the
-sockets, what `surroundings` they have, the `actors` that hold and move them, the `sieve` of the FILTER, and what is
+sockets, the `places` that they belong to, the `actors` that hold and move them, the `sieve` of the FILTER, and what is
 `staying` in a closing state.
 
 Without tracefs (not there, locked down, not permitted) the same rounds compare one look with the next.
@@ -31,9 +31,9 @@ from finwait.errors import FinwaitError, Gap, KernelError
 from finwait.follow.actors import Actors, Who
 from finwait.follow.bounds import LIST_S
 from finwait.follow.looks import Looks
+from finwait.follow.places import Places
 from finwait.follow.sieve import Sieve
 from finwait.follow.staying import Staying, Stuck
-from finwait.follow.surroundings import Surroundings
 from finwait.kernel import netns
 from finwait.kernel.destroy_events import DestroyEvents
 from finwait.kernel.holders import Owner
@@ -151,7 +151,7 @@ class Following:
         self._stack = ExitStack()
         self._tracing: Tracing | None = None
         self._held: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        self._places = Surroundings()
+        self._places = Places()
         self._actors = Actors(not_holders)
         self._looks = Looks(wanted, self._places, interval=interval, left_out=not_holders)
         self._sieve = Sieve(wanted, self._places, self._actors, left_only=left_only)
@@ -240,7 +240,7 @@ class Following:
         return self._looks.count
 
     @property
-    def last_look(self) -> tr.Look | None:
+    def last_look(self) -> tr.SocketDump | None:
         """The last look at all sockets."""
         return self._looks.last
 

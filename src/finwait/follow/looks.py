@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from finwait.errors import Gap, KernelError
 from finwait.follow.bounds import MOST_REMEMBERED, SHARE
-from finwait.follow.surroundings import Surroundings
+from finwait.follow.places import Places
 from finwait.kernel import netns
 from finwait.kernel.destroy_events import DestroyEvents
 from finwait.kernel.lookup import Question, ask
@@ -63,12 +63,12 @@ class Looks:
     """
 
     def __init__(
-        self, wanted: Filter | None, places: Surroundings, *, interval: float, left_out: frozenset[int]
+        self, wanted: Filter | None, places: Places, *, interval: float, left_out: frozenset[int]
     ) -> None:
         self._wanted = wanted
         self._places = places
         self._interval = interval
-        self._left_out = {f"pid {pid}" for pid in left_out}
+        self._left_out = frozenset(left_out)
         self._machine = Machine()
         self._next = 0.0
         self._spaces_until = 0.0
@@ -76,7 +76,7 @@ class Looks:
         self.destroys: DestroyEvents | None = None
         """Told which namespaces there are."""
         self.count = 0
-        self.last: tr.Look | None = None
+        self.last: tr.SocketDump | None = None
         """The last look at everything."""
         self.seen: dict[int, tuple[int, int]] = {}
         """Cookie → closing state of its socket in the last look, and the time of the first look that it had it in."""
@@ -88,7 +88,7 @@ class Looks:
 
     def look_for(
         self, lives: NDArray[Any], descriptors: Iterable[tuple[int, int, int]]
-    ) -> tuple[tr.Look, tuple[Gap, ...]]:
+    ) -> tuple[tr.SocketDump, tuple[Gap, ...]]:
         """Look for some connections: one by one when they are few, else by looking at everything.
 
         Args:
@@ -118,17 +118,17 @@ class Looks:
         cost = (ended_ns - begun_ns) / 1e9
         self._next = time.monotonic() + max(self._interval, SHARE * cost)
         self.count += 1
-        return tr.Look(sockets, begun_ns, ended_ns), self.fresh(gaps)
+        return tr.SocketDump(sockets, begun_ns, ended_ns), self.fresh(gaps)
 
     def fresh(self, gaps: Iterable[Gap]) -> tuple[Gap, ...]:
         """Return the gaps that were not told before."""
         if len(self._gap_seen) > MOST_REMEMBERED:
             self._gap_seen = set()
-        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen and gap.where not in self._left_out)
+        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen and gap.pid not in self._left_out)
         self._gap_seen.update(fresh)
         return fresh
 
-    def look(self) -> tuple[tr.Look, tuple[Gap, ...]]:
+    def look(self) -> tuple[tr.SocketDump, tuple[Gap, ...]]:
         """Look at everything; return that, and the gaps that were not told before."""
         begun = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         observation = self._machine.observe(_plan(self._wanted))
@@ -137,11 +137,11 @@ class Looks:
         self._next = time.monotonic() + max(self._interval, SHARE * (ended - begun) / 1e9)
         self._places.learn(observation.namespaces)
         self.count += 1
-        look = self.last = tr.Look(sockets, begun, ended)
+        look = self.last = tr.SocketDump(sockets, begun, ended)
         self._first_seen(look)
         return look, self.fresh(observation.gaps)
 
-    def _first_seen(self, look: tr.Look) -> None:
+    def _first_seen(self, look: tr.SocketDump) -> None:
         """Remember since when each socket is known to be in its closing state, by cookie."""
         sockets = look.sockets
         state = sockets["state"].astype(np.int64)

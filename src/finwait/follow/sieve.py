@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from finwait.follow.actors import Actors
 from finwait.follow.bounds import LIST_S
-from finwait.follow.surroundings import Surroundings
+from finwait.follow.places import Places
 from finwait.table import transitions as tr
 from finwait.table.filter import Filter
 from finwait.table.schema import Mask
@@ -45,9 +45,7 @@ class Sieve:
         left_only: look at the state that is left, not at the one that is entered.
     """
 
-    def __init__(
-        self, wanted: Filter | None, places: Surroundings, actors: Actors, *, left_only: bool
-    ) -> None:
+    def __init__(self, wanted: Filter | None, places: Places, actors: Actors, *, left_only: bool) -> None:
         self._wanted = wanted
         self._places = places
         self._actors = actors

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from finwait.diagnosis.assemble import ages
 from finwait.follow.actors import Actors
 from finwait.follow.looks import Looks
-from finwait.follow.surroundings import Surroundings, uid_known
+from finwait.follow.places import Places, uid_known
 from finwait.kernel.holders import Held
 from finwait.table import transitions as tr
 from finwait.table.filter import Filter
@@ -63,7 +63,7 @@ class Staying:
         actors: who holds them.
     """
 
-    def __init__(self, wanted: Filter | None, looks: Looks, places: Surroundings, actors: Actors) -> None:
+    def __init__(self, wanted: Filter | None, looks: Looks, places: Places, actors: Actors) -> None:
         self._wanted = wanted
         self._looks = looks
         self._places = places
@@ -75,7 +75,7 @@ class Staying:
 
     def find(
         self,
-        look: tr.Look,
+        look: tr.SocketDump,
         moved: NDArray[Any],
         longer_than_s: float,
         skip: set[tuple[int, int]] | None,
@@ -118,7 +118,7 @@ class Staying:
         return found
 
     def _closing(
-        self, look: tr.Look, moved: NDArray[Any]
+        self, look: tr.SocketDump, moved: NDArray[Any]
     ) -> tuple[NDArray[np.intp], NDArray[np.int64], Mask]:
         """Return the rows of a look that are in a closing state, for how long, and whether that is exact."""
         exact = {

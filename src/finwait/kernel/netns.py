@@ -268,7 +268,7 @@ def visit(
         more, gaps_again, still = _visit(again, look)
         results |= more
         listed = {ns.inode for ns in discover()[0]} if still else frozenset()
-        gaps += gaps_again + [Gap(place(ns), "enter it", "") for ns in still.values() if ns.inode in listed]
+        gaps += gaps_again + [_unentered(ns, "") for ns in still.values() if ns.inode in listed]
     return results, gaps
 
 
@@ -289,7 +289,7 @@ def _visit(
                     entered = _enter(ns)
                     if entered is not _Entered.YES:
                         if entered is _Entered.DENIED:
-                            gaps.append(Gap(place(ns), "enter it", "CAP_SYS_ADMIN"))
+                            gaps.append(_unentered(ns, "CAP_SYS_ADMIN"))
                         else:
                             vanished[ns.inode] = ns
                         continue
@@ -309,6 +309,10 @@ def _visit(
 def place(ns: NetNamespace) -> str:
     """Return what a gap calls a namespace."""
     return f"netns {ns.inode}" + (f" ({ns.names[0]})" if ns.names else "")
+
+
+def _unentered(ns: NetNamespace, needs: str) -> Gap:
+    return Gap(place(ns), "enter it", needs, netns=ns.inode, unentered=True)
 
 
 class _Entered(enum.Enum):

@@ -183,15 +183,19 @@ def _honest(gap: Gap, capabilities: int) -> Gap:
     if bit is None or not capabilities >> bit & 1:
         return gap
     if not procfs.in_initial_user_namespace():
-        return Gap(gap.where, gap.doing, f"{gap.needs} in the initial user namespace; ours is another")
-    return Gap(gap.where, gap.doing, f"a security policy that allows it; {gap.needs} alone is not enough")
+        return replace(gap, needs=f"{gap.needs} in the initial user namespace; ours is another")
+    return replace(gap, needs=f"a security policy that allows it; {gap.needs} alone is not enough")
 
 
 def _gone(plan: Plan, looks: Mapping[int, Namespace], gaps: Iterable[Gap]) -> list[Gap]:
     """Return gaps for namespaces that were asked for and are not there: of others nobody misses what ended."""
-    said = {gap.where.partition(" (")[0] for gap in gaps}
+    said = {gap.netns for gap in gaps}
     wanted = sorted((plan.only or frozenset()) - looks.keys())
-    return [Gap(f"netns {n}", "look into it: it is gone", "") for n in wanted if f"netns {n}" not in said]
+    return [
+        Gap(f"netns {n}", "look into it: it is gone", "", netns=n, unentered=True)
+        for n in wanted
+        if n not in said
+    ]
 
 
 def _unreadable(found: Descriptors) -> list[Gap]:
@@ -204,7 +208,7 @@ def _unreadable(found: Descriptors) -> list[Gap]:
         n = len(known)
         who = f"pid {known[0]}" if n == 1 else f"{n} processes"
         doing = "list its descriptors" if n == 1 else "list their descriptors"
-        gaps.append(Gap(who, doing, "CAP_SYS_PTRACE"))
+        gaps.append(Gap(who, doing, "CAP_SYS_PTRACE", pid=known[0] if n == 1 else 0))
     return gaps
 
 

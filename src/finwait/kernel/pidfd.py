@@ -44,6 +44,7 @@ _SO_COOKIE = 57
 _SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
 _SEGMENTS = slice(136, 144)  # tcpi_segs_out and tcpi_segs_in of struct tcp_info, Linux 4.2
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
+_NOBODY_MAY = 3
 
 KEEPALIVE_OPTIONS = {
     "keepidle": (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
@@ -196,7 +197,10 @@ def _explain(error: OSError, pid: int, fd: int, cookie: int) -> Exception:
     if code in (errno.ESRCH, errno.EBADF):
         return TargetGone(cookie, f"pid {pid} or its descriptor {fd} is gone")
     if code in (errno.EPERM, errno.EACCES):
-        return PermissionNeeded(code, doing, _right_to_borrow())
+        refused = PermissionNeeded(code, doing, _right_to_borrow())
+        if yama_scope() == _NOBODY_MAY:  # not root either
+            refused.hint = f"needs {refused.capability}"
+        return refused
     if code == errno.ENOSYS:
         return NotSupported(code, doing, "pidfd_getfd (Linux 5.6)")
     if isinstance(error, _ThreadOnly):
@@ -215,7 +219,7 @@ def yama_scope() -> int | None:
 def _right_to_borrow() -> str:
     """Say what would have let us: pidfd_getfd asks for the right to attach (ptrace_may_access)."""
     scope = yama_scope()
-    if scope == 3:
+    if scope == _NOBODY_MAY:
         return "`kernel.yama.ptrace_scope` below 3, which takes a reboot: nobody may attach to a process here"
     if scope:
         return f"CAP_SYS_PTRACE (`kernel.yama.ptrace_scope` is {scope}: the same user does not suffice)"

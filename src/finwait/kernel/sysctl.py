@@ -280,7 +280,8 @@ def all_targets() -> tuple[list[Target], list[Gap]]:
         try:
             found.append(_first_open(namespace))
         except PermissionNeeded as error:
-            gaps.append(Gap(f"netns {namespace.inode}", "enter it", error.capability))
+            where = f"netns {namespace.inode}"
+            gaps.append(Gap(where, "enter it", error.capability, netns=namespace.inode, unentered=True))
         except KernelError:
             continue  # it ended while we looked
     return sorted(found, key=lambda target: (not target.initial, target.inode)), gaps

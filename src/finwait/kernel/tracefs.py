@@ -314,12 +314,16 @@ class Tracing:
 
     def _open(self) -> None:
         root = self._root = Root()
-        if not os.path.isdir(f"{root.path}/events"):
+        try:
+            os.stat(f"{root.path}/events")
+        except PermissionError as error:  # mounted for root alone
+            raise _explain(error, "trace") from None
+        except OSError:
             empty = _explain(OSError(errno.ENOENT, ""), "trace: tracefs is empty")
             empty.hint = (
                 empty.hint if locked_down() else "the kernel is locked down, or built without tracepoints"
             )
-            raise empty
+            raise empty from None
         self.removed = tuple(remove_leavings(root))
         order: tracepoint.ByteOrder = "little" if sys.byteorder == "little" else "big"
         layout = tracepoint.parse_header_page(root.read("events/header_page"), byteorder=order)

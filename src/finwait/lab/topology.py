@@ -9,7 +9,8 @@ Two labs at once do not meet: each takes a /20 of 10.0.0.0/8 that no other lab o
 number is held by an abstract Unix socket), so even their four-tuples differ.
 
 The surprise: an orphaned socket keeps its namespace alive after the last process and descriptor is gone, for
-as long as its FIN is retransmitted (some 104 s). So a lab destroys what is left before it lets go.
+as long as its FIN is retransmitted (some 104 s). So a lab destroys what is left before it lets go; on kernels that
+would leave an orphan for ever then (`kernel.destroy_trial`), it has orphans end at their next retransmission.
 
 A namespace is entered by a thread that ends there; no thread of the caller ever changes its own. Working as
 an ordinary user is possible inside ``unshare --user --map-root-user --net``.
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from finwait.errors import FinwaitError, KernelError, NotSupported, PermissionNeeded
+from finwait.kernel import destroy_trial
 from finwait.lab.actor import Actor, has_ipv6
 
 if TYPE_CHECKING:
@@ -180,16 +182,23 @@ class Netns:
         self._devices += 1
         return f"eth{self._devices - 1}"
 
-    def destroy_sockets(self) -> None:
-        """Destroy every TCP socket here (SOCK_DESTROY), where the kernel can do that."""
-        with contextlib.suppress(LabError):
-            self.run("ss", "-K", "-t", "-a", "-n", "-H")
+    def end_sockets(self) -> None:
+        """Have every TCP socket here end soon, when no program holds it any more.
+
+        SOCK_DESTROY ends it at once. Of an orphan, older kernels only take its FIN and its timer, and it stays for
+        ever: there the kernel gives up after one retransmission instead.
+        """
+        with contextlib.suppress(LabError, OSError):
+            if destroy_trial.tried().ends_orphans:
+                self.run("ss", "-K", "-t", "-a", "-n", "-H")
+            else:
+                self.sysctl("net.ipv4.tcp_orphan_retries", 1)
 
     def close(self) -> None:
         """Take its links down and let go of it. Safe to call twice."""
         if self.fd < 0:
             return
-        self.destroy_sockets()
+        self.end_sockets()
         if self._devices:
             with contextlib.suppress(LabError):  # the far end may have taken some of them with it
                 lines = "".join(f"link delete eth{number}\n" for number in range(self._devices))

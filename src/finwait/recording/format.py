@@ -128,12 +128,27 @@ def _facts(look: Observation) -> _Facts:
         {number: _plain(path) for number, path in look.cgroups.items()},
         look.socket_protocols,
         tuple((pid, fd, flag) for (pid, fd), flag in look.close_on_exec.items()),
-        tuple(Gap(_plain(gap.where), _plain(gap.doing), _plain(gap.needs)) for gap in look.gaps),
+        tuple(
+            replace(gap, where=_plain(gap.where), doing=_plain(gap.doing), needs=_plain(gap.needs))
+            for gap in look.gaps
+        ),
         look.descriptors.unreadable,
         look.descriptors.searched,
         look.complete,
         look.lone_sockets,
     )
+
+
+_PLACE: Final = re.compile(r"(netns|pid) ([0-9]{1,10})(?: \(.*\))?", re.DOTALL)
+
+
+def _placed(gap: Gap) -> Gap:
+    """Return a gap with what it is about, which recordings of earlier versions say in words alone."""
+    if gap.netns or gap.pid or not (place := _PLACE.fullmatch(gap.where)):
+        return gap
+    if place[1] == "pid":
+        return replace(gap, pid=int(place[2]))
+    return replace(gap, netns=int(place[2]), unentered=gap.doing == "enter it")
 
 
 @contextlib.contextmanager
@@ -422,7 +437,7 @@ def _look(found: dict[str, _Content], k: int) -> Observation:
         facts.cgroups,
         facts.socket_protocols,
         {(pid, fd): flag for pid, fd, flag in facts.close_on_exec},
-        facts.gaps,
+        tuple(map(_placed, facts.gaps)),
         facts.complete,
         facts.lone_sockets,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
 
 from finwait.errors import Refused
-from finwait.remedy.settings import by_key
+from finwait.remedy.settings.catalogue import by_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -25,7 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.other_end import counts_agree
+from finwait.diagnosis import catalogue
 from finwait.diagnosis.catalogue import NAMES
+from finwait.diagnosis.rule import Means
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy.guards import Abilities, Limits, Verdict, guard_destroy, guard_rows, guard_well
 from finwait.table.sockets import address_text, endpoint, pack_address
@@ -53,7 +55,6 @@ __all__ = [
     "step_of",
 ]
 
-Means = Literal["fin", "keepalive", "user-timeout", "reset", "destroy"]
 MEANS: Final[tuple[Means, ...]] = ("fin", "keepalive", "user-timeout", "reset", "destroy")
 _CLASS: Final = {
     "fin": "destructive",
@@ -451,24 +452,25 @@ _address = lru_cache(maxsize=8192)(address_text)
 
 
 def _means(view: View, row: int, rule: str) -> Means:
-    state = int(view.sockets.state[row])
+    """Return what the rule states, where a process holds the connection; else what its state allows."""
+    means = catalogue.rule(rule).means if rule else None
     held = bool(view.holder_found[row])
-    if rule == "nat-entry-gone":
-        return "destroy"
-    if rule in ("data-unanswered", "fin-unanswered-held", "zero-window") and held:
-        return "user-timeout"  # a FIN would only queue up behind what is not acknowledged
-    if state == tcp.CLOSE_WAIT and held:
+    if means in ("destroy", "user-timeout") and (held or means == "destroy"):
+        return means  # a FIN would only queue up behind what is not acknowledged
+    if int(view.sockets.state[row]) == tcp.CLOSE_WAIT and held:
         return "fin"
-    if rule in ("half-open", "idle-unprobed", "nat-zombie") and held:
-        return "keepalive"
-    return "destroy"
+    return "keepalive" if means == "keepalive" and held else "destroy"
+
+
+def _path_lost(rule: str) -> bool:
+    return bool(rule) and catalogue.rule(rule).path_lost
 
 
 def _closer(view: View, row: int, rule: str, limits: Limits, can: Abilities) -> int | None:
     """Return the other end of a half-close of ours, when a FIN from there is possible and finishes both ends."""
     other = int(view.other[row])
     if (
-        rule == "nat-entry-gone"
+        _path_lost(rule)
         or other < 0
         or view.other_ambiguous[row]
         or int(view.other_how[row]) not in (1, 2)
@@ -629,7 +631,7 @@ def step_of(
             state,
             orphan=not inode and cells.listener[k] < 0,
             minisocket=of["timer"][k] == 3,
-            nat_lost=rule == "nat-entry-gone",
+            nat_lost=_path_lost(rule),
         )
     stays = ""
     if holders and means in ("fin", "reset", "destroy"):

@@ -19,18 +19,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from finwait.diagnosis import forecast
+from finwait.diagnosis.catalogue import NAMES
 from finwait.errors import FinwaitError
-from finwait.remedy.settings import (
-    RULES,
-    Band,
-    Effect,
-    Scope,
-    Setting,
-    Verdict,
-    by_key,
-    canonical_key,
-    computed_default,
-)
+from finwait.remedy.settings.catalogue import by_key, canonical_key, computed_default
+from finwait.remedy.settings.model import Band, Effect, Scope, Setting, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -314,15 +306,14 @@ def verdicts(
     Args:
         settings: the settings asked about.
         findings_count_by_rule: how many connections each rule found; rules with none are left out of the
-        answer,
-            and so are rules that are no patterns of closing (names outside `RULES`).
+            answer, and so are names that are no rules.
         step: the direction of the change, see `Setting.step`; 0 where it is not known.
 
     Returns:
-        By the setting's key, one `HereEffect` for each rule with findings, in the order of `RULES`.
+        By the setting's key, one `HereEffect` for each rule with findings, in the order of the catalogue.
     """
     found = [
-        (rule, findings_count_by_rule[rule]) for rule in RULES if findings_count_by_rule.get(rule, 0) > 0
+        (rule, findings_count_by_rule[rule]) for rule in NAMES if findings_count_by_rule.get(rule, 0) > 0
     ]
     answer: dict[str, tuple[HereEffect, ...]] = {}
     for setting in settings:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finwait.diagnosis.catalogue import NAMES
 from finwait.remedy.knowledge import VERDICTS
-from finwait.remedy.settings import RULES, Band, Effect, Setting, Verdict
+from finwait.remedy.settings.model import Band, Effect, Setting, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,7 +99,7 @@ def _setting(setting: Setting) -> list[str]:
     ]
     told = [
         known
-        for rule in RULES
+        for rule in NAMES
         if {(known := setting.effect(rule)).effect, known.raised} - {Effect.NO_EFFECT, None}
     ]
     if told:

@@ -141,9 +141,8 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
     for k in range(len(table)):
         kind = cells["kind"][k]
         inode = cells["inode"][k]
-        pid = cells["pid"][k]
         mover: Mover | None = None
-        if kind != tr.POLLED and not cells["interrupt"][k] and pid:
+        if kind != tr.POLLED and not cells["interrupt"][k] and (pid := cells["pid"][k]):
             mover = names.movers.get(pid) or Mover(pid)
         in_old = value("in_old_ns", k)
         reset = value("reset", k)
@@ -164,8 +163,8 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             "old": _state(cells["oldstate"][k]),
             "new": _state(cells["newstate"][k]),
             "in_old_us": None if in_old is None else in_old // 1000,
-            "owners": None if holders is None else [{"pid": p, "comm": c} for p, c in holders],
-            "last_owners": None if before is None else [{"pid": p, "comm": c} for p, c in before],
+            "owners": _owners(holders),
+            "last_owners": _owners(before),
             "pod_uid": names.pods.get(cells["cgroup_id"][k]) or None,
             "moved_by": None if mover is None else _mover(mover),
             "ifindex": value("ifindex", k),
@@ -185,6 +184,10 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             note += ("; " if note else "") + f"moved by {mover} of the kernel"
         record["note"] = note
         yield record
+
+
+def _owners(holders: Sequence[tuple[int, str]] | None) -> list[dict[str, Any]] | None:
+    return None if holders is None else [{"pid": pid, "comm": comm} for pid, comm in holders]
 
 
 def _mover(mover: Mover) -> dict[str, Any]:

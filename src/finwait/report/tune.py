@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from finwait.remedy.settings import RULES, Effect, RuleEffect, Setting, Verdict
+from finwait.diagnosis.catalogue import NAMES
+from finwait.remedy.settings.model import Effect, RuleEffect, Setting, Verdict
 from finwait.remedy.tuning import Facts, HereEffect, Plan, PlanLine, State, default_of, in_force
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def explain_text(
         )
     yield ""
     yield "What a change does for what a rule has found"
-    told = [setting.effect(rule) for rule in RULES]
+    told = [setting.effect(rule) for rule in NAMES]
     for effect in (Effect.ENDS, Effect.BOUNDS_NEW, Effect.HARMFUL):
         for known in told:
             if effect in (known.effect, known.raised):
@@ -312,7 +313,7 @@ def explain_json(
     setting: Setting, here: Sequence[HereEffect], facts: Facts, value: str | None = None
 ) -> dict[str, Any]:
     """Return what is known of one setting as JSON's types (``kind: Setting``)."""
-    told = [setting.effect(rule) for rule in RULES]
+    told = [setting.effect(rule) for rule in NAMES]
     return {
         "apiVersion": "finwait/v1",
         "kind": "Setting",

@@ -34,7 +34,6 @@ from finwait.table.predicates import (
     Age,
     And,
     Context,
-    Facts,
     Kernel,
     Known,
     Leaf,
@@ -44,7 +43,8 @@ from finwait.table.predicates import (
     Op,
     Or,
     Resolver,
-    State,
+    RowFacts,
+    States,
     gather,
 )
 from finwait.table.schema import Mask
@@ -81,7 +81,7 @@ def _cost(node: Node) -> int:
     return max((leaf.cost for leaf in _leaves(node)), default=0)
 
 
-def _matches(node: Node, facts: Facts, index: NDArray[np.intp]) -> Mask:
+def _matches(node: Node, facts: RowFacts, index: NDArray[np.intp]) -> Mask:
     """Return which of the rows in ``index`` match; costly predicates come last and see what is undecided."""
     if not isinstance(node, And | Or):
         assert isinstance(node, Leaf), "Not has been pushed down"
@@ -98,7 +98,7 @@ def _matches(node: Node, facts: Facts, index: NDArray[np.intp]) -> Mask:
     return out
 
 
-def _possible(node: Node, facts: Facts, index: NDArray[np.intp]) -> Mask:
+def _possible(node: Node, facts: RowFacts, index: NDArray[np.intp]) -> Mask:
     """Return which of the rows are not known not to match."""
     if isinstance(node, And | Or):
         every = isinstance(node, And)
@@ -126,7 +126,7 @@ def _judge(node: Node, by: Callable[[Leaf], bool | None]) -> bool | None:
 
 
 def _possible_states(node: Node) -> int:
-    if isinstance(node, State):
+    if isinstance(node, States):
         return node.states & EVERY_STATE
     if isinstance(node, And):
         found = EVERY_STATE
@@ -150,7 +150,7 @@ def _asks_for(node: Node, state: int) -> bool:
         return any(_asks_for(part, state) for part in node.parts)
     if isinstance(node, Or):
         return all(_asks_for(part, state) for part in node.parts)
-    if isinstance(node, State):
+    if isinstance(node, States):
         named = node.states & EVERY_STATE
         return not named >> state & 1 or named.bit_count() <= _FEW
     if isinstance(node, Number):
@@ -310,7 +310,7 @@ class Filter:
     @property
     def says_states(self) -> bool:
         """Whether the filter speaks of states at all; if it does not, the caller chooses a default."""
-        return any(isinstance(leaf, State) for leaf in _leaves(self.root))
+        return any(isinstance(leaf, States) for leaf in _leaves(self.root))
 
     @property
     def states(self) -> int:
@@ -319,7 +319,7 @@ class Filter:
         ``BOUND_INACTIVE`` is in it only if the filter names it: asking for it costs the kernel a walk.
         """
         named = any(
-            isinstance(leaf, State) and leaf.states & BOUND_INACTIVE_BIT for leaf in _leaves(self.root)
+            isinstance(leaf, States) and leaf.states & BOUND_INACTIVE_BIT for leaf in _leaves(self.root)
         )
         return _possible_states(self._flat) & (EVERY_STATE if named else tcp.ALL_STATES)
 
@@ -357,7 +357,7 @@ class Filter:
         Raises:
             ValueError: the context lacks a value that is needed, or has a wrong number of them.
         """
-        return _matches(self._flat, Facts(table, context, {}), np.arange(len(table)))
+        return _matches(self._flat, RowFacts(table, context, {}), np.arange(len(table)))
 
     def possible(
         self, table: SocketTable, context: Context | Mapping[str, Any] | None, index: NDArray[np.intp]
@@ -369,7 +369,7 @@ class Filter:
         Raises:
             ValueError: see `mask`.
         """
-        return _possible(self._flat, Facts(table, context, {}), index)
+        return _possible(self._flat, RowFacts(table, context, {}), index)
 
     def without(self, part: Leaf) -> Filter:
         """Return the FILTER without one of the predicates that it asks for at the same time."""

@@ -34,7 +34,7 @@ from finwait.table.predicates import (
     Number,
     Or,
     Port,
-    State,
+    States,
     Text,
     User,
     gather,
@@ -74,7 +74,7 @@ _SHOWN: Final = 20
 
 
 @dataclass(slots=True)
-class _Parser(Values):
+class _Grammar(Values):
     rules: Sequence[str]
     variants: Callable[[], Mapping[str, int]] | None = None
     tokens: list[Token] = field(default_factory=list)
@@ -221,14 +221,14 @@ class _Parser(Values):
             return 1
         return None
 
-    def state_run(self, *, single: bool = False) -> State:
+    def state_run(self, *, single: bool = False) -> States:
         """Read state clauses that stand side by side: the next one adds, `exclude` takes away."""
         states: int | None = None
         while True:
             word = self.state_word()
             if word is None or (single and states is not None):
                 assert states is not None, "called where a state clause begins"
-                return State(states)
+                return States(states)
             token = self.peek()
             op = "="
             if token.text.lower() in {"state", "exclude", "excl"}:
@@ -468,6 +468,6 @@ def read(
     Raises:
         FilterError: it does not parse.
     """
-    parser = _Parser(text, services, rules, variants)
+    parser = _Grammar(text, services, rules, variants)
     parser.scan()
     return parser.whole()

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from finwait.table.schema import Mask
 from finwait.table.sockets import SocketTable
-from finwait.table.transitions import RECEIVE_RESET, SEND_RESET, TRANSITION, Look, TransitionTable
+from finwait.table.transitions import RECEIVE_RESET, SEND_RESET, TRANSITION, SocketDump, TransitionTable
 from finwait.uapi import tcp
 
 __all__ = ["NEVER", "Follower", "Lives"]
@@ -291,7 +291,7 @@ def _live(lives: Lives, runs: _Runs, events: TransitionTable, cookies: NDArray[n
 # -- what looks and destroy messages tell ----------------------------------------------------------------
 
 
-def _name_by_look(rows: NDArray[Any], look: Look) -> None:
+def _name_by_look(rows: NDArray[Any], look: SocketDump) -> None:
     """Let one look name the lives that it covers, and find the minisockets of those that ended."""
     if not len(rows) or not len(look.sockets):
         rows["looked"][rows["died"] < look.begun_ns] = True
@@ -505,7 +505,7 @@ class Follower:
             states = pair >> 8, pair & 255
             self.counts[states] = self.counts.get(states, 0) + number
 
-    def look(self, look: Look) -> None:
+    def look(self, look: SocketDump) -> None:
         """Let one look name the lives that it covers, and find the minisockets of those that ended."""
         _name_by_look(self._lives.rows, look)
 

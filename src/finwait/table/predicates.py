@@ -41,7 +41,6 @@ __all__ = [
     "And",
     "Autobound",
     "Context",
-    "Facts",
     "Host",
     "Kernel",
     "Known",
@@ -55,7 +54,8 @@ __all__ = [
     "Perhaps",
     "Port",
     "Resolver",
-    "State",
+    "RowFacts",
+    "States",
     "Text",
     "User",
     "gather",
@@ -149,7 +149,7 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RowFacts:
     """A table and its context while a mask is computed; each context value is asked for once."""
 
     table: SocketTable
@@ -211,7 +211,7 @@ class Leaf:
         """Return the predicate that is true where this one is known to be false."""
         return replace(self, op=_OPPOSITE[self.op])  # type: ignore[type-var, attr-defined]
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         """Return which of the rows in ``index`` are known to match."""
         raise NotImplementedError
 
@@ -250,15 +250,15 @@ def _compare(cells: NDArray[Any], op: str, value: float) -> Mask:
 
 
 @dataclass(frozen=True, slots=True)
-class State(Leaf):
+class States(Leaf):
     """The row's state is one of a set, bit *n* for state *n*."""
 
     states: int
 
-    def negated(self) -> State:
-        return State(self.states ^ _STATE_CELLS)
+    def negated(self) -> States:
+        return States(self.states ^ _STATE_CELLS)
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         members = np.array([bool(self.states >> n & 1) for n in range(256)])
         return members[rows.table.column("state")[index]]
 
@@ -280,7 +280,7 @@ class Port(Leaf):
     op: str
     port: int
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         return _compare(rows.table.column(self.side)[index], self.op, self.port)
 
     def kernel(self, kernel: Kernel) -> Op | bool:  # noqa: ARG002
@@ -325,7 +325,7 @@ class Host(Leaf):
     prefix: int = 0
     port: int | None = None
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         found = np.ones(len(index), np.bool_)
         if self.family:
             words = rows.table.column(self.side)[index]
@@ -383,7 +383,7 @@ class Mark(Leaf):
     mark: int
     mask: int
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         cells = rows.table.column("mark")[index] & np.uint32(self.mask)
         return _compare(cells, self.op, self.mark) & rows.table.present("mark")[index]
 
@@ -408,7 +408,7 @@ class Number(Leaf):
     op: str
     value: int
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         found = _compare(rows.table.column(self.column)[index], self.op, self.value)
         if SCHEMA[self.column].nullable:
             found = found & rows.table.present(self.column)[index]
@@ -450,7 +450,7 @@ class Text(Leaf):
     op: str
     pattern: str
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         cells = rows.table.column(self.column)[index]
         names, which = np.unique(cells, return_inverse=True)
         like = glob(self.pattern)
@@ -475,7 +475,7 @@ class User(Leaf):
     op: str
     uid: int
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         return _compare(rows.table.column("uid")[index], self.op, self.uid) & ~uid_unknown(rows.table, index)
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -494,7 +494,7 @@ class Known(Leaf):
     pattern: str
     cost = 2
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         values = rows.values(self.name)
         matches = MATCHERS.get(self.name, glob)(self.pattern)
         want = self.op == "="
@@ -562,7 +562,7 @@ class Autobound(Leaf):
     def negated(self) -> Autobound:
         return Autobound(not self.wanted)
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         values = rows.values("autobound")
         if isinstance(values, np.ndarray) and values.dtype == np.bool_:
             return values[index] == self.wanted
@@ -594,7 +594,7 @@ class Age(Leaf):
             return ("age_at_most_s",)
         return ("age_at_least_s", "age_at_most_s")
 
-    def test(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         bound = self.us / 1e6
         cells = [_floats(rows.values(name), index) for name in self._needs()]
         if self.op == "=":
@@ -603,7 +603,7 @@ class Age(Leaf):
             return (cells[0] > bound) | (cells[1] < bound)
         return _compare(cells[0], self.op, bound)
 
-    def unknown(self, rows: Facts, index: NDArray[np.intp]) -> Mask:
+    def unknown(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         """Return of which rows no age is known at all."""
         least, most = (_floats(rows.values(name), index) for name in ("age_at_least_s", "age_at_most_s"))
         return np.isnan(least) & np.isnan(most)

@@ -30,7 +30,6 @@ from finwait.table.predicates import (
     OF_FINDINGS,
     And,
     Autobound,
-    Facts,
     Host,
     Known,
     Leaf,
@@ -40,6 +39,7 @@ from finwait.table.predicates import (
     Number,
     Or,
     Port,
+    RowFacts,
     Text,
     User,
 )
@@ -199,11 +199,11 @@ def judge(
             value is in the context. Where it is not, a value that is there counts and one that is not there may be.
         context: as `Filter.mask` takes it.
     """
-    return _judge(wanted.root, False, Facts(table, context, {}), known, np.arange(len(table)))
+    return _judge(wanted.root, False, RowFacts(table, context, {}), known, np.arange(len(table)))
 
 
 def _judge(
-    node: Node, negated: bool, facts: Facts, known: Mapping[str, Mask], index: NDArray[np.intp]
+    node: Node, negated: bool, facts: RowFacts, known: Mapping[str, Mask], index: NDArray[np.intp]
 ) -> tuple[Mask, Mask]:
     if isinstance(node, Not):
         return _judge(node.part, not negated, facts, known, index)
@@ -231,7 +231,9 @@ def _cost(node: Node) -> int:
     return max((leaf.cost for leaf in _leaves(node)), default=0)
 
 
-def _test(leaf: Leaf, facts: Facts, known: Mapping[str, Mask], index: NDArray[np.intp]) -> tuple[Mask, Mask]:
+def _test(
+    leaf: Leaf, facts: RowFacts, known: Mapping[str, Mask], index: NDArray[np.intp]
+) -> tuple[Mask, Mask]:
     if isinstance(leaf, User):  # whether the uid is known is told by `known`, not by the state of the event
         leaf = Number("uid", leaf.op, leaf.uid)
     columns, needs = leaf.reads()

@@ -33,7 +33,7 @@ __all__ = [
     "STACK",
     "TRANSITION",
     "USER_STACK",
-    "Look",
+    "SocketDump",
     "TransitionTable",
     "changes",
     "decode",
@@ -369,7 +369,7 @@ def _addresses(
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class SocketDump:
     """One dump of all namespaces, and when it began and ended (CLOCK_MONOTONIC, ns)."""
 
     sockets: SocketTable
@@ -377,7 +377,7 @@ class Look:
     ended_ns: int
 
 
-def changes(before: Look, after: Look) -> TransitionTable:
+def changes(before: SocketDump, after: SocketDump) -> TransitionTable:
     """Return what polling alone can tell: the sockets whose state differs between two looks, by cookie.
 
     A socket that passed through several states in between shows the first and the last; one that came and

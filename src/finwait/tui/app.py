@@ -439,7 +439,7 @@ class Top(App[None]):
             f"FILTER {self._words}" if self._words else "",
             note(picture),
             # The diagram says it itself.
-            picture.seen.why_no_flows if self._small else "",
+            picture.circumstances.why_no_flows if self._small else "",
         ]
         self.query_one("#status", Static).update(fit("; ".join(p for p in parts if p), self.size.width))
 
@@ -447,7 +447,7 @@ class Top(App[None]):
         """Return the diagram, or where it does not fit the states alone: half of the screen is the list's."""
         width, height = self.size
         if not self._small:
-            return diagram(picture.counts, picture.flows, picture.seen.why_no_flows)
+            return diagram(picture.counts, picture.flows, picture.circumstances.why_no_flows)
         return states(picture.counts, picture.flows, width=max(width, 10), most=max(min(height // 5, 5), 1))
 
     @property

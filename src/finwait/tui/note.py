@@ -11,7 +11,7 @@ __all__ = ["note"]
 
 def note(picture: Picture) -> str:
     """Return how a picture was come by, how old its diagnosis is, and what it lacks; empty where all is as usual."""
-    seen = picture.seen
+    seen = picture.circumstances
     if seen.look is not None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seen.unix_ns / 1e9))
         return f"look {seen.look} of {seen.looks}, {when} UTC"

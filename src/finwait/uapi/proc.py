@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -204,7 +204,7 @@ _TCP = "/proc/net/tcp"
 _V4_WORD, _V6_WORD = 13, 37  # "0100007F:1F90", and 32 digits of address
 
 
-class _Cells:
+class _TextCells:
     """Numbers in the fields of many lines, read one digit of all lines at a time."""
 
     def __init__(self, data: bytes) -> None:
@@ -256,20 +256,8 @@ def parse_tcp(
         raise _bad(_TCP, data, 0, "no header")
     if not data.endswith(b"\n"):
         raise _bad(_TCP, data, len(data), "the last line is cut short")
-    cells = _Cells(data)
-    newline = np.flatnonzero(cells.bytes == 10)
-    begin = newline[:-1] + 1  # behind the header
-    blank = (cells.bytes == 32) | (cells.bytes == 10)
-    before = np.concatenate([np.ones(1, np.bool_), blank[:-1]])[: len(blank)]
-    starts = np.flatnonzero(~blank & before)
-    ends = np.flatnonzero(blank & ~before)
-    first = np.searchsorted(starts, begin)
-    count = np.diff(np.append(first, len(starts)))
-    cells.fail(count < 10, begin, "fewer than 10 fields")
-
-    def field(k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return starts[first + k], ends[first + k]
-
+    cells = _TextCells(data)
+    begin, field = _fields(cells)
     a, b = field(1)
     word = int((b - a)[0]) if len(begin) else _V4_WORD
     if word not in (_V4_WORD, _V6_WORD):
@@ -278,21 +266,7 @@ def parse_tcp(
         "family": np.full(len(begin), 2 if word == _V4_WORD else 10, np.uint8),
     }
     for k, address, port in ((1, "src", "sport"), (2, "dst", "dport")):
-        a, b = field(k)
-        cells.fail(b - a != word, a, "not an address and port")
-        cells.colon(b - 5)
-        result[port] = cells.number(b - 4, b, 16).astype(np.uint16)
-        parts = [cells.number(a + at, a + at + 8, 16).astype(np.uint32) for at in range(0, word - 5, 8)]
-        if byteorder == "little":
-            parts = [part.byteswap() for part in parts]
-        wide = [part.astype(np.uint64) for part in parts]
-        cell = np.zeros((len(begin), 2), np.uint64)
-        if word == _V4_WORD:
-            cell[:, 1] = np.uint64(0xFFFF << 32) | wide[0]
-        else:
-            cell[:, 0] = wide[0] << np.uint64(32) | wide[1]
-            cell[:, 1] = wide[2] << np.uint64(32) | wide[3]
-        result[address] = cell
+        result[port], result[address] = _endpoint(cells, *field(k), word, byteorder)
     a, b = field(3)
     result["state"] = cells.number(a, b, 16, 0xFF).astype(np.uint8)
     a, b = field(4)
@@ -307,14 +281,50 @@ def parse_tcp(
     ms = cells.number(a + 3, b, 16, 1 << 62).astype(np.float64) * (1000 / user_hz)
     result["timer"] = timer
     result["expires_ms"] = np.where(timer == 0, 0, np.minimum(ms, 0xFFFFFFFF)).astype(np.uint32)
-    a, b = field(6)
-    retransmits = cells.number(a, b, 16)
+    retransmits = cells.number(*field(6), 16)
     result["uid"] = cells.number(*field(7), 10).astype(np.uint32)
     probes = cells.number(*field(8), 10)
     retrans = np.where(timer == 1, retransmits, np.where((timer == 2) | (timer == 4), probes, 0))
     result["retrans"] = np.minimum(retrans, 255).astype(np.uint8)
     result["inode"] = cells.number(*field(9), 10).astype(np.uint32)
     return result
+
+
+_Field = Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+def _fields(cells: _TextCells) -> tuple[NDArray[np.int64], _Field]:
+    """Return where the lines behind the header begin, and what gives begin and end of their n-th fields."""
+    newline = np.flatnonzero(cells.bytes == 10)
+    begin = newline[:-1] + 1
+    blank = (cells.bytes == 32) | (cells.bytes == 10)
+    before = np.concatenate([np.ones(1, np.bool_), blank[:-1]])[: len(blank)]
+    starts = np.flatnonzero(~blank & before)
+    ends = np.flatnonzero(blank & ~before)
+    first = np.searchsorted(starts, begin)
+    count = np.diff(np.append(first, len(starts)))
+    cells.fail(count < 10, begin, "fewer than 10 fields")
+    return begin, lambda k: (starts[first + k], ends[first + k])
+
+
+def _endpoint(
+    cells: _TextCells, a: NDArray[np.int64], b: NDArray[np.int64], word: int, byteorder: str
+) -> tuple[NDArray[np.uint16], NDArray[np.uint64]]:
+    """Return the ports and addresses (high and low 64 bits) of the fields from a to b, all ``word`` characters long."""
+    cells.fail(b - a != word, a, "not an address and port")
+    cells.colon(b - 5)
+    port = cells.number(b - 4, b, 16).astype(np.uint16)
+    parts = [cells.number(a + at, a + at + 8, 16).astype(np.uint32) for at in range(0, word - 5, 8)]
+    if byteorder == "little":
+        parts = [part.byteswap() for part in parts]
+    wide = [part.astype(np.uint64) for part in parts]
+    address = np.zeros((len(a), 2), np.uint64)
+    if word == _V4_WORD:
+        address[:, 1] = np.uint64(0xFFFF << 32) | wide[0]
+    else:
+        address[:, 0] = wide[0] << np.uint64(32) | wide[1]
+        address[:, 1] = wide[2] << np.uint64(32) | wide[3]
+    return port, address
 
 
 @dataclass(frozen=True, slots=True)

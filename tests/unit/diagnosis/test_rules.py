@@ -1242,6 +1242,48 @@ def test_what_ends_a_relay_pair_follows_from_what_is_known_of_the_far_server() -
     assert not any("at the far server" in text for text in gone)
 
 
+_STRANGER = {
+    1: NamespaceView(1, ("host",)),
+    9: NamespaceView(9, ("stranger",), addresses=_LOCAL[1].addresses),
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "rule"),
+    [
+        (HELD, "fin-wait2-held"),
+        (HELD | {"shutdown": 3}, "fin-wait2-shut-both"),
+        (_READ_TO_END, "close-wait-eof-read"),
+        (_READ_TO_END | {"rqueue": 1}, "close-wait-eof-unread"),
+        (HELD | _WHOLE, "mptcp-half-close"),
+    ],
+)
+def test_an_address_that_a_stranger_has_says_nothing_of_the_peer(one: dict[str, Any], rule: str) -> None:
+    subflow = [SUBFLOW | {"mptcp_token_local": 9}] if rule == "mptcp-half-close" else []
+
+    def told(namespaces: dict[int, NamespaceView]) -> list[tuple[object, ...]]:
+        v = view(one, *subflow, holders=OWNED, namespaces=namespaces)
+        return [
+            (f.rule, f.title, f.severity, f.primary, f.confidence, f.evidence, f.ends_it, f.does_not)
+            for f in engine.diagnose(v, catalogue.rules())
+            if (f.rows == 0).any()
+        ]
+
+    assert told(_STRANGER) == told({1: _STRANGER[1]})
+    assert [(name, grade) for name, _, grade, primary, *_ in told(_STRANGER) if primary] == [
+        (rule, "problem")
+    ]
+
+
+def test_a_server_that_reads_nothing_stays_a_problem_when_its_clients_have_been_silent_for_long() -> None:
+    quiet = {"last_data_recv_ms": 700_000, "last_data_sent_ms": 700_000, "last_ack_recv_ms": 700_000}
+    rows = [ROOMY | {"rqueue": 0}, *unread(4, **quiet)]
+    held = {5: [9]} | {50 + k: [9] for k in range(4)}
+    v = view(*rows, holders=held, earlier=rows, watched_ms=4000)
+    found = [(f.rule, f.severity) for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+    assert found == [("established-unread", "problem")]
+
+
 def test_a_full_listener_on_this_machine_is_named_to_who_connects_to_it() -> None:
     opening = socket(
         state=tcp.SYN_SENT,

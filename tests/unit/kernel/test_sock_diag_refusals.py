@@ -74,7 +74,10 @@ def test_no_command_calls_such_a_machine_well(capsys: pytest.CaptureFixture[str]
         assert said.out == ""
         assert "modprobe tcp_diag" in said.err
     assert main(["check"]) == 3
-    assert capsys.readouterr().out.startswith("FINWAIT UNKNOWN - could not dump the TCP sockets")
+    line = capsys.readouterr().out
+    assert line.startswith("FINWAIT UNKNOWN - could not dump the TCP sockets")
+    assert "modprobe tcp_diag" in line
+    assert line.count("\n") == 1
 
 
 @pytest.mark.usefixtures("no_tcp_diag")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finwait import session
+from finwait import lone_sockets
 from finwait.errors import NotSupported, PermissionNeeded
 from finwait.kernel import observe, tracefs
 
@@ -57,7 +57,7 @@ def test_a_kernel_that_is_locked_down_is_not_one_without_tracepoints(
 
 
 def test_why_a_socket_could_not_be_asked_is_told_by_its_errno() -> None:
-    assert "Linux 5.6" in session._right_to_ask({errno.ENOSYS, errno.EPERM}, capable=True)
-    assert session._right_to_ask({errno.EPERM}, capable=False) == "CAP_SYS_PTRACE"
-    assert "yama" in session._right_to_ask({errno.EPERM}, capable=True)
-    assert session._right_to_ask({0}, capable=True) == ""
+    assert "Linux 5.6" in lone_sockets._right_to_ask({errno.ENOSYS, errno.EPERM}, capable=True)
+    assert lone_sockets._right_to_ask({errno.EPERM}, capable=False) == "CAP_SYS_PTRACE"
+    assert "yama" in lone_sockets._right_to_ask({errno.EPERM}, capable=True)
+    assert lone_sockets._right_to_ask({0}, capable=True) == ""

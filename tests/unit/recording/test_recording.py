@@ -49,7 +49,7 @@ def observation() -> Observation:
         {9: "/x.slice"},
         {7: "TCP"},
         {(5, 6): True},
-        (Gap("pid 1", "list its descriptors", "CAP_SYS_PTRACE"),),
+        (Gap("pid 1", "list its descriptors", "CAP_SYS_PTRACE", pid=1),),
     )  # fmt: skip
 
 
@@ -70,6 +70,17 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert got.namespaces[0].names == ("host", "caf\\udce9")
     assert got.descriptors.pid.tolist() == [5]
     assert got.descriptors.unreadable == (1,)
+
+
+def test_a_gap_of_an_earlier_version_says_in_words_alone_what_it_is_about(tmp_path: Path) -> None:
+    said = ("netns 4026532281 (web)", "enter it"), ("pid 812", "list its descriptors"), ("9 processes", "x")
+    one = replace(observation(), gaps=tuple(Gap(where, doing, "") for where, doing in said))
+    path = str(tmp_path / "a.finwait")
+    write(path, [one])
+    gaps = read(path)[1][0].gaps
+    assert [(g.netns, g.pid, g.unentered) for g in gaps] == [
+        (4026532281, 0, True), (0, 812, False), (0, 0, False),
+    ]  # fmt: skip
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:

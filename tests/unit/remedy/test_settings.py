@@ -1,16 +1,8 @@
 import pytest
 
-from finwait.remedy.settings import (
-    CATALOGUE,
-    RULES,
-    Effect,
-    Scope,
-    Verdict,
-    by_key,
-    by_letters,
-    canonical_key,
-    computed_default,
-)
+from finwait.diagnosis.catalogue import NAMES
+from finwait.remedy.settings.catalogue import CATALOGUE, by_key, by_letters, canonical_key, computed_default
+from finwait.remedy.settings.model import Effect, Scope, Verdict
 from finwait.shipped import knowledge
 
 ASKED_FOR = """
@@ -47,7 +39,7 @@ def test_every_conntrack_timeout_of_tcp_is_in_the_catalogue():
 
 @pytest.mark.parametrize("setting", CATALOGUE, ids=lambda s: s.key)
 def test_a_setting_says_for_every_rule_what_it_does_and_why(setting):
-    for rule in RULES:
+    for rule in NAMES:
         told = setting.effect(rule)
         assert told.rule == rule
         assert told.why
@@ -130,7 +122,7 @@ def test_a_sysctl_is_known_by_every_spelling_of_its_name(text, key):
 def test_the_rules_are_those_of_the_diagnosis():
     from finwait.diagnosis import catalogue
 
-    assert set(RULES) == {rule.name for rule in catalogue.rules()}
+    assert set(NAMES) == {rule.name for rule in catalogue.rules()}
 
 
 @pytest.mark.parametrize(

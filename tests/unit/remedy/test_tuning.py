@@ -1,6 +1,7 @@
 import pytest
 
-from finwait.remedy.settings import CATALOGUE, Effect, Verdict, by_key
+from finwait.remedy.settings.catalogue import CATALOGUE, by_key
+from finwait.remedy.settings.model import Effect, Verdict
 from finwait.remedy.tuning import (
     Facts,
     Profile,

@@ -36,6 +36,7 @@ __all__ = [
     "look_again",
     "mptcp_rows",
     "orphans",
+    "peer_doubtful",
     "peer_missing",
     "peer_unseen",
     "possible",
@@ -189,7 +190,19 @@ def unclocked(
 
 
 def peer_missing(view: View) -> NDArray[np.bool_]:
-    """Return rows whose other end may be expected here and is not: its address is local to a swept namespace."""
+    """Return rows whose other end must be here and is not.
+
+    Its address is local to a swept namespace, and this is known to be the namespace that they reach.
+    """
+    return peer_doubtful(view) & view.peer_reached
+
+
+def peer_doubtful(view: View) -> NDArray[np.bool_]:
+    """Return rows whose other end's address a swept namespace has that has no such connection.
+
+    Where nothing shows that the rows reach this namespace, the address is also that of a stranger: no statement about
+    the peer may rest on it (`peer_missing`).
+    """
     return view.peer_here & (view.other < 0) & ~view.other_ambiguous & ~view.has_flow
 
 

@@ -78,6 +78,8 @@ RULE = Rule(
     title="closing: the FIN, or data before it, went out moments ago: healthy",
     severity="healthy",
     rank=95,
+    means=None,
+    beyond_sysctls="it goes on by itself",
     claims=("C20",),
     clues=(
         Clue("state", "closing"),

@@ -134,6 +134,8 @@ RULE = Rule(
     title="closed, and our segments cannot leave this machine: the kernel itself refuses to send them",
     severity="problem",
     rank=34,
+    means="by-state",
+    beyond_sysctls="this machine refuses to send; only the limits of retries govern how long it tries",
     claims=("C18",),
     clues=(
         *_CLUES,

@@ -87,6 +87,8 @@ RULE = Rule(
     title="shut down but held; the FIN is retransmitted and nobody answers",
     severity="problem",
     rank=40,
+    means="user-timeout",
+    beyond_sysctls="only the retransmission limits and TCP_USER_TIMEOUT govern it",
     claims=("C11b", "X25"),
     clues=(
         Clue("state", "our FIN is out and not acknowledged"),

@@ -173,6 +173,8 @@ RULE = Rule(
     title="closed by its program; the FIN is retransmitted and nobody answers",
     severity="notice",
     rank=40,
+    means="by-state",
+    beyond_sysctls="only the orphan retransmission limits govern it",
     claims=("C11", "S21", "X04", "X55"),
     clues=(
         Clue("state", "our FIN is out and not acknowledged"),

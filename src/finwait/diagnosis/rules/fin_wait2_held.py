@@ -211,6 +211,9 @@ RULE = Rule(
     title="half-closed and held: the peer does not close, and a process keeps waiting",
     severity="problem",
     rank=60,
+    means="by-state",
+    beyond_sysctls="a descriptor still refers to it, so no kernel timer runs; the peer's FIN, the owner's close() or"
+    " SOCK_DESTROY end it",
     claims=("C1", "S02", "S03", "S12"),
     clues=(
         Clue("state", "our FIN was acknowledged; the peer's has not come"),

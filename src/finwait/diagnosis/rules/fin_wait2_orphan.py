@@ -37,6 +37,8 @@ RULE = Rule(
     title="closed by its program; the kernel forgets it within tcp_fin_timeout: healthy",
     severity="healthy",
     rank=10,
+    means=None,
+    beyond_sysctls="it carries its own countdown, set when it became an orphan",
     claims=("C2", "X40"),
     clues=(
         Clue("state", "our FIN was acknowledged"),

@@ -71,6 +71,8 @@ RULE = Rule(
     title="closed by its program, and kept as a full socket for longer; leaves by itself",
     severity="notice",
     rank=20,
+    means="by-state",
+    beyond_sysctls="it leaves when its own timer has run",
     claims=("C2b", "X01", "X02"),
     clues=(
         Clue("state", "our FIN was acknowledged"),

@@ -37,6 +37,8 @@ RULE = Rule(
     title="half-closed on purpose, and the answer is still coming: healthy",
     severity="healthy",
     rank=10,
+    means=None,
+    beyond_sysctls="data still arrives: the connection is in use",
     claims=("C1b",),
     clues=(
         Clue("state", "we have said all; the peer has not"),

@@ -40,6 +40,8 @@ RULE = Rule(
     title="being opened, there is nothing to close yet: healthy",
     severity="healthy",
     rank=90,
+    means=None,
+    beyond_sysctls="it is being opened, there is nothing to close",
     claims=("C19",),
     clues=(
         Clue("state", "opening"),

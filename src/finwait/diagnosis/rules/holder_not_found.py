@@ -34,7 +34,7 @@ from finwait.diagnosis.view import View
 from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
 
-__all__ = ["RULE", "match", "suspects"]
+__all__ = ["RULE", "kernels_own", "match", "suspects"]
 
 KERNEL_PORTS = (139, 445, 564, 860, 2049, 3260, 3300, 4420, 6789, 7788, 7789, 10809, 20049, 21064)
 """SMB, 9P, iSCSI, NFS, Ceph, NVMe over TCP, DRBD, NBD, DLM: sockets of the kernel's own, without any descriptor."""
@@ -63,6 +63,11 @@ def match(view: View) -> NDArray[np.bool_]:
 
 def _open(view: View) -> NDArray[np.bool_]:
     return view.connections_in(tcp.ESTABLISHED)
+
+
+def kernels_own(view: View) -> NDArray[np.bool_]:
+    """Return open rows that no process holds and that are the kernel's own, by all that can be seen."""
+    return match(view) & _kernels(view)
 
 
 def _kernels(view: View) -> NDArray[np.bool_]:
@@ -105,6 +110,8 @@ RULE = Rule(
     title="held, but by no descriptor of any process: in flight, io_uring, or the kernel",
     severity="problem",
     rank=35,
+    means="by-state",
+    beyond_sysctls="something still refers to the socket, so no orphan timer applies",
     claims=("C8", "X15"),
     clues=(
         Clue("inode", "not 0: something refers to it; no /proc/*/fd link has this number"),

@@ -1,8 +1,9 @@
 """idle-unprobed: silent for long, and nothing would notice if the peer were dead.
 
-Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; or any held connection whose
-              other end's address is on this machine, where it no longer exists. An MPTCP connection is silent when
-              all its subflows are, and keepalive on one of them is keepalive.
+Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; or a held connection (ESTABLISHED or
+              FIN_WAIT2) whose other end is gone from a namespace of this machine that it is known to reach. ESTABLISHED
+              also where a namespace here has the other end's address, and nothing shows that it is the peer's. An
+              MPTCP connection is silent when all its subflows are, and keepalive on one of them is keepalive.
 Why it stays  An idle connection sends nothing. If the peer vanished without a FIN (node lost, pod deleted after
               its network), this end learns it only by sending: data, or a keepalive probe.
 Not this      timer 2: keepalive is on. An other end that is there and ESTABLISHED. An address that a namespace
@@ -27,12 +28,14 @@ from finwait.diagnosis.rules import (
     destroy,
     likely,
     mptcp_rows,
+    peer_doubtful,
     peer_missing,
     possible,
     probe,
     silence,
     unclocked,
 )
+from finwait.diagnosis.rules.holder_not_found import kernels_own
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -43,8 +46,8 @@ def _gone(view: View) -> NDArray[np.bool_]:
     return view.on_every_subflow(peer_missing(view))
 
 
-def _surely(view: View) -> NDArray[np.bool_]:
-    return view.on_every_subflow(peer_missing(view) & view.peer_reached)
+def _doubtful(view: View) -> NDArray[np.bool_]:
+    return view.on_every_subflow(peer_doubtful(view))
 
 
 def match(view: View) -> NDArray[np.bool_]:
@@ -54,18 +57,18 @@ def match(view: View) -> NDArray[np.bool_]:
     idle = silence(view, "last_data_sent_ms", "last_data_recv_ms", "last_ack_recv_ms")
     lone = (view.other < 0) & view.on_every_subflow(view.other < 0)
     long = view.connections_in(tcp.ESTABLISHED) & (idle >= view.options.idle_ms) & lone
-    gone = view.connections_in(tcp.ESTABLISHED, tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & _gone(view)
+    long &= ~kernels_own(view)  # what is mounted may be silent for hours
     # CLOSE_WAIT whose peer is gone is the normal fate of a leak: its own rules say it better.
-    gone &= s.state != tcp.CLOSE_WAIT
+    gone = view.connections_in(tcp.ESTABLISHED) & _doubtful(view)
     # And a half-close whose program does not read what came waits for its own program, not for a peer.
-    gone &= (s.state != tcp.FIN_WAIT2) | (s.rqueue == 0)
+    gone |= view.connections_in(tcp.FIN_WAIT2) & (s.rqueue == 0) & _gone(view)
     return quiet & (long | gone)
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
-    if _surely(view)[rows].all():
-        return likely("the peer's address is on this machine, and no socket there has this connection")
     if _gone(view)[rows].all():
+        return likely("the peer's address is on this machine, and no socket there has this connection")
+    if _doubtful(view)[rows].all():
         return possible(
             "a namespace here has the peer's address and no such connection, but another network may have it too; "
             "a probe tells"
@@ -74,7 +77,7 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    missing = int(_gone(view)[rows].sum())
+    missing = int(_doubtful(view)[rows].sum())
     if not missing:
         return ()
     return (
@@ -83,14 +86,14 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             f"absent ×{missing}",
             "sock_diag in the namespace that has the peer's address",
             "that namespace was dumped in all states and has no such connection"
-            if _surely(view)[rows].sum() == missing
+            if _gone(view)[rows].sum() == missing
             else "no such connection in a namespace with that address; nothing shows that it is the peer's",
         ),
     )
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
-    return "problem" if _surely(view)[rows].any() else "notice"
+    return "problem" if _gone(view)[rows].any() else "notice"
 
 
 _CLUES = (
@@ -114,6 +117,8 @@ RULE = Rule(
     title="silent, and nothing would notice if the peer were dead",
     severity="notice",
     rank=55,
+    means="keepalive",
+    beyond_sysctls="no timer is armed on it, so no timer value matters",
     claims=("C9", "X21", "S18"),
     clues=_CLUES,
     ends=(probe("idle-unprobed"), PREVENT_SILENCE),
@@ -142,7 +147,7 @@ RULE = Rule(
         ),
         Case(
             title="silent, and its peer is gone: the peer's address is on this machine, and the connection is not",
-            rows=_surely,
+            rows=_gone,
             clues=_CLUES,
             ends=(
                 Remedy(

@@ -102,6 +102,8 @@ RULE = Rule(
     title="an MPTCP connection is half-closed and held; its subflows still look ESTABLISHED",
     severity="problem",
     rank=45,
+    means="by-state",
+    beyond_sysctls="the MPTCP connection, not its subflows, is what has to close",
     claims=("C17", "X49"),
     clues=(
         Clue("protocol", "262: the MPTCP connection itself, not one of its subflows"),

@@ -111,6 +111,8 @@ RULE = Rule(
     title="an MPTCP connection without any subflow: nothing can pass, and nothing tells its program",
     severity="problem",
     rank=25,
+    means="by-state",
+    beyond_sysctls="no setting of TCP applies without a subflow; net.mptcp.close_timeout does",
     claims=("C17b", "X57"),
     clues=_CLUES,
     ends=(
@@ -122,6 +124,7 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    softens=("mptcp-half-close",),
     cases=(
         Case(
             title="an MPTCP connection without any subflow: nothing can pass, and the kernel will give it up",

@@ -90,6 +90,9 @@ RULE = Rule(
     title="conntrack forgot the translation: neither end can reach the other any more",
     severity="problem",
     rank=15,
+    means="destroy",
+    path_lost=True,
+    beyond_sysctls="the address translation is already forgotten; packets no longer reach the other end",
     claims=("C13", "S31", "X28", "X29", "X30"),
     clues=(
         Clue("state", "one end retransmits its FIN, the other waits for it"),

@@ -1,7 +1,8 @@
 """nat-zombie: one side was reset behind a NAT, and the other was never told.
 
 Seen as       ESTABLISHED with a conntrack entry that translates it to an address of this machine, where no
-              such connection exists any more.
+              such connection exists any more. A problem where other connections show that this address is reached;
+              else a notice, for another network may have the same address.
 Why it stays  A packet was INVALID to conntrack (out of the window, or after its entry expired) and crossed
               untranslated; the RST that answered it killed one side only. The other is silent, and so is
               conntrack, whose ESTABLISHED entry lives for five days.
@@ -16,8 +17,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
-from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, destroy, likely, possible
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
@@ -36,6 +37,14 @@ def match(view: View) -> NDArray[np.bool_]:
         & (view.other < 0)
         & ~view.other_ambiguous
     )
+
+
+def _unreached(view: View) -> NDArray[np.bool_]:
+    return ~view.peer_reached
+
+
+def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
+    return "notice" if _unreached(view)[rows].all() else "problem"
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
@@ -58,7 +67,9 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             "other end",
             f"absent ×{len(rows)}",
             "sock_diag in the backend's namespace",
-            "it was reset or destroyed",
+            "it was reset or destroyed"
+            if view.peer_reached[rows].all()
+            else "no such connection in a namespace with that address; nothing shows that it is the peer's",
         ),
     ]
     result += [
@@ -74,17 +85,30 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     return tuple(result)
 
 
+_CLUES = (
+    Clue("state", "this end knows of nothing"),
+    Clue("timer", "0: and nothing will tell it"),
+    Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+)
+_KEEPALIVE = Remedy(
+    "arm a keepalive on the socket (pidfd_getfd): a live peer answers, and one that is gone draws a RST",
+    "reversible",
+    "finwait clear nat-zombie",
+)
+_DOES_NOT = (
+    Advice("lower `nf_conntrack_tcp_timeout_established`", "the entry goes, the socket stays"),
+    NOT_FIN_TIMEOUT,
+)
+
 RULE = Rule(
     name="nat-zombie",
     title="the other end behind the NAT is gone, and this end was never told",
     severity="problem",
     rank=15,
+    means="keepalive",
+    beyond_sysctls="one end is already gone and nothing asks the other",
     claims=("C14", "X35", "X38"),
-    clues=(
-        Clue("state", "this end knows of nothing"),
-        Clue("timer", "0: and nothing will tell it"),
-        Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
-    ),
+    clues=_CLUES,
     ends=(
         Remedy(
             "arm a keepalive on the socket (pidfd_getfd): the probe draws a RST",
@@ -94,11 +118,18 @@ RULE = Rule(
         destroy("nat-zombie"),
         Remedy("drop INVALID packets, or `nf_conntrack_tcp_be_liberal=1`, prevents the stray RST"),
     ),
-    does_not=(
-        Advice("lower `nf_conntrack_tcp_timeout_established`", "the entry goes, the socket stays"),
-        NOT_FIN_TIMEOUT,
-    ),
+    does_not=_DOES_NOT,
     confidence=_confidence,
     match=match,
     observe=_observe,
+    grade=_grade,
+    cases=(
+        Case(
+            title="the other end behind the NAT may be gone: a namespace here has its address, and no such connection",
+            rows=_unreached,
+            clues=_CLUES,
+            ends=(_KEEPALIVE,),
+            does_not=_DOES_NOT,
+        ),
+    ),
 )

@@ -86,6 +86,8 @@ RULE = Rule(
     title="waiting in the accept queue of a program that does not accept",
     severity="problem",
     rank=20,
+    means="by-state",
+    beyond_sysctls="the connection waits in the accept queue for the program's accept()",
     claims=("C6", "X16"),
     clues=(
         Clue("state", "the handshake is complete; in CLOSE_WAIT the client has given up already"),

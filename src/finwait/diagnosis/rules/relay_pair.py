@@ -237,6 +237,8 @@ RULE = Rule(
     title="a relay passed on one side's FIN and waits for the other side for ever",
     severity="problem",
     rank=30,
+    means="by-state",
+    beyond_sysctls="one process holds both legs; no timer runs on either",
     claims=("C3", "X52", "S01"),
     clues=(
         Clue("inode", "not 0: both legs are held, so no kernel timeout applies"),
@@ -254,5 +256,6 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    softens=("fin-wait2-held", "close-wait-eof-read"),
     remedies=_remedies,
 )

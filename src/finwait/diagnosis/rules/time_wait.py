@@ -37,6 +37,8 @@ RULE = Rule(
     title="each leaves by itself, 60 s after the last FIN: healthy",
     severity="healthy",
     rank=90,
+    means=None,
+    beyond_sysctls="TIME_WAIT lasts 60 s, a constant compiled into the kernel",
     claims=("C15a", "S22"),
     clues=(Clue("timer", "3: it counts down its 60 s"), Clue("expires_ms", "what is left of it")),
     ends=(Remedy("it ends by itself within 60 s", "read-only", proofs=("time-wait-is-constant",)),),

@@ -179,6 +179,8 @@ RULE = Rule(
     title="the peer stopped reading: its window is closed and our FIN cannot get out",
     severity="problem",
     rank=35,
+    means="user-timeout",
+    beyond_sysctls="each answer to a window probe starts the count again",
     claims=("C12", "X26", "X53"),
     clues=(
         Clue("state", "closing, as far as this end is concerned"),

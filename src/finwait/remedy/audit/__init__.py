@@ -24,7 +24,7 @@ from finwait.remedy.audit.lines import FENCED_YAML, heredocs, markdown_code, sca
 from finwait.remedy.audit.prose import scan_prose
 from finwait.remedy.audit.proxies import scan_haproxy, scan_nginx
 from finwait.remedy.audit.template import UNKNOWN, is_template, without_actions
-from finwait.remedy.settings import CATALOGUE
+from finwait.remedy.settings.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     from finwait.remedy.knowledge import Knowledge

@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from finwait.remedy.audit.template import UNKNOWN
-from finwait.remedy.settings import Scope, Verdict, by_key, canonical_key
+from finwait.remedy.settings.catalogue import by_key, canonical_key
+from finwait.remedy.settings.model import Scope, Verdict
 from finwait.remedy.tuning import remarks
 
 if TYPE_CHECKING:

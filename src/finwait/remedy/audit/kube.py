@@ -24,7 +24,7 @@ from finwait.remedy.audit.flags import (
     kube_proxy_timeout,
 )
 from finwait.remedy.audit.template import UNKNOWN
-from finwait.remedy.settings import by_letters
+from finwait.remedy.settings.catalogue import by_letters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

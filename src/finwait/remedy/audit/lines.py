@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from finwait.remedy.audit.flags import allowed_unsafe, kube_proxy_flags
 from finwait.remedy.audit.shell import spoken
 from finwait.remedy.audit.template import UNKNOWN
-from finwait.remedy.settings import by_letters
+from finwait.remedy.settings.catalogue import by_letters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

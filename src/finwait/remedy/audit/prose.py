@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from finwait.remedy.settings import canonical_key
+from finwait.remedy.settings.catalogue import canonical_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What is known of connections beyond their own columns: names of namespaces, cgroups, users and interfaces.
+"""Where connections belong, beyond their own columns: names of namespaces, cgroups, users and interfaces.
 
 What was found once stays known after it is gone, for its last rows are told later; each memory has a limit.
 """
@@ -24,7 +24,7 @@ from finwait.table.sockets import SocketTable
 from finwait.table.units import printable
 from finwait.uapi.observation import Namespace
 
-__all__ = ["Surroundings", "pod_uid", "uid_known"]
+__all__ = ["Places", "pod_uid", "uid_known"]
 
 _POD: Final = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
 
@@ -42,7 +42,7 @@ def uid_known(rows: tr.TransitionTable | SocketTable) -> Mask:
     return ~uid_unknown(rows, np.arange(len(rows)))
 
 
-class Surroundings:
+class Places:
     """Names, remembered."""
 
     def __init__(self) -> None:
