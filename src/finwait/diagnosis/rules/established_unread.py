@@ -159,6 +159,7 @@ RULE = Rule(
     title="requests lie unread on open connections: the program that accepted them does not read",
     severity="problem",
     rank=57,
+    owners=True,
     means="by-state",
     beyond_sysctls="to the kernel these connections are well; only the program can read",
     claims=("C21", "X18"),

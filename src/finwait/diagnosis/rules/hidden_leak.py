@@ -98,6 +98,7 @@ RULE = Rule(
     title="descriptors of connections that are gone: invisible to ss, still open",
     severity="problem",
     rank=50,
+    owners=True,
     means=None,
     beyond_sysctls="the connection is gone; only the descriptor is left in the process",
     claims=("C16", "X50"),

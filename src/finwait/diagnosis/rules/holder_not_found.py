@@ -110,6 +110,7 @@ RULE = Rule(
     title="held, but by no descriptor of any process: in flight, io_uring, or the kernel",
     severity="problem",
     rank=35,
+    owners=True,
     means="by-state",
     beyond_sysctls="something still refers to the socket, so no orphan timer applies",
     claims=("C8", "X15"),

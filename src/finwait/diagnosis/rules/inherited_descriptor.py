@@ -217,6 +217,7 @@ RULE = Rule(
     title="a child process inherited the connection, so closing it in the parent closes nothing",
     severity="problem",
     rank=25,
+    owners=True,
     means="by-state",
     beyond_sysctls="another process still holds the descriptor",
     claims=("C7", "X14", "S06"),
