@@ -71,8 +71,12 @@ types: $(STAMP)
 imports: $(STAMP)
 	@$(BIN)/lint-imports
 
-docs: $(STAMP) ## write the generated pages (reference, man page, schema, completions)
-	@$(BIN)/python docs/generate.py
+docs: $(STAMP) ## write the generated pages (reference, man page, schema, completions) and pasted sessions
+	@$(BIN)/python docs/generate.py && $(BIN)/python -m tests.docs.sessions
+
+rule: $(STAMP) ## the files of a new rule, to be filled in (NAME=my-rule); see CONTRIBUTING.md
+	@test -n "$(NAME)" || { echo "make rule NAME=my-rule: a name for the pattern that it sees" >&2; exit 2; }
+	@$(BIN)/python -m scaffold.rule "$(NAME)" && $(MAKE) --no-print-directory docs
 
 site: $(STAMP) ## the documentation as a site with search, in build/site; opens without a server
 	@$(PIP) --require-hashes -r $(SITE_LOCK) && $(BIN)/python docs/build_site.py
@@ -94,7 +98,7 @@ kernels: $(STAMP) guest ## finwait on other kernels, emulated, 20 minutes each (
 kernels-restricted: $(STAMP) guest ## one kernel locked down, without IPv6, under yama, without modules; ten minutes (KERNELS=6.12)
 	@$(BIN)/python -m tests.guest --restricted $${KERNELS:-6.12}; status=$$?; $(BIN)/python docs/generate.py; exit $$status
 
-kernels-smoke: $(STAMP) ## the shortest proof that it works on 5.10, three minutes; skipped where there is no qemu or kernel
+kernels-smoke: $(STAMP) ## the shortest proof that it works on 5.10, half a minute of processor time; skipped where there is no qemu or kernel
 	@$(BIN)/python -m tests.guest --smoke --offline 5.10 || [ $$? = 77 ]
 
 guest: # what boots a guest, installed when we are root
@@ -109,4 +113,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs site check bench soak sequences kernels kernels-restricted kernels-smoke guest fuzz fuzz-quick clean
+.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs rule site check bench soak sequences kernels kernels-restricted kernels-smoke guest fuzz fuzz-quick clean

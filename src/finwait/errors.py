@@ -89,7 +89,9 @@ class PermissionNeeded(KernelError):
     """EPERM or EACCES, with the capability that would have let us."""
 
     def __init__(self, errno: int, doing: str, capability: str, *, netns: int | None = None) -> None:
-        super().__init__(errno, doing, netns=netns, hint=f"needs {capability}; try with sudo")
+        # Who lacks no capability but a policy's leave (`finwait.kernel.rights`) gets it from sudo neither.
+        hint = f"needs {capability}" + ("; try with sudo" if capability.isidentifier() else "")
+        super().__init__(errno, doing, netns=netns, hint=hint)
         self.capability = self.needs = capability
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.view import HiddenDescriptor
 from finwait.errors import Gap
+from finwait.kernel import rights
 from finwait.table import decode
 from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
@@ -217,8 +218,7 @@ def not_entered(spaces: Iterable[tuple[int, int, int]], observation: Observation
     """Return namespaces that only sockets lead to as gaps, but for those that could not be entered anyway."""
     unentered = {gap.netns for gap in observation.gaps if gap.unentered}
     doing = "look into it: only sockets lead there"
+    needs = rights.missing("CAP_SYS_ADMIN", observation.facts.capabilities)
     return [
-        Gap(f"netns {netns}", doing, "CAP_SYS_ADMIN", netns=netns)
-        for netns, _, _ in spaces
-        if netns not in unentered
+        Gap(f"netns {netns}", doing, needs, netns=netns) for netns, _, _ in spaces if netns not in unentered
     ]

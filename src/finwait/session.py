@@ -202,6 +202,7 @@ def _namespaces(
             before.get(ns.inode, {}),
             addresses.get(ns.inode, frozenset()),
             complete and not ns.established_skipped and _dumped(ns),
+            ns.island,
         )
     return result
 

@@ -15,6 +15,7 @@ from typing import get_args
 import jsonschema
 import pytest
 import yaml
+from scaffold.rule import to_write
 
 from finwait.cli import COMMANDS, EXIT_STATUS, _with_command, build_parser
 from finwait.diagnosis import catalogue, finding
@@ -66,7 +67,14 @@ def test_a_rule_has_a_page_a_scenario_and_a_recording(rule: Rule) -> None:
     if rule.rest:  # of what no rule explains there is no scenario: it would be explained
         return
     assert rule.name in scenarios()
-    assert list((ROOT / "tests/captures").glob(f"*/{rule.name}.finwait")), "python -m tests.captures.make"
+    recorded = list((ROOT / "tests/captures").glob(f"*/{rule.name}.finwait"))
+    assert recorded, f"when its scenario is written: sudo .venv/bin/python -m tests.captures.make {rule.name}"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_of_a_rule_is_left_to_write(rule: Rule) -> None:
+    left = to_write(ROOT, rule.name)
+    assert not left, "\n".join(["still TO WRITE:", *left])
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -83,7 +83,7 @@ def _one(args: argparse.Namespace, version: str, jobs: tuple[str, ...], append: 
         kernel = debian.kernel(version, args.cache, fresh=args.fresh, offline=args.offline)
         disks = (image.programs(args.cache), image.clone(args.cache))
         only = [f"only={args.only.replace(' ', '+')}"] if args.only else []
-        limit = 400 if args.smoke else 2400
+        limit = 900 if args.smoke else 2400  # beside fifteen busy processes a smoke took 274 s
         ran = boot(kernel, args.cache, disks, jobs, arguments=[*only, *append.split()], limit_s=limit)
     except debian.NotHere as error:
         print(f"{version}: cannot be tried here: {error}")

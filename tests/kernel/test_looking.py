@@ -262,9 +262,11 @@ def test_a_recording_is_diagnosed_as_the_machine_was(tmp_path: Path, redacted: b
         how = Look(plan=Plan(only=only, established_limit=None), watch_ms=50, not_holders=walled)
         live = session.diagnose(how=how)
         path = tmp_path / "r.finwait"
-        rows = record(session.live_machine(), str(path), looks=2, interval_ms=50, only=only, redact=redacted)
+        recorded = record(
+            session.live_machine(), str(path), looks=2, interval_ms=50, only=only, redact=redacted
+        )
         replayed = session.diagnose(open_recording(str(path)), how=how)
-    assert rows == len(live.view)
+    assert recorded.rows == len(live.view)
     told = [sorted((f.rule, f.primary, f.count, f.pids) for f in d.findings) for d in (live, replayed)]
     assert told[0] == told[1]
     if redacted:

@@ -89,7 +89,7 @@ def test_a_recording_replays_to_what_the_kernel_showed(situation: Situation, tmp
     path = str(tmp_path / "a.finwait")
     end = time.monotonic() + DEADLINE_S
     while True:
-        rows = record(
+        recorded = record(
             session.live_machine(), path, looks=2, interval_ms=100, only=namespaces(situation), note="x"
         )
         manifest, looks = read(path)
@@ -98,7 +98,7 @@ def test_a_recording_replays_to_what_the_kernel_showed(situation: Situation, tmp
             break
         time.sleep(0.1)
     assert found(diagnosis, primary=True) == wanted(situation)
-    assert rows == len(diagnosis.view.sockets)
+    assert recorded.rows == len(diagnosis.view.sockets)
     assert (manifest.looks, manifest.redacted, manifest.note) == (2, False, "x")
     assert looks[1].facts.boottime_ns - looks[0].facts.boottime_ns >= 100_000_000
     # Who holds what is in the file too: nothing is asked of the machine that reads it.
@@ -188,7 +188,8 @@ def test_the_command_records_and_every_reading_command_reads(situation: Situatio
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.returncode in (0, 3), done.stderr  # 3: this machine hides a process from us
+    assert not done.stdout
     assert "in 2 looks" in done.stderr
     assert os.listdir(tmp_path) == ["a.finwait"]
     for words in (["diagnose"], ["list"], ["netns"], ["check"], ["diagnose", "-o", "json"]):

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, signal, sys, threading
-from finwait.relay import supervisor
-when, real = sys.argv[1], {"use": supervisor.Resolver.use, "ask": supervisor._Line.ask}
+from finwait.relay import line, supervisor
+when, real = sys.argv[1], {"use": supervisor.Resolver.use, "ask": line.ControlLine.ask}
 async def use(self, config):
     await real["use"](self, config)
     if when == "use":
@@ -26,7 +26,7 @@ async def signalled():
     import asyncio
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.sleep(0.2)
-supervisor.Resolver.use, supervisor._Line.ask = use, ask
+supervisor.Resolver.use, line.ControlLine.ask = use, ask
 from finwait.cli import main
 sys.exit(main(["relay", "run", "--listen", "127.0.0.1:0", "--to", "127.0.0.1:9"]))
 """

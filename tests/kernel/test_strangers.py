@@ -83,10 +83,9 @@ def test_a_connection_that_lost_its_end_is_not_given_another_s(lab: Lab, tmp_pat
     two.client.reset([two.ours])
     diagnosis = looked(one.near.inode, one.far.inode, two.near.inode, two.far.inode)
     view = diagnosis.view
-    for conn in (one.ours, one.theirs, two.theirs):
-        row = row_of(view, conn)
-        assert view.other[row] == -1
-        assert view.other_ambiguous[row]
+    assert view.other[row_of(view, one.ours)] == row_of(view, one.theirs)
+    assert view.other[row_of(view, one.theirs)] == row_of(view, one.ours)
+    assert view.other[row_of(view, two.theirs)] == -1
     plan = ended_for(diagnosis, two.theirs)
     assert [step.netns for step in plan.steps] == [two.far.inode]
     with SqliteJournal(tmp_path / "journal") as journal:
@@ -104,6 +103,48 @@ def test_an_end_that_counted_other_bytes_is_not_told_to_close(lab: Lab) -> None:
     two.client.reset([two.ours])
     plan = ended_for(looked(one.near.inode, one.far.inode, two.near.inode, two.far.inode), two.theirs)
     assert [step.netns for step in plan.steps] == [two.far.inode]
+
+
+def test_an_end_of_a_network_that_is_not_connected_is_at_best_possible(lab: Lab) -> None:
+    """As many bytes, the same addresses and ports, and nothing else left that fits."""
+    one, two = Network(lab, "one"), Network(lab, "two")
+    for network in (one, two):
+        network.link.cut()
+    one.server.reset([one.theirs])
+    two.client.reset([two.ours])
+    diagnosis = looked(one.near.inode, one.far.inode, two.near.inode, two.far.inode)
+    view = diagnosis.view
+    mine, stranger = row_of(view, two.theirs), row_of(view, one.ours)
+    assert (view.other[[mine, stranger]] == -1).all()
+    assert view.other_possible[[mine, stranger]].tolist() == [stranger, mine]
+    (found,) = (f for f in diagnosis.findings if f.primary and mine in f.rows)
+    assert found.rule == "fin-wait2-held"
+    assert "its end was not found here" in found.title
+    assert not [e for e in found.evidence if e.column == "other end"]
+    plan = ended_for(diagnosis, two.theirs)
+    assert [(step.netns, step.means) for step in plan.steps] == [(two.far.inode, "destroy")]
+    assert all(step.other is None for step in plan.steps)
+
+
+def test_namespaces_are_connected_through_others_that_are_not_looked_at(lab: Lab) -> None:
+    near, middle, far = (lab.netns(name) for name in ("near", "middle", "far"))
+    left, right = lab.link(near, middle), lab.link(middle, far)
+    near.ip(f"addr add 10.8.1.1/24 dev {left.a_dev}")
+    middle.ip(f"addr add 10.8.1.9/24 dev {left.b_dev}")
+    middle.ip(f"addr add 10.8.2.9/24 dev {right.a_dev}")
+    far.ip(f"addr add 10.8.2.2/24 dev {right.b_dev}")
+    middle.sysctl("net.ipv4.ip_forward", "1")
+    near.ip("route add default via 10.8.1.9")
+    far.ip("route add default via 10.8.2.9")
+    client, server = lab.actor(near, "client"), lab.actor(far, "server")
+    (ours,), (theirs,) = meet(client, "10.8.2.2", server, server.listen("10.8.2.2", 9000))
+    view = looked(near.inode, far.inode).view
+    assert view.other[row_of(view, ours)] == row_of(view, theirs)
+    assert view.connected(near.inode, far.inode)
+    alone = lab.netns("alone")
+    lab.actor(alone, "other").listen("127.0.0.1", 1)
+    view = looked(near.inode, far.inode, alone.inode).view
+    assert not view.connected(near.inode, alone.inode)
 
 
 def test_two_ends_of_one_network_are_told_apart_from_strangers_by_nothing_but_each_other(lab: Lab) -> None:

@@ -8,13 +8,15 @@ partner, were one connection, if what each counts as received is what the other 
 
 A tuple that fits several rows is given none of them, and none of them is given it: a guess would be worse than
 "unknown". Addresses repeat between namespaces that are not connected (private networks, fe80::1), and where one of two
-such connections has lost an end, the other's fits both.
+such connections has lost an end, the other's fits both. So two rows are ends of one connection only if interfaces
+connect their namespaces, over any number of others, and if their counters do not refute it. What fits in a namespace
+of which that is not known is at best possible (`OtherEnds.possible`), and no conclusion rests on it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +26,12 @@ from finwait.table.schema import Mask
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from finwait.table.flows import FlowTable
     from finwait.table.sockets import SocketTable
 
-__all__ = ["DIRECT", "HALF", "NAT", "NONE", "OtherEnds", "counts_agree", "other_ends"]
+__all__ = ["DIRECT", "HALF", "NAT", "NONE", "OtherEnds", "connected", "counts_agree", "other_ends"]
 
 NONE, DIRECT, NAT, HALF = 0, 1, 2, 3
 _HOPS = 4
@@ -48,6 +52,8 @@ class OtherEnds:
     """Row of the conntrack entry (of the translating one, where several namespaces track it); −1 for none."""
     peer: NDArray[np.uint64]
     """Address of the other end after translation, two words a row."""
+    possible: I64
+    """Row that fits in a namespace that is not known to be connected with this one; −1 for none, or for several."""
 
 
 def _forward(src: NDArray[Any], dst: NDArray[Any], sport: NDArray[Any], dport: NDArray[Any]) -> Words:
@@ -84,12 +90,63 @@ def counts_agree(sockets: SocketTable, i: I64, j: I64, *, unknown: bool = False)
     return np.where(known[i] & known[j], agree, np.bool_(unknown))
 
 
+_QUIET_MS: Final = 1000
+"""Two dumps of one look may be so far apart: what moved meanwhile is counted differently."""
+
+
+def _refuted(sockets: SocketTable, i: I64, j: I64) -> Mask:
+    """Say for each pair of rows whether they cannot be the ends of one connection, by what they have counted.
+
+    Between what one had acknowledged and all that it has sent (``wqueue`` more) lies what the other received, but for
+    the SYN and the FIN; on a connection on which data has passed lately two dumps may disagree. One that is being
+    opened has counted nothing yet, also where its other end has an old connection (half-open).
+    """
+    s = sockets
+    names = ("bytes_acked", "bytes_received", "last_data_sent_ms", "last_data_recv_ms")
+    known = ~np.isin(s.state, (tcp.SYN_SENT, tcp.SYN_RECV, tcp.NEW_SYN_RECV))
+    for name in names:
+        known &= s.present(name)
+    quiet = np.minimum(s.last_data_sent_ms, s.last_data_recv_ms) >= _QUIET_MS
+    acked, received = s.bytes_acked.astype(np.int64), s.bytes_received.astype(np.int64)
+    sent = acked + s.wqueue.astype(np.int64)
+    wrong = np.zeros(len(i), np.bool_)
+    for a, b in ((i, j), (j, i)):
+        wrong |= (acked[a] > received[b] + 2) | (received[b] > sent[a] + 2)
+    refuted: Mask = wrong & (known & quiet)[i] & (known & quiet)[j]
+    return refuted
+
+
+def connected(a: NDArray[Any], b: NDArray[Any], islands: Mapping[int, int | None]) -> Mask:
+    """Say for pairs of namespaces whether interfaces are known to connect them; where nobody looked, all are.
+
+    Args:
+        a: namespaces.
+        b: as many others.
+        islands: namespace → a number that connected ones share; None for one of which that is not known.
+    """
+    same: Mask = a == b
+    if same.all() or not any(island is not None for island in islands.values()):
+        return np.ones(len(same), np.bool_)
+    numbers = np.array([*islands], np.int64)
+    order = np.argsort(numbers)
+    island = np.array([-1 if n is None else n for n in islands.values()], np.int64)[order]
+    numbers = numbers[order]
+
+    def of(netns: NDArray[Any]) -> I64:
+        at = np.minimum(np.searchsorted(numbers, netns), len(numbers) - 1)
+        return np.where(numbers[at] == netns, island[at], -1)
+
+    left, right = of(a), of(b)
+    return same | ((left == right) & (left >= 0))
+
+
 def other_ends(
     sockets: SocketTable,
     flows: FlowTable | None,
     loopback: Mask,
     *,
     untranslated: frozenset[tuple[int, int]] | None = None,
+    islands: Mapping[int, int | None] | None = None,
 ) -> OtherEnds:
     """Find the other end of every connection.
 
@@ -100,28 +157,39 @@ def other_ends(
         untranslated: addresses that are no translation's, for they belong to namespaces in which no packet was
             without an entry; None where entries may exist that were not read, or no namespace has lost any: then
             no two ends are joined by the client alone.
+        islands: namespace → a number that connected ones share; None for one of which that is not known.
     """
     n = len(sockets)
     row = np.full(n, -1, np.int64)
     how = np.zeros(n, np.uint8)
     flow = np.full(n, -1, np.int64)
     peer = sockets.dst.copy()
-    connected = np.flatnonzero(sockets.state != tcp.LISTEN)
+    talking = np.flatnonzero(sockets.state != tcp.LISTEN)
     proto = sockets.protocol
     ours = _forward(sockets.src, sockets.dst, sockets.sport, sockets.dport)
     theirs = _forward(sockets.dst, sockets.src, sockets.dport, sockets.sport)
-    i, j = matches((*_take(ours, connected), proto[connected]), (*_take(theirs, connected), proto[connected]))
-    i, j = connected[i], connected[j]
+    i, j = matches((*_take(ours, talking), proto[talking]), (*_take(theirs, talking), proto[talking]))
+    i, j = talking[i], talking[j]
     fits = (i != j) & (~loopback[i] | (sockets.netns[i] == sockets.netns[j]))
-    row, ambiguous = unique_match(n, i[fits], j[fits])
+    i, j = i[fits], j[fits]
+    fits = ~_refuted(sockets, i, j)
+    i, j = i[fits], j[fits]
+    islands = islands or {}
+    near = connected(sockets.netns[i], sockets.netns[j], islands)
+    row, ambiguous = unique_match(n, i[near], j[near])
     how[row >= 0] = DIRECT
     _only_mutual(row, how, ambiguous)
     if flows is not None and len(flows):
         _through_nat(sockets, flows, ours, row, how, flow, peer, ambiguous)
         _only_mutual(row, how, ambiguous)
+    possible, _ = unique_match(n, i[~near], j[~near])
+    joined = np.flatnonzero(row >= 0)
+    apart = joined[~connected(sockets.netns[joined], sockets.netns[row[joined]], islands)]
+    possible[apart], row[apart], how[apart] = row[apart], -1, NONE
+    possible[(row >= 0) | ambiguous | (row[np.maximum(possible, 0)] >= 0)] = -1
     if untranslated is not None:
-        _half(sockets, row, how, flow, ambiguous, untranslated)
-    return OtherEnds(row, how, ambiguous, flow, peer)
+        _half(sockets, row, how, flow, ambiguous, untranslated, islands)
+    return OtherEnds(row, how, ambiguous, flow, peer, possible)
 
 
 def _only_mutual(row: I64, how: NDArray[np.uint8], ambiguous: Mask) -> None:
@@ -203,6 +271,7 @@ def _half(
     flow: I64,
     ambiguous: Mask,
     untranslated: frozenset[tuple[int, int]],
+    islands: Mapping[int, int | None],
 ) -> None:
     s = sockets
     alone = (row < 0) & (flow < 0) & ~ambiguous & (s.protocol == 6)
@@ -219,7 +288,7 @@ def _half(
     i, j = clients[i], servers[j]
     other_address = (s.dst[i] != s.src[j]).any(axis=1)
     i, j = i[other_address], j[other_address]
-    same = counts_agree(s, i, j)
+    same = counts_agree(s, i, j) & connected(s.netns[i], s.netns[j], islands)
     same &= np.array([(int(a), int(b)) not in untranslated for a, b in s.dst[i]], np.bool_)
     i, j = i[same], j[same]
     n = len(s)

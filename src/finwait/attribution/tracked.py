@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches, unique_match
+from finwait.attribution.other_end import connected
 from finwait.uapi import conntrack as ct
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from finwait.table.flows import FlowTable
     from finwait.table.sockets import SocketTable
 
@@ -26,7 +29,7 @@ __all__ = ["AGREE", "Seen", "Tracked", "tracked", "untracked"]
 AGREE: Final = "agree"
 Seen = Literal["socket", "gone", "elsewhere", "not-looked-at"]
 """What is known of an end: it has a socket here; its address is here and it has none; its address is on no namespace of
-this machine; or not every namespace was looked into, so that it may be in another."""
+this machine that the entry's leads to; or not every namespace was looked into, so that it may be in another."""
 _CLOSING: Final = frozenset({"FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE"})
 
 
@@ -66,19 +69,22 @@ def _loopback(address: NDArray[np.uint64]) -> NDArray[np.bool_]:
 def tracked(
     sockets: SocketTable,
     flows: FlowTable,
-    local: frozenset[tuple[int, int]],
+    local: Mapping[int, frozenset[tuple[int, int]]],
     dumped: frozenset[int] = frozenset(),
     *,
     whole: bool = True,
+    islands: Mapping[int, int | None] | None = None,
 ) -> Tracked:
     """Join entries with sockets and judge each.
 
     Args:
         sockets: all TCP sockets of all namespaces.
         flows: all entries.
-        local: addresses of namespaces that were looked into entirely (loopback left out).
+        local: addresses by namespace, of those that were looked into entirely (loopback left out).
         dumped: those namespaces: the ends of their loopback connections are in them, or nowhere.
         whole: whether every namespace of the machine was looked into.
+        islands: namespace → a number that connected ones share, see `finwait.attribution.other_end.connected`: an end
+            is gone only from where the entry's namespace leads to; elsewhere the address is a stranger's.
     """
     mine = np.flatnonzero(flows.protocol == 6)
     f = flows.select(mine)
@@ -95,8 +101,8 @@ def tracked(
         ends.append(np.where(partner >= 0, rows[np.maximum(partner, 0)] if len(rows) else -1, -1))
     client, server = ends
     there = np.isin(f.netns, np.array(sorted(dumped), np.uint32))
-    client_here = _here(f.orig_src, local) | (_loopback(f.orig_src) & there)
-    server_here = _here(f.reply_src, local) | (_loopback(f.reply_src) & there)
+    client_here = _here(f, f.orig_src, local, islands or {}) | (_loopback(f.orig_src) & there)
+    server_here = _here(f, f.reply_src, local, islands or {}) | (_loopback(f.reply_src) & there)
     seen: list[tuple[Seen, ...]] = []
     for row, is_here in ((client, client_here), (server, server_here)):
         unknown: Seen = "elsewhere" if whole else "not-looked-at"
@@ -114,12 +120,20 @@ def tracked(
     return Tracked(mine, client, server, tuple(verdict), tuple(mismatch), passing, *seen)
 
 
-def _here(address: NDArray[np.uint64], local: frozenset[tuple[int, int]]) -> NDArray[np.bool_]:
+def _here(
+    flows: FlowTable,
+    address: NDArray[np.uint64],
+    local: Mapping[int, frozenset[tuple[int, int]]],
+    islands: Mapping[int, int | None],
+) -> NDArray[np.bool_]:
+    """Return of which entries an address belongs to a namespace that theirs is connected with."""
     out = np.zeros(len(address), np.bool_)
-    if local:
-        words = np.array(sorted(local), np.uint64)
-        i, _ = matches((address[:, 0], address[:, 1]), (words[:, 0], words[:, 1]))
-        out[i] = True
+    places = [(*one, number) for number, some in sorted(local.items()) for one in sorted(some)]
+    if places:
+        words = np.array(places, np.uint64)
+        i, j = matches((address[:, 0], address[:, 1]), (words[:, 0], words[:, 1]))
+        near = connected(flows.netns[i].astype(np.int64), words[j, 2].astype(np.int64), islands)
+        out[i[near]] = True
     return out
 
 

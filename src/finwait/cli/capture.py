@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from finwait.capturing import Chosen, Recorder, Writer
+    from finwait.errors import Gap
     from finwait.kernel.netns import NetNamespace
     from finwait.session import Snapshot
 
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     from finwait.errors import FinwaitError
 
     _check(args)
-    shot, rows = _select(args)
+    shot, rows, unseen = _select(args)
     chosen, spaces = _named(capturing.choose(shot.sockets, rows, shot.flows))
     _announce(chosen)
     recorder = capturing.Recorder()
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         error.hint = "select fewer: the kernel limits the filter's length"
         raise error from None
     _draw(recorder)
-    return _account(recorder, writer, status)
+    return _account(recorder, writer, status) or options.status(unseen)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -161,8 +162,8 @@ def _check(args: argparse.Namespace) -> None:
         args.wrong("standard output is for the drawing: name a file with --write")
 
 
-def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
-    """Look, and return the rows that the FILTER selects."""
+def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int], tuple[Gap, ...]]:
+    """Look, and return the rows that the FILTER selects, and what could not be seen, which was said."""
     import numpy as np
 
     from finwait import session
@@ -188,7 +189,8 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
             gaps = shot.gaps
         if rows or owners:  # else it may be in a namespace that nothing but a descriptor leads to
             break
-    options.tell_gaps(gaps if rows else shot.gaps)
+    gaps = gaps if rows else shot.gaps
+    options.tell_gaps(gaps)
     if not rows:
         error = FinwaitError(f"no connection is `{' '.join(args.what)}`")
         error.hint = "`finwait list` shows what is there; connections that begin later are not captured"
@@ -197,7 +199,7 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
         error = FinwaitError(f"`{' '.join(args.what)}` is {len(rows)} connections, more than {_MOST}")
         error.hint = "select fewer: the kernel limits the filter's length"
         raise error
-    return shot, rows
+    return shot, rows, gaps
 
 
 def _named(chosen: list[Chosen]) -> tuple[list[Chosen], dict[int, NetNamespace]]:

@@ -251,8 +251,8 @@ def _unexplained(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
 def _named(found: Filter) -> list[str]:
     """Return the rules that a FILTER names, of those that cannot judge without owners."""
     from finwait.diagnosis import catalogue
-    from finwait.table.predicates import Known
     from finwait.table.patterns import glob
+    from finwait.table.predicates import Known
 
     def named(rule: str) -> bool:
         met = []

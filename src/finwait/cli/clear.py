@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     plan, gaps = planned.plan, planned.gaps
     if args.output == "json" and (args.dry_run or not args.yes):
         sys.stdout.write(plans.encode(plan).decode())
+        options.tell_gaps(gaps)
         _tell_refused(plan)
         return options.status(gaps)
     options.tell_gaps(gaps)

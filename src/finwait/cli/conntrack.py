@@ -71,11 +71,15 @@ def run(args: argparse.Namespace) -> int:
     shot = session.look(options.machine(args), options.how(args))
     flows = shot.flows if shot.flows is not None else FlowTable.empty()
     near = loopback(shot.sockets)
-    local = frozenset(
-        a for ns in shot.view.namespaces.values() if ns.dumped for a in ns.addresses if not _loopback(a)
-    )
-    dumped = frozenset(number for number, ns in shot.view.namespaces.items() if ns.dumped)
-    joined = tracked(shot.sockets, flows, local, dumped, whole=shot.view.whole)
+    spaces = shot.view.namespaces
+    local = {
+        number: frozenset(a for a in ns.addresses if not _loopback(a))
+        for number, ns in spaces.items()
+        if ns.dumped
+    }
+    islands = {number: ns.island for number, ns in spaces.items()}
+    dumped = frozenset(number for number, ns in spaces.items() if ns.dumped)
+    joined = tracked(shot.sockets, flows, local, dumped, whole=shot.view.whole, islands=islands)
     mask = mask_of(found, shot)
     tracking = {
         ns.inode for ns in shot.observation.namespaces if any(d.kind == "conntrack" for d in ns.dumps)

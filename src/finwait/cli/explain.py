@@ -116,6 +116,7 @@ def _explain(args: argparse.Namespace) -> int:
     if args.output == "json":
         body = ",".join(json.connections(diagnosis.view, rows))
         options.write(['{"apiVersion":"finwait/v1","kind":"ConnectionList","items":[', body, "]}\n"])
+        options.tell_gaps(diagnosis.gaps)
         return options.status(diagnosis.gaps)
     style = options.style(args)
     for k, row in enumerate(rows.tolist()):

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finwait.cli import options
-from finwait.kernel.journal import opened
-from finwait.report.journal import whom, would_do
 
 if TYPE_CHECKING:
     from finwait.errors import FinwaitError
@@ -85,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     from finwait.errors import FinwaitError
     from finwait.kernel.journal import SqliteJournal, state_directory
+    from finwait.report.journal import whom
     from finwait.table.units import printable
 
     if state_directory().exists() and not state_directory().is_dir():
@@ -131,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
 def undo(args: argparse.Namespace) -> int:
     """Take back acts, the last first; go on when one cannot be taken back, and say so."""
     from finwait.errors import FinwaitError, UsageError
+    from finwait.kernel.journal import opened
+    from finwait.report.journal import would_do
     from finwait.table.units import printable
 
     ids = sorted({number for part in args.acts for number in _bounded(part)}, reverse=True)

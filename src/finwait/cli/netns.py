@@ -101,5 +101,5 @@ def run(args: argparse.Namespace) -> int:
                 for k, (c, w) in enumerate(zip(line, widths, strict=True))
             )
             options.write([text.rstrip() + "\n"])
-        options.tell_gaps(shot.gaps)
+    options.tell_gaps(shot.gaps)
     return options.status(shot.gaps)

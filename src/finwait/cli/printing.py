@@ -56,6 +56,7 @@ def show(args: argparse.Namespace, diagnosis: object) -> None:
         options.write(rows.csv_lines(Cells(view, which, findings), columns))
     else:
         export(args.output, view, columns, which, findings)
+    options.tell_gaps(diagnosis.gaps)  # rows have no place for them
 
 
 def export(form: str, view: object, columns: object, which: object, findings: object) -> None:

@@ -59,15 +59,17 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     from finwait import session
-    from finwait.recording import record
+    from finwait.recording import Replay, record
     from finwait.table.units import printable
+    from finwait.uapi.observation import Plan
 
-    rows = record(
+    only = namespaces(args.netns, live=True) if args.netns else None
+    recorded = record(
         session.live_machine(),
         args.file,
         looks=args.looks,
         interval_ms=args.interval,
-        only=namespaces(args.netns, live=True) if args.netns else None,
+        only=only,
         redact=args.redact,
         keep_names=frozenset(args.keep_name),
         note=args.note or "",
@@ -76,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
     size = os.stat(args.file).st_size
     file = printable(args.file)
     sys.stderr.write(
-        f"finwait: recorded {rows} connections in {args.looks} look{'s' if args.looks != 1 else ''} "
+        f"finwait: recorded {recorded.rows} connections in {args.looks} look{'s' if args.looks != 1 else ''} "
         f"({size / 1000:.0f} kB) into `{file}`; read it with `finwait --from {file}`\n"
     )
-    return 0
+    # What each look could not see, and what a command that reads the file will say of the last one.
+    shot = session.look(Replay([recorded.last]), session.Look(plan=Plan(only=only)))
+    gaps = sorted({*recorded.gaps, *shot.gaps})
+    options.tell_gaps(gaps)
+    return options.status(gaps)

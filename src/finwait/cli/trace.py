@@ -35,6 +35,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_what(parser)
+    _add_how(parser)
+    parser.set_defaults(run=run, wrong=parser.error)
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    """Add which changes are printed, and in which form."""
     parser.add_argument(
         "filter",
         nargs="*",
@@ -67,6 +74,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--retransmits", action="store_true", help="also print retransmissions")
     parser.add_argument("--stack", action="store_true", help="print the kernel and user stack of each change")
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    """Add for how long, and how it is watched."""
     parser.add_argument(
         "--count", type=options.at_least_one, metavar="N", help="stop after N lines (or records)"
     )
@@ -107,7 +118,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="do not print the method and its blind spots"
     )
-    parser.set_defaults(run=run, wrong=parser.error)
 
 
 def _check(args: argparse.Namespace) -> None:

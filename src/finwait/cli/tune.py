@@ -9,12 +9,12 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from finwait.acting.sysctls import apply_plan, roll_back
 from finwait.cli import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from finwait.errors import Gap
     from finwait.kernel.surroundings import Surroundings
     from finwait.kernel.sysctl import Target
     from finwait.remedy.settings.model import Setting
@@ -137,8 +137,10 @@ def _name(target: Target) -> str:
     return f"netns {target.inode} ({target.name}{', the initial one' if target.initial else ''})"
 
 
-def rule_counts(inode: int | None = None) -> dict[str, int] | None:
-    """Diagnose, and return how many connections each rule found; None where that was not possible.
+def rule_counts(inode: int | None = None) -> tuple[dict[str, int] | None, tuple[Gap, ...]]:
+    """Diagnose, and return how many connections each rule found, and what could not be seen.
+
+    The counts are None where no look was possible, which is said.
 
     Args:
         inode: look only into this network namespace; None for the whole machine.
@@ -152,12 +154,12 @@ def rule_counts(inode: int | None = None) -> dict[str, int] | None:
         diagnosis = session.diagnose(how=session.Look(LookPlan(only=only)))
     except FinwaitError as error:
         print(f"finwait: could not look what is stuck now: {error}", file=sys.stderr)
-        return None
+        return None, ()
     counts: dict[str, int] = {}
     for finding in diagnosis.findings:
         if finding.primary and (inode is None or finding.netns == inode):
             counts[finding.rule] = counts.get(finding.rule, 0) + (finding.count or len(finding.rows))
-    return counts
+    return counts, diagnosis.gaps
 
 
 def facts_of(target: Target, settings: Iterable[Setting]) -> Facts:
@@ -238,9 +240,8 @@ def run_show(args: argparse.Namespace) -> int:
     if args.output == "json":
         _json({"apiVersion": "finwait/v1", "kind": "Settings", "namespaces": answer, "gaps": [
             msgspec.to_builtins(gap) for gap in gaps]})  # fmt: skip
-    for gap in gaps:
-        print(f"finwait: {gap}", file=sys.stderr)
-    return 3 if gaps else 0
+    options.tell_gaps(gaps)
+    return options.status(gaps)
 
 
 def _json(answer: object) -> None:
@@ -277,17 +278,20 @@ def run_explain(args: argparse.Namespace) -> int:
     from finwait.shipped import knowledge
 
     setting = _setting(args.key)
-    counts = None if args.no_diagnosis else rule_counts()
+    counts, gaps = (None, ()) if args.no_diagnosis else rule_counts()
     here = verdicts((setting,), counts or {})[setting.key]
     with sysctl.open_target(None) as target:
         facts = facts_of(target, (setting,))
-        value = sysctl.read([setting.key], target).values.get(setting.key)
+        reading = sysctl.read([setting.key], target)
+    value = reading.values.get(setting.key)
     if args.output == "json":
         _json(explain_json(setting, here, facts, value))
     else:
         for line in explain_text(setting, knowledge(), here, facts, value):
             print(line)
-    return 0
+    gaps = (*gaps, *reading.gaps)
+    options.tell_gaps(gaps)
+    return options.status(gaps)
 
 
 def load_profile(words: Sequence[str]) -> Profile:
@@ -366,10 +370,11 @@ def run_plan(args: argparse.Namespace) -> int:
         return _list()
     profile = load_profile(args.what)
     with _target(args) as target:
-        counts = None if args.no_diagnosis else rule_counts(target.inode)
+        counts, gaps = (None, ()) if args.no_diagnosis else rule_counts(target.inode)
         plan = make_plan(profile, target, counts or {})
         _print_plan(plan, target, counts, args.output)
-    return 0
+    options.tell_gaps(gaps)
+    return options.status(gaps)
 
 
 def _list() -> int:
@@ -392,14 +397,16 @@ def _print_plan(plan: Plan, target: Target, counts: Mapping[str, int] | None, ou
 
 def run_apply(args: argparse.Namespace) -> int:
     """Apply a plan and return the exit status."""
+    from finwait.acting.sysctls import apply_plan
     from finwait.kernel.journal import opened
 
     options.tell_unfinished()
     profile = load_profile(args.what)
     with _target(args) as target:
-        counts = None if args.no_diagnosis else rule_counts(target.inode)
+        counts, gaps = (None, ()) if args.no_diagnosis else rule_counts(target.inode)
         plan = make_plan(profile, target, counts or {})
         _print_plan(plan, target, counts, "text")
+        options.tell_gaps(gaps)
         if not args.yes and not (plan.changes and options.agreed(f"Set these {len(plan.changes)} values?")):
             print("nothing was done; `--yes` applies this plan", file=sys.stderr)
             return 0
@@ -430,6 +437,7 @@ def _guard(plan: Plan, target: Target, args: argparse.Namespace) -> None:
 
 def run_rollback(args: argparse.Namespace) -> int:
     """Take an act back and return the exit status."""
+    from finwait.acting.sysctls import roll_back
     from finwait.kernel.journal import opened
     from finwait.report.journal import would_do
 

@@ -215,8 +215,9 @@ def assemble(
     sockets.load(_JOINED)
     near = loopback(sockets)
     ends = other_ends(
-        sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None
-    )
+        sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None,
+        islands={number: ns.island for number, ns in namespaces.items()},
+    )  # fmt: skip
     least, most, source = ages(sockets)
     change = movement(sockets, earlier, watched_ms, first_look_ms)
     if watched_ms:
@@ -242,6 +243,7 @@ def assemble(
         other=ends.row,
         other_how=ends.how,
         other_ambiguous=ends.ambiguous,
+        other_possible=ends.possible,
         holders=holders(sockets.inode, descriptors, ignore=not_holders),
         at_least_ms=least,
         at_most_ms=most,

@@ -58,6 +58,8 @@ class NamespaceView:
     addresses: frozenset[tuple[int, int]] = frozenset()
     dumped: bool = True
     """Whether its sockets could be dumped in all states."""
+    island: int | None = None
+    """The same of namespaces that interfaces connect, also over others; None where that was not looked at."""
 
     def sysctl(self, name: str) -> int | None:
         """Return a numeric sysctl, or None when it could not be read."""
@@ -100,6 +102,8 @@ class View:
     other_how: NDArray[np.uint8]
     """0 none, 1 the reversed tuple, 2 through NAT by a conntrack entry, 3 by the client's address alone."""
     other_ambiguous: Mask
+    other_possible: I64
+    """Row of a connection with the reversed tuple, in a namespace that is not known to be connected; −1 for none."""
     holders: Holders
     at_least_ms: NDArray[np.int64]
     """It has been in its state for at least so long; −1 unknown."""
@@ -152,6 +156,13 @@ class View:
             endpoint_text(src_high, src_low, int(s.sport[row])),
             endpoint_text(dst_high, dst_low, int(s.dport[row])),
         )
+
+    def connected(self, netns: int, other: int) -> bool:
+        """Return whether interfaces connect two namespaces, also over others; where nobody looked, any two."""
+        if netns == other or all(ns.island is None for ns in self.namespaces.values()):
+            return True
+        a, b = self.namespaces.get(netns), self.namespaces.get(other)
+        return a is not None and b is not None and a.island is not None and a.island == b.island
 
     def in_state(self, *states: int) -> Mask:
         """Return which rows are in one of the states (MPTCP rows left out; see `connections_in`)."""

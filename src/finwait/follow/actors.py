@@ -19,7 +19,7 @@ import numpy as np
 
 from finwait.errors import Gap
 from finwait.follow.bounds import LIST_S, MOST_REMEMBERED
-from finwait.kernel import procfs
+from finwait.kernel import procfs, rights
 from finwait.kernel.holders import Held, Holders, Owner, Task, task
 from finwait.table import transitions as tr
 from finwait.table.schema import Mask
@@ -106,7 +106,7 @@ class Actors:
         if known := [pid for pid in hidden if pid]:
             one = len(known) == 1
             who, doing = (f"pid {known[0]}", "its") if one else (f"{len(known)} processes", "their")
-            needs = "CAP_SYS_PTRACE, or a policy that allows it; `--not-holder PID` leaves a process out"
+            needs = f"{rights.missing('CAP_SYS_PTRACE')}; `--not-holder PID` leaves a process out"
             gaps.append(Gap(who, f"list {doing} sockets", needs))
         return tuple(gaps)
 

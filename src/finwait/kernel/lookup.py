@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from finwait.errors import DecodeError, Gap, KernelError, NotSupported
-from finwait.kernel import netns
+from finwait.kernel import netns, rights
 from finwait.kernel.netlink import NETLINK_SOCK_DIAG, Arena, dump, netlink_socket
 from finwait.kernel.observe import no_sock_diag
 from finwait.table.sockets import SocketTable
@@ -113,7 +113,7 @@ class _Answers:
                         for ifindex in ways(question, space):
                             self._keep(k, space.inode, _answer(sock, _request(question, ifindex)))
             except KernelError as error:
-                needs = getattr(error, "capability", "") or error.hint or str(error)
+                needs = rights.missing(getattr(error, "capability", "")) or error.hint or str(error)
                 return Gap(f"netns {space.inode}", error.doing, needs)
             return None
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from finwait.errors import Gap
-from finwait.kernel import pidfd, tasks
+from finwait.kernel import pidfd, rights, tasks
 
 __all__ = ["NetNamespace", "discover", "inode_of_pid", "open_path", "own_netns", "place", "setns", "visit"]
 
@@ -163,7 +163,8 @@ def discover(
             Gap(
                 _who(unread),
                 "read its network namespace" if len(unread) == 1 else "read their network namespaces",
-                "CAP_SYS_PTRACE",
+                rights.missing("CAP_SYS_PTRACE"),
+                pid=unread[0] if len(unread) == 1 else 0,
             )
         ]
         if unread
@@ -289,7 +290,7 @@ def _visit(
                     entered = _enter(ns)
                     if entered is not _Entered.YES:
                         if entered is _Entered.DENIED:
-                            gaps.append(_unentered(ns, "CAP_SYS_ADMIN"))
+                            gaps.append(_unentered(ns, rights.missing("CAP_SYS_ADMIN")))
                         else:
                             vanished[ns.inode] = ns
                         continue

@@ -21,7 +21,8 @@ from dataclasses import replace
 from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
-from finwait.kernel import cgroup, netns, pidfd, procfs
+from finwait.kernel import cgroup, netns, pidfd, procfs, rights
+from finwait.kernel.links import Links
 from finwait.kernel.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
@@ -114,22 +115,29 @@ class Machine:
         say("finding network namespaces")
         namespaces, more = netns.discover(self._spaces, self._socket_spaces)
         gaps += more
+        links, others = Links(namespaces), []
         if plan.only is not None:
+            others = [ns for ns in namespaces if ns.inode not in plan.only]
             namespaces = [ns for ns in namespaces if ns.inode in plan.only]
         arena = Arena()
         say(f"reading sockets of {len(namespaces)} namespaces")
         looks, more = netns.visit(
-            namespaces, lambda ns: _look(ns, plan, arena, gaps, first=ns is namespaces[0])
+            namespaces, lambda ns: _look(ns, plan, arena, gaps, links, first=ns is namespaces[0])
         )
         gaps += more
         gaps += _gone(plan, looks, gaps)
+        if len(namespaces) > 1 and others:  # two may be connected through a third
+            netns.visit(others, links.read)
+        islands = links.islands()
         facts = replace(facts, boottime_end_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         return Observation(
             facts,
             arena.array(),
-            tuple(looks[ns.inode] for ns in namespaces if ns.inode in looks),
+            tuple(
+                replace(looks[ns.inode], island=islands[ns.inode]) for ns in namespaces if ns.inode in looks
+            ),
             found,
-            gaps=tuple(_honest(gap, facts.capabilities) for gap in gaps),
+            gaps=tuple(rights.honest(gap, facts.capabilities) for gap in gaps),
             complete=plan.states & tcp.ALL_STATES == tcp.ALL_STATES
             and not any(look.established_skipped for look in looks.values()),
         )
@@ -174,19 +182,6 @@ class Machine:
         return procfs.socket_protocols(triples)
 
 
-_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
-
-
-def _honest(gap: Gap, capabilities: int) -> Gap:
-    """A capability that we have is not what was missing: it counts in our user namespace alone, or a policy said no."""
-    bit = _CAPABILITIES.get(gap.needs)
-    if bit is None or not capabilities >> bit & 1:
-        return gap
-    if not procfs.in_initial_user_namespace():
-        return replace(gap, needs=f"{gap.needs} in the initial user namespace; ours is another")
-    return replace(gap, needs=f"a security policy that allows it; {gap.needs} alone is not enough")
-
-
 def _gone(plan: Plan, looks: Mapping[int, Namespace], gaps: Iterable[Gap]) -> list[Gap]:
     """Return gaps for namespaces that were asked for and are not there: of others nobody misses what ended."""
     said = {gap.netns for gap in gaps}
@@ -208,7 +203,7 @@ def _unreadable(found: Descriptors) -> list[Gap]:
         n = len(known)
         who = f"pid {known[0]}" if n == 1 else f"{n} processes"
         doing = "list its descriptors" if n == 1 else "list their descriptors"
-        gaps.append(Gap(who, doing, "CAP_SYS_PTRACE", pid=known[0] if n == 1 else 0))
+        gaps.append(Gap(who, doing, rights.missing("CAP_SYS_PTRACE"), pid=known[0] if n == 1 else 0))
     return gaps
 
 
@@ -224,7 +219,9 @@ def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:
     return 0
 
 
-def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, first: bool) -> Namespace:
+def _look(
+    ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], links: Links, *, first: bool
+) -> Namespace:
     where = f"netns {ns.inode}"
     v4, v6 = procfs.read(_NET + "sockstat"), procfs.read(_NET + "sockstat6")
     in_use = _number(v4, b"TCP:", b"inuse") + _number(v6, b"TCP6:", b"inuse")
@@ -249,7 +246,9 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
                 raise no_sock_diag(error) from None
             gaps.append(Gap(where, error.doing, str(error)))
         except KernelError as error:
-            gaps.append(Gap(where, error.doing, getattr(error, "capability", "") or str(error)))
+            gaps.append(
+                Gap(where, error.doing, rights.missing(getattr(error, "capability", "")) or str(error))
+            )
     files: dict[str, bytes] = {}
     if v4 is not None:
         files["net/sockstat"] = v4
@@ -266,6 +265,7 @@ def _look(ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], *, 
     busy = bool(dumps)
     # Also where there is no socket: an address of such a namespace is one of this machine, without the other end there.
     dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
+    links.read(ns)
     if plan.files and busy:
         _read_files(files, first)
     return Namespace(ns.inode, ns.names, ns.pids, ns.process_count, tuple(dumps), files, skipped)
@@ -379,5 +379,5 @@ def _side_dump(kind: str, family: int, ask: bytes, arena: Arena, gaps: list[Gap]
         with netlink_socket(family, doing) as sock:
             return [_dump(kind, dump(sock, ask, arena, doing), gaps, where)]
     except KernelError as error:
-        gaps.append(Gap(where, doing, getattr(error, "capability", "") or str(error)))
+        gaps.append(Gap(where, doing, rights.missing(getattr(error, "capability", "")) or str(error)))
         return []

@@ -24,7 +24,6 @@ __all__ = [
     "close_on_exec",
     "descriptors",
     "facts",
-    "in_initial_user_namespace",
     "pids",
     "processes",
     "read",
@@ -106,18 +105,6 @@ def facts() -> Facts:
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """PROC_PID_INIT_INO of include/linux/proc_ns.h: the same on every machine."""
-
-
-_INITIAL_USER_NAMESPACE = 0xEFFFFFFD
-"""PROC_USER_INIT_INO of include/linux/proc_ns.h."""
-
-
-def in_initial_user_namespace() -> bool:
-    """Return whether our capabilities count for the whole machine."""
-    try:
-        return os.stat("/proc/self/ns/user").st_ino == _INITIAL_USER_NAMESPACE
-    except OSError:  # a kernel without user namespaces
-        return True
 
 
 def sees_all_processes() -> bool:

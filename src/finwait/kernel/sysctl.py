@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from finwait import files
 from finwait.errors import FileRefused, Gap, KernelError, PermissionNeeded
-from finwait.kernel import netns
+from finwait.kernel import netns, rights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -281,7 +281,11 @@ def all_targets() -> tuple[list[Target], list[Gap]]:
             found.append(_first_open(namespace))
         except PermissionNeeded as error:
             where = f"netns {namespace.inode}"
-            gaps.append(Gap(where, "enter it", error.capability, netns=namespace.inode, unentered=True))
+            gaps.append(
+                Gap(
+                    where, "enter it", rights.missing(error.capability), netns=namespace.inode, unentered=True
+                )
+            )
         except KernelError:
             continue  # it ended while we looked
     return sorted(found, key=lambda target: (not target.initial, target.inode)), gaps
@@ -347,7 +351,8 @@ def read(keys: Sequence[str], target: Target | None = None) -> Reading:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                gaps.append(Gap(key, "read it", "root" if error.errno in (errno.EPERM, errno.EACCES) else ""))
+                denied = error.errno in (errno.EPERM, errno.EACCES)
+                gaps.append(Gap(key, "read it", rights.missing("root") if denied else ""))
         return Reading(values, frozenset(locked), tuple(gaps))
 
     return inside(target.fd if target is not None else None, inode, work)

@@ -11,6 +11,6 @@ from __future__ import annotations
 from finwait.recording.format import read, write
 from finwait.recording.redact import redact
 from finwait.recording.replay import Replay, open_recording
-from finwait.recording.writer import record
+from finwait.recording.writer import Recorded, record
 
-__all__ = ["Replay", "open_recording", "read", "record", "redact", "write"]
+__all__ = ["Recorded", "Replay", "open_recording", "read", "record", "redact", "write"]

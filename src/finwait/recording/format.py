@@ -111,7 +111,7 @@ def _facts(look: Observation) -> _Facts:
     spaces = tuple(
         Namespace(
             ns.inode, tuple(map(_plain, ns.names)), ns.pids, ns.process_count, ns.dumps, ns.files,
-            ns.established_skipped,
+            ns.established_skipped, ns.island,
         )
         for ns in look.namespaces
     )  # fmt: skip
@@ -458,6 +458,7 @@ def _check_numbers(look: _Facts, k: int) -> None:
     within("a user", (facts.euid,), 32)
     within("the capabilities", (facts.capabilities,), 64)
     within("a namespace", (ns.inode for ns in spaces), 32)
+    within("a namespace", (ns.island for ns in spaces if ns.island is not None), 32)
     within("a number of processes", (ns.process_count for ns in spaces), 31)
     within("a number of sockets", (ns.established_skipped for ns in spaces), 63)
     within("a process", (pid for ns in spaces for pid in ns.pids), 31)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from finwait.errors import DecodeError
+from finwait.errors import DecodeError, Gap
 from finwait.recording.format import writing
 from finwait.recording.redact import Pseudonyms, redact_look
 from finwait.table import decode
@@ -18,7 +18,7 @@ from finwait.uapi import tcp
 from finwait.uapi.observation import Descriptors, LoneSocket, Observation, Plan, ProcessFiles, unseen
 from finwait.uapi.proc import parse_stat
 
-__all__ = ["complete", "record"]
+__all__ = ["Recorded", "complete", "record"]
 
 
 class Source(Protocol):
@@ -32,6 +32,18 @@ class Source(Protocol):
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]: ...
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]: ...
     def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was recorded, and what could not be seen of it."""
+
+    rows: int
+    """Connections in the last look."""
+    gaps: tuple[Gap, ...]
+    """Of all looks."""
+    last: Observation
+    """The last look as it was read, before anything was redacted."""
 
 
 def complete(machine: Source, plan: Plan, *, once_more: bool = True) -> Observation:
@@ -82,6 +94,14 @@ def complete(machine: Source, plan: Plan, *, once_more: bool = True) -> Observat
     names = machine.socket_protocols(triples)
     triples = [triple for triple in triples if names.get(triple[2]) in ("TCP", "TCPv6")]
     lone = machine.lone_sockets(triples)
+    if plan.only is not None:
+        # Of a process of a namespace that was asked for, a socket of another: nobody asked for that one.
+        others = [inode for inode, one in lone.items() if one.netns and one.netns not in plan.only]
+        stay = ~np.isin(found.inode, np.array(others, np.uint64))
+        found = Descriptors(found.pid[stay], found.fd[stay], found.inode[stay], found.unreadable)
+        lone = {inode: one for inode, one in lone.items() if inode not in set(others)}
+        closing = closing[stay]
+        rows = [row for row, kept in zip(rows, stay.tolist(), strict=True) if kept]
     names = {inode: name for inode, name in names.items() if name not in ("TCP", "TCPv6") or inode in lone}
     if once_more and plan.only is None and (spaces := unseen(look, lone, triples)):
         machine.remember(spaces)
@@ -120,8 +140,8 @@ def record(
     keep_names: frozenset[str] = frozenset(),
     note: str = "",
     progress: Callable[[str], None] | None = None,
-) -> int:
-    """Record one or more looks at a machine into a file; return the number of connections in the last.
+) -> Recorded:
+    """Record one or more looks at a machine into a file.
 
     Args:
         machine: the running machine.
@@ -135,20 +155,22 @@ def record(
         progress: told what is being done.
 
     Raises:
+        ValueError: not even one look.
         RecordingError: the file cannot be written.
         KernelError: the look failed.
     """
+    if looks < 1:
+        raise ValueError("a recording has at least one look")
     plan = Plan(only=only, established_limit=None, progress=progress)
     names = Pseudonyms(keep=keep_names) if redact else None
-    rows = 0
+    gaps: set[Gap] = set()
     with writing(path, looks=looks, redacted=redact, note=note) as add:
         due = time.monotonic()
         for _ in range(looks):
             time.sleep(max(0.0, due - time.monotonic()))
             due = time.monotonic() + interval_ms / 1000
             look = complete(machine, plan)
-            rows = len(decode.sockets(look))
-            if names is not None:
-                look = redact_look(look, names)
-            add(look)  # one at a time: a look at a million sockets is 600 MB
-    return rows
+            gaps.update(look.gaps)
+            # one at a time: a look at a million sockets is 600 MB
+            add(look if names is None else redact_look(look, names))
+    return Recorded(len(decode.sockets(look)), tuple(sorted(gaps)), look)

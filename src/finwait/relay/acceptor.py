@@ -54,6 +54,8 @@ class Acceptor:
     Attributes:
         listeners: by key.
         max_connections: of all of them together.
+        waiting: listeners at which somebody waits.
+        paused: keys of listeners at which somebody may wait whom nobody will tell of.
     """
 
     def __init__(self, loop: Loop, driver: Driver, max_connections: int) -> None:
@@ -61,22 +63,25 @@ class Acceptor:
         self.max_connections = max_connections
         self._loop = loop
         self._driver = driver
-        self._paused: set[str] = set()
-        self._waiting: list[Listener] = []
+        self.waiting: list[Listener] = []
+        self.paused: set[str] = set()
+        self._ended = 0
+        """Connections that had ended when it was last looked whether there is room again."""
 
     def listen(self, key: str, sock: socket.socket, route: Route) -> None:
         """Accept from a listening socket, which becomes the worker's."""
         sock.setblocking(False)
         listener = Listener(key, sock, route)
         self.listeners[key] = listener
-        self._loop.watch(sock.fileno(), lambda _mask: self._waiting.append(listener))
+        self._loop.watch(sock.fileno(), lambda _mask: self.waiting.append(listener))
 
     def unlisten(self, key: str) -> None:
         """Accept no more from a listener. What waits in the kernel's queue is left to whoever shares it."""
         listener = self.listeners.pop(key)
+        self.waiting = [other for other in self.waiting if other is not listener]
         fd = listener.sock.fileno()
-        if key in self._paused:
-            self._paused.discard(key)
+        if key in self.paused:
+            self.paused.discard(key)
             self._loop.own(fd, None)
         else:
             self._loop.unwatch(fd)
@@ -91,49 +96,55 @@ class Acceptor:
         """Accept whoever waits already and then no more: closing a listener would reset those in its queue."""
         for key, listener in list(self.listeners.items()):
             before = -1
-            while before != listener.route.accepted and key not in self._paused:
+            while before != listener.route.accepted and key not in self.paused:
                 before = listener.route.accepted
                 self._accept(listener)
             self.unlisten(key)
 
     def accept(self) -> None:
         """Accept from the listeners at which somebody waits."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self.waiting = self.waiting, []
         for listener in waiting:
             self._accept(listener)
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether somebody may wait whom nobody will tell of."""
-        return bool(self._paused)
-
     def resume(self) -> None:
         """Accept again where there is room again."""
-        for key in list(self._paused):
+        for key in list(self.paused):
             listener = self.listeners[key]
-            if self._loop.now >= listener.paused_until and self._has_room(listener.route):
-                self._paused.discard(key)
+            if self._loop.now >= listener.paused_until and self._room(listener.route):
+                self.paused.discard(key)
                 self._loop.epoll.register(listener.sock.fileno(), IN)
+
+    def resume_after_ends(self) -> None:
+        """As `resume`, if connections have ended since the last time."""
+        if self._ended != self._driver.ended:
+            self._ended = self._driver.ended
+            self.resume()
 
     def _pause(self, listener: Listener, seconds: float) -> None:
         """Leave connections in the kernel's queue for a while."""
         listener.paused_until = self._loop.now + seconds
-        if listener.key not in self._paused:
-            self._paused.add(listener.key)
+        if listener.key not in self.paused:
+            self.paused.add(listener.key)
             self._loop.epoll.unregister(listener.sock.fileno())
 
-    def _has_room(self, route: Route) -> bool:
-        return self._driver.count < self.max_connections and not route.is_full()
+    def _room(self, route: Route) -> int:
+        """Return how many more connections a service may have."""
+        room = self.max_connections - self._driver.count
+        if route.max_connections:
+            room = min(room, route.max_connections - route.count)
+        return max(0, room)
 
     def _accept(self, listener: Listener) -> None:
         route, driver = listener.route, self._driver
         accept = listener.sock._accept  # type: ignore[attr-defined]  # no object for each descriptor
-        for _ in range(_ACCEPTS):
-            if route.count * 4 < route.suspicious > SUSPICIOUS:
-                route.suspicious //= 2
-            if not self._has_room(route):
-                self._pause(listener, 0.0)
-                return
+        if route.count * 4 < route.suspicious > SUSPICIOUS:
+            route.suspicious //= 2
+        room = self._room(route)
+        if not room:
+            self._pause(listener, 0.0)
+            return
+        for _ in range(min(_ACCEPTS, room)):
             try:
                 fd, peer = accept()
             except BlockingIOError:

@@ -98,7 +98,8 @@ class Backend:
 
     def takes(self, now: float) -> bool:
         """Return whether it may have one more connection, be it up or not."""
-        return bool(self.weight) and not self.full() and now >= self.leads_back_until
+        full = 0 < self.max_connections <= self.active
+        return bool(self.weight) and not full and now >= self.leads_back_until
 
     def ejected(self, now: float) -> bool:
         """Return whether passive checks leave it out."""

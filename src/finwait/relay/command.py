@@ -310,7 +310,7 @@ def _run(args: argparse.Namespace) -> int:
     from finwait.relay import circles
 
     if args.check:
-        from finwait.relay.supervisor import user_entry
+        from finwait.relay.privileges import user_entry
 
         config = build_config(args)
         circles.refuse(config, names=True)
@@ -319,7 +319,8 @@ def _run(args: argparse.Namespace) -> int:
         names = ", ".join(f"`{service.name}`" for service in config.service)
         sys.stdout.write(f"the configuration is right: {names}, {config.workers} worker(s)\n")
         return 0
-    from finwait.relay.supervisor import Supervisor, hold_signals
+    from finwait.relay.signals import hold_signals
+    from finwait.relay.supervisor import Supervisor
 
     hold_signals()
 

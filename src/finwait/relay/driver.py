@@ -25,7 +25,7 @@ import os
 import random
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from finwait.errors import DecodeError
 from finwait.relay import proxy_protocol, sockets
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver"]
 
-_CONNECTING, _HEADER, _CLOSED = State.CONNECTING, State.HEADER, State.CLOSED
+_CONNECTING, _HEADER, _OPEN, _CLOSED = State.CONNECTING, State.HEADER, State.OPEN, State.CLOSED
+assert max(_HEADER, _CONNECTING) < _OPEN
+_RARE: Final = ERR | RDHUP | PRI
 
 
 class Driver:
@@ -108,17 +110,17 @@ class Driver:
                         if leg is not None:
                             leg(mask)
                         continue
-                    if mask & ERR:
-                        self._failed(leg)
-                        continue
-                    state = leg.conn.state
-                    if state is _CONNECTING or state is _HEADER:
+                    if mask & _RARE:
+                        if mask & ERR:
+                            self._failed(leg)
+                            continue
+                        if mask & RDHUP:
+                            leg.rdhup = True
+                        if mask & PRI:
+                            leg.urgent = True
+                    if leg.conn.state < _OPEN:
                         self._early(leg, mask)
                         continue
-                    if mask & RDHUP:
-                        leg.rdhup = True
-                    if mask & PRI:
-                        leg.urgent = True
                     if mask & OUT and leg.other.waiting:
                         stop = move(leg.other, now)
                         if stop is not None:
@@ -184,10 +186,6 @@ class Driver:
     def _early(self, leg: Leg, mask: int) -> None:
         """Handle an event of a connection without a server."""
         conn = leg.conn
-        if mask & RDHUP:
-            leg.rdhup = True
-        if mask & PRI:
-            leg.urgent = True
         if conn.state is _HEADER:
             self._read_header(conn)
         elif not leg.is_client and mask & (OUT | HUP):
@@ -434,16 +432,16 @@ class Driver:
         """Count a connection that ended, and let go of all that it has."""
         self.count -= 1
         self.ended += 1
+        bury = self._loop.bury
         conn.route.count_end(conn, self._loop.now)
-        self._wheel.remove(conn)
-        self._let_go(conn.client)
-        if conn.server is not None:
-            self._let_go(conn.server)
-
-    def _let_go(self, leg: Leg) -> None:
-        if leg.pipe is not None:
-            self._pump.release(leg)
-        self._loop.bury(leg.fd)
-        leg.fd = -1
-        # Without cycles nothing is left to the collector.
-        del leg.other, leg.conn
+        if conn.slot:
+            self._wheel.remove(conn)
+        for leg in (conn.client, conn.server):
+            if leg is None:
+                break
+            if leg.pipe is not None:
+                self._pump.release(leg)
+            bury(leg.fd)
+            leg.fd = -1
+            # Without cycles nothing is left to the collector.
+            del leg.other, leg.conn

@@ -46,6 +46,7 @@ class Loop:
         table: by descriptor, its owner: whatever was given to `own`, or the handler of `watch`.
         now: when the present turn began, seconds of the monotonic clock.
         wall: what to add to ``now`` for the time of day.
+        buried: descriptors that are to be closed at the end of the turn.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class Loop:
         self.table: list[Any] = [None] * 256
         self.now = time.monotonic()
         self.wall = time.time() - self.now
-        self._buried: list[int] = []
+        self.buried: list[int] = []
 
     def wait(self, timeout: float) -> list[tuple[int, int]]:
         """Return what happened: (descriptor, event mask) of each; a new turn begins."""
@@ -88,14 +89,13 @@ class Loop:
     def bury(self, fd: int) -> None:
         """Forget a descriptor, and close it at the end of the turn."""
         self.table[fd] = None
-        self._buried.append(fd)
+        self.buried.append(fd)
 
     def end_turn(self) -> None:
         """Close what was buried."""
-        if self._buried:
-            for fd in self._buried:
-                os.close(fd)
-            self._buried.clear()
+        for fd in self.buried:
+            os.close(fd)
+        self.buried.clear()
 
     def close(self) -> None:
         """Close the set, and what was buried."""

@@ -28,7 +28,7 @@ Traps, each of which has a test
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from finwait.relay.loop import MASK, MUTED
 from finwait.relay.pipes import PIPE_BYTES, Pipes
@@ -50,13 +50,9 @@ _SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _read, _write, _splice = os.read, os.write, os.splice
 
 
-class Stop(NamedTuple):
-    """Why a direction does not go on."""
-
-    leg: Leg
-    """The leg whose end of file was read, or that failed; not always the one that bytes were read from."""
-    number: int
-    """The errno of the failure; 0 for an end of file."""
+Stop = tuple["Leg", int]
+"""Why a direction does not go on: the leg whose end of file was read (0), or that failed, with its errno. That is not
+always the leg that bytes were read from. A bare tuple, for each connection has two of them."""
 
 
 class Pump:
@@ -90,11 +86,11 @@ class Pump:
             except BlockingIOError:
                 return None
             except OSError as error:
-                return Stop(leg, error.errno or 0)
+                return (leg, error.errno or 0)
             size = len(data)
             if not size:
                 leg.eof = True
-                return Stop(leg, 0)
+                return (leg, 0)
             leg.total += size
             if leg.is_client:
                 conn.last_client = now
@@ -105,7 +101,7 @@ class Pump:
             except BlockingIOError:
                 sent = 0
             except OSError as error:
-                return Stop(other, error.errno or 0)
+                return (other, error.errno or 0)
             if sent < size:
                 leg.buf = data[sent:]
                 self._wait(leg)
@@ -137,7 +133,7 @@ class Pump:
                 leg.bulk = moved >= CHUNK
                 return None
             except OSError as error:
-                return Stop(leg, error.errno or 0)
+                return (leg, error.errno or 0)
             if not got:
                 # The end of file, or an urgent mark with the FIN behind it: read() tells.
                 leg.urgent = True
@@ -175,7 +171,7 @@ class Pump:
                 return None
             except OSError as error:
                 leg.in_pipe = left
-                return Stop(other, error.errno or 0)
+                return (other, error.errno or 0)
         return None
 
     def _end_bulk(self, leg: Leg) -> None:
@@ -228,7 +224,7 @@ class Pump:
         except BlockingIOError:
             return None
         except OSError as error:
-            return Stop(leg.other, error.errno or 0)
+            return (leg.other, error.errno or 0)
         leg.waiting = False
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from finwait.relay.acl import Acl, source_network
@@ -61,10 +62,6 @@ class Route:
         tightest = min([x.user_timeout for x in (service.client, service.server) if x.user_timeout] or [30.0])
         self.watch = max(GRAIN, min(12.0, tightest / 2.5))
 
-    def is_full(self) -> bool:
-        """Return whether it has as many connections as it may."""
-        return 0 < self.max_connections <= self.count
-
     def is_crowded(self, source: str) -> bool:
         """Return whether a source has as many connections as it may."""
         if not self.max_per_source:
@@ -82,21 +79,16 @@ class Route:
 
     def count_connect(self, took: float) -> None:
         """Count a try to connect that succeeded after so many seconds."""
-        at = 0
-        for bound in CONNECT_BUCKETS:
-            if took <= bound:
-                break
-            at += 1
-        self.latency[at] += 1
+        self.latency[bisect_left(CONNECT_BUCKETS, took)] += 1
         self.latency_sum += took
 
     def count_end(self, conn: Conn, now: float) -> None:
         """Count a connection that ended, and what that says of its backend."""
         reason, server, backend = conn.reason, conn.server, conn.backend
         assert reason is not None
+        why = reason.value
         self.count -= 1
-        ended = self.ended
-        ended[reason.value] = ended.get(reason.value, 0) + 1
+        self.ended[why] = self.ended.get(why, 0) + 1
         self.bytes_client += conn.client.total
         if server is not None:
             self.bytes_server += server.total

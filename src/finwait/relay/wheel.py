@@ -41,12 +41,16 @@ class Wheel(Generic[T]):
 
     def put(self, thing: T, at: float, now: float) -> None:
         """Have something visited at or shortly after a time; what lies in the wheel already is moved."""
-        slot = max(int(min(at, now + _FARTHEST) / GRAIN), int(now / GRAIN)) + 1
+        if at > now + _FARTHEST:
+            at = now + _FARTHEST
+        slot = int(at / GRAIN) + 1
+        if slot <= self._turned:
+            slot = self._turned + 1
         if slot == thing.slot:
             return
-        slots = self._slots
         if thing.slot:
             self.remove(thing)
+        slots = self._slots
         thing.slot = slot
         there = slots.get(slot)
         if there is None:

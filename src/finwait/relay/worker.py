@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
+_LONGEST_WAIT = 1.0
+"""Seconds that a worker sleeps when it has no connection."""
 _POOL_REST = 1.0
 """Seconds between two looks at the connections that are opened in advance."""
 
@@ -90,25 +92,28 @@ class Worker:
 
     def turn(self) -> None:
         """Wait for events and handle them, once."""
-        loop, driver, acceptor = self.loop, self.driver, self.acceptor
-        ended = driver.ended
-        timeout = 0.0 if self.pump.waiting else GRAIN if driver.count or acceptor.is_paused else 1.0
-        driver.handle(loop.wait(timeout))
-        acceptor.accept()
-        driver.give_turns()
+        loop, driver, acceptor, pump = self.loop, self.driver, self.acceptor, self.pump
+        driver.handle(
+            loop.wait(0.0 if pump.waiting else GRAIN if driver.count or acceptor.paused else _LONGEST_WAIT)
+        )
+        if acceptor.waiting:
+            acceptor.accept()
+        if pump.waiting:
+            driver.give_turns()
         if loop.now >= self._next_chores:
-            self._next_chores = (int(loop.now / GRAIN) + 1) * GRAIN
-            driver.visit_due()
             self._do_chores()
-        elif driver.ended != ended and acceptor.is_paused:
-            acceptor.resume()
-        loop.end_turn()
+        elif acceptor.paused:
+            acceptor.resume_after_ends()
+        if loop.buried:
+            loop.end_turn()
         if self.draining and not driver.count:
             self._stopped = True
 
     def _do_chores(self) -> None:
         """Do what needs no haste."""
         now = self.loop.now
+        self._next_chores = (int(now / GRAIN) + 1) * GRAIN
+        self.driver.visit_due()
         self.acceptor.resume()
         self.pump.pipes.tend(now)
         if now >= self._next_pool:

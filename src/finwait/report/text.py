@@ -556,6 +556,11 @@ def _picture(view: View, row: int, cells: Cells, room: int) -> list[str]:
         right = [cells.column("peer")[0], far, "", ""]
         if view.other_ambiguous[row]:
             right[1] = "several candidates here"
+        elif (possible := int(view.other_possible[row])) >= 0:
+            right[1] = (
+                f"possible: {tcp.state_name(int(view.sockets.state[possible]))}, not known to be connected"
+            )
+            right[3] = _label(view, possible)
         elif view.peer_reached[row]:
             right[1] = "should be here: it is gone"
         elif view.peer_here[row]:

@@ -76,6 +76,8 @@ class Namespace:
     """Path below ``/proc/sys/net`` or ``/proc/net`` → content, e.g. ``sys/ipv4/tcp_fin_timeout``."""
     established_skipped: int = 0
     """How many ESTABLISHED sockets were left out of the dump to keep it cheap; 0 when none were."""
+    island: int | None = None
+    """The same of namespaces that interfaces connect, also over others; None where nobody looked (older recordings)."""
 
 
 @dataclass(frozen=True, slots=True)

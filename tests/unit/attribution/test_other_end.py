@@ -107,6 +107,53 @@ def test_whose_only_candidate_fits_another_as_well_has_none() -> None:
     assert found.ambiguous.all()
 
 
+PAIR: list[Row] = [(1, "10.0.0.1", 4000, "10.0.0.2", 80, F2), (2, "10.0.0.2", 80, "10.0.0.1", 4000, CW)]
+
+
+def test_what_fits_in_a_namespace_that_is_not_known_to_be_connected_is_at_best_possible() -> None:
+    sockets = table(PAIR)
+    for islands in ({1: 1, 2: 2}, {1: 1, 2: None}, {1: 1}):
+        found = other_ends(sockets, None, loopback(sockets), islands=islands)
+        assert found.row.tolist() == [-1, -1]
+        assert found.possible.tolist() == [1, 0]
+    for connected in ({1: 1, 2: 1}, {1: None, 2: None}, {}):  # or nobody looked
+        found = other_ends(sockets, None, loopback(sockets), islands=connected)
+        assert found.row.tolist() == [1, 0]
+        assert found.possible.tolist() == [-1, -1]
+
+
+def test_of_two_that_fit_the_one_that_is_connected_is_the_other_end() -> None:
+    sockets = table([*PAIR, (3, *PAIR[1][1:])])
+    found = other_ends(sockets, None, loopback(sockets), islands={1: 1, 2: 1, 3: 3})
+    assert found.row.tolist() == [1, 0, -1]
+    assert found.possible.tolist() == [-1, -1, -1]  # the one that fits is another's
+    assert not found.ambiguous.any()
+
+
+def test_an_entry_does_not_join_namespaces_that_are_not_connected() -> None:
+    sockets = table([(1, "10.0.0.1", 4000, "10.96.0.1", 80, E), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, E)])
+    found = other_ends(sockets, flows([DNAT]), loopback(sockets), islands={1: 1, 2: 2, 9: 1})
+    assert found.row.tolist() == [-1, -1]
+    assert found.possible.tolist() == [1, 0]
+
+
+QUIET: dict[str, list[Any]] = {"last_data_sent_ms": [5000, 5000], "last_data_recv_ms": [5000, 5000]}
+
+
+def test_ends_that_have_counted_what_cannot_be_of_one_connection_are_not_joined() -> None:
+    def joined(acked: list[int], received: list[int], wqueue: int = 0, state: int = F2, **more: Any) -> bool:
+        rows = [(1, "10.0.0.1", 4000, "10.0.0.2", 80, state), PAIR[1]]
+        counts = {"bytes_acked": acked, "bytes_received": received, "wqueue": [wqueue, 0]}
+        return ends(table(rows, **counts, **(QUIET | more)))[0] == [1, 0]
+
+    assert joined([7, 1], [0, 6])  # SYN and FIN are counted as well
+    assert not joined([7, 1], [0, 501])  # more than was sent
+    assert not joined([501, 1], [0, 6])  # less than was acknowledged
+    assert joined([7, 1], [0, 501], wqueue=495)  # its acknowledgment is lost
+    assert joined([7, 1], [0, 501], last_data_sent_ms=[10, 5000])  # it moves: two dumps differ
+    assert joined([0, 500], [0, 500], state=tcp.SYN_SENT)  # one end opens anew
+
+
 def test_a_listener_is_nobody_s_other_end() -> None:
     rows = [(1, "10.0.0.1", 80, "0.0.0.0", 0, tcp.LISTEN), (1, "0.0.0.0", 0, "10.0.0.1", 80, tcp.CLOSE)]
     assert ends(table(rows))[0] == [-1, -1]

@@ -39,7 +39,7 @@ def verdict(
         rows.append((1, CLIENT, 4000, VIP, 80, client))
     if server is not None:
         rows.append((2, BACKEND, 8080, CLIENT, 4000, server))
-    (said,) = tracked(table(rows), entry(state), local).verdict
+    (said,) = tracked(table(rows), entry(state), {2: local}).verdict
     return said
 
 
@@ -83,7 +83,7 @@ def test_loopback_belongs_to_the_namespace_of_the_entry(address: str) -> None:
     def said(netns: int, dumped: frozenset[int]) -> str:
         ends = [(4000, 80), (80, 4000)]
         rows = [(netns, address, sport, address, dport, tcp.ESTABLISHED) for sport, dport in ends]
-        return tracked(table(rows), flow, frozenset(), dumped).verdict[0]
+        return tracked(table(rows), flow, {}, dumped).verdict[0]
 
     assert said(1, frozenset({1, 2})) == "agree"
     assert said(2, frozenset({1, 2})) == "entry without sockets"
@@ -120,8 +120,20 @@ def test_an_end_that_was_not_looked_at_is_neither_here_nor_elsewhere(
         rows.append((1, CLIENT, 4000, VIP, 80, client))
     if server is not None:
         rows.append((2, BACKEND, 8080, CLIENT, 4000, server))
-    found = tracked(table(rows), entry("ESTABLISHED"), local, whole=whole)
+    found = tracked(table(rows), entry("ESTABLISHED"), {2: local}, whole=whole)
     assert (found.client_seen[0], found.server_seen[0]) == seen
     assert found.verdict == (said,)
     assert found.mismatch == ("gone" in seen,)
     assert found.passing == (seen[0] == seen[1] != "gone",)
+
+
+def test_an_end_is_gone_only_from_where_the_entry_s_namespace_leads_to() -> None:
+    rows = [(1, CLIENT, 4000, VIP, 80, tcp.ESTABLISHED)]
+    place = {2: frozenset({pack_address(BACKEND)})}
+
+    def seen(islands: dict[int, int | None]) -> str:
+        return tracked(table(rows), entry("ESTABLISHED"), place, islands=islands).server_seen[0]
+
+    assert seen({1: 1, 2: 1}) == "gone"
+    assert seen({1: 1, 2: 2}) == "elsewhere"
+    assert seen({1: 1, 2: None}) == "elsewhere"

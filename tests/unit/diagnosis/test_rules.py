@@ -17,7 +17,7 @@ from finwait.report import text
 from finwait.report.groups import groups
 from finwait.table.sockets import pack_address
 from finwait.uapi import tcp
-from tests.unit.diagnosis.views import socket, view
+from tests.unit.diagnosis.views import primary, socket, view
 
 E, F1, F2, CW, LA, TW, CL = (
     tcp.ESTABLISHED, tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.TIME_WAIT, tcp.CLOSING,
@@ -37,15 +37,6 @@ def rules_of(v: View) -> dict[int, set[str]]:
         for row in f.rows.tolist():
             found[row].add(f.rule)
     return found
-
-
-def primary(v: View) -> list[str]:
-    out = [""] * len(v)
-    for f in engine.diagnose(v, catalogue.rules()):
-        if f.primary:
-            for row in f.rows.tolist():
-                out[row] = f.rule
-    return out
 
 
 @pytest.mark.parametrize(

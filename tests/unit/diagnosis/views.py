@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from finwait.attribution.process import ProcessView
+from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.table.sockets import SocketTable, pack_address
 from finwait.uapi.observation import Descriptors
 
-__all__ = ["socket", "view"]
+__all__ = ["primary", "socket", "view"]
 
 
 def socket(**cells: Any) -> dict[str, Any]:
@@ -79,3 +80,13 @@ def _table(sockets: list[dict[str, Any]]) -> SocketTable:
         else:
             columns[name] = cells
     return SocketTable.from_columns(columns, {name: [name in one for one in sockets] for name in names})
+
+
+def primary(v: View) -> list[str]:
+    """The rule that is the primary cause of each row; nothing where none is."""
+    out = [""] * len(v)
+    for f in engine.diagnose(v, catalogue.rules()):
+        if f.primary:
+            for row in f.rows.tolist():
+                out[row] = f.rule
+    return out

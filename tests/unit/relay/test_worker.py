@@ -112,6 +112,20 @@ def test_pipes_that_nobody_needs_are_closed(rig: Rig, monkeypatch: pytest.Monkey
     rig.until(lambda: rig.worker.stats()["pipes"] == 0)
 
 
+def test_a_full_worker_may_lose_a_listener_in_the_turn_in_which_somebody_waits_there(rig: Rig) -> None:
+    rig.pair()
+    rig.worker.acceptor.max_connections = 1
+    rig.stack.enter_context(socket.create_connection(rig.address))
+    order, told = socket.socketpair()
+    with order, told:
+        rig.worker.loop.watch(told.fileno(), lambda _mask: rig.worker.acceptor.unlisten("door"))
+        order.send(b"reload")
+        rig.worker.turn()
+        assert rig.worker.acceptor.listeners == {}
+        rig.worker.loop.unwatch(told.fileno())
+    assert rig.worker.driver.count == 1
+
+
 def test_names_and_usability_are_told_of_bare_descriptors() -> None:
     from finwait.relay import sockets
 

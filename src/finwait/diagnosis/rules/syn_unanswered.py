@@ -70,7 +70,7 @@ def _listens(view: View, door: int, target: tuple[int, int], netns: int) -> bool
     s = view.sockets
     bound, number = tuple(s.src[door].tolist()), int(s.netns[door])
     space = view.namespaces.get(number)
-    here = target in space.addresses if space is not None else False
+    here = space is not None and target in space.addresses and view.connected(netns, number)
     return (number == netns or here) and bound in ((0, 0), _ANY_IPV4, target)
 
 

@@ -1,0 +1,1 @@
+"""What writes the beginnings of things that take several files."""
