@@ -244,9 +244,8 @@ def _unheld(sockets: SocketTable, found: Descriptors) -> bool:
 def _unsearched_threads(found: Descriptors) -> list[Gap]:
     if not found.threads:
         return []
-    n, pid = len(found.threads), found.threads[0]
     doing = "look for threads with a descriptor table of their own: there are too many threads"
-    return [Gap(f"pid {pid}", doing, "", pid=pid) if n == 1 else Gap(f"{n} processes", doing, "")]
+    return [Gap.of_processes(found.threads, doing, "")]
 
 
 def _both(a: Descriptors, b: Descriptors) -> Descriptors:

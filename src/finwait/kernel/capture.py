@@ -107,7 +107,7 @@ class Capture:
         if gaps:
             raise KernelError(errno.ENOENT, f"enter {gaps[0].where}")
         if self._space.inode not in results:
-            raise KernelError(errno.ENOENT, f"enter {netns.place(self._space)}")
+            raise KernelError(errno.ENOENT, f"enter netns {self._space.inode}")
         self._sock = results[self._space.inode]
         try:
             self._ring = mmap.mmap(self._sock.fileno(), _BLOCK * _BLOCKS)

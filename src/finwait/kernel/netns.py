@@ -24,7 +24,7 @@ from typing import TypeVar
 from finwait.errors import Gap
 from finwait.kernel import pidfd, rights, tasks
 
-__all__ = ["NetNamespace", "discover", "inode_of_pid", "open_path", "own_netns", "place", "setns", "visit"]
+__all__ = ["NetNamespace", "discover", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -160,11 +160,10 @@ def discover(
         found.path(inode, f"{_SOCKET}{pid}:{fd}:{inode}")
     gaps = (
         [
-            Gap(
-                _who(unread),
+            Gap.of_processes(
+                unread,
                 "read its network namespace" if len(unread) == 1 else "read their network namespaces",
                 rights.missing("CAP_SYS_PTRACE"),
-                pid=unread[0] if len(unread) == 1 else 0,
             )
         ]
         if unread
@@ -184,10 +183,6 @@ def discover(
         for inode in sorted(found.paths, key=lambda i: (i != host, i))
     ]
     return result, gaps
-
-
-def _who(pids: list[int]) -> str:
-    return f"pid {pids[0]}" if len(pids) == 1 else f"{len(pids)} processes"
 
 
 def _host_inode() -> int | None:
@@ -307,13 +302,8 @@ def _visit(
     return results, gaps, vanished
 
 
-def place(ns: NetNamespace) -> str:
-    """Return what a gap calls a namespace."""
-    return f"netns {ns.inode}" + (f" ({ns.names[0]})" if ns.names else "")
-
-
 def _unentered(ns: NetNamespace, needs: str) -> Gap:
-    return Gap(place(ns), "enter it", needs, netns=ns.inode, unentered=True)
+    return Gap.of_namespace(ns.inode, "enter it", needs, name=ns.names[0] if ns.names else "", unentered=True)
 
 
 class _Entered(enum.Enum):

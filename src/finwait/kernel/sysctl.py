@@ -280,12 +280,8 @@ def all_targets() -> tuple[list[Target], list[Gap]]:
         try:
             found.append(_first_open(namespace))
         except PermissionNeeded as error:
-            where = f"netns {namespace.inode}"
-            gaps.append(
-                Gap(
-                    where, "enter it", rights.missing(error.capability), netns=namespace.inode, unentered=True
-                )
-            )
+            needs = rights.missing(error.capability)
+            gaps.append(Gap.of_namespace(namespace.inode, "enter it", needs, unentered=True))
         except KernelError:
             continue  # it ended while we looked
     return sorted(found, key=lambda target: (not target.initial, target.inode)), gaps
