@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution import process
+from finwait.attribution.services import services
 from finwait.diagnosis import catalogue, engine, select
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.context import ViewContext
@@ -337,13 +338,21 @@ class _Programs:
         self.files = machine.processes(sorted(holding))
         """Of the holders."""
         self.views = process.processes(self.files, facts)
-        # What their parents are tells the workers of one server from programs that merely share a name.
-        self.add({p.ppid for p in self.views.values() if p.ppid > 1})
+        self._add_parents(self.views)
 
     def add(self, pids: Iterable[int]) -> None:
         """Read what describes further processes."""
+        self._add_parents(self._read(pids))
+
+    def _add_parents(self, of: Mapping[int, process.ProcessView]) -> None:
+        """What their parents are tells the workers of one server from programs that merely share a name."""
+        self._read([p.ppid for p in of.values() if p.ppid > 1])
+
+    def _read(self, pids: Iterable[int]) -> dict[int, process.ProcessView]:
         missing = sorted(set(pids) - self.views.keys())
-        self.views |= process.processes(self._machine.processes(missing), self._facts)
+        found = process.processes(self._machine.processes(missing), self._facts)
+        self.views |= found
+        return found
 
 
 def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
@@ -361,11 +370,11 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         if lone.spaces and again and machine.live:
             machine.remember(lone.spaces)
             return _look(machine, how, again=False)
+        programs.add(pid for pid, _, inode in lone.triples if inode in lone.said)
         hidden, unknown = hidden_descriptors(
-            lone.triples, lone.said, plan.only, how.options.hidden, may_trace(observation)
+            lone, plan.only, how.options.hidden, services(programs.views), may_trace(observation)
         )
         gaps += [*lone.gaps, *not_entered(lone.spaces, observation), *unknown]
-        programs.add(h.pid for h in hidden)
     view = _joined(machine, how, plan, watched, (sockets, flows, found), programs.views, hidden)
     told = tuple(gap for gap in sorted(set(gaps)) if gap.pid not in how.not_holders)
     return Snapshot(observation, sockets, flows, view, told, machine)
