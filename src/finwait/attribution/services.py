@@ -14,7 +14,6 @@ What this does not do: tell apart the children of a compiled program that runs i
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 
@@ -91,9 +90,13 @@ def _is_worker(p: ProcessView, parent: ProcessView) -> bool:
         return True
     if p.comm != parent.comm:
         return False
-    if not _INTERPRETERS.fullmatch(os.path.basename(p.exe or p.comm).removesuffix(" (deleted)")):
+    if not _INTERPRETERS.fullmatch(_base(p.exe or p.comm).removesuffix(" (deleted)")):
         return True
     return written or any(module in p.cmdline for module in _WORKER) or _script(p) == _script(parent)
+
+
+def _base(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _titled(p: ProcessView) -> bool:
@@ -101,15 +104,15 @@ def _titled(p: ProcessView) -> bool:
     if not p.argv:
         return p.cmdline.partition(" ")[0].endswith(":")
     first = p.argv[0]
-    called = os.path.basename(first).lstrip("-")
-    return len(p.argv) == 1 and (" " in first.strip() or called not in (p.comm, os.path.basename(p.exe)))
+    called = _base(first).lstrip("-")
+    return len(p.argv) == 1 and (" " in first.strip() or called not in (p.comm, _base(p.exe)))
 
 
 def _script(p: ProcessView) -> tuple[str, ...]:
     """Return what an interpreter was told to run: options, the script without its directory, and its arguments."""
     words = (p.argv or tuple(p.cmdline.split()))[1:]
     at = next((k for k, word in enumerate(words) if not word.startswith("-")), len(words))
-    return (*words[:at], *(os.path.basename(word) for word in words[at : at + 1]), *words[at + 1 :])
+    return (*words[:at], *(_base(word) for word in words[at : at + 1]), *words[at + 1 :])
 
 
 def _siblings(p: ProcessView) -> Hashable:
