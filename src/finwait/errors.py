@@ -20,6 +20,7 @@ values instead, because "nobody holds it" and "we were not allowed to look" lead
 from __future__ import annotations
 
 import errno as _errno
+from collections.abc import Collection
 from dataclasses import dataclass
 
 __all__ = [
@@ -55,6 +56,22 @@ class Gap:
     """The process that it is about; 0 where it is about none, or several."""
     unentered: bool = False
     """Whether that namespace could not be entered, so that nothing in it was seen."""
+
+    @classmethod
+    def of_namespace(
+        cls, inode: int, doing: str, needs: str, *, name: str = "", unentered: bool = False
+    ) -> Gap:
+        """Return a gap about one network namespace."""
+        where = f"netns {inode} ({name})" if name else f"netns {inode}"
+        return cls(where, doing, needs, netns=inode, unentered=unentered)
+
+    @classmethod
+    def of_processes(cls, pids: Collection[int], doing: str, needs: str) -> Gap:
+        """Return a gap about processes; one alone is named."""
+        if len(pids) != 1:
+            return cls(f"{len(pids)} processes", doing, needs)
+        (pid,) = pids
+        return cls(f"pid {pid}", doing, needs, pid=pid)
 
     def __str__(self) -> str:
         tail = f" (needs {self.needs})" if self.needs else ""

@@ -102,10 +102,9 @@ def hidden_descriptors(
     }
     if not why:
         return tuple(hidden), []
-    who = f"pid {min(why)}" if len(why) == 1 else f"{len(why)} processes"
     doing = "ask the TCP sockets that no dump contains for their state"
     numbers = {number for some in why.values() for number in some}
-    return tuple(hidden), [Gap(who, doing, _right_to_ask(numbers, capable=capable))]
+    return tuple(hidden), [Gap.of_processes(why, doing, _right_to_ask(numbers, capable=capable))]
 
 
 def may_trace(look: Observation) -> bool:
@@ -202,9 +201,8 @@ def ask_lone_sockets(
     gaps = []
     if unasked:
         pids = {pid for pid, _, _ in unasked}
-        who = f"pid {min(pids)}" if len(pids) == 1 else f"{len(pids)} processes"
         doing = f"ask {len(unasked)} more TCP sockets that no dump contains for their state"
-        gaps.append(Gap(who, doing, ""))
+        gaps.append(Gap.of_processes(pids, doing, ""))
     said = machine.lone_sockets(lost)
     spaces = list(unseen(observation, said, lost)) if plan.only is None else []
     return LoneSockets(lost, said, spaces, gaps)
@@ -215,6 +213,4 @@ def not_entered(spaces: Iterable[tuple[int, int, int]], observation: Observation
     unentered = {gap.netns for gap in observation.gaps if gap.unentered}
     doing = "look into it: only sockets lead there"
     needs = rights.missing("CAP_SYS_ADMIN", observation.facts.capabilities)
-    return [
-        Gap(f"netns {netns}", doing, needs, netns=netns) for netns, _, _ in spaces if netns not in unentered
-    ]
+    return [Gap.of_namespace(netns, doing, needs) for netns, _, _ in spaces if netns not in unentered]

@@ -26,6 +26,7 @@ from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.hint import NOTHING_ASKED, Asked
 from finwait.diagnosis.rule import Rule
 from finwait.diagnosis.rules.holder_not_found import suspects
+from finwait.diagnosis.rules.inherited_descriptor import SHARED
 from finwait.diagnosis.select import Narrowed
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.errors import FinwaitError, Gap
@@ -91,6 +92,9 @@ class Machine(Protocol):
 
     def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
         """Return which descriptors an executed program would not inherit."""
+
+    def one_table(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
+        """Return which pairs of processes share one descriptor table, as far as that is known."""
 
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
         """Return what TCP sockets that no dump contains say of themselves, by inode."""
@@ -397,7 +401,8 @@ def _joined(
         flows_complete=_flows_complete(observation),
     )
     entered = not any(gap.unentered for gap in observation.gaps)
-    return replace(view, whole=plan.only is None and entered)
+    several = view.holders.compared(np.isin(sockets.state, SHARED))
+    return replace(view, whole=plan.only is None and entered, one_table=machine.one_table(several))
 
 
 def snapshot(machine: Machine | None = None, **plan: Any) -> Snapshot:  # noqa: ANN401 - fields of Plan

@@ -362,6 +362,24 @@ def test_rows_that_wait_in_vain_are_counted_and_those_behind_them_are_not_lost(s
     assert pairs(rows) == Counter({(7, 2): 1, (2, 1): 1, (1, 4): 1, (4, 5): 1})
 
 
+@pytest.mark.parametrize(("name", "steps"), [("fork_and_close", 2), ("both", 1)])
+def test_no_process_outlives_its_scene(name, steps):
+    with scene(name) as running:
+        for _ in range(steps):
+            running.step()
+        pids = [
+            int(p)
+            for p in Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
+            .read_text()
+            .split()
+        ]
+        assert pids
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
 def test_however_few_may_wait_no_row_is_lost_and_the_order_stays(strangers, monkeypatch, most):
     from finwait.follow import sieve

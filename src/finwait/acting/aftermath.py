@@ -24,8 +24,6 @@ class Seen:
     """A connection that is still there."""
 
     state: str
-    in_flight: bool
-    """Whether data or a FIN waits to be acknowledged, so that no keepalive runs."""
     before_fin: int
     """Bytes before a FIN that is sent or queued (it counts 1 itself) that the peer has not acknowledged."""
     unknown: bool = False
@@ -58,17 +56,17 @@ def wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, Seen]:
 def still_there(ends: Sequence[Step | End]) -> dict[Key, Seen]:
     table, closed = reread(ends)
     rows = rows_by_cookie(table)
-    states, timers, queued = table.state.tolist(), table.timer.tolist(), table.wqueue.tolist()
+    states, queued = table.state.tolist(), table.wqueue.tolist()
     left = {}
     for one in ends:
         row = rows.get(key := key_of(one))
         if row is None:
             if one.netns in closed:
-                left[key] = Seen("?", False, 0, unknown=True)
+                left[key] = Seen("?", 0, unknown=True)
             continue
         state = tcp.state_name(states[row])
         if state not in ("TIME_WAIT", "CLOSE"):
-            left[key] = Seen(state, timers[row] in (1, 4), max(queued[row] - 1, 0))
+            left[key] = Seen(state, max(queued[row] - 1, 0))
     return left
 
 

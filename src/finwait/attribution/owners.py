@@ -79,6 +79,14 @@ class Holders:
         out[has] = self.pid[self.start[has]] != self.pid[self.start[has] + self.count[has] - 1]
         return out
 
+    def compared(self, rows: NDArray[np.bool_]) -> list[tuple[int, int]]:
+        """Return the pairs of processes that hold one row both: the lowest pid of each row with every other."""
+        pairs: set[tuple[int, int]] = set()
+        for row in np.flatnonzero(rows & self.several_processes()).tolist():
+            first, *others = sorted({pid for pid, _ in self.of(row)})
+            pairs |= {(first, other) for other in others}
+        return sorted(pairs)
+
     def select(self, index: NDArray[Any]) -> Holders:
         """Return the holders of some rows."""
         return Holders(

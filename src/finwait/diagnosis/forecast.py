@@ -36,19 +36,24 @@ __all__ = [
     "End",
     "Limits",
     "PeerGone",
+    "UnderWay",
+    "as_orphan",
     "base_rto_ms",
     "ends_by_itself",
     "fin_wait2_orphan_s",
     "keepalive",
     "left_ms",
+    "limits_of",
     "of_row",
     "opening",
     "opening_of",
     "orphan",
     "peer_gone",
+    "probes_left",
     "retransmission",
     "span",
     "text",
+    "under_way",
     "user_timeout_for",
     "waited_ms",
     "zero_window",
@@ -74,6 +79,10 @@ _PROBES_ENOUGH: Final = 300
 """Probes after which nothing changes any more: tcp_retries2 and TCP_KEEPCNT are a byte at most."""
 _DOUBLINGS: Final = 40
 _ROWS_ASKED: Final = 200
+_ACT_MS: Final = 10_000
+"""Within so long after the look an act has been done."""
+_QUEUE_FULL_MS: Final = 500
+"""TCP_RESOURCE_PROBE_INTERVAL: how soon the kernel tries again what a full queue of its own did not take."""
 _ANSWER_PAUSE_MS: Final = 500
 """tcp_invalid_ratelimit of the peer: it answers segments outside its window no more often."""
 
@@ -346,9 +355,7 @@ def of_row(view: View, row: int) -> End | None:
     end it sooner or later.
     """
     s = view.sockets
-    space = view.namespaces.get(int(s.netns[row]))
-    limits = Limits.of(space.sysctls) if space is not None else DEFAULTS
-    orphaned = not s.inode[row] and not view.queued[row]
+    limits, orphaned = limits_of(view, row), _orphaned(view, row)
     rto = base_rto_ms(int(s.rto_us[row]), int(s.backoff[row]), limits.rto_max_ms)
     if s.timer[row] == 1:
         return retransmission(limits, rto, orphaned=orphaned)
@@ -384,44 +391,149 @@ def _silent(view: View, row: int) -> bool:
     return bool(room or s.retrans[row] >= _UNANSWERED)
 
 
-def _probes_left_ms(limits: Limits, rto_ms: float, backoff: int, out: int, *, orphaned: bool) -> int:
-    """Return from the next firing of the timer on how long window probes go on that nobody answers."""
+def probes_left(
+    limits: Limits,
+    rto_ms: float,
+    backoff: int,
+    out: int,
+    *,
+    orphaned: bool,
+    answered: bool = False,
+    queue_full: bool = False,
+) -> End | None:
+    """Return from the next firing of the timer on how long window probes go on; None for ever.
+
+    Args:
+        limits: of the namespace.
+        rto_ms: the RTO before any doubling.
+        backoff: doublings so far.
+        out: probes without answer so far.
+        orphaned: whether no process holds the socket.
+        answered: whether the peer answers, which starts the count anew and not the pace.
+        queue_full: whether a full queue of this machine takes none of them: then the kernel tries again every 0.5 s
+            (TCP_RESOURCE_PROBE_INTERVAL), and nothing is doubled.
+    """
     left = 0.0
     rto_ms = max(rto_ms, _RTO_MIN_MS)
-    while True:
+    for tries in range(_PROBES_ENOUGH):
         most = limits.retries2
         if orphaned:
             alive = rto_ms * 2**backoff < limits.rto_max_ms
             most = _orphan_retries(limits, alive=alive)
             if not alive and backoff >= most:
-                return int(left)
+                return End(left / 1000, tries)
         if out >= most:
-            return int(left)
-        out += 1
+            return End(left / 1000, tries)
+        out = 0 if answered else out + 1
+        if queue_full:
+            left += _QUEUE_FULL_MS
+            continue
         backoff += backoff < min(limits.retries2, _DOUBLINGS)
         left += min(rto_ms * 2**backoff, limits.rto_max_ms)
+    return None
+
+
+def _queue_full(view: View, row: int) -> bool:
+    """Return whether a full queue refuses the probes of a row: the kernel counts them then, and doubles nothing."""
+    s = view.sockets
+    undoubled = int(s.retrans[row]) - int(s.backoff[row])
+    return undoubled > s.backoff[row] and s.expires_ms[row] <= _QUEUE_FULL_MS
 
 
 def left_ms(view: View, row: int) -> int | None:
     """Return the longest that a row stays before the kernel gives it up, as `of_row`; None for ever."""
-    end = of_row(view, row)
-    if end is None:
-        return None
     s = view.sockets
-    if s.timer[row] == 4 and s.backoff[row] and _silent(view, row):
-        space = view.namespaces.get(int(s.netns[row]))
-        limits = Limits.of(space.sysctls) if space is not None else DEFAULTS
-        orphaned = not s.inode[row] and not view.queued[row]
-        more = _probes_left_ms(
-            limits,
+    if s.timer[row] == 4:
+        more = probes_left(
+            limits_of(view, row),
             base_rto_ms(int(s.rto_us[row]), 0),
             int(s.backoff[row]),
             int(s.retrans[row]),
-            orphaned=orphaned,
+            orphaned=_orphaned(view, row),
+            answered=not _silent(view, row),
+            queue_full=_queue_full(view, row),
         )
-        return int(s.expires_ms[row]) + more
+        return None if more is None else int(s.expires_ms[row]) + int(1000 * more.seconds)
+    end = of_row(view, row)
+    if end is None:
+        return None
     waited = int(waited_ms(s.rto_us[row], s.retrans[row], s.backoff[row])) if s.timer[row] == 1 else 0
     return max(int(1000 * end.seconds) - max(waited, 0), int(s.expires_ms[row]))
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """What waits already when a user timeout is set, and what becomes of it."""
+
+    window_shut: bool
+    """Whether it waits for room at its peer; else to be acknowledged."""
+    lives: bool
+    """Whether the peer answers window probes: then what ends is a connection whose peer lives."""
+    waited_s: float
+    """It has waited for so long, at least."""
+    ends_s: float | None
+    """It ends after so long from the look, unless the peer takes it; None: never by itself."""
+    late_s: float | None = None
+    """… or after so long, if its timer fires between the look and the act, as it may; None where it hardly will."""
+
+
+def under_way(view: View, row: int, user_timeout_ms: int) -> UnderWay | None:
+    """Return what becomes of what waits on a row once TCP_USER_TIMEOUT is set; None where nothing waits.
+
+    The timer that is armed is not set anew: the timeout is looked at when it fires, and counts from the first
+    retransmission or the first window probe. Then the next timer is no longer than what is left of it
+    (``tcp_clamp_rto_to_user_timeout``, ``tcp_clamp_probe0_to_user_timeout``).
+
+    Args:
+        view: the sockets.
+        row: which.
+        user_timeout_ms: what is set; 0 for none.
+    """
+    s = view.sockets
+    timer, backoff = int(s.timer[row]), int(s.backoff[row])
+    if timer not in (1, 4):
+        return None
+    limits = limits_of(view, row)
+    expires = int(s.expires_ms[row])
+    if timer == 1:
+        known = backoff == int(s.retrans[row]) and s.rto_us[row] > 0
+        base = base_rto_ms(int(s.rto_us[row]), backoff, limits.rto_max_ms)
+    else:
+        known, base = True, max(base_rto_ms(int(s.rto_us[row]), 0), float(_RTO_MIN_MS))
+    # From the first retransmission or probe to when the armed timer fires: each wait was twice the one before.
+    counted = sum(min(base * 2**n, limits.rto_max_ms) for n in range(1, backoff + 1)) if known else 0.0
+    shut = timer == 4 and not (s.present("snd_wnd")[row] and s.snd_wnd[row] > 0)
+    late: float | None = None
+    waited = max(counted + base - expires, 0.0) if known else 0.0
+    if user_timeout_ms:
+        ends: float | None = (expires + max(user_timeout_ms - counted, 0.0)) / 1000
+        if expires < _ACT_MS:  # then it is set anew, and knows no user timeout yet
+            again = min(base * 2 ** (backoff + 1), limits.rto_max_ms)
+            late = (expires + max(user_timeout_ms - counted, again)) / 1000
+    else:
+        left = left_ms(view, row)
+        ends = None if left is None else left / 1000
+    return UnderWay(shut, shut and not _silent(view, row), waited / 1000, ends, late)
+
+
+def limits_of(view: View, row: int) -> Limits:
+    """Return the limits of a row's namespace."""
+    space = view.namespaces.get(int(view.sockets.netns[row]))
+    return Limits.of(space.sysctls) if space is not None else DEFAULTS
+
+
+def _orphaned(view: View, row: int) -> bool:
+    return not view.sockets.inode[row] and not view.queued[row]
+
+
+def as_orphan(view: View, rows: NDArray[np.int64]) -> str:
+    """Return how long rows on the retransmission timer would live as orphans, from when they began to wait."""
+    s = view.sockets
+    ends = []
+    for row in rows[:: max(1, len(rows) // _ROWS_ASKED)].tolist():
+        limits = limits_of(view, row)
+        ends.append(orphan(limits, base_rto_ms(int(s.rto_us[row]), int(s.backoff[row]), limits.rto_max_ms)))
+    return span(max(ends, key=lambda end: end.seconds))
 
 
 def span(end: End | None) -> str:

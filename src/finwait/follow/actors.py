@@ -105,9 +105,9 @@ class Actors:
             )
         if known := [pid for pid in hidden if pid]:
             one = len(known) == 1
-            who, doing = (f"pid {known[0]}", "its") if one else (f"{len(known)} processes", "their")
+            doing = "its" if one else "their"
             needs = f"{rights.missing('CAP_SYS_PTRACE')}; `--not-holder PID` leaves a process out"
-            gaps.append(Gap(who, f"list {doing} sockets", needs))
+            gaps.append(Gap.of_processes(known, f"list {doing} sockets", needs))
         return tuple(gaps)
 
     def _live(self, life: int, processes: dict[int, str]) -> None:

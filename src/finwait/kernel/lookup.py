@@ -114,7 +114,7 @@ class _Answers:
                             self._keep(k, space.inode, _answer(sock, _request(question, ifindex)))
             except KernelError as error:
                 needs = rights.missing(getattr(error, "capability", "")) or error.hint or str(error)
-                return Gap(f"netns {space.inode}", error.doing, needs)
+                return Gap.of_namespace(space.inode, error.doing, needs)
             return None
 
         results, gaps = netns.visit(namespaces, look)

@@ -12,6 +12,7 @@ What this cannot see: a namespace that only an in-flight descriptor or another k
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -23,7 +24,7 @@ from typing import TypeVar
 from finwait.errors import Gap
 from finwait.kernel import pidfd, rights
 
-__all__ = ["NetNamespace", "discover", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
+__all__ = ["NetNamespace", "discover", "finish", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -147,8 +148,8 @@ def discover(
         found.path(inode, f"{_SOCKET}{pid}:{fd}")
     gaps = (
         [
-            Gap(
-                _who(unread),
+            Gap.of_processes(
+                unread,
                 "read its network namespace" if len(unread) == 1 else "read their network namespaces",
                 rights.missing("CAP_SYS_PTRACE"),
             )
@@ -170,10 +171,6 @@ def discover(
         for inode in sorted(found.paths, key=lambda i: (i != host, i))
     ]
     return result, gaps
-
-
-def _who(pids: list[int]) -> str:
-    return f"pid {pids[0]}" if len(pids) == 1 else f"{len(pids)} processes"
 
 
 def _host_inode() -> int | None:
@@ -226,12 +223,22 @@ def _mounts(found: _Found, pid: int, seen: set[str]) -> None:
 
 
 def visit(
-    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T]
+    namespaces: Iterable[NetNamespace],
+    look: Callable[[NetNamespace], T],
+    *,
+    stop: threading.Event | None = None,
 ) -> tuple[dict[int, T], list[Gap]]:
     """Call ``look`` once inside each namespace, in a thread of its own that ends afterwards.
 
     The caller's own namespace needs no privilege. A namespace that cannot be opened or entered becomes a
     Gap; an exception of ``look`` is raised again here, after the thread has ended.
+
+    Args:
+        namespaces: where.
+        look: what to do there.
+        stop: given by a caller that *acts*. When this is interrupted (Ctrl-C) it is set, no further namespace is
+            entered, and the thread has ended before the interruption goes on: nothing is done behind the caller's
+            back. ``look`` heeds it wherever it can stop. Without it a thread that only looks is left to itself.
     """
     results: dict[int, T] = {}
     gaps: list[Gap] = []
@@ -241,6 +248,8 @@ def visit(
         here = own_netns()
         try:
             for ns in namespaces:
+                if stop is not None and stop.is_set():
+                    return
                 if ns.inode != here:
                     gap = _enter(ns)
                     if gap is not None:
@@ -251,12 +260,43 @@ def visit(
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, whatever it is
             failure.append(error)
 
-    thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
-    thread.start()
-    thread.join()
+    if stop is None:
+        thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
+        thread.start()
+        thread.join()
+    else:
+        finish(run, stop, "finwait-netns")
     if failure:
         raise failure[0]
     return results, gaps
+
+
+def finish(work: Callable[[], None], stop: threading.Event, name: str) -> None:
+    """Do something in a thread, and wait for its end also when that is interrupted: ``stop`` tells it.
+
+    (`threading.Thread.join` will not do: before Python 3.13 an interrupted one takes the thread for ended.)
+    """
+    over = threading.Event()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            over.set()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+        over.wait()
+    except RuntimeError:  # it could not be started
+        raise
+    except BaseException:
+        stop.set()
+        while not over.is_set():
+            with contextlib.suppress(KeyboardInterrupt):
+                over.wait()
+        raise
+    thread.join()
 
 
 def _enter(ns: NetNamespace) -> Gap | None:
@@ -279,7 +319,8 @@ def _enter(ns: NetNamespace) -> Gap | None:
         finally:
             os.close(fd)
         return None
-    where = f"netns {ns.inode}" + (f" ({ns.names[0]})" if ns.names else "")
+    name = ns.names[0] if ns.names else ""
     if denied:
-        return Gap(where, "enter it", rights.missing("CAP_SYS_ADMIN"), netns=ns.inode, unentered=True)
-    return Gap(where, "enter it: it vanished", "")
+        needs = rights.missing("CAP_SYS_ADMIN")
+        return Gap.of_namespace(ns.inode, "enter it", needs, name=name, unentered=True)
+    return Gap.of_namespace(ns.inode, "enter it: it vanished", "", name=name)

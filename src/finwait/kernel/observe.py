@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Final
 
 from finwait.errors import Gap, KernelError, NotSupported
-from finwait.kernel import cgroup, netns, pidfd, procfs, rights
+from finwait.kernel import cgroup, kcmp, netns, pidfd, procfs, rights
 from finwait.kernel.links import Links
 from finwait.kernel.netlink import (
     NETLINK_NETFILTER,
@@ -156,6 +156,10 @@ class Machine:
         """Return which descriptors an executed program would not inherit."""
         return procfs.close_on_exec(pairs)
 
+    def one_table(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
+        """Return which pairs of processes share one descriptor table, as far as the kernel tells."""
+        return kcmp.one_table(pairs)
+
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
         """Return what TCP sockets that no dump contains say of themselves, by inode, of ``(pid, fd, inode)``."""
         return pidfd.lone_sockets(triples)
@@ -187,10 +191,8 @@ def _unreadable(found: Descriptors) -> list[Gap]:
         gaps.append(Gap("pid 0", "see processes outside this pid namespace (or hidden by hidepid)", needs))
     known = [pid for pid in found.unreadable if pid]
     if known:
-        n = len(known)
-        who = f"pid {known[0]}" if n == 1 else f"{n} processes"
-        doing = "list its descriptors" if n == 1 else "list their descriptors"
-        gaps.append(Gap(who, doing, rights.missing("CAP_SYS_PTRACE"), pid=known[0] if n == 1 else 0))
+        doing = "list its descriptors" if len(known) == 1 else "list their descriptors"
+        gaps.append(Gap.of_processes(known, doing, rights.missing("CAP_SYS_PTRACE")))
     return gaps
 
 
@@ -209,7 +211,6 @@ def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:
 def _look(
     ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], links: Links, *, first: bool
 ) -> Namespace:
-    where = f"netns {ns.inode}"
     v4, v6 = procfs.read(_NET + "sockstat"), procfs.read(_NET + "sockstat6")
     in_use = _number(v4, b"TCP:", b"inuse") + _number(v6, b"TCP6:", b"inuse")
     minisockets = _number(v4, b"TCP:", b"tw")
@@ -225,16 +226,18 @@ def _look(
     if v4 is None or in_use or minisockets or alone:
         try:
             with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
-                dumps += _sockets(sock, plan, states, arena, gaps, where)
+                dumps += _sockets(sock, plan, states, arena, gaps, ns.inode)
         except NotSupported as error:
             if (
                 error.errno in _NO_SOCK_DIAG
             ):  # nowhere on this machine: no gap, there is nothing that was seen
                 raise no_sock_diag(error) from None
-            gaps.append(Gap(where, error.doing, str(error)))
+            gaps.append(Gap.of_namespace(ns.inode, error.doing, str(error)))
         except KernelError as error:
             gaps.append(
-                Gap(where, error.doing, rights.missing(getattr(error, "capability", "")) or str(error))
+                Gap.of_namespace(
+                    ns.inode, error.doing, rights.missing(getattr(error, "capability", "")) or str(error)
+                )
             )
     files: dict[str, bytes] = {}
     if v4 is not None:
@@ -248,10 +251,10 @@ def _look(
         files["sys/netfilter/nf_conntrack_count"] = entries
         if plan.conntrack and entries.strip() not in (b"0", b""):
             ask = conntrack.dump_request()
-            dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, where)
+            dumps += _side_dump("conntrack", NETLINK_NETFILTER, ask, arena, gaps, ns.inode)
     busy = bool(dumps)
     # Also where there is no socket: an address of such a namespace is one of this machine, without the other end there.
-    dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, where)
+    dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, ns.inode)
     links.read(ns)
     if plan.files and busy:
         _read_files(files, first)
@@ -284,20 +287,20 @@ def _conntrack_works(count: bytes | None, statistics: bytes | None) -> bool:
 
 
 def _sockets(
-    sock: socket.socket, plan: Plan, states: int, arena: Arena, gaps: list[Gap], where: str
+    sock: socket.socket, plan: Plan, states: int, arena: Arena, gaps: list[Gap], inode: int
 ) -> list[Dump]:
     result = []
     request = inet_diag.dump_both_families(states, plan.extensions, bytecode=plan.bytecode)
     try:
         answer = dump(sock, request, arena, "dump the TCP sockets")
-        result.append(_dump("tcp", answer, gaps, where))
+        result.append(_dump("tcp", answer, gaps, inode))
     except NotSupported:  # a kernel that has lost the older request: one walk for each family
         for family in (inet_diag.AF_INET, inet_diag.AF_INET6):
             request = inet_diag.dump_request(
                 family, inet_diag.IPPROTO_TCP, states, plan.extensions, bytecode=plan.bytecode
             )
             answer = dump(sock, request, arena, "dump the TCP sockets")
-            result.append(_dump("tcp", answer, gaps, where))
+            result.append(_dump("tcp", answer, gaps, inode))
     if plan.mptcp and _has_mptcp():
         for family in (inet_diag.AF_INET, inet_diag.AF_INET6):
             request = inet_diag.dump_request(
@@ -307,7 +310,7 @@ def _sockets(
                 answer = dump(sock, request, arena, "dump the MPTCP sockets")
             except NotSupported:  # a kernel without MPTCP: then there is nothing to see
                 break
-            result.append(_dump("mptcp", answer, gaps, where))
+            result.append(_dump("mptcp", answer, gaps, inode))
     return result
 
 
@@ -354,17 +357,21 @@ def no_sock_diag(error: NotSupported) -> NotSupported:
     return refused
 
 
-def _dump(kind: str, answer: Answer, gaps: list[Gap], where: str) -> Dump:
+def _dump(kind: str, answer: Answer, gaps: list[Gap], inode: int) -> Dump:
     if answer.interrupted:
-        gaps.append(Gap(where, f"dump its {kind} rows undisturbed: they changed under every attempt", ""))
+        gaps.append(
+            Gap.of_namespace(inode, f"dump its {kind} rows undisturbed: they changed under every attempt", "")
+        )
     return Dump(kind, answer.starts, answer.ends, answer.interrupted)
 
 
-def _side_dump(kind: str, family: int, ask: bytes, arena: Arena, gaps: list[Gap], where: str) -> list[Dump]:
+def _side_dump(kind: str, family: int, ask: bytes, arena: Arena, gaps: list[Gap], inode: int) -> list[Dump]:
     doing = {"conntrack": "dump the conntrack entries", "addresses": "list its addresses"}[kind]
     try:
         with netlink_socket(family, doing) as sock:
-            return [_dump(kind, dump(sock, ask, arena, doing), gaps, where)]
+            return [_dump(kind, dump(sock, ask, arena, doing), gaps, inode)]
     except KernelError as error:
-        gaps.append(Gap(where, doing, rights.missing(getattr(error, "capability", "")) or str(error)))
+        gaps.append(
+            Gap.of_namespace(inode, doing, rights.missing(getattr(error, "capability", "")) or str(error))
+        )
         return []

@@ -14,6 +14,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -31,6 +32,7 @@ __all__ = [
     "nearest",
     "out_of_range",
     "reset",
+    "segments_in",
     "set_options",
     "yama_scope",
 ]
@@ -187,8 +189,29 @@ def _right_to_borrow() -> str:
 
 
 def get_options(sock: socket.socket) -> dict[str, int]:
-    """Return the keepalive options and the user timeout of a socket, by name."""
-    return {name: sock.getsockopt(level, number) for name, (level, number) in KEEPALIVE_OPTIONS.items()}
+    """Return the keepalive options and the user timeout of a socket, by name.
+
+    Raises:
+        KernelError: it lacks one of them: MPTCP has no TCP_USER_TIMEOUT.
+    """
+    options = {}
+    for name, (level, number) in KEEPALIVE_OPTIONS.items():
+        try:
+            options[name] = sock.getsockopt(level, number)
+        except OSError as error:
+            mptcp = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == IPPROTO_MPTCP
+            what = " of an MPTCP connection" if mptcp else ""
+            raise KernelError(error.errno or errno.EIO, f"read the option {name}{what}") from None
+    return options
+
+
+def segments_in(sock: socket.socket) -> int | None:
+    """Return how many segments a TCP socket has received, also when it has ended; None where there is no count."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    except OSError:
+        return None
+    return int.from_bytes(info[140:144], sys.byteorder) if len(info) >= 144 else None
 
 
 def out_of_range(values: Mapping[str, int]) -> dict[str, int]:

@@ -37,7 +37,7 @@ def rulesets(namespaces: Iterable[netns.NetNamespace]) -> tuple[dict[int, str], 
             text, failed = _said(command)
             if failed:
                 gaps.append(
-                    Gap(f"netns {space.inode}", "list firewall rules", f"`{' '.join(command)}`: {failed}")
+                    Gap.of_namespace(space.inode, "list firewall rules", f"`{' '.join(command)}`: {failed}")
                 )
             return text
 

@@ -217,32 +217,52 @@ def _rows(backend: BackendConfig, names: bool) -> list[Row]:
 def came_back(conns: Iterable[Conn], most: int) -> Iterator[tuple[Conn, Conn]]:
     """Yield connections that came back to the service that opened them, each with the one that opened it.
 
-    Who accepts from itself sees its own connection to a backend as a client: same address, same port. With several
-    workers a part of a circle is seen by one of them, and ending that part ends the circle.
+    Who accepts from itself sees its own connection to a backend as a client: from the address and port that it has,
+    and to the ones that it was sent to. The last two may have been translated on the way, which connection tracking
+    knows. Half of that is no proof: on one machine a client and the relay may well have the same port, for
+    connections to different ones. With several workers a part of a circle is seen by one of them, and ending that part
+    ends the circle.
 
     Args:
         conns: of a worker.
         most: services to follow, from one to the next.
     """
-    opened: dict[tuple[str, int], Conn] = {}
+    opened: dict[_End, dict[_End, Conn]] = {}
     lives = list(conns)
     for conn in lives:
         if conn.server is not None and conn.server.fd >= 0:
-            local = sockets.names(conn.server.fd)[0]
-            if isinstance(local, tuple):
-                opened[str(local[0]).removeprefix("::ffff:"), local[1]] = conn
+            here, there = map(_end, sockets.names(conn.server.fd))
+            if here is not None and there is not None:
+                opened.setdefault(here, {})[there] = conn
+    openers = {conn: _opener(conn, opened) for conn in lives}
     for conn in lives:
-        at = _opener(conn, opened)
+        at = openers[conn]
         for _ in range(most):
             if at is None or at.route is conn.route:
                 break
-            at = _opener(at, opened)
+            at = openers.get(at)
         if at is not None and at is not conn and at.route is conn.route:
             yield conn, at
 
 
-def _opener(conn: Conn, opened: Mapping[tuple[str, int], Conn]) -> Conn | None:
-    """Return the connection of ours whose other leg is this one's client."""
-    if not conn.is_tcp:
+_End = tuple[str, int]
+
+
+def _end(address: object) -> _End | None:
+    """Return host and port of an address, an IPv4 one always as such; None for a Unix socket's."""
+    if not isinstance(address, tuple):
         return None
-    return opened.get((str(conn.peer[0]).removeprefix("::ffff:"), conn.peer[1]))
+    return str(address[0]).removeprefix("::ffff:"), address[1]
+
+
+def _opener(conn: Conn, opened: Mapping[_End, Mapping[_End, Conn]]) -> Conn | None:
+    """Return the connection of ours whose other leg is this one's client."""
+    peer = _end(conn.peer)
+    by_destination = opened.get(peer) if peer is not None else None
+    if not by_destination:
+        return None
+    fd = conn.client.fd
+    for asked_for in (_end(sockets.names(fd)[0]), _end(sockets.original_destination(fd))):
+        if asked_for is not None and asked_for in by_destination:
+            return by_destination[asked_for]
+    return None

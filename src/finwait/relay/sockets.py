@@ -29,6 +29,7 @@ __all__ = [
     "is_tcp",
     "is_usable",
     "names",
+    "original_destination",
     "queued",
     "set_int",
     "set_name",
@@ -43,6 +44,8 @@ IP_TRANSPARENT: Final = 19
 IPV6_TRANSPARENT: Final = 75
 IP_BIND_ADDRESS_NO_PORT: Final = 24
 SO_MARK: Final = 36
+_SO_ORIGINAL_DST: Final = 80
+"""include/uapi/linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number."""
 _SIOCOUTQ: Final = 0x5411
 
 VANISHED: Final = frozenset(
@@ -113,7 +116,22 @@ def _name(ask: Any, fd: int) -> object:  # noqa: ANN401  # a function of libc
     data, size = ctypes.create_string_buffer(128), ctypes.c_uint(128)
     if ask(fd, data, ctypes.byref(size)) < 0:
         return ""
-    raw = data.raw[: min(size.value, 128)]
+    return _address(data.raw[: min(size.value, 128)])
+
+
+def original_destination(fd: int) -> object:
+    """Return where the peer of an accepted socket connected to, as connection tracking knows it before a translation.
+
+    An empty string where nothing was translated or nothing is tracked (SO_ORIGINAL_DST).
+    """
+    for level in (socket.IPPROTO_IP, socket.IPPROTO_IPV6):
+        data, size = ctypes.create_string_buffer(128), ctypes.c_uint(128)
+        if _LIBC.getsockopt(fd, level, _SO_ORIGINAL_DST, data, ctypes.byref(size)) == 0:
+            return _address(data.raw[: min(size.value, 128)])
+    return ""
+
+
+def _address(raw: bytes) -> object:
     family = int.from_bytes(raw[:2], sys.byteorder)
     # struct sockaddr_in, sockaddr_in6, sockaddr_un; ports are in network order.
     if family == socket.AF_INET:

@@ -149,6 +149,8 @@ class Observation:
     """Whether every TCP state was asked for."""
     lone_sockets: dict[int, LoneSocket] = field(default_factory=dict)
     """Inode → what such a TCP socket says of itself, as far as it could be asked."""
+    one_table: dict[tuple[int, int], bool] = field(default_factory=dict)
+    """Two pids → whether they share one descriptor table, of holders of one socket, as far as that could be asked."""
 
 
 ESTABLISHED_LIMIT: Final = 50_000

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finwait.diagnosis import forecast
+from finwait.diagnosis import catalogue, engine, forecast
 from finwait.diagnosis.forecast import End, Limits
 from finwait.diagnosis.view import NamespaceView
 from finwait.relay.config.model import SideOptions
@@ -208,6 +209,84 @@ def test_probes_that_nobody_answers_are_counted_from_the_last_answer() -> None:
     assert left == [100, 100 + 3000, 100 + 6000, None]
 
 
+def test_what_a_full_queue_refuses_is_tried_every_half_second_and_counted() -> None:
+    spaces = {
+        1: NamespaceView(1),
+        2: NamespaceView(2, sysctls={"ipv4/tcp_retries2": "5"}),
+        3: NamespaceView(3, sysctls={"ipv4/tcp_orphan_retries": "12"}),
+    }
+    refused = FIN | {
+        "timer": 4,
+        "snd_wnd": 500,
+        "rto_us": 204_000,
+        "backoff": 0,
+        "retrans": 8,
+        "expires_ms": 300,
+    }
+
+    def left(**cells: Any) -> int | None:
+        return forecast.left_ms(view(refused | cells, namespaces=spaces), 0)
+
+    assert left() == 300 + 7 * 500
+    assert left(netns=2, retrans=4) == 300 + 500
+    assert left(inode=0) == 300
+    assert left(inode=0, netns=3) == 300 + 4 * 500
+    # What a filter refuses is doubled, and so is what a full queue did not take once or twice.
+    assert left(netns=2, retrans=3, backoff=3) == 300 + 3264 + 6528
+    assert left(netns=2, retrans=3, backoff=2, expires_ms=700) == 700 + 1632 + 3264
+
+
+def test_an_orphan_before_a_shut_window_has_what_is_left_of_its_time() -> None:
+    short = {1: NamespaceView(1, sysctls={"ipv4/tcp_rto_max_ms": "10000"})}
+    shut = FIN | {
+        "inode": 0,
+        "retrans": 0,
+        "timer": 4,
+        "snd_wnd": 0,
+        "rto_us": 200_000,
+        "backoff": 4,
+        "expires_ms": 100,
+    }
+    assert forecast.left_ms(view(shut, namespaces=short), 0) == 100 + 6400 + 10_000
+    assert forecast.left_ms(view(shut | {"inode": 7}, namespaces=short), 0) is None
+
+
+def test_rules_tell_times_by_the_settings_of_the_namespace() -> None:
+    """No number of theirs is the default's where another is set, in evidence or in what ends it."""
+    said = {
+        "ipv4/tcp_retries2": "6", "ipv4/tcp_orphan_retries": "3", "ipv4/tcp_rto_max_ms": "10000",
+        "ipv4/tcp_fin_timeout": "7",
+    }  # fmt: skip
+    base = FIN | {"unacked": 1, "retrans": 3, "backoff": 3, "rto_us": 1_632_000, "wqueue": 1, "snd_wnd": 5000}
+    base |= {"last_ack_recv_ms": 9000, "notsent_bytes": 0}
+    rows = [
+        base | {"timer": timer, "inode": inode, "state": state, "snd_wnd": window, "unacked": int(timer == 1)}
+        for timer in (1, 4)
+        for inode in (0, 7)
+        for state in (tcp.ESTABLISHED, tcp.FIN_WAIT1, tcp.CLOSE_WAIT, tcp.LAST_ACK)
+        for window in (0, 5000)
+    ]
+    defaults = re.compile(r"\b(104|15|329|924|928) (s|min)\b")
+    seen = set()
+    for row in rows:
+        v = view(row, namespaces={1: NamespaceView(1, sysctls=said)}, holders={7: [500]})
+        for finding in engine.diagnose(v, catalogue.rules()):
+            seen.add(finding.rule)
+            for text in [
+                *(r.text for r in finding.ends_it),
+                *(e.says for e in finding.evidence),
+                finding.title,
+            ]:
+                assert not defaults.search(text), (finding.rule, text)
+    assert {
+        "egress-blocked",
+        "zero-window",
+        "fin-unanswered-held",
+        "fin-unanswered-orphan",
+        "data-unanswered",
+    } <= seen
+
+
 def test_settings_that_are_not_there_or_no_numbers_are_the_kernel_s_defaults() -> None:
     assert Limits.of({}) == Limits() == forecast.DEFAULTS
     assert Limits.of({"ipv4/tcp_retries2": "", "ipv4/tcp_orphan_retries": "x"}) == Limits()
@@ -267,6 +346,47 @@ def test_prose_says_what_is_predicted() -> None:
                 if near.search(line) and f"{number} {unit}" not in PREDICTED and float(number) > 6:
                     found.append(f"{path.name}: {line.strip()}")
     assert found == []
+
+
+BUSY = {"state": tcp.ESTABLISHED, "inode": 7}
+
+
+def test_a_user_timeout_that_is_set_late_is_looked_at_when_the_armed_timer_fires() -> None:
+    """Measured: of data in flight for 34 s with a timer of 19 s left, 3 s of user timeout ended it 19 s later."""
+    late = BUSY | {"timer": 1, "backoff": 7, "retrans": 7, "rto_us": 204_000 << 7, "expires_ms": 19_000}
+    fresh = BUSY | {"timer": 1, "backoff": 0, "retrans": 0, "rto_us": 204_000, "expires_ms": 150}
+    v = view(late, fresh, BUSY | {"timer": 2, "expires_ms": 5})
+    one = forecast.under_way(v, 0, 3000)
+    assert one is not None
+    assert (one.window_shut, one.ends_s, one.late_s) == (False, 19.0, None)
+    assert 30 < one.waited_s < 34
+    # 25.9 s + 26.1 s have passed since the first retransmission when the timer fires: 8 s are left of a minute.
+    long = forecast.under_way(v, 0, 60_000)
+    assert long is not None
+    assert long.ends_s == pytest.approx(19.0 + 60.0 - 0.204 * (2**8 - 2))
+    new = forecast.under_way(v, 1, 3000)
+    assert new is not None
+    assert new.ends_s == pytest.approx(3.15)
+    assert forecast.under_way(v, 2, 3000) is None
+    kept = forecast.under_way(v, 0, 0)
+    assert kept is not None
+    assert kept.ends_s is not None
+    assert kept.ends_s > 800  # tcp_retries2
+
+
+def test_a_window_that_is_shut_ends_a_peer_that_lives() -> None:
+    """Measured: 3 s of user timeout, set while the window was shut for 5 s, ended it with the next probe."""
+    shut = BUSY | {"timer": 4, "backoff": 4, "retrans": 0, "rto_us": 204_000, "expires_ms": 900, "snd_wnd": 0}
+    silent = shut | {"retrans": 3, "expires_ms": 60_000}
+    v = view(shut, silent)
+    one, other = (forecast.under_way(v, row, 3000) for row in (0, 1))
+    assert one is not None
+    assert other is not None
+    assert (one.window_shut, one.lives, one.ends_s) == (True, True, 0.9)
+    assert one.late_s == pytest.approx(
+        0.9 + 0.204 * 32
+    )  # were it set after that probe, it would end with the next
+    assert (other.lives, other.late_s) == (False, None)
 
 
 @pytest.mark.parametrize(

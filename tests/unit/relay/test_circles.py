@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from finwait.relay import circles
 from finwait.relay.config.model import Config, ConfigError
 from finwait.relay.config.parsing import parse
+from finwait.relay.connection import Conn, Leg
 from finwait.relay.resolve import fixed
+from finwait.relay.route import Route
 
 LOCAL = {"127.0.0.1", "127.0.0.9", "::1", "10.0.0.7", "2001:db8::7"}
 
@@ -113,3 +116,61 @@ def test_loopback_is_local_and_documentation_is_not() -> None:
     assert circles.is_local("127.0.0.9")
     assert circles.is_local("::1")
     assert not circles.is_local("192.0.2.1")
+
+
+class Ends:
+    """TCP connections on loopback, and connections of a worker made of their ends."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.stack = stack
+        self.route = Route(config(("a", ["*:80"], ["10.0.0.1:1"])).service[0], 1)
+
+    def door(self) -> socket.socket:
+        return self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+    def bound(self, port: int = 0) -> socket.socket:
+        sock = self.stack.enter_context(socket.socket())
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        return sock
+
+    def accept(self, door: socket.socket) -> socket.socket:
+        return self.stack.enter_context(door.accept()[0])
+
+    def conn(self, client: socket.socket, server: socket.socket) -> Conn:
+        conn = Conn(self.route, client.getpeername(), 1, 0.0, is_tcp=True)
+        conn.client, conn.server = Leg(client.fileno(), conn, True), Leg(server.fileno(), conn, False)
+        return conn
+
+
+def test_a_client_that_has_the_relay_s_port_by_chance_runs_in_no_circle() -> None:
+    with contextlib.ExitStack() as stack:
+        ends = Ends(stack)
+        listener, backend = ends.door(), ends.door()
+        to_backend = ends.bound()
+        client = ends.bound(to_backend.getsockname()[1])
+        other, also_to_backend = ends.bound(), ends.bound()
+        for sock, door in (
+            (to_backend, backend),
+            (also_to_backend, backend),
+            (client, listener),
+            (other, listener),
+        ):
+            sock.connect(door.getsockname())
+        first, second = ends.accept(listener), ends.accept(listener)
+        by_chance, another = ends.conn(first, also_to_backend), ends.conn(second, to_backend)
+        assert list(circles.came_back([by_chance, another], 1)) == []
+
+
+def test_a_connection_that_comes_back_runs_in_a_circle() -> None:
+    with contextlib.ExitStack() as stack:
+        ends = Ends(stack)
+        listener, backend = ends.door(), ends.door()
+        client, to_ourselves, to_backend = ends.bound(), ends.bound(), ends.bound()
+        client.connect(listener.getsockname())
+        first = ends.accept(listener)
+        to_ourselves.connect(listener.getsockname())
+        came = ends.accept(listener)
+        to_backend.connect(backend.getsockname())
+        opener, back = ends.conn(first, to_ourselves), ends.conn(came, to_backend)
+        assert list(circles.came_back([opener, back], 1)) == [(back, opener)]

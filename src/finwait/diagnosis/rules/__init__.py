@@ -174,8 +174,8 @@ def unclocked(
     """Return the gaps that open connections leave when nothing says since when they are silent."""
     blind = rows & (silence(view, *clocks) < 0)
     return [
-        Gap(
-            f"netns {netns}",
+        Gap.of_namespace(
+            netns,
             f"tell since when {n} open connection{'s are' if n > 1 else ' is'} silent",
             "a kernel that reports tcp_info with its clocks",
         )

@@ -57,7 +57,7 @@ def _arrived(view: View) -> NDArray[np.bool_]:
 
 
 def _mptcp_timed(view: View) -> NDArray[np.bool_]:
-    """Return closed MPTCP connections whose timer runs: the kernel ends them after about a minute."""
+    """Return closed MPTCP connections whose timer runs: the kernel ends them after net.mptcp.close_timeout."""
     s = view.sockets
     return (s.protocol == 262) & np.isin(s.state, _CLOSING) & ~view.held & (s.timer == 2)
 
@@ -106,7 +106,7 @@ RULE = Rule(
             does_not=_DOES_NOT,
         ),
         Case(
-            title="an MPTCP connection that its program has closed; the kernel ends it after about a minute: healthy",
+            title="an MPTCP connection that its program has closed; net.mptcp.close_timeout ends it: healthy",
             rows=_mptcp_timed,
             clues=(Clue("timer", "2: it counts down"), Clue("inode", "0: closed by its program")),
             ends=_ENDS,

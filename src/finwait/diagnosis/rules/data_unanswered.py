@@ -77,7 +77,8 @@ _ENDS = (
     destroy("data-unanswered"),
     BOUND_IN_FLIGHT,
     Remedy(
-        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)",
+        f"it ends by itself: with the kernel's defaults after {forecast.span(forecast.retransmission())} "
+        "(`tcp_retries2`)",
         "read-only",
         proofs=("retransmission-limits", "refused-here"),
     ),

@@ -10,8 +10,9 @@ Not this      snd_wnd 0: the peer has no room (zero-window). timer 1: the segmen
               card, and nobody answers (fin-unanswered-orphan, fin-unanswered-held, data-unanswered). Segments that
               were in flight before the way was blocked stay on timer 1; TCPRetransFail then rises.
 What ends it  Removing the local rule, or restoring route and interface: the next probe gets out and the connection
-              goes on. Otherwise time: an orphan is given up after 8 probes (about 104 s, or 4 s where a full queue
-              refuses), a held one after tcp_retries2, 15 probes (about 15 minutes, or 8 s).
+              goes on. Otherwise time: an orphan is given up after tcp_orphan_retries probes (by default 8: about
+              104 s), a held one after tcp_retries2 of them (by default 15: about 15 min). Where a full queue refuses
+              them they are 0.5 s apart, and it is over within seconds.
 What does not Anything at the peer: no segment of ours gets there. SOCK_DESTROY removes this end, and its RST is
               blocked as well, so that the peer keeps its end.
 Reproduce     finwait lab run egress-blocked
@@ -96,6 +97,12 @@ def _span(*, orphaned: bool) -> str:
     return forecast.span(forecast.zero_window(orphaned=orphaned, answered=False))
 
 
+def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    remove = _REMOVE_OPEN if _open(view)[rows].all() else _REMOVE
+    when = f"time: it is given up {forecast.ends_by_itself(view, rows)}, without TCP_USER_TIMEOUT"
+    return (*_LOOK, remove, Remedy(when, "read-only", proofs=("full-queue-limits",)))
+
+
 _LOOK = (
     Remedy(
         "find what refuses: rules of the firewall in this namespace, `nft list ruleset` or `iptables-save -c`",
@@ -103,12 +110,18 @@ _LOOK = (
     ),
     Remedy("queueing disciplines that drop, `tc -s qdisc`; routes, `ip route get PEER`", "read-only"),
 )
+_REMOVE = Remedy(
+    "remove that rule, or restore route and interface: the next probe gets out, the FIN behind it"
+)
+_REMOVE_OPEN = Remedy("remove that rule, or restore route and interface: the next probe gets out")
 _ENDS = (
     *_LOOK,
-    Remedy("remove that rule, or restore route and interface: the next probe gets out, the FIN behind it"),
+    _REMOVE,
     Remedy(
-        f"time: an orphan is given up after about {_span(orphaned=True)} (8 probes), a held one after tcp_retries2 "
-        f"(about {_span(orphaned=False)})"
+        "time: with the kernel's defaults an orphan is given up after 8 probes "
+        f"(about {_span(orphaned=True)}), a held one after 15 (about {_span(orphaned=False)}); where a full queue "
+        "refuses them they are 0.5 s apart",
+        proofs=("full-queue-limits",),
     ),
 )
 _DOES_NOT = (
@@ -140,7 +153,7 @@ RULE = Rule(
     clues=(
         *_CLUES,
         Clue("notsent_bytes", "bytes that were never sent once, a FIN counting 1"),
-        Clue("inode", "0: an orphan, given up after 8 probes; else held, 15 (tcp_retries2)"),
+        Clue("inode", "0: an orphan, bounded by tcp_orphan_retries; else held, by tcp_retries2"),
     ),
     ends=_ENDS,
     does_not=_DOES_NOT,
@@ -148,6 +161,7 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    remedies=_remedies,
     cases=(
         Case(
             title="still open, and its data cannot leave this machine: the kernel itself refuses to send it",
@@ -155,8 +169,12 @@ RULE = Rule(
             clues=(*_CLUES, Clue("notsent_bytes", "bytes that were never sent once")),
             ends=(
                 *_LOOK,
-                Remedy("remove that rule, or restore route and interface: the next probe gets out"),
-                Remedy(f"time: it is given up after tcp_retries2 (15 probes, about {_span(orphaned=False)})"),
+                _REMOVE_OPEN,
+                Remedy(
+                    "time: with the kernel's defaults it is given up after 15 probes "
+                    f"(tcp_retries2, about {_span(orphaned=False)})",
+                    proofs=("full-queue-limits",),
+                ),
             ),
             does_not=_DOES_NOT[:2],
         ),

@@ -30,15 +30,13 @@ from finwait.diagnosis.rules import (
     silence,
     unclocked,
 )
-from finwait.diagnosis.view import View
+from finwait.diagnosis.view import ProcessView, View
 from finwait.uapi import tcp
 
 __all__ = ["RULE", "WHAT_IT_WAITS_FOR", "holding", "match", "process_states", "stopped"]
 
 SEVERAL = 3
 """So many unread requests of one process are no single conversation that takes its time."""
-_STOPPED = frozenset("Tt")
-"""States of a process in /proc/PID/stat: stopped by a signal, or by a tracer."""
 
 
 def match(view: View) -> NDArray[np.bool_]:
@@ -68,7 +66,12 @@ def holding(view: View, rows: NDArray[np.int64]) -> set[int]:
 
 def stopped(view: View, pids: set[int]) -> bool:
     """Return whether processes are stopped, all of them."""
-    return bool(pids) and all(pid in view.processes and view.processes[pid].state in _STOPPED for pid in pids)
+    return bool(pids) and all(pid in view.processes and _is_stopped(view.processes[pid]) for pid in pids)
+
+
+def _is_stopped(process: ProcessView) -> bool:
+    """Return whether all threads of a process are stopped: a signal stops all, a tracer each for itself."""
+    return process.state == "T" or (process.state == "t" and process.threads == 1)
 
 
 def _idle(view: View, pids: set[int]) -> bool:
@@ -110,6 +113,11 @@ def process_states(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
         if process is not None and process.state:
             says = _PROCESS.get(process.state, "what the process is doing")
             value = f"{process.comm}, state {process.state}"
+            if process.threads != 1 and process.state != "T":
+                value += " (main thread)"
+                says = (
+                    f"{_MAIN.get(process.state, 'what its main thread is doing')}; {_others(process.threads)}"
+                )
             result.append(Evidence(f"process {pid}", value, f"/proc/{pid}/stat", says))
     return tuple(result)
 
@@ -121,6 +129,25 @@ _PROCESS = {
     "T": "it is stopped by a signal: `kill -CONT` lets it go on",
     "t": "it is stopped by a debugger or a tracer",
 }
+_MAIN = {
+    "S": "its main thread sleeps",
+    "D": "its main thread waits inside the kernel, for a disk or a network file system, and cannot be interrupted",
+    "R": "its main thread runs",
+    "t": "its main thread is stopped by a debugger or a tracer",
+}
+
+
+def _others(threads: int) -> str:
+    """Say that any other thread may be the one that should read."""
+    if not threads:
+        return "whether it has other threads is unknown"
+    return (
+        f"its {threads - 1} other threads were not looked at"
+        if threads > 2
+        else "its other thread was not looked at"
+    )
+
+
 WHAT_IT_WAITS_FOR = Remedy(
     "find out what the program waits for: a dump of its threads (`gdb -p`, `jstack`, `py-spy dump`), /proc/PID/stack; "
     "`kill -CONT` where it is stopped",

@@ -5,7 +5,7 @@ Why it stays  The path or the peer is gone, and a process still holds the socket
               data, tcp_retries2 (a time, about 15 minutes by default), not tcp_orphan_retries. Where data is before the
               FIN (wqueue above 1), it is that data which is retransmitted, and the FIN waits behind it.
               Where the other end is on this machine and has the FIN, its acknowledgment is lost on the way back.
-Not this      inode 0: an orphan, gone in about 104 s (fin-unanswered-orphan).
+Not this      inode 0: an orphan, gone in about 104 s by default (fin-unanswered-orphan).
 What ends it  TCP_USER_TIMEOUT; close() (then it is an orphan); SOCK_DESTROY; time.
 What does not tcp_orphan_retries while it is held; tcp_fin_timeout.
 Reproduce     finwait lab run fin-unanswered-held
@@ -53,11 +53,13 @@ _ENDS = (
         proofs=("dead-peer", "retransmission-limits"),
     ),
     Remedy(
-        f"close() in the program: an orphan is given up {forecast.span(forecast.orphan())} after its FIN was sent"
+        "close() in the program: with the kernel's defaults an orphan is given up "
+        f"{forecast.span(forecast.orphan())} after its FIN was sent"
     ),
     destroy("fin-unanswered-held"),
     Remedy(
-        f"it ends by itself after {forecast.span(forecast.retransmission())} (`tcp_retries2`)",
+        f"it ends by itself: with the kernel's defaults {forecast.span(forecast.retransmission())} after its FIN was "
+        "sent (`tcp_retries2`)",
         "read-only",
         proofs=("retransmission-limits",),
     ),
@@ -68,7 +70,11 @@ def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
     when = (
         f"it ends by itself {forecast.ends_by_itself(view, rows)} (`tcp_retries2`), without TCP_USER_TIMEOUT"
     )
-    return (*looks(view, rows), *_ENDS[:-1], Remedy(when, "read-only"))
+    close = Remedy(
+        f"close() in the program: an orphan is given up {forecast.as_orphan(view, rows)} after its FIN was sent",
+        proofs=("orphan-retries",),
+    )
+    return (*looks(view, rows), _ENDS[0], close, _ENDS[2], Remedy(when, "read-only"))
 
 
 _DOES_NOT = (

@@ -8,8 +8,8 @@ Why it stays  The path or the peer is gone. The kernel retransmits the FIN for a
               TIME_WAIT), the peer does answer: its acknowledgment is lost on the way back.
               Without any timer (timer 0) nothing of that happens: kernels before 6.12 leave such an orphan behind
               when SOCK_DESTROY is used on it.
-Not this      An inode: then tcp_retries2 is the limit, about 15 minutes (fin-unanswered-held). timer 4: the FIN
-              could not even be sent (zero-window, egress-blocked).
+Not this      An inode: then tcp_retries2 is the limit, about 15 minutes by default (fin-unanswered-held).
+              timer 4: the FIN could not even be sent (zero-window, egress-blocked).
 What ends it  Time. tcp_orphan_retries bounds the next ones. Without a timer only a segment of the peer: a RST, or the
               acknowledgment that is missing.
 What does not tcp_fin_timeout: it is about FIN_WAIT2.
@@ -147,7 +147,7 @@ _NEVER = (
 )
 _ENDS = (
     Remedy(
-        f"it ends by itself: {forecast.span(forecast.orphan())} after its FIN, with the default tcp_orphan_retries",
+        f"it ends by itself: {forecast.span(forecast.orphan())} after its FIN, with the kernel's defaults",
         "read-only",
         proofs=("retransmission-limits", "orphan-retries"),
     ),

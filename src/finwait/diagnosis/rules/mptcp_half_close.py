@@ -72,8 +72,8 @@ def _unlisted(view: View) -> list[Gap]:
     subflows = view.in_state(tcp.ESTABLISHED) & (s.ulp == b"mptcp")
     told = np.unique(s.netns[s.protocol == 262])
     return [
-        Gap(
-            f"netns {netns}",
+        Gap.of_namespace(
+            netns,
             "list its MPTCP connections: only subflows are told",
             "the module mptcp_diag (Linux 5.9)",
         )

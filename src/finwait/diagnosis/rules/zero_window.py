@@ -4,7 +4,7 @@ Seen as       timer 4 (window probes) and snd_wnd 0, with bytes waiting; in FIN_
               Of ESTABLISHED connections only those that were probed three times and more. Between two looks
               nothing was acknowledged, and the other end, where it is here, read nothing.
 Why it stays  The peer's program stopped reading and its receive window closed. Probes are answered, so nothing
-              is ever given up on a held socket. An orphan is given up after about 329 s.
+              is ever given up on a held socket. An orphan is given up, by default after about 329 s.
               Where probes go unanswered (retrans 2 or more, which counts them under timer 4), the peer or the path is
               gone as well, and tcp_retries2 (an orphan: tcp_orphan_retries) is a count that ends it.
 Not this      timer 1: no answers at all (data-unanswered, fin-unanswered-*). A peer that reads slowly: its window is
@@ -151,7 +151,7 @@ _ENDS = (
     destroy("zero-window"),
 )
 _TIME = Remedy(
-    "time: while probes go unanswered, it is given up after tcp_retries2 of them "
+    "time: with the kernel's defaults, while probes go unanswered, it is given up after tcp_retries2 of them "
     f"(about {forecast.span(forecast.zero_window(answered=False))}), an orphan after tcp_orphan_retries "
     f"(about {forecast.span(forecast.zero_window(orphaned=True, answered=False))})",
     "read-only",
@@ -160,9 +160,13 @@ _TIME = Remedy(
 
 
 def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
-    if not _unanswered(view)[rows].all():
-        return _ENDS
-    return (*_ENDS[1:], Remedy(f"it ends by itself {forecast.ends_by_itself(view, rows)}", "read-only"))
+    silent = bool(_unanswered(view)[rows].all())
+    ends = _ENDS[1:] if silent else _ENDS
+    if not silent and view.held[rows].any():
+        return ends  # while probes are answered, nothing ends what is held
+    proofs = ("closed-window-unanswered",) if silent else ("closed-window-limits",)
+    when = f"it ends by itself {forecast.ends_by_itself(view, rows)}"
+    return (*ends, Remedy(when, "read-only", proofs=proofs))
 
 
 _DOES_NOT = (
@@ -189,11 +193,7 @@ RULE = Rule(
         Clue("backoff", "doublings of the probe timer since the peer last took anything"),
         Clue("wqueue", "bytes that wait, the FIN counting 1 behind them"),
         Clue("notsent_bytes", "bytes that were never sent once"),
-        Clue(
-            "inode",
-            f"0: an orphan, given up after about {forecast.span(forecast.zero_window(orphaned=True))}; else held, and "
-            "never given up",
-        ),
+        Clue("inode", "0: an orphan, which is given up after a time; else held, and never given up"),
     ),
     ends=_ENDS,
     does_not=(NOT_FIN_TIMEOUT_HERE, *_DOES_NOT),

@@ -224,6 +224,29 @@ def _refused_here(lab: Lab) -> Iterator[Measured]:
         yield equal("its error", "ETIMEDOUT", error_of(pair.a))
 
 
+def _full_queue_limits(lab: Lab) -> Iterator[Measured]:
+    """What a full queue of this machine never takes is tried every 0.5 s, and counted: it ends within seconds."""
+    cases: dict[str, tuple[dict[str, int], bool]] = {
+        "held": ({}, False),
+        "held, tcp_retries2=5": ({"tcp_retries2": 5}, False),
+        "orphan": ({}, True),
+        "orphan, tcp_orphan_retries=3": ({"tcp_orphan_retries": 3}, True),
+    }
+    race = Race()
+    with contextlib.ExitStack() as stack:
+        for number, (what, (sysctls, orphaned)) in enumerate(cases.items()):
+            place = stack.enter_context(Place(lab, f"queue-{number}", **sysctls))
+            pair = place.pair()
+            limits = forecast.Limits.of({f"ipv4/{name}": str(value) for name, value in sysctls.items()})
+            first = rto_ms(pair.a) / 1000  # when the timer fires first
+            left = forecast.probes_left(limits, 1000 * first, 0, 0, orphaned=orphaned, queue_full=True)
+            assert left is not None
+            place.ns.run("tc", "qdisc", "replace", "dev", "lo", "root", "pfifo", "limit", "0")
+            begin = pair.a.close if orphaned else lambda p=pair: p.a.send(b"x")
+            race.start(f"a full queue: {what}", pair, first + left.seconds, begin)
+        yield from race.results()
+
+
 def _closed_window_unanswered(lab: Lab) -> Iterator[Measured]:
     with Place(lab, "answered", tcp_retries2=3) as place, Place(lab, "silent", tcp_retries2=3) as other:
         answered, silent = place.pair(), other.pair()
@@ -368,6 +391,7 @@ SILENCE: Final[tuple[Proof, ...]] = (
     Proof("retransmission-limits", ("X58",), 8, NFT, _retransmission_limits),
     Proof("syn-retries", ("X60",), 15, NET, _syn_retries),
     Proof("refused-here", ("X58",), 7, (*NFT, "tool:tc"), _refused_here),
+    Proof("full-queue-limits", ("X58",), 9, (*NET, "tool:tc"), _full_queue_limits),
     Proof("closed-window-unanswered", ("X53",), 9, NFT, _closed_window_unanswered),
     Proof("retransmissions-tell-time", (), 4, NFT, _retransmissions_tell_time),
     Proof("closed-window-limits", ("X59",), 6, NET, _closed_window_limits),
