@@ -65,7 +65,7 @@ def measure() -> None:
         parts: dict[str, Callable[[], object]] = {
             "written": partial(plans.encode, plan),
             "read": partial(plans.decode, data, "plan"),
-            "made anew from a look": partial(plans.again, plan, view, limits, can=Abilities()),
+            "made anew from a look": partial(plans.again, plan, view, findings, limits, can=Abilities()),
             "shown": partial(plan_lines, plan),
         }
         for name, part in parts.items():

@@ -133,6 +133,10 @@ class Crowd:
         """Return nothing known."""
         return {}
 
+    def one_table(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:  # noqa: ARG002
+        """Return nothing known."""
+        return {}
+
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:  # noqa: ARG002
         """Return nothing known."""
         return {}

@@ -40,6 +40,7 @@ __all__ = [
     "SHARE",
     "Chosen",
     "Planned",
+    "Predicted",
     "chosen",
     "limits",
     "make_plan",
@@ -132,15 +133,20 @@ def plan_again(plan: Plan, machine: Machine, look: Look, allowed: Limits) -> Pla
         FinwaitError: the look failed.
     """
     spaces = frozenset(end.netns for step in plan.steps for end in (step, step.other) if end is not None)
-    what = replace(look.plan, only=spaces, established_limit=None, conntrack=False)
-    shot = session.look(machine, replace(look, plan=what))
+    # As for a direct plan: two looks, at every namespace, since its translation may be in another than the connection.
+    how = replace(
+        look, plan=replace(look.plan, established_limit=None), watch_ms=look.watch_ms or _TWO_LOOKS_MS
+    )
+    diagnosis = session.diagnose(machine, how=how)
+    shot = diagnosis.snapshot
     if plan.boot_id != shot.observation.facts.boot_id:
         raise Refused("boot", "the plan was made before this machine was started: its connections are gone")
     cookies = np.array([int(step.cookie, 16) for step in plan.steps], np.uint64)
     rows = np.flatnonzero(np.isin(shot.sockets.cookie, cookies)).tolist()
     can = abilities(shot.view, rows) if machine.live else Abilities()
     unseen = spaces - {ns.inode for ns in shot.observation.namespaces} - vanished(spaces)
-    return Planned(plans.again(plan, shot.view, allowed, can=can, unseen=unseen), shot.gaps)
+    fresh = plans.again(plan, shot.view, diagnosis.findings, allowed, can=can, unseen=unseen)
+    return Planned(fresh, diagnosis.gaps)
 
 
 # ── options of sockets ───────────────────────────────────────────────────────────────────────────────────
@@ -158,9 +164,12 @@ class Chosen:
     """What decides how long unacknowledged data is sent again, by namespace."""
     left: dict[str, int]
     """Why others that the FILTER selects are not among them, and how many."""
+    view: View
+    rows: list[int]
+    """Of the steps, in it."""
 
 
-def chosen(machine: Machine, look: Look, wanted: Filter, most: int) -> Chosen:
+def chosen(machine: Machine, look: Look, wanted: Filter, most: int, means: Means = "keepalive") -> Chosen:
     """Return the held connections that a FILTER selects, as steps; listeners and minisockets are none.
 
     There may be no steps where holders are unknown: `Chosen.unknown` says so.
@@ -194,8 +203,8 @@ def chosen(machine: Machine, look: Look, wanted: Filter, most: int) -> Chosen:
     if len(rows) > most:
         raise Refused("max", f"{len(rows)} connections, more than {most}", override=f"--max {len(rows)}")
     governing = {n: forecast.Limits.of(space.sysctls) for n, space in view.namespaces.items()}
-    steps = [plans.step_of(view, row, "", "keepalive") for row in rows.tolist()]
-    return Chosen(steps, gaps, unknown, governing, left)
+    steps = [plans.step_of(view, row, "", means) for row in rows.tolist()]
+    return Chosen(steps, gaps, unknown, governing, left, view, rows.tolist())
 
 
 def _left_out(view: View, selected: Mask) -> dict[str, int]:
@@ -210,19 +219,33 @@ def _left_out(view: View, selected: Mask) -> dict[str, int]:
     return {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
 
 
-def predicted(
-    selected: Chosen, values: Mapping[str, int]
-) -> tuple[dict[int, forecast.PeerGone], dict[int, FinwaitError]]:
-    """Return what options will do to each connection, by index, and why those of others cannot be read.
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What options will do to connections, by index."""
+
+    ends: dict[int, forecast.PeerGone]
+    """What ends each if its peer is gone."""
+    waiting: dict[int, forecast.UnderWay]
+    """What becomes of what waits already to be acknowledged, or for room at the peer."""
+    unread: dict[int, FinwaitError]
+    """Why options cannot be read."""
+
+
+def predicted(selected: Chosen, values: Mapping[str, int]) -> Predicted:
+    """Return what options will do to each connection.
 
     Args:
         selected: the connections.
         values: the options that each is to get, by names of `finwait.kernel.pidfd.KEEPALIVE_OPTIONS`.
     """
     read, unread = options_of(selected.steps)
-    governing = selected.limits
-    found = {
-        k: forecast.peer_gone(now | dict(values), governing.get(selected.steps[k].netns, forecast.DEFAULTS))
-        for k, now in read.items()
-    }
-    return found, unread
+    ends, waiting = {}, {}
+    for k, now in read.items():
+        options = now | dict(values)
+        governing = selected.limits.get(selected.steps[k].netns, forecast.DEFAULTS)
+        ends[k] = forecast.peer_gone(options, governing)
+        if "user_timeout_ms" in values:
+            found = forecast.under_way(selected.view, selected.rows[k], options["user_timeout_ms"])
+            if found is not None:
+                waiting[k] = found
+    return Predicted(ends, waiting, unread)

@@ -31,6 +31,17 @@ def step() -> None:
         os._exit(0)
 
 
+def fork() -> int:
+    """Fork a child that does not outlive its parent, which ends as soon as nobody writes to it any more."""
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _LIBC.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(0)
+    return child
+
+
 def begin(host: str) -> socket.socket:
     if _LIBC.unshare(0x40000000) != 0:
         print(os.strerror(ctypes.get_errno()), file=sys.stderr)
@@ -50,7 +61,7 @@ def fork_and_close(host: str) -> None:
     server, _ = listener.accept()
     say("accepted", os.getpid())
     step()
-    child = os.fork()
+    child = fork()
     if child == 0:
         name("fw-child")
         client.close()
@@ -94,7 +105,7 @@ def short(host: str) -> None:
     name("fw-server")
     told, tell = os.pipe()
     step()
-    child = os.fork()
+    child = fork()
     if child == 0:
         name("fw-client")
         listener.close()
@@ -118,7 +129,7 @@ def both(host: str) -> None:
     listener = begin(host)
     name("fw-server")
     step()
-    child = os.fork()
+    child = fork()
     if child == 0:
         name("fw-client")
         client = socket.create_connection(listener.getsockname(), source_address=(host, 0))

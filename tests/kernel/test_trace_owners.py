@@ -225,8 +225,8 @@ def test_nobody_is_said_only_when_everybody_was_looked_into(strangers):
 def test_a_process_that_may_not_be_looked_into_is_named(monkeypatch):
     plain = procfs.descriptors
 
-    def refused(only, *, processes=None):
-        found, spaces = plain(only, processes=processes)
+    def refused(only, *, processes=None, threads=False):
+        found, spaces = plain(only, processes=processes, threads=threads)
         return (
             type(found)(found.pid, found.fd, found.inode, (*found.unreadable, *(p for p in only if p == 1))),
             spaces,
@@ -360,6 +360,24 @@ def test_rows_that_wait_in_vain_are_counted_and_those_behind_them_are_not_lost(s
                 following.step(0.1)
                 assert time.monotonic() < deadline
     assert pairs(rows) == Counter({(7, 2): 1, (2, 1): 1, (1, 4): 1, (4, 5): 1})
+
+
+@pytest.mark.parametrize(("name", "steps"), [("fork_and_close", 2), ("both", 1)])
+def test_no_process_outlives_its_scene(name, steps):
+    with scene(name) as running:
+        for _ in range(steps):
+            running.step()
+        pids = [
+            int(p)
+            for p in Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
+            .read_text()
+            .split()
+        ]
+        assert pids
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])

@@ -129,7 +129,7 @@ def test_a_plan_touches_what_was_selected_and_allowed_and_says_why_it_leaves_the
     assert covered + len(plan.left) >= len(rows)
     assert plans.decode(plans.encode(plan)) == plan
     if force is None or len({key(v, r) for r in range(len(v))}) == len(v):
-        read = plans.again(plan, v, limits, can=can)
+        read = plans.again(plan, v, findings, limits, can=can)
         assert not any(step.gone for step in read.steps)
         assert len(read.steps) + len(read.left) == len(plan.steps)
 

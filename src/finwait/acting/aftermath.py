@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finwait.acting.identity import Key, key_of, reread, rows_by_cookie
+from finwait.kernel import tasks
 from finwait.remedy.plan import End, Step
 from finwait.uapi import tcp
 
@@ -24,8 +24,6 @@ class Seen:
     """A connection that is still there."""
 
     state: str
-    in_flight: bool
-    """Whether data or a FIN waits to be acknowledged, so that no keepalive runs."""
     before_fin: int
     """Bytes before a FIN that is sent or queued (it counts 1 itself) that the peer has not acknowledged."""
     unknown: bool = False
@@ -58,31 +56,26 @@ def wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, Seen]:
 def still_there(ends: Sequence[Step | End]) -> dict[Key, Seen]:
     table, closed = reread(ends)
     rows = rows_by_cookie(table)
-    states, timers, queued = table.state.tolist(), table.timer.tolist(), table.wqueue.tolist()
+    states, queued = table.state.tolist(), table.wqueue.tolist()
     left = {}
     for one in ends:
         row = rows.get(key := key_of(one))
         if row is None:
             if one.netns in closed:
-                left[key] = Seen("?", False, 0, unknown=True)
+                left[key] = Seen("?", 0, unknown=True)
             continue
         state = tcp.state_name(states[row])
         if state not in ("TIME_WAIT", "CLOSE"):
-            left[key] = Seen(state, timers[row] in (1, 4), max(queued[row] - 1, 0))
+            left[key] = Seen(state, max(queued[row] - 1, 0))
     return left
 
 
 def open_descriptors(steps: Sequence[Step]) -> dict[Key, tuple[tuple[int, int, str], ...]]:
     """Return which descriptors refer to the sockets of the steps still: an ended connection leaves them open."""
-    found = {}
-    for step in steps:
-        here = []
-        for pid, fd, comm in step.holders:
-            try:
-                link = os.readlink(f"/proc/{pid}/fd/{fd}")
-            except OSError:
-                continue
-            if link == f"socket:[{step.inode}]":
-                here.append((pid, fd, comm))
-        found[key_of(step)] = tuple(here)
-    return found
+    tables = tasks.Tables()
+    return {
+        key_of(step): tuple(
+            (pid, fd, comm) for pid, fd, comm in step.holders if tables.path(pid, fd, step.inode) is not None
+        )
+        for step in steps
+    }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+from finwait.acting.borrowed import uninterrupted
 from finwait.acting.identity import Journal, namespaces_of, quiet
 from finwait.errors import KernelError
 from finwait.kernel import netns as ns_edge
@@ -14,7 +16,10 @@ from finwait.remedy.journal import Act
 from finwait.table.flows import FlowTable
 from finwait.uapi import conntrack, inet_diag
 
-__all__ = ["delete_entries"]
+__all__ = ["ENDED", "delete_entries"]
+
+ENDED: Final = ("deleted", "gone before")
+"""What is said of an entry that is not there any more."""
 
 
 def delete_entries(
@@ -23,36 +28,56 @@ def delete_entries(
     journal: Journal,
     described: Sequence[Mapping[str, Any]],
     fault: Callable[[str], None] = quiet,
+    into: dict[int, str] | None = None,
 ) -> list[str]:
     """Delete tracking entries, each by tuple, zone and id, in its namespace; say of each what came of it.
 
-    The id is checked by the kernel: an entry that took over the tuple is not hit.
+    The id is checked by the kernel: an entry that took over the tuple is not hit. Interrupted, no further entry is
+    deleted, and what was done is written down.
+
+    Args:
+        flows: the tracking entries.
+        which: rows of it.
+        journal: where acts are written down before they are done.
+        described: what the journal is to say of each.
+        fault: called with the name of each stage; a test's way to stop in the middle.
+        into: takes what came of each, by index, also when this raises or is interrupted.
 
     Raises:
-        KernelError: the journal could not be written; nothing was done.
+        KernelError: the journal could not be written; nothing was done but what ``into`` says.
     """
     acts = [Act("conntrack-delete", dict(one), dict(one), {}, "conntrack --delete") for one in described]
     ids = journal.record_many(acts)
     fault("journaled")
-    results = ["failed: its namespace could not be entered"] * len(which)
     by_ns: dict[int, list[int]] = {}
     for k, row in enumerate(which):
         by_ns.setdefault(int(flows.netns[row]), []).append(k)
+    done: dict[int, str] = {}
+    results = {} if into is None else into
+    stop = threading.Event()
 
     def inside(ns: ns_edge.NetNamespace) -> None:
         with netlink_socket(NETLINK_NETFILTER, "open a conntrack socket") as sock:
             for k in by_ns[ns.inode]:
-                results[k] = _delete_entry(sock, flows, which[k])
+                if stop.is_set():
+                    return
+                done[k] = _delete_entry(sock, flows, which[k])
 
-    ns_edge.visit(namespaces_of(by_ns), inside)
-    fault("acted")
-    journal.complete_many(
-        {
-            act: {"result": said} if said in ("deleted", "gone before") else {"error": said}
-            for act, said in zip(ids, results, strict=True)
-        }
-    )
-    return results
+    undone = "interrupted before it was done"
+    try:
+        ns_edge.visit(namespaces_of(by_ns), inside, stop=stop)
+        undone = "failed: its namespace could not be entered"
+        fault("acted")
+    finally:
+        with uninterrupted():
+            results |= {k: done.get(k, undone) for k in range(len(which))}
+            journal.complete_many(
+                {
+                    act: {"result": results[k]} if results[k] in ENDED else {"error": results[k]}
+                    for k, act in enumerate(ids)
+                }
+            )
+    return [results[k] for k in range(len(which))]
 
 
 def _delete_entry(sock: Any, flows: FlowTable, row: int) -> str:  # noqa: ANN401 - socket.socket

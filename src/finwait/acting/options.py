@@ -6,9 +6,11 @@ option is first set to what it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -22,26 +24,30 @@ from finwait.acting.borrowed import (
 )
 from finwait.acting.identity import (
     Journal,
+    Key,
     Say,
     failed,
     in_words,
     journal_target,
     journaled,
+    key_of,
+    leads,
     namespaces_of,
     quiet,
 )
 from finwait.errors import FinwaitError, TargetGone
 from finwait.kernel import netns as ns_edge
 from finwait.kernel import pidfd, procfs
+from finwait.kernel.socket_locks import locked
 from finwait.remedy.journal import Act
-from finwait.remedy.outcome import Outcome
+from finwait.remedy.outcome import Outcome, Probe
 from finwait.remedy.plan import End, Step
 
-__all__ = ["SYSCTLS", "arm", "options_of"]
+__all__ = ["SYSCTLS", "Claim", "arm", "claimed", "given_back", "options_of", "set_for_good", "set_since"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Claim:
+class Claim:
     """Connections whose options are ours to change, and why the others' are not."""
 
     before: dict[int, dict[str, int]]
@@ -53,17 +59,19 @@ class _Claim:
     errors: dict[int, FinwaitError]
 
 
-def claim_options(
+@contextmanager
+def claimed(
     steps: Mapping[int, Step],
     wanted: Mapping[int, Mapping[str, int]],
     journal: Journal,
     why: Callable[[Step], str],
-) -> _Claim:
+) -> Iterator[Claim]:
     """Write down acts that change options of connections, of those whose options can be put back and are free.
 
-    They are read, written down as a claim that no other act overlaps, and read again: what changed in between was
-    another act's, which ended meanwhile, and nothing is known of how it was before. Then each option is set to what
-    it is: what can be set so now can be put back later.
+    They are read, written down as a claim that no other act of this journal overlaps, locked against those of other
+    journals until this ends (`finwait.kernel.socket_locks`), and read again: what changed in between was another act's,
+    which ended meanwhile, and nothing is known of how it was before. Then each option is set to what it is: what can be
+    set so now can be put back later.
 
     Args:
         steps: the connections.
@@ -74,6 +82,41 @@ def claim_options(
     Raises:
         KernelError: the journal could not be written; nothing was done.
     """
+    before, errors = _readable(steps, wanted)
+    followed = _follows(steps, before, wanted)
+    acts = [
+        Act(
+            "sockopt",
+            journal_target(steps[k]),
+            {"options": {name: options[name] for name in wanted[k]}, "followed": followed[k]},
+            {"options": dict(wanted[k])},
+            why(steps[k]),
+        )
+        for k, options in before.items()
+    ]
+    with ExitStack() as held:
+        with uninterrupted():
+            ids: dict[int, int] = {}
+            for k, number in zip(list(before), journal.claim_many(acts), strict=True):
+                if isinstance(number, int):
+                    ids[k] = number
+                else:
+                    errors[k] = FinwaitError(f"{number}; nothing was set")
+            mine = {k: steps[k] for k in ids}
+            spaces = namespaces_of({step.netns for step in mine.values()}, leads(mine.values()))
+            refused = held.enter_context(locked(spaces, {key_of(step) for step in mine.values()}))
+            lost = _unconfirmed(mine, before, wanted, refused)
+            if lost:
+                journal.complete_many(
+                    {ids.pop(k): {"error": str(error), "restored": True} for k, error in lost.items()}
+                )
+        yield Claim({k: before[k] for k in ids}, ids, followed, errors | lost)
+
+
+def _readable(
+    steps: Mapping[int, Step], wanted: Mapping[int, Mapping[str, int]]
+) -> tuple[dict[int, dict[str, int]], dict[int, FinwaitError]]:
+    """Return the options that connections have and that can be put back, and why those of others cannot."""
     order = list(steps)
     read, failed = options_of([steps[k] for k in order])
     errors = {order[n]: error for n, error in failed.items()}
@@ -85,38 +128,38 @@ def claim_options(
             before[k] = options
         except FinwaitError as error:
             errors[k] = error
+    return before, errors
+
+
+def _follows(
+    steps: Mapping[int, Step],
+    before: Mapping[int, dict[str, int]],
+    wanted: Mapping[int, Mapping[str, int]],
+) -> dict[int, tuple[str, ...]]:
     sysctls = _followed({steps[k].netns for k in before})
-    followed = {
+    return {
         k: tuple(n for n, v in sysctls.get(steps[k].netns, {}).items() if n in wanted[k] and options[n] == v)
         for k, options in before.items()
     }
-    acts = [
-        Act(
-            "sockopt",
-            journal_target(steps[k]),
-            {"options": {name: options[name] for name in wanted[k]}, "followed": followed[k]},
-            {"options": dict(wanted[k])},
-            why(steps[k]),
-        )
-        for k, options in before.items()
-    ]
-    ids: dict[int, int] = {}
-    with uninterrupted():
-        for k, claimed in zip(list(before), journal.claim_many(acts), strict=True):
-            if isinstance(claimed, int):
-                ids[k] = claimed
-            else:
-                errors[k] = FinwaitError(f"{claimed}; nothing was set")
-        lost: dict[int, FinwaitError] = {}
-        for k in ids:
-            try:
-                _confirm(steps[k], before[k], wanted[k])
-            except FinwaitError as error:
-                lost[k] = error
-        lost |= not_gone(steps, lost)
-        if lost:
-            journal.complete_many({ids.pop(k): {"error": str(error)} for k, error in lost.items()})
-    return _Claim({k: before[k] for k in ids}, ids, followed, errors | lost)
+
+
+def _unconfirmed(
+    steps: Mapping[int, Step],
+    before: Mapping[int, dict[str, int]],
+    wanted: Mapping[int, Mapping[str, int]],
+    refused: Mapping[Key, str],
+) -> dict[int, FinwaitError]:
+    """Return why connections are not ours to change, though the journal let us: a lock, or options that changed."""
+    lost: dict[int, FinwaitError] = {}
+    for k, step in steps.items():
+        if why := refused.get(key_of(step)):
+            lost[k] = FinwaitError(f"{why}; nothing was set")
+            continue
+        try:
+            _confirm(step, before[k], wanted[k])
+        except FinwaitError as error:
+            lost[k] = error
+    return lost | not_gone(steps, lost)
 
 
 def options_of(steps: Sequence[Step]) -> tuple[dict[int, dict[str, int]], dict[int, FinwaitError]]:
@@ -170,54 +213,129 @@ def _followed(netns: Iterable[int]) -> dict[int, dict[str, int]]:
     return ns_edge.visit(namespaces_of(netns), inside)[0]
 
 
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """What came of putting options back."""
+
+    failed: dict[int, str]
+    """Why options are not as they were."""
+    kept: dict[int, dict[str, int]]
+    """Options that the program set meanwhile, which are left as it set them."""
+    moved: set[int]
+    """Those of ``failed`` that are still there and that no process was found to hold."""
+
+
 def put_back(
-    steps: Mapping[int, Step], before: Mapping[int, dict[str, int]], moved: set[int] | None = None
-) -> dict[int, str]:
-    """Put options back; return why, of each that could not be.
+    steps: Mapping[int, Step],
+    before: Mapping[int, dict[str, int]],
+    made: Mapping[int, Mapping[str, int]],
+) -> PutBack:
+    """Put options back that are still as an act made them.
 
     Args:
         steps: the connections; their holders are looked for anew where their descriptors were moved.
         before: what to put back.
-        moved: takes those that are still there and that no process was found to hold.
+        made: what the act set; what is something else by now was set by the program, and stays.
     """
-    failed: dict[int, str] = {}
+    done = PutBack({}, {}, set())
     todo = dict(steps)
     for _ in range(3):  # a program may move its descriptor again
         lost: dict[int, tuple[Step | End, int]] = {}
         for k, step in todo.items():
             try:
-                if why := _put_back_one(step, before[k]):
-                    failed[k] = why
+                with borrow(step) as sock:
+                    kept, why = put_back_one(sock, before[k], made[k])
+                if kept:
+                    done.kept[k] = kept
+                if why:
+                    done.failed[k] = f"the options are not as they were: {why}"
             except TargetGone:
                 lost[k] = (step, step.inode)
             except FinwaitError as error:
-                failed[k] = f"the options could not be put back: {error}"
+                done.failed[k] = f"the options could not be put back: {error}"
         if not lost:  # what has ended is not found again: there is nothing to put back
-            return failed
+            return done
         todo = {}
         for k, holders in holders_elsewhere(lost).items():
             if isinstance(holders, DescriptorMoved):
-                failed[k] = f"the options could not be put back: {in_words(holders)}"
-                if moved is not None:
-                    moved.add(k)
+                done.failed[k] = f"the options could not be put back: {in_words(holders)}"
+                done.moved.add(k)
             else:
                 todo[k] = msgspec.structs.replace(steps[k], holders=holders)
     for k in todo:
-        failed[k] = f"the options could not be put back: {STILL_THERE}, and its descriptor moves all the time"
-        if moved is not None:
-            moved.add(k)
-    return failed
+        done.failed[k] = (
+            f"the options could not be put back: {STILL_THERE}, and its descriptor moves all the time"
+        )
+        done.moved.add(k)
+    return done
 
 
-def _put_back_one(step: Step, before: dict[str, int]) -> str:
-    """Put the options of one connection back; return what is not as it was."""
-    with borrow(step) as sock:
-        pidfd.set_options(sock, before)
-        now = pidfd.get_options(sock)
-    if now == before:
-        return ""
-    wrong = ", ".join(f"{n} is {now[n]}, was {v}" for n, v in before.items() if now[n] != v)
-    return f"the options are not as they were: {wrong}"
+def put_back_one(
+    sock: socket.socket, before: Mapping[str, int], made: Mapping[str, int]
+) -> tuple[dict[str, int], str]:
+    """Put the options of one socket back; return what its program set meanwhile, and what is not as it should be."""
+    kept = set_since(pidfd.get_options(sock), before, made)
+    ours = {name: before[name] for name in made if name not in kept}
+    pidfd.set_options(sock, ours)
+    now = pidfd.get_options(sock)
+    return kept, ", ".join(f"{n} is {now[n]}, was {v}" for n, v in ours.items() if now[n] != v)
+
+
+def set_since(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[str, int]) -> dict[str, int]:
+    """Return the options that are neither as an act made them nor as they were before: their program's own.
+
+    That it switched keepalive on, which the act did too, cannot be seen; but who sets its times wants it on.
+    """
+    own = {name: now[name] for name, value in made.items() if now[name] not in (value, before[name])}
+    if own.keys() & SYSCTLS.keys() and made.get("keepalive") and now["keepalive"] and not before["keepalive"]:
+        own["keepalive"] = now["keepalive"]
+    return own
+
+
+@contextmanager
+def given_back(
+    steps: Mapping[int, Step],
+    claim: Claim,
+    wanted: Mapping[int, Mapping[str, int]],
+    journal: Journal,
+    found: dict[int, Probe],
+) -> Iterator[None]:
+    """Put options back at the end, whatever happens inside, and write down what was found out.
+
+    Args:
+        steps: the connections, of those that are claimed.
+        claim: see `claimed`.
+        wanted: what was set.
+        journal: where their acts are.
+        found: what was found out until then; it learns, also when this raises, what became of the options.
+
+    Raises:
+        KernelError: the journal could not be written; the options were put back before.
+    """
+    try:
+        yield
+    finally:
+        with uninterrupted():
+            done = put_back(steps, claim.before, wanted)
+            results: dict[int, dict[str, Any]] = {}
+            for k, step in steps.items():
+                verdict: dict[str, Any] = {"result": found[k].verdict if k in found else "interrupted"}
+                if k in done.failed:
+                    verdict = {"error": done.failed[k]}
+                elif kept := done.kept.get(k):
+                    verdict |= {"restored": True, "kept": kept}
+                else:
+                    verdict |= {"restored": True}
+                if k not in done.moved:  # who finds its descriptor again can put it back: that act stays open
+                    results[claim.ids[k]] = verdict
+                unjudged = Probe(step, "not judged", "interrupted before it was judged")
+                found[k] = replace(
+                    found.get(k, unjudged),
+                    unrestored=done.failed.get(k, ""),
+                    kept=tuple(sorted(done.kept.get(k, {}).items())),
+                    pinned=tuple(n for n in claim.followed[k] if n not in done.kept.get(k, {})),
+                )
+            journal.complete_many(results)
 
 
 def arm(
@@ -227,6 +345,7 @@ def arm(
     *,
     fault: Callable[[str], None] = quiet,
     say: Say = quiet,
+    into: dict[int, Outcome] | None = None,
 ) -> list[Outcome]:
     """Give live sockets of running programs options that they lack, for good.
 
@@ -236,42 +355,48 @@ def arm(
         values: names of `finwait.kernel.pidfd.KEEPALIVE_OPTIONS`.
         fault: called with the name of each stage; a test's way to stop in the middle.
         say: told what is being done.
+        into: takes what came of each, by index, also when this raises.
 
     Raises:
         ValueError: a value that no socket takes; nothing was done.
-        KernelError: the journal could not be written; nothing was done.
+        KernelError: the journal could not be written; where ``into`` is empty nothing was done.
     """
     if wrong := pidfd.out_of_range(values):
         raise ValueError(f"setsockopt(2) does not take {wrong}")
-    claim = claim_options(
-        dict(enumerate(steps)), dict.fromkeys(range(len(steps)), values), journal, lambda _: "arm"
-    )
-    outcomes = {k: failed(steps[k], error) for k, error in claim.errors.items()}
-    say(f"setting options of {len(claim.ids)} connections")
-    with uninterrupted():  # it is a matter of milliseconds
-        fault("journaled")
-        for k, act_id in claim.ids.items():
-            outcomes[k] = _armed(steps[k], values, claim.before[k], act_id)
-        fault("armed")
-        journal.complete_many({act_id: journaled(outcomes[k]) for k, act_id in claim.ids.items()})
+    outcomes = {} if into is None else into
+    numbered = dict(enumerate(steps))
+    with claimed(numbered, dict.fromkeys(numbered, values), journal, lambda _: "arm") as claim:
+        outcomes |= {k: failed(steps[k], error) for k, error in claim.errors.items()}
+        say(f"setting options of {len(claim.ids)} connections")
+        with uninterrupted():  # it is a matter of milliseconds
+            fault("journaled")
+            results = {}
+            for k, act_id in claim.ids.items():
+                outcomes[k], results[act_id] = set_for_good(steps[k], values, claim.before[k], act_id)
+            fault("armed")
+            journal.complete_many(results)
     return [outcomes[k] for k in range(len(steps))]
 
 
-def _armed(step: Step, values: Mapping[str, int], before: dict[str, int], act_id: int) -> Outcome:
+def set_for_good(
+    step: Step, values: Mapping[str, int], before: dict[str, int], act_id: int
+) -> tuple[Outcome, dict[str, Any]]:
+    """Set options, all or none; return what came of it, and what the journal is to remember."""
     try:
         with borrow(step) as sock:
             pidfd.set_options(sock, values)
-            now = pidfd.get_options(sock)
+            _check(pidfd.get_options(sock), values)
     except FinwaitError as error:
-        return _taken_back(failed(step, error, act_id), before)
+        outcome = failed(step, error, act_id)
+        if outcome.result == "left before":
+            return outcome, journaled(outcome)
+        left = put_back({0: step}, {0: before}, {0: values}).failed.get(0)
+        outcome = replace(outcome, detail=f"{outcome.detail}; {left or 'the options are as they were'}")
+        return outcome, journaled(outcome) | ({} if left else {"restored": True})
+    outcome = Outcome(step, "set", ", ".join(f"{n} {before[n]} → {v}" for n, v in values.items()), act_id)
+    return outcome, journaled(outcome)
+
+
+def _check(now: Mapping[str, int], values: Mapping[str, int]) -> None:
     if wrong := {n: now[n] for n, v in values.items() if now[n] != v}:
-        return _taken_back(Outcome(step, "failed", f"the kernel took {wrong}", act_id), before)
-    return Outcome(step, "set", ", ".join(f"{n} {before[n]} → {v}" for n, v in values.items()), act_id)
-
-
-def _taken_back(outcome: Outcome, before: dict[str, int]) -> Outcome:
-    """Put options back after an act that was done by half."""
-    if outcome.result == "left before":
-        return outcome
-    failed = put_back({0: outcome.step}, {0: before})
-    return replace(outcome, detail=f"{outcome.detail}; {failed.get(0, 'the options are as they were')}")
+        raise FinwaitError(f"the kernel took {wrong}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finwait.acting.borrowed import uninterrupted
 from finwait.errors import KernelError, Refused
 from finwait.kernel import sysctl
 from finwait.remedy.journal import Act, check_undo, foreign_line, settings_act
@@ -82,29 +83,32 @@ def apply_plan(
         path = folder / name
         before["drop_in"] = {"path": str(path), "text": there}
         after["drop_in"] = {"path": str(path), "text": text}
-    act_id = journal.record(
-        Act("sysctl", target.identity(), before, after, f"tune apply {plan.profile.name}")
-    )
-    tell(f"recorded {act_id}")
     lines: list[str] = []
-    try:
-        applied = sysctl.apply(plan.changes, target, expected=before["sysctl"], on_step=on_step)
-        lines += [f"{key}: {applied.before[key]} -> {value}" for key, value in applied.after.items()]
-        if persist:
-            tell("writing drop-in")
-            try:
-                sysctl.write_drop_in(name, after["drop_in"]["text"], folder=folder)
-            except BaseException:
-                sysctl.restore(applied.before, target)
-                raise
-            tell("wrote drop-in")
-            lines.append(f"written: {folder / name}")
-            if earlier:
-                lines.append(f"kept in it from before: {', '.join(f'{k} = {v}' for k, v in earlier.items())}")
-    except Exception as error:
-        journal.complete(act_id, {"error": str(error)})
-        raise
-    journal.complete(act_id, {"values": dict(applied.after)})
+    with uninterrupted():  # it is a matter of milliseconds, and what was done must be written down
+        act_id = journal.record(
+            Act("sysctl", target.identity(), before, after, f"tune apply {plan.profile.name}")
+        )
+        tell(f"recorded {act_id}")
+        try:
+            applied = sysctl.apply(plan.changes, target, expected=before["sysctl"], on_step=on_step)
+            lines += [f"{key}: {applied.before[key]} -> {value}" for key, value in applied.after.items()]
+            if persist:
+                tell("writing drop-in")
+                try:
+                    sysctl.write_drop_in(name, after["drop_in"]["text"], folder=folder)
+                except BaseException:
+                    sysctl.restore(applied.before, target)
+                    raise
+                tell("wrote drop-in")
+                lines.append(f"written: {folder / name}")
+                if earlier:
+                    lines.append(
+                        f"kept in it from before: {', '.join(f'{k} = {v}' for k, v in earlier.items())}"
+                    )
+        except Exception as error:
+            journal.complete(act_id, {"error": str(error)})
+            raise
+        journal.complete(act_id, {"values": dict(applied.after)})
     return Applied(act_id, tuple(lines))
 
 
@@ -144,24 +148,25 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
         back = {k: v for k, v in reversed(list(wanted.items())) if k in now and now[k] != v}
         before = {"sysctl": {k: now[k] for k in back}}
         identity = target.identity() if target is not None else entry.target
-        new_id = journal.record(
-            Act("sysctl", identity, before, {"sysctl": back}, f"roll back {act_id}", undoes=act_id)
-        )
         lines = [gone] if gone else []
-        try:
-            if back:
-                sysctl.apply(back, target, expected=before["sysctl"])
-                lines += [f"{key}: {now[key]} -> {value}" for key, value in back.items()]
-            if did.drop_in:
-                path = str(folder / did.drop_in)
-                sysctl.remove_drop_in(sysctl.DropIn(path, did.text_before, did.text_after), folder=folder)
-                lines.append(f"{path}: {'removed' if did.text_before is None else 'as before'}")
-        except Exception as error:
-            journal.complete(new_id, {"error": str(error)})
-            raise
-        journal.complete(new_id, {"values": back})
-        if entry.result is None:
-            journal.complete(act_id, {"result": f"cut short; act {new_id} put it back"})
+        with uninterrupted():
+            new_id = journal.record(
+                Act("sysctl", identity, before, {"sysctl": back}, f"roll back {act_id}", undoes=act_id)
+            )
+            try:
+                if back:
+                    sysctl.apply(back, target, expected=before["sysctl"])
+                    lines += [f"{key}: {now[key]} -> {value}" for key, value in back.items()]
+                if did.drop_in:
+                    path = str(folder / did.drop_in)
+                    sysctl.remove_drop_in(sysctl.DropIn(path, did.text_before, did.text_after), folder=folder)
+                    lines.append(f"{path}: {'removed' if did.text_before is None else 'as before'}")
+            except Exception as error:
+                journal.complete(new_id, {"error": str(error)})
+                raise
+            journal.complete(new_id, {"values": back})
+            if entry.result is None:
+                journal.complete(act_id, {"result": f"cut short; act {new_id} put it back"})
     if not lines:
         lines.append("nothing had to be put back: everything is as before already")
     return Applied(new_id, tuple(lines))

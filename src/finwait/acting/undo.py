@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from finwait.acting.aftermath import still_there
 from finwait.acting.borrowed import STILL_THERE, DescriptorMoved, holders_elsewhere
-from finwait.acting.identity import NOT_ENTERED, Holder, Journal, kernel_target, key_of
-from finwait.acting.options import SYSCTLS
+from finwait.acting.identity import NOT_ENTERED, Holder, Journal, kernel_target, key_of, namespaces_of
+from finwait.acting.options import SYSCTLS, set_since
 from finwait.errors import FinwaitError, Refused, TargetGone
 from finwait.kernel import pidfd, procfs
+from finwait.kernel.socket_locks import locked
 from finwait.remedy.journal import Act, check_undo
 from finwait.remedy.plan import End
 
@@ -26,7 +27,8 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
     Args:
         act_id: which.
         journal: where it is written down.
-        force: also when somebody has set them since.
+        force: also when somebody has set them since. Without it, options that its program has set since an act was
+            cut short stay as they are.
 
     Raises:
         ValueError: there is no such act.
@@ -61,27 +63,62 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         raise Refused("taken", f"act {act_id} cannot be taken back now: {undo_id}")
     last: FinwaitError = TargetGone(cookie)
     ways = _ways(end, inode, holders)
-    if entry.boot_id != procfs.facts().boot_id:
+    this_boot = entry.boot_id == procfs.facts().boot_id
+    if not this_boot:
         last, ways = TargetGone(cookie, "the machine was started again since"), iter(())
     try:
-        for pid, fd, comm in ways:
-            try:
-                with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie) as sock:
-                    if entry.result is not None and not force:
-                        _unchanged(pidfd.get_options(sock), options, made)
-                    pidfd.set_options(sock, pidfd.nearest(options))
-            except TargetGone as error:
-                last = error
-                continue
-            _close_open(
-                entry, journal, {undo_id: {"result": "restored"}}, f"cut short; act {undo_id} put it back"
-            )
-            return f"put back {_put_back_text(options)} in {comm} (pid {pid}, fd {fd}){_pinned(followed)}"
+        with _lock(act_id, end, holders) if this_boot else nullcontext():
+            for pid, fd, comm in ways:
+                try:
+                    with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie) as sock:
+                        now = pidfd.get_options(sock)
+                        if entry.result is not None and not force:
+                            _unchanged(now, options, made)
+                        kept = {} if force else set_since(now, options, made)
+                        ours = {name: value for name, value in options.items() if name not in kept}
+                        pidfd.set_options(sock, pidfd.nearest(ours))
+                except TargetGone as error:
+                    last = error
+                    continue
+                said = f"cut short; act {undo_id} put it back"
+                _close_open(entry, journal, {undo_id: {"result": "restored"}}, said)
+                where = f"{comm} (pid {pid}, fd {fd})"
+                return f"put back {_put_back_text(ours)} in {where}{_kept(kept)}{_pinned(followed)}"
     except FinwaitError as error:
-        journal.complete_many({undo_id: {"error": str(error)}})
+        journal.complete_many({undo_id: {"error": str(error), "restored": True}})
         raise
-    _close_open(entry, journal, {undo_id: {"error": str(last)}}, "cut short; its connection has ended since")
+    _close_open(
+        entry,
+        journal,
+        {undo_id: {"error": str(last), "restored": True}},
+        "cut short; its connection has ended since",
+    )
     raise last
+
+
+@contextmanager
+def _lock(act_id: int, end: End, holders: Sequence[Holder]) -> Iterator[None]:
+    """Keep other acts from the options of a connection, those of other journals too.
+
+    Raises:
+        Refused: another act is at them.
+    """
+    key = key_of(end)
+    spaces = namespaces_of({end.netns}, [(end.netns, pid, fd) for pid, fd, _ in holders[:1]])
+    if not spaces:  # nothing leads there: either it is gone, or no descriptor of it will be found
+        yield
+        return
+    with locked(spaces, {key}) as refused:
+        if why := refused.get(key):
+            raise Refused("taken", f"act {act_id} cannot be taken back now: {why}")
+        yield
+
+
+def _kept(kept: Mapping[str, int]) -> str:
+    """Say which options their program has set since."""
+    if not kept:
+        return ""
+    return f"; left as its program set them since: {', '.join(f'{n}={v}' for n, v in kept.items())}"
 
 
 def _ways(end: End, inode: int, known: Sequence[Holder]) -> Iterator[Holder]:
@@ -131,7 +168,7 @@ def _unchanged(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[
             )
 
 
-def _close_open(entry: Any, journal: Journal, results: dict[int, dict[str, str]], said: str) -> None:  # noqa: ANN401
+def _close_open(entry: Any, journal: Journal, results: dict[int, dict[str, Any]], said: str) -> None:  # noqa: ANN401
     """Write results down, and that of an act which was cut short: it is told no more."""
     if entry.result is None:
         results = results | {entry.id: {"result": said}}

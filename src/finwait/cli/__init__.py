@@ -153,10 +153,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"finwait: error: out of memory: {error}\n")
         return 1
     except OSError as error:
+        return _complain(_unforeseen(error), 1)
+
+
+_NO_WRITERS = (
+    "finwait.acting",
+    "finwait.attribution",
+    "finwait.diagnosis",
+    "finwait.kernel",
+    "finwait.session",
+)
+"""Packages that write no output: an error from there is not one of the output."""
+
+
+def _unforeseen(error: OSError) -> FinwaitError:
+    """Return an error for one of the system's that nobody expected: mostly one of the output."""
+    said = error.strerror or str(error)
+    if error.filename:
         _write_no_more()
-        said = error.strerror or str(error)
-        where = f"`{error.filename}`" if error.filename else "the output could not be written"
-        return _complain(FinwaitError(f"{where}: {said}"), 1)
+        return FinwaitError(f"`{error.filename}`: {said}")
+    module, trace = "", error.__traceback__
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        module, trace = (name if name.startswith("finwait.") else module), trace.tb_next
+    if not module.startswith(_NO_WRITERS):
+        _write_no_more()
+        return FinwaitError(f"the output could not be written: {said}")
+    found = FinwaitError(f"a system call in `{module}` failed: {said}")
+    found.hint = (
+        "finwait did not expect that: please report it; `finwait journal` shows whether anything was done"
+    )
+    return found
 
 
 _NO_OUTPUT = "standard output is closed: there is nowhere to write the answer to"

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from finwait.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from finwait.planning import Chosen, Predicted
+    from finwait.remedy.outcome import Outcome
 
 __all__ = ["add_parser", "run"]
 
@@ -52,13 +59,11 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    import msgspec
-
     from finwait import planning
     from finwait.acting.options import arm
     from finwait.errors import UsageError
     from finwait.kernel.journal import opened
-    from finwait.report.options import armed_lines, follows_lines, warning_lines
+    from finwait.report.options import warning_lines
 
     values: dict[str, int] = {}
     if args.keepalive:
@@ -74,29 +79,47 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.recording:
         options.tell_unfinished()
-    selected = options.chosen(args, "arm")
+    selected = options.chosen(args, "arm", "keepalive" if "keepalive" in values else "user-timeout")
     if not selected.steps:
         return options.status(selected.gaps)
-    ends, unread = planning.predicted(selected, values)
+    forecast = planning.predicted(selected, values)
     if not args.yes:
-        if args.output == "json":
-            plan = {
-                "apiVersion": "finwait/v1",
-                "kind": "ArmPlan",
-                "options": values,
-                "steps": selected.steps,
-                "predicted": [ends.get(k) for k in range(len(selected.steps))],
-                "left": selected.left,
-            }
-            sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
-        else:
-            options.write(armed_lines(selected.steps, values))
-            options.write(follows_lines(list(ends.values()), values))
-        for text, n in Counter(map(str, unread.values())).most_common():
-            options.write_error([f"finwait: of {n} the options cannot be read: {text}\n"])
-        sys.stderr.write("finwait: nothing was done; `--yes` does it\n")
+        _show(args, selected, values, forecast)
         return options.status(selected.gaps)
-    options.write_error(warning_lines(list(ends.values()), values))
-    with opened() as journal:
-        outcomes = arm(selected.steps, journal, values, say=options.progress() or (lambda _: None))
-    return options.tell_outcomes(args, outcomes) or options.status(selected.gaps)
+    waiting = [(selected.steps[k], one) for k, one in forecast.waiting.items()]
+    options.write_error(warning_lines(list(forecast.ends.values()), values, waiting))
+    found: dict[int, Outcome] = {}
+    try:
+        with opened() as journal:
+            arm(selected.steps, journal, values, say=options.progress() or (lambda _: None), into=found)
+    except BaseException:
+        options.tell_cut_short(args, found)
+        raise
+    return options.tell_outcomes(args, [found[k] for k in sorted(found)]) or options.status(selected.gaps)
+
+
+def _show(args: argparse.Namespace, selected: Chosen, values: Mapping[str, int], forecast: Predicted) -> None:
+    """Say what would be set, and what would follow."""
+    import msgspec
+
+    from finwait.report.options import armed_lines, follows_lines, waiting_lines
+
+    numbers = range(len(selected.steps))
+    if args.output == "json":
+        plan = {
+            "apiVersion": "finwait/v1",
+            "kind": "ArmPlan",
+            "options": values,
+            "steps": selected.steps,
+            "predicted": [forecast.ends.get(k) for k in numbers],
+            "waiting": [forecast.waiting.get(k) for k in numbers],
+            "left": selected.left,
+        }
+        sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
+    else:
+        options.write(armed_lines(selected.steps, values))
+        options.write(waiting_lines([(selected.steps[k], one) for k, one in forecast.waiting.items()]))
+        options.write(follows_lines(list(forecast.ends.values()), values))
+    for text, n in Counter(map(str, forecast.unread.values())).most_common():
+        options.write_error([f"finwait: of {n} the options cannot be read: {text}\n"])
+    sys.stderr.write("finwait: nothing was done; `--yes` does it\n")

@@ -10,6 +10,7 @@ from finwait.cli import options
 
 if TYPE_CHECKING:
     from finwait.planning import Planned
+    from finwait.remedy.outcome import Outcome
     from finwait.remedy.plan import Plan
 
 __all__ = ["add_parser", "chosen_words", "run"]
@@ -202,13 +203,19 @@ def _act(args: argparse.Namespace, plan: Plan) -> int:
     from finwait.kernel import procfs
     from finwait.kernel.journal import opened
 
-    with opened() as journal:
-        outcomes = apply(
-            plan,
-            journal,
-            boot_id=procfs.facts().boot_id,
-            rate=args.rate,
-            user_timeout_ms=args.user_timeout,
-            say=options.progress() or (lambda _: None),
-        )
-    return options.tell_outcomes(args, outcomes)
+    found: dict[int, Outcome] = {}
+    try:
+        with opened() as journal:
+            apply(
+                plan,
+                journal,
+                boot_id=procfs.facts().boot_id,
+                rate=args.rate,
+                user_timeout_ms=args.user_timeout,
+                say=options.progress() or (lambda _: None),
+                into=found,
+            )
+    except BaseException:
+        options.tell_cut_short(args, found)
+        raise
+    return options.tell_outcomes(args, [found[k] for k in sorted(found)])

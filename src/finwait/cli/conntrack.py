@@ -276,7 +276,7 @@ def _delete(
     """Plan, and with ``--yes`` carry out, the deletion of entries; the status is 4 when guards kept all of them."""
     from collections import Counter
 
-    from finwait.acting.entries import delete_entries
+    from finwait.acting.entries import ENDED, delete_entries
     from finwait.errors import Refused
     from finwait.kernel.journal import opened
     from finwait.remedy.guards import ENTRY_GUARDS, guard_entry
@@ -319,11 +319,17 @@ def _delete(
         sys.stderr.write(f"finwait: nothing was done to {len(todo)} entries; `--yes` does it\n")
         return 0
     which = [int(joined.flow[k]) for k in todo]
-    with opened() as journal:
-        results = delete_entries(flows, which, journal, [_entry(flows, k) for k in which])
-    for k, result in zip(which, results, strict=True):
-        tell.write(printable(f"{result}: {_tuple(flows, k, 'orig')}\n", lines=True))
-    return 0 if all(r in ("deleted", "gone before") for r in results) else 1
+    results: dict[int, str] = {}
+    try:
+        with opened() as journal:
+            delete_entries(flows, which, journal, [_entry(flows, k) for k in which], into=results)
+    finally:
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            deleted = sum(said in ENDED for said in results.values())
+            sys.stderr.write(f"finwait: interrupted; {deleted} of {len(which)} entries are deleted\n")
+        for k, result in sorted(results.items()):
+            tell.write(printable(f"{result}: {_tuple(flows, which[k], 'orig')}\n", lines=True))
+    return 0 if all(said in ENDED for said in results.values()) else 1
 
 
 def _limits(args: argparse.Namespace) -> Limits:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from finwait.selecting import context, namespaces, parse_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from finwait.diagnosis.hint import Asked
+    from finwait.diagnosis.rule import Means
     from finwait.diagnosis.select import Narrowed
     from finwait.planning import Chosen
     from finwait.remedy.outcome import Outcome
@@ -48,6 +49,7 @@ __all__ = [
     "set_user_timeout_ms",
     "status",
     "style",
+    "tell_cut_short",
     "tell_gaps",
     "tell_outcomes",
     "tell_unfinished",
@@ -263,7 +265,7 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-owners",
         action="store_true",
-        help="do not list descriptors: faster, but owners are not shown",
+        help="do not list descriptors: faster, but owners are not shown, and rules that need them do not judge",
     )
     group.add_argument(
         "--not-holder",
@@ -426,7 +428,19 @@ def tell_outcomes(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> int:
     return 1 if any(o.result in ("failed", "still there") for o in outcomes) else 0
 
 
-def chosen(args: argparse.Namespace, verb: str) -> Chosen:
+def tell_cut_short(args: argparse.Namespace, found: Mapping[int, Outcome]) -> None:
+    """Print what was done of an act that was interrupted, or whose results could not be written down."""
+    interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+    if not found:
+        if interrupted:
+            sys.stderr.write("finwait: interrupted; nothing was done\n")
+        return
+    if interrupted:
+        sys.stderr.write("finwait: interrupted; this was done until then, and `finwait journal` has it:\n")
+    tell_outcomes(args, [found[k] for k in sorted(found)])
+
+
+def chosen(args: argparse.Namespace, verb: str, means: Means = "keepalive") -> Chosen:
     """Return the held connections that the FILTER selects for an act on their options; say what is left out.
 
     Raises:
@@ -444,7 +458,7 @@ def chosen(args: argparse.Namespace, verb: str) -> Chosen:
             f"`finwait {verb}` needs a FILTER: which connections?",
             hint="for example `rule = idle-unprobed`, `pid = 812`, `dport = :5432`",
         )
-    selected = planning.chosen(machine(args), how(args), parse_filter(args.filter), args.max)
+    selected = planning.chosen(machine(args), how(args), parse_filter(args.filter), args.max, means)
     write_error(f"finwait: left out, {n}: {reason}\n" for reason, n in selected.left.items())
     tell_gaps(selected.gaps)
     if selected.unknown:

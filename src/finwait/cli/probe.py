@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from finwait.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from finwait.remedy.outcome import Probe
 
 __all__ = ["add_parser", "run"]
 
@@ -43,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from finwait.acting.probe import probe
     from finwait.kernel.journal import opened
-    from finwait.report.probe import probe_json, probe_lines, unrestored_lines
+    from finwait.report.probe import interrupted_lines, unrestored_lines
 
     if not args.recording:
         options.tell_unfinished()
@@ -51,28 +57,42 @@ def run(args: argparse.Namespace) -> int:
     steps, gaps = selected.steps, selected.gaps
     if not steps:
         return options.status(gaps)
-    unrestored: dict[int, str] = {}
+    found: dict[int, Probe] = {}
+    interrupted = False
     try:
         with opened() as journal:
-            found = probe(
+            probe(
                 steps,
                 journal,
                 keepalive=args.keepalive,
                 say=options.progress() or (lambda _: None),
-                unrestored=unrestored,
+                into=found,
             )
     except KeyboardInterrupt:
-        if not unrestored:
-            sys.stderr.write("finwait: interrupted; every option is as it was before\n")
-        else:
-            options.write_error(unrestored_lines(steps, unrestored))
+        interrupted = True
         raise
+    finally:
+        unrestored = {k: found[k].unrestored for k in sorted(found) if found[k].unrestored}
+        if not interrupted:
+            _tell(args, [found[k] for k in sorted(found)], selected.left)
+        if unrestored:
+            options.write_error(unrestored_lines(steps, unrestored))
+        elif interrupted:
+            options.write_error(interrupted_lines([found[k] for k in sorted(found)]))
+        elif len(found) == len(steps) and sys.exc_info()[0] is not None:
+            sys.stderr.write("finwait: every option is as it was before\n")
+    if unrestored:
+        return 1
+    unjudged = any(one.verdict == "not judged" for one in found.values())
+    return 3 if unjudged else options.status(gaps)
+
+
+def _tell(args: argparse.Namespace, found: list[Probe], left: Mapping[str, int]) -> None:
+    from finwait.report.probe import probe_json, probe_lines
+
+    if not found:
+        return
     if args.output == "json":
-        sys.stdout.write(probe_json(found, selected.left))
+        sys.stdout.write(probe_json(found, left))
     else:
         options.write(probe_lines(found))
-    if unrestored:
-        options.write_error(unrestored_lines(steps, unrestored))
-        return 1
-    unjudged = any(one.verdict == "not judged" for one in found)
-    return 3 if unjudged else options.status(gaps)

@@ -36,6 +36,7 @@ __all__ = [
     "End",
     "Limits",
     "PeerGone",
+    "UnderWay",
     "as_orphan",
     "base_rto_ms",
     "ends_by_itself",
@@ -52,6 +53,7 @@ __all__ = [
     "retransmission",
     "span",
     "text",
+    "under_way",
     "user_timeout_for",
     "waited_ms",
     "zero_window",
@@ -77,6 +79,8 @@ _PROBES_ENOUGH: Final = 300
 """Probes after which nothing changes any more: tcp_retries2 and TCP_KEEPCNT are a byte at most."""
 _DOUBLINGS: Final = 40
 _ROWS_ASKED: Final = 200
+_ACT_MS: Final = 10_000
+"""Within so long after the look an act has been done."""
 _QUEUE_FULL_MS: Final = 500
 """TCP_RESOURCE_PROBE_INTERVAL: how soon the kernel tries again what a full queue of its own did not take."""
 _ANSWER_PAUSE_MS: Final = 500
@@ -455,6 +459,61 @@ def left_ms(view: View, row: int) -> int | None:
         return None
     waited = int(waited_ms(s.rto_us[row], s.retrans[row], s.backoff[row])) if s.timer[row] == 1 else 0
     return max(int(1000 * end.seconds) - max(waited, 0), int(s.expires_ms[row]))
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """What waits already when a user timeout is set, and what becomes of it."""
+
+    window_shut: bool
+    """Whether it waits for room at its peer; else to be acknowledged."""
+    lives: bool
+    """Whether the peer answers window probes: then what ends is a connection whose peer lives."""
+    waited_s: float
+    """It has waited for so long, at least."""
+    ends_s: float | None
+    """It ends after so long from the look, unless the peer takes it; None: never by itself."""
+    late_s: float | None = None
+    """… or after so long, if its timer fires between the look and the act, as it may; None where it hardly will."""
+
+
+def under_way(view: View, row: int, user_timeout_ms: int) -> UnderWay | None:
+    """Return what becomes of what waits on a row once TCP_USER_TIMEOUT is set; None where nothing waits.
+
+    The timer that is armed is not set anew: the timeout is looked at when it fires, and counts from the first
+    retransmission or the first window probe. Then the next timer is no longer than what is left of it
+    (``tcp_clamp_rto_to_user_timeout``, ``tcp_clamp_probe0_to_user_timeout``).
+
+    Args:
+        view: the sockets.
+        row: which.
+        user_timeout_ms: what is set; 0 for none.
+    """
+    s = view.sockets
+    timer, backoff = int(s.timer[row]), int(s.backoff[row])
+    if timer not in (1, 4):
+        return None
+    limits = limits_of(view, row)
+    expires = int(s.expires_ms[row])
+    if timer == 1:
+        known = backoff == int(s.retrans[row]) and s.rto_us[row] > 0
+        base = base_rto_ms(int(s.rto_us[row]), backoff, limits.rto_max_ms)
+    else:
+        known, base = True, max(base_rto_ms(int(s.rto_us[row]), 0), float(_RTO_MIN_MS))
+    # From the first retransmission or probe to when the armed timer fires: each wait was twice the one before.
+    counted = sum(min(base * 2**n, limits.rto_max_ms) for n in range(1, backoff + 1)) if known else 0.0
+    shut = timer == 4 and not (s.present("snd_wnd")[row] and s.snd_wnd[row] > 0)
+    late: float | None = None
+    waited = max(counted + base - expires, 0.0) if known else 0.0
+    if user_timeout_ms:
+        ends: float | None = (expires + max(user_timeout_ms - counted, 0.0)) / 1000
+        if expires < _ACT_MS:  # then it is set anew, and knows no user timeout yet
+            again = min(base * 2 ** (backoff + 1), limits.rto_max_ms)
+            late = (expires + max(user_timeout_ms - counted, again)) / 1000
+    else:
+        left = left_ms(view, row)
+        ends = None if left is None else left / 1000
+    return UnderWay(shut, shut and not _silent(view, row), waited / 1000, ends, late)
 
 
 def limits_of(view: View, row: int) -> Limits:

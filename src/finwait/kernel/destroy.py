@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def destroy(
     before: Callable[[int], None] | None = None,
     results: dict[int, int] | None = None,
 ) -> tuple[dict[int, int], list[Gap]]:
-    """End connections, each in its own namespace.
+    """End connections, each in its own namespace. Interrupted, it sends nothing more; ``results`` has what was done.
 
     Args:
         namespaces: where the targets are; see `finwait.kernel.netns.discover`.
@@ -161,14 +162,15 @@ def destroy(
     for k, target in enumerate(targets):
         by_ns.setdefault(target.netns, []).append(k)
     results = {} if results is None else results
+    stop = threading.Event()
 
     def inside(ns: ns_edge.NetNamespace) -> None:
         with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
             for protocol in {targets[k].protocol for k in by_ns[ns.inode]}:
                 check(sock, protocol)
-            _batches(sock, by_ns[ns.inode], targets, rate, before, results)
+            _batches(sock, by_ns[ns.inode], targets, rate, before, results, stop)
 
-    _, gaps = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside)
+    _, gaps = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside, stop=stop)
     return results, gaps
 
 
@@ -179,6 +181,7 @@ def _batches(
     rate: float,
     before: Callable[[int], None] | None,
     results: dict[int, int],
+    stop: threading.Event,
 ) -> None:
     size = _PER_DATAGRAM if rate <= 0 else max(1, min(_PER_DATAGRAM, int(rate / 10)))
     begun = time.monotonic()
@@ -186,8 +189,8 @@ def _batches(
         part = mine[start : start + size]
         if before is not None:
             before(part[0])
-        if rate > 0:
-            time.sleep(max(0.0, begun + start / rate - time.monotonic()))
+        if stop.wait(max(0.0, begun + start / rate - time.monotonic()) if rate > 0 else 0.0):
+            return
         # What fails is always answered; of what succeeds only the last, whose answer ends the batch.
         requests = [
             inet_diag.socket_request(

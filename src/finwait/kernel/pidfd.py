@@ -14,10 +14,12 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded, SubflowOnly, TargetGone
+from finwait.kernel import tasks
 from finwait.uapi.inet_diag import IPPROTO_MPTCP
 from finwait.uapi.observation import LoneSocket
 
@@ -31,12 +33,15 @@ __all__ = [
     "nearest",
     "out_of_range",
     "reset",
+    "segments_in",
     "set_options",
     "yama_scope",
 ]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438  # the same number on every architecture (unified table)
+_PIDFD_THREAD = os.O_EXCL
+"""pidfd_open(2) of a thread: Linux 6.9; EINVAL before."""
 _SO_COOKIE = 57
 _SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
 _SEGMENTS = slice(136, 144)  # tcpi_segs_out and tcpi_segs_in of struct tcp_info, Linux 4.2
@@ -70,26 +75,60 @@ def _syscall(number: int, *args: int) -> int:
     return result
 
 
-def _copy(pid: int, fd: int) -> int:
-    """Return a copy of a process's descriptor, which the caller closes."""
-    handle = _syscall(_SYS_PIDFD_OPEN, pid, 0)
+def _copy_of(tid: int, fd: int, flags: int = 0) -> int:
+    handle = _syscall(_SYS_PIDFD_OPEN, tid, flags)
     try:
         return _syscall(_SYS_PIDFD_GETFD, handle, fd, 0)
     finally:
         os.close(handle)
 
 
-def namespace_of(pid: int, fd: int) -> int:
-    """Return an open descriptor of the network namespace that a process's socket belongs to.
+class _ThreadOnly(OSError):
+    """A descriptor in the table of a thread, by which this kernel (before 6.9) gives no copy."""
+
+
+def _copy(pid: int, fd: int, inode: int, tables: tasks.Tables) -> int:
+    """Return a copy of a process's descriptor, which the caller closes.
+
+    It is that of the process unless only a thread of its own table, or one that outlived the main thread, has it. That
+    it is the socket that is meant is for the caller to see: the number may be another descriptor's by now.
+    """
+    path = tables.path(pid, fd, inode)
+    tid = int(path.split("/")[4]) if path is not None and "/task/" in path else pid
+    if tid == pid:
+        return _copy_of(pid, fd)
+    try:
+        return _copy_of(tid, fd, _PIDFD_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _ThreadOnly(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+
+
+def namespace_of(pid: int, fd: int, netns: int) -> int:
+    """Return an open descriptor of a network namespace that a process's socket belongs to.
 
     Raises:
         OSError: there is no such socket any more, or we may not.
     """
-    copy = _copy(pid, fd)
-    try:
-        return int(fcntl.ioctl(copy, _SIOCGSKNS))
-    finally:
-        os.close(copy)
+    last: OSError = OSError(errno.EBADF, os.strerror(errno.EBADF))
+    for tid in tasks.Tables()[pid]:
+        try:
+            copy = _copy_of(tid, fd, 0 if tid == pid else _PIDFD_THREAD)
+        except OSError as error:
+            last = error
+            continue
+        try:
+            space = int(fcntl.ioctl(copy, _SIOCGSKNS))
+        except OSError as error:
+            last = error
+            continue
+        finally:
+            os.close(copy)
+        if os.fstat(space).st_ino == netns:
+            return space
+        os.close(space)
+    raise last
 
 
 def lone_sockets(triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
@@ -100,11 +139,12 @@ def lone_sockets(triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocke
             that are gone by now.
     """
     result: dict[int, LoneSocket] = {}
+    tables = tasks.Tables()
     for pid, fd, inode in triples:
         if inode in result and result[inode].state:
             continue
         try:
-            copy = _copy(pid, fd)
+            copy = _copy(pid, fd, inode, tables)
         except OSError as error:
             if error.errno not in (errno.ESRCH, errno.EBADF):
                 result[inode] = LoneSocket(0, 0, False, error.errno or errno.EIO)
@@ -138,7 +178,7 @@ def borrowed(pid: int, fd: int, *, inode: int, cookie: int) -> Iterator[socket.s
         SubflowOnly: the row is a subflow of MPTCP, and the descriptor (with another cookie) the whole connection's.
     """
     try:
-        copy = _copy(pid, fd)
+        copy = _copy(pid, fd, inode, tasks.Tables())
     except OSError as error:
         raise _explain(error, pid, fd, cookie) from None
     if os.fstat(copy).st_ino != inode:
@@ -165,6 +205,8 @@ def _explain(error: OSError, pid: int, fd: int, cookie: int) -> Exception:
         return refused
     if code == errno.ENOSYS:
         return NotSupported(code, doing, "pidfd_getfd (Linux 5.6)")
+    if isinstance(error, _ThreadOnly):
+        return NotSupported(code, f"{doing}, which one of its threads has", "PIDFD_THREAD (Linux 6.9)")
     return KernelError(code, doing)
 
 
@@ -187,8 +229,29 @@ def _right_to_borrow() -> str:
 
 
 def get_options(sock: socket.socket) -> dict[str, int]:
-    """Return the keepalive options and the user timeout of a socket, by name."""
-    return {name: sock.getsockopt(level, number) for name, (level, number) in KEEPALIVE_OPTIONS.items()}
+    """Return the keepalive options and the user timeout of a socket, by name.
+
+    Raises:
+        KernelError: it lacks one of them: MPTCP has no TCP_USER_TIMEOUT.
+    """
+    options = {}
+    for name, (level, number) in KEEPALIVE_OPTIONS.items():
+        try:
+            options[name] = sock.getsockopt(level, number)
+        except OSError as error:
+            mptcp = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == IPPROTO_MPTCP
+            what = " of an MPTCP connection" if mptcp else ""
+            raise KernelError(error.errno or errno.EIO, f"read the option {name}{what}") from None
+    return options
+
+
+def segments_in(sock: socket.socket) -> int | None:
+    """Return how many segments a TCP socket has received, also when it has ended; None where there is no count."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    except OSError:
+        return None
+    return int.from_bytes(info[140:144], sys.byteorder) if len(info) >= 144 else None
 
 
 def out_of_range(values: Mapping[str, int]) -> dict[str, int]:

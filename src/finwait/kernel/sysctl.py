@@ -130,7 +130,10 @@ def _enter(fd: int, inode: int) -> None:
 
 
 def inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
-    """Run ``work`` in a new thread that is in the namespace of ``fd`` (None: where we are) and then ends."""
+    """Run ``work`` in a new thread that is in the namespace of ``fd`` (None: where we are) and then ends.
+
+    An interruption waits for it: it takes milliseconds, and what it did must be known.
+    """
     if fd is not None and fd < 0:
         raise ValueError("the namespace was closed already")
     done: list[_T] = []
@@ -144,9 +147,7 @@ def inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
         except BaseException as error:  # noqa: BLE001 - carried over to the calling thread, whatever it is
             failed.append(error)
 
-    thread = threading.Thread(target=run, name=f"netns-{inode}", daemon=True)
-    thread.start()
-    thread.join()
+    netns.finish(run, threading.Event(), f"netns-{inode}")
     if failed:
         raise failed[0]
     return done[0]

@@ -100,6 +100,7 @@ class _Facts(msgspec.Struct, frozen=True):
     searched: bool
     complete: bool
     lone_sockets: dict[int, LoneSocket] = {}
+    one_table: tuple[tuple[int, int, bool], ...] = ()
 
 
 def _plain(text: str) -> str:
@@ -136,6 +137,7 @@ def _facts(look: Observation) -> _Facts:
         look.descriptors.searched,
         look.complete,
         look.lone_sockets,
+        tuple((a, b, same) for (a, b), same in look.one_table.items()),
     )
 
 
@@ -440,6 +442,7 @@ def _look(found: dict[str, _Content], k: int) -> Observation:
         tuple(map(_placed, facts.gaps)),
         facts.complete,
         facts.lone_sockets,
+        {(a, b): same for a, b, same in facts.one_table},
     )
 
 
@@ -471,6 +474,7 @@ def _check_numbers(look: _Facts, k: int) -> None:
     within("a socket's namespace", (one.netns for one in look.lone_sockets.values()), 32)
     within("a state", (one.state for one in look.lone_sockets.values()), 4)
     within("a process", (pid for pid, _, _ in look.close_on_exec), 31)
+    within("a process", (pid for a, b, _ in look.one_table for pid in (a, b)), 31)
     within("a descriptor", (fd for _, fd, _ in look.close_on_exec), 31)
     if len({ns.inode for ns in spaces}) != len(spaces):
         raise RecordingError(f"look {k} has a namespace twice")

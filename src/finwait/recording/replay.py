@@ -76,6 +76,11 @@ class Replay:
         known = self._now.close_on_exec
         return {pair: known[pair] for pair in pairs if pair in known}
 
+    def one_table(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
+        """Give which processes share one descriptor table, as far as that was recorded."""
+        known = self._now.one_table
+        return {pair: known[pair] for pair in pairs if pair in known}
+
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
         """Give what sockets that no dump contains said of themselves, by inode.
 

@@ -31,6 +31,7 @@ class Source(Protocol):
     def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]: ...
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]: ...
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]: ...
+    def one_table(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]: ...
     def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None: ...
 
 
@@ -73,7 +74,7 @@ def complete(machine: Source, plan: Plan, *, once_more: bool = True) -> Observat
             both[0].astype(np.uint32),
             both[1].astype(np.uint32),
             both[2],
-            tuple(sorted({*found.unreadable, *again.unreadable})),
+            tuple(sorted({*found.unreadable, *again.unreadable, *again.threads})),
         )
     here = np.isin(found.inode, sockets.inode.astype(np.uint64))
     files = machine.processes(np.unique(found.pid).tolist())
@@ -116,7 +117,16 @@ def complete(machine: Source, plan: Plan, *, once_more: bool = True) -> Observat
         ),
         socket_protocols=names,
         lone_sockets=lone,
+        one_table=machine.one_table(_held_by_several(rows[k] for k in np.flatnonzero(closing).tolist())),
     )
+
+
+def _held_by_several(triples: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """Return the pairs of processes that hold one socket both: the lowest pid of each with every other."""
+    by_inode: dict[int, set[int]] = {}
+    for pid, _, inode in triples:
+        by_inode.setdefault(inode, set()).add(pid)
+    return sorted({(min(pids), pid) for pids in by_inode.values() for pid in pids if pid != min(pids)})
 
 
 def _parents(files: Mapping[int, ProcessFiles]) -> set[int]:

@@ -32,11 +32,24 @@ __all__ = [
 
 PROTECTED: Final = frozenset(
     {
-        "systemd", "init", "kubelet", "containerd", "containerd-shim", "containerd-shim-runc-v2", "dockerd", "crio",
-        "conmon", "podman", "sshd", "sshd-session", "finwait", "finwait-relay",
+        # the operator's way in
+        "systemd", "init", "sshd", "sshd-session", "dropbear", "tailscaled",
+        # nodes of a cluster; k3s, k0s, rke2 and microk8s have the kubelet in a program of their own
+        "kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent", "k0s", "rke2", "hyperkube", "kube-apiserver",
+        "kube-controller", "kube-scheduler", "kube-proxy", "etcd",
+        # container runtimes
+        "containerd", "containerd-shim", "containerd-shim-runc-v2", "dockerd", "docker-proxy", "cri-dockerd",
+        "buildkitd", "crio", "conmon", "podman", "runc", "crun", "lxcfs", "lxd", "incusd",
+        "finwait", "finwait-relay",
     }
 )  # fmt: skip
-"""Programs that the machine, or the operator, depends on."""
+"""Programs that the machine, or the operator, depends on, by name, where root runs them: any user may call a program of
+his so. (Etcd and the API server of some distributions run as users of their own: those are not known by name.)"""
+_COMM: Final = 15
+"""So much of a name the kernel keeps."""
+_MAY_BE_ROOT: Final = (0, -1, 65534)
+"""Users: root, one that is not known, and one that our user namespace has no number for."""
+_PROTECTED_COMMS: Final = frozenset(name[:_COMM] for name in PROTECTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +166,8 @@ def _protected(view: View, row: int, limits: Limits) -> str | None:
     for pid, _ in view.holders.of(row):
         process = view.processes.get(pid)
         comm = process.comm if process else "?"
-        if pid in (1, limits.own_pid) or comm in PROTECTED:
+        named = process is not None and process.uid in _MAY_BE_ROOT and comm[:_COMM] in _PROTECTED_COMMS
+        if pid in (1, limits.own_pid) or named:
             return f"held by {comm} (pid {pid}), which the machine depends on"
     return None
 
@@ -179,7 +193,7 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     ),
     "protected": (
         _protected,
-        "connections of pid 1, the kubelet, container runtimes, sshd, finwait itself and its relay",
+        "connections of pid 1, and, where root runs them, of the kubelet, container runtimes, sshd, finwait's relay",
     ),
     "harmed-orphan": (
         lambda _view, _row, _limits: None,

@@ -120,10 +120,10 @@ class SettingsAct:
 
 
 def check_undo(entry: Entry) -> None:
-    """Refuse to take back what cannot be: an act of a kind that is not ours, that was taken back, or that was sent.
+    """Refuse to take back what cannot be: an act of another kind, one that was taken back, or what was sent.
 
     Raises:
-        Refused: so it is (guards ``unknown-kind``, ``undone``, ``irreversible``).
+        Refused: so it is (guards ``unknown-kind``, ``undone``, ``restored``, ``irreversible``).
     """
     if entry.kind not in KINDS:
         raise Refused(
@@ -133,6 +133,8 @@ def check_undo(entry: Entry) -> None:
         )
     if entry.undone_by is not None:
         raise Refused("undone", f"act {entry.id} was taken back already, by act {entry.undone_by}")
+    if entry.result is not None and entry.result.get("restored"):
+        raise Refused("restored", f"act {entry.id} left nothing changed: there is nothing to take back")
     if entry.result is not None and (sent := _SENT.get(entry.kind)):
         raise Refused("irreversible", f"act {entry.id} cannot be taken back: {sent}")
 

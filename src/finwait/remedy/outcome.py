@@ -38,5 +38,7 @@ class Probe:
     detail: str = ""
     unrestored: str = ""
     """Why its options are not as they were; empty when they are."""
+    kept: tuple[tuple[str, int], ...] = ()
+    """Options that its program set meanwhile, and their values: those are left as it set them."""
     pinned: tuple[str, ...] = ()
     """Options that had the value of their sysctl, which the socket may have followed and follows no more."""

@@ -207,17 +207,26 @@ def permit(plan: Plan) -> None:
         raise Refused(one.guard, one.reason, override=one.override)
 
 
-def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Collection[int] = ()) -> Plan:
+def again(
+    plan: Plan,
+    view: View,
+    findings: Sequence[Finding],
+    limits: Limits,
+    *,
+    can: Abilities,
+    unseen: Collection[int] = (),
+) -> Plan:
     """Make a plan that was read from a file anew, from a look at its connections now.
 
-    Every text is made anew, holders are those that are found now, and guards are asked again (``min-age`` is not: the
-    file names each connection; ``established`` is, whatever was named when the plan was made). What the steps rest on,
-    state and bytes, stays as the file has it, for the act to compare. A connection that is not there any more is
-    marked.
+    The rule, what the peer sees and every text are made anew, holders are those that are found now, and guards are
+    asked again (``min-age`` is not: the file names each connection; ``established`` is, whatever was named when the
+    plan was made). What the steps rest on, state and bytes, stays as the file has it, for the act to compare. A
+    connection that is not there any more is marked.
 
     Args:
         plan: the plan.
-        view: its namespaces.
+        view: the sockets, looked at twice.
+        findings: what was found among them.
         limits: what the caller allows now; who made the plan may have allowed more.
         can: what cannot be done here.
         unseen: namespaces that could not be looked into: what is in them is not called gone.
@@ -228,6 +237,7 @@ def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Col
     rows = {key: row for row, key in enumerate(keys) if key in wanted}
     limits = replace(limits, min_age_ms=0, from_file=True)
     cells = _Cells(view, np.array(sorted(rows.values()), np.int64))
+    judged = _judged(findings)
     steps: list[Step] = []
     left: list[Left] = []
     for step in plan.steps:
@@ -235,9 +245,9 @@ def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Col
         if row is None and step.netns in unseen:
             left.append(Left(_ends(step), "unseen", "its namespace could not be looked into"))
         elif row is None:
-            steps.append(msgspec.structs.replace(step, gone=True))
+            steps.append(msgspec.structs.replace(step, gone=True, rule="", note="", stays="", selected=""))
         else:
-            fresh = _again(view, row, step, limits, can, cells)
+            fresh = _again(view, row, step, judged, limits, can, cells)
             if isinstance(fresh, Verdict):
                 left.append(Left(_text(view, row), fresh.guard, fresh.reason, fresh.wait_ms))
             else:
@@ -248,12 +258,33 @@ def again(plan: Plan, view: View, limits: Limits, *, can: Abilities, unseen: Col
     )
 
 
-def _again(view: View, row: int, step: Step, limits: Limits, can: Abilities, cells: _Cells) -> Step | Verdict:
+def _again(
+    view: View, row: int, step: Step, judged: _Judged, limits: Limits, can: Abilities, cells: _Cells
+) -> Step | Verdict:
     if (verdict := guard_rows(view, row, limits)) is not None:
+        return verdict
+    other = int(view.other[row])
+    # A FIN may finish the half-close of the other end, which is the one that was selected.
+    from_there = (
+        bool(step.selected)
+        and step.means == "fin"
+        and other >= 0
+        and view.sockets.state[other] == tcp.FIN_WAIT2
+    )
+    subject = other if from_there else row
+    cause, well = judged
+    if (
+        subject not in cause
+        and (verdict := guard_well(view, subject, limits, well.get(subject, ""))) is not None
+    ):
         return verdict
     if step.means == "destroy" and (verdict := guard_destroy(view, row, limits, can)) is not None:
         return verdict
-    fresh = step_of(view, row, step.rule, step.means, cells=cells)
+    if (
+        why := _possible(view, row, step.means, Abilities())
+    ) is not None:  # what we may do is asked of all at once
+        return Verdict("means", why)
+    fresh = step_of(view, row, cause.get(subject, ""), step.means, cells=cells)
     names = ("family", "src", "sport", "dst", "dport", "ifindex", "protocol")
     if any(getattr(fresh, name) != getattr(step, name) for name in names):
         return Verdict("plan", "the plan gives its cookie to another connection")
@@ -262,12 +293,26 @@ def _again(view: View, row: int, step: Step, limits: Limits, can: Abilities, cel
     note = ""
     if step.means == "reset" and (why := can.no_destroy.get((step.netns, step.protocol))) is not None:
         note = f"{why}; a reset tells the peer the same"
-    other = int(view.other[row])
-    selected = _text(view, other) if step.selected and other >= 0 else ""
+    selected = _text(view, other) if from_there else ""
     return msgspec.structs.replace(
         fresh, note=note, selected=selected, state=step.state, inode=step.inode,
         bytes_received=step.bytes_received, bytes_acked=step.bytes_acked,
     )  # fmt: skip
+
+
+_Judged = tuple[dict[int, str], dict[int, str]]
+"""Rows that have a cause → its rule; rows that are healthy → the title that says so."""
+
+
+def _judged(findings: Sequence[Finding]) -> _Judged:
+    cause: dict[int, str] = {}
+    well: dict[int, str] = {}
+    for finding in findings:
+        if finding.primary:
+            known, said = (well, finding.title) if finding.severity == "healthy" else (cause, finding.rule)
+            for row in finding.rows.tolist():
+                known.setdefault(row, said)
+    return cause, well
 
 
 def _ends(end: Step | End) -> str:
@@ -571,13 +616,7 @@ def make(
     Returns:
         The plan. One that is too large as a whole (guards ``max`` and ``share``) says so, and is not `permit`-ted.
     """
-    cause: dict[int, str] = {}
-    well: dict[int, str] = {}
-    for finding in findings:
-        if finding.primary:
-            known, said = (well, finding.title) if finding.severity == "healthy" else (cause, finding.rule)
-            for row in finding.rows.tolist():
-                known.setdefault(row, said)
+    cause, well = _judged(findings)
     steps: list[Step] = []
     left: list[Left] = []
     seen: set[tuple[int, int]] = set()

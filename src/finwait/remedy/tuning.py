@@ -23,6 +23,7 @@ from finwait.diagnosis.catalogue import NAMES
 from finwait.errors import FinwaitError
 from finwait.remedy.settings.catalogue import by_key, canonical_key, computed_default
 from finwait.remedy.settings.model import Band, Effect, Scope, Setting, Verdict
+from finwait.uapi.sysctl import parse_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -159,7 +160,7 @@ def parse_profile(name: str, data: bytes) -> Profile:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         found = re.search(r"line (\d+)", str(error))
         raise ProfileError(name, int(found[1]) if found else 0, str(error)) from error
-    lines = tuple(Line(canonical_key(x.key), x.value.strip(), x.source, x.why) for x in raw.line)
+    lines = tuple(Line(canonical_key(x.key), _decimal(x.value), x.source, x.why) for x in raw.line)
     _check(name, [(0, line) for line in lines])
     return Profile(name.removesuffix(".toml"), raw.title, raw.about, raw.source, lines)
 
@@ -179,7 +180,9 @@ def parse_sysctl_conf(name: str, text: str) -> Profile:
         key, equals, value = line.removeprefix("-").partition("=")
         if not equals:
             raise ProfileError(name, number, f"no `=` in {line[:60]!r}")
-        found.append((number, Line(canonical_key(key), value.strip(), f"{name}:{number}", optional=optional)))
+        found.append(
+            (number, Line(canonical_key(key), _decimal(value), f"{name}:{number}", optional=optional))
+        )
     _check(name, found)
     return Profile(name, f"settings from {name}", "", name, tuple(line for _, line in found))
 
@@ -195,9 +198,15 @@ def parse_assignments(words: Sequence[str]) -> Profile:
         key, equals, value = word.partition("=")
         if not equals:
             raise ProfileError("command line", 0, f"no `=` in {word[:60]!r}")
-        found.append((0, Line(canonical_key(key), value.strip(), "command line")))
+        found.append((0, Line(canonical_key(key), _decimal(value), "command line")))
     _check("command line", found)
     return Profile(COMMAND_LINE, "settings from the command line", "", "", tuple(line for _, line in found))
+
+
+def _decimal(text: str) -> str:
+    """Return a value as the kernel will show it: it takes ``0x10``, and 010 is 8."""
+    number = parse_number(text.strip())
+    return text.strip() if number is None else str(number)
 
 
 def _check(name: str, found: Sequence[tuple[int, Line]]) -> None:
@@ -205,7 +214,7 @@ def _check(name: str, found: Sequence[tuple[int, Line]]) -> None:
     for number, line in found:
         if not _KEY.match(line.key) or ".." in line.key:
             raise ProfileError(name, number, f"{line.key[:60]!r} is not the name of a sysctl")
-        if not _VALUE.match(line.value):
+        if parse_number(line.value) is None:
             raise ProfileError(
                 name, number, f"the value of {line.key} is not a whole number: {line.value[:60]!r}"
             )

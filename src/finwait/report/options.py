@@ -12,10 +12,10 @@ from finwait.report.plan import where, wrapped
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from finwait.diagnosis.forecast import PeerGone
+    from finwait.diagnosis.forecast import PeerGone, UnderWay
     from finwait.remedy.plan import Step
 
-__all__ = ["armed_lines", "follows_lines", "warning_lines"]
+__all__ = ["armed_lines", "follows_lines", "waiting_lines", "warning_lines"]
 
 
 def armed_lines(steps: Sequence[Step], values: Mapping[str, int]) -> Iterator[str]:
@@ -56,12 +56,58 @@ def follows_lines(ends: Sequence[PeerGone], values: Mapping[str, int]) -> Iterat
             f"data in flight is given up in {forecast.text(end.unacknowledged_s)} ({bound}); keepalive does not run "
             "meanwhile"
         )
+        if end.user_timeout_ms:
+            yield from wrapped("so is a connection whose peer lives and keeps its window shut for as long")
     for line in _hint(ends, values):
         yield from wrapped(line, indent="")
 
 
-def warning_lines(ends: Sequence[PeerGone], values: Mapping[str, int]) -> Iterator[str]:
-    """Say of options that are about to be set what may not be meant: fewer unanswered probes than COUNT end it."""
+_EACH = 20
+
+
+def waiting_lines(waiting: Sequence[tuple[Step, UnderWay]]) -> Iterator[str]:
+    """Say what becomes of connections on which something waits already, the soonest first."""
+    if not waiting:
+        return
+    yield "\nSomething waits on these already:\n"
+    for line in _waiting(waiting):
+        yield from wrapped(line)
+
+
+def _waiting(waiting: Sequence[tuple[Step, UnderWay]]) -> Iterator[str]:
+    soonest = sorted(waiting, key=lambda one: (one[1].ends_s is None, one[1].ends_s or 0.0))
+    for step, one in soonest[:_EACH]:
+        src, dst = where(step)
+        waited = forecast.text(round(one.waited_s, 1))
+        if one.window_shut:
+            said = f"its peer's window has been shut for {waited} or more"
+            unless = "unless the peer takes data" + (", though the peer lives" if one.lives else "")
+        else:
+            said = f"data has been unacknowledged for {waited} or more"
+            unless = "unless the peer acknowledges it"
+        yield f"{src} → {dst}: {said}: {_ends(one)}, {unless}"
+    if len(soonest) > _EACH:
+        yield f"… and {len(soonest) - _EACH} more"
+
+
+def _ends(one: UnderWay) -> str:
+    if one.ends_s is None:
+        return "it never ends by itself"
+    said = f"it ends in about {forecast.text(one.ends_s)}"
+    if one.late_s is None or one.late_s < one.ends_s + 1:
+        return said
+    return f"{said} (or {forecast.text(one.late_s)}, if its timer fires before this is set)"
+
+
+def warning_lines(
+    ends: Sequence[PeerGone], values: Mapping[str, int], waiting: Sequence[tuple[Step, UnderWay]] = ()
+) -> Iterator[str]:
+    """Say of options that are about to be set what may not be meant.
+
+    Fewer unanswered probes than COUNT end a connection; what waits already ends soon, also where the peer lives.
+    """
+    for line in _waiting(waiting):
+        yield f"finwait: {line}\n"
     for end, n in Counter(e for e in ends if e.silence_s is not None and e.probes < e.count).most_common(5):
         yield (
             f"finwait: of {n}: {_probes(end.probes)} will end it, after {forecast.text(end.silence_s or 0)} of "

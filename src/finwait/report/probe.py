@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from finwait.remedy.outcome import Probe
     from finwait.remedy.plan import Step
 
-__all__ = ["probe_json", "probe_lines", "unrestored_lines"]
+__all__ = ["interrupted_lines", "probe_json", "probe_lines", "unrestored_lines"]
 
 
 def probe_json(found: Sequence[Probe], left: Mapping[str, int]) -> str:
@@ -26,6 +26,7 @@ def probe_json(found: Sequence[Probe], left: Mapping[str, int]) -> str:
             "verdict": p.verdict,
             "detail": p.detail,
             "unrestored": p.unrestored or None,
+            "kept": dict(p.kept),
             "pinned": p.pinned,
         }
         for p in found
@@ -43,6 +44,7 @@ def probe_lines(found: Sequence[Probe]) -> Iterator[str]:
         src, dst = where(p.step)
         yield f"\n{p.verdict}  {src} → {dst}  {p.step.state}  {who}\n"
         yield from wrapped(p.detail)
+    yield from _kept_lines(found)
     pinned = [
         p for p in found if p.pinned and not p.unrestored and p.verdict not in ("gone", "reset", "dead")
     ]
@@ -55,6 +57,29 @@ def probe_lines(found: Sequence[Probe]) -> Iterator[str]:
             "net.ipv4.tcp_keepalive_* does not reach it.",
             indent="",
         )
+
+
+def _kept_lines(found: Sequence[Probe]) -> Iterator[str]:
+    """Say which options were set by their programs meanwhile."""
+    kept = [p for p in found if p.kept]
+    for p in kept[:20]:
+        src, dst = where(p.step)
+        values = ", ".join(f"{name}={value}" for name, value in p.kept)
+        yield "\n"
+        yield from wrapped(
+            f"{src} → {dst}: its program set {values} while it was probed. Those stay; its other options are "
+            "as before.",
+            indent="",
+        )
+    if len(kept) > 20:
+        yield f"… and {len(kept) - 20} more\n"
+
+
+def interrupted_lines(found: Sequence[Probe]) -> Iterator[str]:
+    """Say what became of the options when a probe was interrupted, and all could be put back."""
+    kept = sum(1 for p in found if p.kept)
+    but = f", but for those that the programs of {kept} of them set meanwhile" if kept else ""
+    yield f"finwait: interrupted; every option is as it was before{but}\n"
 
 
 def unrestored_lines(steps: Sequence[Step], why: Mapping[int, str]) -> Iterator[str]:

@@ -105,6 +105,8 @@ class Descriptors:
     """Pids whose descriptors we were not allowed to list."""
     searched: bool = True
     """False when nobody looked: then an inode that is absent here says nothing."""
+    threads: tuple[int, ...] = ()
+    """Pids that were too many to look for threads with a descriptor table of their own."""
 
     @classmethod
     def none(cls, *, searched: bool = False) -> Descriptors:
@@ -149,6 +151,8 @@ class Observation:
     """Whether every TCP state was asked for."""
     lone_sockets: dict[int, LoneSocket] = field(default_factory=dict)
     """Inode → what such a TCP socket says of itself, as far as it could be asked."""
+    one_table: dict[tuple[int, int], bool] = field(default_factory=dict)
+    """Two pids → whether they share one descriptor table, of holders of one socket, as far as that could be asked."""
 
 
 ESTABLISHED_LIMIT: Final = 50_000

@@ -348,6 +348,47 @@ def test_prose_says_what_is_predicted() -> None:
     assert found == []
 
 
+BUSY = {"state": tcp.ESTABLISHED, "inode": 7}
+
+
+def test_a_user_timeout_that_is_set_late_is_looked_at_when_the_armed_timer_fires() -> None:
+    """Measured: of data in flight for 34 s with a timer of 19 s left, 3 s of user timeout ended it 19 s later."""
+    late = BUSY | {"timer": 1, "backoff": 7, "retrans": 7, "rto_us": 204_000 << 7, "expires_ms": 19_000}
+    fresh = BUSY | {"timer": 1, "backoff": 0, "retrans": 0, "rto_us": 204_000, "expires_ms": 150}
+    v = view(late, fresh, BUSY | {"timer": 2, "expires_ms": 5})
+    one = forecast.under_way(v, 0, 3000)
+    assert one is not None
+    assert (one.window_shut, one.ends_s, one.late_s) == (False, 19.0, None)
+    assert 30 < one.waited_s < 34
+    # 25.9 s + 26.1 s have passed since the first retransmission when the timer fires: 8 s are left of a minute.
+    long = forecast.under_way(v, 0, 60_000)
+    assert long is not None
+    assert long.ends_s == pytest.approx(19.0 + 60.0 - 0.204 * (2**8 - 2))
+    new = forecast.under_way(v, 1, 3000)
+    assert new is not None
+    assert new.ends_s == pytest.approx(3.15)
+    assert forecast.under_way(v, 2, 3000) is None
+    kept = forecast.under_way(v, 0, 0)
+    assert kept is not None
+    assert kept.ends_s is not None
+    assert kept.ends_s > 800  # tcp_retries2
+
+
+def test_a_window_that_is_shut_ends_a_peer_that_lives() -> None:
+    """Measured: 3 s of user timeout, set while the window was shut for 5 s, ended it with the next probe."""
+    shut = BUSY | {"timer": 4, "backoff": 4, "retrans": 0, "rto_us": 204_000, "expires_ms": 900, "snd_wnd": 0}
+    silent = shut | {"retrans": 3, "expires_ms": 60_000}
+    v = view(shut, silent)
+    one, other = (forecast.under_way(v, row, 3000) for row in (0, 1))
+    assert one is not None
+    assert other is not None
+    assert (one.window_shut, one.lives, one.ends_s) == (True, True, 0.9)
+    assert one.late_s == pytest.approx(
+        0.9 + 0.204 * 32
+    )  # were it set after that probe, it would end with the next
+    assert (other.lives, other.late_s) == (False, None)
+
+
 @pytest.mark.parametrize(
     ("retries", "linear", "seconds", "tries"),
     [(6, 0, 127, 6), (6, 4, 131, 10), (1, 0, 3, 1), (2, 0, 7, 2), (0, 0, 1, 0), (1, 3, 3, 2), (5, 4, 67, 9)],

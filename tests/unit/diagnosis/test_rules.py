@@ -775,6 +775,22 @@ def test_dead_descriptors_are_a_leak_from_five_on_and_only_if_they_were_looked_f
     assert leaks(view(HELD, holders=OWNED, hidden=hidden, hidden_known=False)) == []
 
 
+def test_dead_sockets_of_the_workers_of_one_service_are_counted_together() -> None:
+    hidden = tuple(HiddenDescriptor(500 + k, fd, 900 + 10 * k + fd) for k in range(3) for fd in range(4))
+    workers = {
+        pid: ProcessView(pid, f"wrk-{pid}", "app", ppid=400, exe="/bin/app", netns=1)
+        for pid in (500, 501, 502)
+    }
+
+    def leaks(v: View) -> list[tuple[tuple[int, ...], int]]:
+        found = engine.diagnose(v, catalogue.rules())
+        return sorted((f.pids, f.count) for f in found if f.rule == "hidden-leak")
+
+    assert leaks(view(hidden=hidden, processes=workers)) == [((500,), 4), ((501,), 4), ((502,), 4)]
+    others = {pid: replace(p, cmdline=f"app {pid}") for pid, p in workers.items()}
+    assert leaks(view(hidden=hidden, processes=others)) == []
+
+
 def test_a_secondary_cause_is_told_as_one() -> None:
     found = {(f.rule, f.primary) for f in engine.diagnose(view(HELD), catalogue.rules())}
     assert found == {("holder-not-found", True), ("fin-wait2-held", False)}
@@ -1303,3 +1319,61 @@ def test_a_full_listener_on_this_machine_is_named_to_who_connects_to_it() -> Non
         assert "full listener" not in cells
     for same in ({"src": "::"}, {"src": "0.0.0.0"}):
         assert told(opening, door | same)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "threads", "value", "says"),
+    [
+        ("S", 1, "app, state S", "it sleeps: it waits for something, and not for these connections"),
+        ("S", 2, "app, state S (main thread)", "its main thread sleeps; its other thread was not looked at"),
+        (
+            "S",
+            9,
+            "app, state S (main thread)",
+            "its main thread sleeps; its 8 other threads were not looked at",
+        ),
+        (
+            "R",
+            0,
+            "app, state R (main thread)",
+            "its main thread runs; whether it has other threads is unknown",
+        ),
+        ("T", 9, "app, state T", "it is stopped by a signal: `kill -CONT` lets it go on"),
+    ],
+)
+def test_what_a_main_thread_does_says_nothing_of_the_thread_that_should_read(
+    state: str, threads: int, value: str, says: str
+) -> None:
+    rows = [ROOMY | {"rqueue": 0}, *unread(4)]
+    app = {9: ProcessView(9, "app", state=state, threads=threads)}
+    v = view(
+        *rows,
+        holders={5: [9]} | {50 + k: [9] for k in range(4)},
+        earlier=rows,
+        watched_ms=4000,
+        processes=app,
+    )
+    (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "established-unread")
+    assert [(e.value, e.says) for e in found.evidence if e.column == "process 9"] == [(value, says)]
+
+
+def test_a_tracer_that_stopped_one_thread_has_not_stopped_a_program() -> None:
+    rows = [ROOMY | {"rqueue": 0}, *unread(1)]
+    for threads, level in ((1, "certain"), (2, "likely")):
+        app = {9: ProcessView(9, "app", state="t", threads=threads)}
+        v = view(*rows, holders={5: [9], 50: [9]}, earlier=rows, watched_ms=4000, processes=app)
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "established-unread")
+        assert found.confidence.level == level
+
+
+def test_processes_with_one_descriptor_table_inherited_nothing() -> None:
+    def told(one_table: dict[tuple[int, int], bool], pids: list[int]) -> list[tuple[str, str]]:
+        v = view(HELD, holders={7: pids}, one_table=one_table)
+        return [(f.rule, f.confidence.level) for f in engine.diagnose(v, catalogue.rules()) if f.primary]
+
+    assert told({(500, 501): True}, [500, 501]) == [("fin-wait2-held", "certain")]
+    assert told({(500, 501): False}, [500, 501]) == [("inherited-descriptor", "certain")]
+    assert told({}, [500, 501]) == [("inherited-descriptor", "likely")]
+    assert told({(500, 501): True, (500, 502): False}, [500, 501, 502]) == [
+        ("inherited-descriptor", "certain")
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,11 @@ def view(
     hidden: tuple[HiddenDescriptor, ...] = (),
     hidden_known: bool = True,
     cgroup_paths: dict[int, str] | None = None,
+    one_table: dict[tuple[int, int], bool] | None = None,
 ) -> View:
     """Build a view; ``holders`` is inode → pids."""
     rows = [(pid, 3 + k, inode) for inode, pids in (holders or {}).items() for k, pid in enumerate(pids)]
-    return assemble(
+    built = assemble(
         _table(list(sockets)),
         flows=None,
         descriptors=Descriptors(
@@ -67,6 +69,7 @@ def view(
         hidden=hidden,
         hidden_known=hidden_known,
     )
+    return replace(built, one_table=one_table or {})
 
 
 def _table(sockets: list[dict[str, Any]]) -> SocketTable:
@@ -79,7 +82,7 @@ def _table(sockets: list[dict[str, Any]]) -> SocketTable:
             columns[name] = np.array([pack_address(c) for c in cells], np.uint64).reshape(-1, 2)
         else:
             columns[name] = cells
-    return SocketTable.from_columns(columns)
+    return SocketTable.from_columns(columns, {name: [name in one for one in sockets] for name in names})
 
 
 def primary(v: View) -> list[str]:

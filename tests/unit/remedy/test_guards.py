@@ -228,7 +228,8 @@ def test_what_the_peer_sees_is_that_of_the_destroy_matrix() -> None:
 
 def again(plan: plans.Plan, v: View, limits: Limits | None = None, **more: Any) -> plans.Plan:
     read = plans.decode(plans.encode(plan))
-    return plans.again(read, v, limits or Limits(), can=more.pop("can", Abilities()), **more)
+    found = engine.diagnose(v, catalogue.rules())
+    return plans.again(read, v, found, limits or Limits(), can=more.pop("can", Abilities()), **more)
 
 
 def test_a_plan_from_a_file_is_made_anew_from_what_is_seen_now() -> None:
@@ -296,6 +297,69 @@ def test_a_plan_that_calls_things_otherwise_is_refused_or_left_alone() -> None:
     assert [one.guard for one in again(silent, v).left] == ["plan"]
     other = with_(dport=81)
     assert [one.guard for one in again(other, v).left] == ["plan"]
+
+
+def test_what_a_file_says_of_causes_and_peers_is_never_shown() -> None:
+    """The rule decides what the peer is said to see, so it is found out anew, with what was looked at now."""
+    v = view(HELD, holders=OWNED, processes=APP)
+    plan = make(v, force="destroy")
+    (step,) = plan.steps
+    lied = {
+        "rule": "nat-entry-gone",
+        "sees": "nothing-through-nat",
+        "peer_told": "nothing: its RST does not get through the translation that is gone",
+        "selected": "10.9.9.9:1 → 10.9.9.8:2 FIN_WAIT2",
+        "note": "safe",
+    }
+    both = msgspec.structs.replace(plan, steps=(msgspec.structs.replace(step, **lied),))
+    assert [one.guard for one in again(both, v).left] == ["plan"]
+    only = msgspec.structs.replace(
+        plan, steps=(msgspec.structs.replace(step, rule="nat-entry-gone", note="safe"),)
+    )
+    (fresh,) = again(only, v).steps
+    assert (fresh.rule, fresh.sees, fresh.note, fresh.selected) == (step.rule, "reset", "", "")
+    (gone,) = again(only, view()).steps
+    assert (gone.gone, gone.rule, gone.note) == (True, "", "")
+
+
+def test_the_guards_healthy_and_moving_are_asked_of_a_plan_file_too() -> None:
+    syn = socket(state=tcp.SYN_SENT, inode=7, timer=1, retrans=1, expires_ms=900, cookie=9)
+    v = view(syn, holders=OWNED, processes=APP)
+    plan = make(v, Limits(override=frozenset({"healthy"})), force="destroy")
+    assert len(plan.steps) == 1
+    direct = [one.guard for one in make(v, force="destroy").left]
+    assert direct == ["healthy"]
+    assert [one.guard for one in again(plan, v).left] == direct
+    assert len(again(plan, v, Limits(override=frozenset({"healthy"}))).steps) == 1
+    still = make(view(HELD, holders=OWNED, processes=APP))
+    moving = view(HELD | {"bytes_received": 11}, holders=OWNED, processes=APP, earlier=[HELD], watched_ms=500)
+    assert [one.guard for one in again(still, moving).left] == ["moving"]
+
+
+def test_a_means_that_does_nothing_any_more_is_not_taken_from_a_plan_file() -> None:
+    v = view(HELD | {"state": tcp.ESTABLISHED}, holders=OWNED, processes=APP)
+    named = Limits(override=frozenset({"established", "healthy"}))
+    plan = make(v, named, force="keepalive")
+    assert len(plan.steps) == 1
+    busy = view(
+        HELD | {"state": tcp.ESTABLISHED, "timer": 1, "expires_ms": 200}, holders=OWNED, processes=APP
+    )
+    assert [one.guard for one in again(plan, busy, named).left] == ["means"]
+
+
+@pytest.mark.parametrize(
+    "comm", ["k3s-server", "k3s", "kubelite", "cri-dockerd", "rke2", "crio", "dockerd", "k0s", "buildkitd"]
+)
+def test_what_runs_the_containers_of_a_node_is_protected(comm: str) -> None:
+    v = view(HELD, holders=OWNED, processes={500: ProcessView(500, comm, uid=0)})
+    assert make(v).left[0].guard == "protected"
+
+
+def test_a_program_that_merely_calls_itself_sshd_is_not_protected() -> None:
+    """Any user may give a program that name; of one whose user is not known it is believed."""
+    for uid, kept in ((0, True), (-1, True), (1000, False)):
+        v = view(HELD, holders=OWNED, processes={500: ProcessView(500, "sshd", uid=uid)})
+        assert [one.guard for one in make(v).left] == ["protected"] * kept
 
 
 def test_what_could_not_be_looked_into_is_not_called_gone() -> None:

@@ -211,3 +211,11 @@ def test_raising_a_limit_is_not_said_to_make_worse_what_lowering_it_would():
     assert {e.effect for e in line["nf_conntrack_tcp_timeout_close_wait"].here} == {Effect.NO_EFFECT}
     _, line = judged(parse_assignments(["tcp_max_orphans=65536"]), counts=counts)
     assert Effect.HARMFUL in {e.effect for e in line["tcp_max_orphans"].here}
+
+
+def test_a_value_is_planned_as_the_kernel_reads_it():
+    for text, number in (("0x10", "16"), ("010", "8"), ("7", "7")):
+        (line,) = parse_assignments([f"tcp_fin_timeout={text}"]).lines
+        assert line.value == number
+    with pytest.raises(ProfileError, match="not a whole number"):
+        parse_assignments(["tcp_fin_timeout=08"])

@@ -2,7 +2,9 @@
 
 Seen as       ESTABLISHED connections that a program accepted, with bytes in the receive queue (rqueue) and nothing
               received, sent or read for 3 s. One look is a notice. A problem are three and more of one process over
-              two looks, while the process moved nothing on any of its connections.
+              two looks, while the process moved nothing on any of its connections. Of MPTCP it is the row of the
+              connection that counts, not its subflows; its rqueue is memory, and where more came meanwhile nobody
+              can tell whether some was read: then it stays a notice.
 Why it stays  The kernel took the request in; the program hangs: its only thread waits for something else (a lock, a
               database, a full pipe), or it is stopped. The client waits for an answer until its own timeout. Nothing
               in TCP ends this: to both kernels the connection is well.
@@ -27,24 +29,23 @@ from finwait.diagnosis.rules import (
     certain,
     likely,
     look_again,
+    mptcp_rows,
     silence,
     unclocked,
 )
-from finwait.diagnosis.view import View
+from finwait.diagnosis.view import ProcessView, View
 from finwait.uapi import tcp
 
 __all__ = ["RULE", "WHAT_IT_WAITS_FOR", "holding", "match", "process_states", "stopped"]
 
 SEVERAL = 3
 """So many unread requests of one process are no single conversation that takes its time."""
-_STOPPED = frozenset("Tt")
-"""States of a process in /proc/PID/stat: stopped by a signal, or by a tracer."""
 
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
-    unread = view.in_state(tcp.ESTABLISHED) & view.held & (s.rqueue > 0) & (s.ulp != b"mptcp")
+    unread = view.connections_in(tcp.ESTABLISHED) & view.held & (s.rqueue > 0) & (s.ulp != b"mptcp")
     if not unread.any():
         return unread
     unread &= ~view.read & ~view.sent
@@ -68,7 +69,12 @@ def holding(view: View, rows: NDArray[np.int64]) -> set[int]:
 
 def stopped(view: View, pids: set[int]) -> bool:
     """Return whether processes are stopped, all of them."""
-    return bool(pids) and all(pid in view.processes and view.processes[pid].state in _STOPPED for pid in pids)
+    return bool(pids) and all(pid in view.processes and _is_stopped(view.processes[pid]) for pid in pids)
+
+
+def _is_stopped(process: ProcessView) -> bool:
+    """Return whether all threads of a process are stopped: a signal stops all, a tracer each for itself."""
+    return process.state == "T" or (process.state == "t" and process.threads == 1)
 
 
 def _idle(view: View, pids: set[int]) -> bool:
@@ -78,6 +84,10 @@ def _idle(view: View, pids: set[int]) -> bool:
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
     if not _watched(view)[rows].all() or _opened(view)[rows].any():
+        return "notice"
+    if (mptcp_rows(view) & view.moved)[
+        rows
+    ].any():  # its queue is told in memory: whether some was read is not known
         return "notice"
     pids = holding(view, rows)
     if stopped(view, pids):
@@ -110,8 +120,21 @@ def process_states(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
         if process is not None and process.state:
             says = _PROCESS.get(process.state, "what the process is doing")
             value = f"{process.comm}, state {process.state}"
+            if process.threads != 1 and process.state != "T":
+                value += " (main thread)"
+                says = (
+                    f"{_MAIN.get(process.state, 'what its main thread is doing')}; {_others(process.threads)}"
+                )
             result.append(Evidence(f"process {pid}", value, f"/proc/{pid}/stat", says))
     return tuple(result)
+
+
+def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    mptcp = int(mptcp_rows(view)[rows].sum())
+    memory = Evidence(
+        "MPTCP connections", str(mptcp), "the MPTCP dump", "their rqueue is the memory that unread bytes take"
+    )
+    return (*((memory,) if mptcp else ()), *process_states(view, rows))
 
 
 _PROCESS = {
@@ -121,6 +144,25 @@ _PROCESS = {
     "T": "it is stopped by a signal: `kill -CONT` lets it go on",
     "t": "it is stopped by a debugger or a tracer",
 }
+_MAIN = {
+    "S": "its main thread sleeps",
+    "D": "its main thread waits inside the kernel, for a disk or a network file system, and cannot be interrupted",
+    "R": "its main thread runs",
+    "t": "its main thread is stopped by a debugger or a tracer",
+}
+
+
+def _others(threads: int) -> str:
+    """Say that any other thread may be the one that should read."""
+    if not threads:
+        return "whether it has other threads is unknown"
+    return (
+        f"its {threads - 1} other threads were not looked at"
+        if threads > 2
+        else "its other thread was not looked at"
+    )
+
+
 WHAT_IT_WAITS_FOR = Remedy(
     "find out what the program waits for: a dump of its threads (`gdb -p`, `jstack`, `py-spy dump`), /proc/PID/stack; "
     "`kill -CONT` where it is stopped",
@@ -144,6 +186,7 @@ RULE = Rule(
     title="requests lie unread on open connections: the program that accepted them does not read",
     severity="problem",
     rank=57,
+    owners=True,
     means="by-state",
     beyond_sysctls="to the kernel these connections are well; only the program can read",
     claims=("C21", "X18"),
@@ -156,10 +199,10 @@ RULE = Rule(
     does_not=_DOES_NOT,
     confidence=_confidence,
     match=match,
-    observe=process_states,
+    observe=_observe,
     grade=_grade,
     unjudged=lambda view: unclocked(
-        view, view.in_state(tcp.ESTABLISHED) & view.held & (view.sockets.rqueue > 0) & ~view.moved_known
+        view, view.connections_in(tcp.ESTABLISHED) & view.held & (view.sockets.rqueue > 0) & ~view.moved_known
     ),
     cases=(
         Case(

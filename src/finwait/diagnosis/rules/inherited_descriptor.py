@@ -10,8 +10,9 @@ Why it stays  A descriptor without FD_CLOEXEC is passed to every program that is
               the socket stays held and tcp_fin_timeout does not start.
               FD_CLOEXEC (told of each holder) acts on exec() alone: a copy that a plain fork() made has to be
               closed by the child itself. A holder whose copy has the flag set is such a child.
-Not this      Threads of one process. A server that forks for each connection, or starts a program on it as inetd
-              does. A connection over which an answer still passes.
+Not this      Threads of one process, and processes that share one descriptor table (clone(CLONE_FILES), told by
+              kcmp(2)): close() in one closes it in both. A server that forks for each connection, or starts a
+              program on it as inetd does. A connection over which an answer still passes.
 What ends it  close() in every holder, or the end of the child; SOCK_DESTROY.
 What does not Closing in the parent again.
 Reproduce     finwait lab run inherited-descriptor
@@ -41,7 +42,10 @@ from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.uapi import tcp
 
-__all__ = ["RULE", "match"]
+__all__ = ["RULE", "SHARED", "match"]
+
+SHARED = (tcp.FIN_WAIT2, tcp.CLOSE_WAIT)
+"""States in which a second holder keeps open what the first one may have closed."""
 
 SLACK_MS = 20
 """Process start times are told in clock ticks (10 ms), socket times in jiffies (up to 10 ms)."""
@@ -49,7 +53,7 @@ SLACK_MS = 20
 
 def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:
     """Rows on which nothing happened since the *oldest* of their holders was started."""
-    candidates = view.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT, tcp.FIN_WAIT2) & view.holder_found
+    candidates = view.connections_in(tcp.ESTABLISHED, tcp.CLOSE_WAIT, tcp.FIN_WAIT2) & view.holder_found
     silent = np.where(
         _left_unread(view),
         silence(view, "last_data_sent_ms"),
@@ -97,14 +101,28 @@ def _runs_what_its_parent_runs(view: View, pid: int) -> bool | None:
     return process.exe == parent.exe
 
 
+def _several_tables(view: View) -> NDArray[np.bool_]:
+    """Return which rows are held by several processes that are not known to share one descriptor table."""
+    several = view.holders.several_processes()
+    if any(view.one_table.values()):
+        for row in np.flatnonzero(several).tolist():
+            several[row] = not all(view.one_table.get(pair) for pair in _pairs(view, row))
+    return several
+
+
+def _pairs(view: View, row: int) -> list[tuple[int, int]]:
+    first, *others = sorted({pid for pid, _ in view.holders.of(row)})
+    return [(first, other) for other in others]
+
+
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
-    shared = view.in_state(tcp.FIN_WAIT2, tcp.CLOSE_WAIT) & view.holders.several_processes()
+    shared = view.connections_in(*SHARED) & _several_tables(view)
     return (shared & ~view.moved & ~view.sent & ~view.read) | _unused_by_its_holders(view)
 
 
 def _established(view: View) -> NDArray[np.bool_]:
-    return view.in_state(tcp.ESTABLISHED)
+    return view.connections_in(tcp.ESTABLISHED)
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
@@ -132,7 +150,13 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
             "streaming; `--for 5s` looks twice and tells"
         )
     if view.holders.several_processes()[rows].all():
-        return certain("two or more processes hold the same socket")
+        if all(any(view.one_table.get(pair) is False for pair in _pairs(view, row)) for row in rows.tolist()):
+            return certain(
+                "two or more processes hold the same socket, each in a descriptor table of its own"
+            )
+        return likely(
+            "two or more processes hold the same socket; whether they share one descriptor table is not known (kcmp)"
+        )
     if _established(view)[rows].all():
         return possible(
             "no byte was exchanged since its holder was started: inherited, or handed over to wait for its peer"
@@ -217,6 +241,7 @@ RULE = Rule(
     title="a child process inherited the connection, so closing it in the parent closes nothing",
     severity="problem",
     rank=25,
+    owners=True,
     means="by-state",
     beyond_sysctls="another process still holds the descriptor",
     claims=("C7", "X14", "S06"),

@@ -9,18 +9,20 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from finwait.remedy.audit.template import UNKNOWN
-from finwait.remedy.settings.catalogue import by_key, canonical_key
+from finwait.remedy.settings.catalogue import CATALOGUE, by_key, canonical_key
 from finwait.remedy.settings.model import Scope, Verdict
 from finwait.remedy.tuning import remarks
+from finwait.uapi.sysctl import parse_number
 
 if TYPE_CHECKING:
     from finwait.remedy.knowledge import Knowledge
 
-__all__ = ["SEVERITY", "AuditFinding", "AuditReport", "Judge", "Problem", "Unjudged"]
+__all__ = ["SEVERITY", "AuditFinding", "AuditReport", "Judge", "Problem", "Unjudged", "Within"]
 
 SEVERITY: tuple[str, ...] = ("harmful", "false", "no-effect", "conditional", "misread", "true")
 """The verdicts of findings, the gravest first."""
@@ -31,9 +33,37 @@ _OF_SETTING = {
     Verdict.NO_EFFECT: "no-effect",
     Verdict.HARMFUL: "harmful",
 }
-_WHOLE = re.compile(r"-?\d{1,19}\Z")
+_REFUSED = re.compile(r"-?0[0-9]*[89][0-9]*\Z")
+"""Octal by its first digit, and no octal number."""
 _SNIPPET = 160
+_MOST_FINDINGS = 10_000
+"""Of a file; nobody reads more, and a file of a million lines must not cost a gigabyte."""
+_MOST_SUGGESTIONS = 200
+"""Names of a file that near ones are looked for, a millisecond each."""
+_MOST_OPINIONS = 4096
+_SPOKEN_OF = ("tcp_", "nf_conntrack", "ip_conntrack")
+"""How names begin that are said not to exist where they do not."""
+_LAST = frozenset(setting.key.rpartition(".")[2] for setting in CATALOGUE)
 _BOOLEAN = {"true": "1", "yes": "1", "on": "1", "false": "0", "no": "0", "off": "0"}
+
+
+class Within(StrEnum):
+    """What a setting is for."""
+
+    MACHINE = "machine"
+    """Whoever runs it, mostly for the whole machine."""
+    POD = "pod"
+    CONTAINER = "container"
+    """A container with a network namespace of its own, as Docker, Podman and Nomad start it."""
+    HOST_POD = "pod with the host's network"
+    HOST_CONTAINER = "container with the host's network"
+
+
+_NOT_THERE = {Within.POD: "pod-global-sysctl", Within.CONTAINER: "container-global-sysctl"}
+_NO_NETWORK_OF_ITS_OWN = {
+    Within.HOST_POD: "pod-host-network-sysctl",
+    Within.HOST_CONTAINER: "container-host-network-sysctl",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +162,9 @@ class Judge:
     """Line and subject of what was recognised."""
     _seen: set[tuple[int, str, str]] = field(default_factory=set)
     _values: dict[str, str] = field(default_factory=dict)
-    _opinions: dict[tuple[str, str | None, bool], _Opinion | None] = field(default_factory=dict)
+    _cut: bool = False
+    _suggestions: int = 0
+    _opinions: dict[tuple[str, str | None, Within], _Opinion | None] = field(default_factory=dict)
 
     def problem(self, line: int, reason: str) -> None:
         """Note that a place could not be understood; ``line`` counts from 1."""
@@ -149,7 +181,18 @@ class Judge:
         if one not in self.unjudged[-20:]:
             self.unjudged.append(one)
 
+    @property
+    def _full(self) -> bool:
+        return len(self.findings) >= _MOST_FINDINGS
+
     def _say(self, line: int, opinion: _Opinion, text: str) -> None:
+        if self._full:
+            if not self._cut:
+                self._cut = True
+                self.problem(
+                    line, f"more than {_MOST_FINDINGS:,} findings: those from here on are not listed"
+                )
+            return
         key = (line, opinion.rule, opinion.claim)
         if key in self._seen:
             return
@@ -212,7 +255,9 @@ class Judge:
             instead=instead or item.instead,
         )
 
-    def sysctl(self, line: int, key: str, value: str | None, text: str, *, pod: bool = False) -> None:
+    def sysctl(
+        self, line: int, key: str, value: str | None, text: str, *, within: Within = Within.MACHINE
+    ) -> None:
         """Judge one sysctl that a file names.
 
         Args:
@@ -220,31 +265,45 @@ class Judge:
             key: its name, in any spelling.
             value: what it is set to, as it stands there; None where it is only read.
             text: the place itself.
-            pod: whether a pod's manifest sets it.
+            within: what it is set for.
         """
+        if not self._spoken_of(key):
+            self.recognise(line, key)
+            return
         if value is not None:
             value = _BOOLEAN.get(value.strip().lower(), value.strip())
         if UNKNOWN in key:
             self.not_known(line, "a setting", "its name is computed, and not in this file")
             return
-        asked = (key, value, pod)
+        if self._cut:
+            self.recognise(line, canonical_key(key))
+            return
+        asked = (key, value, within)
         if asked not in self._opinions:
-            self._opinions[asked] = self._of_sysctl(canonical_key(key), value, pod)
+            if len(self._opinions) >= _MOST_OPINIONS:
+                self._opinions.clear()
+            self._opinions[asked] = self._of_sysctl(canonical_key(key), value, within)
         opinion = self._opinions[asked]
         name = canonical_key(key)
         self.recognise(line, name)
         if opinion is None:
-            if value is not None and by_key(name) is not None and not _WHOLE.match(value):
+            if value is not None and by_key(name) is not None and parse_number(value) is None:
                 shown = "…" if UNKNOWN in value or not value else value[:60]
                 self.not_known(
                     line, f"{name} = {shown}", "its value is not a number in this file", subject=name
                 )
             return
         self._say(line, opinion, text)
-        if opinion.judged is not None and not pod:
+        if opinion.judged is not None and within is Within.MACHINE:
             self._together(line, *opinion.judged, text)
 
-    def _of_sysctl(self, name: str, value: str | None, pod: bool) -> _Opinion | None:
+    @staticmethod
+    def _spoken_of(key: str) -> bool:
+        """Whether there may be anything to say of a setting, by its name; of most there is not."""
+        last = key.rstrip(" \t\r\n'\"").replace("/", ".").rpartition(".")[2]
+        return last in _LAST or last.startswith(_SPOKEN_OF) or UNKNOWN in key
+
+    def _of_sysctl(self, name: str, value: str | None, within: Within) -> _Opinion | None:
         names = self.knowledge.names
         claim = f"{name} = {value.replace(UNKNOWN, '…')[:60]}" if value is not None else name
         if name in names.gone:
@@ -255,11 +314,16 @@ class Judge:
         setting = by_key(name)
         if setting is None or value is None:
             return None
-        if pod and setting.scope is not Scope.NETNS:
-            return self._of_advice("pod-global-sysctl", claim=claim)
-        if not _WHOLE.match(value):
-            return None
-        number = int(value)
+        if within in _NO_NETWORK_OF_ITS_OWN:
+            return self._of_advice(_NO_NETWORK_OF_ITS_OWN[within], claim=claim)
+        if within in _NOT_THERE and setting.scope is not Scope.NETNS:
+            return self._of_advice(_NOT_THERE[within], claim=claim)
+        number = parse_number(value)
+        if number is None:
+            if not _REFUSED.match(value):
+                return None
+            detail = "The kernel reads a number that begins with 0 as octal, and refuses this one. "
+            return self._of_advice("sysctl-out-of-range", claim=claim, detail=detail)
         if not setting.low <= number <= setting.high:
             detail = f"It takes {setting.low} to {setting.high} {setting.unit}. "
             return self._of_advice("sysctl-out-of-range", claim=claim, detail=detail)
@@ -269,18 +333,18 @@ class Judge:
             reason += (
                 f" (the kernel's own value grows with memory; compared is {setting.default}, that of 24 GB)"
             )
-        if pod and name not in names.pod_safe:
+        if within is Within.POD and name not in names.pod_safe:
             reason += "; and a pod may set it only with the kubelet's --allowed-unsafe-sysctls"
         sources = [setting.source, *(c.source for c in self.knowledge.cited(band.ledger[:1]))]
         return self._opinion(
-            f"{name} = {number}",
+            f"{name} = {number}" if str(number) == value else f"{name} = {value} (that is {number})",
             _OF_SETTING[band.verdict],
             _sentence(reason),
             band.ledger,
             rule=name,
             source="; ".join(dict.fromkeys(part for text in sources for part in text.split("; "))),
             instead=band.instead,
-            judged=(name, value),
+            judged=(name, str(number)),
         )
 
     def _together(self, line: int, name: str, value: str, text: str) -> None:
@@ -302,7 +366,8 @@ class Judge:
         return True
 
     def _unknown(self, name: str, claim: str) -> _Opinion:
-        close = suggest(name, self.knowledge.names.sysctls)
+        self._suggestions += 1
+        close = suggest(name, self.knowledge.names.sysctls) if self._suggestions <= _MOST_SUGGESTIONS else ()
         detail = ""
         instead = f"Near it are {', '.join(close)}." if close else ""
         if "close_wait" in name and "conntrack" not in name:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from finwait.remedy.audit.finding import suggest
+from finwait.remedy.audit.finding import Within, suggest
 from finwait.remedy.audit.flags import (
     TIMEOUTS,
     allowed_unsafe,
@@ -251,12 +251,18 @@ def _command_words(node: Node, path: tuple[str, ...]) -> list[Node]:
 def _mapping(judge: Judge, node: Node, path: tuple[str, ...], kinds: dict[int, str]) -> None:
     if node.word("kind") == "KubeProxyConfiguration":
         _proxy_configuration(judge, node)
-    if path[-1:] == ("securityContext",) or path[-1:] == ("podSecurityContext",):
+    _loop(node, kinds)
+    if node.word("hostNetwork").lower() in _TRUE:
+        kinds.update((id(node.get(key)), "host") for key in _CONTEXTS if node.get(key) is not None)
+    if path[-1:] and path[-1] in _CONTEXTS:
         _pod_sysctls(judge, node, kinds)
-    if kinds.get(id(node)) != "pod":
-        _name_and_value(judge, node, path)
+    _container_sysctls(judge, node, path, kinds)
+    kind = kinds.get(id(node))
+    if kind != "judged":
+        _name_and_value(judge, node, path, looped=kind == "looped")
     _written_file(node)
-    _keyed(judge, node, path)
+    if kind != "judged":
+        _keyed(judge, node, path)
     _salt(judge, node, path)
     _node_configuration(judge, node)
     if _is_kube_proxy(node):
@@ -267,20 +273,71 @@ def _mapping(judge: Judge, node: Node, path: tuple[str, ...], kinds: dict[int, s
     _relay(judge, node)
 
 
+_CONTEXTS = ("securityContext", "podSecurityContext")
+_TRUE = ("true", "yes", "on")
+
+
 def _pod_sysctls(judge: Judge, node: Node, kinds: dict[int, str]) -> None:
+    within = Within.HOST_POD if kinds.get(id(node)) == "host" else Within.POD
     for item in _items(node, "sysctls"):
-        kinds[id(item)] = "pod"
+        kinds[id(item)] = "judged"
         name, value = item.word("name"), item.get("value")
         if name:
             judge.sysctl(
-                item.line, name, value.text if value else None, f"{name}={item.word('value')}", pod=True
+                item.line, name, value.text if value else None, f"{name}={item.word('value')}", within=within
             )
 
 
-def _name_and_value(judge: Judge, node: Node, path: tuple[str, ...]) -> None:
+_OF_A_CONTAINER = ("image", "build", "container_name", "network_mode")
+_NETWORKS = ("network_mode", "network", "net")
+
+
+def _container_sysctls(judge: Judge, node: Node, path: tuple[str, ...], kinds: dict[int, str]) -> None:
+    """Judge the settings of a service of compose, or of a container that Ansible starts; a node's have no image."""
+    found = node.get("sysctls")
+    if found is None or not (path[:1] == ("services",) or any(node.get(key) for key in _OF_A_CONTAINER)):
+        return
+    host = any(node.word(key) == "host" for key in _NETWORKS)
+    within = Within.HOST_CONTAINER if host else Within.CONTAINER
+    pairs = [(key.line, key.text or "", value.text) for key, value in found.pairs or ()]
+    for item in found.items or ():
+        if item.text is not None:
+            name, _, value = item.text.partition("=")
+            pairs.append((item.line, name.strip(), value.strip()))
+            kinds[id(item)] = "word"
+    kinds[id(found)] = "judged"
+    for line, name, setting in pairs:
+        if name.startswith(("net.", "net/")) or UNKNOWN in name:
+            judge.sysctl(line, name, setting, f"{name}: {setting or ''}", within=within)
+
+
+_LOOPS = ("loop", "with_items", "with_list", "with_dict", "with_flattened")
+
+
+def _loop(node: Node, kinds: dict[int, str]) -> None:
+    """Mark what a loop of Ansible goes over with literal items: those are judged, where they stand."""
+    over = next((found for key in _LOOPS if (found := node.get(key)) is not None), None)
+    if over is None:
+        return
+    whole = bool(over.items) and all(_named_setting(item) for item in over.items or ())
+    if over.pairs:
+        whole = all((key.text or "").startswith(_PREFIXES) and value.text for key, value in over.pairs)
+    if whole:
+        kinds.update((id(value), "looped") for _, value in node.pairs or ())
+
+
+def _named_setting(node: Node) -> bool:
+    """Whether `_name_and_value` finds a setting in a node, by its name."""
+    name = next((word for key in _NAMES if (word := node.word(key))), "")
+    return name.startswith(("net.", "net/", "kernel.", "vm.", "fs.")) and any(
+        node.word(key) for key in _VALUES
+    )
+
+
+def _name_and_value(judge: Judge, node: Node, path: tuple[str, ...], *, looped: bool) -> None:
     name = next((word for key in _NAMES if (word := node.word(key))), "")
     value = next((found for key in _VALUES if (found := node.get(key)) is not None), None)
-    computed = UNKNOWN in name and "sysctl" in "".join(path[-1:]).lower()
+    computed = not looped and UNKNOWN in name and "sysctl" in "".join(path[-1:]).lower()
     if (computed or name.startswith(("net.", "net/"))) and value is not None and value.text is not None:
         judge.sysctl(node.line, name, value.text, f"{name}: {value.text}")
     elif node.word("name") == "KUBE_PROXY_EXTRA_ARGS":

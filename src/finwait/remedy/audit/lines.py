@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finwait.remedy.audit.finding import Within
 from finwait.remedy.audit.flags import allowed_unsafe, kube_proxy_flags
 from finwait.remedy.audit.shell import spoken
 from finwait.remedy.audit.template import UNKNOWN
@@ -130,14 +131,33 @@ def scan_code(
     kept = [(n, t) for n, t in rows if not (comments and t.lstrip().startswith("#"))]
     if not kept:
         return
+    nomad = _of_nomad(kept)
     for logical in logical_lines(kept):
         if _WORTH.search(logical.text):
-            _one(judge, logical, commands=commands)
+            _one(judge, logical, commands=commands, nomad=logical.starts[0][1] in nomad)
     _over_lines(judge, kept)
     _patterns(judge, kept)
 
 
-def _one(judge: Judge, logical: Logical, *, commands: bool) -> None:
+_NOMAD_DRIVER = re.compile(r"""^\s{0,80}driver\s{0,9}=\s{0,9}"(?:docker|podman|containerd-driver)\"""")
+_NOMAD_SYSCTL = re.compile(r"^\s{0,80}sysctl\s{0,9}=?\s{0,9}\{")
+
+
+def _of_nomad(rows: list[tuple[int, str]]) -> frozenset[int]:
+    """Return the lines inside of ``sysctl { … }`` of a Nomad task that runs a container."""
+    if not any("driver" in text and _NOMAD_DRIVER.match(text) for _, text in rows):
+        return frozenset()
+    found: set[int] = set()
+    inside = False
+    for number, text in rows:
+        inside = inside or ("sysctl" in text and _NOMAD_SYSCTL.match(text) is not None)
+        if inside:
+            found.add(number)
+            inside = "}" not in text
+    return frozenset(found)
+
+
+def _one(judge: Judge, logical: Logical, *, commands: bool, nomad: bool = False) -> None:
     # A line break that `echo -e` or printf writes parts words.
     text = logical.text.replace("\\n", "  ").replace("\\t", "  ")
     if commands:
@@ -148,7 +168,8 @@ def _one(judge: Judge, logical: Logical, *, commands: bool) -> None:
         written.add(match[which])
         judge.sysctl(logical.line(match.start(which)), match[which].rstrip("."), match[value], match[0])
     for match in _ASSIGN.finditer(text):
-        judge.sysctl(logical.line(match.start(1)), match[1], match[2] or None, match[0])
+        within = Within.CONTAINER if nomad else _within(text, match.start())
+        judge.sysctl(logical.line(match.start(1)), match[1], match[2] or None, match[0], within=within)
     for pattern in (_NAME_VALUE, _SALT_CALL, _TERRAFORM):
         for match in pattern.finditer(text):
             name = by_letters(match[1]) or match[1]
@@ -170,6 +191,18 @@ def _one(judge: Judge, logical: Logical, *, commands: bool) -> None:
         kube_proxy_flags(judge, _words(logical, found.start(1), found.end(1)))
     for match in _ARGS_VARIABLE.finditer(text):
         kube_proxy_flags(judge, _words(logical, match.start(1), match.end(1)))
+
+
+_OPTION = re.compile(r"""--sysctl(?:\s{1,9}|=)["']?\Z|^\s{0,9}Sysctl\s{0,9}=\s{0,9}["']?\Z""")
+"""What precedes a setting of `docker run`, `podman create` and the like, and in a quadlet of Podman."""
+_HOST_NETWORK = re.compile(r"--net(?:work)?(?:\s{1,9}|=)[\"']?host\b")
+
+
+def _within(text: str, at: int) -> Within:
+    """Return what the setting that stands there is for."""
+    if not _OPTION.search(text, max(0, at - 40), at):
+        return Within.MACHINE
+    return Within.HOST_CONTAINER if _HOST_NETWORK.search(text) else Within.CONTAINER
 
 
 def _words(logical: Logical, start: int, end: int) -> list[tuple[int, str]]:
