@@ -70,15 +70,15 @@ def _lost(
 
 
 def hidden_descriptors(
-    lost: Iterable[tuple[int, int, int]],
-    lone: Mapping[int, LoneSocket],
+    asked: LoneSockets,
     only: frozenset[int] | None,
     enough: int,
+    service: Mapping[int, int],
     capable: bool,
 ) -> tuple[tuple[HiddenDescriptor, ...], list[Gap]]:
     """Say which descriptors refer to connections that are gone, and of which processes nobody knows.
 
-    Before Linux 5.6 no socket can be asked. There a process that has fewer of both together than ``enough`` is no gap:
+    Before Linux 5.6 no socket can be asked. There a service that has fewer of both together than ``enough`` is no gap:
     it would be no finding whatever they are, and every machine with a socket not yet connected had a gap for ever.
 
     A socket that no dump contains may also be one that was never connected, one that was made since, or one that lives
@@ -86,19 +86,21 @@ def hidden_descriptors(
     """
     hidden: list[HiddenDescriptor] = []
     unknown: dict[int, list[int]] = {}
-    for pid, fd, inode in lost:
-        one = lone.get(inode)
+    for pid, fd, inode in asked.triples:
+        one = asked.said.get(inode)
         if one is None:  # it is gone by now
             continue
         if not one.state:
             unknown.setdefault(pid, []).append(one.errno)
         elif one.state == tcp.CLOSE and one.used and (only is None or not one.netns or one.netns in only):
             hidden.append(HiddenDescriptor(pid, fd, inode, one.netns))
-    dead = Counter(one.pid for one in hidden)
+    perhaps = Counter(service.get(one.pid, one.pid) for one in hidden)
+    for pid, some in unknown.items():
+        perhaps[service.get(pid, pid)] += len(some)
     why = {
         pid: numbers
         for pid, numbers in unknown.items()
-        if len(numbers) + dead[pid] >= enough or errno.ENOSYS not in numbers
+        if perhaps[service.get(pid, pid)] >= enough or errno.ENOSYS not in numbers
     }
     if not why:
         return tuple(hidden), []
@@ -116,6 +118,8 @@ def _right_to_ask(numbers: set[int], *, capable: bool) -> str:
     """Return what would let us ask a socket that only a descriptor names, by why we could not."""
     if errno.ENOSYS in numbers:
         return "pidfd_getfd, which came with Linux 5.6"
+    if errno.EINVAL in numbers:
+        return "pidfd_open() of a thread, which came with Linux 6.9"
     if not numbers & {errno.EPERM, errno.EACCES}:
         return ""
     if capable:

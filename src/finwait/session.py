@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution import process
+from finwait.attribution.services import services
 from finwait.diagnosis import catalogue, engine, select
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.context import ViewContext
@@ -30,6 +31,7 @@ from finwait.diagnosis.rules.inherited_descriptor import SHARED
 from finwait.diagnosis.select import Narrowed
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.errors import FinwaitError, Gap
+from finwait.kernel import procfs
 from finwait.kernel.observe import Plan
 from finwait.lone_sockets import ask_lone_sockets, hidden_descriptors, may_trace, not_entered
 from finwait.table import decode
@@ -243,21 +245,21 @@ def _unheld(sockets: SocketTable, found: Descriptors) -> bool:
     return bool(len(inodes)) and not np.isin(inodes.astype(np.uint64), found.inode).all()
 
 
+def _unsearched_threads(found: Descriptors) -> list[Gap]:
+    if not found.threads:
+        return []
+    doing = "look for threads with a descriptor table of their own: there are too many threads"
+    return [Gap.of_processes(found.threads, doing, "")]
+
+
 def _both(a: Descriptors, b: Descriptors) -> Descriptors:
     return Descriptors(
         np.concatenate([a.pid, b.pid]),
         np.concatenate([a.fd, b.fd]),
         np.concatenate([a.inode, b.inode]),
         tuple(sorted({*a.unreadable, *b.unreadable})),
+        threads=b.threads,
     )
-
-
-def _unique(found: Descriptors) -> Descriptors:
-    order = np.lexsort((found.inode, found.fd, found.pid))
-    pid, fd, inode = found.pid[order], found.fd[order], found.inode[order]
-    new = np.ones(len(pid), np.bool_)
-    new[1:] = (pid[1:] != pid[:-1]) | (fd[1:] != fd[:-1]) | (inode[1:] != inode[:-1])
-    return Descriptors(pid[new], fd[new], inode[new], found.unreadable)
 
 
 def look(machine: Machine, how: Look) -> Snapshot:
@@ -316,7 +318,7 @@ def _listed(machine: Machine, sockets: SocketTable, observation: Observation) ->
     listed = observation.descriptors
     if listed.searched and _unheld(sockets, listed):
         # Made after the descriptors were listed, or held by none of them: only a second list tells.
-        return _unique(_both(listed, machine.descriptors_again()))
+        return procfs.unique(_both(listed, machine.descriptors_again()))
     return listed
 
 
@@ -336,13 +338,21 @@ class _Programs:
         self.files = machine.processes(sorted(holding))
         """Of the holders."""
         self.views = process.processes(self.files, facts)
-        # What their parents are tells the workers of one server from programs that merely share a name.
-        self.add({p.ppid for p in self.views.values() if p.ppid > 1})
+        self._add_parents(self.views)
 
     def add(self, pids: Iterable[int]) -> None:
         """Read what describes further processes."""
+        self._add_parents(self._read(pids))
+
+    def _add_parents(self, of: Mapping[int, process.ProcessView]) -> None:
+        """What their parents are tells the workers of one server from programs that merely share a name."""
+        self._read([p.ppid for p in of.values() if p.ppid > 1])
+
+    def _read(self, pids: Iterable[int]) -> dict[int, process.ProcessView]:
         missing = sorted(set(pids) - self.views.keys())
-        self.views |= process.processes(self._machine.processes(missing), self._facts)
+        found = process.processes(self._machine.processes(missing), self._facts)
+        self.views |= found
+        return found
 
 
 def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
@@ -353,18 +363,18 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     sockets, flows = decode.sockets(observation), decode.flows(observation)
     found = _listed(machine, sockets, observation)
     programs = _Programs(machine, observation.facts, _holding(sockets, found, plan))
-    gaps = [*observation.gaps]
+    gaps = [*observation.gaps, *_unsearched_threads(found)]
     hidden: tuple[HiddenDescriptor, ...] | None = None
     if _all_states(observation, plan) and found.searched:
         lone = ask_lone_sockets(machine, observation, plan, sockets, found, programs.files)
         if lone.spaces and again and machine.live:
             machine.remember(lone.spaces)
             return _look(machine, how, again=False)
+        programs.add(pid for pid, _, inode in lone.triples if inode in lone.said)
         hidden, unknown = hidden_descriptors(
-            lone.triples, lone.said, plan.only, how.options.hidden, may_trace(observation)
+            lone, plan.only, how.options.hidden, services(programs.views), may_trace(observation)
         )
         gaps += [*lone.gaps, *not_entered(lone.spaces, observation), *unknown]
-        programs.add(h.pid for h in hidden)
     view = _joined(machine, how, plan, watched, (sockets, flows, found), programs.views, hidden)
     told = tuple(gap for gap in sorted(set(gaps)) if gap.pid not in how.not_holders)
     return Snapshot(observation, sockets, flows, view, told, machine)

@@ -225,8 +225,8 @@ def test_nobody_is_said_only_when_everybody_was_looked_into(strangers):
 def test_a_process_that_may_not_be_looked_into_is_named(monkeypatch):
     plain = procfs.descriptors
 
-    def refused(only, *, processes=None):
-        found, spaces = plain(only, processes=processes)
+    def refused(only, *, processes=None, threads=False):
+        found, spaces = plain(only, processes=processes, threads=threads)
         return (
             type(found)(found.pid, found.fd, found.inode, (*found.unreadable, *(p for p in only if p == 1))),
             spaces,

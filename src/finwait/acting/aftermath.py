@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finwait.acting.identity import Key, key_of, reread, rows_by_cookie
+from finwait.kernel import tasks
 from finwait.remedy.plan import End, Step
 from finwait.uapi import tcp
 
@@ -72,15 +72,10 @@ def still_there(ends: Sequence[Step | End]) -> dict[Key, Seen]:
 
 def open_descriptors(steps: Sequence[Step]) -> dict[Key, tuple[tuple[int, int, str], ...]]:
     """Return which descriptors refer to the sockets of the steps still: an ended connection leaves them open."""
-    found = {}
-    for step in steps:
-        here = []
-        for pid, fd, comm in step.holders:
-            try:
-                link = os.readlink(f"/proc/{pid}/fd/{fd}")
-            except OSError:
-                continue
-            if link == f"socket:[{step.inode}]":
-                here.append((pid, fd, comm))
-        found[key_of(step)] = tuple(here)
-    return found
+    tables = tasks.Tables()
+    return {
+        key_of(step): tuple(
+            (pid, fd, comm) for pid, fd, comm in step.holders if tables.path(pid, fd, step.inode) is not None
+        )
+        for step in steps
+    }

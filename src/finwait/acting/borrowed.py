@@ -88,7 +88,7 @@ def holders_elsewhere(
     }
     if not there | unseen:
         return {}
-    listed = procfs.descriptors()[0]
+    listed = procfs.descriptors(threads=True)[0]
     mine = np.isin(listed.inode, np.array([ends[k][1] for k in there | unseen], np.uint64))
     by_inode: dict[int, list[Holder]] = {}
     for pid, fd, inode in zip(

@@ -30,11 +30,13 @@ class Holders:
     """Pids that could not be looked into; 0 stands for those that cannot be named from here."""
     searched: bool = True
     """False when nobody looked."""
+    threads: tuple[int, ...] = ()
+    """Pids that were too many to look for threads with a descriptor table of their own."""
 
     @property
     def complete(self) -> bool:
         """Whether every process could be looked into; if not, no holder found does not mean no holder."""
-        return self.searched and not self.unreadable
+        return self.searched and not self.unreadable and not self.threads
 
     @property
     def missing(self) -> str:
@@ -43,6 +45,8 @@ class Holders:
             return "nobody looked for holders (`--no-owners`)"
         if 0 in self.unreadable:
             return "processes outside this pid namespace cannot be seen (run on the host, or with hostPID)"
+        if not self.unreadable and self.threads:
+            return "there are too many threads to look for descriptor tables of their own"
         if not self.unreadable:
             return ""
         n = len(self.unreadable)
@@ -90,8 +94,9 @@ class Holders:
     def select(self, index: NDArray[Any]) -> Holders:
         """Return the holders of some rows."""
         return Holders(
-            self.start[index], self.count[index], self.pid, self.fd, self.unreadable, self.searched
-        )
+            self.start[index], self.count[index], self.pid, self.fd, self.unreadable, self.searched,
+            self.threads,
+        )  # fmt: skip
 
 
 def holders(
@@ -116,4 +121,5 @@ def holders(
     count[wanted == 0] = 0
     unreadable = tuple(sorted(set(descriptors.unreadable) - ignore))
     pid, fd = descriptors.pid[order], descriptors.fd[order]
-    return Holders(start, count, pid, fd, unreadable, descriptors.searched)
+    threads = tuple(sorted(set(descriptors.threads) - ignore))
+    return Holders(start, count, pid, fd, unreadable, descriptors.searched, threads)

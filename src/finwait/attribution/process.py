@@ -37,15 +37,20 @@ class ProcessView:
     """One letter of proc(5), ``S`` or ``T``, of its main thread; empty for unknown."""
     threads: int = 0
     """How many it has; 0 for unknown."""
+    argv: tuple[str, ...] = ()
+    """Its arguments, or one word: the title that it has written over them."""
+    stack: int = 0
+    """Where its stack begins: the same of what was forked without running a program; 0 for unknown."""
 
 
 def process(pid: int, files: ProcessFiles, facts: Facts) -> ProcessView:
     """Return what the files of a process say; names that it chose itself are made printable."""
-    comm, ppid, age_ms, uid, cgroup, state, threads = "?", 0, -1, -1, "", "", 0
+    comm, ppid, age_ms, uid, cgroup, state, threads, stack = "?", 0, -1, -1, "", "", 0, 0
     try:
         if files.stat is not None:
             stat = proc.parse_stat(files.stat)
-            comm, ppid, state, threads = stat.comm, stat.ppid, stat.state, stat.threads
+            comm, ppid, state = stat.comm, stat.ppid, stat.state
+            threads, stack = stat.threads, stat.start_stack
             # The end of the look, so that slow looks make processes older and never younger than they were.
             now_ms = max(facts.boottime_ns, facts.boottime_end_ns) // 1_000_000
             age_ms = now_ms - stat.start_ticks * 1000 // max(facts.clock_ticks, 1)
@@ -71,6 +76,8 @@ def process(pid: int, files: ProcessFiles, facts: Facts) -> ProcessView:
         files.netns,
         printable(state),
         max(threads, 0),
+        words,
+        stack,
     )
 
 

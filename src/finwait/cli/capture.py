@@ -97,7 +97,7 @@ def _learn(shot: Snapshot, chosen: Sequence[Chosen]) -> dict[Chosen, str]:
             rules = sorted({f.rule for f in findings if row >= 0 and row in f.rows.tolist()})
             if rules:
                 notes[one].append("rule " + ", ".join(rules))
-    descriptors, _ = procfs.descriptors()
+    descriptors, _ = procfs.descriptors(threads=True)
     found = holders(np.array([one.inode for one in chosen], np.uint64), descriptors)
     for k, one in enumerate(chosen):
         names = []
@@ -108,7 +108,7 @@ def _learn(shot: Snapshot, chosen: Sequence[Chosen]) -> dict[Chosen, str]:
             notes[one].append("held by " + ", ".join(names))
         elif not one.inode:
             notes[one].append("held by nobody (an orphan, or not yet accepted)")
-        elif descriptors.unreadable:
+        elif not found.complete:
             notes[one].append("held by: unknown (not every process can be inspected)")
         else:
             notes[one].append("held by no process that was found")

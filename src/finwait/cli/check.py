@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from finwait.diagnosis.finding import Finding
     from finwait.report.nagios import Threshold
     from finwait.session import Diagnosis
+    from finwait.table.filter import Filter
+    from finwait.table.predicates import Leaf
 
 __all__ = ["add_parser", "run", "unknown"]
 
@@ -34,7 +36,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "Nagios plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, which is also the status of wrong arguments. A "
         "threshold is N (N or more) or a range of the plugins' convention: `10:` alerts below 10, `10:20` outside, "
         "`@5:10` inside, `~:5` above 5. Where one look cannot tell a stuck connection from one that is still in use, "
-        "it looks a second time, 3.5 s later. Changes nothing.",
+        "it looks a second time, 3.5 s later. Connections in a state that no rule explains are named, "
+        "and are UNKNOWN where nothing worse is found. Changes nothing.",
     )
     options.add_filter(parser)
     options.add_look(parser)
@@ -154,6 +157,10 @@ class _Counted:
     """What more could be wrong, and why it was not seen."""
     passed_over: int
     """How many ESTABLISHED connections were left out because that was asked for."""
+    unexplained: int = 0
+    """Connections in a state that no rule explains, and which `--severity` does not count."""
+    unowned: bool = False
+    """Whether rules were not judged because owners were not looked for."""
     selects_nothing: bool = False
     """Whether the FILTER selects nothing at all, so that nothing could be wrong with it."""
 
@@ -215,13 +222,51 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
         for f in diagnosis.narrowed.unjudged:
             open_[f.rule] += f.count if f.severity in wanted else 0
         not_seen += [f"whether the FILTER selects {n} {rule}" for rule, n in open_.items() if n]
+    if not diagnosis.view.holders.searched and (named := _named(parse_filter(args.filter))):
+        not_seen.append(
+            f"{', '.join(named)}, which the FILTER asks for: owners were not looked for (`--no-owners`)"
+        )
     return _Counted(
         {rule: n for rule, n in counts.most_common() if n},
         ageless,
         tuple(not_seen),
         skipped if args.established == "never" else 0,
+        _unexplained(args, diagnosis),
+        not diagnosis.view.holders.searched,
         diagnosis.narrowed is not None and not diagnosis.narrowed.rows.any() and not diagnosis.findings,
     )
+
+
+def _unexplained(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
+    """Return how many connections nobody can call well: they are not counted, and no rule explains their state."""
+    wanted, view = _severities(args), diagnosis.view
+    total = 0
+    for f in diagnosis.findings:
+        if f.rule == "unexplained" and f.primary and f.severity not in wanted:
+            young = (view.at_most_ms[f.rows] >= 0) & (view.at_most_ms[f.rows] < args.min_age)
+            total += int((~young).sum())
+    return total
+
+
+def _named(found: Filter) -> list[str]:
+    """Return the rules that a FILTER names, of those that cannot judge without owners."""
+    from finwait.diagnosis import catalogue
+    from finwait.table.patterns import glob
+    from finwait.table.predicates import Known
+
+    def named(rule: str) -> bool:
+        met = []
+
+        def by(leaf: Leaf) -> bool | None:
+            if not isinstance(leaf, Known) or leaf.name not in ("rule", "also"):
+                return None
+            hit = bool(glob(leaf.pattern)(rule))
+            met.append(hit and leaf.op == "=")
+            return hit == (leaf.op == "=")
+
+        return found.judge(by) is not False and any(met)
+
+    return [rule for rule in catalogue.by_owners() if named(rule)]
 
 
 def _established_skipped(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
@@ -235,7 +280,7 @@ def _established_skipped(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
 def _level(args: argparse.Namespace, counted: _Counted) -> int:
     """Return the status: what was not seen can only add to the count, and never makes a good answer."""
     total = counted.total
-    if not (counted.not_seen or counted.ageless):
+    if not (counted.not_seen or counted.ageless or counted.unexplained):
         return 2 if args.critical.alerts(total) else 1 if args.warning.alerts(total) else 0
     return 2 if args.critical.alerts_from(total) else 1 if args.warning.alerts_from(total) else 3
 
@@ -257,11 +302,19 @@ def _answer(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
 
 
 def _text(counted: _Counted) -> str:
-    partly = counted.not_seen or counted.ageless or counted.passed_over
+    from finwait.report.text import unowned
+
+    partly = (
+        counted.not_seen or counted.ageless or counted.passed_over or counted.unexplained or counted.unowned
+    )
     nothing = f"nothing {'that was seen ' if partly else ''}fails to finish closing"
     if counted.selects_nothing:
         nothing = f"the FILTER selects no connection{' that was seen' if partly else ''}"
     parts = [", ".join(f"{n} {rule}" for rule, n in counted.by_rule.items()) or nothing]
+    if counted.unexplained:
+        parts.append(f"{counted.unexplained} unexplained")
+    if counted.unowned:
+        parts.append(unowned())
     if counted.passed_over:
         parts.append(f"about {counted.passed_over} sockets not looked at (`--established never`)")
     if counted.ageless:

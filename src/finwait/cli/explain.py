@@ -102,7 +102,7 @@ def _explain(args: argparse.Namespace) -> int:
     from finwait.uapi import tcp
 
     found = parse_filter(options.connection_filter(args.what))
-    diagnosis = session.diagnose(options.machine(args), how=options.how(args))
+    diagnosis = session.diagnose(options.machine(args), how=options.how(args), asked=options.asked(args))
     mask = mask_of(found, diagnosis.snapshot, diagnosis.findings)
     rows = np.flatnonzero(mask & (diagnosis.view.sockets.state != tcp.LISTEN))
     if not len(rows):

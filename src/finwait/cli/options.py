@@ -265,7 +265,7 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-owners",
         action="store_true",
-        help="do not list descriptors: faster, but owners are not shown",
+        help="do not list descriptors: faster, but owners are not shown, and rules that need them do not judge",
     )
     group.add_argument(
         "--not-holder",

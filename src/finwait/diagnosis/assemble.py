@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches, unique_match
+from finwait.attribution.mptcp import MPTCP
 from finwait.attribution.other_end import HALF, OtherEnds, other_ends
 from finwait.attribution.owners import holders
 from finwait.attribution.process import ProcessView
@@ -148,7 +149,7 @@ def movement(
     mptcp = bool((sockets.protocol == 262).any())
     counted, moved = grew(_RECEIVED if mptcp else _RECEIVED[:1])
     acked, sent = grew(_ACKNOWLEDGED if mptcp else _ACKNOWLEDGED[:1])
-    # Received less what is still unread is what was read; both numbers count a FIN as 1. (MPTCP's queue is memory.)
+    # Received less what is still unread is what was read; both numbers count a FIN as 1.
     taken = sockets.bytes_received.astype(np.int64) - sockets.rqueue
     read = counted & (taken > (earlier.bytes_received.astype(np.int64) - earlier.rqueue)[at])
     same_state = known & (sockets.state == earlier.state[at])
@@ -162,7 +163,14 @@ def movement(
         fewer = (sockets.wqueue < earlier.wqueue[at]) & same_state
         sent |= known & ~acked & (fewer | went & (sockets.retrans == 0))
         counted = (counted | in_clocked) & (acked | out_clocked | (sockets.protocol != 6))
-    read &= sockets.protocol == 6
+    # What leaves the queue of a subflow the kernel has moved to the connection's. That queue is told in memory, which
+    # shrinks only if something was read, and grows with what comes.
+    read &= (sockets.protocol == 6) & (sockets.ulp != b"mptcp")
+    read |= (
+        (sockets.protocol == MPTCP)
+        & known
+        & ((sockets.rqueue < earlier.rqueue[at]) | (moved & (sockets.rqueue == earlier.rqueue[at])))
+    )
     queue = np.where(known, earlier.rqueue[at].astype(np.int64), -1)
     return Movement(moved, sent, read, counted, same_state, queue)
 

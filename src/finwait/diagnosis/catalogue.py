@@ -8,7 +8,7 @@ from functools import cache
 
 from finwait.diagnosis.rule import Rule
 
-__all__ = ["NAMES", "indispensable", "page", "rule", "rules", "variants"]
+__all__ = ["NAMES", "by_owners", "indispensable", "page", "rule", "rules", "variants"]
 
 NAMES = (
     "fin-wait2-held",
@@ -71,6 +71,11 @@ def indispensable() -> tuple[Rule, ...]:
 def rules() -> tuple[Rule, ...]:
     """Return all rules."""
     return tuple(rule(name) for name in NAMES)
+
+
+def by_owners() -> tuple[str, ...]:
+    """Return the names of the rules that cannot judge where nobody looked who holds what."""
+    return tuple(one.name for one in rules() if one.owners)
 
 
 def variants() -> dict[str, int]:

@@ -103,7 +103,7 @@ class ViewContext:
         holders = self._view.holders
         if holders.complete:
             return ()
-        cells = {what(pid) for pid in holders.unreadable}
+        cells = {what(pid) for pid in (*holders.unreadable, *holders.threads)}
         if not holders.searched or 0 in holders.unreadable or "?" in cells:
             return (None,)
         return (Perhaps(frozenset(map(str, cells))),)

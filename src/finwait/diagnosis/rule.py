@@ -94,6 +94,8 @@ class Rule:
     """What ends a group, where that depends on what was seen; `ends` is all that there is to say of the rule."""
     unjudged: Callable[[View], list[Gap]] | None = None
     """What it could not judge, for this kernel (or this look) lacks what it needs to know."""
+    owners: bool = False
+    """Whether it cannot judge, or not to its end, where nobody looked who holds what (`--no-owners`)."""
     flags: bool = False
     """Whether it tells of `View.close_on_exec`, which is read of the descriptors of its findings only."""
     softens: tuple[str, ...] = ()

@@ -155,7 +155,7 @@ def _not_here(leaf: Leaf, view: View, names: Names) -> str:
     if leaf.name == "comm":
         holders, known = view.holders, view.processes
         all_known = view.hidden_known and all(
-            pid in known and known[pid].comm != "?" for pid in holders.unreadable
+            pid in known and known[pid].comm != "?" for pid in (*holders.unreadable, *holders.threads)
         )
         here = not all_known or leaf.matches_any([p.comm for p in known.values()])
         return "" if here else f"no process that holds a TCP socket is called `{word}`"
@@ -175,7 +175,9 @@ def _not_here(leaf: Leaf, view: View, names: Names) -> str:
 def _all_outside(view: View, kind: str) -> bool:
     """Return whether every holder, and every row that tells its cgroup, is known to be in no container or pod."""
     holders, known = view.holders, view.processes
-    if not view.hidden_known or not all(pid in known and known[pid].cgroup for pid in holders.unreadable):
+    if not view.hidden_known or not all(
+        pid in known and known[pid].cgroup for pid in (*holders.unreadable, *holders.threads)
+    ):
         return False
     works = {workload_of_path(p.cgroup) for p in known.values() if p.cgroup} | set(view.workload_names)
     return not any(_word(work, kind) for work in works)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from finwait.attribution.container import Workload, workload_of_path
 from finwait.attribution.join import matches
+from finwait.attribution.mptcp import MPTCP, subflows
 from finwait.attribution.owners import Holders
 from finwait.attribution.process import ProcessView
 from finwait.attribution.services import services
@@ -37,7 +38,7 @@ class Options:
     flood: int = 10_000
     """So many TIME_WAIT in a namespace are worth a word."""
     hidden: int = 5
-    """So many descriptors of dead sockets in one process are a leak."""
+    """So many descriptors of dead sockets in the processes of one service are a leak."""
     retransmits: int = 2
     """So many unanswered retransmissions mean that nobody answers."""
 
@@ -166,11 +167,35 @@ class View:
         return a is not None and b is not None and a.island is not None and a.island == b.island
 
     def in_state(self, *states: int) -> Mask:
-        """Return which rows are in one of the states (MPTCP rows left out; see `mptcp`)."""
+        """Return which rows are in one of the states (MPTCP rows left out; see `connections_in`)."""
         mask = np.zeros(len(self), np.bool_)
         for state in states:
             mask |= self.sockets.state == state
         return mask & (self.sockets.protocol == 6)
+
+    @cached_property
+    def subflows(self) -> tuple[I64, I64]:
+        """Rows of MPTCP connections and of their subflows, as pairs."""
+        return subflows(self.sockets)
+
+    @cached_property
+    def own(self) -> Mask:
+        """Which rows are connections of their own: all but subflows of an MPTCP connection that has a row itself."""
+        own = np.ones(len(self), np.bool_)
+        own[self.subflows[1]] = False
+        return own
+
+    def connections_in(self, *states: int) -> Mask:
+        """Return which connections, of TCP or MPTCP, are in one of the states: each counts once."""
+        return np.isin(self.sockets.state, states) & self.own
+
+    def on_every_subflow(self, mask: Mask) -> Mask:
+        """Return a mask in which an MPTCP connection is what all of its subflows are; without any it is not."""
+        out = mask & (self.sockets.protocol != MPTCP)
+        whole, part = self.subflows
+        out[whole] = True
+        out[whole[~mask[part]]] = False
+        return out
 
     @cached_property
     def held(self) -> Mask:

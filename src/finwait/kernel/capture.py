@@ -106,6 +106,8 @@ class Capture:
             raise PermissionNeeded(errno.EPERM, f"enter {gaps[0].where}", gaps[0].needs)
         if gaps:
             raise KernelError(errno.ENOENT, f"enter {gaps[0].where}")
+        if self._space.inode not in results:
+            raise KernelError(errno.ENOENT, f"enter netns {self._space.inode}")
         self._sock = results[self._space.inode]
         try:
             self._ring = mmap.mmap(self._sock.fileno(), _BLOCK * _BLOCKS)

@@ -7,11 +7,11 @@ time. What a sweep found is a hint and no answer: a server that forks closes its
 descriptors and processes are used again. So whatever is handed out was read back at that moment: a descriptor of that
 process refers to that socket now.
 
-Descriptors belong to processes. A thread is a way to find the process (`task`), never a holder.
+Descriptors belong to processes. A thread is a way to find the process (`task`), never a holder. Where a sweep leaves
+sockets without a holder, it goes on to threads that have a descriptor table of their own.
 
 What this cannot see: a process that was handed the socket behind the sweep (by fork or SCM_RIGHTS) while another one
-still holds it, until the next sweep; a descriptor in flight or the kernel's own, which belong to no process; and a
-thread with a descriptor table of its own, unless it is one of the likely tasks.
+still holds it, until the next sweep; and a descriptor in flight or the kernel's own, which belong to no process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 
 from finwait.errors import DecodeError
-from finwait.kernel import procfs
+from finwait.kernel import procfs, tasks
 from finwait.table.units import printable
 from finwait.uapi import proc
 from finwait.uapi.observation import Descriptors
@@ -123,6 +123,8 @@ class Holders:
         self._todo: list[int] = []
         self._met: set[int] = set()
         self._rounds = 0
+        self._threads = False
+        """Whether the sweep has come to tables of threads' own."""
         self._begun = 0
         self._done = 0
         self._ended = 0.0
@@ -187,16 +189,16 @@ class Holders:
         self._todo = procfs.pids()
         self._met = set(self._todo)
         self._parts, self._space_parts = [], []
-        self._rounds = 1
+        self._rounds, self._threads = 1, False
         self._unreadable = set() if procfs.sees_all_processes() else {0}
 
     def _slice(self) -> None:
         self.steps += 1
         some, self._todo = self._todo[:_AT_ONCE], self._todo[_AT_ONCE:]
-        found, spaces = procfs.descriptors(some, processes=1)
+        found, spaces = procfs.descriptors(some, processes=1, threads=self._threads)
         self._parts.append(found)
         self._space_parts += spaces
-        self._unreadable.update(found.unreadable)
+        self._unreadable.update(found.unreadable, found.threads)
         asked = np.isin(found.inode, np.fromiter(self._asked, np.uint64, len(self._asked)))
         for pid, fd, inode in zip(
             found.pid[asked].tolist(), found.fd[asked].tolist(), found.inode[asked].tolist(), strict=True
@@ -208,8 +210,17 @@ class Holders:
             self._rounds += 1
             self._todo = [pid for pid in procfs.pids() if pid not in self._met]
             self._met.update(self._todo)
+        if not self._todo and not self._threads and self._unheld():
+            self._threads = True
+            self._todo = [pid for pid in sorted(self._met) if tasks.has_threads(pid)]
         if not self._todo:
             self._end()
+
+    def _unheld(self) -> bool:
+        """Return whether sockets that are asked for are in none of the tables that the sweep has met."""
+        met = [part.inode for part in self._parts]
+        asked = np.fromiter(self._asked, np.uint64, len(self._asked))
+        return bool(len(asked)) and not np.isin(asked, np.concatenate(met)).all()
 
     def _end(self) -> None:
         self._done = self._begun
@@ -274,7 +285,7 @@ class Holders:
         return result
 
     def _has(self, pid: int, inode: int) -> bool:
-        found, _ = procfs.descriptors([pid], processes=1)
+        found, _ = procfs.descriptors([pid], processes=1, threads=True)
         for fd in found.fd[found.inode == inode].tolist():
             self._hints.setdefault(inode, set()).add((pid, pid, fd))
             return True

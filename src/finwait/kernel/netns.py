@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import enum
 import os
 import re
 import threading
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from finwait.errors import Gap
-from finwait.kernel import pidfd, rights
+from finwait.kernel import pidfd, rights, tasks
 
 __all__ = ["NetNamespace", "discover", "finish", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
 
@@ -30,7 +31,7 @@ CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 _LINK = re.compile(r"net:\[(\d+)\]")
 _SOCKET = "socket:"
-"""Begins a path that is a socket of a process: ``socket:PID:FD``."""
+"""Begins a path that is a socket of a process: ``socket:PID:FD:INODE``, with the inode of the namespace."""
 T = TypeVar("T")
 
 
@@ -70,6 +71,11 @@ def inode_of_pid(pid: int) -> int | None:
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
     except OSError:
+        pass
+    try:
+        tid = tasks.live_thread(pid)
+        return None if tid is None else os.stat(f"/proc/{pid}/task/{tid}/ns/net").st_ino
+    except OSError:
         return None
 
 
@@ -108,8 +114,8 @@ def open_path(path: str) -> int:
         OSError: it leads there no more, or we may not.
     """
     if path.startswith(_SOCKET):
-        pid, fd = path.removeprefix(_SOCKET).split(":")
-        return pidfd.namespace_of(int(pid), int(fd))
+        pid, fd, inode = path.removeprefix(_SOCKET).split(":")
+        return pidfd.namespace_of(int(pid), int(fd), int(inode))
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -132,20 +138,27 @@ def discover(
     found.path(mine, "/proc/thread-self/ns/net")
     pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
     for pid in pids:
+        task = f"/proc/{pid}"
         try:
-            inode = int(_LINK.fullmatch(os.readlink(f"/proc/{pid}/ns/net"))[1])  # type: ignore[index]
+            inode = _namespace(task)
+            if (
+                inode is None
+            ):  # it ended, or its main thread has: of a zombie no link is left, others may go on
+                tid = tasks.live_thread(pid)
+                task = f"/proc/{pid}/task/{tid}"
+                inode = None if tid is None else _namespace(task)
         except PermissionError:
             unread.append(pid)
             continue
-        except (OSError, TypeError):  # it ended, or is a zombie (whose link is empty)
+        if inode is None:
             continue
-        found.process(inode, pid, f"/proc/{pid}/ns/net")
+        found.process(inode, pid, f"{task}/ns/net")
         _threads(found, pid, inode)
-        _mounts(found, pid, mounts_seen)
+        _mounts(found, task, mounts_seen)
     for inode, pid, fd in descriptors:
         found.path(inode, f"/proc/{pid}/fd/{fd}")
     for inode, pid, fd in sockets:
-        found.path(inode, f"{_SOCKET}{pid}:{fd}")
+        found.path(inode, f"{_SOCKET}{pid}:{fd}:{inode}")
     gaps = (
         [
             Gap.of_processes(
@@ -184,27 +197,42 @@ def _host_inode() -> int | None:
         return None
 
 
-def _threads(found: _Found, pid: int, leader: int) -> None:
-    """Threads may be in another namespace than their process (runtimes do that while they set up pods)."""
+def _namespace(task: str) -> int | None:
+    """Return the network namespace of a process or a thread; None where it ended.
+
+    Raises:
+        PermissionError: we may not look.
+    """
     try:
-        if os.stat(f"/proc/{pid}/task").st_nlink <= 3:  # one thread: two links of the directory and one task
-            return
-        for tid in os.listdir(f"/proc/{pid}/task"):
-            link = _LINK.fullmatch(os.readlink(f"/proc/{pid}/task/{tid}/ns/net"))
-            if link and int(link[1]) != leader:
-                found.path(int(link[1]), f"/proc/{pid}/task/{tid}/ns/net")
+        link = _LINK.fullmatch(os.readlink(f"{task}/ns/net"))
+    except PermissionError:
+        raise
     except OSError:
+        return None
+    return int(link[1]) if link else None
+
+
+def _threads(found: _Found, pid: int, process: int) -> None:
+    """Threads may be in another namespace than their process (runtimes do that while they set up pods)."""
+    if not tasks.has_threads(pid):
         return
+    for tid in tasks.of(pid):
+        try:
+            inode = _namespace(f"/proc/{pid}/task/{tid}")
+        except PermissionError:  # it has other rights than its process, or is ending
+            continue
+        if inode is not None and inode != process:
+            found.path(inode, f"/proc/{pid}/task/{tid}/ns/net")
 
 
-def _mounts(found: _Found, pid: int, seen: set[str]) -> None:
+def _mounts(found: _Found, task: str, seen: set[str]) -> None:
     """Bind mounts of nsfs files, once for each mount namespace."""
     try:
-        mount_ns = os.readlink(f"/proc/{pid}/ns/mnt")
+        mount_ns = os.readlink(f"{task}/ns/mnt")
         if mount_ns in seen:
             return
         seen.add(mount_ns)
-        with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"{task}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             lines = file.readlines()
     except OSError:
         return
@@ -217,7 +245,7 @@ def _mounts(found: _Found, pid: int, seen: set[str]) -> None:
         if not link:
             continue
         where = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), words[4])
-        path = where if ours else f"/proc/{pid}/root{where}"
+        path = where if ours else f"{task}/root{where}"
         directory, _, base = where.rpartition("/")
         found.name(int(link[1]), base if directory in ("/run/netns", "/var/run/netns") else where, path)
 
@@ -231,7 +259,8 @@ def visit(
     """Call ``look`` once inside each namespace, in a thread of its own that ends afterwards.
 
     The caller's own namespace needs no privilege. A namespace that cannot be opened or entered becomes a
-    Gap; an exception of ``look`` is raised again here, after the thread has ended.
+    Gap, but for one that was gone by then: it ended, as pods do. An exception of ``look`` is raised again here, after
+    the thread has ended.
 
     Args:
         namespaces: where.
@@ -240,8 +269,23 @@ def visit(
             entered, and the thread has ended before the interruption goes on: nothing is done behind the caller's
             back. ``look`` heeds it wherever it can stop. Without it a thread that only looks is left to itself.
     """
+    results, gaps, vanished = _visit(namespaces, look, stop)
+    if vanished:  # on its way out when it was listed; or another way leads there by now
+        again = [ns for ns in discover()[0] if ns.inode in vanished]
+        more, gaps_again, still = _visit(again, look, stop)
+        results |= more
+        listed = {ns.inode for ns in discover()[0]} if still else frozenset()
+        gaps += gaps_again + [_unentered(ns, "") for ns in still.values() if ns.inode in listed]
+    return results, gaps
+
+
+def _visit(
+    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T], stop: threading.Event | None
+) -> tuple[dict[int, T], list[Gap], dict[int, NetNamespace]]:
+    """As `visit`, once; also returns those to which no way leads any more."""
     results: dict[int, T] = {}
     gaps: list[Gap] = []
+    vanished: dict[int, NetNamespace] = {}
     failure: list[BaseException] = []
 
     def run() -> None:
@@ -251,9 +295,12 @@ def visit(
                 if stop is not None and stop.is_set():
                     return
                 if ns.inode != here:
-                    gap = _enter(ns)
-                    if gap is not None:
-                        gaps.append(gap)
+                    entered = _enter(ns)
+                    if entered is not _Entered.YES:
+                        if entered is _Entered.DENIED:
+                            gaps.append(_unentered(ns, rights.missing("CAP_SYS_ADMIN")))
+                        else:
+                            vanished[ns.inode] = ns
                         continue
                     here = ns.inode
                 results[ns.inode] = look(ns)
@@ -268,7 +315,7 @@ def visit(
         finish(run, stop, "finwait-netns")
     if failure:
         raise failure[0]
-    return results, gaps
+    return results, gaps, vanished
 
 
 def finish(work: Callable[[], None], stop: threading.Event, name: str) -> None:
@@ -299,7 +346,17 @@ def finish(work: Callable[[], None], stop: threading.Event, name: str) -> None:
     thread.join()
 
 
-def _enter(ns: NetNamespace) -> Gap | None:
+def _unentered(ns: NetNamespace, needs: str) -> Gap:
+    return Gap.of_namespace(ns.inode, "enter it", needs, name=ns.names[0] if ns.names else "", unentered=True)
+
+
+class _Entered(enum.Enum):
+    YES = enum.auto()
+    DENIED = enum.auto()
+    VANISHED = enum.auto()
+
+
+def _enter(ns: NetNamespace) -> _Entered:
     denied = False
     for path in ns.paths:
         try:
@@ -318,9 +375,5 @@ def _enter(ns: NetNamespace) -> Gap | None:
             continue
         finally:
             os.close(fd)
-        return None
-    name = ns.names[0] if ns.names else ""
-    if denied:
-        needs = rights.missing("CAP_SYS_ADMIN")
-        return Gap.of_namespace(ns.inode, "enter it", needs, name=name, unentered=True)
-    return Gap.of_namespace(ns.inode, "enter it: it vanished", "", name=name)
+        return _Entered.YES
+    return _Entered.DENIED if denied else _Entered.VANISHED

@@ -2,9 +2,10 @@
 
 Order matters. Descriptors are listed before the dumps (they lead to namespaces that nothing else shows), so
 a socket made in between has a row and no descriptor; `Machine.descriptors_again` lists them once more when
-the caller meets such rows. A dump asks first what is cheap: a namespace whose counters say that it holds no
-TCP socket is not walked, and ESTABLISHED sockets, which can be hundreds of thousands and are rarely the
-question, are dumped only up to a number (`Plan.established_limit`) or on demand; what was left out is said.
+the caller meets such rows, and then also looks for threads that have a table of descriptors for themselves. A
+dump asks first what is cheap: a namespace whose counters say that it holds no TCP socket is not walked, and
+ESTABLISHED sockets, which can be hundreds of thousands and are rarely the question, are dumped only up to a
+number (`Plan.established_limit`) or on demand; what was left out is said.
 
 Reading only: nothing here writes to the kernel, starts conntrack in a namespace, or loads a module that
 ``ss`` and ``conntrack -L`` would not load.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -124,6 +125,7 @@ class Machine:
             namespaces, lambda ns: _look(ns, plan, arena, gaps, links, first=ns is namespaces[0])
         )
         gaps += more
+        gaps += _gone(plan, looks, gaps)
         if len(namespaces) > 1 and others:  # two may be connected through a third
             netns.visit(others, links.read)
         islands = links.islands()
@@ -141,8 +143,8 @@ class Machine:
         )
 
     def descriptors_again(self) -> Descriptors:
-        """List all descriptors once more; see the module for when."""
-        return procfs.descriptors()[0]
+        """List all descriptors once more, those of threads with a table of their own too; see the module for when."""
+        return procfs.descriptors(threads=True)[0]
 
     def processes(self, which: Iterable[int]) -> dict[int, ProcessFiles]:
         """Read the files that describe processes."""
@@ -182,6 +184,15 @@ class Machine:
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Return the protocol names of sockets by inode, of ``(pid, fd, inode)``."""
         return procfs.socket_protocols(triples)
+
+
+def _gone(plan: Plan, looks: Mapping[int, Namespace], gaps: Iterable[Gap]) -> list[Gap]:
+    """Return gaps for namespaces that were asked for and are not there: of others nobody misses what ended."""
+    said = {gap.netns for gap in gaps}
+    wanted = sorted((plan.only or frozenset()) - looks.keys())
+    return [
+        Gap.of_namespace(n, "look into it: it is gone", "", unentered=True) for n in wanted if n not in said
+    ]
 
 
 def _unreadable(found: Descriptors) -> list[Gap]:

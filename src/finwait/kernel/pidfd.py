@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded, SubflowOnly, TargetGone
+from finwait.kernel import tasks
 from finwait.uapi.inet_diag import IPPROTO_MPTCP
 from finwait.uapi.observation import LoneSocket
 
@@ -39,6 +40,8 @@ __all__ = [
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438  # the same number on every architecture (unified table)
+_PIDFD_THREAD = os.O_EXCL
+"""pidfd_open(2) of a thread: Linux 6.9; EINVAL before."""
 _SO_COOKIE = 57
 _SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
 _SEGMENTS = slice(136, 144)  # tcpi_segs_out and tcpi_segs_in of struct tcp_info, Linux 4.2
@@ -72,26 +75,60 @@ def _syscall(number: int, *args: int) -> int:
     return result
 
 
-def _copy(pid: int, fd: int) -> int:
-    """Return a copy of a process's descriptor, which the caller closes."""
-    handle = _syscall(_SYS_PIDFD_OPEN, pid, 0)
+def _copy_of(tid: int, fd: int, flags: int = 0) -> int:
+    handle = _syscall(_SYS_PIDFD_OPEN, tid, flags)
     try:
         return _syscall(_SYS_PIDFD_GETFD, handle, fd, 0)
     finally:
         os.close(handle)
 
 
-def namespace_of(pid: int, fd: int) -> int:
-    """Return an open descriptor of the network namespace that a process's socket belongs to.
+class _ThreadOnly(OSError):
+    """A descriptor in the table of a thread, by which this kernel (before 6.9) gives no copy."""
+
+
+def _copy(pid: int, fd: int, inode: int, tables: tasks.Tables) -> int:
+    """Return a copy of a process's descriptor, which the caller closes.
+
+    It is that of the process unless only a thread of its own table, or one that outlived the main thread, has it. That
+    it is the socket that is meant is for the caller to see: the number may be another descriptor's by now.
+    """
+    path = tables.path(pid, fd, inode)
+    tid = int(path.split("/")[4]) if path is not None and "/task/" in path else pid
+    if tid == pid:
+        return _copy_of(pid, fd)
+    try:
+        return _copy_of(tid, fd, _PIDFD_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _ThreadOnly(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+
+
+def namespace_of(pid: int, fd: int, netns: int) -> int:
+    """Return an open descriptor of a network namespace that a process's socket belongs to.
 
     Raises:
         OSError: there is no such socket any more, or we may not.
     """
-    copy = _copy(pid, fd)
-    try:
-        return int(fcntl.ioctl(copy, _SIOCGSKNS))
-    finally:
-        os.close(copy)
+    last: OSError = OSError(errno.EBADF, os.strerror(errno.EBADF))
+    for tid in tasks.Tables()[pid]:
+        try:
+            copy = _copy_of(tid, fd, 0 if tid == pid else _PIDFD_THREAD)
+        except OSError as error:
+            last = error
+            continue
+        try:
+            space = int(fcntl.ioctl(copy, _SIOCGSKNS))
+        except OSError as error:
+            last = error
+            continue
+        finally:
+            os.close(copy)
+        if os.fstat(space).st_ino == netns:
+            return space
+        os.close(space)
+    raise last
 
 
 def lone_sockets(triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
@@ -102,11 +139,12 @@ def lone_sockets(triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocke
             that are gone by now.
     """
     result: dict[int, LoneSocket] = {}
+    tables = tasks.Tables()
     for pid, fd, inode in triples:
         if inode in result and result[inode].state:
             continue
         try:
-            copy = _copy(pid, fd)
+            copy = _copy(pid, fd, inode, tables)
         except OSError as error:
             if error.errno not in (errno.ESRCH, errno.EBADF):
                 result[inode] = LoneSocket(0, 0, False, error.errno or errno.EIO)
@@ -140,7 +178,7 @@ def borrowed(pid: int, fd: int, *, inode: int, cookie: int) -> Iterator[socket.s
         SubflowOnly: the row is a subflow of MPTCP, and the descriptor (with another cookie) the whole connection's.
     """
     try:
-        copy = _copy(pid, fd)
+        copy = _copy(pid, fd, inode, tasks.Tables())
     except OSError as error:
         raise _explain(error, pid, fd, cookie) from None
     if os.fstat(copy).st_ino != inode:
@@ -167,6 +205,8 @@ def _explain(error: OSError, pid: int, fd: int, cookie: int) -> Exception:
         return refused
     if code == errno.ENOSYS:
         return NotSupported(code, doing, "pidfd_getfd (Linux 5.6)")
+    if isinstance(error, _ThreadOnly):
+        return NotSupported(code, f"{doing}, which one of its threads has", "PIDFD_THREAD (Linux 6.9)")
     return KernelError(code, doing)
 
 

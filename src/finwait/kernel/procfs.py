@@ -3,6 +3,9 @@
 Each ``/proc/PID/fd`` is opened once and its links are read relative to it; a link is compared as text and
 only the digits are parsed. What was not readable is kept apart from what was empty, because "nobody holds
 it" and "we were not allowed to look" lead to opposite advice.
+
+Descriptors belong to processes, as a rule. Of a process whose main thread has ended the table of a thread that goes on
+is read; tables of threads' own only where that is asked for (`finwait.kernel.tasks`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from finwait.kernel import tasks
 from finwait.uapi.observation import Descriptors, Facts, ProcessFiles
 
 __all__ = [
@@ -26,6 +30,7 @@ __all__ = [
     "read_all",
     "sees_all_processes",
     "socket_protocols",
+    "unique",
 ]
 
 
@@ -124,7 +129,9 @@ _PROCESSES = 4
 _COUNTS = struct.Struct("=QQQ")
 
 
-def descriptors(only: Iterable[int] | None = None, *, processes: int | None = None) -> Listing:
+def descriptors(
+    only: Iterable[int] | None = None, *, processes: int | None = None, threads: bool = False
+) -> Listing:
     """List every descriptor that refers to a socket, of all processes or of some.
 
     Reading a link costs the kernel some microseconds, so where there are many, and this process has one
@@ -133,6 +140,7 @@ def descriptors(only: Iterable[int] | None = None, *, processes: int | None = No
     Args:
         only: pids to look into; all if not given.
         processes: how many may work on it; as many as there are processors, four at most, if not given.
+        threads: look for threads with a table of their own, too, whose descriptors are then their process's.
 
     Returns:
         The sockets' descriptors, and ``(inode, pid, fd)`` of those that refer to a network namespace. Where
@@ -140,9 +148,12 @@ def descriptors(only: Iterable[int] | None = None, *, processes: int | None = No
         that cannot be named here.
     """
     if only is None and not sees_all_processes():
-        found, spaces = descriptors(pids(), processes=processes)
+        found, spaces = descriptors(pids(), processes=processes, threads=threads)
         return replace(found, unreadable=(0, *found.unreadable)), spaces
     which = pids() if only is None else list(only)
+    if threads:
+        found, spaces = _joined([descriptors(which, processes=processes), _of_threads(which)])
+        return unique(found), spaces
     counts = _counts(which)
     if counts is None:
         return _list(which)
@@ -164,7 +175,8 @@ def descriptors(only: Iterable[int] | None = None, *, processes: int | None = No
 def _counts(which: Iterable[int]) -> dict[int, int] | None:
     """Return how many descriptors each process has, which Linux 6.2 and later tell; None where it does not.
 
-    One that ended meanwhile has none. Needs no permission to look into the process.
+    One that ended meanwhile has none; one of whose threads some go on has at least one. Needs no permission to look
+    into the process.
     """
     try:
         if not os.stat("/proc/self/fd").st_size and os.listdir("/proc/self/fd"):
@@ -174,12 +186,21 @@ def _counts(which: Iterable[int]) -> dict[int, int] | None:
     result: dict[int, int] = {}
     for pid in which:
         try:
-            result[pid] = os.stat(f"/proc/{pid}/fd").st_size
+            result[pid] = os.stat(f"/proc/{pid}/fd").st_size or int(tasks.has_threads(pid))
         except PermissionError:  # then `_list` shall say so
             result[pid] = 1
         except OSError:
             result[pid] = 0
     return result
+
+
+def unique(found: Descriptors) -> Descriptors:
+    """Return a list without what it has twice, by pid."""
+    order = np.lexsort((found.inode, found.fd, found.pid))
+    pid, fd, inode = found.pid[order], found.fd[order], found.inode[order]
+    new = np.ones(len(pid), np.bool_)
+    new[1:] = (pid[1:] != pid[:-1]) | (fd[1:] != fd[:-1]) | (inode[1:] != inode[:-1])
+    return replace(found, pid=pid[new], fd=fd[new], inode=inode[new])
 
 
 def _side_by_side(shares: list[list[int]]) -> list[Listing]:
@@ -261,65 +282,123 @@ def _joined(parts: list[Listing]) -> Listing:
         np.concatenate([getattr(found, name) for found, _ in parts]) for name in ("pid", "fd", "inode")
     )
     order = np.argsort(pid, kind="stable")
-    unreadable = tuple(sorted(p for found, _ in parts for p in found.unreadable))
+    unreadable = tuple(sorted({p for found, _ in parts for p in found.unreadable}))
+    threads = tuple(sorted({p for found, _ in parts for p in found.threads}))
     spaces = sorted((space for _, some in parts for space in some), key=lambda space: space[1:])
-    return Descriptors(pid[order], fd[order], inode[order], unreadable), spaces
+    return Descriptors(pid[order], fd[order], inode[order], unreadable, threads=threads), spaces
 
 
-def _list(which: Iterable[int]) -> Listing:
-    pid_of: list[int] = []
-    counts: list[int] = []
-    fds: list[str] = []
-    inodes: list[str] = []
-    spaces: list[tuple[int, int, int]] = []
-    denied: list[int] = []
-    readlink, listdir, close = os.readlink, os.listdir, os.close
-    for pid in which:
+class _Reading:
+    """Descriptor tables that were read, each for a process."""
+
+    def __init__(self) -> None:
+        self.denied: list[int] = []
+        self.threads: list[int] = []
+        self.spaces: list[tuple[int, int, int]] = []
+        self._pid_of: list[int] = []
+        self._counts: list[int] = []
+        self._fds: list[str] = []
+        self._inodes: list[str] = []
+
+    def table(self, pid: int, tid: int) -> int | None:
+        """Read the table that a thread of a process uses; return how many descriptors it has, None if it is denied."""
+        readlink = os.readlink
         try:
-            directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(f"/proc/{tid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except PermissionError:
-            denied.append(pid)
-            continue
+            return None
         except OSError:
-            continue
-        before = len(fds)
+            return 0
+        before = len(self._fds)
+        names: list[str] = []
         try:
-            for name in listdir(directory):
+            names = os.listdir(directory)
+            for name in names:
                 try:
                     link = readlink(name, dir_fd=directory)
                 except FileNotFoundError:  # closed meanwhile
                     continue
                 if link.startswith("socket:["):
-                    fds.append(name)
-                    inodes.append(link[8:-1])
+                    self._fds.append(name)
+                    self._inodes.append(link[8:-1])
                 elif link.startswith("net:["):
-                    spaces.append((int(link[5:-1]), pid, int(name)))
+                    self.spaces.append((int(link[5:-1]), tid, int(name)))
         except PermissionError:
-            denied.append(pid)
+            return None
         except OSError:
             pass
         finally:
-            close(directory)
-        if len(fds) > before:
-            pid_of.append(pid)
-            counts.append(len(fds) - before)
-    found = Descriptors(
-        np.repeat(np.array(pid_of, np.uint32), counts) if pid_of else np.empty(0, np.uint32),
-        np.array(fds, np.uint32) if not fds else np.array(fds, "S10").astype(np.uint32),
-        np.array(inodes, np.uint64) if not inodes else np.array(inodes, "S20").astype(np.uint64),
-        tuple(denied),
-    )
-    return found, spaces
+            os.close(directory)
+        if len(self._fds) > before:
+            self._pid_of.append(pid)
+            self._counts.append(len(self._fds) - before)
+        return len(names)
+
+    def listing(self) -> Listing:
+        found = Descriptors(
+            np.repeat(np.array(self._pid_of, np.uint32), self._counts)
+            if self._pid_of
+            else np.empty(0, np.uint32),
+            np.array(self._fds, "S10").astype(np.uint32) if self._fds else np.empty(0, np.uint32),
+            np.array(self._inodes, "S20").astype(np.uint64) if self._inodes else np.empty(0, np.uint64),
+            tuple(self.denied),
+            threads=tuple(self.threads),
+        )
+        return found, self.spaces
+
+
+def _list(which: Iterable[int]) -> Listing:
+    reading = _Reading()
+    for pid in which:
+        if (count := reading.table(pid, pid)) or (tid := tasks.live_thread(pid)) is None:
+            if count is None:
+                reading.denied.append(pid)
+            continue
+        if reading.table(pid, tid) is None:  # that of a zombie is root's, whoever's its threads are
+            reading.denied.append(pid)
+    return reading.listing()
+
+
+_MOST_THREADS = 100_000
+"""Threads whose tables are told apart at most: a tenth of a second."""
+_MOST_IN_THREADS = 200_000
+"""Descriptors in tables of threads that are read at most; a second."""
+
+
+def _of_threads(which: Iterable[int]) -> Listing:
+    """List descriptors in tables that threads have for themselves.
+
+    Where the kernel does not tell which tables are a thread's own, every one of them is read, and what is in that of
+    its process, too, is told twice. `Descriptors.threads` names the processes that were too many.
+    """
+    reading = _Reading()
+    threads = descriptors_read = 0
+    for pid in which:
+        if not tasks.has_threads(pid):
+            continue
+        if threads > _MOST_THREADS or descriptors_read > _MOST_IN_THREADS:
+            reading.threads.append(pid)
+            continue
+        tables, looked_at = tasks.own_tables(pid)
+        threads += looked_at
+        counts = [reading.table(pid, tid) for tid in tables]
+        descriptors_read += sum(count or 0 for count in counts)
+        if None in counts:
+            reading.denied.append(pid)
+    return reading.listing()
 
 
 def processes(which: Iterable[int]) -> dict[int, ProcessFiles]:
     """Read what describes each process; one that ended meanwhile is left out."""
     result: dict[int, ProcessFiles] = {}
     for pid in which:
-        base = f"/proc/{pid}/"
-        stat = read(base + "stat")
+        stat = read(f"/proc/{pid}/stat")
         if stat is None:
             continue
+        base = f"/proc/{pid}/"
+        if _is_zombie(stat) and (tid := tasks.live_thread(pid)) is not None:
+            base = f"/proc/{pid}/task/{tid}/"
+            stat = _as_its_thread(stat, read(base + "stat"))
         denied = False
         exe: bytes | None = None
         netns: int | None = None
@@ -345,18 +424,35 @@ def processes(which: Iterable[int]) -> dict[int, ProcessFiles]:
     return result
 
 
+def _is_zombie(stat: bytes) -> bool:
+    return stat[stat.rfind(b")") + 2 :][:1] == b"Z"
+
+
+def _as_its_thread(stat: bytes, thread: bytes | None) -> bytes:
+    """Return the line of a process whose main thread has ended, with the state of one that goes on."""
+    at = stat.rfind(b")") + 2
+    state = b"" if thread is None else thread[thread.rfind(b")") + 2 :][:1]
+    return stat[:at] + (state or b"Z") + stat[at + 1 :]
+
+
 def close_on_exec(pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
     """Return for each (pid, fd) whether a program that the process executes would *not* inherit it."""
     result: dict[tuple[int, int], bool] = {}
+    tables = tasks.Tables()
     for pid, fd in pairs:
-        data = read(f"/proc/{pid}/fdinfo/{fd}")
-        if data is None:
-            continue
-        for line in data.splitlines():
-            if line.startswith(b"flags:"):
-                result[pid, fd] = bool(int(line.split()[1], 8) & 0o2000000)
-                break
+        # Of tables of threads' own it is not known which is meant: told is what all of them say.
+        flags = {_flag(f"/proc/{tid}/fdinfo/{fd}") for tid in tables[pid]} - {None}
+        if len(flags) == 1 and (flag := flags.pop()) is not None:
+            result[pid, fd] = flag
     return result
+
+
+def _flag(path: str) -> bool | None:
+    """Return whether a descriptor has FD_CLOEXEC."""
+    for line in (read(path) or b"").splitlines():
+        if line.startswith(b"flags:"):
+            return bool(int(line.split()[1], 8) & 0o2000000)
+    return None
 
 
 def socket_protocols(triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
@@ -366,13 +462,15 @@ def socket_protocols(triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         triples: ``(pid, fd, inode)``. The answer is by inode.
     """
     result: dict[int, str] = {}
+    tables = tasks.Tables()
     for pid, fd, inode in triples:
-        path = f"/proc/{pid}/fd/{fd}"
+        path = tables.path(pid, fd, inode)
+        if path is None:  # the number is another descriptor's by now
+            continue
         try:
             name = os.getxattr(path, "system.sockprotoname")
-            if os.readlink(path) != f"socket:[{inode}]":  # the number is another descriptor's by now
-                continue
         except OSError:
             continue
-        result[inode] = name.rstrip(b"\0").decode("ascii", "replace")
+        if tables.path(pid, fd, inode) == path:
+            result[inode] = name.rstrip(b"\0").decode("ascii", "replace")
     return result

@@ -74,7 +74,7 @@ def complete(machine: Source, plan: Plan, *, once_more: bool = True) -> Observat
             both[0].astype(np.uint32),
             both[1].astype(np.uint32),
             both[2],
-            tuple(sorted({*found.unreadable, *again.unreadable})),
+            tuple(sorted({*found.unreadable, *again.unreadable, *again.threads})),
         )
     here = np.isin(found.inode, sockets.inode.astype(np.uint64))
     files = machine.processes(np.unique(found.pid).tolist())

@@ -164,12 +164,10 @@ class Acceptor:
                     sockets.abort_on_close(fd)
                     os.close(fd)
                     continue
-            conn = driver.admit(route, fd, peer, is_tcp=listener.is_tcp)
-            if source and route.max_per_source and not route.service.accept_proxy:
-                route.count_source(conn, source)
+            counted = source if route.max_per_source and not route.service.accept_proxy else ""
+            driver.admit(route, fd, peer, counted, is_tcp=listener.is_tcp)
             if route.count >= route.suspicious:
                 self._end_circles(route)
-            driver.begin(conn)
 
     def _end_circles(self, route: Route) -> None:
         """End connections that run in a circle; each time it is looked for them there are twice as many."""

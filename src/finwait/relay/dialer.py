@@ -38,7 +38,8 @@ class Dialer:
         self._leave(conn)
         now = self._loop.now
         route = conn.route
-        backend = route.balancer.pick(conn.client_host(), conn.tried, now)
+        source = conn.client_host() if route.balances_by_source else ""
+        backend = route.balancer.pick(source, conn.tried, now)
         if backend is None:
             return Event.NO_BACKEND
         conn.backend = backend

@@ -159,8 +159,16 @@ class Driver:
 
     # ── before the connection is open ────────────────────────────────────────────────────────────────────
 
-    def admit(self, route: Route, fd: int, peer: object, *, is_tcp: bool) -> Conn:
-        """Take in a connection that was accepted; `begin` comes next."""
+    def admit(self, route: Route, fd: int, peer: object, source: str, *, is_tcp: bool) -> None:
+        """Take in a connection that was accepted: wait for its header, or connect.
+
+        Args:
+            route: where it is counted.
+            fd: its socket.
+            peer: the other end's address.
+            source: the address that it counts for; empty: for none.
+            is_tcp: whether it came by TCP.
+        """
         self._number += 1
         now = self._loop.now
         conn = Conn(route, peer, self._number, now, is_tcp=is_tcp)
@@ -169,14 +177,12 @@ class Driver:
         self.count += 1
         route.count += 1
         route.accepted += 1
+        if source:
+            route.count_source(conn, source)
         self._wheel.put(conn, now + route.young, now)
-        return conn
-
-    def begin(self, conn: Conn) -> None:
-        """Wait for the header of a connection, or connect; one that was ended meanwhile is no mistake."""
         if conn.state is _HEADER:
-            self._arm(conn.client)
-        elif conn.state is not _CLOSED:
+            self._arm(leg)
+        else:
             self._connect(conn)
 
     def _arm(self, leg: Leg) -> None:
@@ -432,8 +438,9 @@ class Driver:
         """Count a connection that ended, and let go of all that it has."""
         self.count -= 1
         self.ended += 1
-        bury = self._loop.bury
-        conn.route.count_end(conn, self._loop.now)
+        loop = self._loop
+        table, buried = loop.table, loop.buried
+        conn.route.count_end(conn, loop.now)
         if conn.slot:
             self._wheel.remove(conn)
         for leg in (conn.client, conn.server):
@@ -441,7 +448,8 @@ class Driver:
                 break
             if leg.pipe is not None:
                 self._pump.release(leg)
-            bury(leg.fd)
+            table[leg.fd] = None
+            buried.append(leg.fd)
             leg.fd = -1
             # Without cycles nothing is left to the collector.
             del leg.other, leg.conn

@@ -496,26 +496,24 @@ class Machine:
             ImpossibleEvent: the event cannot happen in this state.
         """
         state = self.state
-        if event is _TICK:
-            due = self._due(now)
-            if due is None:
-                return ()
-            event = due
-        if (event is _REFUSED or event is _TIMEOUT) and self.tries >= self.limits.tries:
-            event = Event.LAST_REFUSED if event is _REFUSED else Event.LAST_TIMEOUT
         step = STEPS[state][event]
         if step is None:
-            raise ImpossibleEvent(state, event)
+            if event is not _TICK:
+                raise ImpossibleEvent(state, event)
+            due = self._due(now)
+            return () if due is None else self.feed(due, now)
         after, commands, reason = step
+        if commands == _CONNECT:
+            if (event is _REFUSED or event is _TIMEOUT) and self.tries >= self.limits.tries:
+                return self.feed(Event.LAST_REFUSED if event is _REFUSED else Event.LAST_TIMEOUT, now)
+            self.since = now
+            self.tries += 1
         if after is not state:
             # The half-close counts from the first FIN, not from the moment when it could be passed on.
             if not (_IS_HALF_CLOSED[state] and _IS_HALF_CLOSED[after]):
                 self.since = now
             self.state = after
             self.reason = reason
-        if commands == _CONNECT:
-            self.since = now
-            self.tries += 1
         return commands
 
     def drain(self, now: float, deadline: float) -> tuple[Command, ...]:

@@ -57,7 +57,8 @@ class IdlePool:
 
     def take(self, backend: Backend) -> int:
         """Return a connection that is still good, as a descriptor that is not watched; -1 when there is none."""
-        for idle in list(self._idle.get(backend, ())):
+        kept = self._idle.get(backend)
+        for idle in list(kept) if kept else ():
             if not idle.ready:
                 continue
             self._forget(idle)

@@ -29,6 +29,8 @@ class Route:
         count: connections that it has now.
         watch: seconds between two looks at a connection's readers, at most.
         young: seconds after which a new connection is looked after for the first time.
+        balances_by_source: the backend depends on who the client is.
+        needs_source: it depends on who the client is whether it may come in.
         suspicious: at so many connections it is looked whether they run in a circle.
     """
 
@@ -55,6 +57,7 @@ class Route:
         self.max_connections = -(-service.max_connections // share)
         self.max_per_source = -(-service.max_per_source // share)
         self.prefixes = (service.source_prefix_v4, service.source_prefix_v6)
+        self.balances_by_source = service.balance == "source_hash" or service.affinity.timeout > 0
         self.needs_source = bool(service.allow or service.deny or service.max_per_source)
         t = service.timeouts
         known = [x for x in (t.connect, t.half_close, t.idle, t.first_byte, t.lifetime, t.header) if x]

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.services import name_of
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
 from finwait.report.json import different_addresses
@@ -151,8 +152,7 @@ def _codes(view: View, findings: Sequence[Finding], rows: I64, by: str) -> tuple
 
 def workers(view: View, pids: Sequence[int]) -> str:
     """Return the name of a process, or of the workers of one service: ``app (812)``, ``app ×60 (812…903)``."""
-    process = view.processes.get(pids[0])
-    name = process.comm if process else "?"
+    name = name_of(view.processes[pid].comm if pid in view.processes else "?" for pid in pids)
     return f"{name} ({pids[0]})" if len(pids) == 1 else f"{name} ×{len(pids)} ({min(pids)}…{max(pids)})"
 
 

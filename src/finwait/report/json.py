@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis import catalogue
 from finwait.diagnosis.finding import Finding
 from finwait.errors import Gap
 from finwait.table.sockets import address_text
@@ -212,6 +213,7 @@ def _head(
         "filter": None if narrowed is None else str(narrowed.filter),
         "totals": {"connections": int(connections.sum()), "namespaces": spaces},
         "established_skipped": view.established_skipped,
+        "not_judged": [] if view.holders.searched else list(catalogue.by_owners()),
         "gaps": [{"where": g.where, "doing": g.doing, "needs": g.needs} for g in gaps],
     }
 

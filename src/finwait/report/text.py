@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.services import name_of
+from finwait.diagnosis import catalogue
 from finwait.diagnosis.finding import Finding
 from finwait.report.columns import Cells
 from finwait.table.units import cell_text, duration_text, ink, span_text
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from finwait.diagnosis.view import View
     from finwait.errors import Gap
 
-__all__ = ["Style", "connection", "diagnosis", "headline"]
+__all__ = ["Style", "connection", "diagnosis", "headline", "unowned"]
 
 _COLORS = {"problem": "31;1", "notice": "33", "healthy": "32", "bold": "1", "dim": "2"}
 
@@ -88,6 +90,11 @@ def _extent(view: View, narrowed: Narrowed | None) -> tuple[int, str]:
     return n, f"{what} that the FILTER selects, in {where},"
 
 
+def unowned() -> str:
+    """Return what a look without owners leaves out."""
+    return f"owners were not looked for (`--no-owners`): rules {', '.join(catalogue.by_owners())} not judged"
+
+
 def headline(
     view: View,
     findings: Sequence[Finding],
@@ -124,6 +131,7 @@ def headline(
         among = f" Among {seen} none was seen that does not finish closing." if n else ""
         return f"{who}: {more}.{among}"
     partly = bool(gaps) or (narrowed is not None and bool(narrowed.unjudged)) or view.established_skipped > 0
+    partly = partly or not view.holders.searched
     if notices:
         nothing = "nothing was seen that is stuck" if partly else "nothing is stuck"
         return f"{who}: {nothing} among {seen}; {notices} {'deserves' if notices == 1 else 'deserve'} a look."
@@ -133,6 +141,8 @@ def headline(
         return f"{who}: nothing wrong was seen in {seen}, but the FILTER could not judge everything."
     if view.established_skipped:
         return f"{who}: nothing wrong was seen in {seen}; ESTABLISHED ones were not looked at."
+    if not view.holders.searched:
+        return f"{who}: nothing wrong was seen in {seen}; owners were not looked for."
     return f"{who}: nothing is wrong. {seen[0].upper() + seen[1:]}; none fails to finish closing."
 
 
@@ -252,9 +262,12 @@ def _service(view: View, finding: Finding, pids: Sequence[int]) -> str:
     if len(pids) == 1:
         return f"{process.comm} (pid {pids[0]}{user})"
     counts = {pid: n for pid, n in view.holders.counted(finding.rows).items() if pid in set(pids)}
-    return (
-        f"{process.comm} ×{len(pids)} (pids {min(pids)}…{max(pids)}{user}; {_shares(counts, 'connection')})"
-    )
+    name = name_of(_comms(view, pids))
+    return f"{name} ×{len(pids)} (pids {min(pids)}…{max(pids)}{user}; {_shares(counts, 'connection')})"
+
+
+def _comms(view: View, pids: Sequence[int]) -> list[str]:
+    return [view.processes[pid].comm if pid in view.processes else "?" for pid in pids]
 
 
 def _shares(counts: Mapping[int, int], what: str) -> str:
@@ -285,8 +298,7 @@ def _blocks(view: View, findings: Iterable[Finding]) -> list[Finding]:
 def _together(view: View, alike: Sequence[Finding]) -> Finding:
     counts = {f.pids[0]: f.count for f in alike}
     pids = tuple(sorted(counts))
-    process = view.processes.get(pids[0])
-    name = process.comm if process else "?"
+    name = name_of(_comms(view, pids))
     who = f"{name} ×{len(pids)} (pids {pids[0]}…{pids[-1]}; {_shares(counts, 'descriptor')})"
     first = alike[0]
     told = tuple(
@@ -436,6 +448,8 @@ def _tail(view: View, findings: Sequence[Finding], style: Style) -> list[str]:
             healthy[f.rule, f.title] += f.count
     for (rule, title), n in healthy.most_common():
         lines += _wrap("Healthy", f"{n} × {rule}: {title.removesuffix(': healthy')}", style.width)
+    if not view.holders.searched:
+        lines += _wrap("Left out", unowned(), style.width)
     if view.established_skipped:
         text = (
             f"about {view.established_skipped} sockets in namespaces whose ESTABLISHED ones were left out; "

@@ -45,8 +45,16 @@ class ColumnTable:
         self._present: dict[str, Mask] = present if present is not None else {}
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> Self:
+    def from_columns(
+        cls,
+        columns: Mapping[str, Sequence[Any] | NDArray[Any]],
+        present: Mapping[str, Sequence[bool] | Mask] | None = None,
+    ) -> Self:
         """Build a table from values; a column that is not given is missing in every row.
+
+        Args:
+            columns: cells by name.
+            present: by name, in which rows a nullable column is there; in all if not given.
 
         Raises:
             ValueError: an unknown column, or columns of unequal length.
@@ -59,17 +67,18 @@ class ColumnTable:
             raise ValueError(f"no such column: {', '.join(sorted(unknown))}")
         n = lengths.pop() if lengths else 0
         cache: dict[str, NDArray[Any]] = {}
-        present: dict[str, Mask] = {}
+        masks: dict[str, Mask] = {}
         for column in cls.schema:
             shape = (n, column.width) if column.width > 1 else (n,)
             if column.name in columns:
                 cells = np.asarray(columns[column.name], dtype=_native(column.dtype))
                 cache[column.name] = cells.reshape(shape)
-                present[column.name] = np.ones(n, np.bool_)
+                given = (present or {}).get(column.name) if column.nullable else None
+                masks[column.name] = np.ones(n, np.bool_) if given is None else np.array(given, np.bool_)
             else:
                 cache[column.name] = np.zeros(shape, _native(column.dtype))
-                present[column.name] = np.full(n, not column.nullable, np.bool_)
-        return cls(None, cache, n, present)
+                masks[column.name] = np.full(n, not column.nullable, np.bool_)
+        return cls(None, cache, n, masks)
 
     @classmethod
     def empty(cls) -> Self:

@@ -105,6 +105,8 @@ class Descriptors:
     """Pids whose descriptors we were not allowed to list."""
     searched: bool = True
     """False when nobody looked: then an inode that is absent here says nothing."""
+    threads: tuple[int, ...] = ()
+    """Pids that were too many to look for threads with a descriptor table of their own."""
 
     @classmethod
     def none(cls, *, searched: bool = False) -> Descriptors:

@@ -342,6 +342,8 @@ class ProcessStat:
     threads: int
     start_ticks: int
     """Start of the process after boot (CLOCK_BOOTTIME), in ``sysconf(_SC_CLK_TCK)`` ticks."""
+    start_stack: int = 0
+    """Where its stack begins, which execve(2) draws anew and fork(2) keeps; 0 where we may not see it."""
 
 
 def parse_stat(data: bytes) -> ProcessStat:
@@ -372,6 +374,7 @@ def parse_stat(data: bytes) -> ProcessStat:
         kernel_thread=bool(number(9) & PF_KTHREAD),
         threads=number(20),
         start_ticks=number(22),
+        start_stack=number(28) if len(rest) > 25 else 0,
     )
 
 

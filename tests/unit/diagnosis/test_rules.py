@@ -775,6 +775,22 @@ def test_dead_descriptors_are_a_leak_from_five_on_and_only_if_they_were_looked_f
     assert leaks(view(HELD, holders=OWNED, hidden=hidden, hidden_known=False)) == []
 
 
+def test_dead_sockets_of_the_workers_of_one_service_are_counted_together() -> None:
+    hidden = tuple(HiddenDescriptor(500 + k, fd, 900 + 10 * k + fd) for k in range(3) for fd in range(4))
+    workers = {
+        pid: ProcessView(pid, f"wrk-{pid}", "app", ppid=400, exe="/bin/app", netns=1)
+        for pid in (500, 501, 502)
+    }
+
+    def leaks(v: View) -> list[tuple[tuple[int, ...], int]]:
+        found = engine.diagnose(v, catalogue.rules())
+        return sorted((f.pids, f.count) for f in found if f.rule == "hidden-leak")
+
+    assert leaks(view(hidden=hidden, processes=workers)) == [((500,), 4), ((501,), 4), ((502,), 4)]
+    others = {pid: replace(p, cmdline=f"app {pid}") for pid, p in workers.items()}
+    assert leaks(view(hidden=hidden, processes=others)) == []
+
+
 def test_a_secondary_cause_is_told_as_one() -> None:
     found = {(f.rule, f.primary) for f in engine.diagnose(view(HELD), catalogue.rules())}
     assert found == {("holder-not-found", True), ("fin-wait2-held", False)}

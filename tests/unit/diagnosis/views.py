@@ -82,7 +82,7 @@ def _table(sockets: list[dict[str, Any]]) -> SocketTable:
             columns[name] = np.array([pack_address(c) for c in cells], np.uint64).reshape(-1, 2)
         else:
             columns[name] = cells
-    return SocketTable.from_columns(columns)
+    return SocketTable.from_columns(columns, {name: [name in one for one in sockets] for name in names})
 
 
 def primary(v: View) -> list[str]:

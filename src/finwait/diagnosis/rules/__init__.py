@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.container import NOWHERE, workload_of_path
+from finwait.attribution.mptcp import MPTCP, subflows
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
@@ -33,6 +34,7 @@ __all__ = [
     "just_sent",
     "likely",
     "look_again",
+    "mptcp_rows",
     "orphans",
     "peer_doubtful",
     "peer_missing",
@@ -156,13 +158,15 @@ def silence(view: View, *clocks: str) -> NDArray[np.int64]:
 
 
 def silence_of(sockets: SocketTable, *clocks: str) -> NDArray[np.int64]:
-    """As `silence`, of a table."""
+    """As `silence`, of a table; of an MPTCP connection by the clocks of its subflows."""
     never = np.iinfo(np.int64).max
     quiet = np.full(len(sockets), never, np.int64)
     for name in clocks:
         quiet = np.minimum(
             quiet, np.where(sockets.present(name), sockets.column(name).astype(np.int64), never)
         )
+    whole, part = subflows(sockets)
+    np.minimum.at(quiet, whole, quiet[part])
     return np.where(quiet == never, -1, quiet)
 
 
@@ -200,6 +204,12 @@ def peer_doubtful(view: View) -> NDArray[np.bool_]:
     the peer may rest on it (`peer_missing`).
     """
     return view.peer_here & (view.other < 0) & ~view.other_ambiguous & ~view.has_flow
+
+
+def mptcp_rows(view: View) -> NDArray[np.bool_]:
+    """Return rows of MPTCP connections: settings and acts of TCP reach their subflows, not them."""
+    rows: NDArray[np.bool_] = view.sockets.protocol == MPTCP
+    return rows
 
 
 def peer_unseen(view: View) -> NDArray[np.bool_]:

@@ -2,7 +2,9 @@
 
 Seen as       ESTABLISHED connections that a program accepted, with bytes in the receive queue (rqueue) and nothing
               received, sent or read for 3 s. One look is a notice. A problem are three and more of one process over
-              two looks, while the process moved nothing on any of its connections.
+              two looks, while the process moved nothing on any of its connections. Of MPTCP it is the row of the
+              connection that counts, not its subflows; its rqueue is memory, and where more came meanwhile nobody
+              can tell whether some was read: then it stays a notice.
 Why it stays  The kernel took the request in; the program hangs: its only thread waits for something else (a lock, a
               database, a full pipe), or it is stopped. The client waits for an answer until its own timeout. Nothing
               in TCP ends this: to both kernels the connection is well.
@@ -27,6 +29,7 @@ from finwait.diagnosis.rules import (
     certain,
     likely,
     look_again,
+    mptcp_rows,
     silence,
     unclocked,
 )
@@ -42,7 +45,7 @@ SEVERAL = 3
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
-    unread = view.in_state(tcp.ESTABLISHED) & view.held & (s.rqueue > 0) & (s.ulp != b"mptcp")
+    unread = view.connections_in(tcp.ESTABLISHED) & view.held & (s.rqueue > 0) & (s.ulp != b"mptcp")
     if not unread.any():
         return unread
     unread &= ~view.read & ~view.sent
@@ -82,6 +85,10 @@ def _idle(view: View, pids: set[int]) -> bool:
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
     if not _watched(view)[rows].all() or _opened(view)[rows].any():
         return "notice"
+    if (mptcp_rows(view) & view.moved)[
+        rows
+    ].any():  # its queue is told in memory: whether some was read is not known
+        return "notice"
     pids = holding(view, rows)
     if stopped(view, pids):
         return "problem"
@@ -120,6 +127,14 @@ def process_states(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
                 )
             result.append(Evidence(f"process {pid}", value, f"/proc/{pid}/stat", says))
     return tuple(result)
+
+
+def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
+    mptcp = int(mptcp_rows(view)[rows].sum())
+    memory = Evidence(
+        "MPTCP connections", str(mptcp), "the MPTCP dump", "their rqueue is the memory that unread bytes take"
+    )
+    return (*((memory,) if mptcp else ()), *process_states(view, rows))
 
 
 _PROCESS = {
@@ -171,6 +186,7 @@ RULE = Rule(
     title="requests lie unread on open connections: the program that accepted them does not read",
     severity="problem",
     rank=57,
+    owners=True,
     means="by-state",
     beyond_sysctls="to the kernel these connections are well; only the program can read",
     claims=("C21", "X18"),
@@ -183,10 +199,10 @@ RULE = Rule(
     does_not=_DOES_NOT,
     confidence=_confidence,
     match=match,
-    observe=process_states,
+    observe=_observe,
     grade=_grade,
     unjudged=lambda view: unclocked(
-        view, view.in_state(tcp.ESTABLISHED) & view.held & (view.sockets.rqueue > 0) & ~view.moved_known
+        view, view.connections_in(tcp.ESTABLISHED) & view.held & (view.sockets.rqueue > 0) & ~view.moved_known
     ),
     cases=(
         Case(

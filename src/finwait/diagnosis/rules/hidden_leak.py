@@ -1,6 +1,7 @@
 """hidden-leak: the connection is gone from every list, and the descriptor is still open.
 
-Seen as       A process with descriptors of TCP sockets that no dump contains; sockstat's `alloc` above `inuse`.
+Seen as       5 or more descriptors of TCP sockets that no dump contains, in one process or in the workers of one
+              service together; sockstat's `alloc` above `inuse`.
 Why it stays  A connection that was reset, timed out or was destroyed leaves its state, and with it ss and
               sock_diag. The descriptor stays open until the program closes it, and counts against its limit.
 Not this      Sockets of other kinds (Unix, UDP). Sockets that never sent nor received a segment: they are
@@ -11,6 +12,8 @@ Reproduce     finwait lab run hidden-leak
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 
@@ -24,7 +27,7 @@ __all__ = ["RULE", "matches"]
 
 
 def matches(view: View) -> list[Match]:
-    """Return the processes that hold dead sockets."""
+    """Return the processes that hold dead sockets, where they or their service hold enough of them."""
     if not view.hidden_known:
         return []
     by_pid: dict[int, list[int]] = {}
@@ -32,9 +35,11 @@ def matches(view: View) -> list[Match]:
     for item in view.hidden:
         by_pid.setdefault(item.pid, []).append(item.fd)
         spaces.setdefault(item.pid, item.netns)
+    of = view.services
+    together = Counter(of.get(item.pid, item.pid) for item in view.hidden)
     result = []
     for pid, fds in sorted(by_pid.items()):
-        if len(fds) < view.options.hidden:
+        if (whole := together[of.get(pid, pid)]) < view.options.hidden:
             continue
         process = view.processes.get(pid)
         ns = spaces.get(pid) or (process.netns if process and process.netns else 0)
@@ -46,6 +51,15 @@ def matches(view: View) -> list[Match]:
                 "TCP sockets that no dump contains: in state CLOSE, after segments went in or out",
             )
         ]
+        if whole > len(fds):
+            evidence.append(
+                Evidence(
+                    "service",
+                    f"{whole} descriptors",
+                    "/proc/PID/fd of its processes",
+                    "the same in all its workers",
+                )
+            )
         here = view.namespaces.get(ns)
         if here is not None and "sockstat.TCP.alloc" in here.counters:
             alloc = here.counters["sockstat.TCP.alloc"]
@@ -84,6 +98,7 @@ RULE = Rule(
     title="descriptors of connections that are gone: invisible to ss, still open",
     severity="problem",
     rank=50,
+    owners=True,
     means=None,
     beyond_sysctls="the connection is gone; only the descriptor is left in the process",
     claims=("C16", "X50"),

@@ -2,7 +2,7 @@
 
 Seen as       A connection that does not finish closing, or an open one on which nothing has passed for a second,
               with an inode, and no /proc/*/fd entry that names it although *every* process could be looked into,
-              twice. An open one is only a notice.
+              twice. An open one is only a notice. Of MPTCP the connection counts, not its subflows.
 Why it stays  The descriptor is in flight in a Unix socket (SCM_RIGHTS that nobody received), registered with
               io_uring, or used by the kernel itself (NFS, iSCSI, a tunnel). It cannot be found by its fd. While it is
               open no FIN goes out: the peer waits for an answer that nobody will write.
@@ -19,12 +19,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.mptcp import MPTCP
 from finwait.diagnosis.finding import Advice, Confidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
     NOT_FIN_TIMEOUT,
     certain,
     likely,
+    mptcp_rows,
     silence_of,
     unclocked,
 )
@@ -45,7 +47,8 @@ SILENT_MS = 1000
 def suspects(sockets: SocketTable) -> NDArray[np.bool_]:
     """Return rows that deserve a word if no process holds them: they do not finish closing, or nothing passes."""
     s = sockets
-    plain = (s.inode != 0) & (s.protocol == 6) & (s.ulp != b"mptcp")
+    # Of MPTCP the row of the connection, not those of its subflows.
+    plain = (s.inode != 0) & ((s.protocol == MPTCP) | (s.protocol == 6) & (s.ulp != b"mptcp"))
     closing = np.isin(s.state, (tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.FIN_WAIT1, tcp.LAST_ACK, tcp.CLOSING))
     silent = silence_of(s, "last_data_sent_ms", "last_data_recv_ms") >= SILENT_MS
     return plain & (closing | ((s.state == tcp.ESTABLISHED) & silent))
@@ -59,7 +62,7 @@ def match(view: View) -> NDArray[np.bool_]:
 
 
 def _open(view: View) -> NDArray[np.bool_]:
-    return view.in_state(tcp.ESTABLISHED)
+    return view.connections_in(tcp.ESTABLISHED)
 
 
 def kernels_own(view: View) -> NDArray[np.bool_]:
@@ -107,6 +110,7 @@ RULE = Rule(
     title="held, but by no descriptor of any process: in flight, io_uring, or the kernel",
     severity="problem",
     rank=35,
+    owners=True,
     means="by-state",
     beyond_sysctls="something still refers to the socket, so no orphan timer applies",
     claims=("C8", "X15"),
@@ -134,6 +138,34 @@ RULE = Rule(
             ),
             ends=(Remedy("unmounting, or detaching, what uses it", "read-only"),),
             does_not=(Advice("destroy it", "the kernel opens it again; what is mounted hangs meanwhile"),),
+        ),
+        Case(
+            title="an MPTCP connection, held by no descriptor of any process: in flight, or in io_uring",
+            rows=mptcp_rows,
+            clues=(
+                Clue("protocol", "262: the MPTCP connection itself, not one of its subflows"),
+                Clue("inode", "not 0: something refers to it; no /proc/*/fd link has this number"),
+                Clue("state", "where the data level stopped"),
+                Clue("rqueue", "memory that is taken by what nobody has read"),
+                Clue("cgroup_id", "where it was made, which is the best lead"),
+                Clue("uid", "by whom it was made"),
+            ),
+            ends=(
+                _LOOK,
+                Remedy(
+                    "destroying its subflows, which are TCP rows with its ports (`ss -K`): the kernel gives the "
+                    "connection up after `net.mptcp.close_timeout`",
+                    "destructive",
+                ),
+            ),
+            does_not=(
+                _NO_OWNER,
+                Advice(
+                    "destroy the connection",
+                    "SOCK_DESTROY does not know MPTCP, and a reset takes a descriptor",
+                ),
+                NOT_FIN_TIMEOUT,
+            ),
         ),
         Case(
             title="open, and no process can ever answer on it: its descriptor is in flight, or in io_uring",

@@ -2,7 +2,8 @@
 
 Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; or a held connection (ESTABLISHED or
               FIN_WAIT2) whose other end is gone from a namespace of this machine that it is known to reach. ESTABLISHED
-              also where a namespace here has the other end's address, and nothing shows that it is the peer's.
+              also where a namespace here has the other end's address, and nothing shows that it is the peer's. An
+              MPTCP connection is silent when all its subflows are, and keepalive on one of them is keepalive.
 Why it stays  An idle connection sends nothing. If the peer vanished without a FIN (node lost, pod deleted after
               its network), this end learns it only by sending: data, or a keepalive probe.
 Not this      timer 2: keepalive is on. An other end that is there and ESTABLISHED. An address that a namespace
@@ -26,6 +27,7 @@ from finwait.diagnosis.rules import (
     PREVENT_SILENCE,
     destroy,
     likely,
+    mptcp_rows,
     peer_doubtful,
     peer_missing,
     possible,
@@ -40,24 +42,33 @@ from finwait.uapi import tcp
 __all__ = ["RULE", "match"]
 
 
+def _gone(view: View) -> NDArray[np.bool_]:
+    return view.on_every_subflow(peer_missing(view))
+
+
+def _doubtful(view: View) -> NDArray[np.bool_]:
+    return view.on_every_subflow(peer_doubtful(view))
+
+
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
-    quiet = view.held & (s.timer == 0)
+    quiet = view.held & view.on_every_subflow(s.timer == 0)
     idle = silence(view, "last_data_sent_ms", "last_data_recv_ms", "last_ack_recv_ms")
-    long = view.in_state(tcp.ESTABLISHED) & (idle >= view.options.idle_ms) & (view.other < 0)
+    lone = (view.other < 0) & view.on_every_subflow(view.other < 0)
+    long = view.connections_in(tcp.ESTABLISHED) & (idle >= view.options.idle_ms) & lone
     long &= ~kernels_own(view)  # what is mounted may be silent for hours
     # CLOSE_WAIT whose peer is gone is the normal fate of a leak: its own rules say it better.
-    gone = view.in_state(tcp.ESTABLISHED) & peer_doubtful(view)
+    gone = view.connections_in(tcp.ESTABLISHED) & _doubtful(view)
     # And a half-close whose program does not read what came waits for its own program, not for a peer.
-    gone |= view.in_state(tcp.FIN_WAIT2) & (s.rqueue == 0) & peer_missing(view)
+    gone |= view.connections_in(tcp.FIN_WAIT2) & (s.rqueue == 0) & _gone(view)
     return quiet & (long | gone)
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
-    if peer_missing(view)[rows].all():
+    if _gone(view)[rows].all():
         return likely("the peer's address is on this machine, and no socket there has this connection")
-    if peer_doubtful(view)[rows].all():
+    if _doubtful(view)[rows].all():
         return possible(
             "a namespace here has the peer's address and no such connection, but another network may have it too; "
             "a probe tells"
@@ -66,7 +77,7 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
-    missing = int(peer_doubtful(view)[rows].sum())
+    missing = int(_doubtful(view)[rows].sum())
     if not missing:
         return ()
     return (
@@ -75,14 +86,14 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             f"absent ×{missing}",
             "sock_diag in the namespace that has the peer's address",
             "that namespace was dumped in all states and has no such connection"
-            if peer_missing(view)[rows].sum() == missing
+            if _gone(view)[rows].sum() == missing
             else "no such connection in a namespace with that address; nothing shows that it is the peer's",
         ),
     )
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
-    return "problem" if peer_missing(view)[rows].any() else "notice"
+    return "problem" if _gone(view)[rows].any() else "notice"
 
 
 _CLUES = (
@@ -118,8 +129,25 @@ RULE = Rule(
     grade=_grade,
     cases=(
         Case(
+            title="an MPTCP connection: silent on all its subflows, and nothing would notice if the peer were dead",
+            rows=mptcp_rows,
+            clues=(
+                Clue("protocol", "262: the MPTCP connection itself; no timer runs on any of its subflows"),
+                Clue("mptcp_subflows", "additional subflows"),
+            ),
+            ends=(
+                Remedy(
+                    "keepalive, which its program has to set (`finwait probe` acts on single TCP connections): it "
+                    "runs on the subflows; where the peer is gone they end, and the connection after "
+                    "`net.mptcp.close_timeout`"
+                ),
+                PREVENT_SILENCE,
+            ),
+            does_not=_DOES_NOT,
+        ),
+        Case(
             title="silent, and its peer is gone: the peer's address is on this machine, and the connection is not",
-            rows=peer_missing,
+            rows=_gone,
             clues=_CLUES,
             ends=(
                 Remedy(
@@ -134,6 +162,10 @@ RULE = Rule(
         ),
     ),
     unjudged=lambda view: unclocked(
-        view, view.in_state(tcp.ESTABLISHED) & view.held & (view.sockets.timer == 0) & (view.other < 0)
+        view,
+        view.connections_in(tcp.ESTABLISHED)
+        & view.held
+        & view.on_every_subflow(view.sockets.timer == 0)
+        & (view.other < 0),
     ),
 )

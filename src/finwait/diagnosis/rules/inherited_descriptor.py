@@ -53,7 +53,7 @@ SLACK_MS = 20
 
 def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:
     """Rows on which nothing happened since the *oldest* of their holders was started."""
-    candidates = view.in_state(tcp.ESTABLISHED, tcp.CLOSE_WAIT, tcp.FIN_WAIT2) & view.holder_found
+    candidates = view.connections_in(tcp.ESTABLISHED, tcp.CLOSE_WAIT, tcp.FIN_WAIT2) & view.holder_found
     silent = np.where(
         _left_unread(view),
         silence(view, "last_data_sent_ms"),
@@ -117,12 +117,12 @@ def _pairs(view: View, row: int) -> list[tuple[int, int]]:
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
-    shared = view.in_state(*SHARED) & _several_tables(view)
+    shared = view.connections_in(*SHARED) & _several_tables(view)
     return (shared & ~view.moved & ~view.sent & ~view.read) | _unused_by_its_holders(view)
 
 
 def _established(view: View) -> NDArray[np.bool_]:
-    return view.in_state(tcp.ESTABLISHED)
+    return view.connections_in(tcp.ESTABLISHED)
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
@@ -241,6 +241,7 @@ RULE = Rule(
     title="a child process inherited the connection, so closing it in the parent closes nothing",
     severity="problem",
     rank=25,
+    owners=True,
     means="by-state",
     beyond_sysctls="another process still holds the descriptor",
     claims=("C7", "X14", "S06"),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.attribution.join import matches
 from finwait.diagnosis.finding import Advice, Confidence, Remedy
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import (
@@ -46,13 +45,11 @@ def match(view: View) -> NDArray[np.bool_]:
 def _quiet(view: View, rows: NDArray[np.int64]) -> bool:
     """Return whether all subflows of all rows are known to have carried nothing for a while."""
     s = view.sockets
-    subflows = np.flatnonzero(
-        (s.protocol == 6) & s.present("mptcp_token_local") & s.present("last_data_recv_ms")
-    )
-    i, j = matches((s.netns[rows], s.mptcp_token[rows]), (s.netns[subflows], s.mptcp_token_local[subflows]))
-    j = subflows[j]
-    recent = (s.last_data_recv_ms[j] < RECENT_MS) | (s.last_data_sent_ms[j] < RECENT_MS)
-    return len(np.unique(i)) == len(rows) and not recent.any()
+    whole, part = view.subflows
+    part = part[np.isin(whole, rows)]
+    told = s.present("mptcp_token_local")[part] & s.present("last_data_recv_ms")[part]
+    recent = (s.last_data_recv_ms[part] < RECENT_MS) | (s.last_data_sent_ms[part] < RECENT_MS)
+    return bool(np.isin(rows, whole).all() and told.all() and not recent.any())
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:

@@ -237,6 +237,7 @@ RULE = Rule(
     title="a relay passed on one side's FIN and waits for the other side for ever",
     severity="problem",
     rank=30,
+    owners=True,
     means="by-state",
     beyond_sysctls="one process holds both legs; no timer runs on either",
     claims=("C3", "X52", "S01"),

@@ -1,0 +1,128 @@
+"""Threads of processes: where the main one has ended, and which have a descriptor table of their own.
+
+A process whose main thread ended (``pthread_exit``) goes on in its other threads. Its main thread is then a zombie
+until they end too, and what /proc/PID says of descriptors, namespaces and the program is empty: only
+/proc/PID/task/TID tells. A thread may also leave the table of its process by ``unshare(CLONE_FILES)``; what it opens
+then no other directory lists. ``kcmp(2)`` tells which threads share a table, for a microsecond each.
+
+What this cannot see: threads of processes that we may not look into.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from typing import Final
+
+__all__ = ["Tables", "has_threads", "live_thread", "of", "own_tables"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_KCMP: Final = {
+    "x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272, "ppc64le": 354, "ppc64": 354, "s390x": 343,
+    "i386": 349, "i686": 349, "armv7l": 378, "armv6l": 378,
+}.get(platform.machine(), -1)  # fmt: skip
+"""Its number: older than the unified table."""
+_KCMP_FILES: Final = 2
+
+
+def has_threads(pid: int) -> bool:
+    """Return whether a process has more than one thread: the links of its directory are those and two."""
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink > 3
+    except OSError:
+        return False
+
+
+def of(pid: int) -> list[int]:
+    """Return the threads of a process, the main one among them."""
+    try:
+        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return []
+
+
+def _ended(tid: int) -> bool:
+    """Return whether a thread has ended: it may still be listed, as the main one is until all have."""
+    try:
+        with open(f"/proc/{tid}/stat", "rb") as file:
+            data = file.read(1024)
+    except OSError:
+        return True
+    return data[data.rfind(b")") + 2 :][:1] in (b"Z", b"X", b"x", b"")
+
+
+def live_thread(pid: int) -> int | None:
+    """Return a thread that goes on of a process whose main thread has ended; None of every other process."""
+    if not has_threads(pid) or not _ended(pid):
+        return None
+    return next((tid for tid in of(pid) if tid != pid and not _ended(tid)), None)
+
+
+def _order(one: int, other: int) -> int | None:
+    """Return how the tables of two threads compare (0: it is one table); None where the kernel does not tell."""
+    if _KCMP < 0:
+        return None
+    answer = int(_libc.syscall(_KCMP, one, other, _KCMP_FILES, 0, 0))
+    return answer if answer in (0, 1, 2) else None
+
+
+def own_tables(pid: int) -> tuple[list[int], int]:
+    """Return threads whose descriptor tables are not that of the main thread, one for each table.
+
+    Where the kernel does not tell tables apart, they are all threads but the main one.
+
+    Returns:
+        The threads, and how many were looked at.
+    """
+    there = [tid for tid in of(pid) if tid != pid]
+    ordered = [pid]
+    for tid in there:
+        low, high = 0, len(ordered)
+        while low < high:
+            middle = (low + high) // 2
+            order = _order(tid, ordered[middle])
+            if order is None:
+                break
+            if order == 0:
+                low = -1
+                break
+            low, high = (low, middle) if order == 1 else (middle + 1, high)
+        if low < 0 or _ended(tid):
+            continue
+        if low < high:
+            return there, len(there)
+        ordered.insert(low, tid)
+    return [tid for tid in there if tid in set(ordered)], len(there)
+
+
+_MOST_TABLES: Final = 64
+"""Where tables cannot be told apart, in so many threads a descriptor is looked for."""
+
+
+class Tables(dict[int, tuple[int, ...]]):
+    """The threads of processes in whose tables a descriptor may be, the main one first; each found when asked for."""
+
+    def __missing__(self, pid: int) -> tuple[int, ...]:
+        """Find them."""
+        own = own_tables(pid)[0][:_MOST_TABLES] if has_threads(pid) else ()
+        self[pid] = (pid, *own)
+        return self[pid]
+
+    def path(self, pid: int, fd: int, inode: int) -> str | None:
+        """Return the link of a descriptor that refers to a socket, in whichever table it does."""
+        link, path = f"socket:[{inode}]", f"/proc/{pid}/fd/{fd}"
+        if _link(path) == link:
+            return path
+        for tid in self[pid][1:]:
+            path = f"/proc/{pid}/task/{tid}/fd/{fd}"
+            if _link(path) == link:
+                return path
+        return None
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""

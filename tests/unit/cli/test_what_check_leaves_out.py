@@ -1,0 +1,81 @@
+"""What `check` did not judge is said, and is no OK: unknown states, and rules that need owners; hints keep options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finwait.cli import main, options
+from finwait.diagnosis import catalogue
+from finwait.recording import Replay, open_recording
+from finwait.session import Machine
+from finwait.uapi.observation import Plan
+from tests.captures.altered import STATE, altered, rows
+
+CAPTURES = Path(__file__).parents[2] / "captures/linux-6.18"
+LIMITS = ["-w", "1000", "-c", "1000"]
+
+
+def recording(name: str) -> list[str]:
+    return ["--from", str(CAPTURES / f"{name}.finwait"), "--not-holder", "1"]
+
+
+def test_connections_in_a_state_that_nobody_knows_are_unknown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = recording("fin-wait2-held")
+    look = open_recording(where[1]).begin().observe(Plan())
+    strange = altered(look, [{STATE: 14}] * len(rows(look)))
+
+    def machine(_: object) -> Machine:
+        return Replay([strange])
+
+    monkeypatch.setattr(options, "machine", machine)
+    assert main(["check", *where]) == 3
+    said = capsys.readouterr().out
+    assert said.startswith("FINWAIT UNKNOWN")
+    assert f"{len(rows(look))} unexplained" in said
+    assert main(["check", *where, "--severity", "notice"]) == 1
+    assert f"{len(rows(look))} unexplained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rule", catalogue.by_owners())
+def test_a_rule_that_needs_owners_is_unknown_where_they_were_not_looked_for(
+    rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = recording("time-wait")
+    assert main(["check", *where, *LIMITS, "--no-owners", f"rule = {rule}"]) == 3
+    assert rule in capsys.readouterr().out
+    assert main(["check", *where, *LIMITS, "--no-owners", f"rule != {rule}"]) == 0
+
+
+def test_which_rules_did_not_judge_without_owners_is_said_everywhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where = recording("time-wait")
+    assert main(["check", *where, *LIMITS, "--no-owners"]) == 0
+    said = capsys.readouterr().out
+    assert all(rule in said for rule in catalogue.by_owners())
+    main(["diagnose", *where, "--no-owners"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "owners were not looked for" in said
+    assert "nothing is wrong" not in said
+    main(["diagnose", *where, "--no-owners", "-o", "json"])
+    assert json.loads(capsys.readouterr().out)["not_judged"] == list(catalogue.by_owners())
+    main(["diagnose", *where, "-o", "json"])
+    assert json.loads(capsys.readouterr().out)["not_judged"] == []
+
+
+def test_the_commands_that_explain_suggests_have_the_options_that_it_was_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where = recording("fin-wait2-held")
+    main(["list", *where, "-o", "jsonl", "--columns", "cookie", "rule = fin-wait2-held"])
+    cookie = json.loads(capsys.readouterr().out.splitlines()[0])["cookie"]
+    main(["explain", *where, f"{int(cookie):#x}"])
+    said = " ".join(capsys.readouterr().out.replace("\\\n", " ").split())
+    assert "finwait clear" in said
+    for command in said.split("finwait clear ")[1:]:
+        assert command.startswith(" ".join(where))
