@@ -374,10 +374,16 @@ def cli_page() -> str:
         table(
             ("variable", "meaning"),
             (
-                ("`NO_COLOR`", "set to anything: no colour, as with `--color never` (`--color always` wins)"),
+                (
+                    "`NO_COLOR`",
+                    "set to any value: no colour, as with `--color never` (`--color always` wins)",
+                ),
                 (
                     "`FINWAIT_STATE_DIR`",
-                    "where the journal is; else `/var/lib/finwait` (root), `~/.local/state/finwait` (others)",
+                    (
+                        "directory of the journal; default `/var/lib/finwait` (root), "
+                        "`~/.local/state/finwait` (others)"
+                    ),
                 ),
             ),
         ),

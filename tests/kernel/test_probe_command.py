@@ -173,7 +173,7 @@ def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> N
         assert f"in near (pid {pair.near.pid}), 2:" in shown
         assert "{" not in shown
         assert max(map(len, shown.splitlines())) < 100
-        assert "nothing was done; `--yes` does it" in said
+        assert "nothing was done; add `--yes` to do it" in said
         view = pair.look().view
         one = pair.ours[0]
         assert options_of(one, cookie_of(view, one))["keepidle"] == 7200

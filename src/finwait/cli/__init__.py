@@ -53,10 +53,13 @@ _ALSO_COLUMNS = frozenset({"netns"})
 _OPERATOR = re.compile(r"[=!<>]|(?:eq|neq?|[lg](?:t|eq?))$", re.IGNORECASE)
 
 EXIT_STATUS = {
-    0: "done; all that was asked for could be seen",
+    0: "done; everything that was asked for could be seen",
     1: "failed: the message says what was tried and what the kernel said",
     2: "wrong usage: an option, an argument or a FILTER that does not parse",
-    3: "done, but something could not be seen, or the FILTER could not judge it: that is listed, with what would help",
+    3: (
+        "done, but something could not be seen, or the FILTER could not judge it; the output lists it, "
+        "with what would help"
+    ),
     4: "refused by a guard: nothing was changed",
     130: "interrupted (Ctrl-C)",
 }
@@ -86,7 +89,7 @@ class _Parser(argparse.ArgumentParser):
         from finwait.table.units import printable
 
         self.print_usage(sys.stderr)
-        said = f"finwait: error: {message}\nhint: `{self.prog} --help` lists what there is\n"
+        said = f"finwait: error: {message}\nhint: see `{self.prog} --help`\n"
         sys.stderr.write(printable(said, lines=True))
         raise _WrongArguments(message)
 
@@ -182,7 +185,7 @@ def _unforeseen(error: OSError) -> FinwaitError:
         return FinwaitError(f"the output could not be written: {said}")
     found = FinwaitError(f"a system call in `{module}` failed: {said}")
     found.hint = (
-        "finwait did not expect that: please report it; `finwait journal` shows whether anything was done"
+        "this is a bug in finwait: please report it; `finwait journal` shows whether anything was done"
     )
     return found
 
@@ -199,11 +202,11 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     """
     for word in words:
         if "\0" in word:
-            raise UsageError(f"`{word[:60]}`: an argument cannot hold a NUL byte")
+            raise UsageError(f"`{word[:60]}`: an argument cannot contain a NUL byte")
         if word.startswith("--") and word.endswith(
             "=--"
         ):  # argparse of Python 3.11 would take it for no value at all
-            raise UsageError(f"`{word[:60]}`: `--` is no value")
+            raise UsageError(f"`{word[:60]}`: `--` is not a value")
     return build_parser().parse_args(words)
 
 
@@ -281,9 +284,12 @@ def _complain(error: FinwaitError, status: int, recording: str | None = None) ->
     hint, where = error.hint, ""
     if recording:
         where = f"in the recording `{recording}`: "
-        hint = hint or "it is whole, but no kernel answers so: was it made by `finwait record`?"
+        hint = (
+            hint
+            or "the file is complete, but no kernel would answer like this: was it made by `finwait record`?"
+        )
     if not hint and isinstance(error, FilterError):
-        hint = "FILTER is the grammar of `ss` and our own predicates; finwait(8) has them"
+        hint = "a FILTER uses the grammar of `ss` and further predicates; see finwait(8)"
     sys.stderr.write(printable(f"finwait: error: {where}{error}\n", lines=True))
     if hint:
         sys.stderr.write(printable(f"hint: {hint}\n", lines=True))

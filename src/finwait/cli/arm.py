@@ -24,8 +24,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "arm",
         help="set keepalive and user timeout on live connections of a running program",
         description="Set SO_KEEPALIVE with its times and TCP_USER_TIMEOUT on connections, through a borrowed "
-        "descriptor, "
-        "without restarting anything. The old values are journaled; `finwait undo` puts them back.",
+        "descriptor, without restarting anything. The old values are journaled; `finwait undo` "
+        "restores them.",
     )
     options.add_filter(parser)
     options.add_look(parser)
@@ -40,9 +40,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--user-timeout",
         type=options.user_timeout_ms,
         metavar="DURATION",
-        help="drop a connection whose data stays unacknowledged this long; with keepalive it takes the place of "
-        "COUNT, so give it at least IDLE + INTERVAL × (COUNT − 1), e.g. 130s beside 60/15/5; 0 removes the "
-        "timeout, and then COUNT and tcp_retries2 decide",
+        help="drop a connection whose data stays unacknowledged this long; with keepalive it replaces "
+        "COUNT, so give it at least IDLE + INTERVAL × (COUNT − 1), e.g. 130s with 60/15/5; 0 removes "
+        "the timeout, and then COUNT and tcp_retries2 decide",
     )
     parser.add_argument(
         "--yes", action="store_true", help="do it; without it the connections are only listed"
@@ -121,5 +121,5 @@ def _show(args: argparse.Namespace, selected: Chosen, values: Mapping[str, int],
         options.write(waiting_lines([(selected.steps[k], one) for k, one in forecast.waiting.items()]))
         options.write(follows_lines(list(forecast.ends.values()), values))
     for text, n in Counter(map(str, forecast.unread.values())).most_common():
-        options.write_error([f"finwait: of {n} the options cannot be read: {text}\n"])
-    sys.stderr.write("finwait: nothing was done; `--yes` does it\n")
+        options.write_error([f"finwait: cannot read the options of {n}: {text}\n"])
+    sys.stderr.write("finwait: nothing was done; add `--yes` to do it\n")

@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register the command."""
     parser = subparsers.add_parser(
         "audit",
-        help="say of advice in files whether it helps, does nothing or harms",
+        help="check advice in files: does it help, do nothing or harm?",
         description="Read sysctl files, shell scripts, notes, Kubernetes and other YAML (also Helm and Jinja\n"
         "templates), HAProxy, nginx and Envoy configurations, and say of each piece of advice on\n"
         "closing connections whether it is so, with the reason, the source and what to do instead.\n"
@@ -54,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a file; `-` for standard input")
     parser.add_argument(
-        "-o", "--output", choices=("text", "json", "sarif"), default="text", help="form of the answer"
+        "-o", "--output", choices=("text", "json", "sarif"), default="text", help="format (default text)"
     )
     parser.add_argument(
         "--fail-on",

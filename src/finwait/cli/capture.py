@@ -193,7 +193,7 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int], tuple[Gap, .
     options.tell_gaps(gaps)
     if not rows:
         error = FinwaitError(f"no connection is `{' '.join(args.what)}`")
-        error.hint = "`finwait list` shows what is there; connections that begin later are not captured"
+        error.hint = "`finwait list` shows the connections; connections that begin later are not captured"
         raise error
     if len(rows) > _MOST:
         error = FinwaitError(f"`{' '.join(args.what)}` is {len(rows)} connections, more than {_MOST}")

@@ -32,12 +32,13 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = sub.add_parser(
         "check",
         help="one line and a Nagios status: are there too many connections that do not finish closing?",
-        description="Count connections that do not finish closing and compare with thresholds. Exit status as of a "
-        "Nagios plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, which is also the status of wrong arguments. A "
-        "threshold is N (N or more) or a range of the plugins' convention: `10:` alerts below 10, `10:20` outside, "
-        "`@5:10` inside, `~:5` above 5. Where one look cannot tell a stuck connection from one that is still in use, "
-        "it looks a second time, 3.5 s later. Connections in a state that no rule explains are named, "
-        "and are UNKNOWN where nothing worse is found. Changes nothing.",
+        description="Count connections that do not finish closing and compare with thresholds. The exit status "
+        "is that of a Nagios plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, also for wrong "
+        "arguments. A threshold is N (N or more) or a range as in the plugins' convention: `10:` "
+        "alerts below 10, `10:20` outside, `@5:10` inside, `~:5` above 5. If one look cannot tell a "
+        "stuck connection from one that is still in use, it looks a second time, 3.5 s later. "
+        "Connections in a state that no rule explains are named, and make the answer UNKNOWN if "
+        "nothing worse is found. Changes nothing.",
     )
     options.add_filter(parser)
     options.add_look(parser)

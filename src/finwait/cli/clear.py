@@ -21,9 +21,10 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = sub.add_parser(
         "clear",
         help="end connections that do not finish closing; shows a plan unless told to act",
-        description="Make a plan that ends, by the gentlest means that really does, the connections that a diagnosis "
-        "calls problems (or those that a FILTER or a rule names). Nothing is done without --yes or an answer at "
-        "the terminal. Every act is journaled before it is done; its identity is the cookie.",
+        description="Plan how to end the connections that a diagnosis calls problems (or those that a FILTER or "
+        "a rule names), each by the gentlest means that really ends it. Nothing is done without "
+        "--yes or an answer at the terminal. Every act is journaled before it is done; the cookie "
+        "identifies the connection.",
     )
     options.add_filter(parser)
     options.add_look(parser)
@@ -32,22 +33,24 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     act.add_argument(
         "--yes", action="store_true", help="do it; without it (and without a terminal) only the plan is shown"
     )
-    act.add_argument("--dry-run", action="store_true", help="show the plan and do not even ask")
+    act.add_argument("--dry-run", action="store_true", help="show the plan and do not ask")
     act.add_argument(
-        "--all", action="store_true", help="show every connection of the plan, not some of each group"
+        "--all", action="store_true", help="show every connection of the plan, not only some of each group"
     )
     act.add_argument(
         "--plan",
         dest="plan_file",
         metavar="FILE",
-        help="apply a plan that `-o json` printed; `-` for stdin. Refused where others may have written the file",
+        help=(
+            "apply a plan that `-o json` printed; `-` for stdin. Refused if others may have written the file"
+        ),
     )
     act.add_argument(
         "--with",
         dest="means",
         choices=("fin", "keepalive", "user-timeout", "reset", "destroy"),
-        help="use this means for all, at the end that was selected; `reset` is a RST through the borrowed "
-        "descriptor, where SOCK_DESTROY (`destroy`) is unavailable",
+        help="use this means for all connections, at the end that was selected; `reset` sends a RST "
+        "through the borrowed descriptor, where SOCK_DESTROY (`destroy`) is unavailable",
     )
     act.add_argument(
         "--max",
@@ -68,7 +71,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=options.duration_ms,
         default=10_000,
         metavar="DURATION",
-        help="leave connections alone that are in their state for less (default 10s)",
+        help="leave connections alone that have been in their state for less than this (default 10s)",
     )
     act.add_argument(
         "--rate",
@@ -103,14 +106,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.recording and not args.dry_run:
         raise UsageError(
-            "`--from`: a recording cannot be acted upon", hint="`--dry-run` shows what would be planned"
+            "`--from`: cannot act on a recording", hint="`--dry-run` shows what would be planned"
         )
     if not args.recording:
         options.tell_unfinished()
     if args.plan_file and (args.filter or args.means or args.netns):
         raise UsageError(
-            "`--plan` applies a whole plan: no FILTER, `--with` or `--netns` beside it",
-            hint="make the plan with them: `finwait clear FILTER -o json`",
+            "`--plan` applies a whole plan; FILTER, `--with` and `--netns` cannot be combined with it",
+            hint="use them when you make the plan: `finwait clear FILTER -o json`",
         )
     planned = _planned(args)
     plan, gaps = planned.plan, planned.gaps
@@ -194,7 +197,7 @@ def _agreed(args: argparse.Namespace, plan: Plan) -> bool:
 
     if args.yes or options.agreed(f"Do this to {connections_text(len(plan.steps))}?"):
         return True
-    sys.stderr.write("finwait: nothing was done; `--yes` does it\n")
+    sys.stderr.write("finwait: nothing was done; add `--yes` to do it\n")
     return False
 
 

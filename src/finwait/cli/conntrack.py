@@ -23,13 +23,13 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = sub.add_parser(
         "conntrack",
         help="connection tracking entries beside the sockets at both ends, mismatches first",
-        description="Join the TCP entries of every namespace's connection tracking with the sockets at both of their "
-        "ends, and show first where they disagree. A FILTER selects sockets; entries of either end are shown.",
+        description="Join the connection tracking entries of every namespace with the sockets at both ends, and "
+        "show first where they disagree. A FILTER selects sockets; entries of either end are shown.",
     )
     options.add_filter(parser)
     options.add_look(parser)
     options.add_output(parser, ("text", "json"))
-    parser.add_argument("--all", action="store_true", help="show entries that agree with their sockets too")
+    parser.add_argument("--all", action="store_true", help="also show entries that agree with their sockets")
     act = parser.add_argument_group("acting")
     act.add_argument(
         "--delete",
@@ -37,7 +37,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="delete the mismatched entries that are shown; closes no connection, see CAVEATS",
     )
     act.add_argument(
-        "--yes", action="store_true", help="do it; without it only what would be deleted is shown"
+        "--yes", action="store_true", help="do it; without it, finwait only shows what would be deleted"
     )
     act.add_argument(
         "--max",
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from finwait.table.flows import FlowTable
 
     if args.recording and args.delete:
-        raise UsageError("`--delete`: a recording cannot be acted upon")
+        raise UsageError("`--delete`: cannot act on a recording")
     args.established = "always" if args.established == "auto" else args.established
     found = parse_filter(args.filter)
     shot = session.look(options.machine(args), options.how(args))

@@ -26,8 +26,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = sub.add_parser(
         "explain",
         help="everything about one connection, or the page of a rule",
-        description="Explain one connection with all its evidence and a picture of both ends, or print the page of "
-        "a rule. A connection is named by LOCAL:PORT, by LOCAL:PORT PEER:PORT, by its cookie (0x…), or by a FILTER.",
+        description="Explain one connection with all its evidence and a picture of both ends, or print the page "
+        "of a rule. Name a connection by LOCAL:PORT, by LOCAL:PORT PEER:PORT, by its cookie (0x…), "
+        "or by a FILTER.",
     )
     parser.add_argument(
         "what",
@@ -40,7 +41,10 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--pcap",
         metavar="FILE",
-        help="draw how connections closed, from a capture (pcap, pcapng, also packed with gzip; - is standard input)",
+        help=(
+            "draw how connections closed, from a capture file (pcap, pcapng, also gzipped; - is standard "
+            "input)"
+        ),
     )
     options.add_look(parser)
     options.add_output(parser, ("text", "json"))
@@ -107,7 +111,7 @@ def _explain(args: argparse.Namespace) -> int:
     rows = np.flatnonzero(mask & (diagnosis.view.sockets.state != tcp.LISTEN))
     if not len(rows):
         error = FinwaitError(f"no connection is `{' '.join(args.what)}`")
-        error.hint = "`finwait list` shows what is there; a destroyed or reset socket is in no list"
+        error.hint = "`finwait list` shows the connections; a destroyed or reset socket is in no list"
         raise error
     if len(rows) > 20:
         error = FinwaitError(f"`{' '.join(args.what)}` is {len(rows)} connections")

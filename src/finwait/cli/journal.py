@@ -21,8 +21,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = sub.add_parser(
         "journal",
         help="what finwait did to this machine, newest first",
-        description="List every act: when, who, what, to which connection or setting, and what came of it. Acts "
-        "that were interrupted (crash or kill) are marked.",
+        description="List every act: when, who, what, to which connection or setting, and the result. Acts that "
+        "were interrupted (crash or kill) are marked.",
     )
     parser.add_argument(
         "--limit",
@@ -38,25 +38,26 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.set_defaults(run=run)
     back = sub.add_parser(
         "undo",
-        help="take back an act of the journal, where that is possible",
-        description="Put back what an act changed: socket options, sysctls. What was sent stays sent. Shows what it "
-        "would do, and asks. Exit status 4 if nothing was taken back because nobody agreed.",
+        help="revert an act in the journal, if possible",
+        description="Revert what an act changed: socket options, sysctls. A FIN or RST that was sent cannot be "
+        "reverted. Shows what it would do, and asks. Exit status 4 if nothing was reverted because "
+        "nobody agreed.",
     )
     back.add_argument(
         "acts",
         nargs="*",
         type=_numbers,
         metavar="ID|FIRST-LAST",
-        help="number of an act, or from one to another; see `finwait journal`",
+        help="number of an act, or a range of them; see `finwait journal`",
     )
     back.add_argument(
         "--incomplete", action="store_true", help="every act that was interrupted (crash or kill)"
     )
     back.add_argument(
-        "--yes", action="store_true", help="do it; without this only what would be done is shown"
+        "--yes", action="store_true", help="do it; without this, finwait only shows what would be done"
     )
     back.add_argument(
-        "--force", action="store_true", help="also where somebody has set the options or values since"
+        "--force", action="store_true", help="even if somebody has changed the options or values since"
     )
     back.set_defaults(run=undo)
 
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from finwait.table.units import printable
 
     if state_directory().exists() and not state_directory().is_dir():
-        error = FinwaitError(f"`{state_directory()}` is no directory, and the journal would be in it")
+        error = FinwaitError(f"`{state_directory()}` is not a directory, so the journal cannot be kept in it")
         error.hint = "set FINWAIT_STATE_DIR to a directory"
         raise error
     if not (state_directory() / "journal.sqlite").exists() and not list(state_directory().glob("journal*")):
@@ -138,7 +139,7 @@ def undo(args: argparse.Namespace) -> int:
     if not ids and not args.incomplete:
         raise UsageError(
             "`finwait undo` needs the number of an act",
-            hint="`finwait journal` lists them; `--incomplete` takes those that were cut short",
+            hint="`finwait journal` lists them; `--incomplete` selects those that were interrupted",
         )
     with opened() as journal:
         if args.incomplete:
@@ -205,7 +206,7 @@ def _bounded(part: range) -> range:
     from finwait.errors import UsageError
 
     if part.stop - part.start > 1_000_000:
-        raise UsageError(f"{part.start}-{part.stop - 1} is more acts than a journal has")
+        raise UsageError(f"{part.start}-{part.stop - 1} is more acts than a journal contains")
     return part
 
 

@@ -22,14 +22,14 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = sub.add_parser(
         "lab",
         help="produce a failure with real sockets in private namespaces, and diagnose it",
-        description="Each scenario makes one pattern with real programs and sockets in network namespaces of its own, "
-        "has it diagnosed, and removes everything.",
+        description="Each scenario builds one pattern with real programs and sockets in its own network "
+        "namespaces, diagnoses it, and removes everything.",
     )
     what = parser.add_subparsers(dest="lab", metavar="list|run|prove|demo", required=True)
     what.add_parser("list", help="the scenarios").set_defaults(run=run_list)
     one = what.add_parser("run", help="build a scenario, diagnose it, remove it")
     one.add_argument("scenario", metavar="SCENARIO", help="see `finwait lab list`")
-    one.add_argument("--keep", action="store_true", help="leave it standing until Ctrl-C")
+    one.add_argument("--keep", action="store_true", help="keep it until Ctrl-C")
     _options(one)
     one.set_defaults(run=run)
     prove.add_parser(what)

@@ -15,7 +15,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = sub.add_parser(
         "list",
         help="connections as rows, in all namespaces, with owners",
-        description="List TCP connections of every network namespace, one a line. Changes nothing.",
+        description="List the TCP connections of every network namespace, one per line. Changes nothing.",
     )
     options.add_filter(parser)
     options.add_look(parser)
@@ -23,7 +23,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--columns", metavar="A,B,…", help="columns to print, in order; `--columns help` lists all"
     )
-    parser.add_argument("--no-headers", action="store_true", help="no line with the names of the columns")
+    parser.add_argument("--no-headers", action="store_true", help="do not print the header line")
     parser.add_argument("--sort", metavar="COLUMN", help="sort by a column; `--sort=-COLUMN` for descending")
     parser.set_defaults(run=run, established_default="always")
 

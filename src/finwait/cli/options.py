@@ -253,19 +253,22 @@ def add_look(parser: argparse.ArgumentParser) -> None:
         type=while_ms,
         default=0,
         metavar="DURATION",
-        help="look twice, DURATION apart, to tell streaming from stuck; of a recording, the first and the last look "
-        "are always compared",
+        help="look twice, DURATION apart, to tell streaming from stuck; in a recording, the first and the "
+        "last look are always compared",
     )
     group.add_argument(
         "--established",
         choices=("auto", "always", "never"),
         default="auto",
-        help="look at ESTABLISHED connections too: `auto` where a namespace has at most 50,000 sockets",
+        help="look at ESTABLISHED connections too: `auto` does so in namespaces with at most 50,000 sockets",
     )
     group.add_argument(
         "--no-owners",
         action="store_true",
-        help="do not list descriptors: faster, but owners are not shown, and rules that need them do not judge",
+        help=(
+            "do not list descriptors: faster, but owners are not shown, and rules that need owners are "
+            "skipped"
+        ),
     )
     group.add_argument(
         "--not-holder",
@@ -452,7 +455,7 @@ def chosen(args: argparse.Namespace, verb: str, means: Means = "keepalive") -> C
     from finwait.selecting import parse_filter
 
     if args.recording:
-        raise UsageError("`--from`: a recording cannot be acted upon")
+        raise UsageError("`--from`: cannot act on a recording")
     if not args.filter:
         raise UsageError(
             f"`finwait {verb}` needs a FILTER: which connections?",
@@ -463,8 +466,8 @@ def chosen(args: argparse.Namespace, verb: str, means: Means = "keepalive") -> C
     tell_gaps(selected.gaps)
     if selected.unknown:
         sys.stderr.write(
-            f"finwait: {selected.unknown}; nothing is done there\n"
-            "hint: run it as root, or give it CAP_SYS_PTRACE: then every process can be looked into\n"
+            f"finwait: {selected.unknown}; nothing is done there\nhint: run it as root, or give it "
+            "CAP_SYS_PTRACE, so that it can inspect every process\n"
         )
     return selected
 

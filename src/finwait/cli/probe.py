@@ -1,4 +1,4 @@
-"""``finwait probe``: ask idle connections whether their peers live, and leave everything as it was."""
+"""``finwait probe``: probe idle connections, and leave everything as it was."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Register the command."""
     parser = sub.add_parser(
         "probe",
-        help="ask idle connections whether their peers live",
-        description="Arm a short keepalive on idle connections through a borrowed descriptor, watch what comes of it, "
-        "and put every option back exactly as it was. A live peer answers and nothing else happens; a connection "
-        "whose peer is gone ends, which is the point. Tells for each: alive, reset, dead, or not judged.",
+        help="probe idle connections to find out whether their peers are alive",
+        description="Set a short keepalive on idle connections through a borrowed descriptor, watch the result, "
+        "and restore every option exactly as it was. A live peer answers and nothing else happens; a "
+        "connection whose peer is gone ends, which is the point. Says for each: alive, reset, dead, "
+        "or not judged.",
     )
     options.add_filter(parser)
     options.add_look(parser)
@@ -33,7 +34,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=options.keepalive,
         default=(1, 1, 3),
         metavar="IDLE/INTERVAL/COUNT",
-        help="default 1/1/3: up to 4 s",
+        help="seconds, seconds, probes (default 1/1/3, which takes up to 4 s)",
     )
     parser.add_argument(
         "--max",

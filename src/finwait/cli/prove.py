@@ -23,14 +23,19 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = sub.add_parser(
         "prove",
         help="demonstrate a claim of the ledger with real sockets, and say whether it held on this kernel",
-        description="Run demonstrations in private network namespaces: what the ledger expects beside what was"
-        " measured here. Exit status 1 if something was not as the ledger says.",
+        description="Run demonstrations in private network namespaces: what the ledger expects, and what was "
+        "measured here. Exit status 1 if something was not as the ledger says.",
     )
     parser.add_argument(
-        "claims", nargs="*", metavar="CLAIM", help="such as S03 or X01, the name of a demonstration, or `all`;"
-        " without any, list what can be demonstrated",
-    )  # fmt: skip
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="form of the answer")
+        "claims",
+        nargs="*",
+        metavar="CLAIM",
+        help="such as S03 or X01, the name of a demonstration, or `all`; without one, list what can be "
+        "demonstrated",
+    )
+    parser.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
+    )
     parser.set_defaults(run=run)
 
 

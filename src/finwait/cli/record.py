@@ -15,16 +15,16 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Register the command."""
     parser = sub.add_parser(
         "record",
-        help="keep what was read in a file, for later or for a bug report",
-        description="Record everything that a diagnosis reads: datagrams and files as they came. Every command that "
-        "looks takes the file with `--from FILE`. Changes nothing.",
+        help="save what was read to a file, for later or for a bug report",
+        description="Record everything that a diagnosis reads, datagrams and files, unchanged. Every command "
+        "that looks can read the file with `--from FILE`. Changes nothing.",
     )
     parser.add_argument("file", metavar="FILE", help="where to write; `.finwait` is the usual ending")
     parser.add_argument(
         "--redact",
         action="store_true",
-        help="replace addresses, names and command lines by stable pseudonyms, so that it can be attached to a "
-        "public bug report",
+        help="replace addresses and names by stable pseudonyms and drop command lines, so that the file "
+        "can be attached to a public bug report",
     )
     parser.add_argument(
         "--keep-name", action="append", default=[], metavar="COMM", help="a process name that --redact keeps"
@@ -34,7 +34,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=options.whole(1, 1000),
         default=2,
         metavar="N",
-        help="how many looks, 1 to 1000 (default 2, which tells stuck from streaming)",
+        help="number of looks, 1 to 1000 (default 2, to tell stuck from streaming)",
     )
     parser.add_argument(
         "--interval",
@@ -50,7 +50,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="NAME|INODE|PID",
         help="only this network namespace (repeatable)",
     )
-    parser.add_argument("--note", metavar="TEXT", help="a line for whoever reads it")
+    parser.add_argument("--note", metavar="TEXT", help="a line for the person who reads it")
     parser.set_defaults(run=run)
 
 

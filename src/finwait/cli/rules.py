@@ -14,7 +14,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = sub.add_parser(
         "rules",
         help="the causes that finwait knows",
-        description="List the rules. `finwait explain RULE` prints the page of one.",
+        description="List the rules. `finwait explain RULE` prints the page of a rule.",
     )
     parser.add_argument(
         "-o", "--output", choices=("text", "json", "name"), default="text", help="format (default text)"

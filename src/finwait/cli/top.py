@@ -29,9 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "top",
         help="a live picture: where connections pile up",
-        description="Show the TCP state diagram with the number of connections in each state and how many pass each "
-        "arrow a second, the connections in groups, and the evidence of one. `?` lists the keys. Changes nothing, "
-        "unless marked connections are sent to a plan and the plan is agreed to.",
+        description="Show the TCP state diagram with the number of connections in each state and how many pass "
+        "each arrow per second, the connections in groups, and the evidence of one. `?` lists the "
+        "keys. Changes nothing, unless you mark connections and agree to the plan for them.",
     )
     options.add_filter(parser)
     parser.add_argument(

@@ -22,8 +22,8 @@ _PARQUET_ROWS = 1_000_000
 _DESCRIPTION = """\
 Print every change of state of TCP connections: when, where, from which state to which, how long it had
 been in the old one, and which process holds it. Reads the kernel's own tracepoint in a private tracefs
-instance; without it, finwait compares snapshots of the sockets, and says so. A FILTER that a change of state
-cannot answer (a queue, a timer, a rule) is refused; `--stuck` looks at sockets and can answer most.
+instance; without it, finwait compares snapshots of the sockets, and says so. A FILTER that cannot be applied
+to a change of state (a queue, a timer, a rule) is refused; `--stuck` looks at sockets and accepts most.
 """
 
 
@@ -55,7 +55,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--output",
         choices=("text", "wide", "jsonl", "csv", "parquet"),
         default="text",
-        help="form of the output (default: text)",
+        help="format (default text)",
     )
     parser.add_argument(
         "--stuck",
@@ -105,7 +105,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--buffer-kb",
         type=options.whole(1, 1 << 21),
         metavar="KIB",
-        help="ring buffer of each CPU (default: 64 MiB shared out)",
+        help="ring buffer of each CPU (default: 64 MiB divided among the CPUs)",
     )
     parser.add_argument(
         "--not-holder",

@@ -38,9 +38,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register the command with its subcommands."""
     parser = subparsers.add_parser(
         "tune",
-        help="show, judge and set the sysctls that bear on closing connections",
-        description="Show, explain, plan, apply and roll back the sysctls that bear on closing connections.\n"
-        "Each line of a plan says whether it helps, has no effect here, or harms, and why.",
+        help="show, judge and set the sysctls that affect closing connections",
+        description="Show, explain, plan, apply and roll back the sysctls that affect closing connections.\nEach "
+        "line of a plan says whether it helps, has no effect here, or harms, and why.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,17 +50,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     show.add_argument("keys", nargs="*", metavar="KEY", help="only these settings")
     show.add_argument("--all-netns", action="store_true", help="in every network namespace that can be found")
     _where(show)
-    show.add_argument("-o", "--output", choices=("text", "json"), default="text", help="form of the answer")
+    show.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
+    )
     show.set_defaults(run=run_show)
 
-    explain = commands.add_parser("explain", help="all that is known of one setting")
+    explain = commands.add_parser("explain", help="everything that finwait knows about one setting")
     explain.add_argument(
         "key",
         metavar="KEY",
         help="for example net.ipv4.tcp_fin_timeout, or tcp_fin_timeout",
     )
     explain.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="form of the answer"
+        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
     )
     _diagnosis(explain)
     explain.set_defaults(run=run_explain)
@@ -71,14 +73,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _what(plan)
     _where(plan)
     _diagnosis(plan)
-    plan.add_argument("-o", "--output", choices=("text", "json"), default="text", help="form of the answer")
+    plan.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
+    )
     plan.set_defaults(run=run_plan)
 
-    apply = commands.add_parser("apply", help="set all of a list, or nothing; written to the journal first")
+    apply = commands.add_parser("apply", help="set a whole list or nothing; written to the journal first")
     _what(apply)
     _where(apply)
     _diagnosis(apply)
-    apply.add_argument("--yes", action="store_true", help="do it; without this only the plan is shown")
+    apply.add_argument("--yes", action="store_true", help="do it; without this, finwait only shows the plan")
     apply.add_argument("--persist", action="store_true", help="also write a sysctl.d file for the next boot")
     apply.add_argument(
         "--allow-harmful", action="store_true", help="also set lines that the plan calls harmful"
@@ -86,14 +90,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     apply.add_argument("--skip-blocked", action="store_true", help="leave out lines that cannot be set here")
     apply.set_defaults(run=run_apply)
 
-    rollback = commands.add_parser("rollback", help="put back what an earlier apply changed")
+    rollback = commands.add_parser("rollback", help="revert what an earlier apply changed")
     rollback.add_argument(
         "id", type=options.whole(1, (1 << 63) - 1), metavar="ID", help="the number that apply printed"
     )
     rollback.add_argument(
-        "--yes", action="store_true", help="do it; without this only what would be done is shown"
+        "--yes", action="store_true", help="do it; without this, finwait only shows what would be done"
     )
-    rollback.add_argument("--force", action="store_true", help="also where a value was changed since")
+    rollback.add_argument("--force", action="store_true", help="even if a value has been changed since")
     rollback.set_defaults(run=run_rollback)
 
 
@@ -102,7 +106,9 @@ def _what(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="+",
         metavar="PROFILE|FILE|KEY=VALUE",
-        help="a profile of finwait's, a file (sysctl.conf or TOML profile), or settings; `list` lists profiles",
+        help=(
+            "a built-in profile, a file (sysctl.conf or TOML profile), or settings; `list` lists the profiles"
+        ),
     )
 
 
@@ -111,13 +117,13 @@ def _where(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--netns",
         metavar="NETNS",
-        help="name, path, inode, or pid:PID (default: the one we are in)",
+        help="name, path, inode, or pid:PID (default: the current one)",
     )
     group.add_argument("--pod-uid", metavar="UID", help="the namespace of this pod on this node")
 
 
 def _diagnosis(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-diagnosis", action="store_true", help="do not look what is stuck now")
+    parser.add_argument("--no-diagnosis", action="store_true", help="do not diagnose what is stuck now")
 
 
 @contextlib.contextmanager
@@ -260,7 +266,7 @@ def _setting(key: str) -> Setting:
         names = [s.key.rpartition(".")[2] for s in CATALOGUE]
         near = difflib.get_close_matches(key.rpartition(".")[2], names, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "`finwait tune show` lists them"
-        raise _wrong(f"`{key}` is none of the settings that bear on closing", hint)
+        raise _wrong(f"`{key}` is not a setting that affects closing", hint)
     return found
 
 
@@ -320,13 +326,13 @@ def load_profile(words: Sequence[str]) -> Profile:
     try:
         data = files.read(name, 1 << 20, pipes=True)
     except FileRefused as error:
-        raise _wrong(f"`{name}` is no profile, and was not read: {error.reason}", error.hint) from None
+        raise _wrong(f"`{name}` is not a profile, and was not read: {error.reason}", error.hint) from None
     except OSError as error:
         hint = f"profiles: {', '.join(shipped.profile_names())}"
         if isinstance(error, FileNotFoundError):
             raise _wrong(f"no profile is called `{name}`, and there is no such file", hint) from None
         raise _wrong(
-            f"`{name}` is no profile, and could not be read as a file: {error.strerror}", hint
+            f"`{name}` is not a profile, and could not be read as a file: {error.strerror}", hint
         ) from None
     if name.endswith(".toml"):
         return parse_profile(name, data)

@@ -109,14 +109,10 @@ class RunParser(_Parser):
 
         from finwait.relay.config.reference import options
 
+        self.add_argument("--config", metavar="FILE", help="TOML file; the options below override it")
+        self.add_argument("--check", action="store_true", help="check the configuration, and exit")
         self.add_argument(
-            "--config", metavar="FILE", help="TOML file; the options below go before what it says"
-        )
-        self.add_argument(
-            "--check", action="store_true", help="say whether the configuration is right, and exit"
-        )
-        self.add_argument(
-            "--explain", action="store_true", help="say what each option protects from, and exit"
+            "--explain", action="store_true", help="say what each option protects against, and exit"
         )
         self.add_argument(
             "--listen",
@@ -189,8 +185,8 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
     parser = sub.add_parser(
         "relay",
         help="a TCP relay that closes correctly: run it, see its connections, end them",
-        description="A TCP relay that passes on FIN as FIN and RST as RST, holds a half-closed connection as long "
-        "as both peers live, and frees it when one is gone.",
+        description="A TCP relay that passes on FIN as FIN and RST as RST, holds a half-closed connection as "
+        "long as both peers are alive, and frees it when one is gone.",
     )
     add_commands(parser)
 
@@ -210,15 +206,13 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     what.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
     what.add_parser("transitions", help="print the table of states and events").set_defaults(run=_transitions)
     ls = what.add_parser("ls", help="list the connections of a running relay")
-    ls.add_argument(
-        "--half-closed", action="store_true", help="only those of which one side has sent its FIN"
-    )
+    ls.add_argument("--half-closed", action="store_true", help="only those where one side has sent its FIN")
     ls.add_argument("--service", help="only those of this service")
     ls.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="json: one object a line"
+        "-o", "--output", choices=("text", "json"), default="text", help="json: one object per line"
     )
     ls.set_defaults(run=_ls)
-    show = what.add_parser("show", help="tell all about connections, as JSON")
+    show = what.add_parser("show", help="print everything about connections, as JSON")
     show.add_argument("ids", nargs="+", type=_id, metavar="ID", help="as `ls` shows it, for example 0-42")
     show.set_defaults(run=_show)
     close = what.add_parser("close", help="end connections by RST on both sides")
@@ -226,12 +220,16 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     close.set_defaults(run=_close)
     drain = what.add_parser("drain", help="stop accepting, let connections end, then exit")
     drain.add_argument(
-        "--seconds", metavar="SECONDS", help="cut what is left after this long (default: as configured)"
+        "--seconds", metavar="SECONDS", help="reset what is left after this long (default: as configured)"
     )
     drain.set_defaults(run=_drain)
     stats = what.add_parser("stats", help="print the counts")
     stats.add_argument(
-        "-o", "--output", choices=("json", "prometheus"), default="prometheus", help="form of the answer"
+        "-o",
+        "--output",
+        choices=("json", "prometheus"),
+        default="prometheus",
+        help="format (default prometheus)",
     )
     stats.set_defaults(run=_stats)
     for one in (ls, show, close, drain, stats):

@@ -23,6 +23,7 @@ from finwait.table import histogram
 from finwait.table import transitions as tr
 from finwait.table.transitions import TransitionTable
 from finwait.table.units import csv_text
+from finwait.table.units import endpoint as _joined
 from finwait.uapi import tcp
 
 __all__ = [
@@ -117,8 +118,7 @@ def duration(ns: int) -> str:
 
 def endpoint(address: str, port: int) -> str:
     """Return ``10.0.0.1:80``, ``[2001:db8::1]:80``; an unknown port is ``*``."""
-    shown = str(port) if port else "*"
-    return f"[{address}]:{shown}" if ":" in address else f"{address}:{shown}"
+    return _joined(address, port or "*")
 
 
 def header() -> str:

@@ -8,7 +8,16 @@ from functools import lru_cache
 
 from finwait.uapi import tcp
 
-__all__ = ["cell_text", "csv_text", "duration_text", "ink", "parse_duration_ms", "printable", "span_text"]
+__all__ = [
+    "cell_text",
+    "csv_text",
+    "duration_text",
+    "endpoint",
+    "ink",
+    "parse_duration_ms",
+    "printable",
+    "span_text",
+]
 
 
 _INK = chr(0xF0000 + secrets.randbelow(0xFFFE))
@@ -147,3 +156,8 @@ def cell_text(column: str, value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("ascii", "replace")
     return str(value)
+
+
+def endpoint(address: str, port: int | str) -> str:
+    """Return an address and a port as one word; IPv6 in brackets (RFC 5952, section 6)."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
