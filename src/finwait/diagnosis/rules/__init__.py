@@ -177,7 +177,9 @@ def unclocked(
 ) -> list[Gap]:
     """Return the gaps that open connections leave when nothing says since when they are silent."""
     whole, _ = subflows(view.sockets)
-    bare = view.sockets.protocol != 6  # MPTCP without a subflow has no clocks on any kernel: `mptcp-no-subflow`
+    bare = (
+        view.sockets.protocol != 6
+    )  # MPTCP without a subflow has no clocks on any kernel: `mptcp-no-subflow`
     bare[whole] = False
     blind = rows & ~bare & (silence(view, *clocks) < 0)
     return [
