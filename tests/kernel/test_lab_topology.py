@@ -20,6 +20,7 @@ from finwait.kernel import destroy_trial
 from finwait.lab.actor import meet
 from finwait.lab.scenario import Situation, orphan, read_rows, scenarios
 from finwait.lab.topology import Lab, LabError, Netns, unmet
+from tests.kernel.test_lab_scenarios import links
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,15 +41,8 @@ def require(*needs: str) -> None:
 
 
 def holders(inode: int) -> list[str]:
-    """The /proc links that still lead to a network namespace."""
-    wanted, found = f"net:[{inode}]", []
-    for link in (*Path("/proc").glob("[0-9]*/ns/net"), *Path("/proc").glob("[0-9]*/fd/*")):
-        try:
-            if os.readlink(link) == wanted:
-                found.append(str(link))
-        except OSError:
-            continue
-    return found
+    """The processes of which a link still leads to a network namespace."""
+    return [pid for pid in os.listdir("/proc") if pid.isdigit() and f"net:[{inode}]" in links(pid)]
 
 
 def until(condition: Callable[[], bool], what: str, deadline_s: float = 60) -> None:

@@ -36,6 +36,8 @@ def _escape(c: str) -> str:
     code = ord(c)
     if short := _SHORT.get(c):
         return short
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as `surrogateescape` keeps it
+        code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
