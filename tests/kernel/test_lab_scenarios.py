@@ -45,26 +45,28 @@ def scenario(request: pytest.FixtureRequest) -> Scenario:
     return found
 
 
-def links(pid: str) -> list[str]:
-    """Return the network namespace of a process and what its descriptors lead to; none of one that has ended.
+def links(pid: str) -> dict[str, str]:
+    """Return the links to a process's network namespace and of its descriptors; none of one that has ended.
 
     `Path.glob` would not do: where a process ends under it, it raises.
     """
-    found = []
+    found = {}
     try:
-        found.append(os.readlink(f"/proc/{pid}/ns/net"))
+        path = f"/proc/{pid}/ns/net"
+        found[path] = os.readlink(path)
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return found
     for name in names:
         with contextlib.suppress(OSError):  # closed meanwhile
-            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+            path = f"/proc/{pid}/fd/{name}"
+            found[path] = os.readlink(path)
     return found
 
 
 def namespace_alive(inode: int) -> bool:
     """Whether any process or descriptor on this machine still refers to the network namespace."""
-    return any(f"net:[{inode}]" in links(pid) for pid in os.listdir("/proc") if pid.isdigit())
+    return any(f"net:[{inode}]" in links(pid).values() for pid in os.listdir("/proc") if pid.isdigit())
 
 
 def test_a_process_that_ends_while_it_is_looked_into_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

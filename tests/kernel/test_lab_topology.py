@@ -41,8 +41,9 @@ def require(*needs: str) -> None:
 
 
 def holders(inode: int) -> list[str]:
-    """The processes of which a link still leads to a network namespace."""
-    return [pid for pid in os.listdir("/proc") if pid.isdigit() and f"net:[{inode}]" in links(pid)]
+    """The /proc links that still lead to a network namespace."""
+    pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
+    return [link for pid in pids for link, target in links(pid).items() if target == f"net:[{inode}]"]
 
 
 def until(condition: Callable[[], bool], what: str, deadline_s: float = 60) -> None:
