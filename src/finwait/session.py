@@ -404,6 +404,7 @@ def _joined(
         earlier=watched.earlier,
         watched_ms=watched.ms,
         first_look_ms=watched.first_look_ms,
+        took_ms=max(0, observation.facts.boottime_end_ns - observation.facts.boottime_ns) // 1_000_000,
         not_holders=how.not_holders,
         hidden=hidden or (),
         hidden_known=hidden is not None,

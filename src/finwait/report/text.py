@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finwait.attribution.services import name_of
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.finding import Finding
+from finwait.diagnosis.rules import peer_missing
 from finwait.report.columns import Cells
 from finwait.table.units import cell_text, duration_text, ink, span_text
 from finwait.uapi import tcp
@@ -561,7 +562,7 @@ def _picture(view: View, row: int, cells: Cells, room: int) -> list[str]:
                 f"possible: {tcp.state_name(int(view.sockets.state[possible]))}, not known to be connected"
             )
             right[3] = _label(view, possible)
-        elif view.peer_reached[row]:
+        elif peer_missing(view)[row]:
             right[1] = "should be here: it is gone"
         elif view.peer_here[row]:
             right[1] = "its address is here too: no such connection there"
