@@ -132,10 +132,10 @@ def test_an_apply_that_is_killed_is_told_and_settled(tmp_path: Path, means: str,
         kind = {"destroy": "destroy", "reset": "destroy", "fin": "shutdown"}.get(means, "sockopt")
         assert f"act 1, {kind} of " in told.stderr
         assert "`finwait undo --incomplete`" in told.stderr
-        assert "cut short: `finwait undo 1`" in command(tmp_path, "journal", "--incomplete").stdout
+        assert "interrupted: `finwait undo 1`" in command(tmp_path, "journal", "--incomplete").stdout
         said = command(tmp_path, "undo", "--yes", "1").stdout
         if ends:
-            assert "cannot be taken back" in said
+            assert "cannot be reverted" in said
             assert ("its connection is gone" if done else f"still there, in {state}") in said
         else:
             assert "put back" in said
@@ -314,5 +314,5 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_an_act_that_is_told(tmp_path:
         assert settle(entry.id, journal) == "its connection is gone"
         assert (
             msgspec.json.encode(journal.get(entry.id).result)
-            == b'{"result":"cut short; its connection is gone"}'
+            == b'{"result":"interrupted; its connection is gone"}'
         )

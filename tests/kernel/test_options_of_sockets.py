@@ -97,7 +97,7 @@ def test_what_could_not_be_put_back_is_not_set(journal: SqliteJournal, sysctl: s
         assert before[1] == fixed
         found = probe(steps, journal, keepalive=(1, 1, 2))
         assert [p.verdict for p in found] == ["not judged", "alive", "not judged"]
-        assert f"of {value} could not be put back" in found[0].detail
+        assert f"of {value} could not be restored" in found[0].detail
         assert f"net.ipv4.{sysctl}" in found[0].detail
         assert all_options(pair.ours, cookies) == before
         outcomes = arm(steps, journal, dict.fromkeys(("keepidle", "keepintvl", "keepcnt", "keepalive"), 1))
@@ -198,7 +198,7 @@ def test_what_cannot_be_put_back_is_told_and_the_rest_is_put_back(
         found = probe(steps, journal, keepalive=(1, 1, 2))
         assert [p.verdict for p in found] == ["alive"] * 3
         assert [bool(p.unrestored) for p in found] == [True, False, False]
-        assert "could not be put back" in found[0].unrestored
+        assert "could not be restored" in found[0].unrestored
         assert all_options(pair.ours[1:], cookies[1:]) == before[1:]
         failed = next(e for e in journal.entries() if "error" in (e.result or {}))
         monkeypatch.undo()
@@ -220,7 +220,7 @@ def test_an_old_value_that_no_socket_takes_is_put_back_as_near_as_can_be(journal
         (act,) = journal.record_many([old])
         journal.complete_many({act: {"error": "Invalid argument"}})
         said = restore(act, journal)
-        assert "keepidle=32767 (it was 86400, more than setsockopt(2) takes)" in said
+        assert "keepidle=32767 (it was 86400, more than setsockopt(2) accepts)" in said
         now = options_of(pair.ours[0], cookies[0])
         assert (now["keepidle"], now["keepalive"]) == (32_767, 0)
 
@@ -241,7 +241,7 @@ def test_that_a_socket_follows_the_sysctl_no_more_is_told(tmp_path: Path) -> Non
         assert pinned[pair.ours[1].sport] == ["keepintvl", "keepcnt"]
         with SqliteJournal(tmp_path / "journal.sqlite") as journal:
             (outcome,) = arm(steps_of(pair, pair.ours[1:])[0], journal, {"keepintvl": 3})
-            assert "; keepintvl: the socket's own now, and no longer those of the sysctls" in restore(
+            assert "; keepintvl: now the socket's own, and no longer those of the sysctls" in restore(
                 outcome.act_id, journal
             )
 

@@ -168,7 +168,7 @@ def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> N
         shown, said = start(tmp_path, *words, "state established").communicate()
         assert "Would set, on 2 connections [reversible]:" in shown
         assert "noticed after 75 s of silence, with 1 unanswered probe\n" in shown
-        assert "data in flight is given up in 30 s (the user timeout)" in shown
+        assert "a connection with data in flight is dropped after 30 s (the user timeout)" in shown
         assert "with a user timeout of 127.5 to 135 s all 5 probes count" in shown
         assert f"in near (pid {pair.near.pid}), 2:" in shown
         assert "{" not in shown
