@@ -188,8 +188,9 @@ def columns_page() -> str:
     """Return the page of all columns."""
     return (
         f"{MARK}# Columns\n\n"
-        "What `finwait list --columns A,B,…`, `--sort`, CSV, Arrow, Parquet and the\n"
-        "[FILTER](filter.md) know by name. `finwait list --columns help` prints the first two tables.\n\n"
+        "What `finwait list --columns A,B,…`, `--sort`, CSV, Arrow and Parquet know by name. A\n"
+        "[FILTER](filter.md) knows those of a socket, and has predicates of its own.\n"
+        "`finwait list --columns help` prints the first two tables.\n\n"
         "A column that may be missing is an attribute that the kernel sends for some sockets only: a timewait\n"
         "minisocket (TIME_WAIT, and FIN_WAIT2 after `close()`) has almost none of them. Missing is never\n"
         "written as 0: it is an empty field, `null`, or `-`.\n\n"

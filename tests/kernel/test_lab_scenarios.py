@@ -6,6 +6,7 @@ The oracles are ``/proc/net/tcp``, ``/proc/PID/fd`` and `ss`; none of finwait's 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -44,16 +45,43 @@ def scenario(request: pytest.FixtureRequest) -> Scenario:
     return found
 
 
+def links(pid: str) -> dict[str, str]:
+    """Return the links to a process's network namespace and of its descriptors; none of one that has ended.
+
+    `Path.glob` would not do: where a process ends under it, it raises.
+    """
+    found = {}
+    try:
+        path = f"/proc/{pid}/ns/net"
+        found[path] = os.readlink(path)
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return found
+    for name in names:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            path = f"/proc/{pid}/fd/{name}"
+            found[path] = os.readlink(path)
+    return found
+
+
 def namespace_alive(inode: int) -> bool:
     """Whether any process or descriptor on this machine still refers to the network namespace."""
-    wanted = f"net:[{inode}]"
-    for link in (*Path("/proc").glob("[0-9]*/ns/net"), *Path("/proc").glob("[0-9]*/fd/*")):
-        try:
-            if os.readlink(link) == wanted:
-                return True
-        except OSError:
-            continue
-    return False
+    return any(f"net:[{inode}]" in links(pid).values() for pid in os.listdir("/proc") if pid.isdigit())
+
+
+def test_a_process_that_ends_while_it_is_looked_into_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each process ended between the list of all and the look into it."""
+    real = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        if path.endswith("/fd"):
+            raise FileNotFoundError(2, "gone", path)
+        return real(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", listdir)
+        assert not namespace_alive(1)
+    assert namespace_alive(os.stat("/proc/self/ns/net").st_ino)
 
 
 def test_a_scenario_has_exactly_its_rows_and_leaves_nothing(scenario: Scenario) -> None:

@@ -20,6 +20,7 @@ from finwait.kernel import destroy_trial
 from finwait.lab.actor import meet
 from finwait.lab.scenario import Situation, orphan, read_rows, scenarios
 from finwait.lab.topology import Lab, LabError, Netns, unmet
+from tests.kernel.test_lab_scenarios import links
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,14 +42,8 @@ def require(*needs: str) -> None:
 
 def holders(inode: int) -> list[str]:
     """The /proc links that still lead to a network namespace."""
-    wanted, found = f"net:[{inode}]", []
-    for link in (*Path("/proc").glob("[0-9]*/ns/net"), *Path("/proc").glob("[0-9]*/fd/*")):
-        try:
-            if os.readlink(link) == wanted:
-                found.append(str(link))
-        except OSError:
-            continue
-    return found
+    pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
+    return [link for pid in pids for link, target in links(pid).items() if target == f"net:[{inode}]"]
 
 
 def until(condition: Callable[[], bool], what: str, deadline_s: float = 60) -> None:

@@ -170,7 +170,7 @@ def test_what_is_under_way_is_not_taken_back_and_what_was_cut_short_is_first(tmp
         told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=60)
         (item,) = json.loads(told)["items"]
         assert item["verdict"] == "not judged", said
-        assert "`finwait undo 1` puts its options back" in item["detail"]
+        assert "`finwait undo 1` restores its options" in item["detail"]
         assert options_of(pair.ours[0], cookie)["keepidle"] == 30
         told, _ = start(tmp_path, "undo", "--yes", "1").communicate(timeout=60)
         assert "put back" in told

@@ -73,7 +73,10 @@ def test_what_is_not_known_is_a_dash():
             rows((0, 5, 7), became=5, expires_ms=59_900),
             "became a minisocket, still FIN_WAIT2; gone by itself in 59.9 s",
         ),
-        (rows((0, 5, 7), became=6, expires_ms=60_000), "became a minisocket in TIME_WAIT; gone in 60.0 s"),
+        (
+            rows((0, 5, 7), became=6, became_seen_ns=80_000_000, expires_ms=60_000),
+            "is a minisocket in TIME_WAIT (seen 80.0ms later); gone in 60.0 s",
+        ),
         (rows((0, 1, 7), reset=2), "ended by a reset that was received"),
         (rows((0, 5, 5), interrupt=False, pid=812), "closed by its owner, nginx[812]"),
         (rows((0, 5, 7)), "no minisocket was seen after it: destroyed, timed out, or ended before the look"),

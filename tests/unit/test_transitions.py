@@ -213,6 +213,7 @@ def test_an_orphan_that_the_tracepoint_calls_closed_became_a_minisocket():
     rows = follower.take(2000)
     assert rows.present("became").tolist() == [False] * 4 + [True]
     assert (rows.became[4], rows.expires_ms[4], rows.netns[4]) == (5, 59_900, 42)
+    assert rows.became_seen_ns[4] == 2000  # the beginning of the look: what it says is said of that time
 
 
 def test_the_time_left_counts_from_the_row_and_not_from_the_look():

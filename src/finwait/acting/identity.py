@@ -22,7 +22,8 @@ from finwait.remedy.journal import Act
 from finwait.remedy.outcome import Outcome
 from finwait.remedy.plan import End, Step
 from finwait.table import decode
-from finwait.table.sockets import SocketTable, endpoint, pack_address
+from finwait.table.sockets import SocketTable, pack_address
+from finwait.table.units import endpoint
 from finwait.uapi import inet_diag
 from finwait.uapi import netlink as nl
 from finwait.uapi import observation as obs

@@ -16,6 +16,7 @@ import numpy as np
 from finwait.diagnosis.closing import CLOSED
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable, address_text, pack_address
+from finwait.table.units import endpoint
 from finwait.uapi import tcp
 from finwait.uapi.socket_filter import Tuple
 
@@ -71,8 +72,7 @@ def place_of(inode: int) -> str:
 
 def end_text(address: tuple[int, int], port: int, scope: str = "") -> str:
     """Return ``10.0.0.1:80`` or ``[fe80::1%eth0]:80``."""
-    text = address_text(*address) + (f"%{scope}" if scope else "")
-    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+    return endpoint(address_text(*address) + (f"%{scope}" if scope else ""), port)
 
 
 def tuple_text(one: Tuple, scope: str = "") -> str:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from finwait.errors import DecodeError, FilterError, FinwaitError, Refused, UsageError
-from finwait.relay.command import not_empty
+from finwait.relay.command import NEGATIVE, not_empty
 from finwait.version import __version__
 
 __all__ = ["COMMANDS", "EXIT_STATUS", "build_parser", "main"]
@@ -77,6 +77,7 @@ class _WrongArguments(SystemExit):
 class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever argparse takes
         super().__init__(*args, **kwargs)
+        self._negative_number_matcher = NEGATIVE
         self.register("type", None, not_empty)  # of every option and argument that names no other type
 
     def add_subparsers(self, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever argparse takes and returns

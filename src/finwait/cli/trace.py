@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finwait.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from finwait.errors import Gap
     from finwait.follow import Following, Round, Stuck
@@ -378,6 +378,57 @@ def _names(following: Following, found: Round) -> Names:
     )
 
 
+class _Gaps:
+    """What could not be seen, told once of each kind: processes come and go, and each number would be a line."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str], Gap] = {}
+        self._spaces: dict[tuple[str, str], dict[str, None]] = {}
+
+    def tell(self, gaps: Iterable[Gap]) -> None:
+        """Say the first of each kind; a namespace that vanished is no gap but news, which is in the rows."""
+        import sys
+
+        from finwait.table.units import printable
+
+        for gap in gaps:
+            kind = gap.doing, gap.needs
+            if not gap.needs:
+                continue
+            if kind not in self._told:
+                self._told[kind] = gap
+                print(printable(f"gap: {gap}"), file=sys.stderr)
+            if gap.netns and len(self._spaces.setdefault(kind, {})) < _MOST_SPACES:
+                self._spaces[kind][gap.where] = None
+
+    def rest(self, now: Iterable[Gap]) -> None:
+        """Say at the end what changed since: the numbers of the last look, and the other namespaces.
+
+        Args:
+            now: what the last look could not see.
+        """
+        import sys
+
+        from finwait.table.units import printable
+
+        for gap in now:
+            first = self._told.get((gap.doing, gap.needs))
+            if first is not None and not gap.netns and first.where != gap.where:
+                print(printable(f"gap: at the end {gap}"), file=sys.stderr)
+        for (doing, needs), spaces in self._spaces.items():
+            if len(spaces) > 1:
+                more = " and more" if len(spaces) == _MOST_SPACES else ""
+                names = ", ".join(spaces) + more
+                print(printable(f"gap: {names}: could not {doing} (needs {needs})"), file=sys.stderr)
+
+    def __bool__(self) -> bool:
+        return bool(self._told)
+
+
+_MOST_SPACES = 100
+"""Namespaces that are named at the end."""
+
+
 class _Run:
     """One trace, from its first row to what is said at its end."""
 
@@ -394,6 +445,7 @@ class _Run:
         self._told: set[tuple[int, int]] = set()
         self._lost = 0
         self._partial = False
+        self._gaps = _Gaps()
         self._blind_told = False
 
     def go(self) -> int:
@@ -440,12 +492,8 @@ class _Run:
         return all(self._sink.line("\n".join(story)) for story in self._stories.add(found.rows, names))
 
     def _tell_gaps(self, gaps: tuple[Gap, ...]) -> None:
-        import sys
-
-        for gap in gaps:
-            if gap.needs:  # a namespace that vanished is news of its own, in the rows
-                self._partial = True
-                print(f"gap: {gap}", file=sys.stderr)
+        self._gaps.tell(gaps)
+        self._partial = self._partial or bool(self._gaps)
 
     def _tell_rest(self) -> None:
         """Tell what is told at the end."""
@@ -474,6 +522,7 @@ class _Run:
                 file=sys.stderr,
             )
             self._tell_gaps(following.blind_gaps)
+        self._gaps.rest((*following.gaps, *following.blind_gaps))
         bounded = list(following.bounded)
         if self._stories is not None and self._stories.cut:
             bounded.append(
@@ -528,12 +577,9 @@ class _Run:
 
     def _tell_blind(self) -> None:
         """Say once why holders are not known."""
-        import sys
-
         if not self._blind_told:
             self._blind_told = True
-            for gap in self._following.blind_gaps:
-                print(f"gap: {gap}", file=sys.stderr)
+            self._gaps.tell(self._following.blind_gaps)
 
 
 def _stuck_record(

@@ -410,6 +410,11 @@ class Following:
         """Processes that may hold sockets and cannot be inspected."""
         return self._actors.blind_gaps
 
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """What the last look could not see, told before or not."""
+        return self._looks.gaps
+
     def look_now(self) -> tuple[Gap, ...]:
         """Look at the sockets if it is time for it, although nothing was traced (ages go on).
 

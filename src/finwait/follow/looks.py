@@ -73,6 +73,8 @@ class Looks:
         self._next = 0.0
         self._spaces_until = 0.0
         self._gap_seen: set[Gap] = set()
+        self.gaps: tuple[Gap, ...] = ()
+        """What the last look could not see, told before or not."""
         self.destroys: DestroyEvents | None = None
         """Told which namespaces there are."""
         self.count = 0
@@ -121,10 +123,11 @@ class Looks:
         return tr.SocketDump(sockets, begun_ns, ended_ns), self.fresh(gaps)
 
     def fresh(self, gaps: Iterable[Gap]) -> tuple[Gap, ...]:
-        """Return the gaps that were not told before."""
+        """Return the gaps of a look that were not told before."""
+        self.gaps = tuple(gap for gap in gaps if gap.pid not in self._left_out)
         if len(self._gap_seen) > MOST_REMEMBERED:
             self._gap_seen = set()
-        fresh = tuple(gap for gap in gaps if gap not in self._gap_seen and gap.pid not in self._left_out)
+        fresh = tuple(gap for gap in self.gaps if gap not in self._gap_seen)
         self._gap_seen.update(fresh)
         return fresh
 

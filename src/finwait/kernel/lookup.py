@@ -118,7 +118,14 @@ class _Answers:
             return None
 
         results, gaps = netns.visit(namespaces, look)
-        return gaps + [gap for gap in results.values() if gap is not None]
+        told = results.keys() | {gap.netns for gap in gaps}
+        # In a look at everything that is no gap; here it answers a question about that very namespace.
+        gone = [
+            Gap.of_namespace(space.inode, "enter it: it vanished", "")
+            for space in namespaces
+            if space.inode not in told
+        ]
+        return gaps + gone + [gap for gap in results.values() if gap is not None]
 
     def _keep(self, question: int, space: int, answer: bytes | None) -> None:
         if answer is None:

@@ -68,11 +68,16 @@ def not_empty(text: str) -> str:
     return text
 
 
+NEGATIVE = re.compile(r"-\.?[0-9]")
+"""Words that argparse takes for values rather than options: else `--for -1s` were `--for` without its argument."""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that ends with a hint, and takes no empty value."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever argparse takes
         super().__init__(*args, **kwargs)
+        self._negative_number_matcher = NEGATIVE
         self.register("type", None, not_empty)  # of every option and argument that names no other type
 
     def add_subparsers(self, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever argparse takes and returns

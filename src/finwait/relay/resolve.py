@@ -17,6 +17,7 @@ from finwait import files
 from finwait.errors import FileRefused
 from finwait.relay.config.addresses import check_backend, split_address
 from finwait.relay.notice import say
+from finwait.table.units import endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,7 +184,7 @@ class Resolver:
         if len(answers) > MOST_BACKENDS:
             say(f"`{host}` has {len(answers)} addresses; the first {MOST_BACKENDS} are taken")
         for family, _, _, _, address in sorted(answers, key=str)[:MOST_BACKENDS]:
-            shown = f"[{address[0]}]:{port}" if family == socket.AF_INET6 else f"{address[0]}:{port}"
+            shown = endpoint(str(address[0]), port)
             rows.append([shown, int(family), list(address), backend.weight, backend.max_connections])
         self._parts[service.name, backend.address] = rows
 

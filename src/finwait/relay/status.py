@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from finwait.relay import sockets
+from finwait.table.units import endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -114,8 +115,7 @@ def _backends(route: Route, pool: IdlePool, now: float) -> list[dict[str, Any]]:
 def show(address: object) -> str:
     """Return a socket address as people write it."""
     if isinstance(address, tuple) and len(address) >= 2:
-        host = str(address[0])
-        return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
+        return endpoint(str(address[0]), address[1])
     if isinstance(address, bytes):
         return "unix:@" + address[1:].decode("utf-8", "backslashreplace")
     return f"unix:{address}" if address else ""

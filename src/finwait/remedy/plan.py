@@ -30,8 +30,8 @@ from finwait.diagnosis.catalogue import NAMES
 from finwait.diagnosis.rule import Means
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy.guards import Abilities, Limits, Verdict, guard_destroy, guard_rows, guard_well
-from finwait.table.sockets import address_text, endpoint, pack_address
-from finwait.table.units import printable
+from finwait.table.sockets import address_text, pack_address
+from finwait.table.units import endpoint, printable
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:

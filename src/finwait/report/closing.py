@@ -12,7 +12,7 @@ from finwait.diagnosis.closing import Closing, Kind, Missing, Outcome, Reset, Si
 from finwait.diagnosis.sightings import Also, Sighting
 from finwait.diagnosis.stream import Standing
 from finwait.table.sockets import address_text
-from finwait.table.units import printable
+from finwait.table.units import endpoint, printable
 from finwait.uapi.segment import ACK, FIN, RST, SYN
 
 __all__ = ["connection_name", "diagram", "drawing", "end_name", "verdict"]
@@ -52,7 +52,7 @@ def end_name(closing: Closing, side: Side) -> str:
     text = address_text(*side.end[0])
     if closing.scope:
         text += f"%{printable(closing.scope)}"
-    return f"[{text}]:{side.end[1]}" if ":" in text else f"{text}:{side.end[1]}"
+    return endpoint(text, side.end[1])
 
 
 def connection_name(closing: Closing) -> str:

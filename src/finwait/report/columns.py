@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finwait.report.json import addresses, different_addresses
 from finwait.table.sockets import SCHEMA
-from finwait.table.units import span_text
+from finwait.table.units import endpoint, span_text
 from finwait.uapi import tcp
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Cells:
     def _endpoint(self, side: str) -> list[str]:
         s = self.sockets
         hosts, which = different_addresses(s.src if side == "s" else s.dst)
-        begins = [f"[{host}]:" if ":" in host else f"{host}:" for host in hosts]
+        begins = [endpoint(host, "") for host in hosts]
         ports = map(str, (s.sport if side == "s" else s.dport).tolist())
         result = [begins[k] + port for k, port in zip(which.tolist(), ports, strict=True)]
         if side == "d":

@@ -6,8 +6,7 @@ import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from finwait.table.sockets import endpoint
-from finwait.table.units import duration_text, printable
+from finwait.table.units import duration_text, endpoint, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

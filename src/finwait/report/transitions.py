@@ -23,6 +23,7 @@ from finwait.table import histogram
 from finwait.table import transitions as tr
 from finwait.table.transitions import TransitionTable
 from finwait.table.units import csv_text
+from finwait.table.units import endpoint as _joined
 from finwait.uapi import tcp
 
 __all__ = [
@@ -53,7 +54,8 @@ _KINDS: Final = {
 }
 CSV_COLUMNS: Final = (
     "time", "kind", "netns", "src", "sport", "dst", "dport", "old", "new", "in_old_us", "owner", "pod_uid",
-    "moved_by", "cookie", "inode", "became", "expires_ms", "reset", "reason", "note", "last_owner", "ifindex",
+    "moved_by", "cookie", "inode", "became", "became_seen", "expires_ms", "reset", "reason", "note", "last_owner",
+    "ifindex",
 )  # fmt: skip
 
 
@@ -116,8 +118,7 @@ def duration(ns: int) -> str:
 
 def endpoint(address: str, port: int) -> str:
     """Return ``10.0.0.1:80``, ``[2001:db8::1]:80``; an unknown port is ``*``."""
-    shown = str(port) if port else "*"
-    return f"[{address}]:{shown}" if ":" in address else f"{address}:{shown}"
+    return _joined(address, port or "*")
 
 
 def header() -> str:
@@ -130,8 +131,8 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
     src, dst = addresses(table.src), addresses(table.dst)
     have = {
         name: table.present(name).tolist()
-        for name in ("in_old_ns", "netns", "cookie", "inode", "cgroup_id", "became", "expires_ms", "reset",
-                     "reason", "after_ns", "ifindex")
+        for name in ("in_old_ns", "netns", "cookie", "inode", "cgroup_id", "became", "became_seen_ns", "expires_ms",
+                     "reset", "reason", "after_ns", "ifindex")
     }  # fmt: skip
     cells = {name: table[name].tolist() for name in tr.SCHEMA.names if name not in ("src", "dst")}
 
@@ -146,7 +147,7 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             mover = names.movers.get(pid) or Mover(pid)
         in_old = value("in_old_ns", k)
         reset = value("reset", k)
-        became = value("became", k)
+        became, seen = value("became", k), value("became_seen_ns", k)
         reason = value("reason", k)
         over = cells["over"][k]
         holders = names.owners.get(inode) if inode and not over else None
@@ -171,15 +172,16 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             "cookie": value("cookie", k),
             "inode": value("inode", k),
             "became": None if became is None else tcp.state_name(became),
+            "became_seen": None if seen is None else _utc(seen + names.wall_offset_ns),
             "expires_ms": value("expires_ms", k),
             "reset": {2: "received", 3: "sent"}.get(reset or 0),
             "reason": None if reason is None else names.reasons.get(reason, str(reason)),
         }
         if kind == tr.POLLED:
             record["after"] = _utc(cells["after_ns"][k] + names.wall_offset_ns)
-        note = _note(
-            kind, cells["oldstate"][k], cells["newstate"][k], record, mover, looked_up=names.looked_up
-        )
+        states = cells["oldstate"][k], cells["newstate"][k]
+        later = 0 if seen is None else seen - cells["time_ns"][k]
+        note = _note(kind, *states, record, mover, later, looked_up=names.looked_up)
         if mover is not None and mover.kernel:
             note += ("; " if note else "") + f"caused by {mover} of the kernel"
         record["note"] = note
@@ -199,10 +201,10 @@ def _mover(mover: Mover) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _note(
-    kind: int, old: int, new: int, record: dict[str, Any], mover: Mover | None, *, looked_up: bool
+def _note(  # noqa: PLR0913, RUF100 - a row
+    kind: int, old: int, new: int, record: dict[str, Any], mover: Mover | None, later: int, *, looked_up: bool
 ) -> str:
-    """Return what the row means where the two states do not say it."""
+    """Return what the row means where the two states do not say it; its minisocket was seen ``later`` ns after it."""
     if kind in (tr.RECEIVE_RESET, tr.SEND_RESET, tr.RETRANSMIT):
         said = {
             tr.RECEIVE_RESET: "reset received",
@@ -214,7 +216,9 @@ def _note(
         left = record["expires_ms"] / 1000
         return f"became a minisocket, still FIN_WAIT2; gone by itself in {left:.1f} s"
     if record["became"] == "TIME_WAIT":
-        return f"became a minisocket in TIME_WAIT; gone in {record['expires_ms'] / 1000:.1f} s"
+        # In between it may have been one in FIN_WAIT2: the peer's FIN makes it TIME_WAIT, whenever that comes.
+        when = f"seen {duration(later)} later" if later > 0 else "by now"
+        return f"is a minisocket in TIME_WAIT ({when}); gone in {record['expires_ms'] / 1000:.1f} s"
     if kind == tr.POLLED:
         return {True: "gone", False: "first seen" if old == 0 else ""}[new == 0]
     if new == tcp.CLOSE and record["reset"]:

@@ -72,6 +72,29 @@ _DEPTH: Final = 100
 _DIGITS: Final = 6
 _SHOWN: Final = 20
 
+PRINTED: Final = {
+    "local": "`src` and `sport`",
+    "peer": "`dst` and `dport`",
+    "state_name": "`state`",
+    "family_name": "`family`",
+    "src_text": "`src`",
+    "dst_text": "`dst`",
+    "netns_name": "`netns`",
+    "owner": "`pid`, `comm` and `held`",
+    "fd": "",
+    "holders": "`held`",
+    "age_at_least_s": "`age`: `age > 3s` is known to be older",
+    "age_at_most_s": "`age`: `age < 3s` is known to be younger",
+    "timer_name": "`timer`",
+    "other_end": "",
+    "other_state": "",
+    "conntrack": "",
+    "container_id": "`container`",
+    "pod_uid": "`pod`",
+    "unit": "`cgroup`",
+}
+"""Columns that are derived for a row that is printed, and no predicates → what asks for the same; empty for nothing."""
+
 
 @dataclass(slots=True)
 class _Grammar(Values):
@@ -418,6 +441,12 @@ class _Grammar(Values):
         word = token.text
         names = [*PREDICATES, *SCHEMA.names, *state_spellings(), *STATE_GROUPS]
         near = nearest(word, names)
+        if word in PRINTED:
+            instead = PRINTED[word]
+            hint = (
+                f"`finwait list` prints it; a FILTER has {instead}" if instead else "`finwait list` prints it"
+            )
+            return self.error(token, f"`{word}` is derived for a row, and no predicate", hint)
         if near:
             hint = f"did you mean `{near}`?"
         elif re.fullmatch(r":?[0-9]{1,5}", word):
@@ -425,7 +454,11 @@ class _Grammar(Values):
         elif re.fullmatch(r"[\[\]0-9a-fA-F.:/]*[.:][\[\]0-9a-fA-F.:/]*", word):
             hint = f"an address? `src {word}` or `dst {word}`"
         else:
-            hint = "predicates: " + ", ".join(PREDICATES) + "; or a column"
+            hint = (
+                "predicates: "
+                + ", ".join(PREDICATES)
+                + "; or a column of a socket (`finwait list --columns help`)"
+            )
         return self.error(token, f"`{word}` is no predicate, column or state", hint)
 
     def host(self, side: str, op: str, value: Token) -> Node:

@@ -50,8 +50,8 @@ _LIFE: Final = np.dtype(
         ("s0", "u8"), ("s1", "u8"), ("d0", "u8"), ("d1", "u8"), ("sport", "u2"), ("dport", "u2"),
         ("named", "?"), ("ambiguous", "?"), ("netns", "u4"), ("cookie", "u8"), ("inode", "u4"), ("uid", "u4"),
         ("ifindex", "u4"), ("seen", "?"),
-        ("cgroup", "u8"), ("has_cgroup", "?"), ("looked", "?"), ("became", "u1"), ("expires", "u4"),
-        ("reset", "u1"), ("reset_ns", "i8"), ("number", "i8"),
+        ("cgroup", "u8"), ("has_cgroup", "?"), ("looked", "?"), ("became", "u1"), ("became_ns", "i8"),
+        ("expires", "u4"), ("reset", "u1"), ("reset_ns", "i8"), ("number", "i8"),
     ]
 )  # fmt: skip
 
@@ -321,6 +321,7 @@ def _name_by_look(rows: NDArray[Any], look: SocketDump) -> None:
     over = which[ended[which]]
     at = at[ended[which]]
     rows["became"][over] = sockets["state"][at]
+    rows["became_ns"][over] = look.begun_ns
     since = (look.begun_ns - rows["died"][over]) // 1_000_000
     rows["expires"][over] = sockets["expires_ms"][at] + since
 
@@ -425,6 +426,7 @@ def _with_ends(table: TransitionTable, there: Mask, rows: NDArray[Any]) -> Trans
     last = (table.kind == TRANSITION) & (table.newstate == tcp.CLOSE) & there
     became = last & (rows["became"] != 0)
     table = table.replace("became", np.where(became, rows["became"], 0), became)
+    table = table.replace("became_seen_ns", np.where(became, rows["became_ns"], 0), became)
     table = table.replace("expires_ms", np.where(became, rows["expires"], 0), became)
     # A reset that did not end the life (an answer to a stray segment) lies further back.
     reset = last & (rows["reset"] != 0) & (rows["died"] - rows["reset_ns"] <= _RESET_ENDS_NS)

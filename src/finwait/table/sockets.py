@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from finwait.table.columns import ColumnTable
 from finwait.table.schema import Column, Mask, Schema
+from finwait.table.units import endpoint
 from finwait.uapi import inet_diag as d
 from finwait.uapi import tcp
 from finwait.uapi.netlink import NLMSG_HEADER
@@ -27,7 +28,6 @@ __all__ = [
     "SCHEMA",
     "SocketTable",
     "address_text",
-    "endpoint",
     "endpoint_text",
     "pack_address",
     "words_of_addresses",
@@ -333,11 +333,6 @@ def address_text(high: int, low: int) -> str:
 def endpoint_text(high: int, low: int, port: int) -> str:
     """Return ``10.0.0.1:80`` or ``[2001:db8::1]:80``."""
     return endpoint(address_text(high, low), port)
-
-
-def endpoint(address: str, port: int) -> str:
-    """Return an address and a port as one word; IPv6 in brackets (RFC 5952, section 6)."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def pack_address(text: str) -> tuple[int, int]:

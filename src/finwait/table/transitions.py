@@ -84,7 +84,10 @@ SCHEMA: Final = Schema(
         Column("cgroup_id", np.uint64, "the look", "Cgroup that it was made in.", (1,)),
         Column("ifindex", np.uint32, "the look", "Interface that it is bound to; 0 for any.", (1,)),
         Column("over", np.bool_, "finwait", "Whether the connection had ended when the row was handed out."),
-        Column("became", np.uint8, "the look", "State of the minisocket that took over.", (1,)),
+        Column("became", np.uint8, "the look",
+               "State of the minisocket that took over, as the look found it: the peer's FIN may have come since.",
+               (1,)),
+        Column("became_seen_ns", np.int64, "the look", "When it was looked at, on the clock of `time_ns`.", (1,)),
         Column("expires_ms", np.uint32, "the look", "Time left to that minisocket, counted from the row.", (1,)),
         Column("reset", np.uint8, "tcp_receive_reset, tcp_send_reset",
                "2 when a reset from the peer ended this life, 3 when one of ours did.", (1,)),
@@ -433,8 +436,10 @@ def _polled(
     mini = (sockets["timer"][index] == 3) & (states[1] != 0)
     columns["became"] = np.where(mini, sockets["state"][index], 0)
     columns["expires_ms"] = sockets["expires_ms"][index]
+    columns["became_seen_ns"] = columns["time_ns"]
     present = {
         "became": mini,
+        "became_seen_ns": mini,
         "expires_ms": mini,
         "inode": sockets["inode"][index] != 0,
         "uid": sockets["inode"][index] != 0,

@@ -8,7 +8,16 @@ from functools import lru_cache
 
 from finwait.uapi import tcp
 
-__all__ = ["cell_text", "csv_text", "duration_text", "ink", "parse_duration_ms", "printable", "span_text"]
+__all__ = [
+    "cell_text",
+    "csv_text",
+    "duration_text",
+    "endpoint",
+    "ink",
+    "parse_duration_ms",
+    "printable",
+    "span_text",
+]
 
 
 _INK = chr(0xF0000 + secrets.randbelow(0xFFFE))
@@ -27,6 +36,8 @@ def _escape(c: str) -> str:
     code = ord(c)
     if short := _SHORT.get(c):
         return short
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as `surrogateescape` keeps it
+        code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
@@ -145,3 +156,8 @@ def cell_text(column: str, value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("ascii", "replace")
     return str(value)
+
+
+def endpoint(address: str, port: int | str) -> str:
+    """Return an address and a port as one word; IPv6 in brackets (RFC 5952, section 6)."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

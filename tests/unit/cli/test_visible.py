@@ -23,7 +23,7 @@ CLEAR = "\x1b[2J\x1b]0;owned\x07\r\x9b2J"
 
 def test_control_characters_are_written_as_escapes() -> None:
     assert printable(f"a{CLEAR}b", lines=True) == "a\\x1b[2J\\x1b]0;owned\\x07\\r\\x9b2Jb"
-    assert printable("caf\udce9", lines=True) == "caf\\udce9"
+    assert printable("caf\udce9", lines=True) == "caf\\xe9"
 
 
 def test_text_tabs_line_ends_and_our_colours_stay() -> None:

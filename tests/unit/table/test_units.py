@@ -67,3 +67,8 @@ def test_no_text_in_csv_is_a_formula(text: str) -> None:
 )
 def test_numbers_and_plain_text_stay_as_they_are(text: str) -> None:
     assert csv_text(text) == text
+
+
+def test_bytes_that_are_no_utf8_are_shown_as_bytes_everywhere() -> None:
+    assert printable(b"a\xff\xfe".decode("utf-8", "surrogateescape")) == "a\\xff\\xfe"
+    assert printable("a\ud800") == "a\\ud800"  # no byte stands behind this one

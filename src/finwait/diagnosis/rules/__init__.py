@@ -176,7 +176,12 @@ def unclocked(
     clocks: tuple[str, ...] = ("last_data_sent_ms", "last_data_recv_ms"),
 ) -> list[Gap]:
     """Return the gaps that open connections leave when nothing says since when they are silent."""
-    blind = rows & (silence(view, *clocks) < 0)
+    whole, _ = subflows(view.sockets)
+    bare = (
+        view.sockets.protocol != 6
+    )  # MPTCP without a subflow has no clocks on any kernel: `mptcp-no-subflow`
+    bare[whole] = False
+    blind = rows & ~bare & (silence(view, *clocks) < 0)
     return [
         Gap.of_namespace(
             netns,

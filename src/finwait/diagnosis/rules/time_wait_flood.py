@@ -42,7 +42,9 @@ def matches(view: View) -> list[Match]:
         rows = waiting[s.netns[waiting] == number]
         ns = view.namespaces.get(number, NamespaceView(number))
         evidence = [
-            Evidence("TIME_WAIT", str(len(rows)), "sock_diag", f"of netns {ns.label}"),
+            Evidence(
+                "TIME_WAIT", str(len(rows)), "sock_diag", f"of netns {ns.names[0] if ns.names else number}"
+            ),
         ]
         # Towards one destination every connection needs a local port of its own.
         worst = largest_group((s.src[rows, 1], s.dst[rows, 0], s.dst[rows, 1], s.dport[rows]))
