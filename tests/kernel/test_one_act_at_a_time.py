@@ -184,7 +184,7 @@ def test_a_lock_that_somebody_squats_keeps_every_act_away(journal: SqliteJournal
             with pytest.raises(Refused, match="somebody holds its lock"):
                 restore(done.act_id, journal)
         assert all_options(pair.ours, cookies) == after
-        assert "put back" in restore(done.act_id, journal)
+        assert "restored" in restore(done.act_id, journal)
 
 
 def test_more_locks_than_descriptors_that_are_allowed_by_default() -> None:

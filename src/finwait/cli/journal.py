@@ -154,7 +154,7 @@ def undo(args: argparse.Namespace) -> int:
             if not options.agreed(
                 f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"
             ):
-                sys.stderr.write("finwait: nothing was done; `--yes` takes them back\n")
+                sys.stderr.write("finwait: nothing was done; add `--yes` to revert them\n")
                 return _undo_status(failed) or 4  # not 0: who goes on after it would take them for taken back
         for entry in entries:
             try:
