@@ -270,7 +270,7 @@ def test_undo_shows_what_it_would_do_and_does_it_with_yes(
     assert (told.returncode, value(target)) == (0, "60")
     told = command(state, "undo", "--yes", "1")
     assert told.returncode == 4
-    assert "taken back already" in told.stderr
+    assert "already reverted" in told.stderr
 
 
 def test_kinds_of_a_later_version_are_told_and_listed(
