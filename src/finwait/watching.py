@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait import session
+from finwait.diagnosis.hint import Asked
 from finwait.errors import DecodeError, FinwaitError
 from finwait.follow import Following, Round
 from finwait.kernel.observe import Machine
@@ -293,7 +294,7 @@ class Live:
                 except (FinwaitError, DecodeError) as error:  # somebody removed the instance
                     following.__exit__(None, None, None)
                     following = self._following = None
-                    self._trace_ended = f"the trace was taken away: {error}"
+                    self._trace_ended = f"the trace was removed: {error}"
             elif self._wake.wait(left):
                 break
             if self._wake.is_set():
@@ -358,7 +359,7 @@ class Live:
         following = self._following
         if following is None:
             names = beyond_the_event(self._traced) if self._traced is not None else ()
-            return self._trace_ended or f"no rates: a change of state does not tell {', '.join(names)}"
+            return self._trace_ended or f"no rates: a change of state does not include {', '.join(names)}"
         return "" if following.mode == "tracing" else f"not tracing: {following.why_polling}"
 
 
@@ -392,11 +393,19 @@ class Recorded:
         wanted: which connections; None for all.
         choose: applies a FILTER to a diagnosis; as `chosen` does.
         refresh: seconds between two looks.
+        path: where the recording is, for the commands that findings suggest.
     """
 
     def __init__(
-        self, recording: Replay, wanted: Filter | None, choose: Choose = chosen, *, refresh: float
+        self,
+        recording: Replay,
+        wanted: Filter | None,
+        choose: Choose = chosen,
+        *,
+        refresh: float,
+        path: str = "",
     ) -> None:
+        self._asked = Asked(options=("--from", path) if path else (), recorded=True)
         self._looks = recording.looks
         self._wanted = wanted
         self._choose = choose
@@ -446,7 +455,8 @@ class Recorded:
         at = max(0, min(self._at + by, len(self._looks) - 1))
         if at != self._at or self._diagnosis is None:
             self._at = at
-            self._diagnosis = session.diagnose(Replay(self._looks[max(at - 1, 0) : at + 1]), how=_BOTH)
+            looks = Replay(self._looks[max(at - 1, 0) : at + 1])
+            self._diagnosis = session.diagnose(looks, how=_BOTH, asked=self._asked)
         shown = self._diagnosis
         mask = (
             np.ones(len(shown.view), np.bool_) if self._wanted is None else self._choose(self._wanted, shown)
@@ -462,6 +472,6 @@ class Recorded:
         )
 
 
-_NO_FLOWS: Final = "a recording holds looks, not what passed between them"
+_NO_FLOWS: Final = "a recording contains looks, not what happened between them"
 _BOTH: Final = replace(session.Look(), watch_ms=1)
 """Of a recording: compare a look with the one before it."""

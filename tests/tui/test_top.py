@@ -334,7 +334,7 @@ def test_the_evidence_is_to_the_letter_what_explain_prints(capsys: pytest.Captur
     recording = str(CAPTURES / "relay-pair.finwait")
 
     async def go() -> tuple[int, str]:
-        feed = Recorded(open_recording(recording), None, refresh=0.01)
+        feed = Recorded(open_recording(recording), None, refresh=0.01, path=recording)
         app = Top(feed, parse_filter)
         async with app.run_test(size=(102, 30)) as pilot:
             await settle(pilot, app)

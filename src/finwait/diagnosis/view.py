@@ -149,7 +149,7 @@ class View:
     lone_before: Mask | None = None
     """Which rows were there at the first of two looks, and had no other end then either; None where there was one."""
     whole: bool = True
-    """Whether every namespace was looked into: an address that none of them has is then that of another machine."""
+    """Whether every namespace was inspected: an address that none of them has is then that of another machine."""
 
     def __len__(self) -> int:
         return len(self.sockets)
