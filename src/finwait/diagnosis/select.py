@@ -154,7 +154,7 @@ def _not_here(leaf: Leaf, view: View, names: Names) -> str:
         return "" if here else f"there is no network namespace `{word}` among those looked into"
     if leaf.name == "comm":
         holders, known = view.holders, view.processes
-        all_known = view.hidden_known and all(
+        all_known = _all_holders(view) and all(
             pid in known and known[pid].comm != "?" for pid in (*holders.unreadable, *holders.threads)
         )
         here = not all_known or leaf.matches_any([p.comm for p in known.values()])
@@ -172,10 +172,18 @@ def _not_here(leaf: Leaf, view: View, names: Names) -> str:
     return ""
 
 
+def _all_holders(view: View) -> bool:
+    """Return whether every process that holds a TCP socket is among those of a view, or may be by what is unreadable.
+
+    Those that hold only ESTABLISHED sockets are not where these were counted and not listed.
+    """
+    return view.hidden_known and not view.established_skipped
+
+
 def _all_outside(view: View, kind: str) -> bool:
     """Return whether every holder, and every row that tells its cgroup, is known to be in no container or pod."""
     holders, known = view.holders, view.processes
-    if not view.hidden_known or not all(
+    if not _all_holders(view) or not all(
         pid in known and known[pid].cgroup for pid in (*holders.unreadable, *holders.threads)
     ):
         return False
