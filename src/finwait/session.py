@@ -128,7 +128,7 @@ class Look:
     watch_ms: int = 0
     """Time between two looks; 0 for one look. Of a recording the first and the last are compared in any case."""
     not_holders: frozenset[int] = frozenset()
-    """Pids that cannot be looked into, of which the caller knows that they hold none of the sockets."""
+    """Pids that cannot be inspected, of which the caller knows that they hold none of the sockets."""
     progress: Callable[[str], None] | None = None
 
 
@@ -271,7 +271,7 @@ def look(machine: Machine, how: Look) -> Snapshot:
         KernelError: the look could not even begin.
     """
     if isinstance(machine, (str, bytes)) or hasattr(machine, "__fspath__"):
-        raise TypeError("a path is no machine; finwait.recording.open_recording(path) is one")
+        raise TypeError("a path is not a machine; use finwait.recording.open_recording(path)")
     return _look(machine.begin(), how, again=True)
 
 
@@ -492,8 +492,8 @@ def refuse_impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | 
         FinwaitError: it does; that it selects nothing says nothing about connections.
     """
     if why := impossible(found, shot, users):
-        error = FinwaitError(f"`{found.text.strip()}` can match nothing: {'; '.join(why)}")
-        error.hint = "`finwait list` shows what is there, `finwait netns` the network namespaces"
+        error = FinwaitError(f"`{found.text.strip()}` cannot match anything: {'; '.join(why)}")
+        error.hint = "`finwait list` shows the connections, `finwait netns` the network namespaces"
         raise error
 
 

@@ -308,7 +308,7 @@ class Live:
                 except (FinwaitError, DecodeError) as error:  # somebody removed the instance
                     following.__exit__(None, None, None)
                     following = self._following = None
-                    self._trace_ended = f"the trace was taken away: {error}"
+                    self._trace_ended = f"the trace was removed: {error}"
             elif self._wake.wait(left):
                 break
             if self._wake.is_set():
@@ -374,7 +374,7 @@ class Live:
         following = self._following
         if following is None:
             names = beyond_the_event(self._traced) if self._traced is not None else ()
-            return self._trace_ended or f"no rates: a change of state does not tell {', '.join(names)}"
+            return self._trace_ended or f"no rates: a change of state does not include {', '.join(names)}"
         return "" if following.mode == "tracing" else f"not tracing: {following.why_polling}"
 
 
@@ -487,6 +487,6 @@ class Recorded:
         )
 
 
-_NO_FLOWS: Final = "a recording holds looks, not what passed between them"
+_NO_FLOWS: Final = "a recording contains looks, not what happened between them"
 _BOTH: Final = replace(session.Look(), watch_ms=1)
 """Of a recording: compare a look with the one before it."""

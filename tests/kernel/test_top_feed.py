@@ -101,7 +101,7 @@ def test_a_trace_that_is_taken_away_costs_the_flows_and_nothing_else(monkeypatch
 
         monkeypatch.setattr(Following, "step", gone)
         picture = until(feed, lambda p: p.flows is None)
-        assert "the trace was taken away: could not read the trace" in picture.circumstances.why_no_flows
+        assert "the trace was removed: could not read the trace" in picture.circumstances.why_no_flows
         assert picture.counts
 
 
@@ -139,7 +139,7 @@ def test_where_events_cannot_tell_there_are_no_rates_and_the_reason_is_said(word
     with Live(parse(words), everything, refresh=0.1) as feed:
         picture = pictures(feed, 2)
     assert picture.flows is None
-    assert picture.circumstances.why_no_flows == f"no rates: a change of state does not tell {named}"
+    assert picture.circumstances.why_no_flows == f"no rates: a change of state does not include {named}"
 
 
 def test_another_filter_brings_the_rates_back() -> None:

@@ -73,8 +73,8 @@ def apply_plan(
         if foreign := foreign_line(there or ""):
             raise Refused(
                 "drop-in",
-                f"`{folder / name}` holds a line that finwait does not write: `{foreign}`; "
-                "move it to a file of its own",
+                f"`{folder / name}` contains a line that finwait does not write: `{foreign}`; move it "
+                "to another file",
             )
         if plan.profile.name == COMMAND_LINE:  # what was typed adds up; a profile's file is the profile
             earlier = {key: value for key, value in settings_of(there or "").items() if key not in kept}
@@ -137,7 +137,7 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
     target, gone = _recorded_target(did)
     if target is None and not did.drop_in:
         if entry.result is None:
-            journal.complete(act_id, {"result": f"cut short; {gone}"})
+            journal.complete(act_id, {"result": f"interrupted; {gone}"})
         raise Refused("namespace-gone", gone)
     with target if target is not None else contextlib.nullcontext():
         now = sysctl.read(list(wanted), target).values if target is not None else {}
@@ -160,15 +160,15 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
                 if did.drop_in:
                     path = str(folder / did.drop_in)
                     sysctl.remove_drop_in(sysctl.DropIn(path, did.text_before, did.text_after), folder=folder)
-                    lines.append(f"{path}: {'removed' if did.text_before is None else 'as before'}")
+                    lines.append(f"{path}: {'removed' if did.text_before is None else 'restored'}")
             except Exception as error:
                 journal.complete(new_id, {"error": str(error)})
                 raise
             journal.complete(new_id, {"values": back})
             if entry.result is None:
-                journal.complete(act_id, {"result": f"cut short; act {new_id} put it back"})
+                journal.complete(act_id, {"result": f"interrupted; act {new_id} restored it"})
     if not lines:
-        lines.append("nothing had to be put back: everything is as before already")
+        lines.append("nothing to restore: everything is already as before")
     return Applied(new_id, tuple(lines))
 
 
@@ -176,7 +176,7 @@ def _recorded_target(did: SettingsAct) -> tuple[Target | None, str]:
     """Open the namespace that an act was done in; None and the reason if it is gone."""
     gone = f"network namespace {did.netns} is gone, and its values with it"
     if did.boot_id != sysctl.boot_id():
-        return None, f"{gone}: the machine was restarted since"
+        return None, f"{gone}: the machine has been restarted since"
     try:
         target = sysctl.open_target(f"netns:{did.netns}")
     except KernelError as error:

@@ -40,9 +40,13 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
     entry = journal.get(act_id)
     check_undo(entry)
     if entry.kind != "sockopt":
-        raise Refused("irreversible", f"act {act_id} cannot be taken back: it is a {entry.kind}")
+        raise Refused("irreversible", f"act {act_id} cannot be reverted: it is a {entry.kind}")
     if entry.result is None and entry.pid != os.getpid() and journal.is_running(entry) and not force:
-        raise Refused("under-way", f"act {act_id} is not over: pid {entry.pid} is at it", override="--force")
+        raise Refused(
+            "under-way",
+            f"act {act_id} is not finished: pid {entry.pid} is still doing it",
+            override="--force",
+        )
     target = entry.target
     with _whole_act(act_id):
         options = {name: int(entry.before["options"][name]) for name in entry.before["options"]}
@@ -54,18 +58,18 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         key_of(end)
         kernel_target(end)
         if not options.keys() <= pidfd.KEEPALIVE_OPTIONS.keys():
-            raise ValueError("an option that is none of ours")
+            raise ValueError("an option that finwait does not set")
     undo = Act(
         "sockopt", dict(target), dict(entry.after), {"options": options}, f"undo {act_id}", undoes=act_id
     )
     (undo_id,) = journal.claim_many([undo], besides=act_id)
     if not isinstance(undo_id, int):
-        raise Refused("taken", f"act {act_id} cannot be taken back now: {undo_id}")
+        raise Refused("taken", f"act {act_id} cannot be reverted now: {undo_id}")
     last: FinwaitError = TargetGone(cookie)
     ways = _ways(end, inode, holders)
     this_boot = entry.boot_id == procfs.facts().boot_id
     if not this_boot:
-        last, ways = TargetGone(cookie, "the machine was started again since"), iter(())
+        last, ways = TargetGone(cookie, "the machine has been restarted since"), iter(())
     try:
         with _lock(act_id, end, holders) if this_boot else nullcontext():
             for pid, fd, comm in ways:
@@ -80,10 +84,10 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
                 except TargetGone as error:
                     last = error
                     continue
-                said = f"cut short; act {undo_id} put it back"
+                said = f"interrupted; act {undo_id} restored it"
                 _close_open(entry, journal, {undo_id: {"result": "restored"}}, said)
                 where = f"{comm} (pid {pid}, fd {fd})"
-                return f"put back {_put_back_text(ours)} in {where}{_kept(kept)}{_pinned(followed)}"
+                return f"restored {_put_back_text(ours)} in {where}{_kept(kept)}{_pinned(followed)}"
     except FinwaitError as error:
         journal.complete_many({undo_id: {"error": str(error), "restored": True}})
         raise
@@ -91,7 +95,7 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         entry,
         journal,
         {undo_id: {"error": str(last), "restored": True}},
-        "cut short; its connection has ended since",
+        "interrupted; its connection has ended since",
     )
     raise last
 
@@ -110,7 +114,7 @@ def _lock(act_id: int, end: End, holders: Sequence[Holder]) -> Iterator[None]:
         return
     with locked(spaces, {key}) as refused:
         if why := refused.get(key):
-            raise Refused("taken", f"act {act_id} cannot be taken back now: {why}")
+            raise Refused("taken", f"act {act_id} cannot be reverted now: {why}")
         yield
 
 
@@ -118,7 +122,7 @@ def _kept(kept: Mapping[str, int]) -> str:
     """Say which options their program has set since."""
     if not kept:
         return ""
-    return f"; left as its program set them since: {', '.join(f'{n}={v}' for n, v in kept.items())}"
+    return f"; left as the program has set them since: {', '.join(f'{n}={v}' for n, v in kept.items())}"
 
 
 def _ways(end: End, inode: int, known: Sequence[Holder]) -> Iterator[Holder]:
@@ -136,14 +140,14 @@ def _ways(end: End, inode: int, known: Sequence[Holder]) -> Iterator[Holder]:
             break
         else:
             return
-    raise FinwaitError(f"{STILL_THERE}, and its descriptor moves all the time")
+    raise FinwaitError(f"{STILL_THERE}, and its descriptor keeps moving")
 
 
 def _put_back_text(options: Mapping[str, int]) -> str:
     """Say what options are now, and what of it is not as it was."""
     now = pidfd.nearest(options)
     return ", ".join(
-        f"{n}={now[n]}" + (f" (it was {v}, more than setsockopt(2) takes)" if now[n] != v else "")
+        f"{n}={now[n]}" + (f" (it was {v}, more than setsockopt(2) accepts)" if now[n] != v else "")
         for n, v in options.items()
     )
 
@@ -153,7 +157,7 @@ def _pinned(followed: Sequence[str]) -> str:
     if not names:
         return ""
     return (
-        f"; {', '.join(names)}: the socket's own now, and no longer those of the sysctls if it followed them"
+        f"; {', '.join(names)}: now the socket's own, and no longer those of the sysctls if it followed them"
     )
 
 
@@ -163,7 +167,7 @@ def _unchanged(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[
         if now[name] not in (value, before.get(name)):
             raise Refused(
                 "changed-since",
-                f"{name} is {now[name]} now, and the act made it {value}: it was set since",
+                f"{name} is {now[name]} now, but the act set it to {value}: somebody has changed it since",
                 override="--force",
             )
 
@@ -195,9 +199,9 @@ def settle(act_id: int, journal: Journal) -> str:
         raise ValueError(f"act {act_id} is complete")
     target = entry.target
     if entry.kind == "conntrack-delete":
-        said = "whether the entry was deleted is not known; `finwait conntrack` shows what is there"
+        said = "it is unknown whether the entry was deleted; `finwait conntrack` shows the entries"
     elif entry.boot_id != procfs.facts().boot_id:
-        said = "the machine was started again since: its connection is gone"
+        said = "the machine has been restarted since: its connection is gone"
     else:
         with _whole_act(act_id):
             end = End(**{name: target[name] for name in End.__struct_fields__})
@@ -206,6 +210,6 @@ def settle(act_id: int, journal: Journal) -> str:
         seen = still_there([end]).get(key_of(end))
         said = "its connection is gone" if seen is None else f"its connection is still there, in {seen.state}"
         if seen is not None and seen.unknown:
-            said = f"what became of its connection is not known: {NOT_ENTERED}"
-    journal.complete_many({act_id: {"result": f"cut short; {said}"}})
+            said = f"the state of its connection is unknown: {NOT_ENTERED}"
+    journal.complete_many({act_id: {"result": f"interrupted; {said}"}})
     return said

@@ -206,7 +206,7 @@ def assemble(
         earlier: the table of a first look, when there were two.
         watched_ms: the time between their beginnings.
         first_look_ms: how long the first one took.
-        not_holders: pids that could not be looked into, of which the caller says that they hold nothing.
+        not_holders: pids that could not be inspected, of which the caller says that they hold nothing.
         hidden: descriptors of TCP sockets that have no row.
         hidden_known: whether those were looked for.
         established_skipped: how many ESTABLISHED rows were left out of the dump.

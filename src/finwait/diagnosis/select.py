@@ -142,7 +142,7 @@ def _not_here(leaf: Leaf, view: View, names: Names) -> str:
         return ""
     if isinstance(leaf, Number) and leaf.column == "netns":
         here = leaf.value in view.namespaces
-        return "" if here else f"there is no network namespace {leaf.value} among those looked into"
+        return "" if here else f"there is no network namespace {leaf.value} among the inspected ones"
     if not isinstance(leaf, Known):
         return ""
     word = leaf.pattern
@@ -151,7 +151,7 @@ def _not_here(leaf: Leaf, view: View, names: Names) -> str:
     if leaf.name == "netns":
         called = [name for n, space in view.namespaces.items() for name in (*space.names, str(n))]
         here = leaf.matches_any(called)
-        return "" if here else f"there is no network namespace `{word}` among those looked into"
+        return "" if here else f"there is no network namespace `{word}` among the inspected ones"
     if leaf.name == "comm":
         holders, known = view.holders, view.processes
         all_known = _all_holders(view) and all(

@@ -145,7 +145,7 @@ class View:
     watched_ms: int = 0
     """Time between the two looks."""
     whole: bool = True
-    """Whether every namespace was looked into: an address that none of them has is then that of another machine."""
+    """Whether every namespace was inspected: an address that none of them has is then that of another machine."""
 
     def __len__(self) -> int:
         return len(self.sockets)

@@ -25,6 +25,7 @@ __all__ = [
     "add_parser",
     "build_config",
     "default_text",
+    "duration",
     "flag_of",
     "main",
     "not_empty",
@@ -221,7 +222,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     drain = what.add_parser("drain", help="stop accepting, let connections end, then exit")
     drain.add_argument(
         "--seconds",
-        type=_duration,
+        type=duration,
         metavar="DURATION",
         help="reset what is left after this long, 0 for at once (default: as configured); while it drains, only a "
         "shorter time takes effect",
@@ -515,7 +516,7 @@ def _all_found(count: int, ids: Iterable[str]) -> int:
     return 1
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
     """Read seconds, or a duration with a unit (argparse type)."""
     from finwait.relay.config.model import parse_duration
 

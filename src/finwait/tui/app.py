@@ -686,7 +686,7 @@ class Top(App[None]):
         if not self._marked:
             self.push_screen(Page("Nothing is marked: `m` marks a connection, or all of a group.\n"))
         elif self._clearing is None:
-            self.push_screen(Page("A recording cannot be acted upon.\n"))
+            self.push_screen(Page("finwait cannot act on a recording.\n"))
         else:
             self.push_screen(PlanPage(self._clearing, sorted(self._marked), self._done))
 

@@ -351,7 +351,7 @@ def test_who_does_not_accept_is_told_by_name_and_unit() -> None:
     }
     assert "httpd (pid 9, 2 descriptors, pod 7b2d1c5e-" in says(holders={5: [9, 9]}, processes=pod)
     assert "no process has not accepted" in says()
-    assert "an unknown program (not every process could be looked into) has not" in says(unreadable=(1,))
+    assert "an unknown program (not every process could be inspected) has not" in says(unreadable=(1,))
 
 
 DOOR = ROOMY | {"rqueue": 3, "wqueue": 2, "cookie": 1}

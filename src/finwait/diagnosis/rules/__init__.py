@@ -111,7 +111,7 @@ def holder_names(view: View, row: int) -> str:
         return (
             "no process"
             if view.holders.complete
-            else "an unknown program (not every process could be looked into)"
+            else "an unknown program (not every process could be inspected)"
         )
     names = [_holder_name(view, pid, fds[pid]) for pid in sorted(fds)[:3]]
     if len(fds) > 3:
