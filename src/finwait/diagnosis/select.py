@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.container import Workload, workload_of_path
+from finwait.diagnosis import catalogue
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
 from finwait.table.filter import Filter
+from finwait.table.patterns import glob
 from finwait.table.predicates import Known, Leaf, Number, RowFacts
 from finwait.table.sockets import SocketTable
 
-__all__ = ["Names", "Narrowed", "judge", "nothing_like_it"]
+__all__ = ["Names", "Narrowed", "by_owners", "judge", "nothing_like_it", "unjudged", "unowned"]
 
 _FIRST = np.zeros(1, np.intp)
 
@@ -134,6 +136,35 @@ def nothing_like_it(found: Filter, view: View, names: Names) -> tuple[str, ...]:
         return False if why else None
 
     return tuple(said) if found.judge(by) is False else ()
+
+
+def by_owners(found: Filter) -> tuple[str, ...]:
+    """Return the rules that a FILTER names, of those that cannot judge where nobody looked who holds what."""
+
+    def named(rule: str) -> bool:
+        met = []
+
+        def by(leaf: Leaf) -> bool | None:
+            if not isinstance(leaf, Known) or leaf.name not in ("rule", "also"):
+                return None
+            hit = bool(glob(leaf.pattern)(rule))
+            met.append(hit and leaf.op == "=")
+            return hit == (leaf.op == "=")
+
+        return found.judge(by) is not False and any(met)
+
+    return tuple(rule for rule in catalogue.by_owners() if named(rule))
+
+
+def unowned(found: Filter, view: View) -> tuple[str, ...]:
+    """Return which rules that a FILTER names were not judged because owners were not looked for; else nothing."""
+    return () if view.holders.searched else unjudged(by_owners(found))
+
+
+def unjudged(rules: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a sentence about rules that were not judged because owners were not looked for; none of no rules."""
+    which = f"rule{'s' if len(rules) > 1 else ''} {', '.join(rules)}"
+    return (f"{which}: owners were not looked for (`--no-owners`)",) if rules else ()
 
 
 def _not_here(leaf: Leaf, view: View, names: Names) -> str:
