@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait import session
-from finwait.diagnosis.hint import NOTHING_ASKED, Asked
+from finwait.diagnosis.hint import Asked
 from finwait.errors import DecodeError, FinwaitError
 from finwait.follow import Following, Round
 from finwait.kernel.observe import Machine
@@ -408,7 +408,7 @@ class Recorded:
         wanted: which connections; None for all.
         choose: applies a FILTER to a diagnosis; as `chosen` does.
         refresh: seconds between two looks.
-        asked: options that the commands which findings suggest need, such as where the recording is.
+        path: where the recording is, for the commands that findings suggest.
     """
 
     def __init__(
@@ -418,9 +418,9 @@ class Recorded:
         choose: Choose = chosen,
         *,
         refresh: float,
-        asked: Asked = NOTHING_ASKED,
+        path: str = "",
     ) -> None:
-        self._asked = asked
+        self._asked = Asked(options=("--from", path) if path else (), recorded=True)
         self._looks = recording.looks
         self._wanted = wanted
         self._choose = choose
@@ -470,9 +470,8 @@ class Recorded:
         at = max(0, min(self._at + by, len(self._looks) - 1))
         if at != self._at or self._diagnosis is None:
             self._at = at
-            self._diagnosis = session.diagnose(
-                Replay(self._looks[max(at - 1, 0) : at + 1]), how=_BOTH, asked=self._asked
-            )
+            looks = Replay(self._looks[max(at - 1, 0) : at + 1])
+            self._diagnosis = session.diagnose(looks, how=_BOTH, asked=self._asked)
         shown = self._diagnosis
         mask = (
             np.ones(len(shown.view), np.bool_) if self._wanted is None else self._choose(self._wanted, shown)

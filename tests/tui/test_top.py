@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -342,14 +341,12 @@ def test_the_example_is_a_picture() -> None:
 
 def test_the_evidence_is_to_the_letter_what_explain_prints(capsys: pytest.CaptureFixture[str]) -> None:
     from finwait.cli import main
-    from finwait.cli.top import _feed as feed_of
     from finwait.tui.app import Page
 
     recording = str(CAPTURES / "relay-pair.finwait")
 
     async def go() -> tuple[int, str]:
-        with ExitStack() as stack:
-            feed = feed_of(stack, recording, None, 0.01)
+        feed = Recorded(open_recording(recording), None, refresh=0.01, path=recording)
         app = Top(feed, parse_filter)
         async with app.run_test(size=(102, 30)) as pilot:
             await settle(pilot, app)

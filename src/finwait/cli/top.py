@@ -282,9 +282,7 @@ def _feed(stack: ExitStack, recording: str | None, wanted: Filter | None, refres
     from finwait.watching import Live, Recorded
 
     if recording:
-        from finwait.diagnosis.hint import Asked
         from finwait.recording.replay import open_recording
 
-        asked = Asked(options=("--from", recording), recorded=True)
-        return Recorded(open_recording(recording), wanted, refresh=refresh, asked=asked)
+        return Recorded(open_recording(recording), wanted, refresh=refresh, path=recording)
     return stack.enter_context(Live(wanted, refresh=refresh))
