@@ -56,6 +56,7 @@ __all__ = [
     "Snapshot",
     "diagnose",
     "findings_of",
+    "impossible",
     "live_machine",
     "look",
     "named",
@@ -466,6 +467,19 @@ def diagnose(
     return Diagnosis(shot, found, gaps, plain)
 
 
+def impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | None = None) -> tuple[str, ...]:
+    """Return what a FILTER names that is not here, as sentences, where it can match nothing for that reason.
+
+    Args:
+        found: the FILTER.
+        shot: what was looked at.
+        users: uid → name, where names of users are known.
+    """
+    return select.nothing_like_it(
+        found, shot.view, select.Names(shot.machine.processes, users, shot.machine.devices)
+    )
+
+
 def refuse_impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | None = None) -> None:
     """Raise an error where a FILTER can match nothing, for it names what is not here.
 
@@ -477,8 +491,7 @@ def refuse_impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | 
     Raises:
         FinwaitError: it does; that it selects nothing says nothing about connections.
     """
-    here = select.Names(shot.machine.processes, users, shot.machine.devices)
-    if why := select.nothing_like_it(found, shot.view, here):
+    if why := impossible(found, shot, users):
         error = FinwaitError(f"`{found.text.strip()}` cannot match anything: {'; '.join(why)}")
         error.hint = "`finwait list` shows the connections, `finwait netns` the network namespaces"
         raise error

@@ -28,7 +28,7 @@ from finwait.errors import DecodeError, FinwaitError
 from finwait.follow import Following, Round
 from finwait.kernel.observe import Machine
 from finwait.recording.replay import Replay
-from finwait.selecting import mask_of
+from finwait.selecting import mask_of, users
 from finwait.table import decode
 from finwait.table.filter import Filter
 from finwait.table.sockets import SocketTable
@@ -78,6 +78,8 @@ class Circumstances:
     """… and when it was taken."""
     why_no_flows: str = ""
     """Said where no flows are known."""
+    not_here: tuple[str, ...] = ()
+    """What the FILTER names that is not here, as sentences, where it matches nothing for that reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,16 @@ def _connections(diagnosis: session.Diagnosis, wanted: Filter | None, choose: Ch
     return np.flatnonzero(mask)
 
 
+def _not_here(
+    diagnosis: session.Diagnosis, wanted: Filter | None, rows: NDArray[np.int64]
+) -> tuple[str, ...]:
+    """Return what a FILTER without connections names that is not here; a later diagnosis may find it."""
+    if wanted is None or len(rows):
+        return ()
+    shot = diagnosis.snapshot
+    return session.impossible(wanted, shot, users(shot))
+
+
 class Live:
     """Pictures of the running machine; a context manager.
 
@@ -192,6 +204,7 @@ class Live:
         self._diagnosis: session.Diagnosis | None = None
         self._diagnosed_at = 0.0
         self._rows: tuple[session.Diagnosis | None, Filter | None, NDArray[np.int64]] = (None, None, _NONE)
+        self._not_here: tuple[str, ...] = ()
         self._ended = False
         self._every = False
         self._lost = 0
@@ -283,6 +296,7 @@ class Live:
         newest = self._diagnosis
         if newest is not None and (newest is not self._rows[0] or wanted is not self._rows[1]):
             self._rows = newest, wanted, _connections(newest, wanted, self._choose)
+            self._not_here = _not_here(newest, wanted, self._rows[2])
         return self._rows[2]
 
     def _wait(self) -> None:
@@ -353,6 +367,7 @@ class Live:
             unjudged=following.unjudged if following is not None else 0,
             diagnosed_s_ago=old if self._diagnosis is not None and old >= 2 * self._refresh else None,
             why_no_flows=self._why_no_flows(),
+            not_here=self._not_here,
         )
 
     def _why_no_flows(self) -> str:
@@ -462,9 +477,8 @@ class Recorded:
             np.ones(len(shown.view), np.bool_) if self._wanted is None else self._choose(self._wanted, shown)
         )
         rows = _connections(shown, self._wanted, self._choose)
-        return Picture(
-            _states_of(np.flatnonzero(mask), shown), None, shown, rows, self._circumstances(self._looks[at])
-        )
+        seen = replace(self._circumstances(self._looks[at]), not_here=_not_here(shown, self._wanted, rows))
+        return Picture(_states_of(np.flatnonzero(mask), shown), None, shown, rows, seen)
 
     def _circumstances(self, look: Observation) -> Circumstances:
         return Circumstances(

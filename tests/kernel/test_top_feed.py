@@ -161,3 +161,12 @@ def test_lost_events_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(Following, "step", losing)
         until(feed, lambda p: p.circumstances.lost > 0 and "events lost, flows are too low" in note(p))
+
+
+def test_a_filter_that_names_what_is_not_here_is_said_to_until_another_is_chosen() -> None:
+    with Live(parse(["comm = no-such-name"]), refresh=0.1) as feed:
+        told = until(feed, lambda picture: bool(picture.circumstances.not_here))
+        assert told.circumstances.not_here == ("no process that holds a TCP socket is called `no-such-name`",)
+        assert not told.counts
+        feed.choose(parse(["comm = no-such-name or state established"]))
+        assert until(feed, lambda picture: not picture.circumstances.not_here)

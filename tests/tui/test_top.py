@@ -199,6 +199,18 @@ def test_a_filter_is_taken_and_a_wrong_one_is_told_with_its_place() -> None:
     assert "orphan" not in good.seen
 
 
+@pytest.mark.parametrize("size", [(160, 40), (80, 24)])
+def test_a_filter_that_names_what_is_not_here_is_no_all_clear(size: tuple[int, int]) -> None:
+    driver = Driver(size=size)
+    said = driver.press("slash", *"netns = 7", "enter", "space", "space")
+    why = "matches nothing: there is no network namespace 7 among the inspected ones"
+    assert said[-1].startswith(why)
+    assert "the inspected ones" in driver.seen
+    there = Driver(size=size).press("slash", *"state last-ack", "enter", "space", "space")
+    assert "FILTER state last-ack" in there[-1]
+    assert "matches nothing" not in there[-1]
+
+
 def test_the_evidence_of_a_connection_is_that_of_explain() -> None:
     driver = Driver()
     driver.press("enter", "enter")

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -165,6 +166,15 @@ def test_a_filter_that_names_what_is_not_here_is_no_all_clear(words: str, why: s
         narrowed(words)
     assert why in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("words", ["comm = nginx", "pod = web"])
+def test_who_holds_only_sockets_that_were_counted_may_be_here(words: str) -> None:
+    """Holders of none but ESTABLISHED sockets are not known where those were not listed."""
+    outside = view(HALF, holders={7: [501]}, processes={501: replace(PROCESSES[501], cgroup="/")})
+    found = parse(words)
+    assert session.impossible(found, looked(outside).snapshot)
+    assert not session.impossible(found, looked(replace(outside, established_skipped=3)).snapshot)
 
 
 @pytest.mark.parametrize(

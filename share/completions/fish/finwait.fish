@@ -55,7 +55,7 @@ function __finwait_options  # COMMAND → its options, with what they mean
     case 'relay show' 'relay close'
       printf '%s\n' '--admin	admin socket of the relay (default /run/finwait-relay.sock)' '--help	what there is'
     case 'relay drain'
-      printf '%s\n' '--seconds	reset what is left after this long (default: as configured)' '--admin	admin socket of the relay (default /run/finwait-relay.sock)' '--help	what there is'
+      printf '%s\n' '--seconds	reset what is left after this long, 0 for at once (default: as…' '--admin	admin socket of the relay (default /run/finwait-relay.sock)' '--help	what there is'
     case 'relay stats'
       printf '%s\n' '-o	format (default prometheus)' '--output	format (default prometheus)' '--admin	admin socket of the relay (default /run/finwait-relay.sock)' '--help	what there is'
     case 'record'
