@@ -405,9 +405,11 @@ def _typed(mark: str, command: str, width: int) -> list[str]:
     indent = " " * 14 + mark + " "
     if len(indent) + len(command) + 2 <= width:
         return [f"{indent}`{command}`"]
-    lines, line, quote = [], "", ""
+    lines: list[str] = []
+    line, quote = "", ""
     for word in command.split(" "):
-        if line and len(indent) + len(line) + 1 + len(word) + 2 > width:
+        deeper = 2 if lines else 0  # the lines after the first stand further in
+        if line and len(indent) + deeper + len(line) + 1 + len(word) + 2 > width:
             lines.append(line if quote else f"{line} \\")
             line = ""
         line += f" {word}" if line else word
