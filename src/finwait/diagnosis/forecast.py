@@ -51,6 +51,7 @@ __all__ = [
     "peer_gone",
     "probes_left",
     "retransmission",
+    "retransmissions_left",
     "span",
     "text",
     "under_way",
@@ -208,21 +209,14 @@ def retransmission(
         tail_loss_probe: whether one is sent, as it is by default.
     """
     rto = min(rto_ms, limits.rto_max_ms)
-    first = now = rto * (2 if tail_loss_probe else 1)
+    first = rto * (2 if tail_loss_probe else 1)
     if user_timeout_ms:  # the timer is set to what is left of it (tcp_clamp_rto_to_user_timeout)
         tries, left = 1, float(user_timeout_ms)
         while (rto := min(2 * rto, limits.rto_max_ms)) < min(left, limits.rto_max_ms):
             tries, left = tries + 1, left - rto
         return End((first + user_timeout_ms) / 1000, tries + max(math.ceil(left / rto) - 1, 0))
-    for tries in range(1, _NEVER):
-        rto = min(2 * rto, limits.rto_max_ms)
-        now += rto
-        boundary = limits.retries2
-        if orphaned:
-            boundary = _orphan_retries(limits, alive=rto < limits.rto_max_ms)
-        if now - first >= _model_ms(boundary, limits.rto_max_ms):
-            return End(now / 1000, tries)
-    return End(float("inf"), _NEVER)
+    more = retransmissions_left(limits, rto, 0, 0.0, orphaned=orphaned)
+    return End(first / 1000 + more.seconds, more.tries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +313,31 @@ def fin_wait2_orphan_s(timeout_s: int, rto_ms: float = FAST_RTO_MS) -> float:
     return beyond + max(beyond, least)
 
 
+def retransmissions_left(
+    limits: Limits, rto_ms: float, tries: int, since_first_ms: float, *, orphaned: bool = False
+) -> End:
+    """Return from the next firing of the timer on how long retransmissions go on that nobody acknowledges.
+
+    Args:
+        limits: of the namespace.
+        rto_ms: what the timer was last set to: the doublings so far are in it.
+        tries: retransmissions so far.
+        since_first_ms: time from the first of them to the next firing.
+        orphaned: whether no process holds the socket.
+    """
+    rto = min(rto_ms, limits.rto_max_ms)
+    left = 0.0
+    for n in range(tries, _NEVER):
+        boundary = limits.retries2
+        if orphaned:
+            boundary = _orphan_retries(limits, alive=rto < limits.rto_max_ms)
+        if n and since_first_ms + left >= _model_ms(boundary, limits.rto_max_ms):
+            return End(left / 1000, n)
+        rto = min(2 * rto, limits.rto_max_ms)
+        left += rto
+    return End(float("inf"), _NEVER)
+
+
 def base_rto_ms(rto_us: int, backoff: int, rto_max_ms: int = DEFAULTS.rto_max_ms) -> float:
     """Return the RTO before its doublings, from what tcp_info tells; where that was cut to the maximum, the usual one.
 
@@ -356,9 +375,8 @@ def of_row(view: View, row: int) -> End | None:
     """
     s = view.sockets
     limits, orphaned = limits_of(view, row), _orphaned(view, row)
-    rto = base_rto_ms(int(s.rto_us[row]), int(s.backoff[row]), limits.rto_max_ms)
     if s.timer[row] == 1:
-        return retransmission(limits, rto, orphaned=orphaned)
+        return retransmission(limits, _base_ms(view, row), orphaned=orphaned)
     if s.timer[row] == 4:
         rto = base_rto_ms(int(s.rto_us[row]), 0)
         return zero_window(limits, rto, orphaned=orphaned, answered=not _silent(view, row))
@@ -441,7 +459,12 @@ def _queue_full(view: View, row: int) -> bool:
 
 
 def left_ms(view: View, row: int) -> int | None:
-    """Return the longest that a row stays before the kernel gives it up, as `of_row`; None for ever."""
+    """Return the longest that a row stays before the kernel gives it up, as `of_row`; None for ever.
+
+    From when its timer fires: what it has waited so far matters where a limit is a time, and the waits that come are
+    as long as the RTO has become. Where the kernel has sent again more often than it has doubled the RTO, a queue of
+    its own was full in between.
+    """
     s = view.sockets
     if s.timer[row] == 4:
         more = probes_left(
@@ -454,11 +477,33 @@ def left_ms(view: View, row: int) -> int | None:
             queue_full=_queue_full(view, row),
         )
         return None if more is None else int(s.expires_ms[row]) + int(1000 * more.seconds)
-    end = of_row(view, row)
-    if end is None:
+    if s.timer[row] != 1:
         return None
-    waited = int(waited_ms(s.rto_us[row], s.retrans[row], s.backoff[row])) if s.timer[row] == 1 else 0
-    return max(int(1000 * end.seconds) - max(waited, 0), int(s.expires_ms[row]))
+    limits, base = limits_of(view, row), _base_ms(view, row)
+    tries, backoff, expires = int(s.retrans[row]), int(s.backoff[row]), int(s.expires_ms[row])
+    rto = min(base * 2**backoff, limits.rto_max_ms)
+    since = _doubled_ms(base, backoff, limits.rto_max_ms) + _QUEUE_FULL_MS * max(tries - backoff, 0)
+    if not tries:  # what fires next may be the tail loss probe, which is no retransmission yet
+        expires += round(rto)
+    left = retransmissions_left(limits, rto, tries, since, orphaned=_orphaned(view, row)).seconds
+    return None if left == float("inf") else expires + round(1000 * left)
+
+
+def _doubled_ms(base_ms: float, backoff: int, rto_max_ms: int) -> float:
+    """Return the time from the first retransmission or probe to when the armed timer fires, after so many doublings."""
+    return sum(min(base_ms * 2**n, rto_max_ms) for n in range(1, backoff + 1))
+
+
+def _base_ms(view: View, row: int) -> float:
+    """Return the RTO of a row before its doublings; where it is at its maximum, by the round trip of the path."""
+    s, limits = view.sockets, limits_of(view, row)
+    rto_us, backoff = int(s.rto_us[row]), min(int(s.backoff[row]), _DOUBLINGS)
+    if not s.present("rto_us")[row] or rto_us <= 0:
+        return FAST_RTO_MS
+    if not backoff or rto_us < 1000 * limits.rto_max_ms:
+        return rto_us / (1000 << backoff)
+    round_trip = int(s.rtt_us[row]) / 1000 if s.present("rtt_us")[row] else 0.0
+    return min(max(FAST_RTO_MS, _RTO_MIN_MS + round_trip), float(limits.rto_max_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,11 +542,11 @@ def under_way(view: View, row: int, user_timeout_ms: int) -> UnderWay | None:
     expires = int(s.expires_ms[row])
     if timer == 1:
         known = backoff == int(s.retrans[row]) and s.rto_us[row] > 0
-        base = base_rto_ms(int(s.rto_us[row]), backoff, limits.rto_max_ms)
+        base = _base_ms(view, row)
     else:
         known, base = True, max(base_rto_ms(int(s.rto_us[row]), 0), float(_RTO_MIN_MS))
     # From the first retransmission or probe to when the armed timer fires: each wait was twice the one before.
-    counted = sum(min(base * 2**n, limits.rto_max_ms) for n in range(1, backoff + 1)) if known else 0.0
+    counted = _doubled_ms(base, backoff, limits.rto_max_ms) if known else 0.0
     shut = timer == 4 and not (s.present("snd_wnd")[row] and s.snd_wnd[row] > 0)
     late: float | None = None
     waited = max(counted + base - expires, 0.0) if known else 0.0
@@ -528,11 +573,10 @@ def _orphaned(view: View, row: int) -> bool:
 
 def as_orphan(view: View, rows: NDArray[np.int64]) -> str:
     """Return how long rows on the retransmission timer would live as orphans, from when they began to wait."""
-    s = view.sockets
     ends = []
     for row in rows[:: max(1, len(rows) // _ROWS_ASKED)].tolist():
         limits = limits_of(view, row)
-        ends.append(orphan(limits, base_rto_ms(int(s.rto_us[row]), int(s.backoff[row]), limits.rto_max_ms)))
+        ends.append(orphan(limits, _base_ms(view, row)))
     return span(max(ends, key=lambda end: end.seconds))
 
 

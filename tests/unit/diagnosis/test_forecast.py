@@ -185,7 +185,7 @@ def test_a_row_is_judged_by_the_settings_of_its_namespace_and_its_own_path() -> 
     orphan = FIN | {"inode": 0, "retrans": 1, "backoff": 1, "rto_us": 408_000, "expires_ms": 300}
     v = view(orphan, orphan | {"netns": 2, "cookie": 2}, FIN | {"cookie": 3}, namespaces=spaces)
     left = [forecast.left_ms(v, k) for k in range(3)]
-    assert left == [6528 - 204, 104_448 - 204, 928_896 - 6324]
+    assert left == [300 + 6528 - 816, 300 + 104_448 - 816, 928_896 - 2 * 6528]
     slow = view(orphan | {"rto_us": 2_000_000}, namespaces={1: NamespaceView(1)})
     assert forecast.of_row(slow, 0) == forecast.orphan(rto_ms=1000)
     blocked = FIN | {"inode": 0, "timer": 4, "snd_wnd": 5000, "rto_us": 204_000}
@@ -200,6 +200,78 @@ def test_a_row_is_judged_by_the_settings_of_its_namespace_and_its_own_path() -> 
         forecast.zero_window(orphaned=True),
     ]
     assert forecast.left_ms(view(FIN | {"timer": 0}), 0) is None
+
+
+class _Timer:
+    """The retransmission timer of the kernel, at one moment after the other (net/ipv4/tcp_timer.c, Linux 6.18)."""
+
+    def __init__(self, settings: Limits, rto_ms: int, *, orphaned: bool) -> None:
+        self.settings, self.orphaned = settings, orphaned
+        self.rto, self.retransmits, self.backoff = min(rto_ms, settings.rto_max_ms), 0, 0
+        self.now, self.stamp, self.fires = 0, 0, self.rto
+
+    def fire(self) -> bool:
+        """As `tcp_retransmit_timer`; return whether it gives the connection up."""
+        self.now = self.fires
+        until = self.settings.retries2
+        if self.orphaned:
+            alive = self.rto < self.settings.rto_max_ms
+            until = self.settings.orphan_retries or (8 if alive else 0)
+        if self.retransmits and self.now - self.stamp >= self._model(until):
+            return True
+        if not self.retransmits:
+            self.stamp = self.now
+        self.retransmits, self.backoff = self.retransmits + 1, self.backoff + 1
+        self.rto = min(2 * self.rto, self.settings.rto_max_ms)
+        self.fires = self.now + self.rto
+        return False
+
+    def _model(self, boundary: int) -> int:
+        linear = (
+            math.floor(math.log2(self.settings.rto_max_ms / 200)) if self.settings.rto_max_ms >= 200 else 0
+        )
+        if boundary <= linear:
+            return ((2 << boundary) - 1) * 200
+        return ((2 << linear) - 1) * 200 + (boundary - linear) * self.settings.rto_max_ms
+
+    def row(self, before_ms: int) -> dict[str, Any]:
+        """What sock_diag says so long before the timer fires."""
+        return FIN | {
+            "retrans": self.retransmits, "backoff": self.backoff, "rto_us": 1000 * self.rto, "expires_ms": before_ms,
+            "rtt_us": 4000, "inode": 0 if self.orphaned else 7,
+        }  # fmt: skip
+
+
+@given(
+    st.builds(
+        Limits,
+        retries2=st.integers(0, 20),
+        orphan_retries=st.integers(0, 12),
+        rto_max_ms=st.sampled_from([1000, 1500, 3000, 10_000, 120_000]),
+    ),
+    st.booleans(),
+    st.integers(0, 30),
+    st.floats(0, 1),
+)
+def test_what_is_left_of_retransmissions_is_what_the_kernel_s_timer_makes_of_it(
+    settings: Limits, orphaned: bool, at: int, part: float
+) -> None:
+    timer = _Timer(settings, 204, orphaned=orphaned)
+    for _ in range(at + 1):
+        if timer.fire():
+            return
+    before = round(part * timer.rto)
+    row, looked = timer.row(before), timer.fires - before
+    said = {
+        "ipv4/tcp_retries2": str(settings.retries2),
+        "ipv4/tcp_orphan_retries": str(settings.orphan_retries),
+        "ipv4/tcp_rto_max_ms": str(settings.rto_max_ms),
+    }
+    predicted = forecast.left_ms(view(row, namespaces={1: NamespaceView(1, sysctls=said)}), 0)
+    while not timer.fire():
+        pass
+    assert predicted is not None
+    assert abs(predicted - (timer.now - looked)) <= 2
 
 
 def test_probes_that_nobody_answers_are_counted_from_the_last_answer() -> None:
