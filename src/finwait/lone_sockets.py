@@ -25,7 +25,14 @@ from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
 from finwait.uapi.observation import Descriptors, LoneSocket, Observation, Plan, ProcessFiles, unseen
 
-__all__ = ["LoneSockets", "ask_lone_sockets", "hidden_descriptors", "may_trace", "not_entered"]
+__all__ = [
+    "LoneSockets",
+    "ask_lone_sockets",
+    "hidden_before",
+    "hidden_descriptors",
+    "may_trace",
+    "not_entered",
+]
 
 
 class Answering(Protocol):
@@ -107,6 +114,28 @@ def hidden_descriptors(
     doing = "ask the TCP sockets that no dump contains for their state"
     numbers = {number for some in why.values() for number in some}
     return tuple(hidden), [Gap.of_processes(why, doing, _right_to_ask(numbers, capable=capable))]
+
+
+def hidden_before(
+    hidden: tuple[HiddenDescriptor, ...], descriptors: Descriptors, sockets: SocketTable
+) -> tuple[HiddenDescriptor, ...]:
+    """Return those of descriptors without a connection that were so at an earlier look as well.
+
+    A server whose clients cancel has such descriptors at every moment, and closes each of them a little later.
+    """
+    if not hidden:
+        return hidden
+    lone = ~np.isin(descriptors.inode, sockets.inode.astype(np.uint64))
+    lone &= np.isin(descriptors.inode, np.array([one.inode for one in hidden], np.uint64))
+    before = set(
+        zip(
+            descriptors.pid[lone].tolist(),
+            descriptors.fd[lone].tolist(),
+            descriptors.inode[lone].tolist(),
+            strict=True,
+        )
+    )
+    return tuple(one for one in hidden if (one.pid, one.fd, one.inode) in before)
 
 
 def may_trace(look: Observation) -> bool:

@@ -33,7 +33,7 @@ from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, Vie
 from finwait.errors import FinwaitError, Gap
 from finwait.kernel import procfs
 from finwait.kernel.observe import Plan
-from finwait.lone_sockets import ask_lone_sockets, hidden_descriptors, may_trace, not_entered
+from finwait.lone_sockets import ask_lone_sockets, hidden_before, hidden_descriptors, may_trace, not_entered
 from finwait.table import decode
 from finwait.table.filter import Filter, parse
 from finwait.table.flows import FlowTable
@@ -287,6 +287,8 @@ class _Watched:
     """Time between the two."""
     first_look_ms: int = 0
     """How long the first one took."""
+    descriptors: Descriptors | None = None
+    """Those of the first look; None where there was none, or it did not list them."""
 
 
 def _watch(machine: Machine, how: Look, plan: Plan) -> _Watched:
@@ -311,6 +313,7 @@ def _watch(machine: Machine, how: Look, plan: Plan) -> _Watched:
         counters,
         int((last.facts.boottime_ns - began_ns) // 1_000_000),
         max(0, first.facts.boottime_end_ns - began_ns) // 1_000_000,
+        first.descriptors if first.descriptors.searched else None,
     )
 
 
@@ -375,6 +378,8 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         hidden, unknown = hidden_descriptors(
             lone, plan.only, how.options.hidden, services(programs.views), may_trace(observation)
         )
+        if watched.descriptors is not None and watched.earlier is not None:
+            hidden = hidden_before(hidden, watched.descriptors, watched.earlier)
         gaps += [*lone.gaps, *not_entered(lone.spaces, observation), *unknown]
     view = _joined(machine, how, plan, watched, (sockets, flows, found), programs.views, hidden)
     told = tuple(gap for gap in sorted(set(gaps)) if gap.pid not in how.not_holders)
@@ -414,7 +419,12 @@ def _joined(
     )
     entered = not any(gap.unentered for gap in observation.gaps)
     several = view.holders.compared(np.isin(sockets.state, SHARED))
-    return replace(view, whole=plan.only is None and entered, one_table=machine.one_table(several))
+    return replace(
+        view,
+        whole=plan.only is None and entered,
+        one_table=machine.one_table(several),
+        hidden_twice=watched.descriptors is not None,
+    )
 
 
 def snapshot(machine: Machine | None = None, **plan: Any) -> Snapshot:  # noqa: ANN401 - fields of Plan

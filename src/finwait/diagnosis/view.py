@@ -140,6 +140,8 @@ class View:
     hidden: tuple[HiddenDescriptor, ...] = ()
     hidden_known: bool = False
     """Whether descriptors without a row were looked at (needs a sweep of all states)."""
+    hidden_twice: bool = False
+    """Whether those are without a row at both of two looks."""
     established_skipped: int = 0
     options: Options = field(default_factory=Options)
     watched_ms: int = 0

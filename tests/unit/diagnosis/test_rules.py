@@ -13,10 +13,12 @@ from finwait.attribution.process import ProcessView
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
+from finwait.lone_sockets import hidden_before
 from finwait.report import text
 from finwait.report.groups import groups
 from finwait.table.sockets import pack_address
 from finwait.uapi import tcp
+from finwait.uapi.observation import Descriptors
 from tests.unit.diagnosis.views import primary, socket, view
 
 E, F1, F2, CW, LA, TW, CL = (
@@ -454,6 +456,16 @@ def test_two_legs_of_one_process_and_age_are_a_relay_pair() -> None:
     assert primary(view(*relay(last_ack_recv_ms=9, timer=2), holders=one))[2] == "relay-pair"  # keepalive
 
 
+def test_the_two_ends_of_one_connection_are_no_relay_whoever_else_holds_them() -> None:
+    """A child holds both; of one of them its parent has a descriptor too, and the lower pid."""
+    near = {"src": "10.0.0.1", "dst": "10.0.0.1"}
+    door, wait, half = relay(sport=5000, dport=80, **near)
+    rows = [door, wait | near | {"dport": 5000}, half]
+    v = view(*rows, holders={5: [9], 7: [9], 8: [8, 9]})
+    assert v.other[1:].tolist() == [2, 1]
+    assert "relay-pair" not in [f.rule for f in engine.diagnose(v, catalogue.rules())]
+
+
 def test_a_relay_on_which_data_has_just_passed_is_only_possibly_stuck() -> None:
     def sure(**kwargs: Any) -> str:
         v = view(*relay(**kwargs), holders={5: [9], 7: [9], 8: [9]})
@@ -841,6 +853,28 @@ def test_dead_descriptors_are_a_leak_from_five_on_and_only_if_they_were_looked_f
     assert leaks(view(HELD, holders=OWNED, hidden=hidden)) == [5]
     assert leaks(view(HELD, holders=OWNED, hidden=hidden[:4])) == []
     assert leaks(view(HELD, holders=OWNED, hidden=hidden, hidden_known=False)) == []
+
+
+def test_dead_descriptors_are_certain_only_after_two_looks() -> None:
+    hidden = tuple(HiddenDescriptor(500, fd, 900 + fd) for fd in range(5))
+    once = view(HELD, holders=OWNED, hidden=hidden)
+    for v, told in ((once, ("possible", True)), (replace(once, hidden_twice=True), ("certain", False))):
+        (found,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "hidden-leak")
+        assert (found.confidence.level, found.confidence.look_again) == told
+
+
+def test_only_what_had_no_connection_at_the_first_look_either_was_without_one_before() -> None:
+    hidden = tuple(HiddenDescriptor(500, fd, 900 + fd) for fd in (3, 4, 5, 6))
+    first = Descriptors(
+        np.array([500, 500, 501], np.uint32),
+        np.array([3, 4, 5], np.uint32),
+        np.array([903, 904, 905], np.uint64),
+        (),
+        True,
+    )
+    then = view(HELD | {"inode": 904}).sockets  # it had its connection then
+    assert hidden_before(hidden, first, then) == hidden[:1]
+    assert hidden_before((), first, then) == ()
 
 
 def test_dead_sockets_of_the_workers_of_one_service_are_counted_together() -> None:

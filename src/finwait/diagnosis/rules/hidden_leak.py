@@ -4,7 +4,9 @@ Seen as       5 or more descriptors of TCP sockets that no dump contains, in one
               service together; sockstat's `alloc` above `inuse`.
 Why it stays  A connection that was reset, timed out or was destroyed leaves its state, and with it ss and
               sock_diag. The descriptor stays open until the program closes it, and counts against its limit.
-Not this      Sockets of other kinds (Unix, UDP). Sockets that never sent nor received a segment: they are
+Not this      Descriptors that the program closes a little later, as that of a request whose client cancelled it: a
+              single look calls it "possible", two count only those that were so at both.
+              Sockets of other kinds (Unix, UDP). Sockets that never sent nor received a segment: they are
               being made, or were never connected. Sockets that live in a namespace that was not inspected.
 What ends it  close() by the owner, or its restart.
 What does not ss -K or SOCK_DESTROY: there is no connection any more to destroy.
@@ -19,7 +21,7 @@ import numpy as np
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Match, Rule
-from finwait.diagnosis.rules import certain
+from finwait.diagnosis.rules import certain, look_again
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -90,7 +92,10 @@ def matches(view: View) -> list[Match]:
 
 
 def _confidence(view: View, rows: object) -> Confidence:  # noqa: ARG001
-    return certain("the sockets themselves say that they are closed, and that they have been in use")
+    said = "the sockets themselves say that they are closed, and that they have been in use"
+    if view.hidden_twice:
+        return certain(f"{said}; they were so at both of two looks")
+    return look_again(f"{said}; the program may be about to close them, `--for 5s` looks twice and tells")
 
 
 RULE = Rule(

@@ -77,6 +77,8 @@ def pairs(view: View) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.
         by_wait, by_half = view.pid_rows(wait_mask), view.pid_rows(half_mask)
         for pid in sorted(by_wait.keys() & by_half.keys()):
             a, b = by_wait[pid], by_half[pid]
+            # The two ends of one connection, which further processes may hold as well, are no relay.
+            a, b = a[~np.isin(other[a], b)], b[~np.isin(other[b], a)]
             blind = (s.timer[b] == 2) | ~s.present("last_ack_recv_ms")[b]
             used = np.zeros(len(a), np.bool_)
             plain = b[~blind]

@@ -193,7 +193,10 @@ RULE = Rule(
         Clue("backoff", "doublings of the probe timer since the peer last took anything"),
         Clue("wqueue", "bytes that wait, the FIN counting 1 behind them"),
         Clue("notsent_bytes", "bytes that were never sent once"),
-        Clue("inode", "0: an orphan, which is given up after a time; else held, and never given up"),
+        Clue(
+            "inode",
+            "0: an orphan, which settings may bound; else held, and never given up while probes are answered",
+        ),
     ),
     ends=_ENDS,
     does_not=(NOT_FIN_TIMEOUT_HERE, *_DOES_NOT),
