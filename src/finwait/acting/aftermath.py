@@ -35,8 +35,8 @@ def wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, Seen]:
     """Wait until connections are gone, for a while; return each end that is not.
 
     Their other ends are waited for too, where they are here and hear of it. LAST_ACK and TIME_WAIT are on their
-    way out: the connection is over for both programs. An
-    interruption ends the wait.
+    way out: the connection is over for both programs. An interruption
+    ends the wait.
     """
     if not steps:
         return {}
