@@ -276,8 +276,9 @@ def rule_page(rule: Rule) -> str:
         lines.append(table(("what does not", "why not"), ((a.text, a.reason) for a in case.does_not)) + "\n")
     lines.append(
         "## How sure\n\n"
-        "Where several rules match a connection, the most specific one is its primary cause: the lower rank. "
-        f"This rule has rank {rule.rank}. How sure a finding is, and why, stands in the finding (`sure?`).\n"
+        "Where several rules match a connection, the gravest one is its primary cause; of several that are equally "
+        f"grave, the one with the lower rank. This rule has rank {rule.rank}. How sure a finding is, and why, stands "
+        "in the finding (`confidence`).\n"
     )
     lines.append("[All rules](../rules.md) · [all causes](../causes.md) · [columns](../columns.md)\n")
     return "\n".join(lines)

@@ -203,7 +203,8 @@ class SubflowOnly(FinwaitError):
 
     def __init__(self, pid: int, fd: int) -> None:
         super().__init__(
-            f"it is a subflow of MPTCP: descriptor {fd} of pid {pid} is the whole connection's, and acts on that"
+            f"it is a subflow of MPTCP: descriptor {fd} of pid {pid} belongs to the whole connection, "
+            "and would act on that"
         )
 
 

@@ -82,7 +82,7 @@ def hidden_descriptors(
     it would be no finding whatever they are, and every machine with a socket not yet connected had a gap for ever.
 
     A socket that no dump contains may also be one that was never connected, one that was made since, or one that lives
-    in a namespace that was not looked into.
+    in a namespace that was not inspected.
     """
     hidden: list[HiddenDescriptor] = []
     unknown: dict[int, list[int]] = {}

@@ -17,7 +17,7 @@ from finwait import session
 from finwait.acting.identity import vanished
 from finwait.acting.options import options_of
 from finwait.acting.rights import abilities
-from finwait.diagnosis import forecast
+from finwait.diagnosis import forecast, select
 from finwait.errors import FinwaitError, Refused, UsageError
 from finwait.remedy import plan as plans
 from finwait.remedy.guards import GUARDS, Abilities, Limits
@@ -122,7 +122,8 @@ def make_plan(
         now_unix_ns=facts.unix_ns,
         boot_id=facts.boot_id,
     )
-    return Planned(plan, diagnosis.gaps)
+    unowned = select.unowned(wanted, view) if wanted is not None else ()
+    return Planned(plan, (*unowned, *diagnosis.gaps))
 
 
 def plan_again(plan: Plan, machine: Machine, look: Look, allowed: Limits) -> Planned:

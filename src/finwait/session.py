@@ -56,6 +56,7 @@ __all__ = [
     "Snapshot",
     "diagnose",
     "findings_of",
+    "impossible",
     "live_machine",
     "look",
     "named",
@@ -127,7 +128,7 @@ class Look:
     watch_ms: int = 0
     """Time between two looks; 0 for one look. Of a recording the first and the last are compared in any case."""
     not_holders: frozenset[int] = frozenset()
-    """Pids that cannot be looked into, of which the caller knows that they hold none of the sockets."""
+    """Pids that cannot be inspected, of which the caller knows that they hold none of the sockets."""
     progress: Callable[[str], None] | None = None
 
 
@@ -270,7 +271,7 @@ def look(machine: Machine, how: Look) -> Snapshot:
         KernelError: the look could not even begin.
     """
     if isinstance(machine, (str, bytes)) or hasattr(machine, "__fspath__"):
-        raise TypeError("a path is no machine; finwait.recording.open_recording(path) is one")
+        raise TypeError("a path is not a machine; use finwait.recording.open_recording(path)")
     return _look(machine.begin(), how, again=True)
 
 
@@ -404,6 +405,7 @@ def _joined(
         earlier=watched.earlier,
         watched_ms=watched.ms,
         first_look_ms=watched.first_look_ms,
+        took_ms=max(0, observation.facts.boottime_end_ns - observation.facts.boottime_ns) // 1_000_000,
         not_holders=how.not_holders,
         hidden=hidden or (),
         hidden_known=hidden is not None,
@@ -466,6 +468,19 @@ def diagnose(
     return Diagnosis(shot, found, gaps, plain)
 
 
+def impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | None = None) -> tuple[str, ...]:
+    """Return what a FILTER names that is not here, as sentences, where it can match nothing for that reason.
+
+    Args:
+        found: the FILTER.
+        shot: what was looked at.
+        users: uid → name, where names of users are known.
+    """
+    return select.nothing_like_it(
+        found, shot.view, select.Names(shot.machine.processes, users, shot.machine.devices)
+    )
+
+
 def refuse_impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | None = None) -> None:
     """Raise an error where a FILTER can match nothing, for it names what is not here.
 
@@ -477,10 +492,9 @@ def refuse_impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | 
     Raises:
         FinwaitError: it does; that it selects nothing says nothing about connections.
     """
-    here = select.Names(shot.machine.processes, users, shot.machine.devices)
-    if why := select.nothing_like_it(found, shot.view, here):
-        error = FinwaitError(f"`{found.text.strip()}` can match nothing: {'; '.join(why)}")
-        error.hint = "`finwait list` shows what is there, `finwait netns` the network namespaces"
+    if why := impossible(found, shot, users):
+        error = FinwaitError(f"`{found.text.strip()}` cannot match anything: {'; '.join(why)}")
+        error.hint = "`finwait list` shows the connections, `finwait netns` the network namespaces"
         raise error
 
 

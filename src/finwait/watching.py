@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait import session
+from finwait.diagnosis.hint import Asked
 from finwait.errors import DecodeError, FinwaitError
 from finwait.follow import Following, Round
 from finwait.kernel.observe import Machine
 from finwait.recording.replay import Replay
-from finwait.selecting import mask_of
+from finwait.selecting import mask_of, users
 from finwait.table import decode
 from finwait.table.filter import Filter
 from finwait.table.sockets import SocketTable
@@ -77,6 +78,8 @@ class Circumstances:
     """… and when it was taken."""
     why_no_flows: str = ""
     """Said where no flows are known."""
+    not_here: tuple[str, ...] = ()
+    """What the FILTER names that is not here, as sentences, where it matches nothing for that reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,16 @@ def _connections(diagnosis: session.Diagnosis, wanted: Filter | None, choose: Ch
     return np.flatnonzero(mask)
 
 
+def _not_here(
+    diagnosis: session.Diagnosis, wanted: Filter | None, rows: NDArray[np.int64]
+) -> tuple[str, ...]:
+    """Return what a FILTER without connections names that is not here; a later diagnosis may find it."""
+    if wanted is None or len(rows):
+        return ()
+    shot = diagnosis.snapshot
+    return session.impossible(wanted, shot, users(shot))
+
+
 class Live:
     """Pictures of the running machine; a context manager.
 
@@ -191,6 +204,7 @@ class Live:
         self._diagnosis: session.Diagnosis | None = None
         self._diagnosed_at = 0.0
         self._rows: tuple[session.Diagnosis | None, Filter | None, NDArray[np.int64]] = (None, None, _NONE)
+        self._not_here: tuple[str, ...] = ()
         self._ended = False
         self._every = False
         self._lost = 0
@@ -282,6 +296,7 @@ class Live:
         newest = self._diagnosis
         if newest is not None and (newest is not self._rows[0] or wanted is not self._rows[1]):
             self._rows = newest, wanted, _connections(newest, wanted, self._choose)
+            self._not_here = _not_here(newest, wanted, self._rows[2])
         return self._rows[2]
 
     def _wait(self) -> None:
@@ -293,7 +308,7 @@ class Live:
                 except (FinwaitError, DecodeError) as error:  # somebody removed the instance
                     following.__exit__(None, None, None)
                     following = self._following = None
-                    self._trace_ended = f"the trace was taken away: {error}"
+                    self._trace_ended = f"the trace was removed: {error}"
             elif self._wake.wait(left):
                 break
             if self._wake.is_set():
@@ -352,13 +367,14 @@ class Live:
             unjudged=following.unjudged if following is not None else 0,
             diagnosed_s_ago=old if self._diagnosis is not None and old >= 2 * self._refresh else None,
             why_no_flows=self._why_no_flows(),
+            not_here=self._not_here,
         )
 
     def _why_no_flows(self) -> str:
         following = self._following
         if following is None:
             names = beyond_the_event(self._traced) if self._traced is not None else ()
-            return self._trace_ended or f"no rates: a change of state does not tell {', '.join(names)}"
+            return self._trace_ended or f"no rates: a change of state does not include {', '.join(names)}"
         return "" if following.mode == "tracing" else f"not tracing: {following.why_polling}"
 
 
@@ -392,11 +408,19 @@ class Recorded:
         wanted: which connections; None for all.
         choose: applies a FILTER to a diagnosis; as `chosen` does.
         refresh: seconds between two looks.
+        path: where the recording is, for the commands that findings suggest.
     """
 
     def __init__(
-        self, recording: Replay, wanted: Filter | None, choose: Choose = chosen, *, refresh: float
+        self,
+        recording: Replay,
+        wanted: Filter | None,
+        choose: Choose = chosen,
+        *,
+        refresh: float,
+        path: str = "",
     ) -> None:
+        self._asked = Asked(options=("--from", path) if path else (), recorded=True)
         self._looks = recording.looks
         self._wanted = wanted
         self._choose = choose
@@ -446,15 +470,15 @@ class Recorded:
         at = max(0, min(self._at + by, len(self._looks) - 1))
         if at != self._at or self._diagnosis is None:
             self._at = at
-            self._diagnosis = session.diagnose(Replay(self._looks[max(at - 1, 0) : at + 1]), how=_BOTH)
+            looks = Replay(self._looks[max(at - 1, 0) : at + 1])
+            self._diagnosis = session.diagnose(looks, how=_BOTH, asked=self._asked)
         shown = self._diagnosis
         mask = (
             np.ones(len(shown.view), np.bool_) if self._wanted is None else self._choose(self._wanted, shown)
         )
         rows = _connections(shown, self._wanted, self._choose)
-        return Picture(
-            _states_of(np.flatnonzero(mask), shown), None, shown, rows, self._circumstances(self._looks[at])
-        )
+        seen = replace(self._circumstances(self._looks[at]), not_here=_not_here(shown, self._wanted, rows))
+        return Picture(_states_of(np.flatnonzero(mask), shown), None, shown, rows, seen)
 
     def _circumstances(self, look: Observation) -> Circumstances:
         return Circumstances(
@@ -462,6 +486,6 @@ class Recorded:
         )
 
 
-_NO_FLOWS: Final = "a recording holds looks, not what passed between them"
+_NO_FLOWS: Final = "a recording contains looks, not what happened between them"
 _BOTH: Final = replace(session.Look(), watch_ms=1)
 """Of a recording: compare a look with the one before it."""

@@ -419,7 +419,7 @@ def test_a_plain_user_is_told_what_could_not_be_seen_and_nothing_is_concluded_fr
     text = ran.stdout.decode()
     assert "Not seen:" in text
     assert "CAP_SYS_PTRACE" in text
-    assert "no process (all were looked into)" not in text
+    assert "no process (all were inspected)" not in text
     assert "holder-not-found" not in text
     assert "nothing is wrong" not in text
 

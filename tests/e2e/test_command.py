@@ -197,10 +197,10 @@ def test_check_leaves_out_what_has_no_age_and_says_so() -> None:
     [
         (["-w", "5", "-c", "3"], 3, "wrong arguments: `--warning 5` is above `--critical 3`"),
         (["-w", "200"], 3, "above `--critical 100` (the default)"),
-        (["-w", "x"], 3, "argument -w/--warning: `x` is no threshold"),
+        (["-w", "x"], 3, "argument -w/--warning: `x` is not a threshold"),
         (["-w"], 3, "argument -w/--warning: expected one argument"),
         (["--no-such"], 3, "unrecognized arguments: --no-such"),
-        (["--from=--"], 3, "`--` is no value"),
+        (["--from=--"], 3, "`--` is not a value"),
         (["state", "no-such"], 3, "wrong arguments: FILTER `state no-such`"),
         (["--from", "/nonexistent/x"], 3, "could not read"),
         (["-w", "10", "-c", "5:"], 1, "22 stuck"),

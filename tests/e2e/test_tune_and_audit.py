@@ -183,7 +183,7 @@ def test_tune_explain_and_plan_say_what_they_know(capsys):
     assert "S12 (no-effect)" in out
     assert command("tune", "plan", "list") == 0
     assert "article-production" in capsys.readouterr().out
-    with pytest.raises(FinwaitError, match="none of the settings") as caught:
+    with pytest.raises(FinwaitError, match="is not a setting") as caught:
         command("tune", "explain", "tcp_fin_timout", "--no-diagnosis")
     assert "tcp_fin_timeout" in caught.value.hint
     with pytest.raises(FinwaitError, match="no such file") as caught:

@@ -245,7 +245,7 @@ TEXT = {
     ("list", "--columns"), ("list", "--sort"), ("record", "--keep-name"), ("record", "--note"), ("lab run", "SCENARIO"),
     ("lab prove", "CLAIM"), ("clear", "--override"), ("conntrack", "--override"),
     ("explain", "CONNECTION|RULE"), ("capture", "FILTER|CONNECTION"), ("relay ls", "--service"),
-    ("relay drain", "--seconds"), *(
+    *(
         (command, name) for command in ("relay ls", "relay show", "relay close", "relay drain", "relay stats")
         for name in ("--admin",)
     ),

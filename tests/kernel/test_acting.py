@@ -598,7 +598,7 @@ def test_a_probe_whose_descriptor_nobody_holds_leaves_its_act_open_and_undo_says
         assert journal.get(entry.id).result is None
         with taken_from(ends[0]) as sock:
             assert pidfd.get_options(sock)["keepalive"] == 1
-            assert "put back" in restore(entry.id, journal)
+            assert "restored" in restore(entry.id, journal)
             assert pidfd.get_options(sock)["keepalive"] == 0
             assert journal.get(entry.id).result is not None
 

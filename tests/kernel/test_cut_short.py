@@ -132,13 +132,13 @@ def test_an_apply_that_is_killed_is_told_and_settled(tmp_path: Path, means: str,
         kind = {"destroy": "destroy", "reset": "destroy", "fin": "shutdown"}.get(means, "sockopt")
         assert f"act 1, {kind} of " in told.stderr
         assert "`finwait undo --incomplete`" in told.stderr
-        assert "cut short: `finwait undo 1`" in command(tmp_path, "journal", "--incomplete").stdout
+        assert "interrupted: `finwait undo 1`" in command(tmp_path, "journal", "--incomplete").stdout
         said = command(tmp_path, "undo", "--yes", "1").stdout
         if ends:
-            assert "cannot be taken back" in said
+            assert "cannot be reverted" in said
             assert ("its connection is gone" if done else f"still there, in {state}") in said
         else:
-            assert "put back" in said
+            assert "restored" in said
             assert options_of(pair.ours[0], cookie) == before
         told = command(tmp_path, "clear", "--dry-run", "--netns", str(pair.a.inode), code=LOOKED)
         assert "journal" not in told.stderr
@@ -166,8 +166,8 @@ def test_options_that_a_killed_command_left_behind_are_put_back_in_one_go(
         pair.near.close(pair.ours[:1])  # one connection ends meanwhile
         said = command(tmp_path, "undo", "--yes", "--incomplete").stdout.splitlines()
         assert len(said) == 7
-        assert sum("put back" in line and "nothing" not in line for line in said) == 6
-        assert "act 1: nothing to put back" in said[-1]
+        assert sum("restored" in line and "nothing" not in line for line in said) == 6
+        assert "act 1: nothing to restore" in said[-1]
         rest = zip(pair.ours[1:], cookies[1:], strict=True)
         assert [options_of(c, k) for c, k in rest] == before[1:]
         with SqliteJournal(tmp_path / "journal.sqlite") as journal:
@@ -210,7 +210,7 @@ def test_a_deletion_of_entries_that_is_killed_is_told(tmp_path: Path, stage: str
         assert bool(gateway.run("conntrack", "-L", "-p", "tcp").strip()) == (stage == "journaled")
         told = command(tmp_path, "arm", "pid = 1", "--keepalive", "60/15/5", "--netns", netns[0], code=(1,))
         assert "conntrack-delete of x: it may have been deleted" in told.stderr
-        assert "is not known" in command(tmp_path, "undo", "--yes", "--incomplete").stdout
+        assert "is unknown" in command(tmp_path, "undo", "--yes", "--incomplete").stdout
         assert command(tmp_path, "journal", "--incomplete").stdout == ""
 
 
@@ -314,5 +314,5 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_an_act_that_is_told(tmp_path:
         assert settle(entry.id, journal) == "its connection is gone"
         assert (
             msgspec.json.encode(journal.get(entry.id).result)
-            == b'{"result":"cut short; its connection is gone"}'
+            == b'{"result":"interrupted; its connection is gone"}'
         )

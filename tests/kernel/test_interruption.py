@@ -172,8 +172,8 @@ def test_an_undo_that_is_interrupted_ends_with_the_act_under_way(tmp_path: Path)
         armed = all_options(pair.ours, cookies)
         done = hit(tmp_path, "finwait.kernel.pidfd:_set_option", 2, (signal.SIGINT,), "undo", "1-3", "--yes")
         assert done.returncode == 130, done.stderr
-        assert "act 3: put back" in done.stdout
-        assert "interrupted; 2 acts (1 to 2) were not taken back" in done.stderr
+        assert "act 3: restored" in done.stdout
+        assert "interrupted; 2 acts (1 to 2) were not reverted" in done.stderr
         assert sum(now == was for now, was in zip(all_options(pair.ours, cookies), before, strict=True)) == 1
         assert sum(now == was for now, was in zip(all_options(pair.ours, cookies), armed, strict=True)) == 2
         with SqliteJournal(tmp_path / "journal.sqlite") as journal:
@@ -201,9 +201,9 @@ def test_an_undo_that_is_killed_is_finished_and_not_undone(tmp_path: Path, first
         assert all_options(pair.ours, cookies)[0]["keepalive"] == 0  # in the middle of it
         back = finwait(tmp_path, "undo", which, "--yes")
         assert back.returncode == 0, back.stderr
-        assert "act 1: put back" in back.stdout
+        assert "act 1: restored" in back.stdout
         assert all_options(pair.ours, cookies) == before
-        assert finwait(tmp_path, "undo", "--incomplete", "--yes").stdout == "no act was cut short\n"
+        assert finwait(tmp_path, "undo", "--incomplete", "--yes").stdout == "no act was interrupted\n"
         assert [finwait(tmp_path, "undo", n, "--yes").returncode for n in ("1", "2")] == [4, 4]
         assert all_options(pair.ours, cookies) == before
 
@@ -271,7 +271,7 @@ def test_an_undo_of_settings_that_is_killed_is_finished(tmp_path: Path) -> None:
         done = hit(tmp_path, "finwait.acting.sysctls:open_ones", 1, (signal.SIGKILL,), "undo", "1", "--yes")
         assert done.returncode == -signal.SIGKILL
         back = finwait(tmp_path, "undo", "--incomplete", "--yes")
-        assert "act 1: nothing had to be put back" in back.stdout
+        assert "act 1: nothing to restore" in back.stdout
         with sysctl.open_target(where.fd) as target:
             assert sysctl.read([key], target).values == {key: "60"}
         assert [finwait(tmp_path, "undo", n, "--yes").returncode for n in ("1", "2")] == [4, 4]

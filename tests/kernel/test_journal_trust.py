@@ -263,14 +263,14 @@ def test_undo_shows_what_it_would_do_and_does_it_with_yes(
     assert told.returncode == 4
     assert "nothing was done; add `--yes`" in told.stderr
     assert f"  {FIN}: 31 -> 60" in told.stdout
-    assert "90-finwait-x.conf: as it was before" in told.stdout
+    assert "90-finwait-x.conf: restored to" in told.stdout
     assert r"# by hand\x1b[31m" in told.stdout
     assert value(target) == "31"
     told = command(state, "undo", "--yes", "1")
     assert (told.returncode, value(target)) == (0, "60")
     told = command(state, "undo", "--yes", "1")
     assert told.returncode == 4
-    assert "taken back already" in told.stderr
+    assert "already reverted" in told.stderr
 
 
 def test_kinds_of_a_later_version_are_told_and_listed(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from finwait import session
-from finwait.kernel import netns, procfs
+from finwait.kernel import lookup, netns, procfs
 from finwait.kernel.observe import Machine, Plan
 from finwait.lab.actor import meet
 from finwait.lab.topology import Lab, unmet
@@ -158,11 +158,13 @@ def test_no_thread_is_left_in_a_foreign_namespace() -> None:
         assert seen == {home}
 
 
-def test_a_namespace_that_vanishes_is_a_gap() -> None:
+def test_a_namespace_that_has_ended_is_no_gap_and_one_asked_about_by_name_is() -> None:
     gone = netns.NetNamespace(1, ("ghost",), paths=("/proc/0/ns/net", "/nowhere"))
     seen, gaps = netns.visit([gone], lambda _: 1)
     assert seen == {}
-    assert [str(g) for g in gaps] == ["netns 1 (ghost): could not enter it: it vanished"]
+    assert gaps == []
+    _, gaps = lookup.ask([], [gone])
+    assert [str(g) for g in gaps] == ["netns 1: could not enter it: it vanished"]
 
 
 CHURN = """

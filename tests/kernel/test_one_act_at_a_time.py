@@ -84,7 +84,7 @@ def test_what_an_act_put_back_itself_is_not_taken_back_again(journal: SqliteJour
         (found,) = probe(steps, journal, keepalive=(1, 1, 2))
         assert found.verdict == "alive"
         pair.near.setsockopt(pair.ours, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        with pytest.raises(Refused, match="nothing to take back"):
+        with pytest.raises(Refused, match="nothing to revert"):
             restore(journal.entries()[0].id, journal)
         assert options_of(pair.ours[0], cookies[0])["keepalive"] == 1
 
@@ -135,7 +135,7 @@ def test_undo_of_an_act_that_was_cut_short_leaves_what_the_program_set_since(tmp
         pair.near.setsockopt(pair.ours, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
         with SqliteJournal(tmp_path / "journal.sqlite") as journal:
             said = restore(1, journal)
-        assert "left as its program set them since: user_timeout_ms=60000" in said
+        assert "left as the program has set them since: user_timeout_ms=60000" in said
         assert options_of(pair.ours[0], cookie) == before | {"user_timeout_ms": 60_000}
 
 
@@ -184,7 +184,7 @@ def test_a_lock_that_somebody_squats_keeps_every_act_away(journal: SqliteJournal
             with pytest.raises(Refused, match="another program holds the lock"):
                 restore(done.act_id, journal)
         assert all_options(pair.ours, cookies) == after
-        assert "put back" in restore(done.act_id, journal)
+        assert "restored" in restore(done.act_id, journal)
 
 
 def test_more_locks_than_descriptors_that_are_allowed_by_default() -> None:

@@ -97,7 +97,7 @@ def test_what_could_not_be_put_back_is_not_set(journal: SqliteJournal, sysctl: s
         assert before[1] == fixed
         found = probe(steps, journal, keepalive=(1, 1, 2))
         assert [p.verdict for p in found] == ["not judged", "alive", "not judged"]
-        assert f"of {value} could not be put back" in found[0].detail
+        assert f"of {value} could not be restored" in found[0].detail
         assert f"net.ipv4.{sysctl}" in found[0].detail
         assert all_options(pair.ours, cookies) == before
         outcomes = arm(steps, journal, dict.fromkeys(("keepidle", "keepintvl", "keepcnt", "keepalive"), 1))
@@ -146,7 +146,7 @@ def test_an_act_that_ended_between_reading_and_claiming_is_noticed(journal: Sqli
         pair.near.setsockopt(pair.ours, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
         with Late(journal.path) as late:
             (found,) = probe(steps, late, keepalive=(1, 1, 2))
-        assert (found.verdict, "at this very moment" in found.detail) == ("not judged", True)
+        assert (found.verdict, "at this moment" in found.detail) == ("not judged", True)
         assert options_of(pair.ours[0], cookies[0])["keepidle"] == 7200
         assert journal.incomplete() == []
 
@@ -163,17 +163,17 @@ def test_what_is_under_way_is_not_taken_back_and_what_was_cut_short_is_first(tmp
         undone = start(tmp_path, "undo", "--yes", "1")
         _, said = undone.communicate(timeout=60)
         assert undone.returncode == 4, said
-        assert f"pid {running.pid} is at it" in said
+        assert f"pid {running.pid} is still doing it" in said
         assert options_of(pair.ours[0], cookie)["keepidle"] == 30
         running.kill()
         running.communicate(timeout=20)
         told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=60)
         (item,) = json.loads(told)["items"]
         assert item["verdict"] == "not judged", said
-        assert "`finwait undo 1` puts its options back" in item["detail"]
+        assert "`finwait undo 1` restores its options" in item["detail"]
         assert options_of(pair.ours[0], cookie)["keepidle"] == 30
         told, _ = start(tmp_path, "undo", "--yes", "1").communicate(timeout=60)
-        assert "put back" in told
+        assert "restored" in told
         assert options_of(pair.ours[0], cookie) == before
         told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=60)
         assert json.loads(told)["items"][0]["verdict"] == "alive", said
@@ -198,7 +198,7 @@ def test_what_cannot_be_put_back_is_told_and_the_rest_is_put_back(
         found = probe(steps, journal, keepalive=(1, 1, 2))
         assert [p.verdict for p in found] == ["alive"] * 3
         assert [bool(p.unrestored) for p in found] == [True, False, False]
-        assert "could not be put back" in found[0].unrestored
+        assert "could not be restored" in found[0].unrestored
         assert all_options(pair.ours[1:], cookies[1:]) == before[1:]
         failed = next(e for e in journal.entries() if "error" in (e.result or {}))
         monkeypatch.undo()
@@ -220,7 +220,7 @@ def test_an_old_value_that_no_socket_takes_is_put_back_as_near_as_can_be(journal
         (act,) = journal.record_many([old])
         journal.complete_many({act: {"error": "Invalid argument"}})
         said = restore(act, journal)
-        assert "keepidle=32767 (it was 86400, more than setsockopt(2) takes)" in said
+        assert "keepidle=32767 (it was 86400, more than setsockopt(2) accepts)" in said
         now = options_of(pair.ours[0], cookies[0])
         assert (now["keepidle"], now["keepalive"]) == (32_767, 0)
 
@@ -232,7 +232,7 @@ def test_that_a_socket_follows_the_sysctl_no_more_is_told(tmp_path: Path) -> Non
         where = ["--netns", str(pair.a.inode), "state established"]
         told, said = start(tmp_path, "probe", "--keepalive", "1/1/2", *where).communicate(timeout=60)
         flat = " ".join(told.split())
-        assert "Of 2 connections keepcnt, keepidle, keepintvl had the value of the sysctl" in flat, said
+        assert "On 2 connections keepcnt, keepidle, keepintvl had the value of the sysctl" in flat, said
         pair.a.sysctl("net.ipv4.tcp_keepalive_time", 600)
         _, cookies = steps_of(pair, pair.ours)
         assert [o["keepidle"] for o in all_options(pair.ours, cookies)] == [7200, 77]
@@ -241,7 +241,7 @@ def test_that_a_socket_follows_the_sysctl_no_more_is_told(tmp_path: Path) -> Non
         assert pinned[pair.ours[1].sport] == ["keepintvl", "keepcnt"]
         with SqliteJournal(tmp_path / "journal.sqlite") as journal:
             (outcome,) = arm(steps_of(pair, pair.ours[1:])[0], journal, {"keepintvl": 3})
-            assert "; keepintvl: the socket's own now, and no longer those of the sysctls" in restore(
+            assert "; keepintvl: now the socket's own, and no longer those of the sysctls" in restore(
                 outcome.act_id, journal
             )
 
@@ -257,7 +257,7 @@ def test_a_time_that_no_socket_takes_is_refused_before_anything_is_touched(
 
 
 def test_arm_takes_no_value_that_a_socket_does_not(journal: SqliteJournal) -> None:
-    with pytest.raises(ValueError, match="does not take"):
+    with pytest.raises(ValueError, match="does not accept"):
         arm([], journal, {"user_timeout_ms": 2**31})
     assert journal.entries() == []
 

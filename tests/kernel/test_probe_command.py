@@ -89,7 +89,7 @@ def test_a_probe_that_is_killed_is_put_back_by_undo(tmp_path: Path) -> None:
         undone = start(tmp_path, "undo", "--yes", "1-3")
         told, _ = undone.communicate(timeout=20)
         assert undone.returncode == 0
-        assert told.count("put back ") == 3
+        assert told.count("restored ") == 3
         assert [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)] == before
 
 
@@ -168,7 +168,7 @@ def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> N
         shown, said = start(tmp_path, *words, "state established").communicate()
         assert "Would set, on 2 connections [reversible]:" in shown
         assert "noticed after 75 s of silence, with 1 unanswered probe\n" in shown
-        assert "data in flight is given up in 30 s (the user timeout)" in shown
+        assert "a connection with data in flight is dropped after 30 s (the user timeout)" in shown
         assert "with a user timeout of 127.5 to 135 s all 5 probes count" in shown
         assert f"in near (pid {pair.near.pid}), 2:" in shown
         assert "{" not in shown
@@ -189,7 +189,7 @@ def test_arm_shows_a_plan_that_can_be_read_and_then_does_it(tmp_path: Path) -> N
         assert [s["sport"] for s in plan["steps"]] == [c.sport for c in pair.ours]
         assert [(p["silence_s"], p["probes"]) for p in plan["predicted"]] == [(75.0, 1)] * 2
         back, _ = start(tmp_path, "undo", "--yes", "1-2").communicate()
-        assert back.count("put back") == 2
+        assert back.count("restored") == 2
         assert options_of(one, cookie_of(view, one))["keepidle"] == 7200
 
 

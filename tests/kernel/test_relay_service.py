@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -22,6 +23,7 @@ from tests.kernel.relay_behaviour import (
     BACKEND,
     MB,
     PORT,
+    WAIT,
     Scene,
     blob,
     is_reset,
@@ -647,6 +649,32 @@ def test_who_asks_gets_answers_and_can_end_a_connection() -> None:
         assert scene.ask("drain", "--seconds", "1") == "draining\n"
         assert scene.process is not None
         assert scene.process.wait(10) == 0
+
+
+def test_a_drain_can_be_shortened_and_a_longer_one_says_what_holds() -> None:
+    with Scene("finwait", "--drain", "10m", workers=2) as scene:
+        pairs = [scene.pair() for _ in range(4)]
+        assert scene.process is not None
+
+        def cuts() -> list[float]:
+            return [json.loads(line)["deadline_s"] for line in scene.ask("ls", "-o", "json").splitlines()]
+
+        scene.process.terminate()
+        assert until(lambda: "draining for up to 600 s" in scene.said())
+        longer = [sys.executable, "-m", "finwait.relay", "drain", "--admin", scene.admin, "--seconds", "1h"]
+        told = subprocess.run(longer, capture_output=True, text=True)
+        assert told.returncode == 1
+        assert re.search(r"resets what is left in (59\d\.\d|600\.0) s; ", told.stderr), told.stderr
+        assert min(cuts()) > 400
+        assert scene.ask("drain") == "draining\n"
+        assert min(cuts()) > 400
+        assert scene.ask("drain", "--seconds", "5m") == "draining\n"
+        assert until(lambda: len(cuts()) == 4 and max(cuts()) <= 300)
+        assert scene.ask("drain", "--seconds", "0") == "draining\n"
+        for pair in pairs:
+            assert all(is_reset(end) for end in pair)
+        assert scene.process.wait(WAIT) == 0
+        assert "killed" not in scene.said()
 
 
 def test_the_access_log_has_a_line_for_each_connection() -> None:

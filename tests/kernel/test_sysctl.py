@@ -82,7 +82,7 @@ def test_several_values_are_set_or_none(target):
     sysctl.apply({FIN: "31", RFC: "1"}, target)
     with pytest.raises(KernelError) as caught:
         sysctl.apply({FIN: "32", RFC: "0", ORPHANS: "999"}, target)
-    assert "put back" in caught.value.hint
+    assert "restored" in caught.value.hint
     assert ORPHANS in str(caught.value)
     assert values(FIN, RFC, ORPHANS, at=target) == {FIN: "31", RFC: "1", ORPHANS: "0"}
 

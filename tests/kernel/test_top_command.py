@@ -243,7 +243,7 @@ def test_a_session_in_tmux_marks_plans_and_clears(tmp_path, stack):
         until("sorted by age", "1 marked")
         time.sleep(max(0.0, born + 11 - time.monotonic()))
         keys("c")
-        until("fin [destructive]", "its FIN finishes both ends", "`y` does this")
+        until("fin [destructive]", "its FIN closes both ends", "`y` does this")
         keys("y")
         until("1 ended", "finwait journal")
         keys("Escape")

@@ -101,7 +101,7 @@ def test_a_trace_that_is_taken_away_costs_the_flows_and_nothing_else(monkeypatch
 
         monkeypatch.setattr(Following, "step", gone)
         picture = until(feed, lambda p: p.flows is None)
-        assert "the trace was taken away: could not read the trace" in picture.circumstances.why_no_flows
+        assert "the trace was removed: could not read the trace" in picture.circumstances.why_no_flows
         assert picture.counts
 
 
@@ -139,7 +139,7 @@ def test_where_events_cannot_tell_there_are_no_rates_and_the_reason_is_said(word
     with Live(parse(words), everything, refresh=0.1) as feed:
         picture = pictures(feed, 2)
     assert picture.flows is None
-    assert picture.circumstances.why_no_flows == f"no rates: a change of state does not tell {named}"
+    assert picture.circumstances.why_no_flows == f"no rates: a change of state does not include {named}"
 
 
 def test_another_filter_brings_the_rates_back() -> None:
@@ -161,3 +161,12 @@ def test_lost_events_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(Following, "step", losing)
         until(feed, lambda p: p.circumstances.lost > 0 and "events lost, flows are too low" in note(p))
+
+
+def test_a_filter_that_names_what_is_not_here_is_said_to_until_another_is_chosen() -> None:
+    with Live(parse(["comm = no-such-name"]), refresh=0.1) as feed:
+        told = until(feed, lambda picture: bool(picture.circumstances.not_here))
+        assert told.circumstances.not_here == ("no process that holds a TCP socket is called `no-such-name`",)
+        assert not told.counts
+        feed.choose(parse(["comm = no-such-name or state established"]))
+        assert until(feed, lambda picture: not picture.circumstances.not_here)

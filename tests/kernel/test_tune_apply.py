@@ -75,7 +75,7 @@ def test_a_plan_is_applied_recorded_and_taken_back(target, journal, tmp_path):
     assert now(target) == BEFORE
     assert not drop_in.exists()
     assert journal.get(outcome.act_id).undone_by == undone.act_id
-    with pytest.raises(Refused, match="taken back already"):
+    with pytest.raises(Refused, match="already reverted"):
         roll_back(outcome.act_id, journal, folder=tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_an_address_that_is_up_in_a_namespace_without_sockets_is_one_of_this_mac
         assert "not on this machine" not in whole
         assert "no such connection there" in whole or "should be here: it is gone" in whole
         part = finwait("explain", *ends, "--netns", str(near.inode)).stdout
-        assert "not found: not every namespace was looked into" in part
+        assert "not found: not every namespace was inspected" in part
         assert "not on this machine" not in part
 
 
@@ -64,7 +64,7 @@ def test_an_end_in_a_namespace_that_was_not_looked_into_is_said_to_be_that() -> 
         items, text = told(path.gateway)
         assert [(i["client_seen"], i["server_seen"]) for i in items] == [("not-looked-at",) * 2] * 2
         assert {i["verdict"] for i in items} == {"neither end was looked at"}
-        assert "no end is here" not in text
+        assert "neither end is on this machine" not in text
         assert "not looked at: not every namespace was" in text
         items, text = told(path.gateway, path.client.netns)
         assert [(i["client_seen"], i["server_seen"]) for i in items] == [("socket", "not-looked-at")] * 2

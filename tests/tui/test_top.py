@@ -199,6 +199,18 @@ def test_a_filter_is_taken_and_a_wrong_one_is_told_with_its_place() -> None:
     assert "orphan" not in good.seen
 
 
+@pytest.mark.parametrize("size", [(160, 40), (80, 24)])
+def test_a_filter_that_names_what_is_not_here_is_no_all_clear(size: tuple[int, int]) -> None:
+    driver = Driver(size=size)
+    said = driver.press("slash", *"netns = 7", "enter", "space", "space")
+    why = "matches nothing: there is no network namespace 7 among the inspected ones"
+    assert said[-1].startswith(why)
+    assert "the inspected ones" in driver.seen
+    there = Driver(size=size).press("slash", *"state last-ack", "enter", "space", "space")
+    assert "FILTER state last-ack" in there[-1]
+    assert "matches nothing" not in there[-1]
+
+
 def test_the_evidence_of_a_connection_is_that_of_explain() -> None:
     driver = Driver()
     driver.press("enter", "enter")
@@ -334,7 +346,7 @@ def test_the_evidence_is_to_the_letter_what_explain_prints(capsys: pytest.Captur
     recording = str(CAPTURES / "relay-pair.finwait")
 
     async def go() -> tuple[int, str]:
-        feed = Recorded(open_recording(recording), None, refresh=0.01)
+        feed = Recorded(open_recording(recording), None, refresh=0.01, path=recording)
         app = Top(feed, parse_filter)
         async with app.run_test(size=(102, 30)) as pilot:
             await settle(pilot, app)

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -135,7 +136,7 @@ def test_a_row_that_a_filter_can_neither_take_nor_leave_is_said() -> None:
     assert (rules(found), [f.rule for f in found.narrowed.unjudged]) == (set(), ["fin-wait2-held"])
     other = narrowed("pid = 502", hidden_holder)
     assert other.narrowed is not None
-    assert not other.narrowed.unjudged  # that process was looked into
+    assert not other.narrowed.unjudged  # that process was inspected
     dead = socket(state=tcp.FIN_WAIT1, inode=7, timer=1, retrans=5, cookie=3, **INFO)
     old = narrowed("age > 10m", view(dead, holders={7: [501]}))
     assert old.narrowed is not None
@@ -154,17 +155,26 @@ def test_a_row_that_a_filter_can_neither_take_nor_leave_is_said() -> None:
         ("comm = nginx", "no process that holds a TCP socket is called `nginx`"),
         ("pid = 999 and rule = hidden-leak", "no process 999"),
         ("pid = 998,999", "no process 998; there is no process 999"),
-        ("netns = nosuch or comm = ngin*", "`nosuch` among those looked into; no process"),
+        ("netns = nosuch or comm = ngin*", "`nosuch` among the inspected ones; no process"),
         ("state fin-wait-2 and not ( pid != 999 )", "no process 999"),
         ("user = nosuch", "no user that this machine can list is called `nosuch`"),
         ("dev = nosuch and state fin-wait-2", "no network interface is called `nosuch`"),
     ],
 )
 def test_a_filter_that_names_what_is_not_here_is_no_all_clear(words: str, why: str) -> None:
-    with pytest.raises(FinwaitError, match="can match nothing") as caught:
+    with pytest.raises(FinwaitError, match="cannot match anything") as caught:
         narrowed(words)
     assert why in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("words", ["comm = nginx", "pod = web"])
+def test_who_holds_only_sockets_that_were_counted_may_be_here(words: str) -> None:
+    """Holders of none but ESTABLISHED sockets are not known where those were not listed."""
+    outside = view(HALF, holders={7: [501]}, processes={501: replace(PROCESSES[501], cgroup="/")})
+    found = parse(words)
+    assert session.impossible(found, looked(outside).snapshot)
+    assert not session.impossible(found, looked(replace(outside, established_skipped=3)).snapshot)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +197,7 @@ def test_totals_and_what_is_healthy_are_those_of_the_filter() -> None:
     }
     assert "1 of 2 connections in 3 network namespaces does not finish closing" in text_of["whole"]
     assert "Healthy 1 × time-wait" in text_of["whole"]
-    assert "Among 1 connection that the FILTER selects, in one network namespace none" in text_of["part"]
+    assert "found among 1 connection that the FILTER selects, in one network namespace." in text_of["part"]
     assert "Healthy 1 × time-wait" in text_of["part"]
     assert "1 of 1 connection that the FILTER selects, in one network namespace, does not" in text_of["other"]
     assert "time-wait" not in text_of["other"]
@@ -302,7 +312,7 @@ def test_beside_a_gap_nobody_says_that_nothing_is_stuck() -> None:
     assert "nothing is stuck among 12" in whole
     partly = first_line(*flood, options=Options(flood=10), gaps=(gap,))
     assert "nothing is stuck" not in partly
-    assert "nothing was seen that is stuck among 12" in partly
+    assert "nothing stuck was seen among 12" in partly
 
 
 def test_a_peer_that_was_not_found_may_be_where_nobody_looked() -> None:

@@ -79,7 +79,7 @@ def test_what_is_not_known_is_a_dash():
         ),
         (rows((0, 1, 7), reset=2), "ended by a reset that was received"),
         (rows((0, 5, 5), interrupt=False, pid=812), "closed by its owner, nginx[812]"),
-        (rows((0, 5, 7)), "no minisocket was seen after it: destroyed, timed out, or over before we looked"),
+        (rows((0, 5, 7)), "no minisocket was seen after it: destroyed, timed out, or ended before the look"),
         (rows((0, 9, 7)), ""),
         (rows((0, 1, 1), kind=tr.SEND_RESET, reason=14), "reset sent (TCP_STATE)"),
         (rows((0, 0, 8), kind=tr.POLLED, after_ns=0), "first seen"),
@@ -119,8 +119,8 @@ def test_who_moved_it_is_a_process_and_never_a_thread_of_it(pid, shown, told):
     (line,) = text.lines(table, NAMES)
     assert shown in line
     if pid == 90:
-        assert line.rstrip().endswith("moved by kworker/0:1 (thread 90) of the kernel")
-        assert " by kworker" not in line.replace("moved by kworker", "")
+        assert line.rstrip().endswith("caused by kworker/0:1 (thread 90) of the kernel")
+        assert " by kworker" not in line.replace("caused by kworker", "")
 
 
 def test_who_held_what_is_over_is_told_as_the_past():

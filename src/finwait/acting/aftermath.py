@@ -28,7 +28,7 @@ class Seen:
     before_fin: int
     """Bytes before a FIN that is sent or queued (it counts 1 itself) that the peer has not acknowledged."""
     unknown: bool = False
-    """Its namespace could not be looked into, so nothing else is known of it."""
+    """Its namespace could not be inspected, so nothing else is known of it."""
 
 
 def wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, Seen]:

@@ -109,7 +109,7 @@ def apply(
         if row is None and step.netns in closed:
             outcomes[k] = Outcome(step, "failed", NOT_ENTERED)
         elif row is None:
-            outcomes[k] = Outcome(step, "left before", "it was gone when it was looked for again")
+            outcomes[k] = Outcome(step, "left before", "it was gone at the second look")
         elif (
             changed := _changed(step, states[row], inodes[row], moved[row] if known[row] else None)
         ) is not None:
@@ -129,7 +129,9 @@ def _changed(step: Step, number: int, inode: int, moved: tuple[int, int] | None)
     if state != step.state:
         return f"it is in {state} now, not in {step.state}"
     if step.inode and not inode:
-        return "its last descriptor was closed since: it is an orphan now, which the kernel ends by itself"
+        return (
+            "its last descriptor has been closed since: it is now an orphan, which the kernel ends by itself"
+        )
     if inode != step.inode and not step.inode:
         return "a program has accepted it since"
     if inode != step.inode:
@@ -248,7 +250,7 @@ class _Acts:
                 [k for k in self.ids if steps[k].means == "destroy"], steps, how.rate, self.errors, self.done
             )
             how.fault("acted")
-            how.say("looking at what came of it")
+            how.say("checking the result")
             done = [steps[k] for k in self.ids if k not in self.errors and k not in self.set_]
             left = wait_gone(done, _SETTLE_S)
             how.fault("verified")
@@ -283,7 +285,7 @@ class _Acts:
             if key_of(self.steps[k]) in left:  # or not known
                 self.errors[k] = FinwaitError("interrupted before it was done")
             else:
-                unknown = "it is gone; whether by this act is not known, which was interrupted"
+                unknown = "it is gone; it is unknown whether this act, which was interrupted, ended it"
                 self.errors[k] = TargetGone(int(self.steps[k].cookie, 16), unknown)
 
     def _finish(self, left: Mapping[Key, Seen]) -> None:
@@ -303,8 +305,8 @@ class _Acts:
 
 
 _WHEN_GIVEN_UP: Final = (
-    "it ends when nothing is acknowledged, or its peer's window stays shut, for the time set, counted from the first "
-    "retransmission or window probe"
+    "it ends when nothing is acknowledged, or its peer's window stays shut, for the time set, "
+    "counted from the first retransmission or window probe"
 )
 
 
@@ -361,9 +363,7 @@ def _outcome(
     seen = left.get(key_of(step))
     open_ = still_open.get(key_of(step), ())
     if seen is not None and seen.unknown:
-        return Outcome(
-            step, "failed", f"it was done, and what came of it is not known: {NOT_ENTERED}", act_id
-        )
+        return Outcome(step, "failed", f"it was done, but the result is unknown: {NOT_ENTERED}", act_id)
     other = ""
     if step.other is not None:
         there = left.get(key_of(step.other))
@@ -375,9 +375,7 @@ def _outcome(
         if seen is not None:
             said = "FIN sent; LAST_ACK until the peer acknowledges it"
         elif not other:
-            unseen = (
-                "was not seen" if step.other is None else "is in a namespace that could not be looked into"
-            )
+            unseen = "was not seen" if step.other is None else "is in a namespace that could not be inspected"
             said = f"its other end {unseen}; it sees {step.peer_told}"
         elif other == "gone":
             said = "both ends are gone"

@@ -31,7 +31,7 @@ def borrow(step: Step) -> Iterator[socket.socket]:
         FinwaitError: none is known.
     """
     if not step.holders:
-        raise FinwaitError("no process is known to hold it, and this goes through a descriptor")
+        raise FinwaitError("no process is known to hold it, and this needs a descriptor")
     cookie = int(step.cookie, 16)
     last: FinwaitError = TargetGone(cookie)
     with ExitStack() as stack:
@@ -50,13 +50,13 @@ class DescriptorMoved(FinwaitError):
     """A connection that lives, and whose descriptors are not where they were."""
 
     def __init__(self, unreadable: int, unseen: bool) -> None:
-        there = f"whether the connection ended is not known ({NOT_ENTERED})" if unseen else STILL_THERE
+        there = f"it is unknown whether the connection ended ({NOT_ENTERED})" if unseen else STILL_THERE
         missing = f"; the descriptors of {unreadable} processes could not be listed" if unreadable else ""
         super().__init__(
             f"{there}: its descriptor was moved, and no process was found that holds it{missing}"
         )
         if unreadable:
-            self.hint = "as root, or with CAP_SYS_PTRACE, every process can be searched"
+            self.hint = "root, or a user with CAP_SYS_PTRACE, can search every process"
 
 
 STILL_THERE: Final = "the connection is still there"
@@ -114,5 +114,5 @@ def not_gone(steps: Mapping[int, Step], errors: Mapping[int, FinwaitError]) -> d
         found[k] = FinwaitError(
             f"{STILL_THERE}: its descriptor was moved since the look, to {fd} of {comm} (pid {pid})"
         )
-        found[k].hint = "give the command again"
+        found[k].hint = "run the command again"
     return found

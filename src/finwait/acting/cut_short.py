@@ -40,12 +40,12 @@ def open_ones(entry: Any, journal: Journal, said: str, *, besides: int = 0) -> d
     """
     results: dict[int, dict[str, Any]] = {}
     if entry.result is None:
-        results[entry.id] = {"result": f"cut short; {said}"}
+        results[entry.id] = {"result": f"interrupted; {said}"}
     begun = list(journal.open_undos(entry.id))
     while begun:
         undo = begun.pop()
         if undo.id not in (besides, *results) and not journal.is_running(undo):
-            results[undo.id] = {"error": f"cut short; {said}", "restored": True}
+            results[undo.id] = {"error": f"interrupted; {said}", "restored": True}
             begun += journal.open_undos(undo.id)
     return results
 
@@ -66,6 +66,6 @@ def over_since(asked: Any, entry: Any, journal: Journal) -> str:  # noqa: ANN401
     except Refused as error:
         if asked.id == entry.id or error.guard not in ("undone", "restored"):
             raise
-        journal.complete_many({asked.id: {"error": f"cut short; {error.reason}", "restored": True}})
-        return f"cut short; {error.reason}"
+        journal.complete_many({asked.id: {"error": f"interrupted; {error.reason}", "restored": True}})
+        return f"interrupted; {error.reason}"
     return ""

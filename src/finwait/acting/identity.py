@@ -89,7 +89,7 @@ def reread(ends: Iterable[Step | End]) -> tuple[SocketTable, frozenset[int]]:
     """Read connections again, without owners and files: each by its cookie, or (very many, MPTCP) by a dump.
 
     Returns:
-        The rows that are there, and the namespaces that are there and could not be looked into: what is missing of
+        The rows that are there, and the namespaces that are there and could not be inspected: what is missing of
         those is not known to be gone.
     """
     by_ns: dict[int, list[Step | End]] = {}
@@ -205,7 +205,7 @@ def key_of(end: Step | End) -> Key:
     return end.netns, int(end.cookie, 16)
 
 
-NOT_ENTERED: Final = "its namespace could not be looked into"
+NOT_ENTERED: Final = "its namespace could not be inspected"
 
 
 def in_words(error: FinwaitError) -> str:

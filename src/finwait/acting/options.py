@@ -188,8 +188,9 @@ def _in_range(values: Mapping[str, int]) -> None:
     if wrong:
         name, value = next(iter(wrong.items()))
         raise FinwaitError(
-            f"its {name} of {value} could not be put back: setsockopt(2) takes at most {pidfd.OPTION_RANGES[name][1]} "
-            f"(the value of net.ipv4.{SYSCTLS[name]}, most likely); nothing was set"
+            f"its {name} of {value} could not be restored: setsockopt(2) accepts at most "
+            f"{pidfd.OPTION_RANGES[name][1]} (the value of net.ipv4.{SYSCTLS[name]}, most likely); "
+            "nothing was set"
         )
 
 
@@ -204,9 +205,7 @@ SYSCTLS: Final = {
 def _confirm(step: Step, before: Mapping[str, int], wanted: Mapping[str, int]) -> None:
     with borrow(step) as sock:
         if pidfd.get_options(sock) != before:
-            raise FinwaitError(
-                "its options were changed by somebody else at this very moment; nothing was set"
-            )
+            raise FinwaitError("somebody else changed its options at this moment; nothing was set")
         pidfd.set_options(sock, {name: before[name] for name in wanted if name != "keepalive"})
 
 
@@ -255,24 +254,22 @@ def put_back(
                 if kept:
                     done.kept[k] = kept
                 if why:
-                    done.failed[k] = f"the options are not as they were: {why}"
+                    done.failed[k] = f"the options are not as before: {why}"
             except TargetGone:
                 lost[k] = (step, step.inode)
             except FinwaitError as error:
-                done.failed[k] = f"the options could not be put back: {error}"
+                done.failed[k] = f"the options could not be restored: {error}"
         if not lost:  # what has ended is not found again: there is nothing to put back
             return done
         todo = {}
         for k, holders in holders_elsewhere(lost).items():
             if isinstance(holders, DescriptorMoved):
-                done.failed[k] = f"the options could not be put back: {in_words(holders)}"
+                done.failed[k] = f"the options could not be restored: {in_words(holders)}"
                 done.moved.add(k)
             else:
                 todo[k] = msgspec.structs.replace(steps[k], holders=holders)
     for k in todo:
-        done.failed[k] = (
-            f"the options could not be put back: {STILL_THERE}, and its descriptor moves all the time"
-        )
+        done.failed[k] = f"the options could not be restored: {STILL_THERE}, and its descriptor keeps moving"
         done.moved.add(k)
     return done
 
@@ -380,7 +377,7 @@ def arm(
         KernelError: the journal could not be written; where ``into`` is empty nothing was done.
     """
     if wrong := pidfd.out_of_range(values):
-        raise ValueError(f"setsockopt(2) does not take {wrong}")
+        raise ValueError(f"setsockopt(2) does not accept {wrong}")
     outcomes = {} if into is None else into
     numbered = dict(enumerate(steps))
     with claimed(numbered, dict.fromkeys(numbered, values), journal, lambda _: "arm") as claim:
@@ -421,4 +418,4 @@ def set_for_good(
 
 def _check(now: Mapping[str, int], values: Mapping[str, int]) -> None:
     if wrong := {n: now[n] for n, v in values.items() if now[n] != v}:
-        raise FinwaitError(f"the kernel took {wrong}")
+        raise FinwaitError(f"the kernel set {wrong}")

@@ -58,12 +58,12 @@ def _harm(trial: Trial) -> str:
         return ""
     if trial.ends_orphans is None:
         return (
-            "SOCK_DESTROY may take its timer instead of ending it, as older kernels do, and then it stays for ever; "
-            f"whether this one does is not known: {trial.why_unknown}"
+            "SOCK_DESTROY may remove its timer instead of ending it, as on older kernels, and then "
+            f"it stays for ever; it is unknown whether this kernel does so: {trial.why_unknown}"
         )
     return (
-        "on this kernel SOCK_DESTROY takes its timer instead of ending it, and then it stays for ever (tried on one "
-        "of our own)"
+        "on this kernel SOCK_DESTROY removes its timer instead of ending it, and then it stays for "
+        "ever (tried on one of our own)"
     )
 
 
@@ -103,7 +103,10 @@ def check_means(steps: Sequence[Step]) -> None:
         held = [s for s in lost if s.holders]
         refusal = Refused("means", f"{why}; {len(lost)} connections of the plan need it; nothing was done")
         refusal.hint = (
-            f"plan again with `--with reset`: {len(held)} of them are held by a process whose descriptor may do"
+            (
+                f"plan again with `--with reset`: {len(held)} of them are held by a process whose "
+                "descriptor can be used instead"
+            )
             if held
             else "no process is known to hold them, so only SOCK_DESTROY can end them"
         )

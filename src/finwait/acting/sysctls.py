@@ -76,8 +76,8 @@ def apply_plan(
         if foreign := foreign_line(there or ""):
             raise Refused(
                 "drop-in",
-                f"`{folder / name}` holds a line that finwait does not write: `{foreign}`; "
-                "move it to a file of its own",
+                f"`{folder / name}` contains a line that finwait does not write: `{foreign}`; move it "
+                "to another file",
             )
         if plan.profile.name == COMMAND_LINE:  # what was typed adds up; a profile's file is the profile
             earlier = {key: value for key, value in settings_of(there or "").items() if key not in kept}
@@ -169,14 +169,14 @@ def roll_back(
             if did.drop_in:
                 path = str(folder / did.drop_in)
                 sysctl.remove_drop_in(sysctl.DropIn(path, did.text_before, did.text_after), folder=folder)
-                lines.append(f"{path}: {'removed' if did.text_before is None else 'as before'}")
+                lines.append(f"{path}: {'removed' if did.text_before is None else 'restored'}")
         except Exception as error:
             journal.complete_many({new_id: {"error": str(error)}})
             raise
-        others = open_ones(entry, journal, f"act {new_id} put it back", besides=new_id)
+        others = open_ones(entry, journal, f"act {new_id} restored it", besides=new_id)
         journal.complete_many(others | {new_id: {"values": back}})
     if not lines:
-        lines.append("nothing had to be put back: everything is as before already")
+        lines.append("nothing to restore: everything is already as before")
     return Applied(new_id, tuple(lines))
 
 
@@ -184,7 +184,7 @@ def _recorded_target(did: SettingsAct) -> tuple[Target | None, str]:
     """Open the namespace that an act was done in; None and the reason if it is gone."""
     gone = f"network namespace {did.netns} is gone, and its values with it"
     if did.boot_id != sysctl.boot_id():
-        return None, f"{gone}: the machine was restarted since"
+        return None, f"{gone}: the machine has been restarted since"
     try:
         target = sysctl.open_target(f"netns:{did.netns}")
     except KernelError as error:

@@ -50,9 +50,13 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         return said
     act_id = entry.id
     if entry.kind != "sockopt":
-        raise Refused("irreversible", f"act {act_id} cannot be taken back: it is a {entry.kind}")
+        raise Refused("irreversible", f"act {act_id} cannot be reverted: it is a {entry.kind}")
     if entry.result is None and entry.pid != os.getpid() and journal.is_running(entry) and not force:
-        raise Refused("under-way", f"act {act_id} is not over: pid {entry.pid} is at it", override="--force")
+        raise Refused(
+            "under-way",
+            f"act {act_id} is not finished: pid {entry.pid} is still doing it",
+            override="--force",
+        )
     old = _old_options(entry)
     check()
     undo = Act(
@@ -65,12 +69,12 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
     )
     (undo_id,) = journal.claim_many([undo], besides=act_id)
     if not isinstance(undo_id, int):
-        raise Refused("taken", f"act {act_id} cannot be taken back now: {undo_id}")
+        raise Refused("taken", f"act {act_id} cannot be reverted now: {undo_id}")
     last: FinwaitError = TargetGone(old.cookie)
     ways = _ways(old.end, old.inode, old.holders)
     this_boot = entry.boot_id == procfs.facts().boot_id
     if not this_boot:
-        last, ways = TargetGone(old.cookie, "the machine was started again since"), iter(())
+        last, ways = TargetGone(old.cookie, "the machine has been restarted since"), iter(())
     halfway = entry.result is None or any(one.id != undo_id for one in journal.open_undos(act_id))
     try:
         with _lock(act_id, old.end, old.holders, force) if this_boot else nullcontext("") as past:
@@ -83,10 +87,10 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
                 except TargetGone as error:
                     last = error
                     continue
-                others = open_ones(entry, journal, f"act {undo_id} put it back", besides=undo_id)
+                others = open_ones(entry, journal, f"act {undo_id} restored it", besides=undo_id)
                 journal.complete_many(others | {undo_id: {"result": "restored"}})
                 return (
-                    f"put back {text[0]} in {comm} (pid {pid}, fd {fd}){text[1]}{_pinned(old.followed)}{past}"
+                    f"restored {text[0]} in {comm} (pid {pid}, fd {fd}){text[1]}{_pinned(old.followed)}{past}"
                 )
     except FinwaitError as error:
         journal.complete_many({undo_id: {"error": str(error), "restored": True}})
@@ -121,7 +125,7 @@ def _old_options(entry: Any) -> _Old:  # noqa: ANN401 - a JournalEntry
         key_of(end)
         kernel_target(end)
         if not before.keys() <= pidfd.KEEPALIVE_OPTIONS.keys():
-            raise ValueError("an option that is none of ours")
+            raise ValueError("an option that finwait does not set")
     return _Old(end, inode, cookie, holders, before, made, followed)
 
 
@@ -159,7 +163,7 @@ def _lock(act_id: int, end: End, holders: Sequence[Holder], force: bool) -> Iter
     with locked(spaces, {key}) as refused:
         why = refused.get(key)
         if why and not force:
-            raise Refused("taken", f"act {act_id} cannot be taken back now: {why}", override="--force")
+            raise Refused("taken", f"act {act_id} cannot be reverted now: {why}", override="--force")
         yield f"; without the lock, as --force says: {why}" if why else ""
 
 
@@ -167,7 +171,7 @@ def _kept(kept: Mapping[str, int]) -> str:
     """Say which options their program has set since."""
     if not kept:
         return ""
-    return f"; left as its program set them since: {', '.join(f'{n}={v}' for n, v in kept.items())}"
+    return f"; left as the program has set them since: {', '.join(f'{n}={v}' for n, v in kept.items())}"
 
 
 def _ways(end: End, inode: int, known: Sequence[Holder]) -> Iterator[Holder]:
@@ -185,14 +189,14 @@ def _ways(end: End, inode: int, known: Sequence[Holder]) -> Iterator[Holder]:
             break
         else:
             return
-    raise FinwaitError(f"{STILL_THERE}, and its descriptor moves all the time")
+    raise FinwaitError(f"{STILL_THERE}, and its descriptor keeps moving")
 
 
 def _put_back_text(options: Mapping[str, int]) -> str:
     """Say what options are now, and what of it is not as it was."""
     now = pidfd.nearest(options)
     return ", ".join(
-        f"{n}={now[n]}" + (f" (it was {v}, more than setsockopt(2) takes)" if now[n] != v else "")
+        f"{n}={now[n]}" + (f" (it was {v}, more than setsockopt(2) accepts)" if now[n] != v else "")
         for n, v in options.items()
     )
 
@@ -202,7 +206,7 @@ def _pinned(followed: Sequence[str]) -> str:
     if not names:
         return ""
     return (
-        f"; {', '.join(names)}: the socket's own now, and no longer those of the sysctls if it followed them"
+        f"; {', '.join(names)}: now the socket's own, and no longer those of the sysctls if it followed them"
     )
 
 
@@ -215,7 +219,7 @@ def _unchanged(
         if now[name] not in (value, before.get(name)) and not between:
             raise Refused(
                 "changed-since",
-                f"{name} is {now[name]} now, and the act made it {value}: it was set since",
+                f"{name} is {now[name]} now, but the act set it to {value}: somebody has changed it since",
                 override="--force",
             )
 
@@ -240,9 +244,9 @@ def settle(act_id: int, journal: Journal) -> str:
         raise ValueError(f"act {act_id} is complete")
     target = entry.target
     if entry.kind == "conntrack-delete":
-        said = "whether the entry was deleted is not known; `finwait conntrack` shows what is there"
+        said = "it is unknown whether the entry was deleted; `finwait conntrack` shows the entries"
     elif entry.boot_id != procfs.facts().boot_id:
-        said = "the machine was started again since: its connection is gone"
+        said = "the machine has been restarted since: its connection is gone"
     else:
         with _whole_act(act_id):
             end = End(**{name: target[name] for name in End.__struct_fields__})
@@ -251,6 +255,6 @@ def settle(act_id: int, journal: Journal) -> str:
         seen = still_there([end]).get(key_of(end))
         said = "its connection is gone" if seen is None else f"its connection is still there, in {seen.state}"
         if seen is not None and seen.unknown:
-            said = f"what became of its connection is not known: {NOT_ENTERED}"
-    journal.complete_many({act_id: {"result": f"cut short; {said}"}})
+            said = f"the state of its connection is unknown: {NOT_ENTERED}"
+    journal.complete_many({act_id: {"result": f"interrupted; {said}"}})
     return said

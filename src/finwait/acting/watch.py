@@ -151,10 +151,10 @@ def _vanished(seen: _Watched, since: float, keepalive: tuple[int, int, int]) -> 
         if since <= interval_s * max(unanswered - 1, 0) + 2 * seen.rtt_s + 0.3:
             return Probe(step, "reset", f"it ended with a probe: most likely a RST came, {_sender(step)}")
         return Probe(
-            step, "gone", f"it ended, and its program let go of it, with {unanswered} probes unanswered"
+            step, "gone", f"it ended, and its program closed it, with {unanswered} probes unanswered"
         )
     if segments is None or seen.segments is None:
-        said = "it ended while its program holds it: most likely a RST came"
+        said = "it ended while its program still holds it: most likely a RST came"
     elif segments > seen.segments:
         said = "a RST came"
     else:

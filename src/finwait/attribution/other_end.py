@@ -151,7 +151,7 @@ def other_ends(
     """Find the other end of every connection.
 
     Args:
-        sockets: all sockets of all namespaces that were looked into.
+        sockets: all sockets of all namespaces that were inspected.
         flows: all conntrack entries of those namespaces, or None.
         loopback: rows that talk to their own namespace.
         untranslated: addresses that are no translation's, for they belong to namespaces in which no packet was

@@ -27,7 +27,7 @@ class Holders:
     pid: NDArray[np.uint32]
     fd: NDArray[np.uint32]
     unreadable: tuple[int, ...] = ()
-    """Pids that could not be looked into; 0 stands for those that cannot be named from here."""
+    """Pids that could not be inspected; 0 stands for those that cannot be named from here."""
     searched: bool = True
     """False when nobody looked."""
     threads: tuple[int, ...] = ()
@@ -35,14 +35,14 @@ class Holders:
 
     @property
     def complete(self) -> bool:
-        """Whether every process could be looked into; if not, no holder found does not mean no holder."""
+        """Whether every process could be inspected; if not, no holder found does not mean no holder."""
         return self.searched and not self.unreadable and not self.threads
 
     @property
     def missing(self) -> str:
         """What kept us from finding every holder, with what would have let us; empty when nothing did."""
         if not self.searched:
-            return "nobody looked for holders (`--no-owners`)"
+            return "holders were not looked for (`--no-owners`)"
         if 0 in self.unreadable:
             return "processes outside this pid namespace cannot be seen (run on the host, or with hostPID)"
         if not self.unreadable and self.threads:
@@ -51,7 +51,7 @@ class Holders:
             return ""
         n = len(self.unreadable)
         who = f"pid {self.unreadable[0]}" if n == 1 else f"{n} processes"
-        return f"{who} could not be looked into (needs CAP_SYS_PTRACE; `--not-holder PID` vouches for one)"
+        return f"{who} could not be inspected (needs CAP_SYS_PTRACE; `--not-holder PID` vouches for one)"
 
     def of(self, row: int) -> list[tuple[int, int]]:
         """Return the (pid, fd) pairs that hold a row's socket."""

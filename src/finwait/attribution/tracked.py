@@ -2,7 +2,7 @@
 
 An entry and its sockets can disagree: a mismatch is mostly the cause, or the trace, of a connection that cannot
 finish closing. What an entry *should* look like is told by the states of its ends; an end that is on another
-machine, or in a namespace that was not looked into, says nothing, and is then not held against the entry.
+machine, or in a namespace that was not inspected, says nothing, and is then not held against the entry.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["AGREE", "Seen", "Tracked", "tracked", "untracked"]
 AGREE: Final = "agree"
 Seen = Literal["socket", "gone", "elsewhere", "not-looked-at"]
 """What is known of an end: it has a socket here; its address is here and it has none; its address is on no namespace of
-this machine that the entry's leads to; or not every namespace was looked into, so that it may be in another."""
+this machine that the entry's leads to; or not every namespace was inspected, so that it may be in another."""
 _CLOSING: Final = frozenset({"FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE"})
 
 
@@ -80,9 +80,9 @@ def tracked(
     Args:
         sockets: all TCP sockets of all namespaces.
         flows: all entries.
-        local: addresses by namespace, of those that were looked into entirely (loopback left out).
+        local: addresses by namespace, of those that were inspected entirely (loopback left out).
         dumped: those namespaces: the ends of their loopback connections are in them, or nowhere.
-        whole: whether every namespace of the machine was looked into.
+        whole: whether every namespace of the machine was inspected.
         islands: namespace → a number that connected ones share, see `finwait.attribution.other_end.connected`: an end
             is gone only from where the entry's namespace leads to; elsewhere the address is a stranger's.
     """
@@ -152,13 +152,13 @@ def _verdict(entry: str, states: list[str | None], seen: list[Seen]) -> tuple[st
     known = [state for state in states if state is not None]
     if not known:
         whole = "elsewhere" in seen
-        return ("forwarded: no end is here" if whole else "neither end was looked at"), False
+        return ("forwarded: neither end is on this machine" if whole else "neither end was looked at"), False
     if entry == "ESTABLISHED" and any(
         state in ("FIN_WAIT2", "CLOSE_WAIT", "TIME_WAIT", "LAST_ACK") for state in known
     ):
-        return "the ends are closing and the entry does not know: a FIN was not seen", True
+        return "the ends are closing but the entry is not: it did not see a FIN", True
     if entry in _CLOSING and all(state == "ESTABLISHED" for state in known):
-        return "the entry is closing and the ends are not: a FIN or RST passed that they did not take", True
+        return "the entry is closing but the ends are not: a FIN or RST passed that they did not accept", True
     return AGREE, False
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from finwait.diagnosis.finding import Finding
     from finwait.report.nagios import Threshold
     from finwait.session import Diagnosis
-    from finwait.table.filter import Filter
-    from finwait.table.predicates import Leaf
 
 __all__ = ["add_parser", "run", "unknown"]
 
@@ -193,6 +191,8 @@ def _ageless(args: argparse.Namespace, diagnosis: Diagnosis) -> tuple[int, int]:
 def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
     from collections import Counter
 
+    from finwait.diagnosis import select
+
     wanted = _severities(args)
     counts: Counter[str] = Counter()
     for f in diagnosis.findings:
@@ -223,10 +223,7 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
         for f in diagnosis.narrowed.unjudged:
             open_[f.rule] += f.count if f.severity in wanted else 0
         not_seen += [f"whether the FILTER selects {n} {rule}" for rule, n in open_.items() if n]
-    if not diagnosis.view.holders.searched and (named := _named(parse_filter(args.filter))):
-        not_seen.append(
-            f"{', '.join(named)}, which the FILTER asks for: owners were not looked for (`--no-owners`)"
-        )
+    not_seen += select.unowned(parse_filter(args.filter), diagnosis.view)
     return _Counted(
         {rule: n for rule, n in counts.most_common() if n},
         ageless,
@@ -247,27 +244,6 @@ def _unexplained(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
             young = (view.at_most_ms[f.rows] >= 0) & (view.at_most_ms[f.rows] < args.min_age)
             total += int((~young).sum())
     return total
-
-
-def _named(found: Filter) -> list[str]:
-    """Return the rules that a FILTER names, of those that cannot judge without owners."""
-    from finwait.diagnosis import catalogue
-    from finwait.table.patterns import glob
-    from finwait.table.predicates import Known
-
-    def named(rule: str) -> bool:
-        met = []
-
-        def by(leaf: Leaf) -> bool | None:
-            if not isinstance(leaf, Known) or leaf.name not in ("rule", "also"):
-                return None
-            hit = bool(glob(leaf.pattern)(rule))
-            met.append(hit and leaf.op == "=")
-            return hit == (leaf.op == "=")
-
-        return found.judge(by) is not False and any(met)
-
-    return [rule for rule in catalogue.by_owners() if named(rule)]
 
 
 def _established_skipped(args: argparse.Namespace, diagnosis: Diagnosis) -> int:

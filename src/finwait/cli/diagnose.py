@@ -6,6 +6,7 @@ import argparse
 
 from finwait.cli import options
 from finwait.cli.printing import show
+from finwait.selecting import parse_filter
 
 __all__ = ["add_parser", "run"]
 
@@ -29,6 +30,10 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from finwait.diagnosis import select
+
     diagnosis = options.diagnose(args)
     show(args, diagnosis)
-    return options.status(diagnosis.gaps, diagnosis.narrowed)
+    unowned = select.unowned(parse_filter(args.filter), diagnosis.view)
+    options.tell_gaps(unowned)
+    return options.status((*unowned, *diagnosis.gaps), diagnosis.narrowed)

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             result.get("error")
             or result.get("result")
             or (
-                f"cut short: `finwait undo {e.id}`"
+                f"interrupted: `finwait undo {e.id}`"
                 if e.id in cut
                 else "being done"
                 if e.result is None
@@ -158,7 +158,7 @@ def undo(args: argparse.Namespace) -> int:
         if args.incomplete:
             ids = sorted({*ids, *(entry.id for entry in journal.incomplete())}, reverse=True)
             if not ids:
-                sys.stdout.write("no act was cut short\n")
+                sys.stdout.write("no act was interrupted\n")
         entries, failed = _found(ids, journal)
         if entries and not args.yes:
             for entry in entries:
@@ -169,7 +169,7 @@ def undo(args: argparse.Namespace) -> int:
                     f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"
                 )
             if not agreed:
-                sys.stderr.write("finwait: nothing was done; `--yes` takes them back\n")
+                sys.stderr.write("finwait: nothing was done; add `--yes` to revert them\n")
                 return _undo_status(failed) or 4  # not 0: who goes on after it would take them for taken back
         failed += _undo_each(entries, journal, args.force)
     return _undo_status(failed)
@@ -188,7 +188,7 @@ def _undo_each(entries: Sequence[JournalEntry], journal: SqliteJournal, force: b
             which = (
                 f"act {left[0]} was" if len(left) == 1 else f"{len(left)} acts ({left[-1]} to {left[0]}) were"
             )
-            sys.stderr.write(f"finwait: interrupted; {which} not taken back\n")
+            sys.stderr.write(f"finwait: interrupted; {which} not reverted\n")
             check()
         try:
             said = _undo_one(entry, journal, force)
@@ -260,11 +260,11 @@ def _undo_one(entry: JournalEntry, journal: SqliteJournal, force: bool) -> str:
         if entry.kind == "sysctl":
             return "; ".join(roll_back(entry.id, journal, force=force).lines)
         if entry.kind != "sockopt" and entry.result is None:
-            return f"cut short, and cannot be taken back; {settle(entry.id, journal)}"
+            return f"interrupted, and cannot be reverted; {settle(entry.id, journal)}"
         return restore(entry.id, journal, force=force)
     except TargetGone as error:
         if entry.result is None:  # which is what one wanted to know of an act that was cut short
-            return f"nothing to put back: {error}"
+            return f"nothing to restore: {error}"
         raise
     except ValueError as error:
         raise FinwaitError(str(error)) from None

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from finwait import session
-    from finwait.diagnosis import catalogue, engine
+    from finwait.diagnosis import catalogue, engine, select
     from finwait.report import columns as cols
     from finwait.report import rows
 
@@ -75,8 +75,13 @@ def run(args: argparse.Namespace) -> int:
         from finwait.cli.printing import export
 
         export(args.output, shot.view, chosen, which, findings)
+    unowned = select.unowned(found, shot.view)
+    if not shot.view.holders.searched and {"rule", "also"} & set(chosen):
+        options.tell_gaps(select.unjudged(catalogue.by_owners()))
+    else:
+        options.tell_gaps(unowned)
     options.tell_gaps(shot.gaps)
-    return options.status(shot.gaps)
+    return options.status((*unowned, *shot.gaps))
 
 
 def _columns(args: argparse.Namespace) -> tuple[str, ...]:

@@ -268,7 +268,7 @@ def add_look(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=(
             "do not list descriptors: faster, but owners are not shown, and rules that need owners are "
-            "skipped"
+            "skipped; a FILTER that names one of those says so, and the status is not 0"
         ),
     )
     group.add_argument(

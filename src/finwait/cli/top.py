@@ -284,5 +284,5 @@ def _feed(stack: ExitStack, recording: str | None, wanted: Filter | None, refres
     if recording:
         from finwait.recording.replay import open_recording
 
-        return Recorded(open_recording(recording), wanted, refresh=refresh)
+        return Recorded(open_recording(recording), wanted, refresh=refresh, path=recording)
     return stack.enter_context(Live(wanted, refresh=refresh))

@@ -187,6 +187,7 @@ def assemble(
     earlier: SocketTable | None = None,
     watched_ms: int = 0,
     first_look_ms: int = 0,
+    took_ms: int = 0,
     not_holders: frozenset[int] = frozenset(),
     hidden: tuple[HiddenDescriptor, ...] = (),
     hidden_known: bool = False,
@@ -206,7 +207,8 @@ def assemble(
         earlier: the table of a first look, when there were two.
         watched_ms: the time between their beginnings.
         first_look_ms: how long the first one took.
-        not_holders: pids that could not be looked into, of which the caller says that they hold nothing.
+        took_ms: how long the last one took.
+        not_holders: pids that could not be inspected, of which the caller says that they hold nothing.
         hidden: descriptors of TCP sockets that have no row.
         hidden_known: whether those were looked for.
         established_skipped: how many ESTABLISHED rows were left out of the dump.
@@ -214,9 +216,9 @@ def assemble(
     """
     sockets.load(_JOINED)
     near = loopback(sockets)
+    islands = {number: ns.island for number, ns in namespaces.items()}
     ends = other_ends(
-        sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None,
-        islands={number: ns.island for number, ns in namespaces.items()},
+        sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None, islands=islands
     )  # fmt: skip
     least, most, source = ages(sockets)
     change = movement(sockets, earlier, watched_ms, first_look_ms)
@@ -267,7 +269,36 @@ def assemble(
         established_skipped=established_skipped,
         options=options,
         watched_ms=watched_ms,
+        took_ms=took_ms,
+        lone_before=_lone_before(sockets, earlier, flows, islands, first_look_ms),
     )
+
+
+def _lone_before(
+    sockets: SocketTable,
+    earlier: SocketTable | None,
+    flows: FlowTable | None,
+    islands: Mapping[int, int | None],
+    first_look_ms: int,
+) -> Mask | None:
+    """Return which rows were there at an earlier look without another end; None where there was no such look.
+
+    One that was heard of during that look may have been opened between its dumps.
+    """
+    if earlier is None:
+        return None
+    if not len(earlier) or not len(sockets):
+        return np.zeros(len(sockets), np.bool_)
+    i, j = matches((sockets.cookie, sockets.protocol), (earlier.cookie, earlier.protocol))
+    before, _ = unique_match(len(sockets), i, j)
+    ends = other_ends(earlier, flows, loopback(earlier), islands=islands)
+    quiet = np.full(len(earlier), np.iinfo(np.int64).max, np.int64)
+    for clock in ("last_data_recv_ms", "last_ack_recv_ms"):
+        told = earlier.present(clock)
+        quiet[told] = np.minimum(quiet[told], earlier.column(clock)[told])
+    lone = (ends.row < 0) & ~ends.ambiguous & (ends.possible < 0) & (quiet >= first_look_ms)
+    there: Mask = (before >= 0) & lone[np.maximum(before, 0)]
+    return there
 
 
 def _untranslated(namespaces: Mapping[int, NamespaceView]) -> frozenset[tuple[int, int]] | None:
@@ -291,8 +322,9 @@ def _peer_here(
     """Return rows whose other end has an address of a namespace dumped in all states, and which of those reach it.
 
     Loopback addresses belong to every namespace, so for them the row's own must have been dumped. An address of
-    another namespace may be somebody else's as well, on a network that is not connected with it: that a row reaches
-    the one here is known where other connections of its namespace do.
+    another namespace may be somebody else's as well, on a network that is not connected with it, or that the row's
+    own routes prefer: that a row reaches the one here is known where other connections of its namespace to this very
+    address do.
     """
     complete = np.array([n for n, view in namespaces.items() if view.dumped], np.uint32)
     near = near & np.isin(sockets.netns, complete)
@@ -314,9 +346,15 @@ def _peer_here(
     far[i] = True
     joined = np.flatnonzero((ends.row >= 0) & (ends.how != HALF))
     netns = sockets.netns.astype(np.uint64)
-    known = np.unique(netns[joined] << np.uint64(32) | netns[ends.row[joined]])
-    own = netns[i] == words[j, 2]
-    through = own | np.isin(netns[i] << np.uint64(32) | words[j, 2], known)
     reached = np.zeros(len(sockets), np.bool_)
-    reached[i[through]] = True
+    reached[i[netns[i] == words[j, 2]]] = True
+    lost = ends.row[i] < 0
+    i, j = i[lost], j[lost]
+    if len(i) and len(joined):
+        wanted, which = np.unique(
+            np.column_stack([netns[i], ends.peer[i], words[j, 2]]), axis=0, return_inverse=True
+        )
+        met = np.column_stack([netns[joined], ends.peer[joined], netns[ends.row[joined]]])
+        _, k = matches(tuple(met.T), tuple(wanted.T))
+        reached[i[np.isin(which.reshape(-1), k)]] = True
     return near | far, near | reached

@@ -99,7 +99,7 @@ class ViewContext:
         return result
 
     def _perhaps(self, what: Callable[[int], Any]) -> tuple[Perhaps | None, ...]:
-        """Return what any held row may have beside what was found: the processes that could not be looked into."""
+        """Return what any held row may have beside what was found: the processes that could not be inspected."""
         holders = self._view.holders
         if holders.complete:
             return ()

@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.container import Workload, workload_of_path
+from finwait.diagnosis import catalogue
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
 from finwait.table.filter import Filter
+from finwait.table.patterns import glob
 from finwait.table.predicates import Known, Leaf, Number, RowFacts
 from finwait.table.sockets import SocketTable
 
-__all__ = ["Names", "Narrowed", "judge", "nothing_like_it"]
+__all__ = ["Names", "Narrowed", "by_owners", "judge", "nothing_like_it", "unjudged", "unowned"]
 
 _FIRST = np.zeros(1, np.intp)
 
@@ -136,13 +138,42 @@ def nothing_like_it(found: Filter, view: View, names: Names) -> tuple[str, ...]:
     return tuple(said) if found.judge(by) is False else ()
 
 
+def by_owners(found: Filter) -> tuple[str, ...]:
+    """Return the rules that a FILTER names, of those that cannot judge where nobody looked who holds what."""
+
+    def named(rule: str) -> bool:
+        met = []
+
+        def by(leaf: Leaf) -> bool | None:
+            if not isinstance(leaf, Known) or leaf.name not in ("rule", "also"):
+                return None
+            hit = bool(glob(leaf.pattern)(rule))
+            met.append(hit and leaf.op == "=")
+            return hit == (leaf.op == "=")
+
+        return found.judge(by) is not False and any(met)
+
+    return tuple(rule for rule in catalogue.by_owners() if named(rule))
+
+
+def unowned(found: Filter, view: View) -> tuple[str, ...]:
+    """Return which rules that a FILTER names were not judged because owners were not looked for; else nothing."""
+    return () if view.holders.searched else unjudged(by_owners(found))
+
+
+def unjudged(rules: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a sentence about rules that were not judged because owners were not looked for; none of no rules."""
+    which = f"rule{'s' if len(rules) > 1 else ''} {', '.join(rules)}"
+    return (f"{which}: owners were not looked for (`--no-owners`)",) if rules else ()
+
+
 def _not_here(leaf: Leaf, view: View, names: Names) -> str:
     """Return what a predicate names that is not here, as a sentence; nothing where it is here, or may be."""
     if getattr(leaf, "op", "=") != "=":
         return ""
     if isinstance(leaf, Number) and leaf.column == "netns":
         here = leaf.value in view.namespaces
-        return "" if here else f"there is no network namespace {leaf.value} among those looked into"
+        return "" if here else f"there is no network namespace {leaf.value} among the inspected ones"
     if not isinstance(leaf, Known):
         return ""
     word = leaf.pattern
@@ -151,10 +182,10 @@ def _not_here(leaf: Leaf, view: View, names: Names) -> str:
     if leaf.name == "netns":
         called = [name for n, space in view.namespaces.items() for name in (*space.names, str(n))]
         here = leaf.matches_any(called)
-        return "" if here else f"there is no network namespace `{word}` among those looked into"
+        return "" if here else f"there is no network namespace `{word}` among the inspected ones"
     if leaf.name == "comm":
         holders, known = view.holders, view.processes
-        all_known = view.hidden_known and all(
+        all_known = _all_holders(view) and all(
             pid in known and known[pid].comm != "?" for pid in (*holders.unreadable, *holders.threads)
         )
         here = not all_known or leaf.matches_any([p.comm for p in known.values()])
@@ -172,10 +203,18 @@ def _not_here(leaf: Leaf, view: View, names: Names) -> str:
     return ""
 
 
+def _all_holders(view: View) -> bool:
+    """Return whether every process that holds a TCP socket is among those of a view, or may be by what is unreadable.
+
+    Those that hold only ESTABLISHED sockets are not where these were counted and not listed.
+    """
+    return view.hidden_known and not view.established_skipped
+
+
 def _all_outside(view: View, kind: str) -> bool:
     """Return whether every holder, and every row that tells its cgroup, is known to be in no container or pod."""
     holders, known = view.holders, view.processes
-    if not view.hidden_known or not all(
+    if not _all_holders(view) or not all(
         pid in known and known[pid].cgroup for pid in (*holders.unreadable, *holders.threads)
     ):
         return False

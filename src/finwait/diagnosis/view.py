@@ -129,7 +129,7 @@ class View:
     peer_here: Mask
     """The other end's address belongs to a namespace that was swept entirely."""
     peer_reached: Mask
-    """That namespace is the row's own, or other connections of its namespace end there."""
+    """That namespace is the row's own, or other connections of its namespace to that address end there."""
     namespaces: Mapping[int, NamespaceView]
     processes: Mapping[int, ProcessView]
     cgroup_paths: Mapping[int, str] = field(default_factory=dict)
@@ -144,8 +144,12 @@ class View:
     options: Options = field(default_factory=Options)
     watched_ms: int = 0
     """Time between the two looks."""
+    took_ms: int = 0
+    """How long the (last) look took."""
+    lone_before: Mask | None = None
+    """Which rows were there at the first of two looks, and had no other end then either; None where there was one."""
     whole: bool = True
-    """Whether every namespace was looked into: an address that none of them has is then that of another machine."""
+    """Whether every namespace was inspected: an address that none of them has is then that of another machine."""
 
     def __len__(self) -> int:
         return len(self.sockets)

@@ -4,7 +4,7 @@ A holder is found by looking into processes, a fifth of a second at a time (`fin
 what it is at once, for it may be gone when its row is handed out. Who moved a connection through a descriptor of its
 own held it then: that is remembered by life.
 
-What this cannot see: holders among processes that may not be looked into (`Actors.blind_gaps`).
+What this cannot see: holders among processes that may not be inspected (`Actors.blind_gaps`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Actors:
     """Remembers tasks and holders for as long as rows may ask for them.
 
     Args:
-        left_out: processes that cannot be looked into and of which the caller knows that they hold nothing.
+        left_out: processes that cannot be inspected and of which the caller knows that they hold nothing.
     """
 
     def __init__(self, left_out: frozenset[int]) -> None:
@@ -95,7 +95,7 @@ class Actors:
 
     @property
     def blind_gaps(self) -> tuple[Gap, ...]:
-        """Processes that may hold sockets and cannot be looked into."""
+        """Processes that may hold sockets and cannot be inspected."""
         hidden = sorted(set(self.holders.unreadable) - self._left_out)
         gaps = []
         if 0 in hidden:
@@ -182,7 +182,7 @@ class Actors:
     def owners(self, inodes: Iterable[int], likely: Iterable[int] = ()) -> dict[int, tuple[Owner, ...]]:
         """Return who holds sockets now, by inode: no process for one that nobody holds.
 
-        A socket whose holder is not known (yet) is not in it. Likely tasks are looked into first, all processes a
+        A socket whose holder is not known (yet) is not in it. Likely tasks are inspected first, all processes a
         fifth of a second at a time: with hundreds of thousands of descriptors that takes seconds, and transitions do
         not wait.
 

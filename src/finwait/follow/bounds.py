@@ -7,7 +7,7 @@ from typing import Final
 __all__ = ["LIST_S", "MOST_REMEMBERED", "SHARE"]
 
 LIST_S: Final = 0.2
-"""Processes are looked into for so many seconds at a time."""
+"""Processes are inspected for so many seconds at a time."""
 MOST_REMEMBERED: Final = 100_000
 """Lives, tasks, cgroups, namespaces: of each."""
 SHARE: Final = 10

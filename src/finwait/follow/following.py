@@ -60,7 +60,7 @@ _SEES_NOT_TRACING: Final = (
     "namespace and owner of a connection that came and went between two looks at the sockets",
 )
 _SEES_NOT_WITHOUT_LOOKS: Final = (
-    "namespaces, owners, and whether a closed socket lives on as a minisocket: nothing is looked up"
+    "namespaces, owners, and whether a closed socket continues as a minisocket: nothing is looked up"
 )
 _SEES_NOT_POLLING: Final = (
     "states that came and went between two looks",
@@ -120,7 +120,7 @@ class Following:
         buffer_kb: ring buffer of each CPU in KiB.
         left_only: a FILTER looks at the state that is left, not at the one that is entered.
         rows: False to hand out no rows, for who wants `stuck` alone: its FILTER may ask for more than a row can tell.
-        not_holders: processes that cannot be looked into and of which the caller knows that they hold nothing.
+        not_holders: processes that cannot be inspected and of which the caller knows that they hold nothing.
 
     What a change of state does not tell, a FILTER must not ask (`finwait.table.trace_filter.refusal`).
     """
@@ -208,7 +208,7 @@ class Following:
         """Note what this kernel cannot trace, and what was removed."""
         self.notes += [f"this kernel has no tracepoint `{event}`" for event in tracing.missing]
         if tracing.removed:
-            self.notes.append(f"removed what a killed finwait left: {', '.join(tracing.removed)}")
+            self.notes.append(f"removed what a killed finwait left behind: {', '.join(tracing.removed)}")
         if self._want_stacks and not tracing.user_stacks:
             self.notes.append("this kernel cannot record user stacks in a private instance")
 
@@ -351,13 +351,11 @@ class Following:
         said = []
         if self.follower.forgotten:
             said.append(
-                f"{self.follower.forgotten} connections were too many to remember: "
-                "how long they had been in their state is not given"
+                f"{self.follower.forgotten} connections were too many to remember: the time in their "
+                "previous state is not shown"
             )
         if self._rushed:
-            said.append(
-                f"{self._rushed} rows came too fast to be looked up: namespace and owner are not given"
-            )
+            said.append(f"{self._rushed} rows came too fast to look up: namespace and owner are not shown")
         return said
 
     def finish(self) -> Round:
@@ -409,7 +407,7 @@ class Following:
 
     @property
     def blind_gaps(self) -> tuple[Gap, ...]:
-        """Processes that may hold sockets and cannot be looked into."""
+        """Processes that may hold sockets and cannot be inspected."""
         return self._actors.blind_gaps
 
     @property
@@ -442,7 +440,7 @@ class Following:
         return self._staying.find(look, moved, longer_than_s, skip, last=last)
 
     def netns_names(self) -> dict[int, tuple[str, ...]]:
-        """Return what people call the namespaces that were looked into."""
+        """Return what people call the namespaces that were inspected."""
         return self._places.netns
 
     def cgroups(self, ids: Iterable[int]) -> dict[int, str]:

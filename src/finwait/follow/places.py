@@ -47,7 +47,7 @@ class Places:
 
     def __init__(self) -> None:
         self.netns: dict[int, tuple[str, ...]] = {}
-        """What people call the namespaces that were looked into."""
+        """What people call the namespaces that were inspected."""
         self.spaces: list[NetNamespace] = []
         """The namespaces that there were when they were last listed."""
         self._cgroups: dict[int, str] = {}

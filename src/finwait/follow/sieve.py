@@ -1,6 +1,6 @@
 """The FILTER over rows that are about to be handed out, and those that wait until it can judge them.
 
-A row that only its holder decides waits until the holder is found, or every process was looked into; the rows behind
+A row that only its holder decides waits until the holder is found, or every process was inspected; the rows behind
 it wait with it, so that rows stay in the order of time. A row that nothing can decide any more is left out and counted.
 """
 

@@ -86,7 +86,7 @@ class Staying:
 
         Minisockets are not among them: they go by themselves. The age is exact where the transition was seen, else a
         lower bound: the longer of "seen there for" and what the socket's own clocks say. A socket that somebody refers
-        to comes when every process was looked into, so that all of its holders are told; it stays stuck meanwhile.
+        to comes when every process was inspected, so that all of its holders are told; it stays stuck meanwhile.
 
         Args:
             look: at everything.

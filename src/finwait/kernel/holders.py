@@ -1,7 +1,7 @@
 """Who holds a socket, at the moment of asking.
 
 Theory of operation. Only ``/proc/PID/fd`` says who holds a socket, and it says so process by process. To know
-*every* holder, every process must be looked into: milliseconds on most machines, seconds where there are hundreds
+*every* holder, every process must be inspected: milliseconds on most machines, seconds where there are hundreds
 of thousands of descriptors. So that is done in slices, one *sweep* after the other, and takes at most a tenth of the
 time. What a sweep found is a hint and no answer: a server that forks closes its own copy at once, and numbers of
 descriptors and processes are used again. So whatever is handed out was read back at that moment: a descriptor of that
@@ -35,7 +35,7 @@ __all__ = ["Held", "Holders", "Owner", "Task", "task"]
 _SHARE: Final = 10
 """A slice is followed by ten times as long without one."""
 _AT_ONCE: Final = 16
-"""Processes that are looked into between two looks at the clock."""
+"""Processes that are inspected between two looks at the clock."""
 _ROUNDS: Final = 3
 """How often a sweep looks for processes that began since it did."""
 _STALE_S: Final = 5.0
@@ -62,7 +62,7 @@ class Held:
     owners: tuple[Owner, ...]
     """Processes of which a descriptor was just seen to refer to it, by pid."""
     whole: bool
-    """Whether every process that may be looked into was, since the socket was first asked for."""
+    """Whether every process that may be inspected was, since the socket was first asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Holders:
         self._ended = 0.0
         self._next = 0.0
         self.steps = 0
-        """How often more processes were looked into."""
+        """How often more processes were inspected."""
         self._unreadable: set[int] = set()
         self.unreadable: tuple[int, ...] = ()
         """Processes that the last whole sweep was not let into; 0 stands for those that /proc does not list."""
@@ -145,7 +145,7 @@ class Holders:
 
         Args:
             inodes: of the sockets; 0 is nobody's and left out.
-            likely: tasks that probably hold them, which are looked into at once.
+            likely: tasks that probably hold them, which are inspected at once.
         """
         wanted = {i for i in inodes if i}
         for inode in wanted:

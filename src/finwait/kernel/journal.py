@@ -104,7 +104,10 @@ class Taken:
     def __str__(self) -> str:
         if self.running:
             return f"act {self.act_id} ({self.why}, pid {self.pid}) is under way on it"
-        return f"act {self.act_id} ({self.why}) was cut short on it; `finwait undo {self.act_id}` puts its options back"
+        return (
+            f"act {self.act_id} ({self.why}) was interrupted on it; "
+            f"`finwait undo {self.act_id}` restores its options"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,8 +200,8 @@ def _explain(error: OSError, pid: int, fd: int, cookie: int) -> Exception:
         return TargetGone(cookie, f"pid {pid} or its descriptor {fd} is gone")
     if code in (errno.EPERM, errno.EACCES):
         refused = PermissionNeeded(code, doing, _right_to_borrow())
-        if yama_scope() == _NOBODY_MAY:  # not root either
-            refused.hint = f"needs {refused.capability}"
+        if yama_scope() != _NOBODY_MAY and os.geteuid() != 0:  # else sudo would not help either
+            refused.hint = f"needs {refused.capability}; try with sudo"
         return refused
     if code == errno.ENOSYS:
         return NotSupported(code, doing, "pidfd_getfd (Linux 5.6)")

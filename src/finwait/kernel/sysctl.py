@@ -424,9 +424,9 @@ def apply(
         except BaseException as error:
             left = _put_back(paths, before, written)
             if left and isinstance(error, KernelError):
-                error.hint = f"could not put back {', '.join(left)}"
+                error.hint = f"could not restore {', '.join(left)}"
             elif isinstance(error, KernelError) and not error.hint:
-                error.hint = "nothing was changed: what had been written was put back"
+                error.hint = "nothing was changed: the values that had been written were restored"
             raise
         after = {key: _get(path) for key, path in paths.items()}
         tell("done")

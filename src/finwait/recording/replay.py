@@ -90,7 +90,7 @@ class Replay:
         return {inode: known.get(inode, LoneSocket(0, 0, False)) for _, _, inode in triples}
 
     def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
-        """Nothing can be looked into any more."""
+        """Nothing can be inspected any more."""
 
     def devices(self, spaces: Iterable[int]) -> dict[tuple[int, int], str]:  # noqa: ARG002
         """Give the names of interfaces: none are recorded."""

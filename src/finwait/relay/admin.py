@@ -45,12 +45,13 @@ class Admin:
 
     Args:
         crew: who is asked.
-        drain: begins to drain, for so many seconds.
+        drain: begins to drain, for so many seconds or as configured; returns in how many what is left is cut, and
+            whether that is as asked.
         is_draining: whether it has begun.
     """
 
     def __init__(
-        self, crew: Crew, drain: Callable[[float | None], None], is_draining: Callable[[], bool]
+        self, crew: Crew, drain: Callable[[float | None], tuple[float, bool]], is_draining: Callable[[], bool]
     ) -> None:
         self._crew = crew
         self._drain = drain
@@ -102,8 +103,8 @@ class Admin:
             return sum(found) if do == "close" else [conn for some in found for conn in some], silent
         if do == "drain":
             seconds = request.seconds
-            self._drain(None if seconds is None else parse_duration(seconds))
-            return None, []
+            left, as_asked = self._drain(None if seconds is None else parse_duration(seconds))
+            return {"cut_in_s": left, "as_asked": as_asked}, []
         if do == "stats":
             workers, silent = await self._crew.ask({"do": "stats"})
             told = {"workers": workers, "restarts": self._crew.restarts, "draining": self._is_draining()}

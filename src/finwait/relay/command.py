@@ -25,6 +25,7 @@ __all__ = [
     "add_parser",
     "build_config",
     "default_text",
+    "duration",
     "flag_of",
     "main",
     "not_empty",
@@ -220,7 +221,11 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     close.set_defaults(run=_close)
     drain = what.add_parser("drain", help="stop accepting, let connections end, then exit")
     drain.add_argument(
-        "--seconds", metavar="SECONDS", help="reset what is left after this long (default: as configured)"
+        "--seconds",
+        type=duration,
+        metavar="DURATION",
+        help="reset what is left after this long, 0 for at once (default: as configured); while it drains, only a "
+        "shorter time takes effect",
     )
     drain.set_defaults(run=_drain)
     stats = what.add_parser("stats", help="print the counts")
@@ -511,16 +516,26 @@ def _all_found(count: int, ids: Iterable[str]) -> int:
     return 1
 
 
-def _drain(args: argparse.Namespace) -> int:
+def duration(text: str) -> float:
+    """Read seconds, or a duration with a unit (argparse type)."""
     from finwait.relay.config.model import parse_duration
 
     try:
-        seconds = None if args.seconds is None else parse_duration(args.seconds)
+        return parse_duration(text)
     except ValueError as error:
-        raise UsageError(f"`--seconds`: {error}", hint="0 cuts what is left at once") from None
-    _ask(args.admin, {"do": "drain", "seconds": seconds})
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _drain(args: argparse.Namespace) -> int:
+    told, status = _ask(args.admin, {"do": "drain", "seconds": args.seconds})
     sys.stdout.write("draining\n")
-    return 0
+    if not told or told["as_asked"]:  # a relay that was started before an upgrade does not say
+        return status
+    sys.stderr.write(
+        f"finwait relay: it was draining already and resets what is left in {told['cut_in_s']:.1f} s; `--seconds` "
+        "can only shorten that\n"
+    )
+    return 1
 
 
 def _stats(args: argparse.Namespace) -> int:

@@ -15,8 +15,10 @@ about to start workers has to look again whether there is anything to serve.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -65,6 +67,8 @@ class Supervisor:
         self.draining = False
         self.stopping = False
         """Whether connections are ended now, not only let end."""
+        self.cut_at = math.inf
+        """When what is left is cut, on the monotonic clock; infinity while nobody drains."""
         self.predecessor = 0
         """The pid of the relay that ran before and waits for us to serve; 0: there is none."""
         self.successor = Successor(argv)
@@ -214,30 +218,49 @@ class Supervisor:
         """Drain; the second time, stop."""
         self.drain(now=self.draining)
 
-    def _drain_as_asked(self, seconds: float | None) -> None:
+    def _drain_as_asked(self, seconds: float | None) -> tuple[float, bool]:
+        """Drain, or drain faster; return in how many seconds what is left is cut, and whether that is as asked."""
+        before = self.cut_at
         self.drain(seconds=seconds)
+        return max(self.cut_at - time.monotonic(), 0.0), seconds is None or self.cut_at != before
 
     def drain(self, *, seconds: float | None = None, now: bool = False) -> None:
-        """Stop accepting and let connections end, or end them all at once."""
-        first = not self.draining
-        self.draining = True
+        """Stop accepting and let connections end, or end them all at once.
+
+        While it drains, a shorter time takes effect, and a longer one changes nothing.
+        """
         notify("STOPPING=1")
+        longest = self._patience(seconds, now)
+        cut_at = time.monotonic() + longest
         order = {"do": "stop"} if now else {"do": "drain", "seconds": seconds}
-        if first:
-            longest = (
-                max(service.timeouts.drain for service in self.config.service) if seconds is None else seconds
-            )
+        if not self.draining:
+            self.draining = True
+            self.cut_at = cut_at
             say("stopping now" if now else f"draining for up to {longest:g} s; once more to stop now")
-            self._remove_paths()
-            for one in self.bound.values():
-                one.close()
-            if self.successor.is_there:
-                # It answers questions from now on; both hold the same sockets.
-                self.admin.close()
-            self.crew.leave(order, 0 if now else longest)
+            self._stop_listening()
+            self.crew.leave(order, longest)
         elif now and not self.stopping:
-            self.crew.leave(order, 0)
+            self.cut_at = cut_at
+            self.crew.leave(order, longest)
+        elif seconds is not None and cut_at < self.cut_at:
+            self.cut_at = cut_at
+            say(f"draining for up to {longest:g} s from now, as asked")
+            self.crew.leave(order, longest)  # each connection keeps the earlier of its two times
         self.stopping = self.stopping or now
+
+    def _patience(self, seconds: float | None, now: bool) -> float:
+        """Return after how many seconds the last connection is cut."""
+        if now:
+            return 0.0
+        return max(s.timeouts.drain for s in self.config.service) if seconds is None else seconds
+
+    def _stop_listening(self) -> None:
+        self._remove_paths()
+        for one in self.bound.values():
+            one.close()
+        if self.successor.is_there:
+            # It answers questions from now on; both hold the same sockets.
+            self.admin.close()
 
     def on_hup(self) -> None:
         """Read the configuration again."""

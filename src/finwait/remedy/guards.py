@@ -104,8 +104,8 @@ def _listener(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG0
 def _accept_queue(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     if view.queued[row]:
         return (
-            "it waits in an accept queue: destroying it leaves a dead entry there, which keeps its place until the "
-            "program accepts it"
+            "it waits in an accept queue: destroying it leaves a dead entry there, which keeps its "
+            "place until the program accepts it"
         )
     return None
 
@@ -113,7 +113,10 @@ def _accept_queue(view: View, row: int, limits: Limits) -> str | None:  # noqa: 
 def _minisocket(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     if view.sockets.timer[row] == 3:
         left = int(view.sockets.expires_ms[row]) / 1000
-        return f"a minisocket: it goes by itself in {left:.0f} s; destroying it strands the peer silently"
+        return (
+            f"a minisocket: it ends by itself in {left:.0f} s; destroying it sends nothing and leaves the "
+            "peer stuck"
+        )
     return None
 
 
@@ -130,7 +133,7 @@ def _silent_orphan(view: View, row: int, limits: Limits) -> str | None:  # noqa:
 
 def _moving(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     if view.moved[row] or view.sent[row] or view.read[row]:
-        return f"bytes moved within {view.watched_ms / 1000:.1f} s: data that is wanted would be cut off"
+        return f"bytes moved within {view.watched_ms / 1000:.1f} s: wanted data would be cut off"
     return None
 
 
@@ -148,9 +151,7 @@ def _established(view: View, row: int, limits: Limits) -> str | None:
     if view.sockets.state[row] != tcp.ESTABLISHED:
         return None
     if limits.from_file:
-        return (
-            "ESTABLISHED, and a plan file cannot agree to that: who applies it says `--override established`"
-        )
+        return "ESTABLISHED, which a plan file cannot approve: apply it with `--override established`"
     if not limits.established_named:
         return "ESTABLISHED, and the filter does not name that state"
     return None
@@ -177,19 +178,19 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     "accept-queue": (_accept_queue, "connections that wait in an accept queue"),
     "minisocket": (_minisocket, "timewait minisockets, FIN_WAIT2 orphans among them"),
     "silent-orphan": (_silent_orphan, "LAST_ACK and CLOSING orphans"),
-    "moving": (_moving, "connections on which bytes move"),
+    "moving": (_moving, "connections that carry data"),
     "min-age": (_young, "connections younger than --min-age"),
     "established": (
         _established,
-        "ESTABLISHED connections, unless the filter names them (of a plan file: always)",
+        "ESTABLISHED connections, unless the filter names them (in a plan file: always)",
     ),
     "healthy": (
         lambda _view, _row, _limits: None,
-        "held connections of which the diagnosis says that they are healthy",
+        "held connections that the diagnosis calls healthy",
     ),
     "holder-unknown": (
         _holder_unknown,
-        "connections whose holder could not be found because not every process could be looked into",
+        "connections whose holder could not be found because not every process could be inspected",
     ),
     "protected": (
         _protected,
@@ -197,7 +198,7 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     ),
     "harmed-orphan": (
         lambda _view, _row, _limits: None,
-        "orphans, where SOCK_DESTROY takes their timer instead of ending them (Linux before 6.12, mostly)",
+        "orphans, where SOCK_DESTROY removes their timer instead of ending them (mostly Linux before 6.12)",
     ),
     "max": (lambda _view, _row, _limits: None, "plans for more than --max connections"),
     "share": (lambda _view, _row, _limits: None, "plans for more than --share of what a process holds"),
@@ -261,8 +262,8 @@ def _live_end(view: View, rows: tuple[int, ...], limits: Limits) -> str | None: 
         state = tcp.state_name(int(view.sockets.state[row]))
         if state not in ("TIME_WAIT", "CLOSE"):
             return (
-                f"a socket in {state} still uses the entry: without it the next data may make a new one, but a FIN "
-                "is lost, and the other end waits for ever"
+                f"a socket in {state} still uses the entry: without it the next data may create a new "
+                "one, but a FIN is lost, and the other end waits for ever"
             )
     return None
 
@@ -298,7 +299,7 @@ def guard_entry(
     if unseen and "live-end" not in limits.override:
         ends = " and the ".join(unseen)
         return Verdict(
-            "live-end", f"the {ends} end was not seen and may live: without the entry its FIN is lost"
+            "live-end", f"the {ends} end was not seen and may still exist: without the entry its FIN is lost"
         )
     for name, (look, _) in ENTRY_GUARDS.items():
         if name not in limits.override and (reason := look(view, rows, limits)) is not None:

@@ -128,15 +128,15 @@ def check_undo(entry: Entry) -> None:
     if entry.kind not in KINDS:
         raise Refused(
             "unknown-kind",
-            f"act {entry.id} is of kind `{entry.kind}`, which this version does not know; "
-            "take it back with the version of finwait that did it",
+            f"act {entry.id} is of kind `{entry.kind}`, which this version does not know; revert it "
+            "with the version of finwait that did it",
         )
     if entry.undone_by is not None:
-        raise Refused("undone", f"act {entry.id} was taken back already, by act {entry.undone_by}")
+        raise Refused("undone", f"act {entry.id} was already reverted, by act {entry.undone_by}")
     if entry.result is not None and entry.result.get("restored"):
-        raise Refused("restored", f"act {entry.id} left nothing changed: there is nothing to take back")
+        raise Refused("restored", f"act {entry.id} changed nothing: there is nothing to revert")
     if entry.result is not None and (sent := _SENT.get(entry.kind)):
-        raise Refused("irreversible", f"act {entry.id} cannot be taken back: {sent}")
+        raise Refused("irreversible", f"act {entry.id} cannot be reverted: {sent}")
 
 
 def settings_act(entry: Entry) -> SettingsAct:

@@ -78,13 +78,13 @@ Sees = Literal[
 ]
 _SEES: Final[Mapping[Sees, str]] = {
     "fin": "a FIN (clean close)",
-    "fin-then-reset": "a FIN now; a RST when the program closes it with data unread",
-    "probe": "a keepalive probe: if it lives it answers, and nothing else happens",
-    "give-up": "nothing new: what is in flight is given up after the time set",
+    "fin-then-reset": "a FIN now; a RST when the program closes it with unread data",
+    "probe": "a keepalive probe; if it is alive it answers, and nothing else happens",
+    "give-up": "nothing new; the connection is dropped if its data stays unacknowledged for the time set",
     "reset": "a RST, once, not repeated",
     "reset-if-path": "a RST, if the path works",
     "nothing": "nothing: no packet is sent in this state",
-    "nothing-through-nat": "nothing: its RST does not get through the translation that is gone",
+    "nothing-through-nat": "nothing: the RST cannot cross the translation that is gone",
     "unknown": "unknown",
 }
 """What the peer gets to see of an act, and in words."""
@@ -145,7 +145,7 @@ class Step(msgspec.Struct, frozen=True):
     gone: bool = False
     """Whether it was not there any more when a plan from a file was looked at again."""
     holders_known: bool = True
-    """Whether no holders means that there are none: every process was looked into, or it is an orphan (inode 0)."""
+    """Whether no holders means that there are none: every process was inspected, or it is an orphan (inode 0)."""
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -192,7 +192,7 @@ def encode(plan: Plan) -> bytes:
         error = FinwaitError(
             f"a plan of {len(plan.steps)} steps has {len(data) >> 20} MiB, and `--plan` reads {_MOST_BYTES >> 20} MiB"
         )
-        error.hint = "narrow the FILTER, and make several plans"
+        error.hint = "narrow the FILTER and make several plans"
         raise error
     return data
 
@@ -229,7 +229,7 @@ def again(
         findings: what was found among them.
         limits: what the caller allows now; who made the plan may have allowed more.
         can: what cannot be done here.
-        unseen: namespaces that could not be looked into: what is in them is not called gone.
+        unseen: namespaces that could not be inspected: what is in them is not called gone.
     """
     s = view.sockets
     wanted = {(step.netns, int(step.cookie, 16)) for step in plan.steps}
@@ -243,7 +243,7 @@ def again(
     for step in plan.steps:
         row = rows.get((step.netns, int(step.cookie, 16)))
         if row is None and step.netns in unseen:
-            left.append(Left(_ends(step), "unseen", "its namespace could not be looked into"))
+            left.append(Left(_ends(step), "unseen", "its namespace could not be inspected"))
         elif row is None:
             steps.append(msgspec.structs.replace(step, gone=True, rule="", note="", stays="", selected=""))
         else:
@@ -287,12 +287,12 @@ def _again(
     fresh = step_of(view, row, cause.get(subject, ""), step.means, cells=cells)
     names = ("family", "src", "sport", "dst", "dport", "ifindex", "protocol")
     if any(getattr(fresh, name) != getattr(step, name) for name in names):
-        return Verdict("plan", "the plan gives its cookie to another connection")
+        return Verdict("plan", "in the plan, its cookie belongs to another connection")
     if fresh.sees != step.sees and (fresh.state, fresh.inode) == (step.state, step.inode):
-        return Verdict("plan", "what the plan says that its peer sees is not so")
+        return Verdict("plan", "the plan is wrong about what its peer sees")
     note = ""
     if step.means == "reset" and (why := can.no_destroy.get((step.netns, step.protocol))) is not None:
-        note = f"{why}; a reset tells the peer the same"
+        note = f"{why}; the peer sees the same from a reset"
     selected = _text(view, other) if from_there else ""
     return msgspec.structs.replace(
         fresh, note=note, selected=selected, state=step.state, inode=step.inode,
@@ -362,13 +362,16 @@ def _wrong(step: Step) -> str | None:
         return f"inode {step.inode}: there is no such socket"
     for pid, fd, _ in step.holders:
         if not (0 < pid < 1 << 31 and 0 <= fd < 1 << 31):
-            return f"pid {pid}, descriptor {fd}: there is no such holder"
+            return f"pid {pid}, descriptor {fd}: no such holder"
     if step.kind != _CLASS[step.means]:
-        return f"`{step.means}` is {_CLASS[step.means]}, and the plan calls it otherwise"
+        return f"`{step.means}` is {_CLASS[step.means]}, and the plan calls it something else"
     if step.peer_told != _SEES[step.sees]:
-        return f"what the peer sees is called otherwise than `{_SEES[step.sees]}` (edited, or of another version)"
+        return (
+            f"the description of what the peer sees is not `{_SEES[step.sees]}` (edited, or from another "
+            "version)"
+        )
     if step.rule and step.rule not in NAMES:
-        return "it names a rule that there is not"
+        return "it names an unknown rule"
     return None
 
 
@@ -539,10 +542,11 @@ def _not_borrowed(view: View, row: int, can: Abilities) -> str | None:
     """Return why no descriptor of a socket can be borrowed, or None when one can."""
     holders = view.holders.of(row)
     if not holders:
-        return "no process was found that holds it, and this means goes through its descriptor"
+        return "no process was found that holds it, and this means needs a descriptor"
     if view.sockets.protocol[row] == 6 and view.sockets.ulp[row] == b"mptcp":
         return (
-            "a subflow of MPTCP: its program's descriptor is that of the whole connection, and acts on that"
+            "a subflow of MPTCP: its program's descriptor belongs to the whole connection, and would "
+            "act on that"
         )
     if all(pid in can.no_borrow for pid, _ in holders):
         return can.no_borrow[holders[0][0]]
@@ -553,20 +557,18 @@ def _possible(view: View, row: int, means: Means, can: Abilities, rule: str = ""
     """Return why a means does nothing here, or None."""
     state = int(view.sockets.state[row])
     if state == tcp.SYN_SENT and rule == "half-open":
-        return (
-            "the old connection at its other end is in the way; without this one the next would meet it, too"
-        )
+        return "the old connection at its other end is in the way; the next connection would meet it too"
     key = (int(view.sockets.netns[row]), int(view.sockets.protocol[row]))
     if means == "destroy":
         if can.spares_minisockets and view.sockets.timer[row] == 3:
-            return "this kernel does not destroy minisockets (EOPNOTSUPP); it goes by itself"
+            return "this kernel does not destroy minisockets (EOPNOTSUPP); it ends by itself"
         return can.no_destroy.get(key)
     if (why := _not_borrowed(view, row, can)) is not None:
         if not view.holder_found[row] or means == "reset":
             return why
         return why + ("; `--with destroy` would end it" if key not in can.no_destroy else "")
     if means == "fin" and state not in (tcp.CLOSE_WAIT, tcp.ESTABLISHED):
-        return "its FIN is sent already"
+        return "its FIN has already been sent"
     if means == "keepalive" and view.sockets.timer[row] in (1, 4):
         return "keepalive does not run while data (or a FIN) is in flight"
     if means == "user-timeout" and view.sockets.timer[row] not in (1, 4):
@@ -587,7 +589,7 @@ def _planned(
     if why_not is None:
         return step_of(view, row, rule, means, cells=cells)
     if means == "destroy" and _possible(view, row, "reset", can) is None:
-        note = f"{why_not}; a reset tells the peer the same"
+        note = f"{why_not}; the peer sees the same from a reset"
         return step_of(view, row, rule, "reset", note=note, cells=cells)
     return Verdict("means", why_not)
 

@@ -69,7 +69,7 @@ def _files(reports: Sequence[AuditReport], unread: Sequence[Problem]) -> Iterato
             lines += " …" if len(report.mentions) > _MOST_LINES else ""
             plural = "s" * (len(report.mentions) != 1)
             said = (
-                f"{report.file}, line{plural} {lines}: settings, but nothing about them that was understood"
+                f"{report.file}, line{plural} {lines}: settings, but no statement about them was understood"
             )
             yield from _named("only named", [said])
     for problem in (*(p for r in reports for p in r.problems), *unread):
@@ -137,7 +137,7 @@ def summary(reports: Sequence[AuditReport], unread: int = 0) -> str:
             told = "nothing recognised"
     failed = unread + sum(bool(report.problems) for report in reports)
     if failed and told != "nothing was read":
-        told += f"; {failed} file{'s' * (failed != 1)} not read, or not as a whole"
+        told += f"; {failed} file{'s' * (failed != 1)} not read, or not completely"
     return f"{read}: {told}"
 
 

@@ -244,8 +244,8 @@ def _main(c: Closing) -> str:
             return "No FIN and no RST: neither end has closed in this capture." if c.packets else ""
         case Outcome.UNSEEN:
             return (
-                "No FIN and no RST is in this capture. It began after the connection did: whether an end had "
-                "closed before cannot be told from it."
+                "No FIN and no RST is in this capture. It began after the connection did: it does "
+                "not show whether an end had closed before."
             )
         case Outcome.RESET:
             return _reset(c)
@@ -261,8 +261,8 @@ def _main(c: Closing) -> str:
             return f"Half closed: {done}, {other} acknowledged it{sent}; a FIN of its own has not come."
         case Outcome.HALF_OR_CLOSED:
             return (
-                f"{name} sent a FIN and {other} acknowledged it. Whether {other} had closed before the capture "
-                "began cannot be told from it."
+                f"{name} sent a FIN and {other} acknowledged it. The capture does not show whether "
+                f"{other} had closed before it began."
             )
         case Outcome.LAST_UNANSWERED:
             return _last_unanswered(first, second, name, other)
@@ -292,17 +292,17 @@ def _unanswered(first: Side, name: str) -> str:
     if not first.fins:
         return f"{name} has closed ({first.kernel or first.began}, says its kernel), and no FIN is in the capture."
     text = f"{name} sent a FIN{_times(first)} and nobody acknowledged it."
-    return f"{text} It has stopped sending it: it gave up." if first.stopped else text
+    return f"{text} It has stopped sending it and gave up." if first.stopped else text
 
 
 def _last_unanswered(first: Side, second: Side, name: str, other: str) -> str:
     if second.facts.acked is not True:
         if second.fins:
-            text = (
-                f"{other} answered the FIN with its own{_times(second)}, and that one was not acknowledged."
-            )
-            return f"{text} It has stopped sending it: it gave up." if second.stopped else text
-        return f"{other} answered the FIN with its own before the capture began, and that one is not acknowledged."
+            text = f"{other} answered the FIN with its own{_times(second)}; that FIN was not acknowledged."
+            return f"{text} It has stopped sending it and gave up." if second.stopped else text
+        return (
+            f"{other} answered the FIN with its own before the capture began; that FIN is not acknowledged."
+        )
     return f"{name} sent the first FIN{_times(first)}; it was not acknowledged, although {other} closed too."
 
 
@@ -345,7 +345,7 @@ def _one_sided(c: Closing) -> str:
         return (
             f"Only packets from {name} are in this capture: what {other} sent is not known. {text}".rstrip()
         )
-    return f"{text} Whether it was acknowledged cannot be told from this capture.".lstrip()
+    return f"{text} This capture does not show whether it was acknowledged.".lstrip()
 
 
 def _reset(c: Closing) -> str:
@@ -355,7 +355,7 @@ def _reset(c: Closing) -> str:
     if rest.fins and rest.fin_ns <= c.reset.time_ns:
         before += ", in answer to the other end's closing"
     elif c.reset.answers and not rest.fins:
-        before += ": nothing takes data for it there any more"
+        before += ": nobody reads data for it there any more"
     unsure = ""
     if c.reset.standing is Standing.UNKNOWN and not rest.kernel:
         unsure = " Whether the number of the RST was in the window cannot be checked with this capture."
@@ -372,7 +372,7 @@ def _why(reset: Reset) -> str:
     if reset.standing is Standing.OUTSIDE:
         return "was outside the window and ended nothing"
     if reset.standing is Standing.WINDOW:
-        return "had not the expected number: kernels answer it with a challenge ACK and go on"
+        return "did not have the expected number: kernels answer it with a challenge ACK and go on"
     return "did not end it: the connection went on"
 
 

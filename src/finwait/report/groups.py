@@ -112,7 +112,7 @@ def _codes(view: View, findings: Sequence[Finding], rows: I64, by: str) -> tuple
         return _causes(view, findings, rows)
     if by == "process":
         pids, which = np.unique(view.holders.first_pid()[rows], return_inverse=True)
-        nobody = "nobody found" if view.holders.complete else "not known"
+        nobody = "no holder found" if view.holders.complete else "not known"
         services: dict[int, list[int]] = {}
         for pid in pids.tolist():
             services.setdefault(view.services.get(pid, pid), []).append(pid)

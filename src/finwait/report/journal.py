@@ -58,7 +58,7 @@ def unfinished_lines(cut: Sequence[Entry]) -> Iterator[str]:
         yield f"  act {entry.id}, {entry.kind} of {whom(entry)}: {_ADVICE.get(entry.kind, _UNKNOWN)}\n"
     if len(cut) > 5:
         yield f"  … and {len(cut) - 5} more; `finwait journal --incomplete` lists them\n"
-    yield "hint: `finwait undo --incomplete` puts back what can be, and looks what came of the rest\n"
+    yield "hint: `finwait undo --incomplete` reverts what it can and checks the rest\n"
 
 
 def would_do(entry: Entry) -> list[str]:
@@ -73,12 +73,12 @@ def would_do(entry: Entry) -> list[str]:
         lines[0] = f"act {entry.id}, settings of netns {did.netns}:"
         lines += [f"  {key}: {did.after.get(key, '?')} -> {value}" for key, value in did.before.items()]
         if did.drop_in:
-            lines.append(f"  {did.drop_in}: {'removed' if did.text_before is None else 'as it was before:'}")
+            lines.append(f"  {did.drop_in}: {'removed' if did.text_before is None else 'restored to:'}")
             lines += [f"    {line}" for line in (did.text_before or "").splitlines()]
     elif entry.kind == "sockopt":
         after, before = ({**part.get("options", {})} for part in (entry.after, entry.before))
         lines[0] = f"act {entry.id}, options of {whom(entry)}:"
         lines.append("  " + ", ".join(f"{name} {after.get(name, '?')} → {v}" for name, v in before.items()))
     else:
-        lines.append("  interrupted, and cannot be taken back; finwait looks at what became of it")
+        lines.append("  interrupted, and cannot be reverted; finwait checks its result")
     return [printable(line) for line in lines]

@@ -43,18 +43,18 @@ class Threshold:
         found = _RANGE.fullmatch(text)
         if not found or text in ("", "@", ":", "@:"):
             raise ValueError(
-                f"`{text[:60]}` is no threshold: write 10 (10 or more), 10:, 10:20, ~:5 or @5:10"
+                f"`{text[:60]}` is not a threshold: write 10 (10 or more), 10:, 10:20, ~:5 or @5:10"
             )
         first, last = found["start"], found["end"]
         end = None if last is None else int(last)
         if not found["colon"] and not found["inside"]:
             assert end is not None, "an empty text was refused"
             if end < 0:
-                raise ValueError(f"`{text}` is no threshold: a count is never negative")
+                raise ValueError(f"`{text}` is not a threshold: a count is never negative")
             return cls(text, 0, end - 1) if end else cls(text, 0, None, inside=True)
         start = None if first == "~" else int(first or 0)
         if start is not None and end is not None and start > end:
-            raise ValueError(f"`{text}` is no threshold: {start} is above {end}")
+            raise ValueError(f"`{text}` is not a threshold: {start} is above {end}")
         return cls(text, start, end, found["inside"] is not None)
 
     @property

@@ -41,23 +41,24 @@ def armed_lines(steps: Sequence[Step], values: Mapping[str, int]) -> Iterator[st
 def follows_lines(ends: Sequence[PeerGone], values: Mapping[str, int]) -> Iterator[str]:
     """Say what the options will do; connections that keep other options of their own are told apart."""
     for end, n in Counter(ends).most_common(5):
-        yield "\nThen, where the peer is gone" + (f" (×{n})" if n < len(ends) else "") + ":\n"
+        yield "\nThen, if the peer is gone" + (f" (×{n})" if n < len(ends) else "") + ":\n"
         if end.silence_s is None:
-            yield from wrapped("nothing notices it while nothing is in flight: keepalive is off")
+            yield from wrapped("this is not noticed while nothing is in flight: keepalive is off")
         else:
             yield f"  it is noticed after {forecast.text(end.silence_s)} of silence, with {_probes(end.probes)}\n"
             if end.user_timeout_ms and end.probes != end.count:
                 yield from wrapped(
-                    f"(a user timeout takes the place of the count of {end.count}: the first probe that is due "
-                    f"later than {end.user_timeout_ms / 1000:g} s into the silence ends the connection)"
+                    f"(a user timeout replaces the count of {end.count}: the first probe that is due "
+                    f"later than {end.user_timeout_ms / 1000:g} s into the silence ends the "
+                    "connection)"
                 )
         bound = "the user timeout" if end.user_timeout_ms else "tcp_retries2"
         yield from wrapped(
-            f"data in flight is given up in {forecast.text(end.unacknowledged_s)} ({bound}); keepalive does not run "
-            "meanwhile"
+            f"a connection with data in flight is dropped after {forecast.text(end.unacknowledged_s)} "
+            f"({bound}); keepalive does not run meanwhile"
         )
         if end.user_timeout_ms:
-            yield from wrapped("so is a connection whose peer lives and keeps its window shut for as long")
+            yield from wrapped("so is a connection whose peer is alive but keeps its window shut that long")
     for line in _hint(ends, values):
         yield from wrapped(line, indent="")
 
@@ -69,7 +70,7 @@ def waiting_lines(waiting: Sequence[tuple[Step, UnderWay]]) -> Iterator[str]:
     """Say what becomes of connections on which something waits already, the soonest first."""
     if not waiting:
         return
-    yield "\nSomething waits on these already:\n"
+    yield "\nThese already have data waiting:\n"
     for line in _waiting(waiting):
         yield from wrapped(line)
 
@@ -81,7 +82,7 @@ def _waiting(waiting: Sequence[tuple[Step, UnderWay]]) -> Iterator[str]:
         waited = forecast.text(round(one.waited_s, 1))
         if one.window_shut:
             said = f"its peer's window has been shut for {waited} or more"
-            unless = "unless the peer takes data" + (", though the peer lives" if one.lives else "")
+            unless = "unless the peer takes data" + (", although the peer is alive" if one.lives else "")
         else:
             said = f"data has been unacknowledged for {waited} or more"
             unless = "unless the peer acknowledges it"
@@ -96,7 +97,7 @@ def _ends(one: UnderWay) -> str:
     said = f"it ends in about {forecast.text(one.ends_s)}"
     if one.late_s is None or one.late_s < one.ends_s + 1:
         return said
-    return f"{said} (or {forecast.text(one.late_s)}, if its timer fires before this is set)"
+    return f"{said} (or {forecast.text(one.late_s)}, if its timer fires before the option is set)"
 
 
 def warning_lines(
@@ -110,9 +111,9 @@ def warning_lines(
         yield f"finwait: {line}\n"
     for end, n in Counter(e for e in ends if e.silence_s is not None and e.probes < e.count).most_common(5):
         yield (
-            f"finwait: of {n}: {_probes(end.probes)} will end it, after {forecast.text(end.silence_s or 0)} of "
-            f"silence: the user timeout of {end.user_timeout_ms / 1000:g} s takes the place of the count of "
-            f"{end.count}\n"
+            f"finwait: on {n}: {_probes(end.probes)} will end it, after "
+            f"{forecast.text(end.silence_s or 0)} of silence: the user timeout of "
+            f"{end.user_timeout_ms / 1000:g} s replaces the count of {end.count}\n"
         )
     for line in _hint(ends, values):
         yield f"{line}\n"

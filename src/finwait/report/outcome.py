@@ -54,8 +54,9 @@ def outcome_lines(outcomes: Sequence[Outcome]) -> list[str]:
         lines += [
             "\n",
             *wrapped(
-                f"{'1 descriptor is' if one else f'{n} descriptors are'} still open in {comm} (pid {pid}): only its "
-                f"close(), or its restart, frees {'it' if one else 'them'}.",
+                f"{'1 descriptor is' if one else f'{n} descriptors are'} still open in {comm} (pid "
+                f"{pid}): only its close(), or a restart of the program, frees "
+                f"{'it' if one else 'them'}.",
                 indent="",
             ),
         ]

@@ -37,7 +37,8 @@ def plan_lines(plan: Plan, *, overrule: bool = True, whole: bool = False) -> lis
     lines[0] += f", {len(plan.left)} left alone.\n"
     if gone := len(plan.steps) - len(here):
         lines.append(
-            f"{connections_text(gone)} of the plan {'is' if gone == 1 else 'are'} gone since it was made.\n"
+            f"{connections_text(gone)} of the plan {'has' if gone == 1 else 'have'} ended since it "
+            "was made.\n"
         )
     groups: dict[tuple[object, ...], list[Step]] = {}
     for step in here:
@@ -61,7 +62,7 @@ def _group(steps: list[Step], most: int) -> list[str]:
         f"\n{one.means} [{one.kind}] ×{len(steps)}: {one.rule or 'no rule'}, {one.state}, {_held(steps)}\n"
     ]
     if one.selected:
-        lines += wrapped("done at the other end of what was selected: its FIN finishes both ends")
+        lines += wrapped("done at the other end of the selected connection: its FIN closes both ends")
     if one.note:
         lines += wrapped(one.note)
     lines += wrapped(f"peer sees: {one.peer_told}")
@@ -86,7 +87,7 @@ def _held(steps: list[Step]) -> str:
     if not one.inode:
         return "held by no process"
     if one.holders_known:
-        return "held by no process (all were looked into)"
+        return "held by no process (all were inspected)"
     return "holder unknown"
 
 
@@ -129,10 +130,10 @@ def _old_enough(guard: str, members: Sequence[Left]) -> list[str]:
     lines = []
     if waits:
         when = duration_text(-(-max(waits) // 1000) * 1000)
-        lines += wrapped(f"{known} old enough in {when}: give the same command again then")
+        lines += wrapped(f"{known} old enough in {when}: run the same command again then")
     if len(waits) < len(members):
         lines += wrapped(
-            "nothing tells the age of some: `--for` with the span of `--min-age` looks twice, and then it is known"
+            "the age of some is not known: `--for` with the duration of `--min-age` looks twice and finds out"
         )
     return lines
 
@@ -143,7 +144,8 @@ def _advice(plan: Plan) -> list[str]:
     lines = [line for text in advice for line in ("\n", *wrapped(f"advice: {printable(text)}", indent=""))]
     if len(plan.advice) > len(advice):
         lines.append(
-            f"\n… and {len(plan.advice) - len(advice)} more processes keep descriptors; `-o json` has them\n"
+            f"\n… and {len(plan.advice) - len(advice)} more processes keep descriptors; `-o json` "
+            "lists them\n"
         )
     return lines
 

@@ -52,9 +52,10 @@ def probe_lines(found: Sequence[Probe]) -> Iterator[str]:
         names = sorted({name for p in pinned for name in p.pinned})
         yield "\n"
         yield from wrapped(
-            f"Their options read as before. Of {len(pinned)} connection{'s' if len(pinned) > 1 else ''} "
-            f"{', '.join(names)} had the value of the sysctl: now it is the socket's own, and a later change of "
-            "net.ipv4.tcp_keepalive_* does not reach it.",
+            f"Their options read as before. On {len(pinned)} "
+            f"connection{'s' if len(pinned) > 1 else ''} {', '.join(names)} had the value of the "
+            "sysctl: it is now the socket's own, and a later change of net.ipv4.tcp_keepalive_* does "
+            "not reach it.",
             indent="",
         )
 
@@ -67,8 +68,8 @@ def _kept_lines(found: Sequence[Probe]) -> Iterator[str]:
         values = ", ".join(f"{name}={value}" for name, value in p.kept)
         yield "\n"
         yield from wrapped(
-            f"{src} → {dst}: its program set {values} while it was probed. Those stay; its other options are "
-            "as before.",
+            f"{src} → {dst}: its program set {values} during the probe. These values stay; the other "
+            "options are as before.",
             indent="",
         )
     if len(kept) > 20:
@@ -78,7 +79,7 @@ def _kept_lines(found: Sequence[Probe]) -> Iterator[str]:
 def interrupted_lines(found: Sequence[Probe]) -> Iterator[str]:
     """Say what became of the options when a probe was interrupted, and all could be put back."""
     kept = sum(1 for p in found if p.kept)
-    but = f", but for those that the programs of {kept} of them set meanwhile" if kept else ""
+    but = f", except those that the programs of {kept} of them set meanwhile" if kept else ""
     yield f"finwait: interrupted; every option is as it was before{but}\n"
 
 
@@ -87,4 +88,4 @@ def unrestored_lines(steps: Sequence[Step], why: Mapping[int, str]) -> Iterator[
     for k, text in why.items():
         src, dst = where(steps[k])
         yield f"finwait: {src} → {dst}: {text}\n"
-    yield "hint: `finwait journal` has the old values; `finwait undo ACT` tries again\n"
+    yield "hint: `finwait journal` shows the old values; `finwait undo ACT` tries again\n"

@@ -36,7 +36,7 @@ def _cell(text: str) -> str:
 
 def _values(band: Band) -> str:
     if band.below_current:
-        return "below the value in force"
+        return "below the current value"
     if band.low is not None and band.low == band.high:
         return str(band.low)
     if band.low is None and band.high is None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finwait.attribution.services import name_of
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.finding import Finding
+from finwait.diagnosis.rules import peer_missing
 from finwait.report.columns import Cells
 from finwait.table.units import cell_text, duration_text, ink, span_text
 from finwait.uapi import tcp
@@ -44,7 +45,7 @@ class Style:
         return f"{ink(_COLORS[role])}{text}{ink('0')}" if self.color else text
 
 
-def _wrap(label: str, text: str, width: int, indent: int = 12, hang: int = 0) -> list[str]:
+def _wrap(label: str, text: str, width: int, indent: int = 14, hang: int = 0) -> list[str]:
     """Return a labelled paragraph; lines after the first are indented by ``hang`` more."""
     lines = textwrap.wrap(
         text,
@@ -68,11 +69,11 @@ def _evidence(finding: Finding, width: int) -> list[str]:
             lines += _wrap(label, what, width)
             label, what = "", ""
         body = textwrap.wrap(
-            e.says, max(width - 14 - reach, 20), break_long_words=False, break_on_hyphens=False
+            e.says, max(width - 16 - reach, 20), break_long_words=False, break_on_hyphens=False
         )
         text = f"{what:<{reach}}  {body[0] if body else ''}"
-        lines.append(f"  {label:<10}{text}".rstrip())
-        lines += [" " * (14 + reach) + line for line in body[1:]]
+        lines.append(f"  {label:<12}{text}".rstrip())
+        lines += [" " * (16 + reach) + line for line in body[1:]]
     return lines
 
 
@@ -128,12 +129,12 @@ def headline(
         return f"{who}: {told}; {more}." if more else f"{who}: {told}."
     seen = seen.rstrip(",")
     if more:
-        among = f" Among {seen} none was seen that does not finish closing." if n else ""
+        among = f" No stuck connection was found among {seen}." if n else ""
         return f"{who}: {more}.{among}"
     partly = bool(gaps) or (narrowed is not None and bool(narrowed.unjudged)) or view.established_skipped > 0
     partly = partly or not view.holders.searched
     if notices:
-        nothing = "nothing was seen that is stuck" if partly else "nothing is stuck"
+        nothing = "nothing stuck was seen" if partly else "nothing is stuck"
         return f"{who}: {nothing} among {seen}; {notices} {'deserves' if notices == 1 else 'deserve'} a look."
     if gaps:
         return f"{who}: nothing wrong was seen in {seen}, but not everything could be seen."
@@ -210,7 +211,7 @@ def diagnosis(
 
 def _unjudged(view: View, narrowed: Narrowed, style: Style) -> list[str]:
     """Return what a FILTER could not judge, a line each, and how to see it."""
-    lines = [style.paint("Not judged by the FILTER, which asks for what is not known of them:", "notice")]
+    lines = [style.paint("Not judged, because the FILTER uses values that are not known for them:", "notice")]
     counted: Counter[str] = Counter()
     for f in narrowed.unjudged:
         whose = f.subject or f"in {_where(view, f)}"
@@ -248,8 +249,8 @@ def _holders(view: View, finding: Finding) -> str:
     if not view.held[finding.rows].any():
         return "nobody (no descriptor refers to it)"
     if view.holders.complete:
-        return "no process (all were looked into)"
-    return "not found; not every process could be looked into"
+        return "no process (all were inspected)"
+    return "unknown; not every process could be inspected"
 
 
 def _service(view: View, finding: Finding, pids: Sequence[int]) -> str:
@@ -302,7 +303,8 @@ def _together(view: View, alike: Sequence[Finding]) -> Finding:
     who = f"{name} ×{len(pids)} (pids {pids[0]}…{pids[-1]}; {_shares(counts, 'descriptor')})"
     first = alike[0]
     told = tuple(
-        replace(e, says=f"{e.says} (pid {first.pids[0]}; the others alike)") for e in first.evidence[:1]
+        replace(e, says=f"{e.says} (pid {first.pids[0]}; the same for the others)")
+        for e in first.evidence[:1]
     )
     return replace(
         first, pids=pids, subject=who, count=sum(counts.values()), evidence=(*told, *first.evidence[1:])
@@ -340,24 +342,24 @@ def _finding(view: View, finding: Finding, style: Style, limit: int, *, again: b
         lines += _wrap("held by", holders, style.width)
     if age := _age(view, finding):
         lines += _wrap("age", age, style.width)
-    lines += _wrap("sure?", f"{finding.confidence.level}: {finding.confidence.reason}", style.width)
+    lines += _wrap("confidence", f"{finding.confidence.level}: {finding.confidence.reason}", style.width)
     lines += _evidence(finding, style.width)
     if again:
-        lines += _wrap("ends it", f"as above; `finwait explain {finding.rule}` has the page", style.width)
+        lines += _wrap("ends it", f"as above; see `finwait explain {finding.rule}`", style.width)
         for command in dict.fromkeys(r.command for r in finding.ends_it if r.command):
             lines += _typed("·", command, style.width)
         return lines + _connections(view, finding, style, limit)
     for k, r in enumerate(finding.ends_it):
         tag = "" if r.kind == "advice" else f" [{r.kind}]"
         label, said = "ends it" if k == 0 else "", f"· {r.text}{tag}"
-        if len(r.command) + 16 <= style.width:  # on one line, as it has to be typed
+        if len(r.command) + 18 <= style.width:  # on one line, as it has to be typed
             typed = f": `{r.command}`".replace(" ", _NO_BREAK).replace(_NO_BREAK, " ", 1) if r.command else ""
             wrapped = _wrap(label, said + typed, style.width, hang=2)
             lines += [line.replace(_NO_BREAK, " ") for line in wrapped]
         else:
             lines += [*_wrap(label, f"{said}:", style.width, hang=2), *_typed(" ", r.command, style.width)]
     for k, a in enumerate(finding.does_not):
-        lines += _wrap("does not" if k == 0 else "", f"· {a.text}: {a.reason}", style.width, hang=2)
+        lines += _wrap("won't help" if k == 0 else "", f"· {a.text}: {a.reason}", style.width, hang=2)
     lines += _connections(view, finding, style, limit)
     return lines
 
@@ -379,13 +381,13 @@ def _connections(view: View, finding: Finding, style: Style, limit: int) -> list
             text += f" {fd}"
         if end:
             text += f"  ⇄ {end}"
-        lines.append(f"  {'sockets' if k == 0 else '':<10}{_cut(text.rstrip(), style.width - 12, limit)}")
+        lines.append(f"  {'sockets' if k == 0 else '':<12}{_cut(text.rstrip(), style.width - 14, limit)}")
     left = len(finding.rows) - len(rows)
     if left > 0:
         told = f"… and {left} more" + (f": `{finding.listing}`" if finding.listing else "")
-        if len(told) <= style.width - 12:
-            return [*lines, f"{'':12}{style.paint(told, 'dim')}"]
-        lines.append(f"{'':12}{style.paint(f'… and {left} more:', 'dim')}")
+        if len(told) <= style.width - 14:
+            return [*lines, f"{'':14}{style.paint(told, 'dim')}"]
+        lines.append(f"{'':14}{style.paint(f'… and {left} more:', 'dim')}")
         lines += [style.paint(line, "dim") for line in _typed(" ", finding.listing, style.width)]
     return lines
 
@@ -400,12 +402,14 @@ def _typed(mark: str, command: str, width: int) -> list[str]:
 
     A line that ends in the middle of a command must say so: its beginning alone would act on more.
     """
-    indent = " " * 12 + mark + " "
+    indent = " " * 14 + mark + " "
     if len(indent) + len(command) + 2 <= width:
         return [f"{indent}`{command}`"]
-    lines, line, quote = [], "", ""
+    lines: list[str] = []
+    line, quote = "", ""
     for word in command.split(" "):
-        if line and len(indent) + len(line) + 1 + len(word) + 2 > width:
+        deeper = 2 if lines else 0  # the lines after the first stand further in
+        if line and len(indent) + deeper + len(line) + 1 + len(word) + 2 > width:
             lines.append(line if quote else f"{line} \\")
             line = ""
         line += f" {word}" if line else word
@@ -471,7 +475,7 @@ def connection(view: View, row: int, findings: Sequence[Finding], style: Style =
         ("timer", cells.column("timer_name")[0] or "none: nothing will fire"),
         ("queues", f"{cells.column('rqueue')[0]} to read, {cells.column('wqueue')[0]} not acknowledged"),
         ("owner", _owner_text(view, row, cells)),
-        ("conntrack", cells.column("conntrack")[0] or "no entry that we saw"),
+        ("conntrack", cells.column("conntrack")[0] or "no entry was seen"),
     ]
     for name in ("unit", "container_id", "pod_uid", "cgroup"):
         value = cells.column(name)[0]
@@ -483,7 +487,7 @@ def connection(view: View, row: int, findings: Sequence[Finding], style: Style =
         yield "\n" + "\n".join(textwrap.wrap(_unsuspected(view, row), style.width)) + "\n"
     for finding in mine:
         yield "\n" + "\n".join(_finding(view, finding, style, 1)) + "\n"
-        yield f"            `finwait explain {finding.rule}` has the page of this rule.\n"
+        yield f"              See `finwait explain {finding.rule}`.\n"
     yield "\n" + "\n".join(_all_columns(view, row, style)) + "\n"
 
 
@@ -492,8 +496,8 @@ def _unsuspected(view: View, row: int) -> str:
     state = int(view.sockets.state[row])
     if state == tcp.ESTABLISHED:
         return (
-            "It is open, and no rule finds a reason to suspect it. One look cannot tell whether its program still "
-            "serves it: `finwait probe` asks whether the peer lives, `--for 5s` looks twice."
+            "It is open, and no rule suspects it. One look cannot tell whether its program still "
+            "serves it: `finwait probe` checks whether the peer is alive, `--for 5s` looks twice."
         )
     return f"It is {tcp.state_name(state)}: there is no connection yet that could close."
 
@@ -528,12 +532,10 @@ def _owner_text(view: View, row: int, cells: Cells) -> str:
     text = cells.column("owner")[0]
     if text == "-":
         return (
-            "nobody: no descriptor refers to it"
-            if not view.held[row]
-            else "no process (all were looked into)"
+            "nobody: no descriptor refers to it" if not view.held[row] else "no process (all were inspected)"
         )
     if text == "?":
-        return "not found; not every process could be looked into"
+        return "unknown; not every process could be inspected"
     lines = [text]
     for pid, _ in view.holders.of(row)[:4]:
         process = view.processes.get(pid)
@@ -552,7 +554,7 @@ def _picture(view: View, row: int, cells: Cells, room: int) -> list[str]:
         right = [end.column("local")[0], end.column("state_name")[0], _who(view, other, end)]
         right.append(_label(view, other))
     else:
-        far = "not on this machine" if view.whole else "not found: not every namespace was looked into"
+        far = "not on this machine" if view.whole else "not found: not every namespace was inspected"
         right = [cells.column("peer")[0], far, "", ""]
         if view.other_ambiguous[row]:
             right[1] = "several candidates here"
@@ -561,7 +563,7 @@ def _picture(view: View, row: int, cells: Cells, room: int) -> list[str]:
                 f"possible: {tcp.state_name(int(view.sockets.state[possible]))}, not known to be connected"
             )
             right[3] = _label(view, possible)
-        elif view.peer_reached[row]:
+        elif peer_missing(view)[row]:
             right[1] = "should be here: it is gone"
         elif view.peer_here[row]:
             right[1] = "its address is here too: no such connection there"
@@ -620,4 +622,4 @@ def _all_columns(view: View, row: int, style: Style) -> list[str]:
         if value is not None:
             texts.append(f"{column.name}={cell_text(column.name, value).replace(' ', '')}")
     body = textwrap.wrap(" ".join(texts), style.width - 2, break_long_words=False, break_on_hyphens=False)
-    return ["  everything that the kernel said:", *("  " + line for line in body)]
+    return ["  everything that the kernel reported:", *("  " + line for line in body)]

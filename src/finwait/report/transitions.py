@@ -183,7 +183,7 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
         later = 0 if seen is None else seen - cells["time_ns"][k]
         note = _note(kind, *states, record, mover, later, looked_up=names.looked_up)
         if mover is not None and mover.kernel:
-            note += ("; " if note else "") + f"moved by {mover} of the kernel"
+            note += ("; " if note else "") + f"caused by {mover} of the kernel"
         record["note"] = note
         yield record
 
@@ -237,7 +237,7 @@ def _note(  # noqa: PLR0913, RUF100 - a row
             tcp.CLOSE_WAIT,
         )
     ):
-        return "no minisocket was seen after it: destroyed, timed out, or over before we looked"
+        return "no minisocket was seen after it: destroyed, timed out, or ended before the look"
     return ""
 
 
@@ -434,7 +434,7 @@ class Stories:
         out = [f"connection {title}" + where + ("" if over else "  (not over yet)")]
         if alone:
             out.append(
-                f"  {'':>10}     its other end may be any of several: these addresses are in use more than once"
+                f"  {'':>10}     its other end is ambiguous: these addresses are in use more than once"
             )
         start = _parse(first["time"])
         for record in sorted(story, key=lambda r: r["time"]):

@@ -84,9 +84,9 @@ def plan_text(plan: Plan, where: str, *, counted: bool) -> Iterator[str]:
         told.append(f"{len(plan.blocked)} that cannot be set here")
     yield ", ".join(told)
     if not counted:
-        yield "stuck connections were not looked for (`--no-diagnosis`, or the look failed)"
+        yield "did not look for stuck connections (`--no-diagnosis`, or the look failed)"
     elif not any(line.here for line in plan.lines):
-        yield "the diagnosis found nothing stuck here that a change could act on"
+        yield "the diagnosis found no stuck connection here that a change would affect"
 
 
 def _plan_line(line: PlanLine) -> Iterator[str]:
@@ -176,12 +176,13 @@ def _evidence(setting: Setting, value: str, facts: Facts) -> Iterator[str]:
         limit = int(value)
         near = ": at the limit" if facts.orphans >= limit else ""
         if not near and 4 * facts.orphans >= limit:
-            near = ": near enough that orphans of silent peers may be reset"
+            near = ": close enough that orphans of silent peers may be reset"
         yield f"orphans now: {facts.orphans} of {value}{near}"
         if facts.aborted:
             yield (
-                f"TCPAbortOnMemory of this namespace: {facts.aborted} connections were reset at this limit or for want"
-                " of memory (`too many orphaned sockets` or `out of memory` in the kernel's log)"
+                f"TCPAbortOnMemory of this namespace: {facts.aborted} connections were reset at this "
+                "limit or for lack of memory (`too many orphaned sockets` or `out of memory` in the "
+                "kernel's log)"
             )
     if value.lstrip("-").isdigit() and setting.band(int(value), int(value)).tracking:
         band = setting.band(int(value), int(value))
@@ -189,7 +190,7 @@ def _evidence(setting: Setting, value: str, facts: Facts) -> Iterator[str]:
             translates = {
                 True: f"it matters here: {facts.tracked_by}",
                 False: f"nothing here translates addresses or filters by connection state: {facts.tracked_by}",
-                None: f"whether addresses are translated here was not seen: {facts.tracked_by}",
+                None: f"it is unknown whether addresses are translated here: {facts.tracked_by}",
             }
             yield translates[facts.translates]
 
@@ -274,7 +275,7 @@ def explain_text(
             "- ",
         )
     yield ""
-    yield "What a change does for what a rule has found"
+    yield "How a change affects what a rule has found"
     told = [setting.effect(rule) for rule in NAMES]
     for effect in (Effect.ENDS, Effect.BOUNDS_NEW, Effect.HARMFUL):
         for known in told:
@@ -299,7 +300,7 @@ def _effect_text(known: RuleEffect) -> str:
 
 def _range(low: int | None, high: int | None, below_current: bool) -> str:
     if below_current:
-        return "below the value in force"
+        return "below the current value"
     if low is not None and low == high:
         return str(low)
     if low is None and high is None:

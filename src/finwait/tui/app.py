@@ -28,7 +28,7 @@ from finwait.report.text import Style, connection
 from finwait.session import Diagnosis, findings_of
 from finwait.table.filter import Filter
 from finwait.table.units import duration_text, printable
-from finwait.tui.note import note
+from finwait.tui.note import note, nothing
 from finwait.tui.rows import Listing, Rows
 from finwait.watching import Feed, Picture
 
@@ -434,6 +434,7 @@ class Top(App[None]):
             self._list(picture, picture.diagnosis, top)
         parts = [
             "PAUSED" if self._paused else "",
+            nothing(picture),  # before what may be cut off
             self._shown,
             f"{len(self._marked):,} marked" if self._marked else "",
             f"FILTER {self._words}" if self._words else "",
@@ -685,7 +686,7 @@ class Top(App[None]):
         if not self._marked:
             self.push_screen(Page("Nothing is marked: `m` marks a connection, or all of a group.\n"))
         elif self._clearing is None:
-            self.push_screen(Page("A recording cannot be acted upon.\n"))
+            self.push_screen(Page("finwait cannot act on a recording.\n"))
         else:
             self.push_screen(PlanPage(self._clearing, sorted(self._marked), self._done))
 

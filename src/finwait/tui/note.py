@@ -6,7 +6,13 @@ import time
 
 from finwait.watching import Picture
 
-__all__ = ["note"]
+__all__ = ["note", "nothing"]
+
+
+def nothing(picture: Picture) -> str:
+    """Return why the FILTER matches nothing, where it names what is not here: zeros alone look like an all-clear."""
+    why = picture.circumstances.not_here
+    return f"matches nothing: {'; '.join(why)}" if why else ""
 
 
 def note(picture: Picture) -> str:

@@ -93,7 +93,14 @@ def test_loopback_belongs_to_the_namespace_of_the_entry(address: str) -> None:
 @pytest.mark.parametrize(
     ("client", "server", "local", "whole", "seen", "said"),
     [
-        (None, None, frozenset(), True, ("elsewhere", "elsewhere"), "forwarded: no end is here"),
+        (
+            None,
+            None,
+            frozenset(),
+            True,
+            ("elsewhere", "elsewhere"),
+            "forwarded: neither end is on this machine",
+        ),
         (None, None, frozenset(), False, ("not-looked-at", "not-looked-at"), "neither end was looked at"),
         (tcp.ESTABLISHED, None, frozenset(), False, ("socket", "not-looked-at"), "agree"),
         (

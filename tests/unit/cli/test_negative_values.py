@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from finwait.cli import build_parser, options
+from finwait.relay import command
 
 
 def takers(
@@ -38,8 +39,8 @@ def test_no_option_takes_a_negative_value_for_another_option(
 
 
 def test_every_duration_is_read_by_one_of_the_argparse_types_for_it() -> None:
-    readers = {options.duration_ms, options.while_ms, options.pause_ms, options.user_timeout_ms}
-    readers |= {options.set_user_timeout_ms}
+    readers: set[object] = {options.duration_ms, options.while_ms, options.pause_ms, options.user_timeout_ms}
+    readers |= {options.set_user_timeout_ms, command.duration}
     durations = [(words, action) for words, action in TAKERS if action.metavar == "DURATION"]
     assert durations
     assert [words for words, action in durations if action.type not in readers] == []

@@ -56,5 +56,5 @@ def test_the_users_of_this_machine_are_those_of_a_recording_of_this_boot(
 ) -> None:
     monkeypatch.setattr(procfs, "facts", lambda: FACTS)
     assert main(["list", "user", "=", "no-such-user", "--from", RECORDING, "-o", "jsonl"]) == 1
-    assert "`user = no-such-user` can match nothing" in capsys.readouterr().err
+    assert "`user = no-such-user` cannot match anything" in capsys.readouterr().err
     assert rows(capsys, "user", "=", "root") == rows(capsys, "user", "=", "0")

@@ -51,6 +51,29 @@ def test_a_rule_that_needs_owners_is_unknown_where_they_were_not_looked_for(
     assert main(["check", *where, *LIMITS, "--no-owners", f"rule != {rule}"]) == 0
 
 
+@pytest.mark.parametrize("command", ["list", "diagnose", "clear --dry-run"])
+@pytest.mark.parametrize("words", ["rule = hidden-leak", "rule = *-leak", "also = hidden-leak"])
+def test_rows_of_a_rule_that_was_not_judged_are_no_answer(
+    command: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = recording("time-wait")
+    assert main([*command.split(), *where, "--no-owners", words]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == "finwait: not seen: rule hidden-leak: owners were not looked for (`--no-owners`)"
+    for other in ([words], ["--no-owners", "rule = time-wait"], ["--no-owners", "rule != hidden-leak"]):
+        assert main([*command.split(), *where, *other]) in (0, 4), other
+        assert capsys.readouterr().err == ""
+
+
+def test_a_column_of_rules_without_owners_says_which_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    where = recording("time-wait")
+    assert main(["list", *where, "--no-owners", "--columns", "local,rule"]) == 0
+    said = capsys.readouterr().err
+    assert all(rule in said for rule in catalogue.by_owners())
+    assert main(["list", *where, "--no-owners", "--columns", "local"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_which_rules_did_not_judge_without_owners_is_said_everywhere(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -323,7 +323,7 @@ PREDICTED = {
 def test_the_help_of_probe_says_what_is_predicted() -> None:
     predicted = forecast.text(forecast.keepalive(1, 1, 3).seconds)
     page = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
-    assert f"default 1/1/3: up to {predicted}" in page
+    assert f"default 1/1/3, which takes up to {predicted}" in page
 
 
 def test_prose_says_what_is_predicted() -> None:

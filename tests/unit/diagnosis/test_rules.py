@@ -351,7 +351,7 @@ def test_who_does_not_accept_is_told_by_name_and_unit() -> None:
     }
     assert "httpd (pid 9, 2 descriptors, pod 7b2d1c5e-" in says(holders={5: [9, 9]}, processes=pod)
     assert "no process has not accepted" in says()
-    assert "an unknown program (not every process could be looked into) has not" in says(unreadable=(1,))
+    assert "an unknown program (not every process could be inspected) has not" in says(unreadable=(1,))
 
 
 DOOR = ROOMY | {"rqueue": 3, "wqueue": 2, "cookie": 1}
@@ -750,6 +750,74 @@ def test_a_peer_that_should_be_here_and_is_not_is_evidence() -> None:
     assert finding.severity == "problem"
     unseen = {1: NamespaceView(1, ("host",), addresses=here[1].addresses, dumped=False)}
     assert primary(view(HELD, holders=OWNED, namespaces=unseen)) == ["fin-wait2-held"]
+
+
+_PEER_HERE = {1: NamespaceView(1, ("host",), addresses=frozenset({(0, 0xFFFF << 32 | 0xC0000201)}))}
+
+
+def _heard(ms: int, **cells: Any) -> dict[str, Any]:
+    """An open connection without another end, heard of so long ago."""
+    clocks = {f"last_{what}_ms": ms for what in ("data_recv", "data_sent", "ack_recv")}
+    return HELD | {"state": E, "shutdown": 0, "cookie": 5} | clocks | cells
+
+
+def test_an_end_that_was_heard_of_while_the_dumps_were_taken_has_lost_no_peer() -> None:
+    """The peer's namespace was dumped before the connection was opened."""
+
+    def found(ms: int, **more: Any) -> list[tuple[str, str, bool]]:
+        v = view(_heard(ms), holders=OWNED, namespaces=_PEER_HERE, **more)
+        return [
+            (f.severity, f.confidence.level, f.confidence.look_again)
+            for f in engine.diagnose(v, catalogue.rules())
+            if f.rule == "idle-unprobed"
+        ]
+
+    assert found(20) == found(999) == []
+    assert found(1000) == [("problem", "possible", True)]
+    assert found(1000, took_ms=1001) == []  # a large machine
+
+
+def test_after_two_looks_a_peer_is_gone_only_if_it_was_so_at_both() -> None:
+    def found(now: dict[str, Any], *before: dict[str, Any], **more: Any) -> list[tuple[str, str]]:
+        v = view(
+            now,
+            holders=OWNED,
+            namespaces=_PEER_HERE,
+            earlier=list(before),
+            watched_ms=4000,
+            first_look_ms=50,
+            **more,
+        )
+        rows = [f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "idle-unprobed"]
+        return [(f.severity, f.confidence.level) for f in rows if 0 in f.rows]
+
+    assert found(_heard(9000), _heard(5000)) == [("problem", "likely")]
+    assert found(_heard(9000), _heard(5000, cookie=6)) == []  # it was not there then
+    peer = socket(src="192.0.2.1", dst="10.0.0.1", sport=80, dport=4000, state=E, inode=6, cookie=7)
+    assert found(_heard(9000), _heard(5000), peer) == []  # closed while this look dumped
+    # Opened while the first look dumped, and closed while the second one did.
+    assert found(_heard(4020), _heard(20)) == []
+
+
+def test_a_peer_is_gone_only_from_an_address_where_others_of_its_namespace_end() -> None:
+    """The routes of the namespace may lead to another one with that address, a remote one."""
+    two = {
+        1: NamespaceView(1),
+        2: NamespaceView(2, addresses=_PEER_HERE[1].addresses | {(0, 0xFFFF << 32 | 9)}),
+    }
+
+    def severity(address: str) -> list[str]:
+        whole = {"state": E, "shutdown": 0, "sport": 4001, "dport": 81}
+        near = socket(**whole | {"dst": address, "inode": 8, "cookie": 8})
+        far = socket(
+            **whole | {"src": address, "dst": "10.0.0.1", "sport": 81, "dport": 4001, "netns": 2, "inode": 9}
+        )
+        v = view(_heard(5000), near, far, holders=OWNED, namespaces=two)
+        assert v.other[1] == 2
+        return [f.severity for f in engine.diagnose(v, catalogue.rules()) if 0 in f.rows and f.primary]
+
+    assert severity("192.0.2.1") == ["problem"]
+    assert severity("0.0.0.9") == ["notice"]
 
 
 def test_time_wait_is_a_flood_only_where_something_may_run_out() -> None:

@@ -42,6 +42,7 @@ def view(
     earlier: list[dict[str, Any]] | None = None,
     watched_ms: int = 0,
     first_look_ms: int = 0,
+    took_ms: int = 0,
     hidden: tuple[HiddenDescriptor, ...] = (),
     hidden_known: bool = True,
     cgroup_paths: dict[int, str] | None = None,
@@ -66,6 +67,7 @@ def view(
         earlier=_table(earlier) if earlier else None,
         watched_ms=watched_ms,
         first_look_ms=first_look_ms,
+        took_ms=took_ms,
         hidden=hidden,
         hidden_known=hidden_known,
     )

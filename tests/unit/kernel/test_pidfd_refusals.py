@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,10 @@ def test_sudo_is_recommended_where_root_may(
     yama = tmp_path / "ptrace_scope"
     yama.write_text(f"{scope}\n")
     monkeypatch.setattr(pidfd, "YAMA", yama)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     error = pidfd._explain(OSError(errno.EPERM, ""), 7, 3, 1)
     assert isinstance(error, PermissionNeeded)
     assert said in error.hint
     assert ("sudo" in error.hint) == sudo
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "sudo" not in str(getattr(pidfd._explain(OSError(errno.EPERM, ""), 7, 3, 1), "hint", ""))

@@ -139,10 +139,8 @@ def test_a_user_a_log_a_socket_and_a_file_that_are_not_there(tmp_path: Path) -> 
     status, said = run("run")
     assert said[0].startswith("finwait relay: error: nothing to relay")
     status, said = run("drain", "--seconds", "soon")
-    assert (status, said[0].startswith("finwait relay: error: `--seconds`: `soon` is not a duration")) == (
-        2,
-        True,
-    )
+    assert status == 2
+    assert any(line.startswith("finwait relay: error: argument --seconds: `soon` is not a") for line in said)
 
 
 def test_explain_and_check_need_no_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

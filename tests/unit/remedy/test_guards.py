@@ -76,7 +76,7 @@ def test_what_holds_the_machine_up_is_left_alone(comm: str) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"unreadable": (1,)}, "pid 1 could not be looked into (needs CAP_SYS_PTRACE"),
+        ({"unreadable": (1,)}, "pid 1 could not be inspected (needs CAP_SYS_PTRACE"),
         ({"unreadable": (0,)}, "outside this pid namespace"),
         ({"searched": False}, "--no-owners"),
     ],
@@ -100,7 +100,7 @@ def test_a_holder_that_could_not_be_looked_for_is_not_nobody(how: dict[str, Any]
 def test_that_nobody_holds_it_is_said_when_every_process_was_looked_into() -> None:
     plan = make(view(HELD, processes=APP))
     assert plan.steps[0].holders_known
-    assert "held by no process (all were looked into)" in "".join(plan_lines(plan))
+    assert "held by no process (all were inspected)" in "".join(plan_lines(plan))
 
 
 ORPHAN_STATES = [tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.LAST_ACK, tcp.CLOSING]
@@ -253,7 +253,7 @@ def test_a_plan_from_a_file_is_made_anew_from_what_is_seen_now() -> None:
     shown = "".join(plan_lines(fresh, whole=True))
     assert "\x1b" not in shown
     assert "held by new (pid 600)" in shown
-    assert "1 connection of the plan is gone since it was made" in shown
+    assert "1 connection of the plan has ended since it was made" in shown
     assert [step.bytes_received for step in fresh.steps] == [step.bytes_received for step in plan.steps]
 
 
@@ -284,8 +284,11 @@ def test_a_plan_that_calls_things_otherwise_is_refused_or_left_alone() -> None:
 
     for changed, said in (
         ({"kind": "read-only"}, "`destroy` is destructive"),
-        ({"peer_told": "nothing at all"}, "called otherwise than `a RST, once, not repeated`"),
-        ({"rule": "kind-to-peers"}, "a rule that there is not"),
+        (
+            {"peer_told": "nothing at all"},
+            "the description of what the peer sees is not `a RST, once, not repeated`",
+        ),
+        ({"rule": "kind-to-peers"}, "an unknown rule"),
         ({"state": "\x1b[2J"}, r"`\\x1b\[2J` is not a state"),
         ({"src": "fe80::1%\x1b[2J", "family": 10}, r"`fe80::1%\\x1b\[2J` is not an address"),
         ({"src": "010.0.0.1"}, "is not an address"),
@@ -309,7 +312,7 @@ def test_what_a_file_says_of_causes_and_peers_is_never_shown() -> None:
     lied = {
         "rule": "nat-entry-gone",
         "sees": "nothing-through-nat",
-        "peer_told": "nothing: its RST does not get through the translation that is gone",
+        "peer_told": "nothing: the RST cannot cross the translation that is gone",
         "selected": "10.9.9.9:1 → 10.9.9.8:2 FIN_WAIT2",
         "note": "safe",
     }
@@ -492,7 +495,7 @@ def test_what_is_too_young_is_told_when_it_will_be_old_enough() -> None:
     (left,) = plan.left
     assert (left.guard, left.wait_ms) == ("min-age", 5800)
     said = " ".join("".join(plan_lines(plan)).split())
-    assert "it is old enough in 6.0 s: give the same command again then" in said
+    assert "it is old enough in 6.0 s: run the same command again then" in said
     assert "`--override min-age` overrules that guard" in said
     assert plans.decode(plans.encode(plan)).left == plan.left
 
@@ -502,5 +505,5 @@ def test_of_an_unknown_age_two_looks_tell() -> None:
     plan = make(view(ageless, holders=OWNED, processes=APP), Limits(min_age_ms=10_000))
     assert [(one.guard, one.wait_ms) for one in plan.left] == [("min-age", 0)]
     said = " ".join("".join(plan_lines(plan)).split())
-    assert "`--for` with the span of `--min-age` looks twice" in said
+    assert "`--for` with the duration of `--min-age` looks twice" in said
     assert "old enough" not in said

@@ -48,7 +48,7 @@ def test_a_threshold_alerts_on(text: str, alerted: list[int], not_alerted: list[
     "text", ["", "@", "x", "1x", "5:3", "@9:2", "-1", "1:2:3", "1.5", "nan", "\u0663", "9" * 40, " 1"]
 )
 def test_what_is_no_threshold_is_refused_with_what_would_be_one(text: str) -> None:
-    with pytest.raises(ValueError, match="is no threshold"):
+    with pytest.raises(ValueError, match="is not a threshold"):
         Threshold.parse(text)
 
 

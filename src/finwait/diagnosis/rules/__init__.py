@@ -20,6 +20,7 @@ from finwait.table.sockets import SocketTable
 __all__ = [
     "BOUND_IN_FLIGHT",
     "CLOSE_AT_PEER",
+    "MOMENT_MS",
     "NOT_CONNTRACK",
     "NOT_FIN_TIMEOUT",
     "NOT_KEEPALIVE_ALIVE",
@@ -27,6 +28,7 @@ __all__ = [
     "NOT_WAITING_FOR_THE_GONE",
     "PREVENT_SILENCE",
     "RECENT_MS",
+    "absence",
     "certain",
     "destroy",
     "holder_names",
@@ -36,6 +38,7 @@ __all__ = [
     "look_again",
     "mptcp_rows",
     "orphans",
+    "peer_absent",
     "peer_doubtful",
     "peer_missing",
     "peer_unseen",
@@ -48,6 +51,8 @@ __all__ = [
 
 RECENT_MS = 3000
 """Data that passed so short ago leaves open, in a single look, whether more is coming."""
+MOMENT_MS = 1000
+"""Dumps are not taken at one instant: of an end that was heard of so short ago, they may contradict each other."""
 
 NOT_FIN_TIMEOUT = Advice(
     "lower `net.ipv4.tcp_fin_timeout`",
@@ -111,7 +116,7 @@ def holder_names(view: View, row: int) -> str:
         return (
             "no process"
             if view.holders.complete
-            else "an unknown program (not every process could be looked into)"
+            else "an unknown program (not every process could be inspected)"
         )
     names = [_holder_name(view, pid, fds[pid]) for pid in sorted(fds)[:3]]
     if len(fds) > 3:
@@ -208,7 +213,30 @@ def peer_doubtful(view: View) -> NDArray[np.bool_]:
     Where nothing shows that the rows reach this namespace, the address is also that of a stranger: no statement about
     the peer may rest on it (`peer_missing`).
     """
-    return view.peer_here & (view.other < 0) & ~view.other_ambiguous & ~view.has_flow
+    return peer_absent(view) & ~view.has_flow
+
+
+def peer_absent(view: View) -> NDArray[np.bool_]:
+    """Return rows without another end although a swept namespace has its address, also after a translation.
+
+    The two ends are dumped one after the other: one that was opened in between is not in the dump that came first,
+    and of one that was closed in between only the first dump tells. A row that was heard of a moment ago, or since the
+    look began, proves nothing; after two looks it must have been there, and without another end, at both.
+    """
+    absent = view.peer_here & (view.other < 0) & ~view.other_ambiguous & (view.other_possible < 0)
+    if not absent.any():
+        return absent
+    quiet = silence(view, "last_data_recv_ms", "last_ack_recv_ms")
+    if view.lone_before is None:
+        return absent & (quiet >= max(MOMENT_MS, view.took_ms))
+    return absent & view.lone_before & ((quiet < 0) | (quiet >= view.took_ms))
+
+
+def absence(view: View, reason: str) -> Confidence:
+    """Return the confidence in the absence of other ends: in a single look one may have been closed meanwhile."""
+    if view.lone_before is not None:
+        return likely(f"{reason}, in both of two looks")
+    return look_again(f"{reason}; it may have been closed during this look, `--for 5s` looks twice and tells")
 
 
 def mptcp_rows(view: View) -> NDArray[np.bool_]:

@@ -19,14 +19,11 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, destroy, silence
+from finwait.diagnosis.rules import MOMENT_MS, NOT_FIN_TIMEOUT, certain, destroy, silence
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
-
-MOMENT_MS = 1000
-"""An end that was heard of so short ago may be the one that the SYN has just made."""
 
 
 def match(view: View) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ Seen as       5 or more descriptors of TCP sockets that no dump contains, in one
 Why it stays  A connection that was reset, timed out or was destroyed leaves its state, and with it ss and
               sock_diag. The descriptor stays open until the program closes it, and counts against its limit.
 Not this      Sockets of other kinds (Unix, UDP). Sockets that never sent nor received a segment: they are
-              being made, or were never connected. Sockets that live in a namespace that was not looked into.
+              being made, or were never connected. Sockets that live in a namespace that was not inspected.
 What ends it  close() by the owner, or its restart.
 What does not ss -K or SOCK_DESTROY: there is no connection any more to destroy.
 Reproduce     finwait lab run hidden-leak

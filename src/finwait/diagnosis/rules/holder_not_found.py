@@ -1,7 +1,7 @@
 """holder-not-found: something holds the socket, and it is no descriptor of any process.
 
 Seen as       A connection that does not finish closing, or an open one on which nothing has passed for a second,
-              with an inode, and no /proc/*/fd entry that names it although *every* process could be looked into,
+              with an inode, and no /proc/*/fd entry that names it although *every* process could be inspected,
               twice. An open one is only a notice. Of MPTCP the connection counts, not its subflows.
 Why it stays  The descriptor is in flight in a Unix socket (SCM_RIGHTS that nobody received), registered with
               io_uring, or used by the kernel itself (NFS, iSCSI, a tunnel). It cannot be found by its fd. While it is
@@ -94,7 +94,7 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if _kernels(view)[rows].all():
         return likely("no process has its inode, and by its port or its cgroup it is one of the kernel's own")
-    return certain("every process was looked into, before and after the dump, and none has its inode")
+    return certain("every process was inspected, before and after the dump, and none has its inode")
 
 
 _LOOK = Remedy("look at programs of its cgroup that pass descriptors over Unix sockets or use io_uring")

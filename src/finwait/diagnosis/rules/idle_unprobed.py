@@ -1,7 +1,8 @@
 """idle-unprobed: silent for long, and nothing would notice if the peer were dead.
 
 Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; or a held connection (ESTABLISHED or
-              FIN_WAIT2) whose other end is gone from a namespace of this machine that it is known to reach. ESTABLISHED
+              FIN_WAIT2) whose other end is gone from a namespace of this machine where others that it connects to at
+              that address are, and which has heard nothing for longer than the look took. ESTABLISHED
               also where a namespace here has the other end's address, and nothing shows that it is the peer's. An
               MPTCP connection is silent when all its subflows are, and keepalive on one of them is keepalive.
 Why it stays  An idle connection sends nothing. If the peer vanished without a FIN (node lost, pod deleted after
@@ -25,8 +26,8 @@ from finwait.diagnosis.rules import (
     NOT_USER_TIMEOUT_IDLE,
     NOT_WAITING_FOR_THE_GONE,
     PREVENT_SILENCE,
+    absence,
     destroy,
-    likely,
     mptcp_rows,
     peer_doubtful,
     peer_missing,
@@ -67,7 +68,7 @@ def match(view: View) -> NDArray[np.bool_]:
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if _gone(view)[rows].all():
-        return likely("the peer's address is on this machine, and no socket there has this connection")
+        return absence(view, "the peer's address is on this machine, and no socket there has this connection")
     if _doubtful(view)[rows].all():
         return possible(
             "a namespace here has the peer's address and no such connection, but another network may have it too; "

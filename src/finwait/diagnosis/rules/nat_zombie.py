@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, destroy, likely, possible
+from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, absence, destroy, peer_absent, possible
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
 
@@ -33,9 +33,7 @@ def match(view: View) -> NDArray[np.bool_]:
         & view.held
         & view.has_flow
         & view.flow_natted
-        & view.peer_here
-        & (view.other < 0)
-        & ~view.other_ambiguous
+        & peer_absent(view)
     )
 
 
@@ -49,7 +47,9 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if view.peer_reached[rows].all():
-        return likely("the translated address is on this machine, and no socket there has this connection")
+        return absence(
+            view, "the translated address is on this machine, and no socket there has this connection"
+        )
     return possible(
         "a namespace here has the translated address and no such connection, but another network may have it too"
     )
