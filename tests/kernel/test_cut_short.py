@@ -296,7 +296,7 @@ class Full:
     def __init__(self, journal: SqliteJournal) -> None:
         self._journal = journal
         self.record_many, self.claim_many = journal.record_many, journal.claim_many
-        self.get, self.is_running = journal.get, journal.is_running
+        self.get, self.is_running, self.open_undos = journal.get, journal.is_running, journal.open_undos
 
     def complete_many(self, _: object) -> None:
         raise KernelError(28, "write the journal", hint="the act was done, its result is not written down")

@@ -163,7 +163,7 @@ def test_two_journals_do_not_change_one_socket_at_once(tmp_path: Path) -> None:
         (first,) = probe(steps[:1], one, keepalive=(4, 1, 2), fault=meanwhile)
         assert first.verdict == "alive"
         assert [p.verdict for p in second] == ["not judged", "alive"]
-        assert f"holds its lock `{address_of(cookies[0])}`" in second[0].detail
+        assert f"holds the lock `{address_of(cookies[0])}`" in second[0].detail
         assert [o.result for o in armed] == ["failed"]
         assert all_options(pair.ours, cookies) == before
         assert one.incomplete() == other.incomplete() == []
@@ -181,7 +181,7 @@ def test_a_lock_that_somebody_squats_keeps_every_act_away(journal: SqliteJournal
             squatter.bind(address_of(cookies[0]).replace("@", "\0", 1))
             (refused,) = arm(steps, journal, {"keepidle": 90})
             assert refused.result == "failed"
-            with pytest.raises(Refused, match="somebody holds its lock"):
+            with pytest.raises(Refused, match="another program holds the lock"):
                 restore(done.act_id, journal)
         assert all_options(pair.ours, cookies) == after
         assert "restored" in restore(done.act_id, journal)

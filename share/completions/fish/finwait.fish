@@ -33,7 +33,7 @@ function __finwait_options  # COMMAND → its options, with what they mean
     case 'journal'
       printf '%s\n' '--limit	acts to list (default 50)' '--incomplete	only acts that were interrupted' '-o	format (default text)' '--output	format (default text)' '--help	what there is'
     case 'undo'
-      printf '%s\n' '--incomplete	every act that was interrupted (crash or kill)' '--yes	do it; without this, finwait only shows what would be done' '--force	even if somebody has changed the options or values since' '--help	what there is'
+      printf '%s\n' '--incomplete	every act that was interrupted (crash or kill)' '--yes	do it; without this, finwait only shows what would be done' '--force	even if somebody has changed the options or values since, or holds the…' '--help	what there is'
     case 'tune' 'relay' 'relay schema' 'relay transitions' 'lab' 'lab list'
       printf '%s\n' '--help	what there is'
     case 'tune show'

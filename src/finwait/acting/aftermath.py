@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from finwait.acting.identity import Key, key_of, reread, rows_by_cookie
 from finwait.kernel import tasks
+from finwait.kernel.interruption import interrupted, pause
 from finwait.remedy.plan import End, Step
 from finwait.uapi import tcp
 
@@ -34,7 +35,8 @@ def wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, Seen]:
     """Wait until connections are gone, for a while; return each end that is not.
 
     Their other ends are waited for too, where they are here and hear of it. LAST_ACK and TIME_WAIT are on their
-    way out: the connection is over for both programs.
+    way out: the connection is over for both programs. An interruption
+    ends the wait.
     """
     if not steps:
         return {}
@@ -43,14 +45,15 @@ def wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, Seen]:
     awaited = {key_of(s) for s in steps} | {
         key_of(s.other) for s in steps if s.other is not None and should_end_too(s)
     }
-    pause = 0.02
+    wait = 0.02
     while True:
         left = still_there(ends)
-        if awaited.isdisjoint(k for k, seen in left.items() if not seen.unknown) or time.monotonic() > end:
+        over = awaited.isdisjoint(k for k, seen in left.items() if not seen.unknown)
+        if over or time.monotonic() > end or interrupted():
             return left
         ends = [e for e in ends if key_of(e) in left]
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.25)
+        pause(wait)
+        wait = min(wait * 1.5, 0.25)
 
 
 def still_there(ends: Sequence[Step | End]) -> dict[Key, Seen]:

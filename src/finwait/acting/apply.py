@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from finwait.acting.aftermath import Seen, open_descriptors, should_end_too, still_there, wait_gone
-from finwait.acting.borrowed import borrow, not_gone, uninterrupted
+from finwait.acting.borrowed import borrow, not_gone
 from finwait.acting.identity import (
     NOT_ENTERED,
     Journal,
@@ -42,6 +42,7 @@ from finwait.acting.rights import check_means
 from finwait.errors import FinwaitError, KernelError, Refused, TargetGone
 from finwait.kernel import pidfd
 from finwait.kernel.destroy import GONE, destroy
+from finwait.kernel.interruption import check, noted
 from finwait.remedy.journal import Act, Kind
 from finwait.remedy.outcome import Outcome, Probe, Result
 from finwait.remedy.plan import Plan, Step, permit
@@ -60,6 +61,7 @@ _KIND: Final[Mapping[str, Kind]] = {
 }
 
 
+@noted()
 def apply(
     plan: Plan,
     journal: Journal,
@@ -130,8 +132,10 @@ def _changed(step: Step, number: int, inode: int, moved: tuple[int, int] | None)
         return (
             "its last descriptor has been closed since: it is now an orphan, which the kernel ends by itself"
         )
-    if inode != step.inode:
+    if inode != step.inode and not step.inode:
         return "a program has accepted it since"
+    if inode != step.inode:
+        return f"its inode is {inode}, and not {step.inode}, as the plan says"
     if moved is not None and moved != (step.bytes_received, step.bytes_acked):
         return "bytes moved since the plan was made"
     return None
@@ -235,9 +239,11 @@ class _Acts:
         steps, how = self.steps, self.how
         try:
             how.fault("journaled")
+            check()
             # The gentle means first: a RST on one leg may make its program close the other by itself.
             for k in sorted(self.ids, key=lambda k: steps[k].means == "reset"):
                 if steps[k].means != "destroy":
+                    check()
                     self._through_descriptor(k)
             self.errors |= not_gone(steps, self.errors)
             _destroy(
@@ -250,22 +256,20 @@ class _Acts:
             how.fault("verified")
         except BaseException:
             # Interrupted, or the kernel refused in the middle: what was done is done, and written down as it is.
-            with uninterrupted():
-                left = still_there(
-                    [end for k in self.ids for end in (steps[k], steps[k].other) if end is not None]
-                )
-                self._cut_short(left)
-                self._finish(left)
-            raise
-        with uninterrupted():
+            left = still_there(
+                [end for k in self.ids for end in (steps[k], steps[k].other) if end is not None]
+            )
+            self._cut_short(left)
             self._finish(left)
+            raise
+        self._finish(left)
+        check()
 
     def _through_descriptor(self, k: int) -> None:
         step = self.steps[k]
         values = self.how.options(step.means)
         if values is not None:
-            with uninterrupted():
-                self.set_[k] = set_for_good(step, values, self.before[k], self.ids[k])
+            self.set_[k] = set_for_good(step, values, self.before[k], self.ids[k])
             return
         try:
             _through_descriptor(step)
@@ -340,6 +344,7 @@ def _destroy(
                 errors[k] = TargetGone(int(steps[k].cookie, 16))
             elif code:
                 errors[k] = KernelError(code, "destroy it", netns=steps[k].netns)
+    check()
     for n, k in enumerate(mine):
         if n not in results:
             where = next((str(g) for g in gaps if g.netns == steps[k].netns), "its namespace is gone")

@@ -6,9 +6,7 @@ holds the connection is looked for anew.
 
 from __future__ import annotations
 
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Final
@@ -20,7 +18,7 @@ from finwait.errors import FinwaitError, TargetGone
 from finwait.kernel import pidfd, procfs
 from finwait.remedy.plan import End, Step
 
-__all__ = ["borrow", "not_gone", "uninterrupted"]
+__all__ = ["borrow", "not_gone"]
 
 
 @contextmanager
@@ -118,17 +116,3 @@ def not_gone(steps: Mapping[int, Step], errors: Mapping[int, FinwaitError]) -> d
         )
         found[k].hint = "run the command again"
     return found
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT, SIGTERM and SIGHUP: what is put back is put back whole. They arrive afterwards."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

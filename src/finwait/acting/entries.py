@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from finwait.acting.borrowed import uninterrupted
 from finwait.acting.identity import Journal, namespaces_of, quiet
 from finwait.errors import KernelError
+from finwait.kernel import interruption
 from finwait.kernel import netns as ns_edge
+from finwait.kernel.interruption import check, interrupted, noted
 from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
 from finwait.remedy.journal import Act
 from finwait.table.flows import FlowTable
@@ -22,6 +22,7 @@ ENDED: Final = ("deleted", "gone before")
 """What is said of an entry that is not there any more."""
 
 
+@noted()
 def delete_entries(
     flows: FlowTable,
     which: Sequence[int],
@@ -47,6 +48,7 @@ def delete_entries(
         KernelError: the journal could not be written; nothing was done but what ``into`` says.
     """
     acts = [Act("conntrack-delete", dict(one), dict(one), {}, "conntrack --delete") for one in described]
+    check()
     ids = journal.record_many(acts)
     fault("journaled")
     by_ns: dict[int, list[int]] = {}
@@ -54,7 +56,7 @@ def delete_entries(
         by_ns.setdefault(int(flows.netns[row]), []).append(k)
     done: dict[int, str] = {}
     results = {} if into is None else into
-    stop = threading.Event()
+    stop = interruption.stop()
 
     def inside(ns: ns_edge.NetNamespace) -> None:
         with netlink_socket(NETLINK_NETFILTER, "open a conntrack socket") as sock:
@@ -66,17 +68,18 @@ def delete_entries(
     undone = "interrupted before it was done"
     try:
         ns_edge.visit(namespaces_of(by_ns), inside, stop=stop)
-        undone = "failed: its namespace could not be entered"
+        if not interrupted():
+            undone = "failed: its namespace could not be entered"
         fault("acted")
     finally:
-        with uninterrupted():
-            results |= {k: done.get(k, undone) for k in range(len(which))}
-            journal.complete_many(
-                {
-                    act: {"result": results[k]} if results[k] in ENDED else {"error": results[k]}
-                    for k, act in enumerate(ids)
-                }
-            )
+        results |= {k: done.get(k, undone) for k in range(len(which))}
+        journal.complete_many(
+            {
+                act: {"result": results[k]} if results[k] in ENDED else {"error": results[k]}
+                for k, act in enumerate(ids)
+            }
+        )
+    check()
     return [results[k] for k in range(len(which))]
 
 

@@ -69,6 +69,9 @@ class Journal(Protocol):
     def get(self, act_id: int) -> Any:  # noqa: ANN401 - a JournalEntry
         """Return an act; ValueError if there is none."""
 
+    def open_undos(self, act_id: int) -> Sequence[Any]:
+        """Return the acts that began to take an act back and have no result."""
+
     def is_running(self, entry: Any) -> bool:  # noqa: ANN401 - a JournalEntry
         """Return whether the process that does it is still there."""
 

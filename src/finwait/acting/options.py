@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ from finwait.acting.borrowed import (
     borrow,
     holders_elsewhere,
     not_gone,
-    uninterrupted,
 )
 from finwait.acting.identity import (
     Journal,
@@ -38,6 +37,7 @@ from finwait.acting.identity import (
 from finwait.errors import FinwaitError, TargetGone
 from finwait.kernel import netns as ns_edge
 from finwait.kernel import pidfd, procfs
+from finwait.kernel.interruption import check, interrupted, noted
 from finwait.kernel.socket_locks import locked
 from finwait.remedy.journal import Act
 from finwait.remedy.outcome import Outcome, Probe
@@ -81,7 +81,9 @@ def claimed(
 
     Raises:
         KernelError: the journal could not be written; nothing was done.
+        KeyboardInterrupt: it was interrupted before anything was set; nothing was done, and nothing is open.
     """
+    check()
     before, errors = _readable(steps, wanted)
     followed = _follows(steps, before, wanted)
     acts = [
@@ -94,22 +96,25 @@ def claimed(
         )
         for k, options in before.items()
     ]
-    with ExitStack() as held:
-        with uninterrupted():
-            ids: dict[int, int] = {}
-            for k, number in zip(list(before), journal.claim_many(acts), strict=True):
-                if isinstance(number, int):
-                    ids[k] = number
-                else:
-                    errors[k] = FinwaitError(f"{number}; nothing was set")
-            mine = {k: steps[k] for k in ids}
-            spaces = namespaces_of({step.netns for step in mine.values()}, leads(mine.values()))
-            refused = held.enter_context(locked(spaces, {key_of(step) for step in mine.values()}))
-            lost = _unconfirmed(mine, before, wanted, refused)
-            if lost:
-                journal.complete_many(
-                    {ids.pop(k): {"error": str(error), "restored": True} for k, error in lost.items()}
-                )
+    check()
+    ids: dict[int, int] = {}
+    for k, number in zip(list(before), journal.claim_many(acts), strict=True):
+        if isinstance(number, int):
+            ids[k] = number
+        else:
+            errors[k] = FinwaitError(f"{number}; nothing was set")
+    mine = {k: steps[k] for k in ids}
+    spaces = namespaces_of({step.netns for step in mine.values()}, leads(mine.values()))
+    with locked(spaces, {key_of(step) for step in mine.values()}) as refused:
+        lost = _unconfirmed(mine, before, wanted, refused)
+        if stop := interrupted():
+            lost = {k: lost.get(k, FinwaitError("interrupted; nothing was set")) for k in mine}
+        if lost:
+            journal.complete_many(
+                {ids.pop(k): {"error": str(error), "restored": True} for k, error in lost.items()}
+            )
+        if stop:  # and not what comes after the look: it is written down, and is the caller's to settle
+            raise KeyboardInterrupt
         yield Claim({k: before[k] for k in ids}, ids, followed, errors | lost)
 
 
@@ -152,6 +157,8 @@ def _unconfirmed(
     """Return why connections are not ours to change, though the journal let us: a lock, or options that changed."""
     lost: dict[int, FinwaitError] = {}
     for k, step in steps.items():
+        if interrupted():
+            break
         if why := refused.get(key_of(step)):
             lost[k] = FinwaitError(f"{why}; nothing was set")
             continue
@@ -278,14 +285,25 @@ def put_back_one(
     return kept, ", ".join(f"{n} is {now[n]}, was {v}" for n, v in ours.items() if now[n] != v)
 
 
-def set_since(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[str, int]) -> dict[str, int]:
+def set_since(
+    now: Mapping[str, int], before: Mapping[str, int], made: Mapping[str, int], *, halfway: bool = False
+) -> dict[str, int]:
     """Return the options that are neither as an act made them nor as they were before: their program's own.
 
     That it switched keepalive on, which the act did too, cannot be seen; but who sets its times wants it on.
+
+    Args:
+        now: as they are.
+        before: as they were.
+        made: what the act set.
+        halfway: the act, or one that took it back, was cut short. It may have been in the middle of setting them, when
+            keepalive is off for a moment (`pidfd.set_options`); that is not taken for the program's.
     """
     own = {name: now[name] for name, value in made.items() if now[name] not in (value, before[name])}
     if own.keys() & SYSCTLS.keys() and made.get("keepalive") and now["keepalive"] and not before["keepalive"]:
         own["keepalive"] = now["keepalive"]
+    if halfway and own.get("keepalive") == 0:
+        del own["keepalive"]
     return own
 
 
@@ -312,29 +330,29 @@ def given_back(
     try:
         yield
     finally:
-        with uninterrupted():
-            done = put_back(steps, claim.before, wanted)
-            results: dict[int, dict[str, Any]] = {}
-            for k, step in steps.items():
-                verdict: dict[str, Any] = {"result": found[k].verdict if k in found else "interrupted"}
-                if k in done.failed:
-                    verdict = {"error": done.failed[k]}
-                elif kept := done.kept.get(k):
-                    verdict |= {"restored": True, "kept": kept}
-                else:
-                    verdict |= {"restored": True}
-                if k not in done.moved:  # who finds its descriptor again can put it back: that act stays open
-                    results[claim.ids[k]] = verdict
-                unjudged = Probe(step, "not judged", "interrupted before it was judged")
-                found[k] = replace(
-                    found.get(k, unjudged),
-                    unrestored=done.failed.get(k, ""),
-                    kept=tuple(sorted(done.kept.get(k, {}).items())),
-                    pinned=tuple(n for n in claim.followed[k] if n not in done.kept.get(k, {})),
-                )
-            journal.complete_many(results)
+        done = put_back(steps, claim.before, wanted)
+        results: dict[int, dict[str, Any]] = {}
+        for k, step in steps.items():
+            verdict: dict[str, Any] = {"result": found[k].verdict if k in found else "interrupted"}
+            if k in done.failed:
+                verdict = {"error": done.failed[k]}
+            elif kept := done.kept.get(k):
+                verdict |= {"restored": True, "kept": kept}
+            else:
+                verdict |= {"restored": True}
+            if k not in done.moved:  # who finds its descriptor again can put it back: that act stays open
+                results[claim.ids[k]] = verdict
+            unjudged = Probe(step, "not judged", "interrupted before it was judged")
+            found[k] = replace(
+                found.get(k, unjudged),
+                unrestored=done.failed.get(k, ""),
+                kept=tuple(sorted(done.kept.get(k, {}).items())),
+                pinned=tuple(n for n in claim.followed[k] if n not in done.kept.get(k, {})),
+            )
+        journal.complete_many(results)
 
 
+@noted()
 def arm(
     steps: Sequence[Step],
     journal: Journal,
@@ -365,13 +383,17 @@ def arm(
     with claimed(numbered, dict.fromkeys(numbered, values), journal, lambda _: "arm") as claim:
         outcomes |= {k: failed(steps[k], error) for k, error in claim.errors.items()}
         say(f"setting options of {len(claim.ids)} connections")
-        with uninterrupted():  # it is a matter of milliseconds
-            fault("journaled")
-            results = {}
-            for k, act_id in claim.ids.items():
+        fault("journaled")
+        results = {}
+        for k, act_id in claim.ids.items():
+            if interrupted():
+                outcomes[k] = failed(steps[k], FinwaitError("interrupted before it was done"), act_id)
+                results[act_id] = journaled(outcomes[k]) | {"restored": True}
+            else:
                 outcomes[k], results[act_id] = set_for_good(steps[k], values, claim.before[k], act_id)
-            fault("armed")
-            journal.complete_many(results)
+        fault("armed")
+        journal.complete_many(results)
+    check()
     return [outcomes[k] for k in range(len(steps))]
 
 

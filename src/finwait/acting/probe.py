@@ -12,12 +12,14 @@ from finwait.acting.watch import watch
 from finwait.diagnosis import forecast
 from finwait.errors import FinwaitError, TargetGone
 from finwait.kernel import pidfd
+from finwait.kernel.interruption import check, noted
 from finwait.remedy.outcome import Probe
 from finwait.remedy.plan import Step
 
 __all__ = ["asking", "probe", "put_to_them"]
 
 
+@noted()
 def probe(
     steps: Sequence[Step],
     journal: Journal,
@@ -81,6 +83,7 @@ def put_to_them(
     begun: dict[int, float] = {}
     unarmed: dict[int, FinwaitError] = {}
     for k, step in steps.items():
+        check()
         try:
             with borrow(step) as sock:
                 before_arming = time.monotonic()

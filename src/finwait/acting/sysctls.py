@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finwait.acting.borrowed import uninterrupted
+from finwait.acting.cut_short import open_ones, origin, over_since
 from finwait.errors import KernelError, Refused
 from finwait.kernel import sysctl
-from finwait.remedy.journal import Act, check_undo, foreign_line, settings_act
+from finwait.kernel.interruption import check, noted
+from finwait.remedy.journal import Act, foreign_line, settings_act
 from finwait.remedy.tuning import COMMAND_LINE, State, drop_in, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from finwait.acting import identity as acting
     from finwait.kernel.sysctl import Target
     from finwait.remedy.journal import Journal, SettingsAct
     from finwait.remedy.tuning import Plan
@@ -33,6 +35,7 @@ class Applied:
     lines: tuple[str, ...]
 
 
+@noted()
 def apply_plan(
     plan: Plan,
     target: Target,
@@ -84,36 +87,39 @@ def apply_plan(
         before["drop_in"] = {"path": str(path), "text": there}
         after["drop_in"] = {"path": str(path), "text": text}
     lines: list[str] = []
-    with uninterrupted():  # it is a matter of milliseconds, and what was done must be written down
-        act_id = journal.record(
-            Act("sysctl", target.identity(), before, after, f"tune apply {plan.profile.name}")
-        )
-        tell(f"recorded {act_id}")
-        try:
-            applied = sysctl.apply(plan.changes, target, expected=before["sysctl"], on_step=on_step)
-            lines += [f"{key}: {applied.before[key]} -> {value}" for key, value in applied.after.items()]
-            if persist:
-                tell("writing drop-in")
-                try:
-                    sysctl.write_drop_in(name, after["drop_in"]["text"], folder=folder)
-                except BaseException:
-                    sysctl.restore(applied.before, target)
-                    raise
-                tell("wrote drop-in")
-                lines.append(f"written: {folder / name}")
-                if earlier:
-                    lines.append(
-                        f"kept in it from before: {', '.join(f'{k} = {v}' for k, v in earlier.items())}"
-                    )
-        except Exception as error:
-            journal.complete(act_id, {"error": str(error)})
-            raise
-        journal.complete(act_id, {"values": dict(applied.after)})
+    check()  # from here on it is a matter of milliseconds, and goes through
+    act_id = journal.record(
+        Act("sysctl", target.identity(), before, after, f"tune apply {plan.profile.name}")
+    )
+    tell(f"recorded {act_id}")
+    try:
+        applied = sysctl.apply(plan.changes, target, expected=before["sysctl"], on_step=on_step)
+        lines += [f"{key}: {applied.before[key]} -> {value}" for key, value in applied.after.items()]
+        if persist:
+            tell("writing drop-in")
+            try:
+                sysctl.write_drop_in(name, after["drop_in"]["text"], folder=folder)
+            except BaseException:
+                sysctl.restore(applied.before, target)
+                raise
+            tell("wrote drop-in")
+            lines.append(f"written: {folder / name}")
+            if earlier:
+                lines.append(f"kept in it from before: {', '.join(f'{k} = {v}' for k, v in earlier.items())}")
+    except Exception as error:
+        journal.complete(act_id, {"error": str(error)})
+        raise
+    journal.complete(act_id, {"values": dict(applied.after)})
     return Applied(act_id, tuple(lines))
 
 
-def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Path | None = None) -> Applied:
+@noted()
+def roll_back(
+    act_id: int, journal: acting.Journal, *, force: bool = False, folder: Path | None = None
+) -> Applied:
     """Put back what an act changed, also one that was cut short; the taking back is an act of its own.
+
+    Of an act that was to take another one back, and was cut short, that is finished.
 
     Args:
         act_id: the act's number.
@@ -127,46 +133,48 @@ def roll_back(act_id: int, journal: Journal, *, force: bool = False, folder: Pat
             already, or it is none that finwait could have done.
         KernelError: a value or file could not be put back; nothing is left changed then.
     """
-    entry = journal.get(act_id)
+    asked = journal.get(act_id)
+    entry = origin(asked, journal)
     if entry.kind != "sysctl":
         raise ValueError(f"act {act_id} set no sysctls")
-    check_undo(entry)
+    if said := over_since(asked, entry, journal):
+        return Applied(act_id, (said,))
     did = settings_act(entry)
     folder = folder if folder is not None else sysctl.SYSCTL_D
     wanted, was_set = did.before, did.after
     target, gone = _recorded_target(did)
     if target is None and not did.drop_in:
-        if entry.result is None:
-            journal.complete(act_id, {"result": f"interrupted; {gone}"})
+        journal.complete_many(open_ones(entry, journal, gone))
         raise Refused("namespace-gone", gone)
     with target if target is not None else contextlib.nullcontext():
         now = sysctl.read(list(wanted), target).values if target is not None else {}
         changed = [k for k in wanted if k in now and now[k] not in (wanted[k], was_set.get(k))]
         if changed and not force:
             told = ", ".join(f"{k} is {now[k]}" for k in changed)
-            raise Refused("changed-since", f"{told}: somebody set it after act {act_id}", override="--force")
+            raise Refused(
+                "changed-since", f"{told}: somebody set it after act {entry.id}", override="--force"
+            )
         back = {k: v for k, v in reversed(list(wanted.items())) if k in now and now[k] != v}
         before = {"sysctl": {k: now[k] for k in back}}
         identity = target.identity() if target is not None else entry.target
         lines = [gone] if gone else []
-        with uninterrupted():
-            new_id = journal.record(
-                Act("sysctl", identity, before, {"sysctl": back}, f"roll back {act_id}", undoes=act_id)
-            )
-            try:
-                if back:
-                    sysctl.apply(back, target, expected=before["sysctl"])
-                    lines += [f"{key}: {now[key]} -> {value}" for key, value in back.items()]
-                if did.drop_in:
-                    path = str(folder / did.drop_in)
-                    sysctl.remove_drop_in(sysctl.DropIn(path, did.text_before, did.text_after), folder=folder)
-                    lines.append(f"{path}: {'removed' if did.text_before is None else 'restored'}")
-            except Exception as error:
-                journal.complete(new_id, {"error": str(error)})
-                raise
-            journal.complete(new_id, {"values": back})
-            if entry.result is None:
-                journal.complete(act_id, {"result": f"interrupted; act {new_id} restored it"})
+        check()
+        (new_id,) = journal.record_many(
+            [Act("sysctl", identity, before, {"sysctl": back}, f"roll back {entry.id}", undoes=entry.id)]
+        )
+        try:
+            if back:
+                sysctl.apply(back, target, expected=before["sysctl"])
+                lines += [f"{key}: {now[key]} -> {value}" for key, value in back.items()]
+            if did.drop_in:
+                path = str(folder / did.drop_in)
+                sysctl.remove_drop_in(sysctl.DropIn(path, did.text_before, did.text_after), folder=folder)
+                lines.append(f"{path}: {'removed' if did.text_before is None else 'restored'}")
+        except Exception as error:
+            journal.complete_many({new_id: {"error": str(error)}})
+            raise
+        others = open_ones(entry, journal, f"act {new_id} restored it", besides=new_id)
+        journal.complete_many(others | {new_id: {"values": back}})
     if not lines:
         lines.append("nothing to restore: everything is already as before")
     return Applied(new_id, tuple(lines))

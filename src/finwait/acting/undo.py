@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from finwait.acting.aftermath import still_there
 from finwait.acting.borrowed import STILL_THERE, DescriptorMoved, holders_elsewhere
+from finwait.acting.cut_short import open_ones, origin, over_since
 from finwait.acting.identity import NOT_ENTERED, Holder, Journal, kernel_target, key_of, namespaces_of
 from finwait.acting.options import SYSCTLS, set_since
 from finwait.errors import FinwaitError, Refused, TargetGone
 from finwait.kernel import pidfd, procfs
+from finwait.kernel.interruption import check, noted
 from finwait.kernel.socket_locks import locked
-from finwait.remedy.journal import Act, check_undo
+from finwait.remedy.journal import Act
 from finwait.remedy.plan import End
 
 __all__ = ["restore", "settle"]
 
 
+@noted()
 def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
     """Put socket options back as an act found them; return what was done, in words.
+
+    Of an act that was to take another one back, and was cut short, that is finished.
 
     Args:
         act_id: which.
         journal: where it is written down.
-        force: also when somebody has set them since. Without it, options that its program has set since an act was
-            cut short stay as they are.
+        force: also when somebody has set them since, and past the lock when another program holds it. Without it,
+            options that its program has set since an act was cut short stay as they are.
 
     Raises:
         ValueError: there is no such act.
@@ -37,8 +44,11 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         FinwaitError: it is still there, and none of its descriptors was found: they were moved, and the act stays open.
         KernelError: the options could not be set.
     """
-    entry = journal.get(act_id)
-    check_undo(entry)
+    asked = journal.get(act_id)
+    entry = origin(asked, journal)
+    if said := over_since(asked, entry, journal):
+        return said
+    act_id = entry.id
     if entry.kind != "sockopt":
         raise Refused("irreversible", f"act {act_id} cannot be reverted: it is a {entry.kind}")
     if entry.result is None and entry.pid != os.getpid() and journal.is_running(entry) and not force:
@@ -47,9 +57,66 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
             f"act {act_id} is not finished: pid {entry.pid} is still doing it",
             override="--force",
         )
+    old = _old_options(entry)
+    check()
+    undo = Act(
+        "sockopt",
+        dict(entry.target),
+        dict(entry.after),
+        {"options": old.before},
+        f"undo {act_id}",
+        undoes=act_id,
+    )
+    (undo_id,) = journal.claim_many([undo], besides=act_id)
+    if not isinstance(undo_id, int):
+        raise Refused("taken", f"act {act_id} cannot be reverted now: {undo_id}")
+    last: FinwaitError = TargetGone(old.cookie)
+    ways = _ways(old.end, old.inode, old.holders)
+    this_boot = entry.boot_id == procfs.facts().boot_id
+    if not this_boot:
+        last, ways = TargetGone(old.cookie, "the machine has been restarted since"), iter(())
+    halfway = entry.result is None or any(one.id != undo_id for one in journal.open_undos(act_id))
+    try:
+        with _lock(act_id, old.end, old.holders, force) if this_boot else nullcontext("") as past:
+            for pid, fd, comm in ways:
+                try:
+                    with pidfd.borrowed(pid, fd, inode=old.inode, cookie=old.cookie) as sock:
+                        text = _put_back(
+                            sock, old, checked=entry.result is not None, halfway=halfway, force=force
+                        )
+                except TargetGone as error:
+                    last = error
+                    continue
+                others = open_ones(entry, journal, f"act {undo_id} restored it", besides=undo_id)
+                journal.complete_many(others | {undo_id: {"result": "restored"}})
+                return (
+                    f"restored {text[0]} in {comm} (pid {pid}, fd {fd}){text[1]}{_pinned(old.followed)}{past}"
+                )
+    except FinwaitError as error:
+        journal.complete_many({undo_id: {"error": str(error), "restored": True}})
+        raise
+    others = open_ones(entry, journal, "its connection has ended since", besides=undo_id)
+    journal.complete_many(others | {undo_id: {"error": str(last), "restored": True}})
+    raise last
+
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """What the journal says of an act on options."""
+
+    end: End
+    inode: int
+    cookie: int
+    holders: list[Holder]
+    before: dict[str, int]
+    made: dict[str, int]
+    followed: list[str]
+
+
+def _old_options(entry: Any) -> _Old:  # noqa: ANN401 - a JournalEntry
     target = entry.target
-    with _whole_act(act_id):
-        options = {name: int(entry.before["options"][name]) for name in entry.before["options"]}
+    with _whole_act(entry.id):
+        before = {name: int(entry.before["options"][name]) for name in entry.before["options"]}
         made = {name: int(value) for name, value in entry.after["options"].items()}
         cookie, inode = int(target["cookie"], 16), int(target["inode"])
         holders = [(int(pid), int(fd), str(comm)) for pid, fd, comm in target["holders"]]
@@ -57,52 +124,33 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         end = End(**{name: target[name] for name in End.__struct_fields__})
         key_of(end)
         kernel_target(end)
-        if not options.keys() <= pidfd.KEEPALIVE_OPTIONS.keys():
+        if not before.keys() <= pidfd.KEEPALIVE_OPTIONS.keys():
             raise ValueError("an option that finwait does not set")
-    undo = Act(
-        "sockopt", dict(target), dict(entry.after), {"options": options}, f"undo {act_id}", undoes=act_id
-    )
-    (undo_id,) = journal.claim_many([undo], besides=act_id)
-    if not isinstance(undo_id, int):
-        raise Refused("taken", f"act {act_id} cannot be reverted now: {undo_id}")
-    last: FinwaitError = TargetGone(cookie)
-    ways = _ways(end, inode, holders)
-    this_boot = entry.boot_id == procfs.facts().boot_id
-    if not this_boot:
-        last, ways = TargetGone(cookie, "the machine has been restarted since"), iter(())
-    try:
-        with _lock(act_id, end, holders) if this_boot else nullcontext():
-            for pid, fd, comm in ways:
-                try:
-                    with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie) as sock:
-                        now = pidfd.get_options(sock)
-                        if entry.result is not None and not force:
-                            _unchanged(now, options, made)
-                        kept = {} if force else set_since(now, options, made)
-                        ours = {name: value for name, value in options.items() if name not in kept}
-                        pidfd.set_options(sock, pidfd.nearest(ours))
-                except TargetGone as error:
-                    last = error
-                    continue
-                said = f"interrupted; act {undo_id} restored it"
-                _close_open(entry, journal, {undo_id: {"result": "restored"}}, said)
-                where = f"{comm} (pid {pid}, fd {fd})"
-                return f"restored {_put_back_text(ours)} in {where}{_kept(kept)}{_pinned(followed)}"
-    except FinwaitError as error:
-        journal.complete_many({undo_id: {"error": str(error), "restored": True}})
-        raise
-    _close_open(
-        entry,
-        journal,
-        {undo_id: {"error": str(last), "restored": True}},
-        "interrupted; its connection has ended since",
-    )
-    raise last
+    return _Old(end, inode, cookie, holders, before, made, followed)
+
+
+def _put_back(
+    sock: socket.socket, old: _Old, *, checked: bool, halfway: bool, force: bool
+) -> tuple[str, str]:
+    """Put the options of a socket back; return which, and which its program has set since.
+
+    Raises:
+        Refused: ``checked``, and somebody has set them since.
+    """
+    now = pidfd.get_options(sock)
+    if checked and not force:
+        _unchanged(now, old.before, old.made, halfway=halfway)
+    kept = {} if force else set_since(now, old.before, old.made, halfway=halfway)
+    ours = {name: value for name, value in old.before.items() if name not in kept}
+    pidfd.set_options(sock, pidfd.nearest(ours))
+    return _put_back_text(ours), _kept(kept)
 
 
 @contextmanager
-def _lock(act_id: int, end: End, holders: Sequence[Holder]) -> Iterator[None]:
+def _lock(act_id: int, end: End, holders: Sequence[Holder], force: bool) -> Iterator[str]:
     """Keep other acts from the options of a connection, those of other journals too.
+
+    Gives what is to be said of a lock that could not be had, where that is no obstacle.
 
     Raises:
         Refused: another act is at them.
@@ -110,12 +158,13 @@ def _lock(act_id: int, end: End, holders: Sequence[Holder]) -> Iterator[None]:
     key = key_of(end)
     spaces = namespaces_of({end.netns}, [(end.netns, pid, fd) for pid, fd, _ in holders[:1]])
     if not spaces:  # nothing leads there: either it is gone, or no descriptor of it will be found
-        yield
+        yield ""
         return
     with locked(spaces, {key}) as refused:
-        if why := refused.get(key):
-            raise Refused("taken", f"act {act_id} cannot be reverted now: {why}")
-        yield
+        why = refused.get(key)
+        if why and not force:
+            raise Refused("taken", f"act {act_id} cannot be reverted now: {why}", override="--force")
+        yield f"; without the lock, as --force says: {why}" if why else ""
 
 
 def _kept(kept: Mapping[str, int]) -> str:
@@ -161,22 +210,18 @@ def _pinned(followed: Sequence[str]) -> str:
     )
 
 
-def _unchanged(now: Mapping[str, int], before: Mapping[str, int], made: Mapping[str, int]) -> None:
+def _unchanged(
+    now: Mapping[str, int], before: Mapping[str, int], made: Mapping[str, int], *, halfway: bool
+) -> None:
     """Refuse if an option is neither as an act left it nor as it was before."""
     for name, value in made.items():
-        if now[name] not in (value, before.get(name)):
+        between = halfway and name == "keepalive" and now[name] == 0  # see `set_since`
+        if now[name] not in (value, before.get(name)) and not between:
             raise Refused(
                 "changed-since",
                 f"{name} is {now[name]} now, but the act set it to {value}: somebody has changed it since",
                 override="--force",
             )
-
-
-def _close_open(entry: Any, journal: Journal, results: dict[int, dict[str, Any]], said: str) -> None:  # noqa: ANN401
-    """Write results down, and that of an act which was cut short: it is told no more."""
-    if entry.result is None:
-        results = results | {entry.id: {"result": said}}
-    journal.complete_many(results)
 
 
 @contextmanager

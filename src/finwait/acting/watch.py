@@ -21,6 +21,7 @@ from finwait.acting.identity import NOT_ENTERED, key_of, reread, rows_by_cookie
 from finwait.diagnosis import forecast
 from finwait.errors import FinwaitError
 from finwait.kernel import pidfd
+from finwait.kernel.interruption import check, pause
 from finwait.remedy.outcome import Probe
 from finwait.remedy.plan import Step
 from finwait.table.sockets import SocketTable
@@ -60,6 +61,8 @@ def watch(
 ) -> None:
     """Poll until each connection is judged: an answer, a row that vanished or moved on, or data in flight.
 
+    Raises KeyboardInterrupt when that is interrupted.
+
     Args:
         steps: the connections, all of which are armed.
         first: when the first probe of each is due, CLOCK_MONOTONIC: a whole idle time after it was armed, also where
@@ -69,7 +72,8 @@ def watch(
     """
     open_ = {k: _Watched(step, first[k], first[k]) for k, step in steps.items()}
     while open_:
-        time.sleep(0.05)
+        pause(0.05)
+        check()
         asked = time.monotonic()
         table, closed = reread(seen.step for seen in open_.values())
         read = time.monotonic()

@@ -14,6 +14,7 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -144,6 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_no_more()
         return 0
     except KeyboardInterrupt:
+        if argv is None:  # it is over; another signal must not cut short what is still to be written
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
         return 130
     except (FilterError, UsageError) as error:
         return _complain(error, 2)

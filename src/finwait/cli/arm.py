@@ -89,13 +89,13 @@ def run(args: argparse.Namespace) -> int:
     waiting = [(selected.steps[k], one) for k, one in forecast.waiting.items()]
     options.write_error(warning_lines(list(forecast.ends.values()), values, waiting))
     found: dict[int, Outcome] = {}
-    try:
-        with opened() as journal:
+    with opened() as journal:
+        try:
             arm(selected.steps, journal, values, say=options.progress() or (lambda _: None), into=found)
-    except BaseException:
-        options.tell_cut_short(args, found)
-        raise
-    return options.tell_outcomes(args, [found[k] for k in sorted(found)]) or options.status(selected.gaps)
+        except BaseException:
+            options.tell_cut_short(args, found, journal)
+            raise
+        return options.tell_outcomes(args, [found[k] for k in sorted(found)]) or options.status(selected.gaps)
 
 
 def _show(args: argparse.Namespace, selected: Chosen, values: Mapping[str, int], forecast: Predicted) -> None:

@@ -207,8 +207,8 @@ def _act(args: argparse.Namespace, plan: Plan) -> int:
     from finwait.kernel.journal import opened
 
     found: dict[int, Outcome] = {}
-    try:
-        with opened() as journal:
+    with opened() as journal:
+        try:
             apply(
                 plan,
                 journal,
@@ -218,7 +218,7 @@ def _act(args: argparse.Namespace, plan: Plan) -> int:
                 say=options.progress() or (lambda _: None),
                 into=found,
             )
-    except BaseException:
-        options.tell_cut_short(args, found)
-        raise
-    return options.tell_outcomes(args, [found[k] for k in sorted(found)])
+        except BaseException:
+            options.tell_cut_short(args, found, journal)
+            raise
+        return options.tell_outcomes(args, [found[k] for k in sorted(found)])

@@ -320,15 +320,15 @@ def _delete(
         return 0
     which = [int(joined.flow[k]) for k in todo]
     results: dict[int, str] = {}
-    try:
-        with opened() as journal:
+    with opened() as journal:
+        try:
             delete_entries(flows, which, journal, [_entry(flows, k) for k in which], into=results)
-    finally:
-        if isinstance(sys.exc_info()[1], KeyboardInterrupt):
-            deleted = sum(said in ENDED for said in results.values())
-            sys.stderr.write(f"finwait: interrupted; {deleted} of {len(which)} entries are deleted\n")
-        for k, result in sorted(results.items()):
-            tell.write(printable(f"{result}: {_tuple(flows, which[k], 'orig')}\n", lines=True))
+        finally:
+            if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                deleted = sum(said in ENDED for said in results.values())
+                sys.stderr.write(f"finwait: interrupted; {deleted} of {len(which)} entries are deleted\n")
+            for k, result in sorted(results.items()):
+                tell.write(printable(f"{result}: {_tuple(flows, which[k], 'orig')}\n", lines=True))
     return 0 if all(said in ENDED for said in results.values()) else 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -57,7 +58,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--yes", action="store_true", help="do it; without this, finwait only shows what would be done"
     )
     back.add_argument(
-        "--force", action="store_true", help="even if somebody has changed the options or values since"
+        "--force",
+        action="store_true",
+        help="even if somebody has changed the options or values since, or holds the lock of the socket",
     )
     back.set_defaults(run=undo)
 
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
     import msgspec
 
-    from finwait.errors import FinwaitError
+    from finwait.errors import FinwaitError, KernelError
     from finwait.kernel.journal import SqliteJournal, state_directory
     from finwait.report.journal import whom
     from finwait.table.units import printable
@@ -92,12 +95,14 @@ def run(args: argparse.Namespace) -> int:
         error.hint = "set FINWAIT_STATE_DIR to a directory"
         raise error
     if not (state_directory() / "journal.sqlite").exists() and not list(state_directory().glob("journal*")):
-        if args.output == "json":
-            sys.stdout.write('{"apiVersion":"finwait/v1","kind":"JournalEntryList","items":[]}\n')
-        else:
-            sys.stderr.write("finwait: the journal is empty: nothing was ever done here\n")
-        return 0
-    with SqliteJournal(read_only=True) as journal:
+        return _empty(args)
+    try:
+        opened = SqliteJournal(read_only=True)
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return _empty(args)  # the first act was cut short while the journal was made
+    with opened as journal:
         cut = {e.id for e in journal.incomplete()}
         entries = journal.incomplete() if args.incomplete else journal.entries(limit=args.limit)
     if args.output == "json":
@@ -128,12 +133,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _empty(args: argparse.Namespace) -> int:
+    if args.output == "json":
+        sys.stdout.write('{"apiVersion":"finwait/v1","kind":"JournalEntryList","items":[]}\n')
+    else:
+        sys.stderr.write("finwait: the journal is empty: nothing was ever done here\n")
+    return 0
+
+
 def undo(args: argparse.Namespace) -> int:
     """Take back acts, the last first; go on when one cannot be taken back, and say so."""
-    from finwait.errors import FinwaitError, UsageError
+    from finwait.errors import UsageError
+    from finwait.kernel.interruption import interruptible
     from finwait.kernel.journal import opened
     from finwait.report.journal import would_do
-    from finwait.table.units import printable
 
     ids = sorted({number for part in args.acts for number in _bounded(part)}, reverse=True)
     if not ids and not args.incomplete:
@@ -151,47 +164,75 @@ def undo(args: argparse.Namespace) -> int:
             for entry in entries:
                 sys.stdout.writelines(f"{line}\n" for line in would_do(entry))
             sys.stdout.flush()
-            if not options.agreed(
-                f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"
-            ):
+            with interruptible():
+                agreed = options.agreed(
+                    f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"
+                )
+            if not agreed:
                 sys.stderr.write("finwait: nothing was done; add `--yes` to revert them\n")
                 return _undo_status(failed) or 4  # not 0: who goes on after it would take them for taken back
-        for entry in entries:
-            try:
-                said = _undo_one(entry, journal, args.force)
-            except FinwaitError as error:
-                if len(ids) == 1:
-                    raise
-                sys.stderr.write(printable(f"finwait: act {entry.id}: {error}\n", lines=True))
-                failed.append(error)
-            else:
-                sys.stdout.write(printable(f"act {entry.id}: {said}\n", lines=True))
+        failed += _undo_each(entries, journal, args.force)
     return _undo_status(failed)
 
 
+def _undo_each(entries: Sequence[JournalEntry], journal: SqliteJournal, force: bool) -> list[FinwaitError]:
+    """Take acts back and say what came of each; return the errors. Interrupted, it stops after the one under way."""
+    from finwait.errors import FinwaitError
+    from finwait.kernel.interruption import check, interrupted
+    from finwait.table.units import printable
+
+    failed = []
+    for k, entry in enumerate(entries):
+        if interrupted():
+            left = [one.id for one in entries[k:]]
+            which = (
+                f"act {left[0]} was" if len(left) == 1 else f"{len(left)} acts ({left[-1]} to {left[0]}) were"
+            )
+            sys.stderr.write(f"finwait: interrupted; {which} not reverted\n")
+            check()
+        try:
+            said = _undo_one(entry, journal, force)
+        except FinwaitError as error:
+            if len(entries) == 1:
+                raise
+            sys.stderr.write(printable(f"finwait: act {entry.id}: {error}\n", lines=True))
+            failed.append(error)
+        else:
+            sys.stdout.write(printable(f"act {entry.id}: {said}\n", lines=True))
+    return failed
+
+
 def _found(ids: Sequence[int], journal: SqliteJournal) -> tuple[list[JournalEntry], list[FinwaitError]]:
-    """Return the acts that could be finwait's, and say of the others what is wrong with them."""
+    """Return the acts that could be finwait's, and say of the others what is wrong with them.
+
+    In place of one that was to take another one back, and was cut short, that other one is returned, once.
+    """
+    from finwait.acting.cut_short import origin
     from finwait.errors import FinwaitError
     from finwait.remedy.journal import check_undo, settings_act
     from finwait.table.units import printable
 
-    entries, failed = [], []
+    entries: dict[int, JournalEntry] = {}
+    failed = []
     for number in ids:
         try:
             try:
                 entry = journal.get(number)
+                first = origin(entry, journal)
             except ValueError as error:
                 raise FinwaitError(str(error)) from None
             check_undo(entry)
+            if first.undone_by is None:  # else there is only this one to settle
+                entry = first
             if entry.kind == "sysctl":
                 settings_act(entry)
-            entries.append(entry)
+            entries[entry.id] = entry
         except FinwaitError as error:
             if len(ids) == 1:
                 raise
             sys.stderr.write(printable(f"finwait: act {number}: {error}\n", lines=True))
             failed.append(error)
-    return entries, failed
+    return list(entries.values()), failed
 
 
 def _undo_status(failed: Sequence[FinwaitError]) -> int:

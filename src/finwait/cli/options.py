@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from finwait.diagnosis.hint import Asked
     from finwait.diagnosis.rule import Means
     from finwait.diagnosis.select import Narrowed
+    from finwait.kernel.journal import SqliteJournal
     from finwait.planning import Chosen
     from finwait.remedy.outcome import Outcome
     from finwait.report.text import Style
@@ -431,16 +432,26 @@ def tell_outcomes(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> int:
     return 1 if any(o.result in ("failed", "still there") for o in outcomes) else 0
 
 
-def tell_cut_short(args: argparse.Namespace, found: Mapping[int, Outcome]) -> None:
+def tell_cut_short(args: argparse.Namespace, found: Mapping[int, Outcome], journal: SqliteJournal) -> None:
     """Print what was done of an act that was interrupted, or whose results could not be written down."""
     interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
     if not found:
         if interrupted:
-            sys.stderr.write("finwait: interrupted; nothing was done\n")
+            sys.stderr.write(f"finwait: interrupted; {left_open(journal) or 'nothing was done'}\n")
         return
     if interrupted:
         sys.stderr.write("finwait: interrupted; this was done until then, and `finwait journal` has it:\n")
     tell_outcomes(args, [found[k] for k in sorted(found)])
+
+
+def left_open(journal: SqliteJournal) -> str:
+    """Say that acts of this process have no result; empty if all have, so that what was not told was not done."""
+    n = journal.left_open()
+    return (
+        f"what became of {n} acts is not known: `finwait undo --incomplete` puts back what can be"
+        if n
+        else ""
+    )
 
 
 def chosen(args: argparse.Namespace, verb: str, means: Means = "keepalive") -> Chosen:

@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         return options.status(gaps)
     found: dict[int, Probe] = {}
     interrupted = False
-    try:
-        with opened() as journal:
+    with opened() as journal:
+        try:
             probe(
                 steps,
                 journal,
@@ -69,19 +69,21 @@ def run(args: argparse.Namespace) -> int:
                 say=options.progress() or (lambda _: None),
                 into=found,
             )
-    except KeyboardInterrupt:
-        interrupted = True
-        raise
-    finally:
-        unrestored = {k: found[k].unrestored for k in sorted(found) if found[k].unrestored}
-        if not interrupted:
-            _tell(args, [found[k] for k in sorted(found)], selected.left)
-        if unrestored:
-            options.write_error(unrestored_lines(steps, unrestored))
-        elif interrupted:
-            options.write_error(interrupted_lines([found[k] for k in sorted(found)]))
-        elif len(found) == len(steps) and sys.exc_info()[0] is not None:
-            sys.stderr.write("finwait: every option is as it was before\n")
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
+        finally:
+            unrestored = {k: found[k].unrestored for k in sorted(found) if found[k].unrestored}
+            if not interrupted:
+                _tell(args, [found[k] for k in sorted(found)], selected.left)
+            if unrestored:
+                options.write_error(unrestored_lines(steps, unrestored))
+            elif interrupted and (unknown := options.left_open(journal)):
+                sys.stderr.write(f"finwait: interrupted; {unknown}\n")
+            elif interrupted:
+                options.write_error(interrupted_lines([found[k] for k in sorted(found)]))
+            elif len(found) == len(steps) and sys.exc_info()[0] is not None:
+                sys.stderr.write("finwait: every option is as it was before\n")
     if unrestored:
         return 1
     unjudged = any(one.verdict == "not judged" for one in found.values())

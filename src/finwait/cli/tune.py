@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from finwait.errors import Gap
+    from finwait.kernel.journal import SqliteJournal
     from finwait.kernel.surroundings import Surroundings
     from finwait.kernel.sysctl import Target
     from finwait.remedy.settings.model import Setting
@@ -421,11 +422,22 @@ def run_apply(args: argparse.Namespace) -> int:
             print("nothing to change", file=sys.stderr)
             return 0
         with opened() as journal:
-            outcome = apply_plan(plan, target, journal, persist=args.persist)
-    for line in outcome.lines:
-        print(line)
-    print(f"undo with: finwait tune rollback {outcome.act_id}")
+            try:
+                outcome = apply_plan(plan, target, journal, persist=args.persist)
+            except KeyboardInterrupt:
+                _tell_interrupted(journal)
+                raise
+            for line in outcome.lines:
+                print(line)
+            print(f"undo with: finwait tune rollback {outcome.act_id}")
     return 0
+
+
+def _tell_interrupted(journal: SqliteJournal) -> None:
+    """Say what an interruption left."""
+    left = journal.left_open()
+    said = "settings may be changed; see `finwait journal --incomplete`" if left else "nothing was done"
+    print(f"finwait: interrupted; {said}", file=sys.stderr)
 
 
 def _guard(plan: Plan, target: Target, args: argparse.Namespace) -> None:
@@ -444,6 +456,7 @@ def _guard(plan: Plan, target: Target, args: argparse.Namespace) -> None:
 def run_rollback(args: argparse.Namespace) -> int:
     """Take an act back and return the exit status."""
     from finwait.acting.sysctls import roll_back
+    from finwait.kernel.interruption import interruptible
     from finwait.kernel.journal import opened
     from finwait.report.journal import would_do
 
@@ -457,12 +470,18 @@ def run_rollback(args: argparse.Namespace) -> int:
         if not args.yes:
             for line in would_do(entry):
                 print(line)
-            if not options.agreed(f"Take act {args.id} back?"):
+            with interruptible():
+                agreed = options.agreed(f"Take act {args.id} back?")
+            if not agreed:
                 print("nothing was done; `--yes` puts these values back", file=sys.stderr)
                 return 4  # not 0: who goes on after it would take them for put back
-        outcome = roll_back(args.id, journal, force=args.force)
-    for line in outcome.lines:
-        print(line)
+        try:
+            outcome = roll_back(args.id, journal, force=args.force)
+        except KeyboardInterrupt:
+            _tell_interrupted(journal)
+            raise
+        for line in outcome.lines:
+            print(line)
     return 0
 
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from finwait.errors import Gap, KernelError, NotSupported, PermissionNeeded
+from finwait.kernel import interruption
 from finwait.kernel import netns as ns_edge
 from finwait.kernel.netlink import NETLINK_SOCK_DIAG, netlink_socket
 from finwait.uapi import inet_diag
@@ -162,7 +162,7 @@ def destroy(
     for k, target in enumerate(targets):
         by_ns.setdefault(target.netns, []).append(k)
     results = {} if results is None else results
-    stop = threading.Event()
+    stop = interruption.stop()
 
     def inside(ns: ns_edge.NetNamespace) -> None:
         with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
@@ -181,7 +181,7 @@ def _batches(
     rate: float,
     before: Callable[[int], None] | None,
     results: dict[int, int],
-    stop: threading.Event,
+    stop: interruption.Stop,
 ) -> None:
     size = _PER_DATAGRAM if rate <= 0 else max(1, min(_PER_DATAGRAM, int(rate / 10)))
     begun = time.monotonic()

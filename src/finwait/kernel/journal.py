@@ -23,7 +23,6 @@ import errno
 import json
 import os
 import pwd
-import signal
 import sqlite3
 import sys
 import time
@@ -35,6 +34,7 @@ import msgspec
 
 from finwait import files
 from finwait.errors import FileRefused, FinwaitError, KernelError, PermissionNeeded
+from finwait.kernel.interruption import noted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -169,10 +169,14 @@ def _home_of(uid: int) -> str:
 
 
 def _start_of(pid: int) -> int:
-    """Return when a process started, in ticks since boot; 0 where that cannot be read."""
+    """Return when a process started, in ticks since boot; 0 where that cannot be read, or it has ended.
+
+    One that has ended stays listed until its parent asks for its status, as a zombie.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return int(text.rpartition(")")[2].split()[19])
+        fields = text.rpartition(")")[2].split()
+        return 0 if fields[0] in ("Z", "X", "x") else int(fields[19])
     except (OSError, ValueError, IndexError):
         return 0
 
@@ -406,7 +410,8 @@ class SqliteJournal:
 
         Args:
             acts: one a socket.
-            besides: the act that is taken back here, which is no obstacle.
+            besides: the act that is taken back here, which is no obstacle; neither are those that began to take it
+                back and were cut short, as this finishes them.
 
         Returns:
             For each act its id, or what has taken its socket; then it is not written down.
@@ -442,7 +447,10 @@ class SqliteJournal:
                 RecursionError,
             ):  # damaged: `entries` says so, and no socket is known
                 continue
-            taken[_socket_of(entry.target)] = Taken(entry.id, entry.pid, entry.why, self.is_running(entry))
+            running = self.is_running(entry)
+            if besides is not None and entry.undoes == besides and not running:
+                continue
+            taken[_socket_of(entry.target)] = Taken(entry.id, entry.pid, entry.why, running)
         return taken
 
     def complete(self, act_id: int, result: Mapping[str, Any]) -> None:
@@ -491,6 +499,15 @@ class SqliteJournal:
         """Return the acts that were begun and never ended: without a result, and their process is gone."""
         open_ = self._select("WHERE finished_ns IS NULL ORDER BY id", ())
         return [entry for entry in open_ if not self.is_running(entry)]
+
+    def open_undos(self, act_id: int) -> list[JournalEntry]:
+        """Return the acts that began to take an act back and have no result; some may be under way."""
+        return self._select("WHERE finished_ns IS NULL AND undoes = ? ORDER BY id", (act_id,))
+
+    def left_open(self) -> int:
+        """Return how many acts of this process have no result."""
+        mine = self._select("WHERE finished_ns IS NULL AND pid = ?", (os.getpid(),))
+        return sum(map(self.is_running, mine))
 
     def is_running(self, entry: JournalEntry) -> bool:
         """Return whether the process that did an act is there still."""
@@ -578,18 +595,17 @@ def _errno_of(error: sqlite3.Error) -> int:
 
 @contextlib.contextmanager
 def opened() -> Iterator[SqliteJournal]:
-    """Open the journal for acting; SIGTERM and SIGHUP end what is done inside as Ctrl-C does, tidily."""
+    """Open the journal for acting; what is done inside stops tidily at a signal, see `finwait.kernel.interruption`.
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with SqliteJournal() as journal:
+    Say inside of it what was done: when it ends, an interruption goes on as KeyboardInterrupt.
+    """
+    with noted(), SqliteJournal() as journal:
+        try:
             yield journal
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        finally:
+            if sys.stdout is not None:
+                with contextlib.suppress(OSError, ValueError):  # who writes next finds it again
+                    sys.stdout.flush()
 
 
 def unfinished() -> list[JournalEntry]:

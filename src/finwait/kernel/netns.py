@@ -20,7 +20,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from finwait.errors import Gap
 from finwait.kernel import pidfd, rights, tasks
@@ -33,6 +33,16 @@ _LINK = re.compile(r"net:\[(\d+)\]")
 _SOCKET = "socket:"
 """Begins a path that is a socket of a process: ``socket:PID:FD:INODE``, with the inode of the namespace."""
 T = TypeVar("T")
+
+
+class Mark(Protocol):
+    """What tells a thread to stop: a `threading.Event`, or a `finwait.kernel.interruption.Stop`."""
+
+    def set(self) -> None:
+        """Tell it."""
+
+    def is_set(self) -> bool:
+        """Return whether it was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +264,7 @@ def visit(
     namespaces: Iterable[NetNamespace],
     look: Callable[[NetNamespace], T],
     *,
-    stop: threading.Event | None = None,
+    stop: Mark | None = None,
 ) -> tuple[dict[int, T], list[Gap]]:
     """Call ``look`` once inside each namespace, in a thread of its own that ends afterwards.
 
@@ -280,7 +290,7 @@ def visit(
 
 
 def _visit(
-    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T], stop: threading.Event | None
+    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T], stop: Mark | None
 ) -> tuple[dict[int, T], list[Gap], dict[int, NetNamespace]]:
     """As `visit`, once; also returns those to which no way leads any more."""
     results: dict[int, T] = {}
@@ -318,7 +328,7 @@ def _visit(
     return results, gaps, vanished
 
 
-def finish(work: Callable[[], None], stop: threading.Event, name: str) -> None:
+def finish(work: Callable[[], None], stop: Mark, name: str) -> None:
     """Do something in a thread, and wait for its end also when that is interrupted: ``stop`` tells it.
 
     (`threading.Thread.join` will not do: before Python 3.13 an interrupted one takes the thread for ended.)

@@ -64,8 +64,8 @@ def locked(
 def _why(error: OSError, cookie: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"somebody holds its lock `{address_of(cookie)}`: another finwait changes its options, with another "
-            "journal (`ss -xap` in its namespace shows which process)"
+            f"another program holds the lock `{address_of(cookie)}`: a finwait with another journal that changes its "
+            "options, most likely (`ss -xap` in its namespace shows which process)"
         )
     return f"its lock `{address_of(cookie)}` cannot be taken: {error.strerror}"
 

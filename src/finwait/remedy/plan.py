@@ -358,6 +358,8 @@ def _wrong(step: Step) -> str | None:
     for end in (step, step.other):
         if end is not None and (wrong := _unsound(end)) is not None:
             return wrong
+    if not 0 <= step.inode < 1 << 32:
+        return f"inode {step.inode}: there is no such socket"
     for pid, fd, _ in step.holders:
         if not (0 < pid < 1 << 31 and 0 <= fd < 1 << 31):
             return f"pid {pid}, descriptor {fd}: no such holder"

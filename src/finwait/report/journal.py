@@ -28,8 +28,21 @@ _UNKNOWN = "this version of finwait does not know such acts"
 def whom(entry: Entry) -> str:
     """Return what an act was done to, in words."""
     target = entry.target
-    text = target.get("connection") or target.get("original") or f"netns {target.get('inode', '?')}"
-    return printable(str(text))
+    if entry.kind == "sysctl":
+        return printable(_settings(entry))
+    return printable(str(target.get("connection") or target.get("original") or "?"))
+
+
+def _settings(entry: Entry) -> str:
+    """Return namespace and settings of an act; the journal is a file, and may say anything."""
+    number, name = entry.target.get("netns", "?"), entry.target.get("name")
+    where = f"{name} (netns {number})" if name and name != f"netns:{number}" else f"netns {number}"
+    before, after = (part.get("sysctl") for part in (entry.before, entry.after))
+    before, after = (part if isinstance(part, dict) else {} for part in (before, after))
+    changes = [f"{key} {before.get(key, '?')} → {value}" for key, value in after.items()]
+    if isinstance(drop := entry.after.get("drop_in"), dict):
+        changes.append(str(drop.get("path")))
+    return f"{where}: {', '.join(changes) or 'no setting'}"
 
 
 def unfinished_lines(cut: Sequence[Entry]) -> Iterator[str]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from finwait.cli import main
 from finwait.errors import KernelError
 from finwait.kernel.journal import SqliteJournal, Taken, state_directory
 from finwait.remedy.journal import Act, Journal
+from finwait.report.journal import whom
 
 ACT = Act("sysctl", {"netns": 1}, {"sysctl": {"a.b": "1"}}, {"sysctl": {"a.b": "2"}}, "because")
 
@@ -103,6 +105,22 @@ def test_an_act_cut_short_by_sigkill_is_told_and_one_still_running_is_not(journa
     (left,) = journal.incomplete()
     assert (left.id, left.kind, left.target) == (int(done.stdout), "destroy", {"cookie": 7})
     assert left.id != ours
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_not_at_it_any_more(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with SqliteJournal(tmp_path / "j.sqlite") as mine:
+                mine.record(on_socket())
+        finally:
+            os._exit(0)
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
+        with SqliteJournal(tmp_path / "j.sqlite") as journal:
+            assert [entry.id for entry in journal.incomplete()] == [1]
+    finally:
+        os.waitpid(pid, 0)
 
 
 def test_two_processes_write_at_once_without_losing_an_act(journal):
@@ -254,3 +272,29 @@ def test_claims_of_many_processes_never_overlap(tmp_path: Path) -> None:
     for one in running:
         one.communicate("\n", timeout=30)
     assert sorted(got) == ["False"] * 7 + ["True"]
+
+
+def test_a_journal_that_was_never_finished_being_made_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The very first act was cut short between the making of the file and that of its tables."""
+    tmp_path.chmod(0o700)
+    (tmp_path / "journal.sqlite").touch(0o600)
+    monkeypatch.setenv("FINWAIT_STATE_DIR", str(tmp_path))
+    assert main(["journal"]) == 0
+    assert "the journal is empty" in capsys.readouterr().err
+    assert main(["journal", "-o", "json"]) == 0
+    assert '"items":[]' in capsys.readouterr().out
+
+
+def test_an_act_on_settings_is_shown_with_its_namespace_and_keys(tmp_path: Path) -> None:
+    target = {"netns": 7, "cookie": 1, "boot_id": "b", "name": "web"}
+    key = "net.ipv4.tcp_fin_timeout"
+    acts = [
+        Act("sysctl", target, {"sysctl": {key: "60"}}, {"sysctl": {key: "30"}}),
+        Act("sysctl", {"netns": 7}, {}, {"sysctl": "x", "drop_in": {"path": "/a.conf"}}),
+        Act("sysctl", {}),
+    ]
+    with SqliteJournal(tmp_path / "j.sqlite") as journal:
+        shown = [whom(journal.get(number)) for number in journal.record_many(acts)]
+    assert shown == [f"web (netns 7): {key} 60 → 30", "netns 7: /a.conf", "netns ?: no setting"]

@@ -293,6 +293,8 @@ def test_a_plan_that_calls_things_otherwise_is_refused_or_left_alone() -> None:
         ({"src": "fe80::1%\x1b[2J", "family": 10}, r"`fe80::1%\\x1b\[2J` is not an address"),
         ({"src": "010.0.0.1"}, "is not an address"),
         ({"cookie": "\x1b[2J"}, "is not a cookie"),
+        ({"inode": -1}, "inode -1: there is no such socket"),
+        ({"inode": 2**63 - 1}, "there is no such socket"),
     ):
         with pytest.raises(FinwaitError, match=r"^plan:\d+: .*" + said):
             plans.decode(plans.encode(with_(**changed)), "plan")
