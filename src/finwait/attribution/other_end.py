@@ -9,12 +9,15 @@ partner, were one connection, if what each counts as received is what the other 
 A tuple that fits several rows is given none of them, and none of them is given it: a guess would be worse than
 "unknown". Addresses repeat between namespaces that are not connected (private networks, fe80::1), and where one of two
 such connections has lost an end, the other's fits both. So two rows are ends of one connection only if interfaces
-connect their namespaces, over any number of others, and if their counters do not refute it. What fits in a namespace
-of which that is not known is at best possible (`OtherEnds.possible`), and no conclusion rests on it.
+connect their namespaces, over any number of others, and if their counters do not refute it. Where several of the
+namespaces so connected have the address of one of the two, interfaces do not tell whose it is: pairs that know nothing
+of each other may hang on one host. What fits in a namespace of which it is not known is at best possible
+(`OtherEnds.possible`), and no conclusion rests on it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +41,7 @@ _HOPS = 4
 
 Words = tuple[NDArray[Any], ...]
 I64 = NDArray[np.int64]
+Address = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,44 @@ def connected(a: NDArray[Any], b: NDArray[Any], islands: Mapping[int, int | None
     return same | ((left == right) & (left >= 0))
 
 
+class _Near:
+    """Which pairs of rows may be ends of one connection by where they are."""
+
+    def __init__(
+        self,
+        sockets: SocketTable,
+        islands: Mapping[int, int | None],
+        addresses: Mapping[int, frozenset[Address]],
+    ) -> None:
+        self._netns = sockets.netns
+        self._islands = islands
+        times = Counter(
+            (island, *address)
+            for number, island in islands.items()
+            if island is not None
+            for address in addresses.get(number, ())
+        )
+        self._repeated = np.zeros(len(sockets), np.bool_)
+        if shared := [place for place, n in times.items() if n > 1]:
+            words = np.array(shared, np.uint64)
+            known = {number: island for number, island in islands.items() if island is not None}
+            at = np.array([[number, known[number]] for number in sorted(known)], np.int64)
+            which = np.minimum(np.searchsorted(at[:, 0], self._netns), len(at) - 1)
+            rows = np.flatnonzero(at[which, 0] == self._netns)
+            source = sockets.src[rows]
+            i, _ = matches(
+                (at[which[rows], 1].astype(np.uint64), source[:, 0], source[:, 1]),
+                (words[:, 0], words[:, 1], words[:, 2]),
+            )
+            self._repeated[rows[i]] = True
+
+    def __call__(self, i: I64, j: I64) -> Mask:
+        """Say for pairs of rows whether they are in one namespace, or in two that are connected and not ambiguous."""
+        a, b = self._netns[i], self._netns[j]
+        near: Mask = (a == b) | (connected(a, b, self._islands) & ~self._repeated[i] & ~self._repeated[j])
+        return near
+
+
 def other_ends(
     sockets: SocketTable,
     flows: FlowTable | None,
@@ -147,6 +189,7 @@ def other_ends(
     *,
     untranslated: frozenset[tuple[int, int]] | None = None,
     islands: Mapping[int, int | None] | None = None,
+    addresses: Mapping[int, frozenset[Address]] | None = None,
 ) -> OtherEnds:
     """Find the other end of every connection.
 
@@ -158,6 +201,7 @@ def other_ends(
             without an entry; None where entries may exist that were not read, or no namespace has lost any: then
             no two ends are joined by the client alone.
         islands: namespace → a number that connected ones share; None for one of which that is not known.
+        addresses: namespace → its own, in two words each.
     """
     n = len(sockets)
     row = np.full(n, -1, np.int64)
@@ -174,21 +218,22 @@ def other_ends(
     i, j = i[fits], j[fits]
     fits = ~_refuted(sockets, i, j)
     i, j = i[fits], j[fits]
-    islands = islands or {}
-    near = connected(sockets.netns[i], sockets.netns[j], islands)
+    may_be = _Near(sockets, islands or {}, addresses or {})
+    near = may_be(i, j)
     row, ambiguous = unique_match(n, i[near], j[near])
     how[row >= 0] = DIRECT
     _only_mutual(row, how, ambiguous)
     if flows is not None and len(flows):
         _through_nat(sockets, flows, ours, row, how, flow, peer, ambiguous)
         _only_mutual(row, how, ambiguous)
-    possible, _ = unique_match(n, i[~near], j[~near])
+    possible, several = unique_match(n, i[~near], j[~near])
+    ambiguous |= several & (row < 0)
     joined = np.flatnonzero(row >= 0)
-    apart = joined[~connected(sockets.netns[joined], sockets.netns[row[joined]], islands)]
+    apart = joined[~may_be(joined, row[joined])]
     possible[apart], row[apart], how[apart] = row[apart], -1, NONE
     possible[(row >= 0) | ambiguous | (row[np.maximum(possible, 0)] >= 0)] = -1
     if untranslated is not None:
-        _half(sockets, row, how, flow, ambiguous, untranslated, islands)
+        _half(sockets, row, how, flow, ambiguous, untranslated, may_be)
     return OtherEnds(row, how, ambiguous, flow, peer, possible)
 
 
@@ -270,8 +315,8 @@ def _half(
     how: NDArray[np.uint8],
     flow: I64,
     ambiguous: Mask,
-    untranslated: frozenset[tuple[int, int]],
-    islands: Mapping[int, int | None],
+    untranslated: frozenset[Address],
+    may_be: _Near,
 ) -> None:
     s = sockets
     alone = (row < 0) & (flow < 0) & ~ambiguous & (s.protocol == 6)
@@ -288,7 +333,7 @@ def _half(
     i, j = clients[i], servers[j]
     other_address = (s.dst[i] != s.src[j]).any(axis=1)
     i, j = i[other_address], j[other_address]
-    same = counts_agree(s, i, j) & connected(s.netns[i], s.netns[j], islands)
+    same = counts_agree(s, i, j) & may_be(i, j)
     same &= np.array([(int(a), int(b)) not in untranslated for a, b in s.dst[i]], np.bool_)
     i, j = i[same], j[same]
     n = len(s)

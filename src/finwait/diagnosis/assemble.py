@@ -218,7 +218,8 @@ def assemble(
     near = loopback(sockets)
     islands = {number: ns.island for number, ns in namespaces.items()}
     ends = other_ends(
-        sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None, islands=islands
+        sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None, islands=islands,
+        addresses={number: ns.addresses for number, ns in namespaces.items()},
     )  # fmt: skip
     least, most, source = ages(sockets)
     change = movement(sockets, earlier, watched_ms, first_look_ms)
@@ -270,7 +271,7 @@ def assemble(
         options=options,
         watched_ms=watched_ms,
         took_ms=took_ms,
-        lone_before=_lone_before(sockets, earlier, flows, islands, first_look_ms),
+        lone_before=_lone_before(sockets, earlier, flows, namespaces, first_look_ms),
     )
 
 
@@ -278,7 +279,7 @@ def _lone_before(
     sockets: SocketTable,
     earlier: SocketTable | None,
     flows: FlowTable | None,
-    islands: Mapping[int, int | None],
+    namespaces: Mapping[int, NamespaceView],
     first_look_ms: int,
 ) -> Mask | None:
     """Return which rows were there at an earlier look without another end; None where there was no such look.
@@ -291,7 +292,11 @@ def _lone_before(
         return np.zeros(len(sockets), np.bool_)
     i, j = matches((sockets.cookie, sockets.protocol), (earlier.cookie, earlier.protocol))
     before, _ = unique_match(len(sockets), i, j)
-    ends = other_ends(earlier, flows, loopback(earlier), islands=islands)
+    ends = other_ends(
+        earlier, flows, loopback(earlier),
+        islands={number: ns.island for number, ns in namespaces.items()},
+        addresses={number: ns.addresses for number, ns in namespaces.items()},
+    )  # fmt: skip
     quiet = np.full(len(earlier), np.iinfo(np.int64).max, np.int64)
     for clock in ("last_data_recv_ms", "last_ack_recv_ms"):
         told = earlier.present(clock)

@@ -130,6 +130,53 @@ def test_of_two_that_fit_the_one_that_is_connected_is_the_other_end() -> None:
     assert not found.ambiguous.any()
 
 
+def _addresses(*pairs: tuple[int, str]) -> dict[int, frozenset[tuple[int, int]]]:
+    return {number: frozenset({pack_address(text)}) for number, text in pairs}
+
+
+def test_two_ends_are_at_best_possible_where_connected_namespaces_share_the_address_of_one() -> None:
+    """Pairs of namespaces with the same addresses, each with a link to one host: what is left of two fits."""
+    client: Row = (1, "10.0.0.1", 5000, "10.0.0.2", 80, F2)
+    server: Row = (4, "10.0.0.2", 80, "10.0.0.1", 5000, CW)
+    one_host = dict.fromkeys((1, 2, 3, 4, 9), 1)
+    first, second = ((1, "10.0.0.1"), (2, "10.0.0.2")), ((3, "10.0.0.1"), (4, "10.0.0.2"))
+    left = table([client, server])
+    found = other_ends(left, None, loopback(left), islands=one_host, addresses=_addresses(*first, *second))
+    assert (found.row.tolist(), found.possible.tolist()) == ([-1, -1], [1, 0])
+    for more in (first[1:], second[:1]):  # one of the two addresses is enough
+        known = _addresses(first[0], second[1], *more)
+        assert other_ends(left, None, loopback(left), islands=one_host, addresses=known).row.tolist() == [
+            -1,
+            -1,
+        ]
+    alone = _addresses(first[0], second[1], (9, "10.0.0.9"))
+    assert other_ends(left, None, loopback(left), islands=one_host, addresses=alone).row.tolist() == [1, 0]
+    apart = {1: 1, 4: 1, 2: 2, 3: 2}
+    known = _addresses(*first, *second)
+    assert other_ends(left, None, loopback(left), islands=apart, addresses=known).row.tolist() == [1, 0]
+
+
+def test_what_several_possible_ends_fit_is_ambiguous_and_not_without_an_end() -> None:
+    rows: list[Row] = [
+        (netns, *ends)
+        for netns, ends in (
+            (1, ("10.0.0.1", 5000, "10.0.0.2", 80, E)),
+            (2, ("10.0.0.2", 80, "10.0.0.1", 5000, E)),
+            (3, ("10.0.0.1", 5000, "10.0.0.2", 80, E)),
+            (4, ("10.0.0.2", 80, "10.0.0.1", 5000, E)),
+        )
+    ]
+    known = _addresses((1, "10.0.0.1"), (2, "10.0.0.2"), (3, "10.0.0.1"), (4, "10.0.0.2"))
+    sockets = table(rows)
+    found = other_ends(
+        sockets, None, loopback(sockets), islands=dict.fromkeys((1, 2, 3, 4), 1), addresses=known
+    )
+    assert found.row.tolist() == found.possible.tolist() == [-1] * 4
+    assert found.ambiguous.all()
+    found = other_ends(sockets, None, loopback(sockets), islands={1: 1, 2: 2, 3: 3, 4: 4})
+    assert found.ambiguous.all()
+
+
 def test_an_entry_does_not_join_namespaces_that_are_not_connected() -> None:
     sockets = table([(1, "10.0.0.1", 4000, "10.96.0.1", 80, E), (2, "10.1.0.2", 8080, "10.0.0.1", 4000, E)])
     found = other_ends(sockets, flows([DNAT]), loopback(sockets), islands={1: 1, 2: 2, 9: 1})
