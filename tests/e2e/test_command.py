@@ -347,7 +347,7 @@ def test_a_state_directory_that_is_a_file_is_no_empty_journal(tmp_path: Path) ->
         env={**os.environ, "FINWAIT_STATE_DIR": str(tmp_path / "state")},
     )
     assert done.returncode == 1
-    assert f"`{tmp_path}/state` is no directory" in done.stderr
+    assert f"`{tmp_path}/state` is not a directory" in done.stderr
 
 
 @pytest.mark.parametrize("form", FORMATS)

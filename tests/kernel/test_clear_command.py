@@ -251,7 +251,7 @@ def test_what_a_plan_file_says_never_reaches_the_terminal(tmp_path: Path) -> Non
         shown = command("--plan", str(file), "--dry-run")
         assert "harmless" not in shown
         assert f"held by near (pid {pair.near.pid})" in shown
-        for name, said in (("kind", "destroy` is destructive"), ("peer_told", "the description of what the peer sees is not")):
+        for name, said in (("kind", "destroy` is destructive"), ("peer_told", "what the peer sees is not")):
             file.write_text(json.dumps(plan | {"steps": [step | {name: "\x1b[31mharmless\x1b[0m"}]}))
             command("--plan", str(file), "--dry-run", code=1)
             assert said in command.errors
