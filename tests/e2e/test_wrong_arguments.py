@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from finwait.cli import EXIT_STATUS, build_parser
+from finwait.table.units import printable
 from tests.kernel.needs import missing
 
 SWEEP = Path(__file__).with_name("sweep.py")
@@ -230,7 +231,7 @@ def _metavar(taker: Taker) -> str:
 
 def _shown(word: str) -> str:
     value = word.partition("=")[2] or word
-    return f"`{value.encode('unicode_escape').decode()[:20]}"
+    return f"`{printable(value)[:20]}"
 
 
 def _parses(words: list[str]) -> bool:
