@@ -149,7 +149,7 @@ def test_what_cannot_be_listed_is_not_said_to_be_absent(monkeypatch: pytest.Monk
         monkeypatch.setattr("shutil.which", lambda _: None)
         verdict, matters, text = judged(space)
         assert (verdict, matters) == ("only-when", None)
-        assert "was not seen" in " ".join(text)
+        assert "could not be listed" in " ".join(text)
 
 
 def test_defaults_that_follow_from_memory_are_those_of_this_kernel() -> None:

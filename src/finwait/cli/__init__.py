@@ -148,6 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:  # it is over; another signal must not cut short what is still to be written
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):  # its reader was interrupted as well
+            _write_no_more()
         return 130
     except (FilterError, UsageError) as error:
         return _complain(error, 2)

@@ -15,9 +15,13 @@ from finwait.selecting import parse_filter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from finwait.diagnosis.finding import Finding
     from finwait.report.nagios import Threshold
     from finwait.session import Diagnosis
+    from finwait.table.schema import Mask
 
 __all__ = ["add_parser", "run", "unknown"]
 
@@ -133,11 +137,37 @@ def _look(args: argparse.Namespace) -> Diagnosis:
 
     diagnosis = options.diagnose(args)
     wanted = _severities(args)
-    again = any(_undecided(f, wanted) for f in diagnosis.findings) or any(_ageless(args, diagnosis))
+    again = (
+        any(_undecided(f, wanted) for f in diagnosis.findings)
+        or any(_ageless(args, diagnosis))
+        or bool(_passing(diagnosis)[_rows(diagnosis, wanted)].any())
+    )
     if not args.watch and not args.recording and again:
         args.watch = RECENT_MS + 500
         diagnosis = options.diagnose(args)
     return diagnosis
+
+
+def _rows(diagnosis: Diagnosis, wanted: tuple[str, ...]) -> NDArray[np.int64]:
+    """Return the rows of all findings that would count."""
+    import numpy as np
+
+    rows = [f.rows for f in diagnosis.findings if f.primary and f.severity in wanted]
+    return np.concatenate(rows) if rows else np.empty(0, np.int64)
+
+
+def _passing(diagnosis: Diagnosis) -> Mask:
+    """Return which connections may just pass through their state: a busy server always has such.
+
+    After one look those that are not known to have been in it for some seconds; after two those that the first did
+    not see at all.
+    """
+    from finwait.diagnosis.rules import RECENT_MS
+
+    view = diagnosis.view
+    if view.lone_before is None:
+        return view.at_least_ms < RECENT_MS
+    return (view.queue_before < 0) & (view.at_least_ms < RECENT_MS)
 
 
 def _severities(args: argparse.Namespace) -> tuple[str, ...]:
@@ -194,14 +224,18 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
     from finwait.diagnosis import select
 
     wanted = _severities(args)
+    # One look, of a recording: nothing tells more, and all of it counts.
+    twice = diagnosis.view.lone_before is not None
+    passing = _passing(diagnosis) & twice
     counts: Counter[str] = Counter()
     for f in diagnosis.findings:
         if not f.primary or f.severity not in wanted:
             continue
         if not args.min_age:
-            counts[f.rule] += f.count
+            counts[f.rule] += f.count - int(passing[f.rows].sum())
         elif len(f.rows):
-            counts[f.rule] += int((diagnosis.view.at_least_ms[f.rows] >= args.min_age).sum())
+            old = diagnosis.view.at_least_ms[f.rows] >= args.min_age
+            counts[f.rule] += int((old & ~passing[f.rows]).sum())
     connections, descriptors = _ageless(args, diagnosis)
     ageless = tuple(
         text

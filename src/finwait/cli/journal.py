@@ -182,6 +182,7 @@ def _undo_each(entries: Sequence[JournalEntry], journal: SqliteJournal, force: b
     from finwait.table.units import printable
 
     failed = []
+    unwritten: OSError | None = None
     for k, entry in enumerate(entries):
         if interrupted():
             left = [one.id for one in entries[k:]]
@@ -198,7 +199,16 @@ def _undo_each(entries: Sequence[JournalEntry], journal: SqliteJournal, force: b
             sys.stderr.write(printable(f"finwait: act {entry.id}: {error}\n", lines=True))
             failed.append(error)
         else:
-            sys.stdout.write(printable(f"act {entry.id}: {said}\n", lines=True))
+            if unwritten is not None:
+                continue
+            try:
+                sys.stdout.write(printable(f"act {entry.id}: {said}\n", lines=True))
+            except (
+                OSError
+            ) as error:  # who reads it has gone (`| head -1`): no reason to leave the rest as it is
+                unwritten = error
+    if unwritten is not None and not failed:
+        raise unwritten
     return failed
 
 

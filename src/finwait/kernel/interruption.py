@@ -37,7 +37,8 @@ class Stop:
         """Set it, for good."""
         if not self._set:
             self._set = True
-            os.eventfd_write(self._fd, 1)
+            if self._fd >= 0:
+                os.eventfd_write(self._fd, 1)
 
     def is_set(self) -> bool:
         """Return whether it is set."""
@@ -51,9 +52,15 @@ class Stop:
             poll.poll(seconds * 1000)
         return self._set
 
+    def close(self) -> None:
+        """Give its descriptor back; whether it is set is known for ever."""
+        number, self._fd = self._fd, -1
+        if number >= 0:
+            os.close(number)
+
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
-            os.close(self._fd)
+            self.close()
 
 
 class _Section:
@@ -69,7 +76,7 @@ def noted() -> Iterator[None]:
     A signal that is ignored (nohup(1)) stays so.
 
     Raises:
-        KeyboardInterrupt: one came, and nothing else was raised.
+        KeyboardInterrupt: one came, and nothing else was raised but that the output is closed.
     """
     if _Section.stop is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -77,7 +84,14 @@ def noted() -> Iterator[None]:
     mark = _Section.stop = Stop()
     try:
         with _handled(mark):
-            yield
+            try:
+                yield
+            finally:
+                mark.close()  # here, where no signal can come between
+    except OSError:
+        # The output is closed: Ctrl-C ends the reader of a pipeline, too. That it was interrupted is what counts.
+        if not mark.is_set():
+            raise
     finally:
         _Section.stop = None
     if mark.is_set():

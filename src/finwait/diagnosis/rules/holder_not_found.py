@@ -58,7 +58,11 @@ def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     if not view.holders.complete:
         return np.zeros(len(view), np.bool_)
-    return suspects(view.sockets) & view.holder_missing & ~view.moved & ~view.sent & ~view.read
+    # Accepted after one list of descriptors and closed before the other: in neither, and nothing is wrong with it.
+    fresh = view.queue_before < 0
+    quiet = silence_of(view.sockets, "last_data_sent_ms", "last_data_recv_ms")
+    fleeting = fresh & (quiet >= 0) & (quiet < SILENT_MS)
+    return suspects(view.sockets) & view.holder_missing & ~fleeting & ~view.moved & ~view.sent & ~view.read
 
 
 def _open(view: View) -> NDArray[np.bool_]:
