@@ -412,6 +412,7 @@ def test_a_recording_made_now_is_diagnosed_as_the_machine_was(half_closed: Situa
     live = json.loads(finwait("diagnose", "-o", "json", *where).stdout)["findings"]
     kept = json.loads(finwait("diagnose", "-o", "json", "--from", str(file)).stdout)["findings"]
     assert kept
-    assert [(f["rule"], f["count"], f["pids"]) for f in kept] == [
+    # Equally grave ones may come in another order: their ages differ by less than a look takes.
+    assert sorted((f["rule"], f["count"], f["pids"]) for f in kept) == sorted(
         (f["rule"], f["count"], f["pids"]) for f in live
-    ]
+    )
