@@ -121,7 +121,8 @@ def test_dead_descriptors_are_a_gap_that_names_the_kernel_and_a_few_are_none() -
         netns = lab.netns("there")
 
         def some(number: int) -> subprocess.Popen[str]:
-            code = f"import socket, sys; kept = [socket.socket() for _ in range({number})]; print(flush=True); sys.stdin.read()"
+            code = f"import socket, sys; kept = [socket.socket() for _ in range({number})]; "
+            code += "print(flush=True); sys.stdin.read()"
             pipe = subprocess.PIPE
             return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
 
