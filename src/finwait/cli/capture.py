@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from finwait.capturing import Chosen, Recorder, Writer
-    from finwait.errors import Gap
     from finwait.kernel.netns import NetNamespace
     from finwait.session import Snapshot
 
@@ -127,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     from finwait.errors import FinwaitError
 
     _check(args)
-    shot, rows, unseen = _select(args)
+    shot, rows = _select(args)
     chosen, spaces = _named(capturing.choose(shot.sockets, rows, shot.flows))
     _announce(chosen)
     recorder = capturing.Recorder()
@@ -151,7 +150,8 @@ def run(args: argparse.Namespace) -> int:
         error.hint = "select fewer: the kernel limits the filter's length"
         raise error from None
     _draw(recorder)
-    return _account(recorder, writer, status) or options.status(unseen)
+    # Which connections were captured was said by name; what the look before could not see was said, too.
+    return _account(recorder, writer, status)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -162,8 +162,8 @@ def _check(args: argparse.Namespace) -> None:
         args.wrong("standard output is for the drawing: name a file with --write")
 
 
-def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int], tuple[Gap, ...]]:
-    """Look, and return the rows that the FILTER selects, and what could not be seen, which was said."""
+def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
+    """Look, say what could not be seen, and return the rows that the FILTER selects."""
     import numpy as np
 
     from finwait import session
@@ -199,7 +199,7 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int], tuple[Gap, .
         error = FinwaitError(f"`{' '.join(args.what)}` is {len(rows)} connections, more than {_MOST}")
         error.hint = "select fewer: the kernel limits the filter's length"
         raise error
-    return shot, rows, gaps
+    return shot, rows
 
 
 def _named(chosen: list[Chosen]) -> tuple[list[Chosen], dict[int, NetNamespace]]:
