@@ -30,7 +30,7 @@ from finwait.uapi import tcp
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs/reference"
-SKIPPED = {".venv", ".git", ".pytest_cache", ".hypothesis", "node_modules"}
+SKIPPED = {".venv", "build", ".git", ".pytest_cache", ".hypothesis", "node_modules"}
 
 
 def load_generator() -> ModuleType:

@@ -14,7 +14,7 @@ import pytest
 
 from finwait import session
 from finwait.errors import NotSupported
-from finwait.kernel import netns, pidfd, procfs, tasks
+from finwait.kernel import kcmp, netns, pidfd, procfs, tasks
 from finwait.kernel.holders import Holders
 from finwait.kernel.netns import NetNamespace
 from finwait.session import Diagnosis, Look
@@ -143,7 +143,7 @@ def test_the_holder_of_sockets_in_the_table_of_a_thread_is_its_process(
 def test_tables_are_looked_into_where_the_kernel_does_not_tell_them_apart(
     own: Program, strangers: frozenset[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "_KCMP", -1)
+    monkeypatch.setattr(kcmp, "_NUMBER", -1)
     assert own.tid in tasks.own_tables(own.pid)[0]
     view = looked(own.space, strangers).view
     assert not view.holder_missing.any()

@@ -10,20 +10,12 @@ What this cannot see: threads of processes that we may not look into.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 from typing import Final
 
-__all__ = ["Tables", "has_threads", "live_thread", "of", "own_tables"]
+from finwait.kernel import kcmp
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_KCMP: Final = {
-    "x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272, "ppc64le": 354, "ppc64": 354, "s390x": 343,
-    "i386": 349, "i686": 349, "armv7l": 378, "armv6l": 378,
-}.get(platform.machine(), -1)  # fmt: skip
-"""Its number: older than the unified table."""
-_KCMP_FILES: Final = 2
+__all__ = ["Tables", "has_threads", "live_thread", "of", "own_tables"]
 
 
 def has_threads(pid: int) -> bool:
@@ -59,14 +51,6 @@ def live_thread(pid: int) -> int | None:
     return next((tid for tid in of(pid) if tid != pid and not _ended(tid)), None)
 
 
-def _order(one: int, other: int) -> int | None:
-    """Return how the tables of two threads compare (0: it is one table); None where the kernel does not tell."""
-    if _KCMP < 0:
-        return None
-    answer = int(_libc.syscall(_KCMP, one, other, _KCMP_FILES, 0, 0))
-    return answer if answer in (0, 1, 2) else None
-
-
 def own_tables(pid: int) -> tuple[list[int], int]:
     """Return threads whose descriptor tables are not that of the main thread, one for each table.
 
@@ -81,13 +65,13 @@ def own_tables(pid: int) -> tuple[list[int], int]:
         low, high = 0, len(ordered)
         while low < high:
             middle = (low + high) // 2
-            order = _order(tid, ordered[middle])
-            if order is None:
+            answer = kcmp.order(tid, ordered[middle])
+            if answer is None:
                 break
-            if order == 0:
+            if answer == 0:
                 low = -1
                 break
-            low, high = (low, middle) if order == 1 else (middle + 1, high)
+            low, high = (low, middle) if answer == 1 else (middle + 1, high)
         if low < 0 or _ended(tid):
             continue
         if low < high:

@@ -289,6 +289,18 @@ def test_what_nobody_is_seen_to_hold_and_still_moves_finishes_by_itself() -> Non
     assert primary(view(one | {"bytes_acked": 99}, earlier=[one], watched_ms=500)) == MOVING
 
 
+@pytest.mark.parametrize("state", [tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK])
+def test_what_was_accepted_and_closed_between_two_lists_of_descriptors_has_lost_no_holder(state: int) -> None:
+    """A short connection is in neither list; that it was used a moment ago tells, or that it was not there before."""
+    quick = HELD | {"state": state, "last_data_sent_ms": 4, "last_data_recv_ms": 4}
+    assert "holder-not-found" not in primary(view(quick))
+    other = quick | {"cookie": 2}
+    assert "holder-not-found" not in primary(view(quick, earlier=[other], watched_ms=500))
+    assert primary(view(quick, earlier=[quick], watched_ms=500)) == ["holder-not-found"]
+    silent = quick | {"last_data_sent_ms": 2_000, "last_data_recv_ms": 2_000}
+    assert primary(view(silent)) == ["holder-not-found"]
+
+
 def test_nobody_holds_it_is_said_only_when_everybody_was_looked_into() -> None:
     assert primary(view(HELD)) == ["holder-not-found"]
     assert primary(view(HELD, unreadable=(1,))) == ["fin-wait2-held"]
