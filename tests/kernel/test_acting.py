@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,12 +46,6 @@ pytestmark = pytest.mark.kernel
 def _needs() -> None:
     if lacking := unmet(("netns", "tool:nft")):
         missing("; ".join(lacking))
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
-    with SqliteJournal(tmp_path / "journal") as opened:
-        yield opened
 
 
 def test_a_held_half_close_is_destroyed_and_its_peer_is_told(journal: SqliteJournal) -> None:

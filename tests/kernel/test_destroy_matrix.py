@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +37,6 @@ ALL = frozenset(GUARDS)
 def _needs() -> None:
     if lacking := unmet(("netns", "tool:nft")):
         missing("; ".join(lacking))
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
-    with SqliteJournal(tmp_path / "journal") as opened:
-        yield opened
 
 
 def nothing(_: Pair) -> None:

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -81,12 +80,6 @@ sys.exit(main())
 def _needs() -> None:
     if lacking := unmet(("netns", "tool:nft")):
         missing("; ".join(lacking))
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
-    with SqliteJournal(tmp_path / "journal.sqlite") as opened:
-        yield opened
 
 
 def finwait(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,12 +42,6 @@ pytestmark = pytest.mark.kernel
 def _needs() -> None:
     if lacking := unmet(("netns", "tool:nft")):
         missing("; ".join(lacking))
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
-    with SqliteJournal(tmp_path / "journal.sqlite") as opened:
-        yield opened
 
 
 # ── keepalive by `clear` is the same as by `probe` ───────────────────────────────────────────────────────

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,6 @@ pytestmark = pytest.mark.kernel
 def _needs() -> None:
     if lacking := unmet(("netns", "tool:nft")):
         missing("; ".join(lacking))
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
-    with SqliteJournal(tmp_path / "journal.sqlite") as opened:
-        yield opened
 
 
 def steps_of(pair: Pair, conns: Sequence[Conn]) -> tuple[list[plans.Step], list[int]]:

@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.report.json import addresses
-from finwait.table import histogram
+from finwait.table import histogram, units
 from finwait.table import transitions as tr
 from finwait.table.transitions import TransitionTable
 from finwait.table.units import csv_text
-from finwait.table.units import endpoint as _joined
 from finwait.uapi import tcp
 
 __all__ = [
@@ -118,7 +117,7 @@ def duration(ns: int) -> str:
 
 def endpoint(address: str, port: int) -> str:
     """Return ``10.0.0.1:80``, ``[2001:db8::1]:80``; an unknown port is ``*``."""
-    return _joined(address, port or "*")
+    return units.endpoint(address, port or "*")
 
 
 def header() -> str:
