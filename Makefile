@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian packages that the tests and the demo use as real counterparts and oracles.
-APT := iproute2 iptables nftables conntrack gcc libc6-dev tmux zsh fish
+APT := iproute2 iptables nftables conntrack gcc libc6-dev tmux zsh fish gdb chromium
 STAMP := $(VENV)/.installed
 # Exact versions with hashes. Whatever is published tomorrow, a clone of today stays what it was.
 LOCK := requirements.lock
 FUZZ_LOCK := requirements-fuzz.lock
 SITE_LOCK := requirements-site.lock
+DEPLOY_LOCK := requirements-deploy.lock
 PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Tests mostly wait for kernel timers: three at once take two fifths of the time, on two processors as well. 0: one by one.
 TESTS_AT_ONCE ?= 3
@@ -40,8 +41,36 @@ demo: $(STAMP) system ## build the classic FIN_WAIT2 leak in a private namespace
 	@own=; [ "$$(id -u)" = 0 ] || own="unshare --user --map-root-user --net"; \
 	$$own $(BIN)/finwait lab demo || [ $$? = 3 ]  # 3: done, but not every process of this machine could be seen
 
+demo-agent: $(STAMP) system ## the agent in a private namespace: a leak, its curve, kill -9, a restart, and ages that go on
+	@$(BIN)/python examples/agent/demo.py
+
 test: $(STAMP) system ## every test, three at once (TESTS_AT_ONCE=3)
 	@$(BIN)/pytest -q -n $(TESTS_AT_ONCE)
+
+check-page: $(STAMP) system ## the agent's page in Chromium: views, keys, dark, 360 px to 4K, names, contrast, policy; half a minute
+	@$(BIN)/pytest -q tests/e2e/test_page.py tests/unit/web
+
+check-metrics: $(STAMP) system ## the alert rules and the dashboard with real Prometheus and Alertmanager, two minutes; fetches Debian's packages
+	@tests/fetch-prometheus build/prometheus
+	@PATH="$$PATH:$(CURDIR)/build/prometheus/usr/bin" FINWAIT_CHECK_METRICS=1 FINWAIT_KERNEL_TESTS=1 \
+	  $(BIN)/pytest -q tests/docs/test_alerts.py tests/unit/agent/test_metrics.py \
+	    tests/unit/agent/test_alert_rules.py tests/kernel/test_alerts.py
+
+chart: $(STAMP) ## the Helm chart and the plain manifests with real helm and Kubernetes' schemas 1.28 to 1.37, half a minute; fetches tools
+	@tools=$$(PYTHON=$(BIN)/python deploy/fetch-tools) && PATH="$$PATH:$$tools" FINWAIT_CHECK_CHART=1 \
+	  $(BIN)/pytest -q tests/docs/test_chart.py
+
+manifests: $(STAMP) ## write deploy/kubernetes/finwait.yaml from the chart, and the chart's copies of rules and dashboard; fetches tools
+	@tools=$$(PYTHON=$(BIN)/python deploy/fetch-tools) && $(BIN)/python deploy/render.py "$$tools/helm"
+
+image: $(STAMP) ## the container image (OCI layout) and its SBOM in build/image, built twice and compared, then tried; two minutes
+	@$(BIN)/python deploy/image/build.py build/image --twice
+	@if [ "$$(id -u)" = 0 ]; then \
+	  unshare --mount --net --propagation private $(BIN)/python deploy/image/try_image.py build/image/*.oci.tar; \
+	else echo "not tried: that needs root"; fi
+
+dist: $(STAMP) ## wheel, sources and a one-file archive in dist; fetches shiv
+	@tools=$$(PYTHON=$(BIN)/python deploy/fetch-tools) && $(BIN)/python deploy/dist.py dist "$$tools/venv/bin/python"
 
 test-latest: $(STAMP) ## what needs no kernel, on the newest versions of everything; never fails
 	@.ci/latest
@@ -57,7 +86,8 @@ lock: ## renew the locked versions (from the package index that pip and uv are s
 	lock="$$lock --no-emit-index-url --no-emit-find-links"; \
 	$$lock --extra dev --group build pyproject.toml -o $(LOCK) && \
 	$$lock --extra fuzz pyproject.toml -c $(LOCK) -o $(FUZZ_LOCK) && \
-	$$lock --group pyproject.toml:site -c $(LOCK) -o $(SITE_LOCK)
+	$$lock --group pyproject.toml:site -c $(LOCK) -o $(SITE_LOCK) && \
+	$$lock --group pyproject.toml:deploy -c $(LOCK) -o $(DEPLOY_LOCK)
 
 format: $(STAMP) ## rewrite the sources in the project's format
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -86,6 +116,9 @@ check: lint types imports fuzz-quick site test ## what CI runs
 bench: $(STAMP) system ## the benchmarks; results go to bench/RESULTS.md
 	@$(BIN)/python -m bench
 
+mutants: $(STAMP) system ## change the code in 300 places, one at a time: which changes does no test see? (SEED=1 MUTANTS=300)
+	@nice -n 10 $(BIN)/python -m tests.mutants --seed $${SEED:-1} --mutants $${MUTANTS:-300} -j 2 $(MUTANTS_OF)
+
 soak: $(STAMP) system ## the relay under everything at once, ten minutes (SOAK_SECONDS=600)
 	@$(BIN)/python -m tests.kernel.relay_soak --seconds $${SOAK_SECONDS:-600}
 
@@ -113,4 +146,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo test test-latest test-pythons lock format lint types imports docs rule site check bench soak sequences kernels kernels-restricted kernels-smoke guest fuzz fuzz-quick clean
+.PHONY: help venv system demo demo-agent test check-page check-metrics chart manifests image dist test-latest test-pythons lock format lint types imports docs rule site check bench mutants soak sequences kernels kernels-restricted kernels-smoke guest fuzz fuzz-quick clean

@@ -1,8 +1,8 @@
 """``python -m bench [NAME…]``: the benchmarks, each beside what it is compared with, in one run.
 
-Names: snapshot, whole, stuck, million, namespaces, start, destroy, audit, plan, top, trace, relay. All if none is
-given, and that takes a quarter of an hour: ``ss -tanp`` alone is half a minute a time. Needs root, gcc,
-iproute2 and util-linux.
+Names: snapshot, whole, stuck, floor, million, namespaces, start, destroy, audit, plan, top, trace, relay, agent, kube.
+All if none is given, and that takes half an hour: ``ss -tanp`` alone is half a minute a time. Needs root, gcc, iproute2
+and util-linux.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 # As the command does, and before numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from bench import audit, destroy, plan
+from bench import audit, destroy, floor, plan
 from bench.load import Load
 from bench.measure import (
     FINWAIT,
@@ -38,7 +38,7 @@ from bench.spaces import Namespaces
 from bench.timewait import TimeWait
 from finwait import session
 from finwait.diagnosis import catalogue, engine
-from finwait.kernel.observe import Machine, Plan
+from finwait.kernel.observe import LookPlan, RunningMachine
 from finwait.table import decode
 from finwait.table.sockets import SocketTable
 from finwait.uapi import inet_diag, tcp
@@ -85,8 +85,8 @@ def snapshot(load: Load, reader: Reader) -> None:
     plain = inet_diag.extension_mask()
     info = inet_diag.extension_mask(inet_diag.INFO)
 
-    def plan(extensions: int) -> Plan:
-        return Plan(
+    def plan(extensions: int) -> LookPlan:
+        return LookPlan(
             extensions=extensions,
             only=frozenset({load.netns}),
             mptcp=False,
@@ -97,11 +97,11 @@ def snapshot(load: Load, reader: Reader) -> None:
         )
 
     def lazy(extensions: int) -> Callable[[], float]:
-        return lambda: seconds(lambda: decode.sockets(Machine().observe(plan(extensions))))
+        return lambda: seconds(lambda: decode.sockets(RunningMachine().observe(plan(extensions))))
 
     def every() -> float:
         def work() -> SocketTable:
-            table = decode.sockets(Machine().observe(plan(inet_diag.EXT_ALL)))
+            table = decode.sockets(RunningMachine().observe(plan(inet_diag.EXT_ALL)))
             table.load()
             assert len(table) >= ROWS
             assert all(len(table.column(name)) == len(table) for name in table.schema.names)
@@ -110,7 +110,7 @@ def snapshot(load: Load, reader: Reader) -> None:
         return seconds(work)
 
     def received() -> float:
-        return seconds(lambda: Machine().observe(plan(inet_diag.EXT_ALL)))
+        return seconds(lambda: RunningMachine().observe(plan(inet_diag.EXT_ALL)))
 
     got = rounds(
         7,
@@ -196,15 +196,15 @@ where a socket in a closing state, anywhere on the machine, was made while they 
 def stuck() -> None:
     """Few stuck among very many ESTABLISHED: what the few should cost."""
     with Load(PROCESSES, PAIRS + 2, 23) as load:
-        plan = Plan()
-        quick = Plan(descriptors=False)
-        only = Plan(
+        plan = LookPlan()
+        quick = LookPlan(descriptors=False)
+        only = LookPlan(
             descriptors=False, only=frozenset({load.netns}), conntrack=False, mptcp=False, files=False
         )
 
-        def look(plan: Plan) -> Callable[[], float]:
+        def look(plan: LookPlan) -> Callable[[], float]:
             def work() -> None:
-                shot = session.look(Machine(), session.Look(plan=plan))
+                shot = session.look(RunningMachine(), session.Look(plan=plan))
                 found = engine.diagnose(shot.view, catalogue.rules())
                 assert sum(f.count for f in found if f.primary) >= 46
 
@@ -217,7 +217,7 @@ def stuck() -> None:
             finwait("--no-owners"),
             look(plan),
             look(quick),
-            lambda: seconds(lambda: decode.sockets(Machine().observe(only))),
+            lambda: seconds(lambda: decode.sockets(RunningMachine().observe(only))),
         )
     name = "`ss -tn state fin-wait-2`"
     write(
@@ -261,7 +261,7 @@ def million() -> None:
     with TimeWait(15) as load:
         only = frozenset({load.netns})
         begun = time.perf_counter()
-        shot = session.look(Machine(), session.Look(plan=Plan(only=only)))
+        shot = session.look(RunningMachine(), session.Look(plan=LookPlan(only=only)))
         real = time.perf_counter() - begun
         rows = len(shot)
         once = command_seconds([FINWAIT, "--netns", str(load.netns)])
@@ -305,7 +305,7 @@ def namespaces() -> None:
             before = set(os.listdir("/proc/self/fd"))
 
             def work() -> None:
-                shot = session.look(Machine(), session.Look())
+                shot = session.look(RunningMachine(), session.Look())
                 assert len(shot.observation.namespaces) >= 500
 
             taken = seconds(work)
@@ -325,7 +325,7 @@ No process is in them and nothing is mounted: one process holds a descriptor of 
 `setns`, a dump of the namespace (the kernel walks the machine's one hash table each time), its addresses and its files.
 """,
         [
-            Line("`finwait`, whole process", text, at_most=1),
+            Line("`finwait`, whole process", text, at_most=0.5),
             Line("look, in process", in_process, at_most=1),
             Line("`finwait`, half-closed in every namespace: 1,000 findings", all_stuck),
             Line("descriptors left open", left, at_most=0, unit="descriptors"),
@@ -356,7 +356,8 @@ def start() -> None:
 
 
 NAMES = (
-    "start", "namespaces", "snapshot", "whole", "stuck", "million", "destroy", "audit", "plan", "top", "trace", "relay",
+    "start", "namespaces", "snapshot", "whole", "stuck", "floor", "million", "destroy", "audit", "plan", "top",
+    "trace", "relay", "agent", "kube",
 )  # fmt: skip
 
 
@@ -390,6 +391,8 @@ def main(names: list[str]) -> int:
             reader.close()
     if "stuck" in chosen:
         stuck()
+    if "floor" in chosen:
+        floor.measure()
     if "million" in chosen:
         million()
     if "destroy" in chosen:
@@ -406,6 +409,14 @@ def main(names: list[str]) -> int:
         from bench import trace
 
         trace.measure()
+    if "agent" in chosen:
+        from bench import agent
+
+        agent.main()
+    if "kube" in chosen:
+        from bench import kube
+
+        kube.main()
     print(f"\nwritten to {os.path.relpath(RESULTS)}")
     return 0
 

@@ -17,12 +17,12 @@ def main() -> int:
     from bench.synthetic import Crowd
     from finwait import session
     from finwait.diagnosis import catalogue, engine
-    from finwait.kernel.observe import Plan
+    from finwait.kernel.observe import LookPlan
     from finwait.report import text
     from finwait.table import decode
 
     machine = Crowd(int(sys.argv[1]))
-    observation = machine.observe(Plan())
+    observation = machine.observe(LookPlan())
     machine.observed = observation  # made once, and not part of what is measured
     begun = time.perf_counter()
     table = decode.sockets(observation)

@@ -22,7 +22,8 @@ from finwait.acting.identity import kernel_target, namespaces_of
 from finwait.acting.rights import abilities
 from finwait.kernel.destroy import destroy
 from finwait.kernel.journal import SqliteJournal
-from finwait.kernel.observe import Plan
+from finwait.kernel.observe import LookPlan
+from finwait.remedy import making
 from finwait.remedy import plan as plans
 from finwait.remedy.guards import Limits
 from finwait.session import Diagnosis, Look
@@ -34,7 +35,7 @@ PAIRS, PROCESSES = 50_000, 10
 
 
 def _look(load: Load) -> Diagnosis:
-    look = Look(plan=Plan(only=frozenset({load.netns}), established_limit=None))
+    look = Look(plan=LookPlan(only=frozenset({load.netns}), established_limit=None))
     return session.diagnose(session.live_machine(), how=look)
 
 
@@ -46,7 +47,7 @@ def _plan(diagnosis: Diagnosis) -> plans.Plan:
     rows = _half_closed(diagnosis)
     can = abilities(diagnosis.view, np.flatnonzero(rows).tolist())
     limits = Limits(max_connections=PAIRS, share=1.0)
-    plan = plans.make(diagnosis.view, diagnosis.findings, rows, limits, force="destroy", can=can)
+    plan = making.make(diagnosis.view, diagnosis.findings, rows, limits, force="destroy", can=can)
     assert len(plan.steps) == PAIRS
     return plan
 
@@ -140,6 +141,6 @@ plans and applies. Medians of {rounds} rounds, each with a load of its own.
             Line(f"batches of {PAIRS:,}", medians["_batches"][0], at_most=1),
             Line("plan made, in process", made),
             Line("plan applied and verified, in process", applied, "`ss -K`", ss),
-            Line("`finwait clear --yes`, whole process", medians["_command"][0], "`ss -K`", ss),
+            Line("`finwait clear --yes`, whole process", medians["_command"][0], "`ss -K`", ss, 2),
         ],
     )

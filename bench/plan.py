@@ -14,9 +14,9 @@ from finwait.attribution.process import ProcessView
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.view import NamespaceView, Options, View
-from finwait.remedy import plan as plans
+from finwait.remedy import making, plan_file
 from finwait.remedy.guards import Abilities, Limits
-from finwait.report.plan import plan_lines
+from finwait.report.plan import plan_json, plan_lines
 from finwait.table.sockets import SocketTable, pack_address
 from finwait.uapi import tcp
 from finwait.uapi.observation import Descriptors
@@ -59,13 +59,13 @@ def measure() -> None:
         view = leaking(n)
         limits = Limits(max_connections=n, share=1.0)
         findings = engine.diagnose(view, catalogue.rules())
-        plan = plans.make(view, findings, np.ones(n, np.bool_), limits)
+        plan = making.make(view, findings, np.ones(n, np.bool_), limits)
         assert len(plan.steps) == n
-        data = plans.encode(plan)
+        data = plan_json(plan)
         parts: dict[str, Callable[[], object]] = {
-            "written": partial(plans.encode, plan),
-            "read": partial(plans.decode, data, "plan"),
-            "made anew from a look": partial(plans.again, plan, view, findings, limits, can=Abilities()),
+            "written": partial(plan_json, plan),
+            "read": partial(plan_file.decode, data, "plan"),
+            "made anew from a look": partial(making.again, plan, view, findings, limits, can=Abilities()),
             "shown": partial(plan_lines, plan),
         }
         for name, part in parts.items():

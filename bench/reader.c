@@ -11,37 +11,14 @@
 #include <time.h>
 #include <unistd.h>
 
-static char buffer[1 << 20];
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec + t.tv_nsec / 1e9;
-}
-
-static int finished(ssize_t n)
-{
-	struct nlmsghdr *h = (struct nlmsghdr *)buffer;
-
-	if (h->nlmsg_type == NLMSG_ERROR)
-		exit(2);
-	if (h->nlmsg_type == NLMSG_DONE)
-		return 1;
-	/* DONE may end the last data datagram */
-	if (n < 20)
-		return 0;
-	h = (struct nlmsghdr *)(buffer + n - 20);
-	return h->nlmsg_len == 20 && h->nlmsg_type == NLMSG_DONE;
-}
+#include "dump.h"
 
 int main(int argc, char **argv)
 {
 	int size = 8 << 20;
 
 	for (int round = 0; round < atoi(argv[2]); round++) {
-		double begun = now();
+		double begun = now(CLOCK_MONOTONIC);
 		long bytes = 0, datagrams = 0;
 		int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, atoi(argv[1]));
 
@@ -70,7 +47,7 @@ int main(int argc, char **argv)
 			}
 		}
 		close(fd);
-		printf("%.6f %ld %ld\n", now() - begun, bytes, datagrams);
+		printf("%.6f %ld %ld\n", now(CLOCK_MONOTONIC) - begun, bytes, datagrams);
 		fflush(stdout);
 	}
 	return 0;

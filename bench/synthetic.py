@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finwait.kernel import procfs
-from finwait.kernel.observe import Plan
+from finwait.kernel.observe import LookPlan
 from finwait.uapi import inet_diag, netlink, tcp
-from finwait.uapi.observation import Descriptors, Dump, LoneSocket, Namespace, Observation, ProcessFiles
+from finwait.uapi.observation import (
+    Descriptors,
+    Dump,
+    LoneSocket,
+    Namespace,
+    Observation,
+    ProcessFiles,
+    ProcessWaits,
+    Releasing,
+    SocketOptions,
+)
 
 __all__ = ["Crowd", "messages"]
 
@@ -96,7 +106,7 @@ class Crowd:
         """Return what a look uses: this."""
         return self
 
-    def observe(self, plan: Plan) -> Observation:  # noqa: ARG002
+    def observe(self, plan: LookPlan) -> Observation:  # noqa: ARG002
         """Look: the datagrams are laid out once."""
         if self.observed is not None:
             return self.observed
@@ -114,7 +124,7 @@ class Crowd:
         namespace = Namespace(NETNS, ("crowd",), (), 0, (Dump("tcp", starts, ends),), files)
         return Observation(procfs.facts(), buffer, (namespace,), descriptors)
 
-    def descriptors_again(self) -> Descriptors:
+    def descriptors_again(self, known: Descriptors | None = None) -> Descriptors:  # noqa: ARG002
         """Nothing changes."""
         return Descriptors.none(searched=True)
 
@@ -134,6 +144,27 @@ class Crowd:
         return {}
 
     def one_table(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:  # noqa: ARG002
+        """Return nothing known."""
+        return {}
+
+    def waits(
+        self,
+        wanted: Mapping[int, Collection[int]],  # noqa: ARG002
+        found: Descriptors,  # noqa: ARG002
+        inodes: Collection[int],  # noqa: ARG002
+    ) -> dict[int, ProcessWaits]:
+        """Return nothing known."""
+        return {}
+
+    def releasing(self, spaces: Collection[int]) -> tuple[Releasing, ...]:  # noqa: ARG002
+        """Return nothing known."""
+        return ()
+
+    def turns(self, pids: Iterable[int]) -> dict[int, int]:  # noqa: ARG002
+        """Return nothing known."""
+        return {}
+
+    def socket_options(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, SocketOptions]:  # noqa: ARG002
         """Return nothing known."""
         return {}
 

@@ -23,9 +23,9 @@ from finwait.lab.proofs.catalogue import proofs
 from finwait.lab.scenario import scenarios
 from finwait.remedy.guards import ENTRY_GUARDS, GUARDS
 from finwait.remedy.settings.catalogue import CATALOGUE
-from finwait.report.columns import DERIVED, NAMES
 from finwait.shipped import profiles
 from finwait.table import sockets
+from finwait.table.derived import DERIVED
 from finwait.table.vocabulary import ENUMERATIONS, NAMED_STATES, PREDICATES
 from finwait.uapi import tcp
 
@@ -37,7 +37,7 @@ SUMMARY = 72
 
 KINDS: Mapping[str, str] = {
     "FILE": "file",
-    "NAME|INODE|PID": "netns",
+    "DIR": "file",
     "NETNS": "netns",
     "A,B,…": "list:columns",
     "COLUMN": "sort:columns",
@@ -48,7 +48,7 @@ KINDS: Mapping[str, str] = {
     "KEY": "settings",
     "PROFILE|FILE|KEY=VALUE": "profiles assign:settings file",
     "FILTER": "filter",
-    "CONNECTION|RULE": "rules filter",
+    "CONNECTION|RULE|NUMBER": "rules filter",
     "FILTER|CONNECTION": "filter",
 }
 """How the value of an option or argument is called in its help → what completes it."""
@@ -56,8 +56,8 @@ FREE = frozenset(
     {
         *(
             "DURATION",
-            "TIME",
-            "SECONDS",
+            "HOST:PORT",
+            "PERCENT",
             "N",
             "X",
             "PID",
@@ -67,7 +67,7 @@ FREE = frozenset(
             "BYTES",
             "IDLE/INTERVAL/COUNT",
         ),
-        *("UID", "COMM", "TEXT", "ID", "ID|FIRST-LAST", "PATH", "NETWORK", "SERVICE"),
+        *("UID", "COMM", "NAME", "auto|off|URL", "TEXT", "ID", "ID|FIRST-LAST", "PATH", "NETWORK", "SERVICE"),
         *("ADDRESS", "ADDRESS[,weight=N][,max=N]"),
     }
 )
@@ -122,10 +122,10 @@ def sets(commands: Iterable[_Command]) -> dict[str, dict[str, str]]:
         "bucket": "minisockets",
         "big": "all but minisockets",
     }
-    columns = {name: DERIVED.get(name, "") for name in NAMES} | {c.name: c.doc for c in sockets.SCHEMA}
+    columns = {name: column.doc for name, column in DERIVED.items()} | {c.name: c.doc for c in sockets.SCHEMA}
     found = {
         "commands": {c.words[1]: c.summary for c in commands if len(c.words) == 2},
-        "rules": {r.name: r.title for r in catalogue.rules()},
+        "rules": {r.name: r.headline for r in catalogue.rules()},
         "scenarios": {name: s.title for name, s in scenarios().items()},
         "proofs": {name: " ".join(p.claims) for name, p in proofs().items()} | {"all": ""},
         "settings": {s.key: s.title for s in CATALOGUE},

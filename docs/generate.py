@@ -18,11 +18,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from finwait import __version__
+from finwait.agent.config_file import json_schema as agent_schema
+from finwait.agent.config_file import keys as agent_keys
+from finwait.agent.config_file import restart_keys
+from finwait.agent.metrics import METRICS as AGENT_METRICS
+from finwait.agent.policy_file import json_schema as policy_schema
+from finwait.agent.policy_file import keys as policy_keys
 from finwait.cli import EXIT_STATUS, build_parser
 from finwait.diagnosis import catalogue
+from finwait.diagnosis.finding import headline
 from finwait.diagnosis.rule import Rule
 from finwait.lab.proofs.catalogue import proofs
 from finwait.lab.scenario import scenarios
@@ -31,11 +39,13 @@ from finwait.relay.config.reference import json_schema, options
 from finwait.relay.machine import render_table
 from finwait.relay.metrics import METRICS
 from finwait.remedy.settings.catalogue import CATALOGUE
-from finwait.report.columns import DERIVED
 from finwait.report.reference_pages import ledger_page, proofs_page, settings_page
 from finwait.shipped import knowledge
 from finwait.table import flows, sockets
+from finwait.table.derived import DERIVED
 from finwait.table.schema import Column, Schema
+from finwait.web.api import ROUTES
+from finwait.web.openapi import openapi
 
 ROOT = Path(__file__).resolve().parent.parent
 LABEL = 14
@@ -196,7 +206,7 @@ def columns_page() -> str:
         "written as 0: it is an empty field, `null`, or `-`.\n\n"
         "## Joined and derived\n\n"
         "Put together from several columns, from `/proc`, or by the rules.\n\n"
-        + table(("column", "meaning"), ((f"`{n}`", d) for n, d in DERIVED.items()))
+        + table(("column", "meaning"), ((f"`{n}`", d.doc) for n, d in DERIVED.items()))
         + "\n## Of a socket\n\n"
         "As `NETLINK_SOCK_DIAG` sends it (include/uapi/linux/inet_diag.h, tcp.h). Addresses are two 64-bit\n"
         "words, IPv4 as `::ffff:a.b.c.d`; `src_text` and `dst_text` have them readable.\n\n"
@@ -262,7 +272,7 @@ def rule_page(rule: Rule) -> str:
         lines.append("## What people try, and why it does nothing\n")
         lines.append(table(("what", "why not"), ((a.text, a.reason) for a in rule.does_not)))
     for number, case in enumerate(rule.cases, 1):
-        lines.append(f"## Variant {number}: {case.title}\n")
+        lines.append(f"## Variant {number}: {headline(case.title, case.severity or rule.severity)}\n")
         lines.append(
             table(("column", "what its value says"), ((f"`{c.column}`", c.says) for c in case.clues)) + "\n"
         )
@@ -273,7 +283,7 @@ def rule_page(rule: Rule) -> str:
             )
             + "\n"
         )
-        lines.append(table(("what does not", "why not"), ((a.text, a.reason) for a in case.does_not)) + "\n")
+        lines.append(table(("won't help", "why not"), ((a.text, a.reason) for a in case.does_not)) + "\n")
     lines.append(
         "## How sure\n\n"
         "Where several rules match a connection, the gravest one is its primary cause; of several that are equally "
@@ -294,7 +304,7 @@ def rules_page() -> str:
         "suspected. *healthy*: looks like a problem in `ss` and is none.\n\n"
         + table(
             ("rule", "severity", "what is going on"),
-            ((f"[`{r.name}`](rules/{r.name}.md)", r.severity, r.title) for r in catalogue.rules()),
+            ((f"[`{r.name}`](rules/{r.name}.md)", r.severity, r.headline) for r in catalogue.rules()),
         )
     )
 
@@ -316,7 +326,7 @@ def causes_page() -> str:
                 f"[`{rule.name}`](rules/{rule.name}.md)",
                 parts.get("Seen as", ""),
                 parts.get("What ends it", ""),
-                parts.get("What does not", ""),
+                parts.get("Won't help", ""),
             )
         )
     return (
@@ -324,7 +334,7 @@ def causes_page() -> str:
         "Why a TCP connection does not finish closing. The state alone never tells: the same FIN_WAIT2 is healthy\n"
         "without an inode and stuck for ever with one. The numbers are the project's own; findings and\n"
         "`finwait rules -o json` refer to them, and to the facts of the [ledger](ledger.md), as `claims`.\n\n"
-        + table(("cause", "rule", "seen as", "what ends it", "what does not"), rows)
+        + table(("cause", "rule", "seen as", "what ends it", "won't help"), rows)
     )
 
 
@@ -489,9 +499,9 @@ def man_page() -> str:
         "DESCRIPTION": roff(program.parser.description or "") + "\n",
         "COMMANDS": "".join(body),
         "OPTIONS": "".join(options),
-        "DERIVED": _roff_list(DERIVED.items()),
+        "DERIVED": _roff_list((n, d.doc) for n, d in DERIVED.items()),
         "COLUMNS": _roff_list((c.name, c.doc) for c in sockets.SCHEMA),
-        "RULES": _roff_list((r.name, f"({r.severity}) {r.title}") for r in catalogue.rules()),
+        "RULES": _roff_list((r.name, f"({r.severity}) {r.headline}") for r in catalogue.rules()),
         "EXIT": _roff_list((str(k), v) for k, v in EXIT_STATUS.items()),
     }
     source = (ROOT / "docs/man/finwait.8.in").read_text()
@@ -579,6 +589,84 @@ def relay_page() -> str:
     )
 
 
+# ── the agent ────────────────────────────────────────────────────────────────────────────────────────────
+
+AGENT = """# Metrics of the agent
+
+What `finwait agent --listen ADDRESS` serves at `/metrics`, and `--textfile DIR` writes to `finwait.prom`. A scrape
+never looks: it shows the last finished round, and `finwait_look_last_success_timestamp_seconds` says when that was.
+[How to run it](../how-to/agent.md).
+
+- `rule` is a [rule](rules.md), `undiagnosed` for what no diagnosis has seen yet, `unexplained` for what none explains.
+- `workload` is `pod/UID`, a systemd unit, `container/ID`, or the name of the program; never a pid. The 200 workloads
+  with the most connections have series of their own, the rest is `other`.
+- `namespace` is the Kubernetes namespace; empty, for names are not asked for yet.
+- A connection counts once, though both of its ends are on this machine; counters of episodes count each end.
+- `policy` and `rule` of the policy's metrics are names in [the policy file](policy.md); its `outcome` is `ended`,
+  `left-before`, `changed-meanwhile`, `still-there`, `set`, `failed`, `refused` or, in a dry run, `would`.
+- A series whose connections have ended reports 0 for an hour, then it goes.
+
+"""
+
+
+def metrics_page() -> str:
+    """Return the page of the agent's metrics."""
+    rows = (
+        (f"`{m.name}`", m.kind, ", ".join(f"`{name}`" for name in m.labels), m.doc) for m in AGENT_METRICS
+    )
+    return MARK + AGENT + table(("metric", "type", "labels", "meaning"), rows)
+
+
+API = """# JSON API of the agent
+
+What `finwait agent --listen ADDRESS` serves beside [its page](../how-to/agent.md#the-page). The same as OpenAPI
+3.1, with the type of every member: [openapi.json](openapi.json), and at `/api/v1/openapi.json` of a running agent.
+
+- It only reads. Nothing here acts, and no question makes anybody look: answers come from the last finished round,
+  the history, the journal and the last diagnosis.
+- Only GET and HEAD. A parameter that is unknown, given twice or out of bounds is an error (400). Errors are JSON:
+  `error`, `hint`.
+- `null` is *not known*, never 0. A step of `counts` in which nobody looked has `null` in every series and in
+  `gaps`.
+- `looker` is `running`, `slow` (no look succeeded for two minutes, or four intervals) or `gone`. For ten minutes
+  after it has ended, `picture` and `groups` give what it saw last; the others what they said last, or 503.
+- `filter` is a [FILTER](filter.md), as far as an episode knows it. A connection is selected if one of its ends is.
+  `counts` knows only `rule`, `severity` and `pod`.
+- With `--token-file`, every path needs `Authorization: Bearer TOKEN` (401 without).
+- At most eight different questions wait for the looker at a time (503 beyond), and their answers take a tenth of a
+  processor at most.
+- Names of processes, pods and namespaces are what their owners chose: treat them as text.
+
+"""
+
+
+def api_page() -> str:
+    """Return the page of the agent's API."""
+
+    def parameter(schema: dict[str, object]) -> str:
+        if "enum" in schema:
+            return " or ".join(f"`{value}`" for value in schema["enum"])  # type: ignore[attr-defined]
+        return f"{schema['minimum']} to {schema['maximum']}" if "minimum" in schema else ""
+
+    routes = (
+        (f"`{r.path}`", f"`{r.document.__name__}`" if r.document else "stream",
+         ", ".join(f"`{p.name}`" for p in r.parameters), r.doc)
+        for r in ROUTES
+    )  # fmt: skip
+    parameters = {(p.name, p.doc): p for r in ROUTES for p in r.parameters}.values()
+    rows = (
+        (f"`{p.name}`", p.doc, parameter(dict(p.schema)), str(p.schema.get("default", "")))
+        for p in parameters
+    )
+    return (
+        MARK
+        + API
+        + table(("path", "document", "parameters", "what it gives"), routes)
+        + "\n"
+        + table(("parameter", "meaning", "values", "default"), rows)
+    )
+
+
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -588,6 +676,92 @@ def kernels_page() -> str:
     from tests.guest.page import measured, page
 
     return page(measured(ROOT / "tests/guest/measured"))
+
+
+POLICY = """# The policy file
+
+`finwait agent --policy FILE` reads TOML; `finwait policy check FILE` says whether it is right, with the line, and
+[policy.schema.json](policy.schema.json) (or `finwait policy schema`) is its JSON Schema.
+[How to use it](../how-to/policy.md).
+
+- Unknown keys are refused. A new file that is wrong leaves the old policy in force (SIGHUP reads it again).
+- A duration is text with a unit: `"10m"`, `"1h"`, `"2d"`.
+- A [FILTER](filter.md) means what it means everywhere. What cannot be judged of a connection is not selected by
+  `where`, and is left alone by `except`.
+- Only connections in FIN_WAIT1, FIN_WAIT2, CLOSING, CLOSE_WAIT and LAST_ACK are ever acted on: never ESTABLISHED ones,
+  never listeners. No key overrules a [guard](cli.md#finwait-clear).
+
+```toml
+@EXAMPLE@```
+
+## Keys
+
+"""
+POLICY_RULES = "`[[rule]]` may come several times; the first one that is about a connection has it.\n\n"
+
+
+def policy_page() -> str:
+    """Return the page of the policy file."""
+    rows = []
+    for path, kind, default, text in policy_keys():
+        if kind in ("table", "tables"):
+            continue
+        table_name, _, key = path.rpartition(".")
+        place = f"[[{table_name}]]" if table_name == "rule" else f"[{table_name}]" if table_name else ""
+        shown = (
+            "required"
+            if default is msgspec.NODEFAULT
+            else ""
+            if default in (None, "", ())
+            else _toml(default)
+        )
+        rows.append((f"`{f'{place} {key}'.strip()}`", kind, shown, text))
+    example = (ROOT / "examples/agent/policy.toml").read_text()
+    return (
+        MARK
+        + POLICY.replace("@EXAMPLE@", example)
+        + POLICY_RULES
+        + table(("key", "type", "default", "meaning"), rows)
+    )
+
+
+AGENT_CONFIG = """# The configuration file of the agent
+
+`finwait agent` takes its options from `/etc/finwait/finwait.toml`, if it is there, or from `--config FILE`.
+`finwait agent --check` says whether it is right, with the line, and what would be in force;
+[agent.schema.json](agent.schema.json) (or `finwait agent schema`) is its JSON Schema.
+[How to run the agent](../how-to/agent.md).
+
+- What the command line says wins, then the file, then the default. A switch that the file turns on stays on:
+  `--config none` reads no file.
+- Unknown keys are refused. So is a file that somebody else could have written, and a path that does not begin with `/`.
+- SIGHUP (`systemctl reload`) reads the file again, and the files that it names. If something is wrong everything stays
+  as it was; `finwait agent status`, the metric `finwait_config_last_reload_successful` and the log say so. What needs a
+  *restart* stays until the agent is started again; the status names what differs.
+
+```toml
+@EXAMPLE@```
+
+## Keys of `[agent]`
+
+"""
+
+
+def agent_config_page() -> str:
+    """Return the page of the agent's configuration file."""
+    rows = []
+    for key in agent_keys():
+        name = key.path.removeprefix("agent.")
+        shown = _toml(key.default) if key.default not in ("", ()) else ""
+        change = "restart" if name in restart_keys() else "SIGHUP"
+        rows.append((f"`{name}`", key.words, shown, change, key.description))
+    example = (ROOT / "examples/agent/finwait.toml").read_text()
+    heads = ("key", "type", "default", "a change needs", "meaning")
+    return MARK + AGENT_CONFIG.replace("@EXAMPLE@", example) + table(heads, rows)
+
+
+def _toml(value: object) -> str:
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -601,6 +775,13 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/proofs.md": lambda: proofs_page(
         catalogue.rules(), {name: proof.claims for name, proof in proofs().items()}
     ),
+    "docs/reference/metrics.md": metrics_page,
+    "docs/reference/agent.md": agent_config_page,
+    "docs/reference/agent.schema.json": lambda: json.dumps(agent_schema(), indent=2) + "\n",
+    "docs/reference/policy.md": policy_page,
+    "docs/reference/policy.schema.json": lambda: json.dumps(policy_schema(), indent=2) + "\n",
+    "docs/reference/api.md": api_page,
+    "docs/reference/openapi.json": lambda: json.dumps(openapi(), indent=2) + "\n",
     "docs/reference/relay.md": relay_page,
     "docs/reference/relay.schema.json": lambda: json.dumps(json_schema(), indent=2) + "\n",
     "docs/man/finwait.8": man_page,

@@ -64,7 +64,7 @@ class Drops:
 def one_input(data: bytes) -> None:
     """Read ``data`` as a capture file, then as one packet of the link type that its first byte names."""
     most = data[-1] + 1 if data else 1
-    reader = pcap.Reader(Drops(data, most))
+    reader = pcap.PacketReader(Drops(data, most))
     book = Closings(most=8)
     last = stopped = 0
     try:

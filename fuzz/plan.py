@@ -5,6 +5,8 @@ import re
 from finwait.acting.identity import kernel_target
 from finwait.errors import FinwaitError, Refused
 from finwait.remedy import plan as plans
+from finwait.remedy import plan_file
+from finwait.report.plan import plan_json
 
 _STEP = plans.Step(
     "destroy", "destructive", "fin-wait2-held", 4026531840, 6, 2, "10.0.0.1", 4000, "192.0.2.1", 443, "FIN_WAIT2",
@@ -15,13 +17,19 @@ _STEP = plans.Step(
 
 
 def seeds() -> list[bytes]:
-    plan = plans.Plan(1, "boot", (_STEP,), (plans.Left("a b", "min-age", "young"),), ("close it",))
-    return [plans.encode(plan), b"{}", b'{"steps":[]}']
+    plan = plans.Plan(
+        1,
+        "boot",
+        (_STEP,),
+        (plans.Left(_STEP.other, "min-age", "young"),) if _STEP.other else (),
+        ("close it",),
+    )
+    return [plan_json(plan), b"{}", b'{"steps":[]}']
 
 
 def one_input(data: bytes) -> None:
     try:
-        plan = plans.decode(data, "plan")
+        plan = plan_file.decode(data, "plan")
     except Refused:
         return
     except FinwaitError as error:
@@ -31,4 +39,4 @@ def one_input(data: bytes) -> None:
         return
     for step in plan.steps:
         kernel_target(step)
-    assert plans.decode(plans.encode(plan)) == plan
+    assert plan_file.decode(plan_json(plan)) == plan

@@ -48,8 +48,8 @@ def one_input(data: bytes) -> None:
         return
     follower.feed(table, cookies, 1 << 62, missed=records.missed)
     rows = follower.take(1 << 62)
-    for record in text.records(rows, text.Names()):
-        text.line(record, text.Names())
+    for record in text.records(rows, text.TransitionNames()):
+        text.line(record, text.TransitionNames())
         text.csv_line(record)
     summary = text.Summary()
     summary.add(rows)

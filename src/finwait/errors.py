@@ -56,6 +56,8 @@ class Gap:
     """The process that it is about; 0 where it is about none, or several."""
     unentered: bool = False
     """Whether that namespace could not be entered, so that nothing in it was seen."""
+    unlisted: bool = False
+    """Whether network namespaces may exist that were not found, because of it."""
 
     @classmethod
     def of_namespace(
@@ -115,8 +117,13 @@ class PermissionNeeded(KernelError):
 class NotSupported(KernelError):
     """This kernel lacks a facility (compiled out, too old, or its module is not there)."""
 
-    def __init__(self, errno: int, doing: str, facility: str, *, netns: int | None = None) -> None:
-        super().__init__(errno, doing, netns=netns, hint=f"this kernel has no {facility}")
+    def __init__(
+        self, errno: int, doing: str, facility: str, *, netns: int | None = None, answer: str = ""
+    ) -> None:
+        attempt = f"{doing} ({answer})" if answer else doing
+        super().__init__(errno, attempt, netns=netns, hint=f"this kernel has no {facility}")
+        self.asked = doing
+        """What we were doing, without the kernel's answer in words."""
         self.facility = facility
         self.needs = f"a kernel with {facility}"
 
@@ -131,13 +138,13 @@ class DecodeError(FinwaitError):
         reason: what was wrong.
     """
 
-    def __init__(self, what: str, offset: int, window: bytes, reason: str) -> None:
-        self.what = what
+    def __init__(self, subject: str, offset: int, window: bytes, reason: str) -> None:
+        self.what = subject
         self.offset = offset
         self.window = bytes(window[:16])
         self.reason = reason
         shown = self.window.hex(" ") or "end of input"
-        super().__init__(f"{what}: {reason} at byte {offset} [{shown}]")
+        super().__init__(f"{subject}: {reason} at byte {offset} [{shown}]")
 
 
 class RecordingError(FinwaitError):
@@ -203,8 +210,8 @@ class SubflowOnly(FinwaitError):
 
     def __init__(self, pid: int, fd: int) -> None:
         super().__init__(
-            f"it is a subflow of MPTCP: descriptor {fd} of pid {pid} belongs to the whole connection, "
-            "and would act on that"
+            f"it is a subflow of MPTCP: descriptor {fd} of pid {pid} belongs to the whole connection, so this "
+            "would act on all of it"
         )
 
 

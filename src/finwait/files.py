@@ -17,7 +17,8 @@ to it. The rules:
 * State, from which we act later, must be in a folder that is alone, below folders in which nobody else can rename it.
 
 Reading is bounded, never waits, and takes regular files only: `read`. A pipe that the shell opened is taken where a
-command asks for it.
+command asks for it. Where what is read decides what is done, no link of somebody else's is followed either, whatever
+fs.protected_symlinks says: it would choose among the files of ours.
 
 The surprise: O_NOFOLLOW says nothing about hard links and directories, and a sticky folder says nothing about what was
 there before us. What this cannot see: ACLs of file systems that do not show them in the mode, and what root mounts.
@@ -30,7 +31,7 @@ import errno
 import grp
 import os
 import pwd
-import secrets
+import re
 import stat
 from collections import deque
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
@@ -38,7 +39,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Self
 from finwait.errors import FileRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
 __all__ = [
@@ -57,6 +58,8 @@ _MOST_LINKS: Final = 40
 """As the kernel's MAXSYMLINKS."""
 _OPEN_ALREADY: Final = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 """What begins so is a descriptor of ours."""
+_OF_OURS: Final = re.compile(r"(?:/dev/fd/|/proc/self/fd/)\d+|/dev/stdin")
+"""A descriptor of ours, and nothing behind it."""
 _KINDS: Final = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a FIFO",
@@ -110,13 +113,15 @@ class Folder:
         sticky: whether nobody else can rename what is ours in it all the same.
     """
 
-    def __init__(self, fd: int, path: str, alone: str, way: str, sticky: bool, ours: frozenset[int]) -> None:
+    def __init__(
+        self, fd: int, path: str, alone: str, way: str, sticky: bool, own_uids: frozenset[int]
+    ) -> None:
         self.fd = fd
         self.path = path
         self.alone = alone
         self.way = way
         self.sticky = sticky
-        self._ours = ours
+        self._ours = own_uids
 
     def __enter__(self) -> Self:
         return self
@@ -236,9 +241,12 @@ def folder(path: str, *, make: bool = False, also: Iterable[int] = ()) -> Folder
 class _Walk:
     """Where we are on the way to a folder, as a descriptor, and what is left of the way."""
 
-    def __init__(self, path: str, ours: frozenset[int]) -> None:
+    def __init__(
+        self, path: str, own_uids: frozenset[int], hint: str = "name the folder that it leads to"
+    ) -> None:
         self.path = path
-        self.ours = ours
+        self._hint = hint
+        self.ours = own_uids
         self.left = deque(path.split("/"))
         self.links = 0
         self.way = ""
@@ -258,23 +266,23 @@ class _Walk:
         part = self.left.popleft()
         if part in ("", "."):
             return
-        there = _enter(self.at, part, make)
+        child_fd = _enter(self.at, part, make)
         try:
-            status = os.fstat(there)
+            status = os.fstat(child_fd)
             # In a sticky folder of ours nobody else renames what is ours.
             if self.alone and not (_sticky(self.at, self.ours) and status.st_uid in self.ours):
                 self.way = self.way or self.alone
             shown = "/".join((*self.done, part))
             if stat.S_ISLNK(status.st_mode):
-                self._follow(there, status, shown)
+                self._follow(child_fd, status, shown)
             elif not stat.S_ISDIR(status.st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), shown)
             else:
                 self.done.append(part)
-                self.at, there = there, self.at
+                self.at, child_fd = child_fd, self.at
                 self.alone = _not_alone(self.at, shown, self.ours)
         finally:
-            os.close(there)
+            os.close(child_fd)
 
     def _follow(self, link: int, status: os.stat_result, shown: str) -> None:
         self.links += 1
@@ -284,7 +292,7 @@ class _Walk:
             raise FileRefused(
                 shown,
                 f"it is a symbolic link of {_user(status.st_uid)}'s, and is not followed",
-                hint="name the folder that it leads to",
+                hint=self._hint,
             )
         target = os.readlink("", dir_fd=link)
         self.left.extendleft(reversed(target.split("/")))
@@ -307,19 +315,19 @@ def _enter(at: int, part: str, make: bool) -> int:
     return os.open(part, flags, dir_fd=at)
 
 
-def _not_alone(fd: int, shown: str, ours: frozenset[int]) -> str:
+def _not_alone(fd: int, shown: str, own_uids: frozenset[int]) -> str:
     """Return why somebody else can write to a folder, or an empty string."""
     status = os.fstat(fd)
-    if status.st_uid not in ours:
+    if status.st_uid not in own_uids:
         return f"the folder `{shown or '/'}` belongs to {_user(status.st_uid)}"
     if _others_write(status, fd):
         return f"others can write to the folder `{shown or '/'}` (mode {stat.S_IMODE(status.st_mode):04o})"
     return ""
 
 
-def _sticky(fd: int, ours: frozenset[int]) -> bool:
+def _sticky(fd: int, own_uids: frozenset[int]) -> bool:
     status = os.fstat(fd)
-    return bool(status.st_mode & stat.S_ISVTX) and status.st_uid in ours
+    return bool(status.st_mode & stat.S_ISVTX) and status.st_uid in own_uids
 
 
 def stranger(path: str, *, also: Iterable[int] = ()) -> str:
@@ -329,8 +337,8 @@ def stranger(path: str, *, also: Iterable[int] = ()) -> str:
         FileRefused: a link on the way belongs to somebody else.
         OSError: it is not there, or cannot be looked at.
     """
-    with folder(os.path.abspath(path), also=also) as found:
-        return found.alone or found.way
+    with folder(os.path.abspath(path), also=also) as opened:
+        return opened.alone or opened.way
 
 
 class NewFile:
@@ -359,8 +367,11 @@ class NewFile:
             folder.check(self._name, status)
         os.rename(self._partial, self._name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
         self._partial = ""
-        mine, there = os.fstat(self.fd), folder.status(self._name)
-        if there is None or (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+        own_status, named_status = os.fstat(self.fd), folder.status(self._name)
+        if named_status is None or (named_status.st_dev, named_status.st_ino) != (
+            own_status.st_dev,
+            own_status.st_ino,
+        ):
             raise FileRefused(
                 folder.name_of(self._name),
                 "somebody replaced it while it was made",
@@ -398,7 +409,7 @@ def new_file(path: str, mode: int = 0o600, *, where: Folder | None = None) -> Ne
         status = where.status(name)
         if status is not None:
             where.check(name, status)
-        partial = f".{os.fsdecode(os.fsencode(name)[:200])}.{secrets.token_hex(8)}.partial"
+        partial = f".{os.fsdecode(os.fsencode(name)[:200])}.{os.urandom(8).hex()}.partial"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(partial, flags, 0o600, dir_fd=where.fd)
     except BaseException:
@@ -457,22 +468,28 @@ def remove(path: str, known: tuple[int, int]) -> bool:
         return True
 
 
-def open_to_read(path: str, *, pipes: bool = False) -> BinaryIO:
+def open_to_read(path: str, *, pipes: bool = False, own_way: bool = False) -> BinaryIO:
     """Open a regular file for reading; never waits to open it.
 
     Args:
         path: which.
         pipes: also take what a shell has opened for us, as in ``finwait audit <(helm template .)``. A FIFO with a name
             is still refused: opening it waits until somebody writes.
+        own_way: refuse a link of somebody else's on the way, the last component included.
 
     Raises:
-        FileRefused: it is no regular file.
+        FileRefused: it is no regular file, or a link on the way is somebody else's.
         OSError: the kernel refused.
         ValueError: the path has a NUL.
     """
-    check = _readable if pipes and path.startswith(_OPEN_ALREADY) else _regular
-    check(path, os.stat(path))  # a FIFO or a device can notice that it is opened
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    opened_already = path.startswith(_OPEN_ALREADY)
+    check = _readable if pipes and opened_already else _regular
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    if own_way and not _OF_OURS.fullmatch(path):
+        fd = _opened_by_our_way(path, flags, check)
+    else:
+        check(path, os.stat(path))  # a FIFO or a device can notice that it is opened
+        fd = os.open(path, flags)
     try:
         check(path, os.fstat(fd))
         os.set_blocking(fd, True)
@@ -482,28 +499,50 @@ def open_to_read(path: str, *, pipes: bool = False) -> BinaryIO:
         raise
 
 
-def read(path: str, most: int, *, pipes: bool = False, ours: bool = False) -> bytes:
-    """Return what a regular file holds, at most so many bytes; never waits, unless for a pipe (see `open_to_read`).
+def _opened_by_our_way(path: str, flags: int, check: Callable[[str, os.stat_result], None]) -> int:
+    """Open what a path leads to, by no link of somebody else's.
 
-    Links are followed: what is read is told to nobody but who named it.
+    Raises:
+        FileRefused: there is one, or ``check`` refuses it.
+        OSError: the kernel refused.
+    """
+    walk = _Walk(path, _ours(), hint="name the file that it leads to")
+    try:
+        while True:
+            while len(walk.left) > 1:
+                walk.step(make=False)
+            name = walk.left[0] or "."
+            status = os.stat(name, dir_fd=walk.at, follow_symlinks=False)
+            if not stat.S_ISLNK(status.st_mode):
+                break
+            walk.step(make=False)
+        check(path, status)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=walk.at)
+    finally:
+        os.close(walk.at)
+
+
+def read(path: str, most: int, *, pipes: bool = False, own_way: bool = False, own: str = "") -> bytes:
+    """Return what a regular file holds, at most so many bytes; never waits, unless for a pipe (see `open_to_read`).
 
     Args:
         path: which.
         most: bytes.
         pipes: see `open_to_read`.
-        ours: refuse what somebody else may have written: what is in it is acted upon. The folder does not matter, as
-            it does for what is opened for writing: what somebody else puts in its place is not ours.
+        own_way: see `open_to_read`. Without it links are followed: what is read is told to nobody but who named it.
+        own: refuse what somebody else may have written, with this hint; what is in it is acted upon. Takes only our own
+            way there. The folder does not matter, as it does for what is opened for writing: what somebody else puts in
+            its place is not ours.
 
     Raises:
-        FileRefused: it is no regular file, or larger, or, where that is asked for, somebody else may have written it.
+        FileRefused: it is no regular file, or larger; where that is asked for, also if somebody else may have written
+            it, or somebody else's link leads there.
         OSError: the kernel refused.
         ValueError: the path has a NUL.
     """
-    with open_to_read(path, pipes=pipes) as file:
-        if ours and (reason := _foreign(file.fileno())):
-            raise FileRefused(
-                path, reason, hint=f"read it; if you agree to it, pass it on: `--plan - < {path}`"
-            )
+    with open_to_read(path, pipes=pipes, own_way=own_way or bool(own)) as file:
+        if own and (reason := _foreign(file.fileno())):
+            raise FileRefused(path, reason, hint=own)
         data = file.read(most + 1)
     if len(data) > most:
         raise FileRefused(path, f"it is larger than {_size(most)}", hint="is this the file that you mean?")

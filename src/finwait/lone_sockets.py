@@ -23,11 +23,13 @@ from finwait.kernel import rights
 from finwait.table import decode
 from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
-from finwait.uapi.observation import Descriptors, LoneSocket, Observation, Plan, ProcessFiles, unseen
+from finwait.uapi.observation import Descriptors, LoneSocket, LookPlan, Observation, ProcessFiles, unseen
+from finwait.uapi.sets import among
 
 __all__ = [
     "LoneSockets",
     "ask_lone_sockets",
+    "closed_already",
     "hidden_before",
     "hidden_descriptors",
     "may_trace",
@@ -42,7 +44,7 @@ class Answering(Protocol):
     def live(self) -> bool:
         """Whether it is the machine that we run on."""
 
-    def observe(self, plan: Plan) -> Observation:
+    def observe(self, plan: LookPlan) -> Observation:
         """Look once."""
 
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
@@ -60,17 +62,22 @@ _MOST_ASKED: Final = 20_000
 def _lost(
     machine: Answering,
     listed: NDArray[np.uint64],
-    found: Descriptors,
+    descriptors: Descriptors,
     only: frozenset[int] | None,
     files: Mapping[int, ProcessFiles],
 ) -> list[tuple[int, int, int]]:
     """Return ``(pid, fd, inode)`` of TCP sockets that are not among those that some dump has listed."""
-    lost = ~np.isin(found.inode, listed)
+    lost = ~among(descriptors.inode, listed)
     if only is not None:  # its process's namespace is the best lead, but a process may hold sockets of others
-        mine = [pid for pid, one in files.items() if one.netns in only]
-        lost &= np.isin(found.pid, np.array(mine, np.uint32))
+        pids = [pid for pid, process_files in files.items() if process_files.netns in only]
+        lost &= np.isin(descriptors.pid, np.array(pids, np.uint32))
     triples = list(
-        zip(found.pid[lost].tolist(), found.fd[lost].tolist(), found.inode[lost].tolist(), strict=True)
+        zip(
+            descriptors.pid[lost].tolist(),
+            descriptors.fd[lost].tolist(),
+            descriptors.inode[lost].tolist(),
+            strict=True,
+        )
     )
     names = machine.socket_protocols(triples)
     return [triple for triple in triples if names.get(triple[2]) in ("TCP", "TCPv6")]
@@ -94,16 +101,16 @@ def hidden_descriptors(
     hidden: list[HiddenDescriptor] = []
     unknown: dict[int, list[int]] = {}
     for pid, fd, inode in asked.triples:
-        one = asked.said.get(inode)
-        if one is None:  # it is gone by now
+        sock = asked.said.get(inode)
+        if sock is None:  # it is gone by now
             continue
-        if not one.state:
-            unknown.setdefault(pid, []).append(one.errno)
-        elif one.state == tcp.CLOSE and one.used and (only is None or not one.netns or one.netns in only):
-            hidden.append(HiddenDescriptor(pid, fd, inode, one.netns))
-    perhaps = Counter(service.get(one.pid, one.pid) for one in hidden)
-    for pid, some in unknown.items():
-        perhaps[service.get(pid, pid)] += len(some)
+        if not sock.state:
+            unknown.setdefault(pid, []).append(sock.errno)
+        elif sock.state == tcp.CLOSE and sock.used and (only is None or not sock.netns or sock.netns in only):
+            hidden.append(HiddenDescriptor(pid, fd, inode, sock.netns, sock.sport, sock.unread))
+    perhaps = Counter(service.get(descriptor.pid, descriptor.pid) for descriptor in hidden)
+    for pid, errnos in unknown.items():
+        perhaps[service.get(pid, pid)] += len(errnos)
     why = {
         pid: numbers
         for pid, numbers in unknown.items()
@@ -112,30 +119,35 @@ def hidden_descriptors(
     if not why:
         return tuple(hidden), []
     doing = "ask the TCP sockets that no dump contains for their state"
-    numbers = {number for some in why.values() for number in some}
+    numbers = {number for errnos in why.values() for number in errnos}
     return tuple(hidden), [Gap.of_processes(why, doing, _right_to_ask(numbers, capable=capable))]
 
 
-def hidden_before(
-    hidden: tuple[HiddenDescriptor, ...], descriptors: Descriptors, sockets: SocketTable
-) -> tuple[HiddenDescriptor, ...]:
-    """Return those of descriptors without a connection that were so at an earlier look as well.
+def closed_already(asked: LoneSockets) -> frozenset[tuple[int, int, int]]:
+    """Return ``(pid, fd, inode)`` of those whose connection was gone at this look, or of which that is not known.
 
-    A server whose clients cancel has such descriptors at every moment, and closes each of them a little later.
+    Where it is not known, what a later look finds is not held against them any less.
     """
-    if not hidden:
-        return hidden
-    lone = ~np.isin(descriptors.inode, sockets.inode.astype(np.uint64))
-    lone &= np.isin(descriptors.inode, np.array([one.inode for one in hidden], np.uint64))
-    before = set(
-        zip(
-            descriptors.pid[lone].tolist(),
-            descriptors.fd[lone].tolist(),
-            descriptors.inode[lone].tolist(),
-            strict=True,
-        )
+    return frozenset(
+        triple
+        for triple in asked.triples
+        if (lone := asked.said.get(triple[2])) is not None
+        and (not lone.state or (lone.state == tcp.CLOSE and lone.used))
     )
-    return tuple(one for one in hidden if (one.pid, one.fd, one.inode) in before)
+
+
+def hidden_before(
+    hidden: tuple[HiddenDescriptor, ...], before: frozenset[tuple[int, int, int]]
+) -> tuple[HiddenDescriptor, ...]:
+    """Return those of descriptors without a connection that were so at an earlier look as well (`closed_already`).
+
+    A server whose clients cancel has such descriptors at every moment, and closes each of them a little later. That a
+    descriptor was in no dump at the earlier look is not enough: it may have been made while that look went on, or not
+    have been connected yet.
+    """
+    return tuple(
+        descriptor for descriptor in hidden if (descriptor.pid, descriptor.fd, descriptor.inode) in before
+    )
 
 
 def may_trace(look: Observation) -> bool:
@@ -161,14 +173,14 @@ _MANY: Final = 2_000
 
 
 def _left_out(
-    machine: Answering, observation: Observation, plan: Plan, found: Descriptors
+    machine: Answering, observation: Observation, plan: LookPlan, descriptors: Descriptors
 ) -> NDArray[np.uint64]:
     """Return the inodes of ESTABLISHED sockets that were left out of the dumps, where there are many descriptors.
 
     A dump without attributes takes less than a microsecond a socket; asking each descriptor takes ten and more.
     """
     spaces = frozenset(ns.inode for ns in observation.namespaces if ns.established_skipped)
-    if not spaces or not machine.live or len(found.inode) < _MANY:
+    if not spaces or not machine.live or len(descriptors.inode) < _MANY:
         return np.empty(0, np.uint64)
     bare = replace(
         plan, states=1 << tcp.ESTABLISHED, extensions=0, conntrack=False, files=False, descriptors=False,
@@ -214,9 +226,9 @@ class LoneSockets:
 def ask_lone_sockets(
     machine: Answering,
     observation: Observation,
-    plan: Plan,
+    plan: LookPlan,
     sockets: SocketTable,
-    found: Descriptors,
+    descriptors: Descriptors,
     files: Mapping[int, ProcessFiles],
 ) -> LoneSockets:
     """Ask the TCP sockets that descriptors name and no dump contains, as many as can be asked.
@@ -226,19 +238,21 @@ def ask_lone_sockets(
         observation: the look.
         plan: what it was asked to read.
         sockets: its rows.
-        found: its descriptors.
+        descriptors: its descriptors.
         files: of the processes that hold its rows.
     """
-    listed = np.concatenate([sockets.inode.astype(np.uint64), _left_out(machine, observation, plan, found)])
-    lost, unasked = _few_of_each(_lost(machine, listed, found, plan.only, files))
+    listed = np.concatenate(
+        [sockets.inode.astype(np.uint64), _left_out(machine, observation, plan, descriptors)]
+    )
+    lost, unasked = _few_of_each(_lost(machine, listed, descriptors, plan.only, files))
     gaps = []
     if unasked:
         pids = {pid for pid, _, _ in unasked}
         doing = f"ask {len(unasked)} more TCP sockets that no dump contains for their state"
         gaps.append(Gap.of_processes(pids, doing, ""))
-    said = machine.lone_sockets(lost)
-    spaces = list(unseen(observation, said, lost)) if plan.only is None else []
-    return LoneSockets(lost, said, spaces, gaps)
+    answers = machine.lone_sockets(lost)
+    spaces = list(unseen(observation, answers, lost)) if plan.only is None else []
+    return LoneSockets(lost, answers, spaces, gaps)
 
 
 def not_entered(spaces: Iterable[tuple[int, int, int]], observation: Observation) -> list[Gap]:

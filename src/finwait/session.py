@@ -3,17 +3,17 @@
     snapshot()  one look: every TCP connection of every network namespace, as columns
     diagnose()  one look or two, and what the rules make of it
 
-Both take a *machine*: the running one (`finwait.kernel.observe.Machine`) or a recording
+Both take a *machine*: the running one (`finwait.kernel.observe.RunningMachine`) or a recording
 (`finwait.recording.Replay`), which answers the same questions from a file.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,33 +21,42 @@ from numpy.typing import NDArray
 from finwait.attribution import process
 from finwait.attribution.services import services
 from finwait.diagnosis import catalogue, engine, select
-from finwait.diagnosis.assemble import assemble
+from finwait.diagnosis.assemble import assemble, followed
 from finwait.diagnosis.context import ViewContext
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.hint import NOTHING_ASKED, Asked
 from finwait.diagnosis.rule import Rule
-from finwait.diagnosis.rules.holder_not_found import suspects
 from finwait.diagnosis.rules.inherited_descriptor import SHARED
 from finwait.diagnosis.select import Narrowed
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.errors import FinwaitError, Gap
-from finwait.kernel import procfs
-from finwait.kernel.observe import Plan
-from finwait.lone_sockets import ask_lone_sockets, hidden_before, hidden_descriptors, may_trace, not_entered
+from finwait.kernel import rights
+from finwait.kernel.observe import LookPlan
+from finwait.lone_sockets import (
+    ask_lone_sockets,
+    closed_already,
+    hidden_before,
+    hidden_descriptors,
+    may_trace,
+    not_entered,
+)
+from finwait.machine import Machine
+from finwait.second_list import completed
 from finwait.table import decode
 from finwait.table.filter import Filter, parse
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
 from finwait.table.units import printable
 from finwait.uapi import tcp
+from finwait.uapi.cluster import ClusterNames
 from finwait.uapi.observation import (
     Descriptors,
     Facts,
-    LoneSocket,
     Namespace,
     Observation,
-    ProcessFiles,
+    ProcessWaits,
 )
+from finwait.uapi.sets import among, distinct
 
 __all__ = [
     "Diagnosis",
@@ -62,59 +71,16 @@ __all__ = [
     "named",
     "narrow",
     "refuse_impossible",
+    "regrouped",
     "rules_for",
     "snapshot",
+    "who_waits",
 ]
-
-
-class Machine(Protocol):
-    """What answers a look: the running kernel or a recording."""
-
-    @property
-    def live(self) -> bool:
-        """Whether it is the machine that we run on."""
-
-    @property
-    def again(self) -> bool:
-        """Whether a second look can show something new; False where a recording has no further look."""
-
-    def begin(self) -> Machine:
-        """Return what a look uses: a recording, whatever was asked of it before, from its first look on."""
-
-    def observe(self, plan: Plan) -> Observation:
-        """Look once (a recording: give its next look)."""
-
-    def descriptors_again(self) -> Descriptors:
-        """List all socket descriptors once more."""
-
-    def processes(self, which: Iterable[int]) -> dict[int, ProcessFiles]:
-        """Read the files that describe processes."""
-
-    def cgroups(self, ids: Iterable[int]) -> dict[int, str]:
-        """Return the paths of cgroups by id."""
-
-    def close_on_exec(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
-        """Return which descriptors an executed program would not inherit."""
-
-    def one_table(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bool]:
-        """Return which pairs of processes share one descriptor table, as far as that is known."""
-
-    def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
-        """Return what TCP sockets that no dump contains say of themselves, by inode."""
-
-    def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None:
-        """Look into further namespaces from now on: ``(netns, pid, fd)`` of sockets that lead there."""
-
-    def devices(self, spaces: Iterable[int]) -> Mapping[tuple[int, int], str]:
-        """Return the names of the interfaces of namespaces, by (netns, ifindex); none of a recording."""
-
-    def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
-        """Return the protocol names of sockets by inode."""
 
 
 def live_machine() -> Machine:
     """Return the machine that we run on."""
-    from finwait.kernel.observe import Machine as Live
+    from finwait.kernel.observe import RunningMachine as Live
 
     return Live()
 
@@ -123,13 +89,22 @@ def live_machine() -> Machine:
 class Look:
     """How to look and what to make of it."""
 
-    plan: Plan = field(default_factory=Plan)
+    plan: LookPlan = field(default_factory=LookPlan)
     options: Options = field(default_factory=Options)
     watch_ms: int = 0
-    """Time between two looks; 0 for one look. Of a recording the first and the last are compared in any case."""
+    """Time from the end of one look to the beginning of another; 0 for one look. Of a recording the first and the last
+    are compared in any case."""
     not_holders: frozenset[int] = frozenset()
     """Pids that cannot be inspected, of which the caller knows that they hold none of the sockets."""
     progress: Callable[[str], None] | None = None
+    waits: Literal["nothing", "unfinished", "everything"] = "unfinished"
+    """Of which connections to find out who waits for them: those that a program is to do something about, or all."""
+    ages: Callable[[Sequence[int]], Mapping[tuple[int, int, int], tuple[int, int]]] | None = None
+    """Asked with cookies how long connections have been in their states, as `finwait.diagnosis.assemble.followed`
+    takes it: by an agent that has followed them."""
+    names: Callable[[Collection[str]], tuple[ClusterNames, tuple[Gap, ...]]] | None = None
+    """Asked with addresses what a cluster calls them and its pods, and what of that is not known; None for what a
+    recording has."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +197,7 @@ def _dumped(ns: Namespace) -> bool:
     return not in_use and counted.get("sockstat.TCP.tw") == 0
 
 
-def _all_states(observation: Observation, plan: Plan) -> bool:
+def _all_states(observation: Observation, plan: LookPlan) -> bool:
     """Whether rows of all states were asked for, but for ESTABLISHED ones of large namespaces."""
     large = any(ns.established_skipped for ns in observation.namespaces)
     every = plan.states & tcp.ALL_STATES == tcp.ALL_STATES
@@ -240,27 +215,11 @@ def _flows_complete(observation: Observation) -> bool:
     )
 
 
-def _unheld(sockets: SocketTable, found: Descriptors) -> bool:
-    """Whether rows that deserve a word without a holder have an inode that no listed descriptor names."""
-    inodes = sockets.inode[suspects(sockets)]
-    return bool(len(inodes)) and not np.isin(inodes.astype(np.uint64), found.inode).all()
-
-
-def _unsearched_threads(found: Descriptors) -> list[Gap]:
-    if not found.threads:
+def _unsearched_threads(descriptors: Descriptors) -> list[Gap]:
+    if not descriptors.threads:
         return []
     doing = "look for threads with a descriptor table of their own: there are too many threads"
-    return [Gap.of_processes(found.threads, doing, "")]
-
-
-def _both(a: Descriptors, b: Descriptors) -> Descriptors:
-    return Descriptors(
-        np.concatenate([a.pid, b.pid]),
-        np.concatenate([a.fd, b.fd]),
-        np.concatenate([a.inode, b.inode]),
-        tuple(sorted({*a.unreadable, *b.unreadable})),
-        threads=b.threads,
-    )
+    return [Gap.of_processes(descriptors.threads, doing, "")]
 
 
 def look(machine: Machine, how: Look) -> Snapshot:
@@ -287,18 +246,24 @@ class _Watched:
     """Time between the two."""
     first_look_ms: int = 0
     """How long the first one took."""
-    descriptors: Descriptors | None = None
-    """Those of the first look; None where there was none, or it did not list them."""
+    ran: Mapping[int, bool] = field(default_factory=dict)
+    """As `View.ran`."""
+    closed: frozenset[tuple[int, int, int]] | None = None
+    """``(pid, fd, inode)`` whose connection was gone at the first look; None where there was none, or nobody asked."""
 
 
-def _watch(machine: Machine, how: Look, plan: Plan) -> _Watched:
+def _watch(machine: Machine, how: Look, plan: LookPlan) -> _Watched:
     """Look once, or twice with a pause; of a recording at the first and the last look."""
-    begun = time.monotonic()
     first = machine.observe(plan)
+    begun = time.monotonic()  # what both looks saw is then known for as long as was asked for
     if not machine.again or not (how.watch_ms or not machine.live):
         return _Watched(first)
     earlier = decode.sockets(first)
+    closed = _closed(machine, first, plan, earlier)
     counters = {ns.inode: process.counters(ns.files) for ns in first.namespaces}
+    unread = earlier.inode[(earlier.state == tcp.ESTABLISHED) & (earlier.rqueue > 0) & (earlier.inode != 0)]
+    holding = first.descriptors.of(distinct(unread).astype(np.uint64))
+    turns = machine.turns(holding) if machine.live else {}
     if machine.live:
         if how.progress:
             how.progress(f"watching for {how.watch_ms / 1000:g} s")
@@ -313,24 +278,31 @@ def _watch(machine: Machine, how: Look, plan: Plan) -> _Watched:
         counters,
         int((last.facts.boottime_ns - began_ns) // 1_000_000),
         max(0, first.facts.boottime_end_ns - began_ns) // 1_000_000,
-        first.descriptors if first.descriptors.searched else None,
+        {pid: count != turns[pid] for pid, count in machine.turns(turns).items()} if turns else {},
+        closed,
     )
 
 
-def _listed(machine: Machine, sockets: SocketTable, observation: Observation) -> Descriptors:
-    """Return the descriptors of sockets, listed once more where rows that deserve a word have no holder."""
-    listed = observation.descriptors
-    if listed.searched and _unheld(sockets, listed):
-        # Made after the descriptors were listed, or held by none of them: only a second list tells.
-        return procfs.unique(_both(listed, machine.descriptors_again()))
-    return listed
+def _closed(
+    machine: Machine, first: Observation, plan: LookPlan, sockets: SocketTable
+) -> frozenset[tuple[int, int, int]] | None:
+    """Ask at the first look which descriptors refer to connections that are gone; None where that is not asked."""
+    listed = first.descriptors
+    if not listed.searched or not _all_states(first, plan):
+        return None
+    pids = distinct(listed.pid).tolist() if plan.only is not None else []
+    return closed_already(ask_lone_sockets(machine, first, plan, sockets, listed, machine.processes(pids)))
 
 
-def _holding(sockets: SocketTable, found: Descriptors, plan: Plan) -> set[int]:
+def _holding(sockets: SocketTable, descriptors: Descriptors, plan: LookPlan) -> set[int]:
     """Return the processes that hold sockets of the look, and those that may."""
-    here = np.isin(found.inode, sockets.inode.astype(np.uint64))
-    holding = {int(p) for p in np.unique(found.pid[here] if plan.only is None else found.pid)}
-    return holding | {pid for pid in found.unreadable if pid}  # what they are called tells what they may hold
+    of_sockets = among(descriptors.inode, sockets.inode.astype(np.uint64))
+    holding = {
+        int(p) for p in distinct(descriptors.pid[of_sockets] if plan.only is None else descriptors.pid)
+    }
+    return holding | {
+        pid for pid in descriptors.unreadable if pid
+    }  # what they are called tells what they may hold
 
 
 class _Programs:
@@ -354,9 +326,9 @@ class _Programs:
 
     def _read(self, pids: Iterable[int]) -> dict[int, process.ProcessView]:
         missing = sorted(set(pids) - self.views.keys())
-        found = process.processes(self._machine.processes(missing), self._facts)
-        self.views |= found
-        return found
+        views = process.processes(self._machine.processes(missing), self._facts)
+        self.views |= views
+        return views
 
 
 def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
@@ -365,12 +337,12 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     watched = _watch(machine, how, plan)
     observation = watched.observation
     sockets, flows = decode.sockets(observation), decode.flows(observation)
-    found = _listed(machine, sockets, observation)
-    programs = _Programs(machine, observation.facts, _holding(sockets, found, plan))
-    gaps = [*observation.gaps, *_unsearched_threads(found)]
+    descriptors = completed(sockets, observation.descriptors, machine.descriptors_again)
+    programs = _Programs(machine, observation.facts, _holding(sockets, descriptors, plan))
+    gaps = [*observation.gaps, *_unsearched_threads(descriptors)]
     hidden: tuple[HiddenDescriptor, ...] | None = None
-    if _all_states(observation, plan) and found.searched:
-        lone = ask_lone_sockets(machine, observation, plan, sockets, found, programs.files)
+    if _all_states(observation, plan) and descriptors.searched:
+        lone = ask_lone_sockets(machine, observation, plan, sockets, descriptors, programs.files)
         if lone.spaces and again and machine.live:
             machine.remember(lone.spaces)
             return _look(machine, how, again=False)
@@ -378,18 +350,34 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         hidden, unknown = hidden_descriptors(
             lone, plan.only, how.options.hidden, services(programs.views), may_trace(observation)
         )
-        if watched.descriptors is not None and watched.earlier is not None:
-            hidden = hidden_before(hidden, watched.descriptors, watched.earlier)
+        if watched.closed is not None:
+            hidden = hidden_before(hidden, watched.closed)
         gaps += [*lone.gaps, *not_entered(lone.spaces, observation), *unknown]
-    view = _joined(machine, how, plan, watched, (sockets, flows, found), programs.views, hidden)
-    told = tuple(gap for gap in sorted(set(gaps)) if gap.pid not in how.not_holders)
-    return Snapshot(observation, sockets, flows, view, told, machine)
+    view = _joined(machine, how, plan, watched, (sockets, flows, descriptors), programs.views, hidden)
+    if (unheld := view.holder_missing & sockets.unfinished).any():
+        releasing = machine.releasing(distinct(sockets.netns[unheld]).tolist())
+        programs.add(thread.pid for thread in releasing)
+        view = replace(view, releasing=releasing, processes=programs.views)
+    if how.ages is not None:
+        closing = view.in_state(*(state for state in tcp.STATES if tcp.CLOSING_STATES >> state & 1))
+        view = followed(view, how.ages(sockets.cookie[closing].tolist()))
+    called, unnamed = observation.names, tuple[Gap, ...]()
+    if how.names is not None:
+        called, unnamed = how.names(decode.addresses(sockets, flows))
+    view = replace(view, names=called)
+    gaps += unnamed
+    if how.waits != "nothing" and descriptors.searched:
+        mask = view.asked_about if how.waits == "unfinished" else sockets.inode != 0
+        view = with_waits(machine, view, descriptors, np.flatnonzero(mask))
+        gaps += _unread(view.waits_read)
+    reported = tuple(gap for gap in sorted(set(gaps)) if gap.pid not in how.not_holders)
+    return Snapshot(observation, sockets, flows, view, reported, machine)
 
 
 def _joined(
     machine: Machine,
     how: Look,
-    plan: Plan,
+    plan: LookPlan,
     watched: _Watched,
     tables: tuple[SocketTable, FlowTable | None, Descriptors],
     processes: Mapping[int, process.ProcessView],
@@ -397,12 +385,12 @@ def _joined(
 ) -> View:
     """Join all that was read; ``hidden`` is None where nobody looked for what no dump contains."""
     observation = watched.observation
-    sockets, flows, found = tables
-    ids = np.unique(sockets.cgroup_id).tolist() if len(sockets) else []
+    sockets, flows, descriptors = tables
+    ids = distinct(sockets.cgroup_id).tolist()
     view = assemble(
         sockets,
         flows=flows,
-        descriptors=found,
+        descriptors=descriptors,
         namespaces=_namespaces(observation, _all_states(observation, plan), watched.counters),
         processes=processes,
         cgroup_paths={number: printable(path) for number, path in machine.cgroups(ids).items()},
@@ -412,19 +400,69 @@ def _joined(
         first_look_ms=watched.first_look_ms,
         took_ms=max(0, observation.facts.boottime_end_ns - observation.facts.boottime_ns) // 1_000_000,
         not_holders=how.not_holders,
+        to_inspect=rights.missing("CAP_SYS_PTRACE", observation.facts.capabilities),
         hidden=hidden or (),
         hidden_known=hidden is not None,
         established_skipped=sum(ns.established_skipped for ns in observation.namespaces),
         flows_complete=_flows_complete(observation),
     )
-    entered = not any(gap.unentered for gap in observation.gaps)
+    gaps = [gap for gap in observation.gaps if gap.pid not in how.not_holders]
+    entered = not any(gap.unentered for gap in gaps)
     several = view.holders.compared(np.isin(sockets.state, SHARED))
     return replace(
         view,
         whole=plan.only is None and entered,
+        all_entered=entered and (plan.only is not None or not any(gap.unlisted for gap in gaps)),
         one_table=machine.one_table(several),
-        hidden_twice=watched.descriptors is not None,
+        ran=watched.ran,
+        hidden_twice=watched.closed is not None,
     )
+
+
+def with_waits(machine: Machine, view: View, descriptors: Descriptors, rows: NDArray[np.int64]) -> View:
+    """Return a view that knows who waits for some rows, beside those of which it knows that already."""
+    asked = distinct(view.sockets.inode[rows]).astype(np.uint64)
+    # What is read of a process takes the place of what was read of it before, so it is about those rows, too.
+    also = distinct(view.sockets.inode[view.asked_about]).astype(np.uint64)
+    inodes = distinct(np.concatenate([asked[asked != 0], also]))
+    fds_of = descriptors.of(asked[asked != 0])
+    # How long a handshake lasts is an option of its listener.
+    doors = view.sockets.inode[view.sockets.answering].astype(np.uint64)
+    options = machine.socket_options(
+        descriptors.triples(distinct(np.concatenate([asked[asked != 0], doors])))
+    )
+    return replace(
+        view,
+        waits_read={**view.waits_read, **machine.waits(fds_of, descriptors, inodes.tolist())},
+        socket_options={**view.socket_options, **options},
+    )
+
+
+def who_waits(diagnosis: Diagnosis, rows: NDArray[np.int64]) -> Diagnosis:
+    """Return a diagnosis that knows who waits for some rows, whatever state they are in.
+
+    Args:
+        diagnosis: of a look that listed descriptors; without them it is returned as it is.
+        rows: of its view.
+    """
+    shot = diagnosis.snapshot
+    descriptors = shot.observation.descriptors
+    missing = rows[~shot.view.waits.asked[rows]]
+    if not descriptors.searched or not len(missing):
+        return diagnosis
+    view = with_waits(shot.machine, shot.view, descriptors, missing)
+    gaps = tuple(sorted({*diagnosis.gaps, *_unread(view.waits_read)}))
+    return replace(diagnosis, snapshot=replace(shot, view=view), gaps=gaps)
+
+
+def _unread(waits: Mapping[int, ProcessWaits]) -> list[Gap]:
+    """Return what could not be read of those who wait, for all processes with the same trouble at once."""
+    pids: dict[str, list[int]] = {}
+    for pid, process_waits in waits.items():
+        for line in process_waits.unread:
+            pids.setdefault(line, []).append(pid)
+    parts = ((group, *line.partition("\t")) for line, group in pids.items())
+    return [Gap.of_processes(group, doing, needs) for group, doing, _, needs in parts]
 
 
 def snapshot(machine: Machine | None = None, **plan: Any) -> Snapshot:  # noqa: ANN401 - fields of Plan
@@ -438,7 +476,7 @@ def snapshot(machine: Machine | None = None, **plan: Any) -> Snapshot:  # noqa: 
         DecodeError: the kernel sent bytes that are not what they claim to be.
     """
     plan.setdefault("established_limit", None)
-    return look(machine or live_machine(), Look(plan=Plan(**plan)))
+    return look(machine or live_machine(), Look(plan=LookPlan(**plan), waits="nothing"))
 
 
 def diagnose(
@@ -470,62 +508,65 @@ def diagnose(
     shot = look(machine or live_machine(), how or Look())
     mask = only(shot) if only is not None else None
     plain = replace(asked, filter=None)
-    found = engine.diagnose(shot.view, chosen, mask, plain)
-    if wanted := engine.flags_wanted(shot.view, chosen, found):
-        view = replace(shot.view, close_on_exec=shot.machine.close_on_exec(wanted))
-        shot, found = replace(shot, view=view), engine.with_flags(view, chosen, found, plain)
+    findings = engine.diagnose(shot.view, chosen, mask, plain)
+    if descriptors := engine.flags_wanted(shot.view, chosen, findings):
+        view = replace(shot.view, close_on_exec=shot.machine.close_on_exec(descriptors))
+        shot, findings = replace(shot, view=view), engine.with_flags(view, chosen, findings, plain)
     gaps = tuple(sorted({*shot.gaps, *engine.gaps(shot.view, chosen)}))
-    return Diagnosis(shot, found, gaps, plain)
+    return Diagnosis(shot, findings, gaps, plain)
 
 
-def impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | None = None) -> tuple[str, ...]:
+def impossible(row_filter: Filter, shot: Snapshot, users: Mapping[int, str] | None = None) -> tuple[str, ...]:
     """Return what a FILTER names that is not here, as sentences, where it can match nothing for that reason.
 
     Args:
-        found: the FILTER.
+        row_filter: the FILTER.
         shot: what was looked at.
         users: uid → name, where names of users are known.
     """
-    return select.nothing_like_it(
-        found, shot.view, select.Names(shot.machine.processes, users, shot.machine.devices)
-    )
+    machine = shot.machine
+    known = select.KnownNames(machine.processes, users, machine.devices, recorded=not machine.live)
+    return select.nothing_like_it(row_filter, shot.view, known)
 
 
-def refuse_impossible(found: Filter, shot: Snapshot, users: Mapping[int, str] | None = None) -> None:
+def refuse_impossible(row_filter: Filter, shot: Snapshot, users: Mapping[int, str] | None = None) -> None:
     """Raise an error where a FILTER can match nothing, for it names what is not here.
 
     Args:
-        found: the FILTER.
+        row_filter: the FILTER.
         shot: what was looked at.
         users: uid → name, where names of users are known.
 
     Raises:
         FinwaitError: it does; that it selects nothing says nothing about connections.
     """
-    if why := impossible(found, shot, users):
-        error = FinwaitError(f"`{found.text.strip()}` cannot match anything: {'; '.join(why)}")
+    if why := impossible(row_filter, shot, users):
+        error = FinwaitError(f"`{row_filter.text.strip()}` cannot match anything: {'; '.join(why)}")
         error.hint = "`finwait list` shows the connections, `finwait netns` the network namespaces"
         raise error
 
 
-def narrow(diagnosis: Diagnosis, found: Filter, context: ViewContext) -> Diagnosis:
+def narrow(
+    diagnosis: Diagnosis, row_filter: Filter, context: ViewContext, *, refuse: bool = True
+) -> Diagnosis:
     """Return what a FILTER leaves of a diagnosis, and which of its findings it cannot judge.
 
     Args:
         diagnosis: of all that was looked at.
-        found: the FILTER.
+        row_filter: the FILTER.
         context: what is known of the rows, and of the findings of the diagnosis.
+        refuse: refuse a FILTER that can match nothing; a live view waits for what it names.
 
     Raises:
         ValueError: the FILTER asks for something that is not known here.
         FinwaitError: it can match nothing, for it names something that is not here.
     """
     view, sockets = diagnosis.view, diagnosis.view.sockets
-    mask = found.mask(sockets, context)
-    asked = replace(diagnosis.asked, filter=found)
+    mask = row_filter.mask(sockets, context)
+    asked = replace(diagnosis.asked, filter=row_filter)
     about_rows = tuple(f for f in engine.diagnose(view, catalogue.rules(), mask, asked) if len(f.rows))
     answers = [
-        (f, select.judge(found, f, view, context.users)) for f in diagnosis.findings if not len(f.rows)
+        (f, select.judge(row_filter, f, view, context.users)) for f in diagnosis.findings if not len(f.rows)
     ]
     kept = tuple(f for f, answer in answers if answer)
     worth = np.zeros(len(view), np.bool_)
@@ -534,19 +575,45 @@ def narrow(diagnosis: Diagnosis, found: Filter, context: ViewContext) -> Diagnos
             worth[finding.rows] = True
     rows = np.flatnonzero(worth & ~mask)
     open_ = np.zeros(len(view), np.bool_)
-    open_[rows[found.possible(sockets, context, rows)]] = True
+    open_[rows[row_filter.possible(sockets, context, rows)]] = True
     unjudged = [f for f, answer in answers if answer is None and f.severity != "healthy"]
     if open_.any():
         more = engine.diagnose(view, catalogue.rules(), open_, diagnosis.asked)
         unjudged += [f for f in more if len(f.rows) and f.primary and f.severity != "healthy"]
-    if not mask.any() and not kept and not unjudged:
-        refuse_impossible(found, diagnosis.snapshot, context.users)
+    if refuse and not mask.any() and not kept and not unjudged:
+        refuse_impossible(row_filter, diagnosis.snapshot, context.users)
     return replace(
         diagnosis,
         findings=engine.sorted_findings(view, (*kept, *about_rows)),
         asked=asked,
-        narrowed=Narrowed(found, mask, tuple(unjudged)),
+        narrowed=Narrowed(row_filter, mask, tuple(unjudged)),
     )
+
+
+def regrouped(diagnosis: Diagnosis, rows: NDArray[np.bool_], rule: str, pids: Collection[int]) -> Diagnosis:
+    """Return what is said now of connections that were a group before; of what has no rows, by rule and process.
+
+    Args:
+        diagnosis: of all that was looked at.
+        rows: the connections that are still there.
+        rule: the group's.
+        pids: the processes of a group that has no rows; empty for one that has.
+    """
+    view = diagnosis.view
+    whole = [f for f in diagnosis.findings if len(f.rows) and rows[f.rows].all()]
+    rest = rows.copy()
+    for finding in whole:
+        if finding.primary:
+            rest[finding.rows] = False
+    whole += [f for f in diagnosis.findings if not len(f.rows) and f.rule == rule and set(f.pids) & set(pids)]
+    if rest.any():
+        sockets = view.sockets
+        spaces = ",".join(map(str, distinct(sockets.netns[rest]).tolist()))
+        cookies = ",".join(f"{cookie:#x}" for cookie in sockets.cookie[rest].tolist())
+        asked = replace(diagnosis.asked, filter=parse(f"netns = {spaces} and cookie = {cookies}"))
+        parts = engine.diagnose(view, catalogue.rules(), rest, asked)
+        whole += [f for f in parts if len(f.rows)]
+    return replace(diagnosis, findings=engine.sorted_findings(view, whole))
 
 
 def rules_for(names: Iterable[str]) -> tuple[Rule, ...]:
@@ -563,8 +630,8 @@ def findings_of(diagnosis: Diagnosis, row: int) -> tuple[Finding, ...]:
     alone = np.zeros(len(diagnosis.view), np.bool_)
     alone[row] = True
     s = diagnosis.view.sockets
-    one = parse(f"netns = {int(s.netns[row])} and cookie = {int(s.cookie[row]):#x}")
-    asked = replace(diagnosis.asked, filter=one)
+    row_filter = parse(f"netns = {int(s.netns[row])} and cookie = {int(s.cookie[row]):#x}")
+    asked = replace(diagnosis.asked, filter=row_filter)
     return tuple(f for f in engine.diagnose(diagnosis.view, catalogue.rules(), alone, asked) if len(f.rows))
 
 

@@ -41,8 +41,8 @@ def profiles() -> Mapping[str, Profile]:
     Raises:
         DecodeError: the installation is damaged.
     """
-    found = _read("finwait.remedy.profiles", ".toml")
-    return {name.removesuffix(".toml"): parse_profile(name, data) for name, data in sorted(found.items())}
+    files = _read("finwait.remedy.profiles", ".toml")
+    return {name.removesuffix(".toml"): parse_profile(name, data) for name, data in sorted(files.items())}
 
 
 def profile_names() -> tuple[str, ...]:

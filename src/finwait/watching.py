@@ -4,9 +4,15 @@ Two things are looked at, each at its own pace. The numbers of the diagram come 
 where there are very many ESTABLISHED sockets without those, which are then counted by the kernel's own counter: a
 sixth of a second with 216,000 sockets. The groups, connections and causes come from a whole diagnosis, which
 lists descriptors and costs some times as much; it is renewed as often as a hundredth of one CPU allows. Both
-paces are kept by what the last look cost (`Pace`): with the picture as a whole at most a tenth of one CPU.
+paces are kept by what the last look cost (`Pace`): with the picture as a whole at most a tenth of one CPU. The second
+diagnosis comes sooner, because what is new can be told only from two.
 
-A picture is values; what is said about it is for those who show it. Only `Live` and `Recorded` wait and read a clock.
+The numbers come first, before anything is traced or any descriptor listed. With a FILTER the diagnosis is narrowed as
+`finwait diagnose FILTER` narrows it, with what is about no row. Where a FILTER asks for what no change of state tells,
+such as a namespace, the rates are those of `finwait.table.comparing`: one count against the next, by cookie.
+
+A picture is values; what is said about it is for those who show it. Only `Live` and `RecordedPictures` wait and read a
+clock.
 """
 
 from __future__ import annotations
@@ -26,38 +32,50 @@ from finwait import session
 from finwait.diagnosis.hint import Asked
 from finwait.errors import DecodeError, FinwaitError
 from finwait.follow import Following, Round
-from finwait.kernel.observe import Machine
+from finwait.kernel import netns
+from finwait.kernel.observe import RunningMachine
+from finwait.pace import Pace
 from finwait.recording.replay import Replay
-from finwait.selecting import mask_of, users
-from finwait.table import decode
+from finwait.selecting import narrowed, users
+from finwait.table import comparing, decode
 from finwait.table.filter import Filter
 from finwait.table.sockets import SocketTable
-from finwait.table.trace_filter import beyond_the_event, by_the_event, only_ports_and_hosts
+from finwait.table.trace_filter import (
+    asks_for_namespaces,
+    beyond_the_event,
+    by_the_event,
+    in_every_dump,
+    may_be_in,
+)
 from finwait.table.transitions import TransitionTable
 from finwait.uapi import tcp
-from finwait.uapi.observation import Namespace, Observation, Plan
+from finwait.uapi.observation import LookPlan, Namespace, Observation
 from finwait.uapi.proc import parse_snmp
 
-__all__ = ["Circumstances", "Feed", "Live", "Pace", "Passed", "Picture", "Recorded", "chosen"]
+__all__ = ["Circumstances", "Feed", "Live", "Passed", "Picture", "RecordedPictures", "left_by"]
 
-Choose = Callable[[Filter, session.Diagnosis], NDArray[np.bool_]]
-"""Which rows of a diagnosis a FILTER selects."""
+Narrow = Callable[[Filter, session.Diagnosis], session.Diagnosis]
+"""What a FILTER leaves of a diagnosis."""
 
 
-def chosen(wanted: Filter, diagnosis: session.Diagnosis) -> NDArray[np.bool_]:
-    """Return which rows of a diagnosis a FILTER selects.
+def left_by(row_filter: Filter, diagnosis: session.Diagnosis) -> session.Diagnosis:
+    """Return what a FILTER leaves of a diagnosis: what `finwait diagnose FILTER` shows, also if that is nothing.
 
     Raises:
         FilterError: the filter asks for something that is not known here.
     """
-    return mask_of(wanted, diagnosis.snapshot, diagnosis.findings)
+    return narrowed(diagnosis, row_filter, refuse=False)
 
 
 COUNT_SHARE: Final = 0.075
 DIAGNOSE_SHARE: Final = 0.01
 """Of one CPU, at most: for the numbers of the diagram, and for the diagnosis."""
+SECOND_SHARE: Final = 0.1
+"""… and for the diagnosis that is the second of its FILTER: without two of them nothing is known of what is new."""
 ESTABLISHED_LIMIT: Final = 2_000
 """Above this many sockets in a namespace its ESTABLISHED ones are counted and not dumped."""
+MINUTES_S: Final = 300.0
+"""Of the past, that a view shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +88,10 @@ class Circumstances:
     """Events so far of which the FILTER could not tell whether it wants them: flows are too low."""
     diagnosed_s_ago: float | None = None
     """Age of the diagnosis; None where it is hardly older than the numbers."""
+    counted_s_ago: float | None = None
+    """Age of the numbers of the diagram; None where they are hardly older than the picture."""
+    late: bool = False
+    """Whether nothing was counted since the picture before: the numbers are the same ones, and no new point."""
     look: int | None = None
     """Of a recording: which look is shown, from 1."""
     looks: int = 0
@@ -78,8 +100,23 @@ class Circumstances:
     """… and when it was taken."""
     why_no_flows: str = ""
     """Said where no flows are known."""
+    compared_s: float | None = None
+    """Time between the two looks whose difference the flows are; None where they were traced. What came and went in
+    between is not in them."""
+    unplaced: float = 0.0
+    """Connections a second that left a state between two looks by a way that is not known."""
+    diagnosis_in_s: float | None = None
+    """When the next diagnosis is due; None of a recording."""
     not_here: tuple[str, ...] = ()
     """What the FILTER names that is not here, as sentences, where it matches nothing for that reason."""
+    taken_s: float = 0.0
+    """When the look was begun, in seconds of a clock that never goes back."""
+    span_s: float = MINUTES_S
+    """How much of the past is worth showing: some minutes, or all of a shorter recording."""
+    failed: str = ""
+    """Why this look failed, and the numbers are those of the one before it; empty where it did not."""
+    row_filter: Filter | None = None
+    """What the picture is narrowed to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,31 +128,14 @@ class Picture:
     flows: Mapping[tuple[int, int], float] | None
     """(old, new) → a second, of what the FILTER wants; None when they are not known."""
     diagnosis: session.Diagnosis | None
-    """The newest diagnosis, which may be older than the numbers; None before the first."""
+    """The newest diagnosis, narrowed to what the FILTER wants; it may be older than the numbers. None before the first.
+    """
     rows: NDArray[np.int64]
     """Its rows that the FILTER wants, no listeners; the same array as before where they are the same rows."""
     circumstances: Circumstances
 
 
 _NONE: Final = np.empty(0, np.int64)
-
-
-@dataclass(slots=True)
-class Pace:
-    """When something is due that may take no more than a share of one CPU."""
-
-    refresh: float
-    """Seconds between two times, at least."""
-    share: float
-    due: float = 0.0
-
-    def done(self, begun: float, cost: float) -> None:
-        """Say when it was begun, and how many seconds of a CPU it cost."""
-        self.due = begun + max(self.refresh, cost / self.share)
-
-    def at_once(self) -> None:
-        """Let it be due now."""
-        self.due = 0.0
 
 
 class Passed:
@@ -144,10 +164,14 @@ class Passed:
 class Feed(Protocol):
     """What gives pictures. `next` is called from a thread; the rest from another."""
 
+    @property
+    def doing(self) -> str:
+        """What `next` is at, as `listing descriptors`; empty while it only waits for the next look to be due."""
+
     def next(self) -> Picture | None:
         """Return the next picture, after waiting for it; None when there is nothing new."""
 
-    def choose(self, wanted: Filter | None) -> None:
+    def choose(self, row_filter: Filter | None) -> None:
         """Want other connections from the next picture on."""
 
     def renew(self) -> None:
@@ -156,28 +180,38 @@ class Feed(Protocol):
     def turn(self, by: int) -> None:
         """Go to another look of a recording."""
 
-    def list_established(self, wanted: bool) -> None:
+    def list_established(self, listed: bool) -> None:
         """List ESTABLISHED connections too, where they are so many that they are only counted."""
 
     def end(self) -> None:
         """Let `next` return soon."""
 
 
-def _connections(diagnosis: session.Diagnosis, wanted: Filter | None, choose: Choose) -> NDArray[np.int64]:
-    mask = diagnosis.view.sockets.state != tcp.LISTEN
-    if wanted is not None:
-        mask = mask & choose(wanted, diagnosis)
-    return np.flatnonzero(mask)
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is wanted of a diagnosis."""
+
+    of: session.Diagnosis
+    row_filter: Filter | None
+    diagnosis: session.Diagnosis
+    """Narrowed."""
+    sockets: NDArray[np.int64]
+    """Its rows, with listeners."""
+    rows: NDArray[np.int64]
+    """… and without."""
+    not_here: tuple[str, ...]
+    """What a FILTER that matches nothing names that is not here; a later diagnosis may find it."""
 
 
-def _not_here(
-    diagnosis: session.Diagnosis, wanted: Filter | None, rows: NDArray[np.int64]
-) -> tuple[str, ...]:
-    """Return what a FILTER without connections names that is not here; a later diagnosis may find it."""
-    if wanted is None or len(rows):
-        return ()
-    shot = diagnosis.snapshot
-    return session.impossible(wanted, shot, users(shot))
+def _wanted(diagnosis: session.Diagnosis, row_filter: Filter | None, narrow: Narrow) -> _Wanted:
+    narrow_diagnosis = diagnosis if row_filter is None else narrow(row_filter, diagnosis)
+    every = np.ones(len(narrow_diagnosis.view), np.bool_)
+    mask = every if narrow_diagnosis.narrowed is None else narrow_diagnosis.narrowed.rows
+    rows = np.flatnonzero(mask & (narrow_diagnosis.view.sockets.state != tcp.LISTEN))
+    why: tuple[str, ...] = ()
+    if row_filter is not None and not mask.any() and not narrow_diagnosis.findings:
+        why = session.impossible(row_filter, diagnosis.snapshot, users(diagnosis.snapshot))
+    return _Wanted(diagnosis, row_filter, narrow_diagnosis, np.flatnonzero(mask), rows, why)
 
 
 class Live:
@@ -185,17 +219,23 @@ class Live:
 
     Args:
         wanted: which connections; None for all.
-        choose: applies a FILTER to a diagnosis; as `chosen` does.
+        narrow: applies a FILTER to a diagnosis; as `left_by` does.
         refresh: seconds between two pictures, where the machine allows it.
     """
 
-    def __init__(self, wanted: Filter | None, choose: Choose = chosen, *, refresh: float) -> None:
-        self._wanted = wanted
-        self._choose = choose
+    def __init__(self, row_filter: Filter | None, narrow: Narrow = left_by, *, refresh: float) -> None:
+        self._wanted = row_filter
+        self._narrow = narrow
         self._refresh = refresh
-        self._machine = Machine()
+        self._doing = ""
+        self._machine = RunningMachine()
         self._following: Following | None = None
-        self._traced: Filter | None = None
+        self._traced: tuple[Filter | None] | None = None
+        """The FILTER of the trace; None before there was any."""
+        self._looked: tuple[float, Filter, comparing.Looked] | None = None
+        """The count before, where rates come from comparing."""
+        self._compared: tuple[dict[tuple[int, int], float], float, float] | None = None
+        """(old, new) → a second, those that are not placed, and the time between the two looks."""
         self._passed = Passed(0.0)
         self._begun = False
         self._wake = threading.Event()
@@ -203,20 +243,17 @@ class Live:
         self._diagnosing = Pace(refresh, DIAGNOSE_SHARE)
         self._diagnosis: session.Diagnosis | None = None
         self._diagnosed_at = 0.0
-        self._rows: tuple[session.Diagnosis | None, Filter | None, NDArray[np.int64]] = (None, None, _NONE)
-        self._not_here: tuple[str, ...] = ()
+        self._counted_at = 0.0
+        """When the newest numbers of the diagram were counted."""
+        self._diagnosis_cost = 0.0
+        self._chosen: _Wanted | None = None
         self._ended = False
         self._every = False
         self._lost = 0
         self._trace_ended = ""
+        self._last: Picture | None = None
 
     def __enter__(self) -> Self:
-        """Begin to follow.
-
-        Raises:
-            KernelError: the sockets cannot be looked at.
-        """
-        self._follow()
         return self
 
     def __exit__(
@@ -235,20 +272,33 @@ class Live:
         """
         if self._following is not None:
             self._following.__exit__(None, None, None)
-        self._traced = self._wanted
+        self._doing = "starting the trace"
+        self._traced = (self._wanted,)
         self._following = None
-        if by_the_event(self._wanted):
-            self._following = Following(self._wanted, lookup=False, interval=3600.0)
+        self._compared = None
+        if by_the_event(self._traced[0]):
+            self._following = Following(self._traced[0], lookup=False, interval=3600.0)
             self._following.__enter__()
         self._passed = Passed(time.monotonic())
         self._lost = 0
         self._trace_ended = ""
 
-    def choose(self, wanted: Filter | None) -> None:
+    def choose(self, row_filter: Filter | None) -> None:
         """Want other connections from the next picture on."""
-        self._wanted = wanted
+        self._wanted = row_filter
+        if self._diagnosis is not None:
+            soon = self._diagnosed_at + max(self._refresh, self._diagnosis_cost / SECOND_SHARE)
+            self._diagnosing.due = min(self._diagnosing.due, soon)
         self._counting.at_once()
         self._wake.set()
+
+    @property
+    def doing(self) -> str:
+        """What `next` is at."""
+        return self._doing
+
+    def _say(self, doing: str) -> None:
+        self._doing = doing
 
     def renew(self) -> None:
         """Diagnose again now."""
@@ -259,9 +309,9 @@ class Live:
     def turn(self, by: int) -> None:
         """Do nothing: the present has one look."""
 
-    def list_established(self, wanted: bool) -> None:
+    def list_established(self, listed: bool) -> None:
         """List ESTABLISHED connections too, where they are so many that they are only counted."""
-        self._every = wanted
+        self._every = listed
         self.renew()
 
     def end(self) -> None:
@@ -270,111 +320,207 @@ class Live:
         self._wake.set()
 
     def next(self) -> Picture | None:
-        """Return the next picture."""
+        """Return the next picture; where the look fails, the one before it, which then says so.
+
+        Raises:
+            FinwaitError: the look failed, and none of this FILTER has succeeded.
+        """
         self._wait()
         if self._ended:
             return None
-        if self._traced is not self._wanted:
+        row_filter = self._wanted
+        if self._begun and (self._traced is None or self._traced[0] is not row_filter):
             self._follow()
-        wanted = self._wanted
         begun = time.monotonic(), time.process_time()
-        counts = self._counts(wanted)
+        try:
+            self._last = self._look(row_filter, begun)
+        except FinwaitError as error:
+            last = self._last
+            if last is None or last.circumstances.row_filter is not row_filter:
+                raise
+            self._counting.done(begun[0], time.process_time() - begun[1])
+            self._compared = None
+            seen = replace(self._circumstances(begun[0], row_filter), failed=str(error), late=True)
+            return replace(last, flows=self._flows(), circumstances=seen)
+        finally:
+            self._doing = ""
+        return self._last
+
+    def _look(self, row_filter: Filter | None, begun: tuple[float, float]) -> Picture:
+        counts = self._counts(row_filter)
         cost = time.process_time() - begun[1]
-        if self._begun and time.monotonic() >= self._diagnosing.due:
+        before = self._diagnosis
+        # The first picture has no causes yet; but one without numbers would show zeros that nobody counted.
+        if (self._begun or counts is None) and time.monotonic() >= self._diagnosing.due:
             self._diagnose()
         self._counting.done(begun[0], cost)
         if not self._begun:  # the first picture comes at once, the second with the causes
             self._counting.at_once()
             self._begun = True
-        rows = self._chosen_rows(wanted)
+        chosen = self._choose(row_filter)
+        late = counts is None and self._diagnosis is before
         if counts is None:
-            counts = _states_of(rows, self._diagnosis)
-        return Picture(counts, self._flows(), self._diagnosis, rows, self._circumstances())
+            counts = _states_of(chosen.sockets, chosen.diagnosis) if chosen is not None else {}
+            self._counted_at = self._diagnosed_at
+        else:
+            self._counted_at = begun[0]
+        seen = replace(self._circumstances(begun[0], row_filter), late=late)
+        if chosen is None:
+            return Picture(counts, self._flows(), None, _NONE, seen)
+        return Picture(
+            counts, self._flows(), chosen.diagnosis, chosen.rows, replace(seen, not_here=chosen.not_here)
+        )
 
-    def _chosen_rows(self, wanted: Filter | None) -> NDArray[np.int64]:
-        """Return the rows of the diagnosis that are wanted; the same array as before where nothing changed."""
-        newest = self._diagnosis
-        if newest is not None and (newest is not self._rows[0] or wanted is not self._rows[1]):
-            self._rows = newest, wanted, _connections(newest, wanted, self._choose)
-            self._not_here = _not_here(newest, wanted, self._rows[2])
-        return self._rows[2]
+    def _choose(self, row_filter: Filter | None) -> _Wanted | None:
+        """Return what is wanted of the diagnosis; the same as before where nothing changed."""
+        newest, known = self._diagnosis, self._chosen
+        if newest is None or (known is not None and known.of is newest and known.row_filter is row_filter):
+            return known
+        begun = time.process_time()
+        if row_filter is not None:
+            self._say("applying the FILTER to the diagnosis")
+        self._chosen = _wanted(newest, row_filter, self._narrow)
+        self._diagnosing.due += (time.process_time() - begun) / DIAGNOSE_SHARE
+        return self._chosen
 
     def _wait(self) -> None:
         following = self._following
-        while not self._ended and (left := self._counting.due - time.monotonic()) > 0:
+        while not self._ended and (remaining := self._counting.due - time.monotonic()) > 0:
             if following is not None and following.mode == "tracing" and not self._wake.is_set():
                 try:
-                    self._count(following.step(min(left, 0.25)))
+                    self._count(following.step(min(remaining, 0.25)))
                 except (FinwaitError, DecodeError) as error:  # somebody removed the instance
                     following.__exit__(None, None, None)
                     following = self._following = None
                     self._trace_ended = f"the trace was removed: {error}"
-            elif self._wake.wait(left):
+            elif self._wake.wait(remaining):
                 break
             if self._wake.is_set():
                 break
         self._wake.clear()
 
-    def _counts(self, wanted: Filter | None) -> dict[int, int] | None:
+    def _counts(self, row_filter: Filter | None) -> dict[int, int] | None:
         """Return state → sockets; None where only a diagnosis knows what the FILTER asks for."""
-        kernel = wanted is None or only_ports_and_hosts(wanted.root)
-        if not kernel:
+        if row_filter is not None and not in_every_dump(row_filter):
             return None
-        plan = Plan(
+        self._say("counting connections by state")
+        spaces = None if row_filter is None else self._spaces(row_filter)
+        if self._diagnosis is None and spaces is not None and not spaces:
+            return None  # only a list of descriptors leads to some namespaces
+        plan = LookPlan(
             states=tcp.ALL_STATES,
+            only=spaces,
             extensions=0,
-            bytecode=b"" if wanted is None else wanted.bytecode(),
+            bytecode=b"" if row_filter is None else row_filter.bytecode(),
             mptcp=False,
             conntrack=False,
             files=False,
             descriptors=False,
-            established_limit=ESTABLISHED_LIMIT if wanted is None else None,
+            established_limit=ESTABLISHED_LIMIT if row_filter is None else None,
         )
         observation = self._machine.observe(plan)
+        self._refuse_partial(observation)
         sockets = decode.sockets(observation)
-        if wanted is not None:
-            sockets = sockets.select(wanted.mask(sockets, None))
+        if row_filter is not None:
+            names = {space.inode: (*space.names, str(space.inode)) for space in observation.namespaces}
+            context = (
+                {"netns": [names[inode] for inode in sockets.netns.tolist()]} if row_filter.needs else None
+            )
+            mask = row_filter.mask(sockets, context)
+            self._compare(row_filter, sockets, mask)
+            sockets = sockets.select(mask)
         totals = np.bincount(sockets.state, minlength=16)
         for space in observation.namespaces:
             if space.established_skipped:
                 totals[tcp.ESTABLISHED] += _not_dumped(space, sockets)
         return {s: int(n) for s, n in enumerate(totals.tolist()) if n}
 
+    def _compare(self, row_filter: Filter, sockets: SocketTable, mask: NDArray[np.bool_]) -> None:
+        """Compare a count with the one before it, where no trace tells what the FILTER asks for."""
+        if by_the_event(row_filter):
+            return
+        before, now = self._looked, time.monotonic()
+        self._looked = now, row_filter, comparing.looked(sockets, mask)
+        self._compared = None
+        if before is not None and before[1] is row_filter:
+            difference, span = comparing.changes(before[2], self._looked[2]), max(now - before[0], 1e-3)
+            rates = {edge: number / span for edge, number in difference.passed.items()}
+            self._compared = rates, difference.unplaced / span, span
+
+    def _refuse_partial(self, observation: Observation) -> None:
+        """Let a count fail that lacks a namespace which the diagnosis could read: too few is no count.
+
+        Raises:
+            FinwaitError: a dump failed.
+        """
+        known = {gap.netns for gap in self._diagnosis.gaps} if self._diagnosis is not None else set[int]()
+        for gap in observation.gaps if self._diagnosis is not None else ():
+            if gap.netns and not gap.unentered and gap.netns not in known:
+                raise FinwaitError(str(gap))
+
+    def _spaces(self, row_filter: Filter) -> frozenset[int] | None:
+        """Return the namespaces in which the FILTER may select something; None where it does not ask for any."""
+        if not asks_for_namespaces(row_filter):
+            return None
+        spaces, _ = netns.discover(*self._machine.ways)
+        names = {space.inode: (*space.names, str(space.inode)) for space in spaces}
+        return frozenset(inode for inode in names if may_be_in(row_filter, inode, names[inode]))
+
     def _diagnose(self) -> None:
         begun = time.monotonic(), time.process_time()
-        how = session.Look(plan=Plan(established_limit=None)) if self._every else None
-        self._diagnosis = session.diagnose(self._machine, how=how)
-        cost = time.process_time() - begun[1]
-        self._diagnosed_at = time.monotonic()
-        self._diagnosing.done(begun[0], cost)
+        plan = LookPlan(established_limit=None) if self._every else LookPlan()
+        share = SECOND_SHARE if self._diagnosis is None else DIAGNOSE_SHARE
+        try:
+            self._diagnosis = session.diagnose(self._machine, how=session.Look(plan=plan, progress=self._say))
+            self._diagnosed_at = time.monotonic()
+        finally:  # what fails costs, too
+            self._diagnosis_cost = time.process_time() - begun[1]
+            self._diagnosing.done(begun[0], self._diagnosis_cost * DIAGNOSE_SHARE / share)
 
     def _flows(self) -> dict[tuple[int, int], float] | None:
         following = self._following
+        if following is None and self._compared is not None:
+            return self._compared[0]
         if following is None or following.mode != "tracing":
             return None
         return self._passed.rates(time.monotonic())
 
-    def _count(self, told: Round) -> None:
+    def _count(self, changes: Round) -> None:
         """Count the changes of state that the FILTER wants."""
-        self._lost += told.lost
-        self._passed.add(told.rows)
+        self._lost += changes.lost
+        self._passed.add(changes.rows)
 
-    def _circumstances(self) -> Circumstances:
+    def _circumstances(self, taken_s: float, row_filter: Filter | None) -> Circumstances:
         following = self._following
-        old = time.monotonic() - self._diagnosed_at
+        now = time.monotonic()
+        old, counted = now - self._diagnosed_at, now - self._counted_at
         return Circumstances(
             lost=self._lost,
             unjudged=following.unjudged if following is not None else 0,
             diagnosed_s_ago=old if self._diagnosis is not None and old >= 2 * self._refresh else None,
+            counted_s_ago=counted if self._counted_at and counted >= 2 * self._refresh else None,
             why_no_flows=self._why_no_flows(),
-            not_here=self._not_here,
+            compared_s=self._compared[2] if self._compared is not None else None,
+            unplaced=self._compared[1] if self._compared is not None else 0.0,
+            diagnosis_in_s=max(self._diagnosing.due - now, 0.0),
+            taken_s=taken_s,
+            row_filter=row_filter,
         )
 
     def _why_no_flows(self) -> str:
         following = self._following
+        if self._traced is None:
+            return "the trace is not started yet"
+        if following is None and not self._trace_ended:
+            row_filter = self._traced[0]
+            if self._compared is not None:
+                return ""
+            if self._looked is not None:
+                return "rates come with the second count"
+            names = beyond_the_event(row_filter) if row_filter is not None else ()
+            return f"no rates: a change of state does not include {', '.join(names)}"
         if following is None:
-            names = beyond_the_event(self._traced) if self._traced is not None else ()
-            return self._trace_ended or f"no rates: a change of state does not include {', '.join(names)}"
+            return self._trace_ended
         return "" if following.mode == "tracing" else f"not tracing: {following.why_polling}"
 
 
@@ -400,13 +546,13 @@ def _not_dumped(space: Namespace, sockets: SocketTable) -> int:
     return max(both - int(waiting.sum()), 0)
 
 
-class Recorded:
+class RecordedPictures:
     """The looks of a recording as pictures, at the pace of the refresh; the last one stays.
 
     Args:
         recording: an open recording.
         wanted: which connections; None for all.
-        choose: applies a FILTER to a diagnosis; as `chosen` does.
+        narrow: applies a FILTER to a diagnosis; as `left_by` does.
         refresh: seconds between two looks.
         path: where the recording is, for the commands that findings suggest.
     """
@@ -414,16 +560,16 @@ class Recorded:
     def __init__(
         self,
         recording: Replay,
-        wanted: Filter | None,
-        choose: Choose = chosen,
+        row_filter: Filter | None,
+        narrow: Narrow = left_by,
         *,
         refresh: float,
         path: str = "",
     ) -> None:
         self._asked = Asked(options=("--from", path) if path else (), recorded=True)
         self._looks = recording.looks
-        self._wanted = wanted
-        self._choose = choose
+        self._wanted = row_filter
+        self._narrow = narrow
         self._refresh = refresh
         self._at = -1
         self._turn: int | None = None
@@ -432,13 +578,19 @@ class Recorded:
         self._ended = False
         self._wake = threading.Event()
         self._diagnosis: session.Diagnosis | None = None
+        self._doing = ""
 
-    def choose(self, wanted: Filter | None) -> None:
+    @property
+    def doing(self) -> str:
+        """What `next` is at."""
+        return self._doing
+
+    def choose(self, row_filter: Filter | None) -> None:
         """Want other connections from the next picture on."""
-        self._wanted = wanted
+        self._wanted = row_filter
         self.renew()
 
-    def list_established(self, wanted: bool) -> None:
+    def list_established(self, listed: bool) -> None:
         """Do nothing: a recording lists what was recorded."""
 
     def renew(self) -> None:
@@ -471,21 +623,28 @@ class Recorded:
         if at != self._at or self._diagnosis is None:
             self._at = at
             looks = Replay(self._looks[max(at - 1, 0) : at + 1])
+            self._doing = f"diagnosing look {at + 1} of the recording"
             self._diagnosis = session.diagnose(looks, how=_BOTH, asked=self._asked)
-        shown = self._diagnosis
-        mask = (
-            np.ones(len(shown.view), np.bool_) if self._wanted is None else self._choose(self._wanted, shown)
-        )
-        rows = _connections(shown, self._wanted, self._choose)
-        seen = replace(self._circumstances(self._looks[at]), not_here=_not_here(shown, self._wanted, rows))
-        return Picture(_states_of(np.flatnonzero(mask), shown), None, shown, rows, seen)
+        chosen = _wanted(self._diagnosis, self._wanted, self._narrow)
+        self._doing = ""
+        seen = replace(self._circumstances(self._looks[at], chosen.row_filter), not_here=chosen.not_here)
+        counts = _states_of(chosen.sockets, chosen.diagnosis)
+        return Picture(counts, None, chosen.diagnosis, chosen.rows, seen)
 
-    def _circumstances(self, look: Observation) -> Circumstances:
+    def _circumstances(self, look: Observation, row_filter: Filter | None) -> Circumstances:
+        length_s = (self._looks[-1].facts.boottime_ns - self._looks[0].facts.boottime_ns) / 1e9
         return Circumstances(
-            look=self._at + 1, looks=len(self._looks), unix_ns=look.facts.unix_ns, why_no_flows=_NO_FLOWS
+            look=self._at + 1,
+            looks=len(self._looks),
+            unix_ns=look.facts.unix_ns,
+            why_no_flows=_NO_FLOWS,
+            taken_s=look.facts.boottime_ns / 1e9,
+            span_s=min(max(length_s, _LEAST_SPAN_S), MINUTES_S),
+            row_filter=row_filter,
         )
 
 
+_LEAST_SPAN_S: Final = 10.0
 _NO_FLOWS: Final = "a recording contains looks, not what happened between them"
 _BOTH: Final = replace(session.Look(), watch_ms=1)
 """Of a recording: compare a look with the one before it."""

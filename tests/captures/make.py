@@ -6,17 +6,20 @@ sudo .venv/bin/python -m tests.captures.make [NAME…]      new recordings and g
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from finwait import session
 from finwait.diagnosis.view import Options
 from finwait.kernel import procfs
-from finwait.kernel.observe import Plan
+from finwait.kernel.observe import LookPlan
+from finwait.lab.differences import differences
 from finwait.lab.scenario import Situation, scenarios
 from finwait.lab.topology import Lab
 from finwait.recording import open_recording, read, record
@@ -27,6 +30,8 @@ from finwait.uapi import tcp
 from tests.captures.altered import STATE, TIMER, altered, rows
 
 HERE = Path(__file__).parent
+PATIENCE_S = 30
+"""How long a scenario may take to be diagnosed as it should be."""
 
 SYNTHETIC = {"unexplained": "fin-unanswered-held"}
 """What no kernel here can be brought to say → the recording that it is made of, see `make_synthetic`."""
@@ -39,7 +44,7 @@ def _options(name: str) -> Options:
 
 def how(name: str, walled: frozenset[int] = frozenset(), only: frozenset[int] | None = None) -> Look:
     return Look(
-        plan=Plan(only=only, established_limit=None),
+        plan=LookPlan(only=only, established_limit=None),
         options=_options(name),
         watch_ms=1,
         not_holders=walled,
@@ -82,6 +87,11 @@ def _wanted(situation: Situation) -> dict[str, int]:
     return counts
 
 
+def walled_off() -> frozenset[int]:
+    """Processes that even root may not look into here (a sandbox's init); they hold none of the lab's sockets."""
+    return frozenset(procfs.descriptors()[0].unreadable) if os.geteuid() == 0 else frozenset()
+
+
 def _counts(diagnosis: Diagnosis) -> dict[str, int]:
     counts: dict[str, int] = {}
     for f in diagnosis.findings:
@@ -90,29 +100,47 @@ def _counts(diagnosis: Diagnosis) -> dict[str, int]:
     return counts
 
 
-def make(name: str) -> Path:
-    """Build a scenario, wait until it is diagnosed as it should be, and record it."""
-    folder = HERE / f"linux-{'.'.join(os.uname().release.split('.')[:2])}"
+def changed(name: str, got: Mapping[str, int], wanted: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each rule of which there are more rows, or fewer, than there should be."""
+    return [
+        f"{name}: {rule} has {got.get(rule, 0)} rows instead of {wanted.get(rule, 0)} "
+        f"({got.get(rule, 0) - wanted.get(rule, 0):+d})"
+        for rule in sorted({*got, *wanted})
+        if got.get(rule, 0) != wanted.get(rule, 0)
+    ]
+
+
+def make(name: str, folder: Path | None = None) -> Path:
+    """Build a scenario, wait until it is diagnosed as it should be, and record it with what is said of it.
+
+    What was recorded takes the place of an older recording only when it is right.
+    """
+    folder = folder or HERE / f"linux-{'.'.join(os.uname().release.split('.')[:2])}"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{name}.finwait"
-    frozenset(procfs.descriptors()[0].unreadable)
-    with Lab() as lab:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as unfinished, Lab() as lab:
+        path = Path(unfinished) / f"{name}.finwait"
         situation = scenarios()[name].build(lab).settle()
         only = frozenset(situation.namespaces.values())
         # The programs of the lab may keep their names; there are no others in its namespaces.
-        shot = session.look(session.live_machine(), Look(plan=Plan(only=only)))
+        shot = session.look(session.live_machine(), Look(plan=LookPlan(only=only)))
         names = frozenset(p.comm for p in shot.view.processes.values() if p.netns in only)
         interval_ms = max(700, scenarios()[name].watch_ms)
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_S
         while True:
             record(
                 session.live_machine(), str(path), looks=2, interval_ms=interval_ms, only=only, redact=True,
                 keep_names=names, note=f"lab scenario {name}",
             )  # fmt: skip
-            if _counts(replay(path)) == _wanted(situation):
-                return path
+            wrong = changed(name, _counts(replay(path)), _wanted(situation))
+            if not wrong:
+                write_golden(path)
+                for made in (path, path.with_suffix(".json"), path.with_suffix(".txt")):
+                    made.replace(folder / made.name)
+                return folder / path.name
             if time.monotonic() > end:
-                raise SystemExit(f"{name}: {_counts(replay(path))} instead of {_wanted(situation)}")
+                live = session.diagnose(session.live_machine(), how=how(name, walled_off(), only))
+                rows_now = [str(one) for one in differences(situation, live)]
+                raise SystemExit("\n".join([*wrong, *(rows_now or ["now its rows are as expected"])]))
 
 
 def make_synthetic(name: str) -> Path:
@@ -139,13 +167,24 @@ def write_golden(path: Path) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--golden"]:
+    names = (*scenarios(), *SYNTHETIC)
+    parser = argparse.ArgumentParser(description="Make recordings of the lab anew, and what is said of them.")
+    parser.add_argument(
+        "--golden", action="store_true", help="only write what is said of those that there are"
+    )
+    parser.add_argument("names", nargs="*", metavar="SCENARIO", help=f"of: {', '.join(names)} (default: all)")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(names):
+        parser.error(f"no scenario is called {', '.join(sorted(unknown))}")
+    if args.golden:
         for path in sorted(HERE.glob("*/*.finwait")):
             write_golden(path)
         return
-    for name in sys.argv[1:] or (*scenarios(), *SYNTHETIC):
-        path = make_synthetic(name) if name in SYNTHETIC else make(name)
-        write_golden(path)
+    for name in args.names or names:
+        if name in SYNTHETIC:
+            write_golden(path := make_synthetic(name))
+        else:
+            path = make(name)
         print(f"{name}: {path.stat().st_size} bytes")
 
 

@@ -99,7 +99,10 @@ def assert_not_silent(path: Path, columns: frozenset[str]) -> None:
     silent = accused(full) - accused(less)
     told = {gap.where for gap in set(less.gaps) - set(full.gaps)}
     untold = [row for row in silent if f"netns {row[0]}" not in told]
-    assert not untold, f"nothing is said of {len(untold)} rows without {sorted(columns)}"
+    assert not untold, (
+        f"nothing is said of {len(untold)} rows without {sorted(columns)}: return a Gap from the rule's `unjudged` "
+        "(`uncounted`, `unclocked` in finwait.diagnosis.rules), or let `match` take them with less confidence"
+    )
     invented = accused(less, "certain") - accused(full)
     assert not invented, f"{len(invented)} healthy rows are accused for certain without {sorted(columns)}"
 

@@ -77,7 +77,11 @@ def sessions(path: Path) -> list[Session]:
 
 
 def run(command: str) -> str:
-    """Return what a command prints on both streams, run from the root of the sources."""
+    """Return what a command prints on both streams, run from the root of the sources.
+
+    Raises:
+        SystemExit: it crashed; that is no session to show.
+    """
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
         ["sh", "-c", command],
@@ -88,7 +92,10 @@ def run(command: str) -> str:
         stderr=subprocess.STDOUT,
         timeout=60,
     )
-    return done.stdout.decode().strip("\n")
+    text = done.stdout.decode().strip("\n")
+    if "Traceback (most recent call last)" in text:
+        raise SystemExit(f"`{command}` crashed:\n{text}")
+    return text
 
 
 def form(report: str) -> str:
@@ -99,8 +106,16 @@ def form(report: str) -> str:
     report = re.sub(r"^  age .*$", "AGE", report, flags=re.MULTILINE)
     report = re.sub(r"[\d.]+ (ms|s|min|h|d)\b( … [\d.]+ (ms|s|min|h|d)\b)?", "TIME", report)
     report = re.sub(r"\(pid \d+", "(pid N", report)
+    report = re.sub(r"\bthread \d+", "thread N", report)
+    # Where a process cannot be inspected, as in a container.
+    report = re.sub(
+        r";\s+a\s+process\s+that\s+could\s+not\s+be\s+inspected\s+may\s+hold\s+it\s+too", "", report
+    )
     report = re.sub(r"\binode [1-9]\d*", "inode N", report)  # 0 says something: nobody holds it
-    # Groups of the same weight come in any order.
+    # Groups of the same weight come in any order, here and in the overview.
+    report = re.sub(r"^(PROBLEM|NOTICE) +\d+: ", r"\1 ", report, flags=re.MULTILINE)
+    report = re.sub(r"^ *\d+  (PROB|NOTE).*$", "GROUP", report, flags=re.MULTILINE)
+    report = re.sub(r"^ +(count|state) .*whose move$", "OVERVIEW", report, flags=re.MULTILINE)
     groups = sorted(re.sub(r"\s+", " ", group).strip() for group in re.split(r"\n\n+", report))
     return "\n".join(re.sub(r"(CONNECTION )+", "CONNECTION ", f"{group.strip()} ") for group in groups)
 
@@ -125,7 +140,21 @@ def renewed(path: Path, *, lab: bool = False) -> str:
     return "".join(out)
 
 
+README = ROOT / "README.md"
+_PRINTED = re.compile(
+    r"(?<=<!-- printed by )(finwait .*?)( -->\n```text\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL
+)
+
+
+def readme(text: str) -> str:
+    """Return a page with the present output of the commands that its comments name."""
+    return _PRINTED.sub(lambda found: f"{found[1]}{found[2]}{run(found[1]).rstrip()}\n", text)
+
+
 if __name__ == "__main__":
+    if (page := readme(README.read_text())) != README.read_text():
+        README.write_text(page)
+        print("README.md: written")
     for example in EXAMPLES:
         text = renewed(example, lab="--lab" in sys.argv[1:])
         if text != example.read_text():

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from scaffold.rule import to_write
 
+from finwait.agent.policy_file import parse_policy
 from finwait.cli import COMMANDS, EXIT_STATUS, _with_command, build_parser
 from finwait.diagnosis import catalogue, finding
 from finwait.diagnosis.rule import Rule
@@ -24,8 +25,9 @@ from finwait.lab.scenario import scenarios
 from finwait.relay.command import build_config
 from finwait.relay.config.toml import load
 from finwait.relay.metrics import METRICS, render
-from finwait.report.columns import DERIVED, NAMES
+from finwait.report.columns import NAMES
 from finwait.table import flows, sockets
+from finwait.table.derived import DERIVED
 from finwait.uapi import tcp
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +71,12 @@ def test_a_rule_has_a_page_a_scenario_and_a_recording(rule: Rule) -> None:
     assert rule.name in scenarios()
     recorded = list((ROOT / "tests/captures").glob(f"*/{rule.name}.finwait"))
     assert recorded, f"when its scenario is written: sudo .venv/bin/python -m tests.captures.make {rule.name}"
+    for path in recorded:
+        for suffix in (".json", ".txt"):
+            assert path.with_suffix(suffix).is_file(), (
+                f"{path.with_suffix(suffix).name} is missing in {path.parent.name}: "
+                ".venv/bin/python -m tests.captures.make --golden"
+            )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -84,7 +92,7 @@ def test_the_docstring_of_a_rule_has_the_paragraphs_of_a_page(rule: Rule) -> Non
     title, parts = generate.sections(page)
     assert title.endswith(".")
     labels = [label for label, _ in parts]
-    assert labels == ["Seen as", "Why it stays", "Not this", "What ends it", "What does not", "Reproduce"]
+    assert labels == ["Seen as", "Why it stays", "Not this", "What ends it", "Won't help", "Reproduce"]
     assert all(text for _, text in parts)
     if not rule.rest:
         assert dict(parts)["Reproduce"] == f"finwait lab run {rule.name}"
@@ -139,7 +147,7 @@ def test_every_column_is_documented() -> None:
     page = (REFERENCE / "columns.md").read_text()
     names = {*DERIVED, *sockets.SCHEMA.names, *flows.SCHEMA.names}
     assert {n for n in names if f"| `{n}` |" not in page} == set()
-    docs = [*DERIVED.values(), *(c.doc for s in (sockets.SCHEMA, flows.SCHEMA) for c in s)]
+    docs = [*(d.doc for d in DERIVED.values()), *(c.doc for s in (sockets.SCHEMA, flows.SCHEMA) for c in s)]
     assert [d for d in docs if not d.strip()] == []
 
 
@@ -180,14 +188,21 @@ def test_the_man_page_has_the_sections_of_a_command_that_one_may_trust() -> None
 
 
 def statuses_in_code() -> set[int]:
-    """The numbers with which `main` ends: what it returns, and what it hands to `_complain`."""
+    """The numbers with which a command line ends: what `_status` sets or returns, and what it hands to `_complain`."""
     tree = ast.parse((ROOT / "src/finwait/cli/__init__.py").read_text())
-    main = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    status = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_status")
+    values = [
+        node.value
+        for node in ast.walk(status)
+        if isinstance(node, ast.Return)
+        or (isinstance(node, ast.Assign) and any(ast.unparse(target) == "status" for target in node.targets))
+    ]
     found = set()
-    for node in ast.walk(main):
-        value = node.value if isinstance(node, ast.Return) else None
+    for value in values:
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "_complain":
             value = value.args[1]
+        if isinstance(value, ast.IfExp):
+            value = value.body
         if isinstance(value, ast.Constant) and isinstance(value.value, int):
             found.add(value.value)
     return found
@@ -306,6 +321,12 @@ def test_each_command_has_an_example_session() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples/relay").glob("*.toml")), ids=lambda p: p.name)
 def test_an_example_configuration_of_the_relay_is_right(path: Path) -> None:
     assert load(path).service
+
+
+def test_the_example_of_a_policy_is_right_and_does_nothing_yet() -> None:
+    policy = parse_policy((ROOT / "examples/agent/policy.toml").read_bytes(), "policy.toml")
+    assert policy.rules
+    assert policy.mode == "dry-run"
 
 
 def test_the_relay_s_arguments_in_kubernetes_are_right() -> None:

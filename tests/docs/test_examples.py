@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finwait.lab.scenario import scenarios
 from finwait.lab.topology import unmet
-from tests.docs.sessions import EXAMPLES, Session, blocks, form, run, sessions
+from tests.docs.sessions import EXAMPLES, README, Session, blocks, form, readme, run, sessions
 from tests.kernel.needs import missing
 
 ALL = [one for path in EXAMPLES for one in sessions(path)]
@@ -52,3 +52,9 @@ def test_the_form_of_a_report_keeps_causes_counts_and_words() -> None:
 def test_prose_and_sessions_together_are_the_text(lines: list[str]) -> None:
     text = "".join(lines).rstrip("\n") + "\n" if any(line.strip() for line in lines) else ""
     assert "".join(part for _, part in blocks(text)) == text
+
+
+def test_the_readme_shows_what_is_printed() -> None:
+    page = README.read_text()
+    assert "<!-- printed by finwait" in page
+    assert readme(page) == page, "`python -m tests.docs.sessions` writes it anew"

@@ -186,7 +186,7 @@ def test_list_as_text_csv_json_and_json_lines_has_the_same_rows(scene: list[str]
     for ran in made.values():
         seen(ran)
     rows = json.loads(made["json"].stdout)
-    assert (rows["apiVersion"], rows["kind"]) == ("finwait/v1", "ConnectionList")
+    assert (rows["apiVersion"], rows["kind"]) == ("finwait/v1", "ColumnsOfConnections")
     assert len(rows["items"]) == 3
     assert [json.loads(line) for line in made["jsonl"].stdout.splitlines()] == rows["items"]
     assert list(csv.DictReader(io.StringIO(made["csv"].stdout.decode()))) == rows["items"]
@@ -210,6 +210,21 @@ def test_parquet_and_arrow_can_be_read_back(
     reader = arro3.read_parquet if form == "parquet" else arro3.read_ipc_stream
     table = reader(str(tmp_path / "rows")).read_all()
     assert table["state_name"].to_pylist() == ["FIN_WAIT2"] * 3
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_options_of_sockets_are_numbers_in_parquet_and_arrow(
+    scene: list[str], form: str, tmp_path: pathlib.Path
+) -> None:
+    arro3 = pytest.importorskip("arro3.io")
+    ran = finwait("list", "state", "fin-wait-2", *scene, "--columns", "user_timeout_ms,linger2_s", "-o", form)
+    seen(ran)
+    (tmp_path / "rows").write_bytes(ran.stdout)
+    reader = arro3.read_parquet if form == "parquet" else arro3.read_ipc_stream
+    table = reader(str(tmp_path / "rows")).read_all()
+    assert table["user_timeout_ms"].to_pylist() == [0] * 3
+    assert table["linger2_s"].to_pylist() == [60] * 3
 
 
 @pytest.mark.kernel
@@ -287,14 +302,16 @@ def test_list_into_head_prints_one_line_and_nothing_about_pipes(scene: list[str]
 @pytest.mark.kernel
 def test_explain_shows_both_ends_and_a_rule_prints_its_page(scene: list[str]) -> None:
     row = json.loads(finwait("list", *scene, "state", "fin-wait-2", "-o", "json").stdout)["items"][0]
-    by_ends = finwait("explain", row["local"], row["peer"], *scene)
-    by_cookie = finwait("explain", f"{row['cookie']:#x}", *scene)
+    ends = (f"{row['src']}:{row['sport']}", f"{row['dst']}:{row['dport']}")
+    by_ends = finwait("explain", *ends, *scene)
+    by_cookie = finwait("explain", row["cookie"], *scene)
     for ran in (by_ends, by_cookie):
         seen(ran)
         text = ran.stdout.decode()
         assert "FIN_WAIT2" in text
         assert "CLOSE_WAIT" in text
-        assert row["owner"] in text
+        (owner,) = row["owners"]
+        assert f"{owner['comm']}({owner['pid']}:{owner['fd']})" in text
     page = finwait("explain", "fin-wait2-held")
     assert (page.returncode, page.stderr) == (0, b"")
     assert page.stdout.startswith(b"fin-wait2-held: ")
@@ -430,7 +447,7 @@ def test_a_plain_users_list_names_unknown_owners_as_unknown() -> None:
     assert ran.returncode == 3
     assert b"finwait: not seen: " in ran.stderr
     rows = json.loads(ran.stdout)["items"]
-    assert [row for row in rows if row["inode"] and row["owner"] == "-"] == []
+    assert [row for row in rows if row["inode"] and row["owners"] == []] == []
 
 
 @pytest.mark.kernel

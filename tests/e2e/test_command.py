@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_a_connection_is_explained_by_addresses_and_by_cookie_alike() -> None:
         finwait("list", *WHOLE, "state", "close-wait", "-o", "json", "--columns", "local,peer,cookie").stdout
     )["items"][0]
     by_address = finwait("explain", row["local"], row["peer"], *WHOLE)
-    by_cookie = finwait("explain", hex(row["cookie"]), *WHOLE)
+    by_cookie = finwait("explain", row["cookie"], *WHOLE)
     assert (by_address.returncode, by_address.stderr) == (0, b"")
     assert by_address.stdout == by_cookie.stdout
     assert "CLOSE_WAIT" in said(by_address)
@@ -247,7 +248,7 @@ def test_check_that_fails_in_itself_is_unknown_and_shows_where(capsys: pytest.Ca
         raise TypeError("no such luck")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options, "diagnose", fails)
+        patch.setattr(options, "unnarrowed", fails)
         assert main(["check"]) == 3
     out, err = capsys.readouterr()
     assert out.startswith("FINWAIT UNKNOWN - finwait itself failed (TypeError: no such luck)")
@@ -362,6 +363,27 @@ def test_a_disk_that_is_full_and_an_output_that_is_closed_are_told(form: str) ->
     done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *words], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("finwait: error: standard output is closed")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "words", [("rules", "-o", "json"), ("rules",), ("--help",), ("list", "-o", "csv", *WHOLE)], ids=str
+)
+def test_output_that_is_cut_short_is_an_error(
+    words: tuple[str, ...], unbuffered: str, tmp_path: Path
+) -> None:
+    """The file takes some bytes, then no more: a write that takes less than it was given is no error by itself."""
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    whole = subprocess.run([*FINWAIT, *words], capture_output=True, env=env).stdout
+    most = len(whole) // 2
+    with (tmp_path / "out").open("wb") as out:
+        done = subprocess.run(
+            [*FINWAIT, *words], stdout=out, stderr=subprocess.PIPE, text=True, env=env,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+        )  # fmt: skip
+    assert (tmp_path / "out").read_bytes() == whole[:most]
+    assert done.returncode == 1
+    assert done.stderr.startswith("finwait: error: the output could not be written: ")
 
 
 def test_a_locale_without_our_characters_gets_others() -> None:

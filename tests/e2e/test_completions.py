@@ -187,7 +187,7 @@ def test_names_are_offered_where_they_belong(offered: Ask, line: str, words: obj
 
 
 def test_what_is_begun_is_finished(offered: Ask) -> None:
-    assert ends(offered("finwait list --columns local,pe"), ",") == {"peer"}
+    assert ends(offered("finwait list --columns local,pe"), ",") == {"peer", "peer_pod", "peer_workload"}
     assert ends(offered("finwait list --sort expires"), ",") == {"expires_ms"}
     assert ends(offered("finwait list rule = relay-pair,fin-wait2-he"), ",") == {"fin-wait2-held"}
     assert ends(offered("finwait list --established=ne"), "=") == {"never"}

@@ -44,6 +44,14 @@ BASE: dict[str, list[str]] = {
     "tune apply": ["tcp_fin_timeout=30", "--no-diagnosis"],
     "tune rollback": ["7"],
     "audit": [os.devnull],
+    "agent": [],
+    "agent schema": [],
+    "agent serve": ["--listen", "127.0.0.1:0", "--serve-socket", "/nonexistent/x"],
+    "agent status": ["--socket", "/nonexistent/x"],
+    "history": ["--state-dir", "/nonexistent/x"],
+    "policy check": [os.devnull],
+    "policy try": ["--state-dir", "/nonexistent/x", os.devnull],
+    "policy schema": [],
     "relay run": ["--check", "--listen", "127.0.0.1:1", "--to", "127.0.0.1:2"],
     "relay schema": [],
     "relay transitions": [],
@@ -60,8 +68,8 @@ BASE: dict[str, list[str]] = {
 }
 """Words with which each command ends soon and acts on nothing, on whatever machine."""
 
-PARSED_ONLY = {"lab demo", "lab run", "lab prove"}
-"""What builds namespaces for seconds as soon as its words are right."""
+PARSED_ONLY = {"lab demo", "lab run", "lab prove", "agent", "agent serve"}
+"""What builds namespaces for seconds, or runs on, as soon as its words are right."""
 
 NOT_A_NUMBER = (
     "",
@@ -119,7 +127,10 @@ class Taker:
             return ["record", value, *base[1:]]
         if self.command.startswith("tune") and base:
             return [*self.command.split(), value, *base[1:]]
-        if self.command in ("relay show", "relay close", "tune rollback", "lab run", "lab prove"):
+        if self.command in (
+            *("relay show", "relay close", "tune rollback", "lab run", "lab prove"),
+            *("policy check", "policy try"),
+        ):
             n = 1
         return [*self.command.split(), *base[: len(base) - n], "--", value]
 
@@ -128,7 +139,7 @@ def leaves(
     parser: argparse.ArgumentParser, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    if not below:
+    if path and not any(action.required for action in below):
         yield " ".join(path), parser.fill() if hasattr(parser, "fill") else parser
     for action in below:
         for name, choice in action.choices.items():
@@ -245,7 +256,7 @@ def _parses(words: list[str]) -> bool:
 TEXT = {
     ("list", "--columns"), ("list", "--sort"), ("record", "--keep-name"), ("record", "--note"), ("lab run", "SCENARIO"),
     ("lab prove", "CLAIM"), ("clear", "--override"), ("conntrack", "--override"),
-    ("explain", "CONNECTION|RULE"), ("capture", "FILTER|CONNECTION"), ("relay ls", "--service"),
+    ("explain", "CONNECTION|RULE|NUMBER"), ("capture", "FILTER|CONNECTION"), ("relay ls", "--service"),
     *(
         (command, name) for command in ("relay ls", "relay show", "relay close", "relay drain", "relay stats")
         for name in ("--admin",)
@@ -254,8 +265,12 @@ TEXT = {
 """What is looked up, or read, where it is used."""
 
 
-NAMES = ("FILE", "NAME|INODE|PID", "UID", "NETNS", "KEY", "PROFILE|FILE|KEY=VALUE")
-"""What may be anything but empty; everything else is a number, a duration or a choice."""
+NAMES = ("FILE", "DIR", "PATH", "UID", "KEY", "NAME", "PROFILE|FILE|KEY=VALUE")
+"""What may be anything but empty; everything else is a number, a duration, a namespace or a choice."""
+
+
+NO_NETNS = ("", " ", "-1", "0", "pid:x", "net:[x]", "..", "a\0b", "\x1b[2J", "9" * 5000, "x" * 256)
+"""What can name no network namespace."""
 
 
 def test_every_value_has_a_type_that_refuses_what_it_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +279,8 @@ def test_every_value_has_a_type_that_refuses_what_it_cannot_be(capsys: pytest.Ca
         if taker.name == "FILTER" or taker.command == "relay run" or (taker.command, taker.name) in TEXT:
             continue
         text = taker.action.metavar in NAMES
-        for value in NOT_A_NUMBER[:2] if text else NOT_A_NUMBER:
+        wrong = NO_NETNS if taker.action.metavar == "NETNS" else NOT_A_NUMBER
+        for value in NOT_A_NUMBER[:2] if text else wrong:
             if value == "--":  # argparse takes it out; the sweep has it
                 continue
             try:

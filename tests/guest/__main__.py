@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--fresh", action="store_true", help="look for newer packages")
     parser.add_argument("--offline", action="store_true", help="only kernels that are in the cache")
+    parser.add_argument("--limit", type=float, default=2400, metavar="SECONDS", help="end a guest after this")
     parser.add_argument("--append", default="", help="more words for the kernel's command line")
     args = parser.parse_args()
     os.umask(0o077)  # this machine's /etc is in the image
@@ -83,7 +84,8 @@ def _one(args: argparse.Namespace, version: str, jobs: tuple[str, ...], append: 
         kernel = debian.kernel(version, args.cache, fresh=args.fresh, offline=args.offline)
         disks = (image.programs(args.cache), image.clone(args.cache))
         only = [f"only={args.only.replace(' ', '+')}"] if args.only else []
-        limit = 900 if args.smoke else 2400  # beside fifteen busy processes a smoke took 274 s
+        # Beside fifteen busy processes a smoke took 274 s.
+        limit = min(900, args.limit) if args.smoke else args.limit
         ran = boot(kernel, args.cache, disks, jobs, arguments=[*only, *append.split()], limit_s=limit)
     except debian.NotHere as error:
         print(f"{version}: cannot be tried here: {error}")
@@ -93,8 +95,9 @@ def _one(args: argparse.Namespace, version: str, jobs: tuple[str, ...], append: 
         return SKIPPED
     if "recordings" in jobs:
         _keep_recordings(ran)
-    if ran.finished and not (args.smoke or args.recordings or args.append):
-        _keep(version, kernel.release, kernel.package, ran, "emulated", whole=not args.only)
+    if not (args.smoke or args.recordings or args.append):
+        whole = ran.finished and not args.only  # of a guest that was ended, what it had measured is kept
+        _keep(version, kernel.release, kernel.package, ran, "emulated", whole=whole)
     return _said(version, kernel.release, ran)
 
 
@@ -143,29 +146,38 @@ def _said(version: str, release: str, ran: Ran) -> int:
 
 
 def _keep(version: str, release: str, package: str, ran: Ran, where: str, *, whole: bool = True) -> None:
-    """Write what was measured; what other jobs measured before is kept, and without ``whole`` what these did too."""
+    """Write what was measured; what other jobs measured before is kept, and without ``whole`` what these did too.
+
+    Each row has the day on which it was measured, and the release and the package where they were others.
+    """
     MEASURED.mkdir(exist_ok=True)
+    today = dt.datetime.now(tz=dt.UTC).date().isoformat()
     path = MEASURED / f"{version}.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    now = {"release": release, "package": package}
+    build = {key: before[key] for key in now if before.get(key, now[key]) != now[key]}
     kinds = {row["kind"] for row in ran.results if whole} - {"restriction"}
     restrictions = {_restriction(row) for row in ran.results if whole} - {""}
     modules = {row["name"] for row in ran.results if row["kind"] == "tests"}
     names = {(row["kind"], row["name"]) for row in ran.results}
     kept = [
-        row
+        {"date": before.get("date", today), **build, **row}
         for row in before.get("results", ())
         if row["kind"] not in kinds
         and (row["kind"], row["name"]) not in names
         and _restriction(row) not in restrictions
         and not (row["kind"] == "test" and module_of(row["name"]) in modules)
     ]
-    results = kept + [_short(row) for row in ran.results if row["kind"] not in ("boot", "recording")]
+    new = [row for row in ran.results if row["kind"] not in ("boot", "recording")]
+    if not new:
+        return
+    results = kept + [{"date": today, **_short(row)} for row in new]
     answer = {
         "kernel": version,
         "release": release,
         "package": package,
         "where": where,
-        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+        "date": today,
         "results": results,
     }
     path.write_text(json.dumps(answer, indent=1) + "\n")

@@ -20,6 +20,11 @@ TESTS = (
     "test_capture_bound",
     "test_trace",
     "test_trace_owners",
+    "test_strangers",
+    "test_threads",
+    "test_top_feed",
+    "test_one_table",
+    "test_files_of_a_look",
 )
 """Modules of tests/kernel, the most telling first.
 

@@ -22,7 +22,6 @@ from typing import Any
 from finwait.kernel import tracefs
 from tests.guest.acts import acts, resets, trial
 from tests.guest.chosen import TESTS
-from tests.guest.outcomes import told
 from tests.guest.restricted import RESTRICTED
 from tests.guest.trying import ONLY, OUT, PATIENCE_S, Differs, NotHere, attempt, emit, expected_as_built
 
@@ -166,16 +165,13 @@ def tests() -> None:
     """The kernel tests of `TESTS`, in a process of their own."""
     names = [name for name in TESTS if not ONLY or name in ONLY]
     wanted = [path for name in names if (path := f"tests/kernel/{name}.py") and Path(path).exists()]
-    began = time.monotonic()
     # Its sysctls are there from when it is loaded.
     subprocess.run(["modprobe", "nf_conntrack"], capture_output=True, check=False)
-    report = OUT / "tests.xml"
-    options = ("-v", "-p", "no:cacheprovider", "-o", "timeout=600", "-m", "not slow", f"--junitxml={report}")
+    plugin = ("-p", "tests.guest.outcomes")  # it writes the rows
+    options = ("-v", "-p", "no:cacheprovider", *plugin, "-o", "timeout=600", "-m", "not slow")
     with (OUT / "tests").open("w") as out:
         words = [sys.executable, "-m", "pytest", *options, *wanted]
         subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, check=False)
-    for kind, name, verdict, detail in told(report.read_text()):
-        emit(kind, name, verdict, began, detail)
 
 
 def smoke() -> None:

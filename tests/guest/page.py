@@ -54,7 +54,7 @@ def _parts(kernels: list[dict[str, Any]]) -> Iterator[str]:
     heads = [one["kernel"] for one in kernels]
     yield "## What was measured\n"
     yield from _table(["kernel", "release", "package", "date", "where"], [
-        [one["kernel"], one["release"], one["package"] or "–", one["date"], one.get("where", "emulated")]
+        [one["kernel"], _builds(one, "release"), _builds(one, "package"), _days(one), one.get("where", "emulated")]
         for one in kernels
     ])  # fmt: skip
     yield "\n## What works\n"
@@ -63,6 +63,7 @@ def _parts(kernels: list[dict[str, Any]]) -> Iterator[str]:
     if apart:
         yield "\nWhat is not here, or differs:\n"
         yield from apart
+    yield from _untried(kernels)
     yield from _chosen(kernels)
     yield from _restricted(kernels)
     yield "\n## SOCK_DESTROY\n"
@@ -155,6 +156,29 @@ def _apart(kernels: list[dict[str, Any]]) -> Iterator[str]:
                 what = "" if row["verdict"] == "not here" else f" {row['verdict']}:"
                 name = row["name"] if row["kind"] == "restriction" else f"`{row['name']}`"
                 yield f"- {one['kernel']}, {row['kind']} {name}:{what} {row['detail']}".rstrip(" :")
+
+
+def _days(one: dict[str, Any]) -> str:
+    """Return on which days a kernel was measured, the first and the last."""
+    days = sorted({row.get("date", one["date"]) for row in one["results"]})
+    return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else str(one["date"])
+
+
+def _builds(one: dict[str, Any], what: str) -> str:
+    """Return the releases or packages that were measured, the last one first."""
+    found = dict.fromkeys([one[what], *(row[what] for row in one["results"] if row.get(what))])
+    return ", ".join(found) or "–"
+
+
+def _untried(kernels: list[dict[str, Any]]) -> Iterator[str]:
+    """Say what was measured on other kernels only: scenarios and demonstrations newer than the measurement."""
+    for kind, what in (("scenario", "scenarios"), ("proof", "demonstrations")):
+        for one in kernels:
+            here = {row["name"] for row in _rows(one, kind)}
+            lacking = [f"`{name}`" for name in _names(kernels, kind) if name not in here]
+            if here and lacking:
+                text = f"- {one['kernel']}, {what} not tried: {', '.join(lacking)}"
+                yield from textwrap.wrap(text, 110, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _chosen(kernels: list[dict[str, Any]]) -> Iterator[str]:

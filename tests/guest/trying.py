@@ -93,5 +93,5 @@ def expected_as_built(name: str) -> None:
     ]
     status, out, err = command("lab", "run", name, "--all", *walled)
     expected(status, (0, 3), out, err)
-    if "not everything that was built" in err:
+    if "does not match everything that was built" in err:
         raise Differs(err + out)

@@ -450,7 +450,7 @@ class Soak:
 
     def kill(self) -> None:
         """End a connection by the admin socket."""
-        found = [json.loads(line) for line in self.scene.ask("ls", "-o", "json").splitlines()]
+        found = [json.loads(line) for line in self.scene.ask("ls", "-o", "jsonl").splitlines()]
         if not found:
             return  # nobody is connected at this moment
         conn = self.dice.choice(found)
@@ -496,7 +496,7 @@ class Soak:
     def after(self, started: Counter[str]) -> None:
         """Check that nothing is left."""
         scene = self.scene
-        if not until(lambda: not scene.ask("ls", "-o", "json"), 30):
+        if not until(lambda: not scene.ask("ls", "-o", "jsonl"), 30):
             self.failures.append(f"connections are left: {scene.ask('ls')}")
         if not until(lambda: not scene.legs(), 30):
             self.failures.append(f"sockets are left: {scene.legs()}")

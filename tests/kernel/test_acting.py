@@ -18,24 +18,27 @@ import numpy as np
 import pytest
 
 from finwait import session
-from finwait.acting.apply import apply
+from finwait.acting.apply import apply, batches
 from finwait.acting.borrowed import borrow
-from finwait.acting.identity import kernel_target, namespaces_of
+from finwait.acting.identity import namespaces_of
 from finwait.acting.options import arm
 from finwait.acting.probe import probe
 from finwait.acting.undo import restore
+from finwait.diagnosis.rule import Means
 from finwait.diagnosis.view import View
 from finwait.errors import FinwaitError, Refused, TargetGone
 from finwait.kernel import pidfd, procfs
 from finwait.kernel.destroy import GONE, Target, destroy
 from finwait.kernel.journal import SqliteJournal
-from finwait.lab.actor import Conn
+from finwait.lab.actor import ProgramSocket
 from finwait.lab.topology import Lab, unmet
+from finwait.remedy import making
 from finwait.remedy import plan as plans
 from finwait.remedy.guards import Limits
+from finwait.remedy.steps import step_of
 from finwait.session import Look
 from finwait.uapi import inet_diag, tcp
-from finwait.uapi.observation import Plan
+from finwait.uapi.observation import LookPlan
 from tests.kernel.acting_pair import Pair, cookie_of, planned, row_of, settled, state_of
 from tests.kernel.needs import missing
 
@@ -76,7 +79,8 @@ def test_a_half_close_whose_other_end_is_here_is_finished_from_there_without_a_r
         plan = planned(settled(pair, pair.ours[:1], "FIN_WAIT2"), pair.ours[:1])
         (step,) = plan.steps
         assert (step.means, step.sport) == ("fin", pair.theirs[0].sport)
-        assert f":{pair.ours[0].sport} " in step.selected
+        assert step.selected is not None
+        assert step.selected.sport == pair.ours[0].sport
         (outcome,) = apply(plan, journal, boot_id="")
         assert (outcome.result, outcome.detail) == ("ended", "both ends are gone")
         assert pair.near.await_reset(pair.ours[:1]) == 0  # end of file, no error
@@ -92,7 +96,7 @@ def test_a_fin_that_queues_up_behind_data_is_not_said_to_be_out(journal: SqliteJ
         full = pair.look(
             lambda v: int(v.sockets.timer[row_of(v, pair.theirs[0])]) == 4
         )  # nothing moves any more
-        plan = planned(full, pair.theirs, "fin")
+        plan = planned(full, pair.theirs, "fin", override=frozenset({"slow-reader"}))
         (outcome,) = apply(plan, journal, boot_id="")
         assert outcome.result == "still there", outcome
         assert "the FIN waits behind " in outcome.detail
@@ -142,7 +146,7 @@ def test_a_minisocket_is_destroyed_in_silence_as_the_plan_says(journal: SqliteJo
         )
         view = diagnosis.view
         mask = (view.sockets.state == tcp.FIN_WAIT2) & (view.sockets.timer == 3)
-        plan = plans.make(view, diagnosis.findings, mask, Limits(override=frozenset({"minisocket"})))
+        plan = making.make(view, diagnosis.findings, mask, Limits(override=frozenset({"minisocket"})))
         assert plan.steps[0].peer_told.startswith("nothing")
         (outcome,) = apply(plan, journal, boot_id="")
         assert outcome.result == "ended"
@@ -178,7 +182,7 @@ def test_a_plan_never_hits_what_took_over_its_ports_its_descriptor_and_its_proce
 
         pair.a.sysctl("net.ipv4.ip_local_port_range", "45000 45000")
 
-        def fresh() -> tuple[Conn, Conn]:
+        def fresh() -> tuple[ProgramSocket, ProgramSocket]:
             return pair.near.connect(pair.link.b4, door.sport), pair.far.accept(door)
 
         client, accepted = fresh()
@@ -210,18 +214,131 @@ def replace_inode(step: plans.Step, inode: int) -> plans.Step:
     return msgspec.structs.replace(step, inode=inode)
 
 
-@pytest.mark.parametrize(("rate", "most"), [(0.0, 500), (200.0, 20), (5.0, 1)])
-def test_a_rate_is_kept_by_small_batches(rate: float, most: int) -> None:
+@pytest.mark.parametrize(("rate", "most"), [(0.0, 250), (200.0, 20), (5.0, 1)])
+def test_a_rate_is_kept_by_small_batches(rate: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("finwait.acting.apply.pause", waits.append)
+    parts = list(batches(range(600), rate))
+    assert [k for part in parts for k in part] == list(range(600))
+    assert {len(part) for part in parts[:-1]} == {most}
+    assert len(waits) == (len(parts) if rate else 0)
+    assert all(k * most / rate - 5 < wait <= k * most / rate for k, wait in enumerate(waits))
+
+
+ANSWER = "an answer after all"
+
+
+@pytest.mark.parametrize("means", ["destroy", "reset", "fin", "keepalive", "user-timeout"])
+def test_what_moves_while_the_journal_is_waited_for_is_left_alone(
+    journal: SqliteJournal, means: Means
+) -> None:
+    """Another finwait, or a slow disk, may keep the journal for seconds."""
     with Lab() as lab:
-        pair = Pair(lab, 40 if rate != 5.0 else 2)
-        view = pair.look().view
-        targets = [kernel_target(plans.step_of(view, row_of(view, c), "", "destroy")) for c in pair.ours]
-        begun: list[int] = []
-        results, gaps = destroy(namespaces_of({pair.a.inode}), targets, rate=rate, before=begun.append)
-        assert gaps == []
-        assert set(results.values()) == {0}
-        assert begun == list(range(0, len(targets), most))
-        assert set(pair.states(pair.ours)) == {"gone"}
+        pair = Pair(lab, 3)
+        conns, state = pair.theirs, "CLOSE_WAIT"
+        pair.near.shutdown(pair.ours, "WR")
+        if means == "user-timeout":
+            pair.link.cut()
+            pair.far.send(conns, "lost")
+        diagnosis = pair.look(
+            lambda view: all(
+                state_of(view, c) == state
+                and (means != "user-timeout" or view.sockets.retrans[row_of(view, c)] > 0)
+                for c in conns
+            )
+        )
+        plan = planned(diagnosis, conns, means)
+        assert [step.means for step in plan.steps] == [means] * 3
+
+        def written(stage: str) -> None:
+            if stage != "journaled":
+                return
+            assert len(journal.entries()) == 3
+            if means == "user-timeout":
+                for end, dev in ((pair.a, pair.link.a_dev), (pair.b, pair.link.b_dev)):
+                    end.nft(f"delete table inet cut_{dev}")
+                pair.look(lambda view: not view.sockets.timer[[row_of(view, c) for c in conns]].any())
+            else:
+                pair.far.send(conns, ANSWER)
+                pair.near.recv(pair.ours, len(ANSWER))
+
+        outcomes = apply(plan, journal, boot_id="", fault=written)
+        assert [(o.result, o.detail) for o in outcomes] == [
+            ("changed meanwhile", "bytes moved since the plan was made")
+        ] * 3
+        assert pair.states(conns) == [state] * 3
+        for outcome in outcomes:
+            entry = journal.get(outcome.act_id)
+            assert entry.result is not None
+            assert entry.result["restored"] is True
+            with pytest.raises(Refused, match="changed nothing"):
+                restore(outcome.act_id, journal)
+
+
+def test_without_a_rate_no_connection_waits_for_its_turn(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 6)
+        pair.near.shutdown(pair.ours, "WR")
+        plan = planned(settled(pair, pair.theirs, "CLOSE_WAIT"), pair.theirs, "destroy")
+        waits: list[float] = []
+        monkeypatch.setattr("finwait.acting.apply.pause", waits.append)
+        outcomes = apply(plan, journal, boot_id="")
+        assert [o.result for o in outcomes] == ["ended"] * 6
+        assert waits == []
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_moves_while_its_turn_is_waited_for_is_left_alone(
+    journal: SqliteJournal, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lab() as lab:
+        pair = Pair(lab, 6)
+        pair.near.shutdown(pair.ours, "WR")
+        plan = planned(settled(pair, pair.theirs, "CLOSE_WAIT"), pair.theirs, "destroy")
+        by_port = {c.sport: c for c in pair.ours}
+        waits = 0
+
+        def answer(_: float) -> None:  # instead of the pause
+            nonlocal waits
+            waits += 1
+            if waits == 2:
+                ports = {step.dport for step in plan.steps[size:]}
+                far = [c for c in pair.theirs if c.dport in ports]
+                pair.far.send(far, ANSWER)
+                pair.near.recv([by_port[c.dport] for c in far], len(ANSWER))
+
+        monkeypatch.setattr("finwait.acting.apply.pause", answer)
+        outcomes = apply(plan, journal, boot_id="", rate=10.0 * size)
+        assert [o.result for o in outcomes] == ["ended"] * size + ["changed meanwhile"] * (6 - size)
+        assert sorted(pair.states(pair.theirs)) == ["CLOSE_WAIT"] * (6 - size) + ["gone"] * size
+        written = [journal.get(o.act_id).result or {} for o in outcomes]
+        assert [result["result"] for result in written] == [o.result for o in outcomes]
+
+
+@pytest.mark.parametrize("means", ["fin", "destroy"])
+def test_what_did_not_arrive_is_no_end(journal: SqliteJournal, means: Means) -> None:
+    """Something on the way drops FINs, or RSTs: one end, or both, are still there, and nobody says "ended"."""
+    with Lab() as lab:
+        pair = Pair(lab, 2)
+        pair.near.shutdown(pair.ours, "WR")
+        pair.far.read_to_end(pair.theirs)
+        diagnosis = settled(pair, pair.theirs, "CLOSE_WAIT")
+        flag = "fin" if means == "fin" else "rst"
+        pair.b.nft(
+            f"table inet lost {{\n chain leaving {{\n  type filter hook output priority 0\n"
+            f"  tcp flags {flag} drop\n }}\n}}"
+        )
+        outcomes = apply(planned(diagnosis, pair.theirs, means), journal, boot_id="")
+        assert [o.result for o in outcomes] == ["still there"] * 2
+        assert [o.other for o in outcomes] == ["FIN_WAIT2"] * 2
+        if means == "fin":
+            said = "FIN sent, and it did not arrive: LAST_ACK here, and FIN_WAIT2 at the other end"
+        else:
+            said = "this end is gone; the other end is still in FIN_WAIT2: a RST, once, not repeated did not arrive"
+        assert [(o.detail, o.this_end_gone) for o in outcomes] == [(said, means == "destroy")] * 2
+        assert journal.get(outcomes[0].act_id).result == {"result": "still there", "detail": said}
 
 
 def test_what_changed_since_the_plan_is_left_alone(journal: SqliteJournal) -> None:
@@ -256,14 +373,14 @@ def replace_boot(plan: plans.Plan, boot_id: str) -> plans.Plan:
     return msgspec.structs.replace(plan, boot_id=boot_id)
 
 
-def options_of(conn: Conn, cookie: int) -> dict[str, int]:
+def options_of(conn: ProgramSocket, cookie: int) -> dict[str, int]:
     with pidfd.borrowed(conn.actor.pid, conn.fd, inode=conn.inode, cookie=cookie) as sock:
         return pidfd.get_options(sock)
 
 
-def probed(pair: Pair, conns: list[Conn], journal: SqliteJournal) -> dict[int, str]:
+def probed(pair: Pair, conns: list[ProgramSocket], journal: SqliteJournal) -> dict[int, str]:
     view = pair.look().view
-    steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in conns]
+    steps = [step_of(view, row_of(view, c), "", "keepalive") for c in conns]
     return {p.step.sport: p.verdict for p in probe(steps, journal, keepalive=(1, 1, 2))}
 
 
@@ -299,7 +416,7 @@ def test_an_answer_that_takes_longer_than_a_look_is_an_answer(journal: SqliteJou
         pair.link.cut(a=True, b=False)
         pair.far.reset(pair.theirs[1::2])
         view = pair.look().view
-        steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
+        steps = [step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
 
         def under_way(view: View) -> bool:
             rows = [row_of(view, c) for c in pair.ours]
@@ -325,7 +442,7 @@ def test_what_its_programs_do_meanwhile_is_not_taken_for_an_answer(journal: Sqli
     with Lab() as lab:
         pair = Pair(lab, 4)
         view = pair.look().view
-        steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
+        steps = [step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
 
         def meanwhile(stage: str) -> None:
             if stage == "armed":
@@ -344,7 +461,7 @@ def test_options_that_were_set_since_are_not_overwritten(journal: SqliteJournal)
         view = pair.look().view
         cookie = cookie_of(view, pair.ours[0])
         before = options_of(pair.ours[0], cookie)
-        step = plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
+        step = step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
         (first,) = arm([step], journal, {"keepidle": 60, "keepalive": 1})
         (second,) = arm([step], journal, {"keepidle": 30, "keepalive": 1})
         with pytest.raises(Refused, match="keepidle is 30 now"):
@@ -373,7 +490,7 @@ def test_arming_is_journaled_and_can_be_taken_back(journal: SqliteJournal) -> No
         view = pair.look().view
         cookie = cookie_of(view, pair.ours[0])
         before = options_of(pair.ours[0], cookie)
-        step = plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
+        step = step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
         values = {"keepidle": 60, "keepintvl": 15, "keepcnt": 5, "keepalive": 1, "user_timeout_ms": 30_000}
         (outcome,) = arm([step], journal, values)
         assert outcome.result == "set"
@@ -421,7 +538,7 @@ def test_a_probe_that_is_killed_is_told_and_put_back_by_the_journal(tmp_path: Pa
         view = pair.look().view
         cookie = cookie_of(view, pair.ours[0])
         before = options_of(pair.ours[0], cookie)
-        step = plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
+        step = step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
         path = tmp_path / "journal"
         killed = subprocess.run(
             [sys.executable, "-c", KILLED, str(path), stage], input=msgspec.json.encode([step]), check=False
@@ -438,7 +555,7 @@ def test_a_connection_that_ended_cannot_be_restored_and_says_so(journal: SqliteJ
     with Lab() as lab:
         pair = Pair(lab)
         view = pair.look().view
-        step = plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
+        step = step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
         (outcome,) = arm([step], journal, {"keepidle": 60})
         pair.near.close(pair.ours)
         with pytest.raises(TargetGone):
@@ -454,7 +571,7 @@ def test_both_ends_of_a_lost_translation_are_destroyed(journal: SqliteJournal) -
         walled = frozenset(procfs.descriptors()[0].unreadable)
         end = time.monotonic() + 20
         while True:
-            how = Look(plan=Plan(only=only, established_limit=None), not_holders=walled)
+            how = Look(plan=LookPlan(only=only, established_limit=None), not_holders=walled)
             diagnosis = session.diagnose(how=how)
             view = diagnosis.view
             rows = np.zeros(len(view), np.bool_)
@@ -465,7 +582,7 @@ def test_both_ends_of_a_lost_translation_are_destroyed(journal: SqliteJournal) -
                 break
             time.sleep(0.1)
         limits = Limits(share=1.0, established_named=True, override=frozenset({"silent-orphan"}))
-        plan = plans.make(view, diagnosis.findings, rows, limits)
+        plan = making.make(view, diagnosis.findings, rows, limits)
         assert len(plan.steps) == 10
         assert {s.means for s in plan.steps} == {"destroy"}
         # Clients retransmit meanwhile; that is no movement.
@@ -530,7 +647,7 @@ def own_connection(pair: Pair) -> tuple[int, plans.Step]:
     inode = os.fstat(fd).st_ino
     view = pair.look().view
     row = int(np.flatnonzero(view.sockets.inode == inode)[0])
-    return fd, plans.step_of(view, row, "", "keepalive")
+    return fd, step_of(view, row, "", "keepalive")
 
 
 def moved(fd: int) -> int:
@@ -620,7 +737,7 @@ def with_keepalive(pair: Pair, idle: int, interval: int, count: int) -> plans.St
         pair.near.setsockopt(pair.ours, socket.IPPROTO_TCP, option, value)
     pair.near.setsockopt(pair.ours, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     view = pair.look().view
-    return plans.step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
+    return step_of(view, row_of(view, pair.ours[0]), "", "keepalive")
 
 
 def test_a_probe_waits_for_its_own_first_probe_where_keepalive_was_on(journal: SqliteJournal) -> None:

@@ -18,14 +18,14 @@ from finwait.follow import Following
 from finwait.kernel import netns as ns_edge
 from finwait.kernel.destroy import Target, destroy, read_back
 from finwait.kernel.lookup import Question, ask, interfaces
-from finwait.kernel.observe import Machine
+from finwait.kernel.observe import RunningMachine
 from finwait.lab.topology import Lab, Link, Netns
 from finwait.table import decode
 from finwait.table.filter import parse
 from finwait.table.sockets import SocketTable
 from finwait.table.transitions import TransitionTable
 from finwait.uapi import inet_diag, tcp
-from finwait.uapi.observation import Plan
+from finwait.uapi.observation import LookPlan
 from tests.kernel.test_trace import tracing_is_possible  # noqa: F401
 
 pytestmark = pytest.mark.kernel
@@ -140,7 +140,9 @@ class Scene:
     def rows(self) -> SocketTable:
         """Both ends, by a dump."""
         mine = frozenset({self.place.here.inode, self.place.there.inode})
-        table = decode.sockets(Machine().observe(Plan(only=mine, conntrack=False, established_limit=None)))
+        table = decode.sockets(
+            RunningMachine().observe(LookPlan(only=mine, conntrack=False, established_limit=None))
+        )
         return table.select((table.state != tcp.LISTEN) & (table.dport != 0))
 
     def end(self) -> SocketTable:

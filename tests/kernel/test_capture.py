@@ -42,7 +42,7 @@ def _missing(what: str) -> None:
 
 
 def frames_of(path: Path) -> list[pcap.Frame]:
-    return list(pcap.Reader(io.BytesIO(path.read_bytes())))
+    return list(pcap.PacketReader(io.BytesIO(path.read_bytes())))
 
 
 class Pair:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from finwait.capturing import read_closings
-from finwait.diagnosis.closing import Outcome
+from finwait.diagnosis.closing import Ending
 from finwait.kernel.capture import Capture, space_of
-from finwait.lab.actor import Actor, Conn
+from finwait.lab.actor import Actor, ProgramSocket
 from finwait.lab.topology import Lab, unmet
 from finwait.table.sockets import pack_address
 from tests.kernel.needs import missing
@@ -62,7 +62,7 @@ def test_a_link_local_connection_is_captured_and_named_with_its_interface(tmp_pa
     assert "Closed in order" in out
     assert any(f"%{link.a_dev}]" in line for line in said)
     (told,) = read_closings(str(path)).book.told()
-    assert told.outcome is Outcome.IN_ORDER
+    assert told.outcome is Ending.IN_ORDER
     assert told.scope == link.a_dev
 
 
@@ -75,7 +75,7 @@ def test_two_connections_with_the_same_numbers_on_two_interfaces_are_two(tmp_pat
         client = lab.actor(here, "client")
         here.sysctl("net.ipv4.ip_local_port_range", "40001 40001")
         here.sysctl("net.ipv4.conf.all.rp_filter", "0")
-        conns: list[tuple[Conn, Actor, Conn]] = []
+        conns: list[tuple[ProgramSocket, Actor, ProgramSocket]] = []
         for link, space in zip(links, (left, right), strict=True):
             here.sysctl(f"net.ipv4.conf.{link.a_dev}.rp_filter", "0")
             here.ip(

@@ -25,7 +25,7 @@ from finwait.lab.actor import meet
 from finwait.lab.topology import Lab, unmet
 from finwait.report.closing import drawing
 from finwait.table.sockets import pack_address
-from finwait.uapi.pcap import Frame, Reader
+from finwait.uapi.pcap import Frame, PacketReader
 from finwait.uapi.segment import FIN, LINKTYPE_LINUX_SLL2, Segment, parse_segment
 from tests.kernel.needs import missing
 from tests.kernel.test_capture import capturing_is_possible, collect, frames_of  # noqa: F401
@@ -58,7 +58,7 @@ def fins(path: Path) -> int:
     """How many FINs a file has that is still being written."""
     found = 0
     with contextlib.suppress(DecodeError):
-        for frame in Reader(io.BytesIO(path.read_bytes())):
+        for frame in PacketReader(io.BytesIO(path.read_bytes())):
             one = parse_segment(frame)
             found += isinstance(one, Segment) and bool(one.flags & FIN)
     return found
@@ -119,7 +119,8 @@ def test_a_namespace_that_vanishes_ends_the_capture_in_words(tmp_path: Path) -> 
             _, err = process.communicate(timeout=90)
     assert "Traceback" not in err
     assert process.returncode in (0, 3), err
-    assert re.search(r"was \w+ and is gone with its namespace", err), err
+    # Which goes first is the kernel's choice: a socket without a way out may be ended before its namespace.
+    assert re.search(r"was \w+ and is gone( with its namespace)?$", err, re.MULTILINE), err
     assert path.read_bytes()[:4] == b"\x0a\x0d\x0d\x0a"
     frames_of(path)  # whole to the last block
 
@@ -257,6 +258,6 @@ def test_last_ack_is_not_told_as_a_peer_that_has_not_closed(tmp_path: Path) -> N
     for text in (out, out_of_file):
         words_ = " ".join(text.split())
         assert "LAST_ACK, says its kernel" in words_
-        assert "the ACK does not reach it, its kernel still says LAST_ACK" in words_
+        assert "the ACK does not reach it; its kernel still says LAST_ACK" in words_
         assert "never came" not in words_
         assert "TIME_WAIT" in words_

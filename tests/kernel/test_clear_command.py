@@ -111,7 +111,7 @@ def test_the_guard_of_connections_on_which_bytes_move(tmp_path: Path) -> None:
         assert "by guard `healthy`" in command("--yes", *words, "--override", "moving", code=4)
         # Overruled, it is planned, and still left alone: its bytes moved between the plan and the act.
         both = ("--override", "moving", "--override", "healthy")
-        assert "changed meanwhile" in command("--yes", *words, *both)
+        assert "changed meanwhile" in command("--yes", *words, *both, code=4)
         assert pair.states(pair.ours) == ["FIN_WAIT2"]
 
 
@@ -123,6 +123,22 @@ def test_the_guard_of_young_connections(tmp_path: Path) -> None:
         words = [f"sport = :{pair.ours[0].sport}", "--min-age", "1h"]
         refused_then_done(command, "min-age", words, ["--override", "min-age"])
         assert pair.states([*pair.ours, *pair.theirs]) == ["gone", "gone"]
+
+
+def test_an_age_that_waiting_does_not_show_is_watched_for(tmp_path: Path) -> None:
+    """Its peer answers each keepalive probe: however often the command is run, it knows of no more than a second."""
+    with Lab() as lab:
+        pair, command = Pair(lab), Command(lab, tmp_path)
+        for name, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1)):
+            pair.near.setsockopt(pair.ours, socket.IPPROTO_TCP, name, value)
+        pair.near.setsockopt(pair.ours, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        pair.near.shutdown(pair.ours, "WR")
+        settled(pair, pair.ours, "FIN_WAIT2")
+        words = [f"sport = :{pair.ours[0].sport}", "--min-age", "3s", "--dry-run"]
+        shown = command(*words, code=4)
+        assert "old enough in" not in shown
+        assert "waiting does not show it to be old enough" in " ".join(shown.split())
+        assert "1 connection to end" in command(*words, "--for", "3s")
 
 
 def test_the_guard_of_established_connections_unless_they_are_named(tmp_path: Path) -> None:
@@ -194,6 +210,48 @@ def test_the_guard_of_what_holds_the_machine_up(tmp_path: Path, comm: str) -> No
         assert pair.states(theirs) == ["gone"]
 
 
+def test_a_protected_program_at_the_other_end_gets_no_reset(tmp_path: Path) -> None:
+    """A FIN from its end is not allowed; to destroy this end instead would send it a RST."""
+    with Lab() as lab:
+        pair, command = Pair(lab), Command(lab, tmp_path)
+        guarded: Actor = lab.actor(pair.b, "sshd")
+        ours, theirs = meet(pair.near, pair.link.b4, guarded, guarded.listen(pair.link.b4, 8081), 1)
+        pair.near.shutdown(ours, "WR")
+        guarded.read_to_end(theirs)
+        settled(pair, theirs, "CLOSE_WAIT")
+        settled(pair, ours, "FIN_WAIT2")
+        words = [f"sport = :{ours[0].sport}", "--min-age", "0"]
+        before = resets_sent(pair.a)
+        for means in ([], ["--with", "destroy"], ["--with", "reset"]):
+            shown = " ".join(command("--yes", *words, *means, code=4).split())
+            assert "its other end, in CLOSE_WAIT on this machine: held by sshd" in shown
+        plan = tmp_path / "plan"
+        plan.write_text(command(*words, "--with", "destroy", "--override", "protected", "-o", "json"))
+        command("--plan", str(plan), "--yes", code=4)
+        assert pair.states([*ours, *theirs]) == ["FIN_WAIT2", "CLOSE_WAIT"]
+        assert resets_sent(pair.a) == before
+        refused_then_done(command, "protected", words, ["--override", "protected"])
+        assert pair.states([*ours, *theirs]) == ["gone", "gone"]
+
+
+def test_a_descriptor_at_the_other_end_that_may_not_be_borrowed_is_no_reason_for_a_reset(
+    tmp_path: Path,
+) -> None:
+    with Lab() as lab:
+        pair = Pair(lab)
+        gate = (sys.executable, "-m", "tests.kernel.fewer_rights", str(errno.EPERM), str(PIDFD_GETFD), "--")
+        command = Command(lab, tmp_path, gate)
+        pair.near.shutdown(pair.ours, "WR")
+        pair.far.read_to_end(pair.theirs)
+        settled(pair, pair.theirs, "CLOSE_WAIT")
+        words = [f"sport = :{pair.ours[0].sport}", "--min-age", "0"]
+        shown = " ".join(command("--yes", *words, code=4).split())
+        assert "the FIN has to come from its other end" in shown
+        assert "`--with destroy` would end it" in shown
+        assert pair.states([*pair.ours, *pair.theirs]) == ["FIN_WAIT2", "CLOSE_WAIT"]
+        assert "1 ended." in command("--yes", "--with", "destroy", *words)
+
+
 def test_the_guards_of_the_plan_as_a_whole(tmp_path: Path) -> None:
     with Lab() as lab:
         pair, command = Pair(lab, 12), Command(lab, tmp_path)
@@ -243,15 +301,15 @@ def test_what_a_plan_file_says_never_reaches_the_terminal(tmp_path: Path) -> Non
         words = ["--with", "destroy", "fin-wait2-held", "--min-age", "0"]
         plan = command.plan(*words)
         (step,) = plan["steps"]
-        step["holders"][0][2] = step["stays"] = step["note"] = "\x1b[31mharmless\x1b[0m"
-        plan["left"] = [dict.fromkeys(("connection", "guard", "reason"), "\x1b[31mharmless\x1b[0m")]
+        step["owners"][0]["comm"] = step["stays"] = step["note"] = "\x1b[31mharmless\x1b[0m"
+        plan["left"] = [step | dict.fromkeys(("guard", "reason"), "\x1b[31mharmless\x1b[0m")]
         plan["advice"] = ["\x1b[31mharmless\x1b[0m"]
         file = tmp_path / "plan.json"
         file.write_text(json.dumps(plan))
         shown = command("--plan", str(file), "--dry-run")
         assert "harmless" not in shown
         assert f"held by near (pid {pair.near.pid})" in shown
-        for name, said in (("kind", "destroy` is destructive"), ("peer_told", "what the peer sees is not")):
+        for name, said in (("class", "destroy` is destructive"), ("peer_told", "what the peer sees is not")):
             file.write_text(json.dumps(plan | {"steps": [step | {name: "\x1b[31mharmless\x1b[0m"}]}))
             command("--plan", str(file), "--dry-run", code=1)
             assert said in command.errors
@@ -268,7 +326,7 @@ def test_a_plan_that_is_too_large_is_shown_and_not_done(tmp_path: Path) -> None:
         shown = command("--dry-run", *words)
         assert "24 connections to end (24 destructive)" in shown
         assert "… and 4 more; `--all` shows them" in shown
-        assert "would be refused by guard `max`" in command.errors
+        assert "guard `max` would refuse this" in command.errors
         assert "--max 24 or --override max" in command.errors
         whole = command("--dry-run", "--all", *words)
         assert all(f":{conn.sport} " in whole for conn in pair.ours)
@@ -417,8 +475,8 @@ def test_mptcp_which_cannot_be_destroyed_is_ended_by_fin_and_by_reset(tmp_path: 
         plan = command.plan(*words)
         assert {(s["means"], s["state"]) for s in plan["steps"]} == {("fin", "CLOSE_WAIT")}
         assert len(plan["steps"]) == 2
-        forced = command.plan("--with", "destroy", "state fin-wait-2", *words[:0], "--min-age", "0")
-        mptcp = [s for s in forced["steps"] if s["protocol"] == socket.IPPROTO_MPTCP]
+        forced = command.plan("--with", "destroy", "state fin-wait-2", "--min-age", "0")
+        mptcp = [s for s in forced["steps"] if s["protocol"] == "mptcp"]
         assert {s["means"] for s in mptcp} == {"reset"}
         assert all("MPTCP" in s["note"] for s in mptcp)
         gone = {(e.netns, e.sport, e.dport) for e in situation.expected}

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from finwait.diagnosis.closing import Closing, Kind, Outcome
+from finwait.diagnosis.closing import Closing, Ending, Kind
 from finwait.diagnosis.closings import Closings
 from finwait.kernel.capture import Capture, space_of
 from finwait.kernel.lookup import Question, ask
-from finwait.lab.actor import Actor, Conn, meet
+from finwait.lab.actor import Actor, ProgramSocket, meet
 from finwait.lab.topology import Lab, Link, Netns, unmet
 from finwait.report.closing import diagram
 from finwait.table.sockets import pack_address
@@ -47,8 +47,8 @@ class Scene:
     link: Link
     client: Actor
     server: Actor
-    mine: Conn = field(init=False)
-    other: Conn = field(init=False)
+    mine: ProgramSocket = field(init=False)
+    other: ProgramSocket = field(init=False)
     captures: tuple[Capture, Capture] = field(init=False)
     taken: tuple[list[Segment], list[Segment]] = field(default_factory=lambda: ([], []))
 
@@ -167,7 +167,7 @@ def check(made: Scene, *, whole: bool = True, at_least_fins: int = 0) -> None:
                 closing = told(part)
                 for states, state in zip(in_order(closing, PORT), kernel, strict=True):
                     assert state in states, (begin, len(way), state, *diagram(closing))
-                    if closing.outcome is Outcome.IN_ORDER:
+                    if closing.outcome is Ending.IN_ORDER:
                         assert state in ("TIME_WAIT", "CLOSED"), diagram(closing)
 
 
@@ -177,7 +177,7 @@ def test_fin_wait1_behind_a_cut_link() -> None:
         s.client.shutdown([s.mine])
         s.reach("FIN_WAIT1", "ESTABLISHED")
         s.fins(0, s.mine.sport, 3)
-        assert told(s.taken[0]).outcome is Outcome.UNANSWERED
+        assert told(s.taken[0]).outcome is Ending.UNANSWERED
         check(s, whole=False)
         assert in_order(told(s.taken[0]), PORT)[0] == ("FIN_WAIT1",)
 
@@ -186,7 +186,7 @@ def test_fin_wait2_held_and_close_wait() -> None:
     with scene() as s:
         s.client.shutdown([s.mine])
         s.reach("FIN_WAIT2", "CLOSE_WAIT")
-        assert told(s.taken[0]).outcome is Outcome.HALF_CLOSED
+        assert told(s.taken[0]).outcome is Ending.HALF_CLOSED
         check(s)
 
 
@@ -217,7 +217,7 @@ def test_both_at_once_and_a_lost_ack_is_closing() -> None:
         s.drop(s.there, "output", "")
         s.there.nft("delete table inet lose_prerouting")
         s.reach("FIN_WAIT1", "CLOSING")
-        assert told(s.taken[1]).outcome is not Outcome.IN_ORDER
+        assert told(s.taken[1]).outcome is not Ending.IN_ORDER
         check(s, whole=False)
 
 
@@ -229,7 +229,7 @@ def test_last_ack_whose_ack_was_lost_before_the_capture() -> None:
         s.server.close([s.other])
         s.reach("TIME_WAIT", "LAST_ACK")
         s.fins(1, PORT, 3)
-        assert told(s.taken[1]).outcome is Outcome.LAST_UNANSWERED
+        assert told(s.taken[1]).outcome is Ending.LAST_UNANSWERED
         assert [m.what for m in told(s.taken[1]).missing] == [Kind.ACK]
         check(s, whole=False)
         assert in_order(told(s.taken[1]), PORT)[1] == ("LAST_ACK",)
@@ -245,12 +245,12 @@ def test_last_ack_whose_ack_is_lost_behind_the_capture() -> None:
         s.fins(1, PORT, 4)
         s.gather()
         for segments in s.taken:
-            assert told(segments).outcome is Outcome.UNHEARD
+            assert told(segments).outcome is Ending.UNHEARD
         check(s, at_least_fins=4)
         # One look at the socket tells at once what took three retransmissions to be sure of.
         first = next(k for k, one in enumerate(s.taken[1]) if one.flags & FIN and one.sport == PORT)
         a, p, b, q = s.numbers
-        assert told(s.taken[1][: first + 2], [((b, q, a, p), "LAST_ACK")]).outcome is not Outcome.IN_ORDER
+        assert told(s.taken[1][: first + 2], [((b, q, a, p), "LAST_ACK")]).outcome is not Ending.IN_ORDER
 
 
 def test_time_wait_and_closed() -> None:
@@ -260,7 +260,7 @@ def test_time_wait_and_closed() -> None:
         s.server.close([s.other])
         s.reach("TIME_WAIT", "CLOSED")
         closing = told(s.taken[0])
-        assert closing.outcome is Outcome.IN_ORDER
+        assert closing.outcome is Ending.IN_ORDER
         assert closing.a_first == (closing.b.end[1] == PORT)
         check(s)
 
@@ -283,7 +283,7 @@ def test_a_reset_by_each_end(who: str) -> None:
             s.server.reset([s.other])
         s.reach("CLOSED", "CLOSED")
         closing = told(s.taken[0])
-        assert closing.outcome is Outcome.RESET
+        assert closing.outcome is Ending.RESET
         assert closing.reset
         assert (closing.reset.from_a == (closing.b.end[1] == PORT)) == (who == "client")
         check(s, at_least_fins=0)
@@ -295,7 +295,7 @@ def test_a_reset_that_answers_a_half_close() -> None:
         s.server.read_to_end([s.other])
         s.server.reset([s.other])
         s.reach("CLOSED", "CLOSED")
-        assert told(s.taken[0]).outcome is Outcome.RESET
+        assert told(s.taken[0]).outcome is Ending.RESET
         check(s)
 
 
@@ -308,7 +308,7 @@ def test_a_half_open_connection_ends_by_the_answer_to_its_data() -> None:
         s.client.send([s.mine], "anybody there?")
         s.reach("CLOSED", "CLOSED")
         closing = told(s.taken[0])
-        assert closing.outcome is Outcome.RESET
+        assert closing.outcome is Ending.RESET
         assert closing.reset
         assert closing.reset.answers
         check(s)
@@ -325,7 +325,7 @@ def test_a_zero_window_holds_the_fin_back() -> None:
         assert not any(one.flags & (FIN | RST) for one in s.taken[0])
         a, p, b, q = s.numbers
         closing = told(s.taken[0], [((a, p, b, q), "FIN_WAIT1")])
-        assert closing.outcome is Outcome.UNANSWERED
+        assert closing.outcome is Ending.UNANSWERED
         assert "The receive window of" in " ".join(diagram(closing))
 
 
@@ -336,4 +336,4 @@ def test_an_ack_of_every_segment_is_told_from_a_fin() -> None:
         s.reach("FIN_WAIT2", "CLOSE_WAIT")
         bare = [one for one in s.taken[0] if one.flags & (SYN | FIN | RST | ACK) == ACK and not one.payload]
         assert bare
-        assert told(bare).outcome is Outcome.UNSEEN
+        assert told(bare).outcome is Ending.UNSEEN

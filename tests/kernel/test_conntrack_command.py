@@ -27,6 +27,11 @@ def run(situation: Situation, tmp_path: Path, *words: str) -> subprocess.Complet
     )  # fmt: skip
 
 
+def original(item: dict[str, Any]) -> str:
+    way = item["entry"]["original"]
+    return f"{way['src']}:{way['sport']} → {way['dst']}:{way['dport']}"
+
+
 def items(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(done.stdout)["items"]
     return found
@@ -40,7 +45,7 @@ def test_a_zombie_s_entry_is_a_mismatch_and_deleting_it_is_journaled(tmp_path: P
         situation = scenario.build(lab).settle()
         zombies = {f"{e.src}:{e.sport} → {e.dst}:{e.dport}" for e in situation.expected}
         wrong = items(run(situation, tmp_path, "-o", "json"))
-        assert {i["entry"]["original"] for i in wrong} == zombies
+        assert {original(i) for i in wrong} == zombies
         assert {i["verdict"] for i in wrong} == {"the server end is gone"}
         everything = items(run(situation, tmp_path, "-o", "json", "--all"))
         assert len(everything) > len(wrong)
@@ -82,7 +87,7 @@ def test_entries_whose_sockets_are_gone_at_both_ends_are_deleted_and_the_others_
         path.backend.reset(theirs[:2])
         wrong = items(run(situation, tmp_path, "-o", "json"))
         gone = {f"{c.src}:{c.sport} → {c.dst}:{c.dport}" for c in ours[:2]}
-        assert {i["entry"]["original"] for i in wrong} == gone
+        assert {original(i) for i in wrong} == gone
         done = run(situation, tmp_path, "--delete", "--yes")
         assert done.returncode in (0, 3), done.stderr
         assert done.stdout.count("deleted: ") == 2
@@ -121,8 +126,9 @@ def test_rules_that_keep_packets_from_tracking_are_named(tmp_path: Path, tool: s
         assert [line for line in shown.stdout.splitlines() if len(line) > 100] == []
         assert shown.stdout.count(": notrack in ") == 1
         assert shown.stdout.count(": drop-invalid in ") == 1
-        rules = json.loads(run(situation, tmp_path, "-o", "json").stdout)["rules"]
-        found = {one["kind"]: one["where"] for one in rules[str(path.gateway.inode)]}
+        spaces = json.loads(run(situation, tmp_path, "-o", "json").stdout)["namespaces"]
+        (rules,) = (space["rules"] for space in spaces if space["netns"] == path.gateway.inode)
+        found = {one["kind"]: one["where"] for one in rules}
         if tool.endswith("legacy"):
             assert found == {
                 "notrack": f"{IPTABLES[tool]} raw PREROUTING",

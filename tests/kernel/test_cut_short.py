@@ -16,10 +16,12 @@ from finwait.acting.undo import settle
 from finwait.errors import KernelError
 from finwait.kernel import pidfd, sysctl
 from finwait.kernel.journal import SqliteJournal
-from finwait.lab.actor import Conn
+from finwait.lab.actor import ProgramSocket
 from finwait.lab.scenario import scenarios
 from finwait.lab.topology import Lab, unmet
 from finwait.remedy import plan as plans
+from finwait.remedy.steps import step_of
+from finwait.report.plan import plan_json
 from tests.kernel.acting_pair import Pair, cookie_of, planned, row_of, settled
 from tests.kernel.needs import missing, root_and
 
@@ -41,10 +43,12 @@ from finwait.acting.apply import apply
 from finwait.acting.options import arm
 from finwait.acting.probe import probe
 from finwait.kernel.journal import SqliteJournal
+from finwait.remedy import plan_file
+from finwait.remedy.steps import step_of
 from finwait.remedy import plan as plans
 
 folder, what, stage = sys.argv[1:]
-plan = plans.decode(sys.stdin.buffer.read())
+plan = plan_file.decode(sys.stdin.buffer.read())
 
 def fault(now):
     if now == stage:
@@ -63,7 +67,7 @@ with SqliteJournal(Path(folder) / "journal.sqlite") as journal:
 def killed(folder: Path, what: str, stage: str, plan: plans.Plan) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(folder), what, stage],
-        input=plans.encode(plan), capture_output=True, cwd=ROOT,
+        input=plan_json(plan), capture_output=True, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
@@ -82,7 +86,7 @@ def command(folder: Path, *words: str, code: tuple[int, ...] = (0,)) -> subproce
     return done
 
 
-def options_of(conn: Conn, cookie: int) -> dict[str, int]:
+def options_of(conn: ProgramSocket, cookie: int) -> dict[str, int]:
     with pidfd.borrowed(conn.actor.pid, conn.fd, inode=conn.inode, cookie=cookie) as sock:
         return pidfd.get_options(sock)
 
@@ -156,11 +160,11 @@ def test_options_that_a_killed_command_left_behind_are_put_back_in_one_go(
         cookies = [cookie_of(view, c) for c in pair.ours]
         pair.near.setsockopt(pair.ours[:3], 6, 4, 77)  # TCP_KEEPIDLE of their own
         before = [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)]
-        steps = tuple(plans.step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours)
+        steps = tuple(step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours)
         killed(tmp_path, what, stage, plans.Plan(0, "", steps))
         after = [options_of(c, k) for c, k in zip(pair.ours, cookies, strict=True)]
         assert (after == before) == (stage == "journaled")
-        told = command(tmp_path, "probe", "pid = 1", "--netns", str(pair.a.inode), code=(1,)).stderr
+        told = command(tmp_path, "probe", "dport = :1", "--netns", str(pair.a.inode), code=(1,)).stderr
         assert "7 acts of the journal were interrupted" in told
         assert "… and 2 more" in told
         pair.near.close(pair.ours[:1])  # one connection ends meanwhile
@@ -181,7 +185,7 @@ from finwait import session
 from finwait.acting.entries import delete_entries
 from finwait.kernel.journal import SqliteJournal
 from finwait.session import Look
-from finwait.uapi.observation import Plan
+from finwait.uapi.observation import LookPlan
 
 folder, stage, *netns = sys.argv[1:]
 
@@ -189,7 +193,8 @@ def fault(now):
     if now == stage:
         os.kill(os.getpid(), signal.SIGKILL)
 
-shot = session.look(session.live_machine(), Look(plan=Plan(only=frozenset(map(int, netns)), established_limit=None)))
+everything = LookPlan(only=frozenset(map(int, netns)), established_limit=None)
+shot = session.look(session.live_machine(), Look(plan=everything))
 flows = shot.flows
 with SqliteJournal(Path(folder) / "journal.sqlite") as journal:
     delete_entries(flows, range(len(flows)), journal, [{"original": "x"}] * len(flows), fault)
@@ -208,7 +213,9 @@ def test_a_deletion_of_entries_that_is_killed_is_told(tmp_path: Path, stage: str
         assert done.returncode == -signal.SIGKILL
         gateway = lab.namespaces["gateway"]
         assert bool(gateway.run("conntrack", "-L", "-p", "tcp").strip()) == (stage == "journaled")
-        told = command(tmp_path, "arm", "pid = 1", "--keepalive", "60/15/5", "--netns", netns[0], code=(1,))
+        told = command(
+            tmp_path, "arm", "dport = :1", "--keepalive", "60/15/5", "--netns", netns[0], code=(1,)
+        )
         assert "conntrack-delete of x: it may have been deleted" in told.stderr
         assert "is unknown" in command(tmp_path, "undo", "--yes", "--incomplete").stdout
         assert command(tmp_path, "journal", "--incomplete").stdout == ""
@@ -299,7 +306,7 @@ class Full:
         self.get, self.is_running, self.open_undos = journal.get, journal.is_running, journal.open_undos
 
     def complete_many(self, _: object) -> None:
-        raise KernelError(28, "write the journal", hint="the act was done, its result is not written down")
+        raise KernelError(28, "write the journal", hint="the act was done, but its result was not recorded")
 
 
 def test_a_disk_that_fills_up_in_the_middle_leaves_an_act_that_is_told(tmp_path: Path) -> None:

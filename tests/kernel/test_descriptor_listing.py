@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,50 @@ def test_no_child_and_no_descriptor_is_left(holders: list[int]) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
     # The fixture's children are running: whoever could be waited for would be one of ours.
     assert os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def test_a_descriptor_that_is_closed_while_links_are_read_costs_no_other() -> None:
+    with socket.socket() as one, socket.socket() as two:
+        names = ["999999", str(one.fileno()), "999998", "999997", str(two.fileno()), "999996"]
+        directory = os.open("/proc/self/fd", os.O_RDONLY)
+        try:
+            said = procfs.links(names, directory)
+        finally:
+            os.close(directory)
+        first, second = (f"socket:[{os.fstat(sock.fileno()).st_ino}]" for sock in (one, two))
+    assert said == ["", first, "", "", second, ""]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_known_is_not_read_again_and_what_is_new_is(processes: int) -> None:
+    me = os.getpid()
+    with socket.socket() as old, socket.socket() as closed:
+        number = closed.fileno()
+        known, _ = procfs.descriptors([me])
+        keep = known.inode == os.fstat(old.fileno()).st_ino
+        known = replace(known, pid=known.pid[keep], fd=known.fd[keep], inode=known.inode[keep])
+        closed.close()
+        with socket.socket() as new, socket.socket() as newer:
+            again = as_set(procfs.descriptors([me], processes=processes, known=known))
+            assert new.fileno() == number
+            for sock in (new, newer):
+                assert (me, sock.fileno(), os.fstat(sock.fileno()).st_ino) in again
+            assert not {fd for _, fd, _ in again} & {old.fileno()}
+
+
+def test_where_a_known_socket_got_a_second_holder_everything_is_read_again() -> None:
+    me = os.getpid()
+    with socket.socket() as moved, socket.socket() as other:
+        known, _ = procfs.descriptors([me])
+        inode, number = os.fstat(moved.fileno()).st_ino, moved.fileno()
+        with moved.dup(), socket.socket() as new:
+            os.dup2(
+                new.fileno(), number, inheritable=False
+            )  # a number that is known is another socket's by now
+            again = as_set(procfs.descriptors([me], known=known))
+            assert (me, number, os.fstat(new.fileno()).st_ino) in again
+            assert (me, other.fileno(), os.fstat(other.fileno()).st_ino) in again
+            assert inode in {inode for _, _, inode in again}
 
 
 def test_processes_that_are_gone_are_left_out() -> None:

@@ -347,6 +347,49 @@ def test_only_a_pipe_that_is_open_already_is_read(shared: Path) -> None:
         os.close(out)
 
 
+@pytest.mark.parametrize("own", ["", "read it"])
+def test_what_is_acted_upon_is_read_by_no_link_of_another(shared: Path, victim: Path, own: str) -> None:
+    """Whatever fs.protected_symlinks says: the link would choose among the files of ours."""
+    put_link(shared / "file", victim)
+    put_link(shared / "folder", victim.parent)
+    (shared / "ours").symlink_to(victim)
+    (shared / "further").symlink_to(shared / "file")
+    (shared / "inside").symlink_to("folder/victim")
+    for path in ("file", "folder/victim", "further", "inside", "./file", "../shared/folder/./victim"):
+        with pytest.raises(FileRefused, match="symbolic link of nobody's") as refused:
+            files.read(str(shared / path), 100, own_way=True, own=own)
+        assert refused.value.hint == "name the file that it leads to"
+    for path in ("ours", "../victim", "ours/../../victim"):
+        if path != "ours/../../victim":
+            assert files.read(str(shared / path), 100, own_way=True, own=own) == b"secret"
+        else:
+            with pytest.raises(NotADirectoryError):
+                files.read(f"{shared}/{path}", 100, own_way=True, own=own)
+    for path, error in (("", IsADirectoryError), ("none", FileNotFoundError), ("none/x", FileNotFoundError)):
+        with pytest.raises((error, FileRefused)):
+            files.read(f"{shared}/{path}", 100, own_way=True, own=own)
+    here = os.getcwd()
+    os.chdir(shared.parent)
+    try:
+        assert files.read("victim", 100, own_way=True, own=own) == b"secret"
+        with pytest.raises(FileRefused, match="symbolic link"):
+            files.read("shared/file", 100, own_way=True, own=own)
+    finally:
+        os.chdir(here)
+
+
+def test_a_descriptor_of_ours_is_read_where_no_link_is_followed(victim: Path) -> None:
+    with victim.open("rb") as file:
+        assert files.read(f"/dev/fd/{file.fileno()}", 100, pipes=True, own_way=True, own="x") == b"secret"
+    out, into = os.pipe()
+    try:
+        os.write(into, b"1234")
+        os.close(into)
+        assert files.read(f"/dev/fd/{out}", 4, pipes=True, own_way=True, own="x") == b"1234"
+    finally:
+        os.close(out)
+
+
 def test_nothing_is_made_where_others_could_replace_it(shared: Path) -> None:
     (shared / "theirs").mkdir()
     os.chown(shared / "theirs", 65534, 65534)

@@ -35,7 +35,7 @@ def _needs() -> None:
 
 
 @pytest.fixture
-def target() -> Iterator[sysctl.Target]:
+def target() -> Iterator[sysctl.SysctlTarget]:
     with Lab() as lab, sysctl.open_target(lab.netns("tuned").fd) as found:
         yield found
 
@@ -68,7 +68,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return Command(monkeypatch, capsys)
 
 
-def act(where: sysctl.Target, changed: Mapping[str, Any] | None = None) -> Act:
+def act(where: sysctl.SysctlTarget, changed: Mapping[str, Any] | None = None) -> Act:
     """An act that `tune apply` could have done, but for what is given."""
     fields: dict[str, Any] = {
         "kind": "sysctl",
@@ -86,7 +86,7 @@ def journal_of(folder: Path, *acts: Act) -> Path:
     return folder / "journal.sqlite"
 
 
-def value(target: sysctl.Target) -> str:
+def value(target: sysctl.SysctlTarget) -> str:
     return sysctl.read([FIN], target).values[FIN]
 
 
@@ -132,7 +132,7 @@ def another_name(path: Path) -> None:
     ],
 )
 def test_a_journal_that_is_not_ours_alone_is_refused_and_left_as_it_is(
-    target: sysctl.Target, tmp_path: Path, spoil: Callable[[Path], Any], command: Command
+    target: sysctl.SysctlTarget, tmp_path: Path, spoil: Callable[[Path], Any], command: Command
 ) -> None:
     state = tmp_path / "above" / "state"
     sysctl.apply({FIN: "31"}, target)
@@ -222,7 +222,7 @@ FORGED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("what", FORGED)
 def test_undo_does_only_what_finwait_could_have_done(
-    target: sysctl.Target, tmp_path: Path, what: str, command: Command
+    target: sysctl.SysctlTarget, tmp_path: Path, what: str, command: Command
 ) -> None:
     sysctl.apply({FIN: "31"}, target)
     state = tmp_path / "state"
@@ -240,7 +240,7 @@ def test_undo_does_only_what_finwait_could_have_done(
 
 
 def test_undo_shows_what_it_would_do_and_does_it_with_yes(
-    target: sysctl.Target, tmp_path: Path, command: Command
+    target: sysctl.SysctlTarget, tmp_path: Path, command: Command
 ) -> None:
     sysctl.apply({FIN: "31"}, target)
     state = tmp_path / "state"
@@ -274,7 +274,7 @@ def test_undo_shows_what_it_would_do_and_does_it_with_yes(
 
 
 def test_kinds_of_a_later_version_are_told_and_listed(
-    target: sysctl.Target, tmp_path: Path, command: Command
+    target: sysctl.SysctlTarget, tmp_path: Path, command: Command
 ) -> None:
     state = tmp_path / "state"
     journal_of(state, act(target, {"kind": "reboot", "target": {}}))
@@ -289,7 +289,9 @@ def test_kinds_of_a_later_version_are_told_and_listed(
     assert "Traceback" not in told.stderr
 
 
-def test_a_persisted_file_with_lines_of_others_is_left_alone(target: sysctl.Target, tmp_path: Path) -> None:
+def test_a_persisted_file_with_lines_of_others_is_left_alone(
+    target: sysctl.SysctlTarget, tmp_path: Path
+) -> None:
     from finwait.acting.sysctls import apply_plan
     from finwait.cli.tune import make_plan
     from finwait.remedy.tuning import parse_assignments

@@ -222,7 +222,7 @@ def test_a_command_that_fails_is_an_error_with_what_it_said() -> None:
         )
         with pytest.raises(LabError, match=re.escape(said.stderr.strip())):
             netns.ip("link set nothing up")
-        with pytest.raises(LabError, match="not there"):
+        with pytest.raises(LabError, match="not installed"):
             netns.run("finwait-no-such-command")
         with pytest.raises(ValueError, match="exists already"):
             lab.netns("a")

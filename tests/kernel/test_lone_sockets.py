@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,14 @@ from finwait.kernel import pidfd
 from finwait.kernel.journal import SqliteJournal
 from finwait.lab.topology import Lab, unmet
 from finwait.recording import open_recording, record
-from finwait.remedy import plan as plans
+from finwait.remedy import making
 from finwait.remedy.guards import Limits
 from finwait.report.text import headline
 from finwait.session import Diagnosis, Look
 from finwait.uapi import tcp
-from finwait.uapi.observation import Plan
+from finwait.uapi.observation import LookPlan
+from tests.captures.make import walled_off
 from tests.kernel.needs import missing
-from tests.kernel.test_rules import walled_off
 
 pytestmark = pytest.mark.kernel
 
@@ -72,7 +73,7 @@ def _needs() -> None:
 
 
 def looked(*only: int) -> Diagnosis:
-    plan = Plan(only=frozenset(only) if only else None, established_limit=None)
+    plan = LookPlan(only=frozenset(only) if only else None, established_limit=None)
     return session.diagnose(how=Look(plan=plan, not_holders=walled_off()))
 
 
@@ -98,9 +99,45 @@ for sock in ours:
             diagnosis = looked(netns.inode)
             (leak,) = leaks(diagnosis, process.pid)
             assert (leak.count, leak.severity, leak.confidence.level) == (6, "problem", "possible")
+            (row,) = np.flatnonzero(diagnosis.view.sockets.state == tcp.LISTEN)
+            assert leak.ports == (int(diagnosis.view.sockets.sport[row]),)
             first = headline(diagnosis.view, diagnosis.findings, "here")
             assert "6 descriptors of connections that are gone, and still open" in first
             assert "6 of" not in first
+
+
+def test_what_was_not_yet_connected_at_the_first_look_was_not_without_its_connection_then() -> None:
+    """The descriptors are in no dump at either look; but their connections came and went between the two."""
+    code = """
+mine = [socket.socket() for _ in range(9)]
+door = socket.create_server(("127.0.0.1", 0))
+print("ready", flush=True)
+sys.stdin.readline()
+for sock in mine:
+    sock.connect(door.getsockname())
+    there = door.accept()[0]
+    there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0\\0\\0\\0\\0")
+    there.close()
+"""
+    with Lab() as lab:
+        netns = lab.netns("there")
+        with program(code, "nsenter", f"--net=/proc/{os.getpid()}/fd/{netns.fd}") as process:
+
+            def meanwhile(text: str) -> None:
+                if not text.startswith("watching"):
+                    return
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                process.stdout.readline()  # all nine are reset
+
+            plan = LookPlan(only=frozenset({netns.inode}), established_limit=None)
+            how = Look(plan=plan, not_holders=walled_off())
+            twice = replace(how, watch_ms=1, progress=meanwhile)
+            assert leaks(session.diagnose(how=twice), process.pid) == []
+            (leak,) = leaks(session.diagnose(how=replace(how, watch_ms=1)), process.pid)
+            assert (leak.count, leak.confidence.level) == (9, "certain")
 
 
 _CANCELLED = """
@@ -141,7 +178,7 @@ def test_requests_whose_clients_cancel_them_are_no_leak_of_their_server() -> Non
     with Lab() as lab:
         netns = lab.netns("there")
         with program(_CANCELLED, "nsenter", f"--net=/proc/{os.getpid()}/fd/{netns.fd}") as process:
-            plan = Plan(only=frozenset((netns.inode,)), established_limit=None)
+            plan = LookPlan(only=frozenset((netns.inode,)), established_limit=None)
             once = [leak.confidence for leak in leaks(looked(netns.inode), process.pid)]
             assert all(one.look_again for one in once)
             twice = session.diagnose(how=Look(plan=plan, not_holders=walled_off(), watch_ms=1500))
@@ -180,7 +217,7 @@ def test_a_namespace_that_only_its_sockets_keep_is_found_and_looked_into(tmp_pat
         record(session.live_machine(), str(tmp_path / "a.finwait"))
         mask = np.zeros(len(view), np.bool_)
         mask[[r for r in mine if view.sockets.state[r] == tcp.FIN_WAIT2][:1]] = True
-        plan = plans.make(view, diagnosis.findings, mask, Limits(share=1.0), force="destroy")
+        plan = making.make(view, diagnosis.findings, mask, Limits(share=1.0), force="destroy")
         with SqliteJournal(tmp_path / "journal") as journal:
             (outcome,) = apply(plan, journal, boot_id="")
         assert outcome.result == "ended", outcome
@@ -268,7 +305,7 @@ open_ = pairs(COUNT)
             program(both.replace("COUNT", "20"), *enter[0]) as busy,
             program(both.replace("COUNT", "1"), *enter[1]) as calm,
         ):
-            plan = Plan(only=frozenset((large.inode, small.inode)), established_limit=15)
+            plan = LookPlan(only=frozenset((large.inode, small.inode)), established_limit=15)
             diagnosis = session.diagnose(how=Look(plan=plan, not_holders=walled_off()))
             assert diagnosis.view.established_skipped
             assert {n: ns.dumped for n, ns in diagnosis.view.namespaces.items()} == {

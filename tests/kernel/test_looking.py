@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from finwait import session
-from finwait.kernel import lookup, netns, procfs
-from finwait.kernel.observe import Machine, Plan
+from finwait.kernel import lookup, netns, observe, procfs
+from finwait.kernel.observe import LookPlan, RunningMachine
 from finwait.lab.actor import meet
 from finwait.lab.topology import Lab, unmet
 from finwait.recording import open_recording, record
@@ -54,7 +55,7 @@ def test_owners_are_those_that_psutil_finds() -> None:
         door = far.listen(link.b4, 8080)
         meet(near, link.b4, far, door, 20)
         shot = session.look(
-            session.live_machine(), Look(plan=Plan(only=frozenset({client.inode, server.inode})))
+            session.live_machine(), Look(plan=LookPlan(only=frozenset({client.inode, server.inode})))
         )
         ours = {
             (pid, fd)
@@ -110,12 +111,14 @@ def test_looking_changes_nothing() -> None:
         near, far = lab.actor(client, "near"), lab.actor(server, "far")
         meet(near, link.b4, far, far.listen(link.b4, 8080), 3)
         only = {client.inode, server.inode, still.inode}
-        Machine().observe(Plan())  # modules that the first look loads are those that `ss` would load
+        RunningMachine().observe(
+            LookPlan()
+        )  # modules that the first look loads are those that `ss` would load
         spaces = [ns for ns in netns.discover(procfs.descriptors()[1])[0] if ns.inode in only]
         assert {ns.inode for ns in spaces} == only
         before = state_of_the_machine(spaces)
         for _ in range(3):
-            session.diagnose(how=Look(plan=Plan(established_limit=None), watch_ms=10))
+            session.diagnose(how=Look(plan=LookPlan(established_limit=None), watch_ms=10))
         assert state_of_the_machine(spaces) == before
 
 
@@ -158,13 +161,69 @@ def test_no_thread_is_left_in_a_foreign_namespace() -> None:
         assert seen == {home}
 
 
+def test_several_threads_look_into_each_namespace_once_and_see_what_one_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Lab() as lab:
+        spaces = [lab.netns(f"n{k}") for k in range(9)]
+        doors = [space.call(lambda: socket.create_server(("127.0.0.1", 0))) for space in spaces]
+        clients = [
+            space.call(partial(socket.create_connection, door.getsockname()))
+            for space, door in zip(spaces, doors, strict=True)
+            for _ in range(3)
+        ]
+        try:
+            inodes = frozenset(space.inode for space in spaces)
+            listed = [ns for ns in netns.discover(procfs.descriptors()[1])[0] if ns.inode in inodes]
+            together = threading.Barrier(3, timeout=60)
+
+            def inside(ns: netns.NetNamespace) -> tuple[int, int, int]:
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    together.wait()  # each of the threads is in a namespace of its own now
+                return ns.inode, netns.own_netns(), threading.get_ident()
+
+            seen, gaps = netns.visit(listed, inside, threads=3)
+            assert gaps == []
+            assert {inode: (first, own) for inode, (first, own, _) in seen.items()} == {
+                inode: (inode, inode) for inode in inodes
+            }
+            assert len({thread for _, _, thread in seen.values()}) == 3
+            plan = LookPlan(only=inodes)
+            rows = []
+            for threads in (1, 4):
+                monkeypatch.setattr(observe, "_threads", lambda _, n=threads: n)
+                sockets = decode.sockets(RunningMachine().observe(plan))
+                rows.append(sorted(zip(sockets.netns.tolist(), sockets.cookie.tolist(), strict=True)))
+            assert len(rows[0]) == 9 * 7
+            assert rows[0] == rows[1]
+        finally:
+            for sock in (*clients, *doors):
+                sock.close()
+
+
+def test_a_failure_in_one_of_several_threads_is_raised_after_all_have_ended() -> None:
+    with Lab() as lab:
+        inodes = [lab.netns(f"n{k}").inode for k in range(6)]
+        spaces = [ns for ns in netns.discover(procfs.descriptors()[1])[0] if ns.inode in inodes]
+        before = threading.active_count()
+
+        def fail(ns: netns.NetNamespace) -> int:
+            if ns.inode == inodes[2]:
+                raise RuntimeError("in the middle")
+            return 1
+
+        with pytest.raises(RuntimeError, match="in the middle"):
+            netns.visit(spaces, fail, threads=3)
+        assert threading.active_count() == before
+
+
 def test_a_namespace_that_has_ended_is_no_gap_and_one_asked_about_by_name_is() -> None:
     gone = netns.NetNamespace(1, ("ghost",), paths=("/proc/0/ns/net", "/nowhere"))
     seen, gaps = netns.visit([gone], lambda _: 1)
     assert seen == {}
     assert gaps == []
     _, gaps = lookup.ask([], [gone])
-    assert [str(g) for g in gaps] == ["netns 1: could not enter it: it vanished"]
+    assert [str(g) for g in gaps] == ["netns 1: could not enter it: it has vanished"]
 
 
 CHURN = """
@@ -201,7 +260,7 @@ def test_processes_and_connections_that_die_while_being_read_cost_nothing() -> N
         try:
             churn.stdout.readline()
             before = descriptors()
-            plan = Plan(only=frozenset({busy.inode}), established_limit=None)
+            plan = LookPlan(only=frozenset({busy.inode}), established_limit=None)
             for _ in range(40):
                 diagnosis = session.diagnose(how=Look(plan=plan))
                 # What came and went between two reads is nobody's fault, and no finding about holders.
@@ -243,7 +302,7 @@ def test_five_hundred_namespaces_are_read_and_no_descriptor_is_left() -> None:
 
         sockets = [ns.call(populate) for ns in spaces]
         before = descriptors()
-        table = decode.sockets(Machine().observe(Plan()))
+        table = decode.sockets(RunningMachine().observe(LookPlan()))
         assert {ns.inode for ns in spaces} <= set(table.netns.tolist())
         assert descriptors() == before
         for one in sockets:
@@ -261,7 +320,7 @@ def test_a_recording_is_diagnosed_as_the_machine_was(tmp_path: Path, redacted: b
         far.read_to_end(b[:5])
         only = frozenset({client.inode, server.inode})
         walled = frozenset(procfs.descriptors()[0].unreadable)
-        how = Look(plan=Plan(only=only, established_limit=None), watch_ms=50, not_holders=walled)
+        how = Look(plan=LookPlan(only=only, established_limit=None), watch_ms=50, not_holders=walled)
         live = session.diagnose(how=how)
         path = tmp_path / "r.finwait"
         recorded = record(

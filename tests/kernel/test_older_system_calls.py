@@ -84,7 +84,7 @@ def test_a_diagnosis_is_the_same(half_closed: Situation, calls: range) -> None:
 def test_the_lab_builds_its_scenarios(calls: range) -> None:
     said = older(calls, "lab", "run", "fin-wait2-held")
     assert "fin-wait2-held" in said
-    assert "not everything that was built" not in said
+    assert "does not match everything that was built" not in said
 
 
 def test_what_needs_a_descriptor_says_so_and_destroying_is_left(

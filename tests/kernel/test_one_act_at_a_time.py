@@ -29,6 +29,7 @@ from finwait.kernel.socket_locks import address_of, locked
 from finwait.lab.topology import Lab, unmet
 from finwait.remedy import plan as plans
 from finwait.remedy.outcome import Outcome, Probe
+from finwait.remedy.steps import step_of
 from tests.kernel.acting_pair import Pair, cookie_of, planned, row_of, settled
 from tests.kernel.needs import missing
 from tests.kernel.test_cut_short import Full
@@ -62,8 +63,14 @@ def test_clear_with_keepalive_judges_as_a_probe_does_beside_a_user_timeout(
         if gone:
             pair.link.cut()
         (outcome,) = apply(plan, journal, boot_id="", keepalive=(1, 1, 2))
-        assert outcome.result == ("ended" if gone else "still there"), outcome
+        # Its other end hears nothing of this one's end: that is here, and still there.
+        assert (outcome.result, outcome.other, outcome.this_end_gone) == (
+            "still there",
+            "ESTABLISHED" * gone,
+            gone,
+        )
         assert ("it is alive" in outcome.detail) == (not gone)
+        assert ("this end is gone; the other end is still in ESTABLISHED" in outcome.detail) == gone
         assert options_of(pair.ours[0], cookie) == before
         entry = journal.get(outcome.act_id)
         assert entry.result == {"result": "dead" if gone else "alive", "restored": True}
@@ -253,7 +260,7 @@ def test_what_waits_already_ends_when_it_is_predicted(journal: SqliteJournal, sh
         assert one is not None
         assert one.ends_s is not None
         assert (one.window_shut, one.lives) == (shut, shut)
-        (set_,) = arm([plans.step_of(view, row, "", "user-timeout")], journal, {"user_timeout_ms": 1000})
+        (set_,) = arm([step_of(view, row, "", "user-timeout")], journal, {"user_timeout_ms": 1000})
         assert set_.result == "set"
         pair.look(lambda v: row_of(v, pair.ours[0]) < 0)
         assert abs(time.monotonic() - asked - one.ends_s) < 1.5, one
@@ -292,7 +299,7 @@ def test_ctrl_c_stops_a_clear_and_the_journal_is_true(tmp_path: Path) -> None:
             c.sport for c, state in zip(pair.ours, pair.states(pair.ours), strict=True) if state == "gone"
         }
         assert running.returncode == 130, said
-        assert "interrupted; this was done until then" in said
+        assert "interrupted; the acts done until then are these" in said
         assert 20 <= len(gone) < 250
         assert f"{len(gone)} ended" in told
         assert f"{300 - len(gone)} failed" in told

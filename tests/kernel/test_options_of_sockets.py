@@ -19,11 +19,12 @@ from finwait.acting.undo import restore
 from finwait.errors import FinwaitError, KernelError, Refused
 from finwait.kernel import pidfd
 from finwait.kernel.journal import SqliteJournal, Taken
-from finwait.lab.actor import Conn
+from finwait.lab.actor import ProgramSocket
 from finwait.lab.topology import Lab, unmet
 from finwait.remedy import plan as plans
 from finwait.remedy.journal import Act
 from finwait.remedy.outcome import Outcome, Probe
+from finwait.remedy.steps import step_of
 from tests.kernel.acting_pair import Pair, cookie_of, row_of
 from tests.kernel.needs import missing
 from tests.kernel.test_probe_command import options_of, start, until_armed
@@ -37,13 +38,13 @@ def _needs() -> None:
         missing("; ".join(lacking))
 
 
-def steps_of(pair: Pair, conns: Sequence[Conn]) -> tuple[list[plans.Step], list[int]]:
+def steps_of(pair: Pair, conns: Sequence[ProgramSocket]) -> tuple[list[plans.Step], list[int]]:
     view = pair.look().view
-    steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in conns]
+    steps = [step_of(view, row_of(view, c), "", "keepalive") for c in conns]
     return steps, [cookie_of(view, c) for c in conns]
 
 
-def all_options(conns: Sequence[Conn], cookies: Sequence[int]) -> list[dict[str, int]]:
+def all_options(conns: Sequence[ProgramSocket], cookies: Sequence[int]) -> list[dict[str, int]]:
     return [options_of(c, k) for c, k in zip(conns, cookies, strict=True)]
 
 
@@ -152,24 +153,25 @@ def test_what_is_under_way_is_not_taken_back_and_what_was_cut_short_is_first(tmp
         cookie = cookie_of(view, pair.ours[0])
         before = options_of(pair.ours[0], cookie)
         where = ["--netns", str(pair.a.inode), "state established"]
-        running = start(tmp_path, "probe", "--keepalive", "30/30/3", *where)
-        until_armed(pair.ours[0], cookie)
+        # Long enough to be under way still when `undo` has started, on an emulated machine as well.
+        running = start(tmp_path, "probe", "--keepalive", "900/30/3", *where)
+        until_armed(pair.ours[0], cookie, 900)
         undone = start(tmp_path, "undo", "--yes", "1")
-        _, said = undone.communicate(timeout=60)
+        _, said = undone.communicate(timeout=300)
         assert undone.returncode == 4, said
         assert f"pid {running.pid} is still doing it" in said
-        assert options_of(pair.ours[0], cookie)["keepidle"] == 30
+        assert options_of(pair.ours[0], cookie)["keepidle"] == 900
         running.kill()
-        running.communicate(timeout=20)
-        told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=60)
+        running.communicate(timeout=300)
+        told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=300)
         (item,) = json.loads(told)["items"]
         assert item["verdict"] == "not judged", said
         assert "`finwait undo 1` restores its options" in item["detail"]
-        assert options_of(pair.ours[0], cookie)["keepidle"] == 30
-        told, _ = start(tmp_path, "undo", "--yes", "1").communicate(timeout=60)
+        assert options_of(pair.ours[0], cookie)["keepidle"] == 900
+        told, _ = start(tmp_path, "undo", "--yes", "1").communicate(timeout=300)
         assert "restored" in told
         assert options_of(pair.ours[0], cookie) == before
-        told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=60)
+        told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=300)
         assert json.loads(told)["items"][0]["verdict"] == "alive", said
 
 
@@ -219,18 +221,44 @@ def test_an_old_value_that_no_socket_takes_is_put_back_as_near_as_can_be(journal
         assert (now["keepidle"], now["keepalive"]) == (32_767, 0)
 
 
+@pytest.mark.parametrize(
+    ("part", "options"),
+    [
+        ("before", {"keepidle": 7200}), ("after", {"keepidle": 60}), ("after", {}), ("before", []), ("before", "x"),
+        ("before", {"keepidle": "x", "keepalive": 0}), ("before", {"keepidle": 1 << 31, "keepalive": 0}),
+        ("after", {"keepidle": 60, "keepalive": 2}), ("before", {"keepidle": -1, "keepalive": 0}),
+    ],
+)  # fmt: skip
+def test_an_act_whose_record_is_damaged_is_not_begun_to_be_taken_back(
+    journal: SqliteJournal, part: str, options: object
+) -> None:
+    """The connection is there, and each option could be read and set."""
+    with Lab() as lab:
+        pair = Pair(lab)
+        steps, cookies = steps_of(pair, pair.ours)
+        whole = {"keepidle": 7200, "keepalive": 0}
+        written = {"before": whole, "after": {"keepidle": 60, "keepalive": 1}} | {part: options}
+        before, after = ({"options": written[name]} for name in ("before", "after"))
+        act = journal.record(Act("sockopt", journal_target(steps[0]), before, after, "arm"))
+        now = options_of(pair.ours[0], cookies[0])
+        with pytest.raises(FinwaitError, match=f"act {act} of the journal is damaged: "):
+            restore(act, journal, force=True)
+        assert options_of(pair.ours[0], cookies[0]) == now
+        assert [entry.id for entry in journal.entries()] == [act]
+
+
 def test_that_a_socket_follows_the_sysctl_no_more_is_told(tmp_path: Path) -> None:
     with Lab() as lab:
         pair = Pair(lab, 2)
         pair.near.setsockopt(pair.ours[1:], socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 77)
         where = ["--netns", str(pair.a.inode), "state established"]
-        told, said = start(tmp_path, "probe", "--keepalive", "1/1/2", *where).communicate(timeout=60)
+        told, said = start(tmp_path, "probe", "--keepalive", "1/1/2", *where).communicate(timeout=300)
         flat = " ".join(told.split())
         assert "On 2 connections keepcnt, keepidle, keepintvl had the value of the sysctl" in flat, said
         pair.a.sysctl("net.ipv4.tcp_keepalive_time", 600)
         _, cookies = steps_of(pair, pair.ours)
         assert [o["keepidle"] for o in all_options(pair.ours, cookies)] == [7200, 77]
-        as_json, _ = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=60)
+        as_json, _ = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=300)
         pinned = {p["step"]["sport"]: p["pinned"] for p in json.loads(as_json)["items"]}
         assert pinned[pair.ours[1].sport] == ["keepintvl", "keepcnt"]
         with SqliteJournal(tmp_path / "journal.sqlite") as journal:
@@ -245,7 +273,7 @@ def test_a_time_that_no_socket_takes_is_refused_before_anything_is_touched(
     tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     refused = start(tmp_path, *words, "--yes", "netns = 1")
-    _, said = refused.communicate(timeout=60)
+    _, said = refused.communicate(timeout=300)
     assert refused.returncode == 2
     assert "TCP_USER_TIMEOUT takes at most" in said
 

@@ -16,10 +16,10 @@ import pytest
 from finwait.acting.probe import probe
 from finwait.kernel import pidfd
 from finwait.kernel.journal import SqliteJournal
-from finwait.lab.actor import Conn
+from finwait.lab.actor import ProgramSocket
 from finwait.lab.scenario import scenarios
 from finwait.lab.topology import Lab, unmet
-from finwait.remedy import plan as plans
+from finwait.remedy.steps import step_of
 from tests.kernel.acting_pair import Pair, cookie_of, row_of, settled
 from tests.kernel.needs import missing
 
@@ -40,14 +40,14 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def options_of(conn: Conn, cookie: int) -> dict[str, int]:
+def options_of(conn: ProgramSocket, cookie: int) -> dict[str, int]:
     with pidfd.borrowed(conn.actor.pid, conn.fd, inode=conn.inode, cookie=cookie) as sock:
         return pidfd.get_options(sock)
 
 
-def until_armed(conn: Conn, cookie: int) -> None:
-    end = time.monotonic() + 20
-    while options_of(conn, cookie)["keepidle"] != 30:
+def until_armed(conn: ProgramSocket, cookie: int, keepidle: int = 30) -> None:
+    end = time.monotonic() + 110  # a command starts in ten seconds or more on an emulated machine
+    while options_of(conn, cookie)["keepidle"] != keepidle:
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -103,7 +103,7 @@ def test_a_thousand_connections_are_probed_at_once(tmp_path: Path) -> None:
         pair.link.cut(a=True, b=False)
         pair.far.reset(pair.theirs[:50])
         pair.a.run("nft", "flush", "ruleset")
-        steps = [plans.step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
+        steps = [step_of(view, row_of(view, c), "", "keepalive") for c in pair.ours]
         found = probe(steps, journal, keepalive=(1, 1, 3))
         verdicts = {p.step.sport: p.verdict for p in found}
         assert len(verdicts) == 1000
@@ -142,7 +142,7 @@ def test_what_a_filter_selects_and_no_descriptor_leads_to_is_told(tmp_path: Path
         told, said = start(tmp_path, "probe", "-o", "json", *where).communicate(timeout=60)
         found = json.loads(told)
         assert len(found["items"]) == 3, said
-        ((reason, n),) = found["left"].items()
+        ((reason, n),) = [(one["reason"], one["count"]) for one in found["left_out"]]
         assert n == 1
         assert reason.startswith("no process holds them")
         assert f"finwait: left out, 1: {reason}" in said

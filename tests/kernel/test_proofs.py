@@ -7,7 +7,7 @@ import pytest
 
 from finwait.cli import main
 from finwait.lab.proofs.catalogue import proofs, prove
-from finwait.lab.proofs.instruments import Measured, Outcome, Proof
+from finwait.lab.proofs.instruments import Measured, Proof, ProofOutcome
 from finwait.lab.topology import unmet
 from finwait.shipped import knowledge
 from tests.kernel import needs
@@ -45,8 +45,8 @@ def test_only_what_was_measured_is_demonstrated():
 def test_one_measurement_that_differs_means_that_it_did_not_hold():
     proof = Proof("x", (), 0, (), lambda _lab: iter(()))
     good, bad = Measured("a", "1", "1", True), Measured("b", "1", "2", False)
-    assert Outcome(proof, "k", (good,), 0).held
-    assert not Outcome(proof, "k", (good, bad), 0).held
+    assert ProofOutcome(proof, "k", (good,), 0).held
+    assert not ProofOutcome(proof, "k", (good, bad), 0).held
 
 
 def test_the_command_tells_the_claim_the_values_and_whether_it_held(capsys):
@@ -58,7 +58,7 @@ def test_the_command_tells_the_claim_the_values_and_whether_it_held(capsys):
     assert "measured: 60 7200 15" in out
     assert "It held" in out
     assert main(["lab", "prove", "S36", "-o", "json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)["proofs"]
+    (told,) = json.loads(capsys.readouterr().out)["items"]
     assert told["held"]
     assert told["claims"] == ["S36"]
     assert main(["lab", "prove"]) == 0

@@ -40,7 +40,7 @@ def test_the_relay_behaves_as_a_direct_connection_would(name: str) -> None:
     with Scene() as scene:
         before = scene.descriptors()
         assert BEHAVIOURS[name](scene) == ""
-        assert until(lambda: scene.ask("ls", "-o", "json") == "")
+        assert until(lambda: scene.ask("ls", "-o", "jsonl") == "")
         pipes = 4  # what is kept for the next bulk transfer
         assert until(lambda: scene.descriptors() <= before + pipes)
 

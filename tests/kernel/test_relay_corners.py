@@ -84,7 +84,7 @@ def slow_to_accept(scene: Scene, seconds: float) -> Iterator[None]:
 
 def accepted(scene: Scene) -> socket.socket:
     """Return the server's end of a connection, past those that only filled the queue."""
-    mine = json.loads(scene.ask("ls", "-o", "json").splitlines()[-1])["server"]["local"]
+    mine = json.loads(scene.ask("ls", "-o", "jsonl").splitlines()[-1])["server"]["local"]
     while True:
         server = scene.accept()
         if "{}:{}".format(*server.getpeername()) == mine:
@@ -100,7 +100,7 @@ def test_an_urgent_byte_that_came_while_connecting_holds_nothing_up() -> None:
             client.sendall(data)
             client.send(b"!", socket.MSG_OOB)
             client.sendall(b"0123456789")
-        assert until(lambda: '"OPEN"' in scene.ask("ls", "-o", "json"))
+        assert until(lambda: '"OPEN"' in scene.ask("ls", "-o", "jsonl"))
         server = accepted(scene)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         assert read_all(server, 100_011)[0] == data + b"!0123456789"
@@ -118,7 +118,7 @@ def test_a_server_that_took_its_time_to_accept_is_probed_like_any_other() -> Non
     with Scene() as scene:
         with slow_to_accept(scene, 1.5):
             scene.dial()
-        assert until(lambda: '"OPEN"' in scene.ask("ls", "-o", "json"))
+        assert until(lambda: '"OPEN"' in scene.ask("ls", "-o", "jsonl"))
         accepted(scene)
         assert until(lambda: timers(scene) == ["keepalive", "keepalive"]), timers(scene)
 
@@ -153,7 +153,7 @@ def test_a_slow_reader_gets_the_last_bytes_of_a_short_answer() -> None:
         answer = blob(8_000)
         server.sendall(answer)
         server.close()
-        assert until(lambda: not scene.ask("ls", "-o", "json"))
+        assert until(lambda: not scene.ask("ls", "-o", "jsonl"))
         time.sleep(5)
         assert read_all(client) == (answer, "FIN")
 
@@ -267,7 +267,7 @@ def test_an_access_log_that_nobody_reads_holds_nobody_up() -> None:
             echo(scene)
         client.sendall(b"ping")
         assert server.recv(4) == b"ping"
-        assert len(scene.ask("ls", "-o", "json").splitlines()) == 1
+        assert len(scene.ask("ls", "-o", "jsonl").splitlines()) == 1
         client.close()
         server.close()
         scene.process.send_signal(signal.SIGTERM)

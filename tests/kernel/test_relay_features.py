@@ -16,7 +16,7 @@ import pytest
 
 from finwait import session
 from finwait.diagnosis.finding import Finding
-from finwait.kernel.observe import Plan
+from finwait.kernel.observe import LookPlan
 from finwait.session import Look
 from tests.kernel import needs
 from tests.kernel.relay_behaviour import BACKEND, PORT, Scene, is_reset, read_all, reset, until
@@ -49,7 +49,7 @@ def test_finwait_knows_a_half_closed_pair_of_its_own_relay() -> None:
         client.sendall(b"request")
         client.shutdown(socket.SHUT_WR)
         assert read_all(server) == (b"request", "FIN")
-        look = Look(plan=Plan(only=frozenset({scene.relay_ns.inode}), established_limit=None))
+        look = Look(plan=LookPlan(only=frozenset({scene.relay_ns.inode}), established_limit=None))
         found: list[Finding] = []
 
         def seen() -> bool:
@@ -101,7 +101,7 @@ def test_no_more_connections_are_taken_than_there_are_descriptors_for() -> None:
         room = (181 - 2 * 64 - 32 - 1) // 2
         held = [scene.pair() for _ in range(room)]
         waiting = scene.dial()
-        assert until(lambda: len(scene.ask("ls", "-o", "json").splitlines()) == room)
+        assert until(lambda: len(scene.ask("ls", "-o", "jsonl").splitlines()) == room)
         assert not select.select([scene.listener], [], [], 0.5)[0]
         assert 'why="no_room"} 0' in scene.ask("stats"), "it ran into the limit instead of knowing it"
         for sock in held.pop():
@@ -214,7 +214,7 @@ def test_behind_a_proxy_the_clients_are_counted_and_not_the_proxy() -> None:
         for server in pairs:
             assert read_all(server)[1] == "FIN"
             server.close()
-        assert until(lambda: not scene.ask("ls", "-o", "json"))
+        assert until(lambda: not scene.ask("ls", "-o", "jsonl"))
         arrive("192.0.2.1")
         scene.accept()
 
@@ -233,7 +233,7 @@ def test_draining_spreads_the_cuts() -> None:
             scene.pair()
         scene.ask("drain")
         assert until(lambda: "draining" in scene.said())
-        found = [json.loads(line)["deadline_s"] for line in scene.ask("ls", "-o", "json").splitlines()]
+        found = [json.loads(line)["deadline_s"] for line in scene.ask("ls", "-o", "jsonl").splitlines()]
         assert len(set(found)) == 8
         assert max(found) - min(found) > 5
 
@@ -345,7 +345,7 @@ def test_a_check_speaks_the_header_and_reads_the_answer() -> None:
                     server.sendall(answer)
             return word in scene.said()
 
-        assert until(lambda: answered(b"PANG", "is down: the answer has no `PONG`"))
+        assert until(lambda: answered(b"PANG", "is down: the answer does not contain `PONG`"))
         assert until(lambda: answered(b"PONG", "is up: "))
 
 
@@ -381,6 +381,6 @@ def test_a_limit_that_was_lifted_and_set_again_counts_right() -> None:
         client.close()
         assert read_all(server)[1] == "FIN"
         server.close()
-        assert until(lambda: not scene.ask("ls", "-o", "json"))
+        assert until(lambda: not scene.ask("ls", "-o", "jsonl"))
         limit("max_per_source = 1", 3)
         echo(scene)

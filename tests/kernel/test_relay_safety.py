@@ -207,7 +207,7 @@ def test_a_circle_through_a_translation_is_found_and_ended(netns: Netns, folder:
     with Relay(netns, folder, *words) as relay:
         assert relay.serves(), relay.said
         with netns.call(lambda: socket.create_connection(("127.0.0.1", 8001), 20)) as client:
-            assert until(lambda: "relays to itself by way of backend 192.0.2.9:9000" in relay.said)
+            assert until(lambda: "relays to itself through backend 192.0.2.9:9000" in relay.said)
             client.settimeout(20)
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
@@ -242,7 +242,7 @@ def test_a_second_sigterm_does_not_wait_for_a_worker_that_hangs(netns: Netns, fo
         relay.process.send_signal(signal.SIGTERM)
         assert until(lambda: relay.process.poll() is not None)
         assert relay.process.returncode == 0
-        assert "did not end in time: killed" in relay.said
+        assert "did not end in time and was killed" in relay.said
 
 
 def test_signals_to_a_relay_that_is_starting_are_answered_when_it_runs(netns: Netns, folder: Path) -> None:

@@ -67,7 +67,7 @@ def pid_of(scene: Scene) -> int:
 def test_killing_a_worker_takes_no_other_workers_connection_and_it_is_replaced() -> None:
     with Scene("finwait", workers=2) as scene:
         pairs = [scene.pair() for _ in range(16)]
-        listed = [json.loads(line) for line in scene.ask("ls", "-o", "json").splitlines()]
+        listed = [json.loads(line) for line in scene.ask("ls", "-o", "jsonl").splitlines()]
         of_port = {int(conn["client"]["peer"].rpartition(":")[2]): int(conn["id"][0]) for conn in listed}
         owner = [of_port[client.getsockname()[1]] for client, _ in pairs]
         assert set(owner) == {0, 1}, "16 connections, and all of them in one worker"
@@ -91,8 +91,8 @@ def test_workers_share_the_load_and_the_limits() -> None:
     with Scene("finwait", "--max-connections", "8", workers=2) as scene:
         clients = [scene.dial() for _ in range(24)]
         # Each worker has its half; more wait in the kernel's queue, and are served when others end.
-        assert until(lambda: len(scene.ask("ls", "-o", "json").splitlines()) == 8)
-        assert stays(lambda: len(scene.ask("ls", "-o", "json").splitlines()) == 8, 1.0)
+        assert until(lambda: len(scene.ask("ls", "-o", "jsonl").splitlines()) == 8)
+        assert stays(lambda: len(scene.ask("ls", "-o", "jsonl").splitlines()) == 8, 1.0)
 
         def let_go() -> bool:
             for client in select.select(clients, [], [], 0)[0] if clients else ():
@@ -293,7 +293,7 @@ def test_one_source_cannot_take_all() -> None:
         assert turned_away(scene)
         first[0].close()
         first[1].close()
-        assert until(lambda: len(scene.ask("ls", "-o", "json").splitlines()) == 1)
+        assert until(lambda: len(scene.ask("ls", "-o", "jsonl").splitlines()) == 1)
         echo(scene)
         second[0].sendall(b"fine")
         assert second[1].recv(4) == b"fine"
@@ -442,7 +442,7 @@ def test_least_connections_goes_where_there_are_fewest() -> None:
             if which == 1:
                 client.close()
                 server.close()
-        assert until(lambda: len(scene.ask("ls", "-o", "json").splitlines()) == 4)
+        assert until(lambda: len(scene.ask("ls", "-o", "jsonl").splitlines()) == 4)
         assert [several.hold()[0] for _ in range(2)] == [1, 1]
 
 
@@ -564,7 +564,7 @@ def test_a_clients_header_is_read_in_pieces_and_believed(version: str) -> None:
         while not data.endswith(b"after"):
             data += server.recv(1000)
         assert data == b"PROXY TCP4 192.0.2.9 192.0.2.1 999 80\r\nafter"
-        assert '"source": "192.0.2.9:999"' in scene.ask("ls", "-o", "json")
+        assert '"source": "192.0.2.9:999"' in scene.ask("ls", "-o", "jsonl")
         nonsense = scene.dial()
         nonsense.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert is_reset(nonsense)
@@ -630,13 +630,13 @@ def test_an_urgent_byte_stays_in_the_stream_at_its_place() -> None:
 def test_who_asks_gets_answers_and_can_end_a_connection() -> None:
     with Scene() as scene:
         client, server = scene.pair()
-        listed = json.loads(scene.ask("ls", "-o", "json"))
+        listed = json.loads(scene.ask("ls", "-o", "jsonl"))
         assert listed["state"] == "OPEN"
         assert listed["client"]["peer"].endswith(f":{client.getsockname()[1]}")
         assert listed["server"]["local"].endswith(f":{server.getpeername()[1]}")
         client.shutdown(socket.SHUT_WR)
-        assert until(lambda: scene.ask("ls", "--half-closed", "-o", "json"))
-        shown = json.loads(scene.ask("show", listed["id"]))
+        assert until(lambda: scene.ask("ls", "--half-closed", "-o", "jsonl"))
+        (shown,) = json.loads(scene.ask("show", listed["id"], "-o", "json"))["items"]
         assert shown["state"] == "CLIENT_ENDED"
         assert 0 < shown["deadline_s"] <= 300
         assert scene.ask("close", listed["id"]) == "1 of 1 ended by RST\n"
@@ -657,7 +657,7 @@ def test_a_drain_can_be_shortened_and_a_longer_one_says_what_holds() -> None:
         assert scene.process is not None
 
         def cuts() -> list[float]:
-            return [json.loads(line)["deadline_s"] for line in scene.ask("ls", "-o", "json").splitlines()]
+            return [json.loads(line)["deadline_s"] for line in scene.ask("ls", "-o", "jsonl").splitlines()]
 
         scene.process.terminate()
         assert until(lambda: "draining for up to 600 s" in scene.said())

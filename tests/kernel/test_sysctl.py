@@ -181,5 +181,5 @@ def test_a_descriptor_that_is_closed_names_no_namespace():
     found = sysctl.open_target()
     found.close()
     found.close()
-    with pytest.raises(ValueError, match="closed already"):
+    with pytest.raises(ValueError, match="already closed"):
         sysctl.read([FIN], found)

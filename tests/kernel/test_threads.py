@@ -15,11 +15,11 @@ import pytest
 from finwait import session
 from finwait.errors import NotSupported
 from finwait.kernel import kcmp, netns, pidfd, procfs, tasks
-from finwait.kernel.holders import Holders
+from finwait.kernel.holders import HolderFinder
 from finwait.kernel.netns import NetNamespace
 from finwait.session import Diagnosis, Look
 from finwait.uapi import tcp
-from finwait.uapi.observation import Plan
+from finwait.uapi.observation import LookPlan
 from tests.kernel.needs import missing
 from tests.kernel.test_trace_owners import hidden
 
@@ -77,7 +77,7 @@ def program(how: str) -> Iterator[Program]:
             missing("no network namespace to be had")
         yield Program(*map(int, words))
     finally:
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 @pytest.fixture(params=["ended", "own"])
@@ -104,7 +104,7 @@ def strangers() -> frozenset[int]:
 
 
 def looked(space: int, strangers: frozenset[int] = frozenset()) -> Diagnosis:
-    plan = Plan(only=frozenset({space}), established_limit=None)
+    plan = LookPlan(only=frozenset({space}), established_limit=None)
     return session.diagnose(how=Look(plan=plan, not_holders=strangers))
 
 
@@ -200,7 +200,7 @@ def test_the_protocol_and_the_flags_of_a_descriptor_are_read_in_the_table_that_h
 def test_a_trace_finds_who_holds_a_socket_in_the_table_of_a_thread(threaded: Program) -> None:
     sockets = looked(threaded.space).view.sockets
     inodes = {int(inode) for inode in sockets.inode.tolist() if inode}
-    holders = Holders()
+    holders = HolderFinder()
     holders.held(inodes)
     holders.search(inodes, 60, hurry=True)
     held = holders.held(inodes)
@@ -214,7 +214,7 @@ def test_a_namespace_that_ended_between_listing_and_entering_is_no_gap() -> None
     with program("own") as running:
         listed = [space for space in netns.discover()[0] if space.inode == running.space]
     assert len(listed) == 1
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(space.inode == running.space for space in netns.discover()[0]):
         assert time.monotonic() < deadline
     assert netns.visit(listed, lambda space: space.inode) == ({}, [])
@@ -242,7 +242,7 @@ def test_a_namespace_that_is_there_and_cannot_be_entered_is_a_gap(
 def test_a_namespace_that_was_asked_for_and_is_gone_is_a_gap() -> None:
     with program("own") as running:
         space = running.space
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(one.inode == space for one in netns.discover()[0]):
         assert time.monotonic() < deadline
     assert f"netns {space}" in {gap.where for gap in looked(space).gaps}

@@ -2,71 +2,33 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
-import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from finwait import planning, session
 from finwait.cli.top import Clear
+from finwait.kernel.journal import SqliteJournal
 from finwait.lab.topology import Lab
 from tests.kernel.needs import missing
+from tests.kernel.terminal import Terminal
 from tests.kernel.test_trace import instances, tracing_is_possible  # noqa: F401
 
 pytest.importorskip("textual")
 pytestmark = pytest.mark.kernel
-
-
-class Terminal:
-    def __init__(self, *command: str) -> None:
-        self.main, other = pty.openpty()
-        self.resize(24, 80)
-        self.process = subprocess.Popen(
-            command, stdin=other, stdout=other, stderr=other, start_new_session=True, close_fds=True,
-            env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
-        )  # fmt: skip
-        os.close(other)
-        self.seen = b""
-
-    def resize(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self.main, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def until(self, text: bytes, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while text not in self.seen:
-            assert time.monotonic() < deadline, self.seen[-3000:]
-            if select.select([self.main], [], [], 0.1)[0]:
-                try:
-                    self.seen += os.read(self.main, 1 << 16)
-                except OSError:  # the other side is closed
-                    assert text in self.seen, self.seen[-3000:]
-
-    def key(self, text: str) -> None:
-        self.seen = b""
-        os.write(self.main, text.encode())
-
-    def ended(self) -> int:
-        deadline = time.monotonic() + 30
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline
-            if select.select([self.main], [], [], 0.1)[0]:
-                try:
-                    os.read(self.main, 1 << 16)
-                except OSError:
-                    continue
-        return self.process.returncode
+DIAGNOSED = b" groups by cause", b" 1 group by cause"
+"""One of these is in the status line once there is a diagnosis."""
 
 
 @contextmanager
@@ -75,16 +37,13 @@ def top(*arguments: str) -> Iterator[Terminal]:
     try:
         yield terminal
     finally:
-        if terminal.process.poll() is None:
-            terminal.process.kill()
-            terminal.process.wait(10)
-        os.close(terminal.main)
+        terminal.close()
 
 
 def test_a_session_on_a_terminal():
     with top() as terminal:
         terminal.until(b"ESTABLISHED")
-        terminal.until(b"groups by cause")
+        terminal.until(*DIAGNOSED)
         terminal.key("g")
         terminal.until(b"groups by process")
         terminal.resize(40, 120)
@@ -100,7 +59,7 @@ def test_a_session_on_a_terminal():
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_closed_terminal_leaves_nothing_behind(number):
     with top() as terminal:
-        terminal.until(b"groups by cause")
+        terminal.until(*DIAGNOSED)
         pid = terminal.process.pid
         assert [n for n in instances() if n.startswith(f"finwait-{pid}-")]
         os.kill(pid, number)
@@ -114,7 +73,7 @@ def test_a_terminal_that_vanishes_without_a_signal_is_noticed_by_writing_to_it(w
     terminal = Terminal(sys.executable, "-m", "finwait", "top", "--refresh", "500ms")
     pid = terminal.process.pid
     try:
-        terminal.until(b"groups by cause")
+        terminal.until(*DIAGNOSED)
         assert [n for n in instances() if n.startswith(f"finwait-{pid}-")]
         terminal.resize(100, 300)
         os.kill(pid, signal.SIGWINCH)
@@ -139,9 +98,33 @@ def test_a_recording_is_shown():
     path = "tests/captures/linux-6.18/relay-pair.finwait"
     with top("--from", path) as terminal:
         terminal.until(b"look 2 of 2")
-        terminal.until(b"relay-pair [problem]")
+        terminal.until(b"relay-pair")
         terminal.key("q")
         assert terminal.ended() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGTSTP])
+def test_a_view_that_was_stopped_and_goes_on_leaves_the_terminal_as_it_was(number):
+    main, other = pty.openpty()
+    before = termios.tcgetattr(main)
+    os.close(main)
+    os.close(other)
+    with top("--from", "tests/captures/linux-6.18/relay-pair.finwait") as terminal:
+        pid = terminal.process.pid
+        terminal.until(b"look 2 of 2")
+        assert termios.tcgetattr(terminal.main) != before
+        os.kill(pid, number)
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        terminal.seen = b""
+        os.kill(pid, signal.SIGCONT)
+        terminal.until(b"look 2 of 2")
+        terminal.key("q")
+        assert terminal.ended() == 0
+        assert b"Warning" not in terminal.seen
+        assert termios.tcgetattr(terminal.main) == before
 
 
 def test_a_file_that_is_no_recording_is_told_before_the_screen_is_taken():
@@ -173,11 +156,10 @@ def test_marked_connections_are_cleared_by_the_plan_of_clear(tmp_path, monkeypat
                     keys = list(zip(table.netns[mine].tolist(), table.cookie[mine].tolist(), strict=True))
                 clearing = Clear(planning.limits(min_age_ms=0))
                 # The test itself holds the socket, and finwait leaves its own process alone.
-                text, ready = clearing.plan([*keys, (1, 2)])
-                assert not ready
+                text, act = clearing.plan([*keys, (1, 2)])
+                assert act is None
                 assert "left alone" in text
-                assert "1 of the marked are gone" in text
-                assert clearing.act().startswith("nothing")
+                assert "1 of the marked connections are gone" in text
 
 
 SCRIPT = """
@@ -189,6 +171,78 @@ client.shutdown(socket.SHUT_WR)
 print(client.getsockname()[1], flush=True)
 sys.stdin.read()
 """
+
+
+SLOW = """
+import pathlib, sys, time
+from finwait import planning
+from finwait.acting import apply
+from finwait.cli import main, top
+
+plain, limits, begun = apply._through_descriptor, planning.limits, pathlib.Path(sys.argv.pop(1))
+
+def slow(step):
+    plain(step)
+    begun.touch()
+    time.sleep(2)
+
+apply._through_descriptor = slow
+planning.limits = lambda **_: limits(min_age_ms=0, share=1.0)
+top._PATIENCE_S = 0.3
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, 0], ids=["hang-up", "SIGTERM", "ctrl+q"])
+def test_an_act_that_is_met_by_the_end_stops_at_a_safe_point_and_is_journaled(tmp_path, stack, number):
+    """The view may end whenever it likes; what it has begun is finished, and what it has not is left."""
+    begun = tmp_path / "begun"
+    here = stack.enter_context(Lab()).netns("here")
+    script = SCRIPT.replace("client = ", "kept = []\nfor _ in range(3):\n client = ")
+    script = script.replace("\nserver, _", "\n server, _").replace("\nclient.shut", "\n client.shut")
+    script = script.replace("SHUT_WR)", "SHUT_WR)\n kept.append((client, server))")
+    holder = here.call(
+        lambda: subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    )
+    assert holder.stdin
+    assert holder.stdout
+    stack.callback(holder.wait, 20)
+    stack.callback(holder.stdout.close)
+    stack.callback(holder.stdin.close)
+    holder.stdout.readline()
+    words = ("--refresh", "300ms", f"netns = {here.inode} state fin-wait-2")
+    terminal = Terminal(
+        sys.executable, "-c", SLOW, str(begun), "top", *words, FINWAIT_STATE_DIR=str(tmp_path)
+    )
+    try:
+        terminal.until(b"fin-wait2-held")
+        terminal.key("m")
+        terminal.until(b"3 marked")
+        terminal.key("c")
+        terminal.until(b"do it")
+        terminal.key("y")
+        deadline = time.monotonic() + 60
+        while not begun.exists():
+            assert time.monotonic() < deadline, terminal.seen[-3000:]
+            time.sleep(0.01)
+        terminal.key("" if number else "q\x1b\x11")
+        if number:
+            os.kill(terminal.process.pid, number)
+        assert terminal.ended() == (128 + number if number else 0)
+        last = terminal.seen.rpartition(b"\x1b[?1049l")[2]  # behind the view
+        assert b"finwait: interrupted; " in last
+        assert b"interrupted before it was done" in last
+    finally:
+        terminal.close()
+    with SqliteJournal(tmp_path / "journal.sqlite") as journal:
+        acts = journal.entries()
+        assert journal.incomplete() == []
+    said = sorted(str((entry.result or {}).get("error", "")) for entry in acts)
+    assert said == ["", *["interrupted before it was done"] * 2], said
+    table = session.snapshot(only=frozenset({here.inode})).sockets
+    assert int((table.state == 5).sum()) == 2  # of the first both ends have closed
 
 
 @pytest.fixture
@@ -228,12 +282,12 @@ def test_a_session_in_tmux_marks_plans_and_clears(tmp_path, stack):
         subprocess.run([*at, "send-keys", *names], check=True)
 
     command = (
-        f"FINWAIT_STATE_DIR={tmp_path} NO_COLOR=1 {sys.executable} -m finwait top --refresh 300ms"
+        f"FINWAIT_STATE_DIR={tmp_path} NO_COLOR=1 {sys.executable} -m finwait top --refresh 300ms --min-age 10s"
         f" netns = {there.inode} sport = :{port} state fin-wait-2"
     )
     try:
         subprocess.run([*at, "new-session", "-d", "-x", "80", "-y", "24", command], check=True)
-        until("groups by cause", "fin-wait2-held")
+        until("1 group by cause", "fin-wait2-held")
         subprocess.run([*at, "resize-window", "-x", "120", "-y", "40"], check=True)
         keys("Enter")
         until("127.0.0.1:" + port, "sorted by age")
@@ -279,7 +333,7 @@ def test_a_terminal_that_is_killed_takes_the_view_and_its_trace_with_it(tmp_path
     try:
         ask("new-session", "-d", "-x", "80", "-y", "24", command)
         pid = int(ask("list-panes", "-F", "#{pane_pid}"))
-        wait_for(lambda: "groups by cause" in ask("capture-pane", "-p"))
+        wait_for(lambda: any(text.decode() in ask("capture-pane", "-p") for text in DIAGNOSED))
         assert [n for n in instances() if n.startswith(f"finwait-{pid}-")]
         ask("resize-window", "-x", "20", "-y", "4")  # too small for anything, and no reason to fall over
         ask("resize-window", "-x", "300", "-y", "100")

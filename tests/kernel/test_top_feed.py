@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections import Counter
@@ -9,28 +10,26 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from finwait import session, watching
 from finwait.errors import KernelError
 from finwait.follow import Following, Round
-from finwait.kernel.observe import Machine
+from finwait.kernel.observe import RunningMachine
 from finwait.lab.topology import Lab
 from finwait.table import decode
 from finwait.table.filter import Filter, parse
 from finwait.tui.note import note
 from finwait.uapi import tcp
-from finwait.uapi.observation import Plan
+from finwait.uapi.observation import LookPlan, Observation
 from finwait.watching import Live, Picture
 from tests.kernel.test_trace import ONCE, own_address, tracing_is_possible, traffic  # noqa: F401
 
 pytestmark = pytest.mark.kernel
 
 
-def everything(_: Filter, diagnosis: session.Diagnosis) -> NDArray[np.bool_]:
-    return np.ones(len(diagnosis.view), np.bool_)
+def everything(_: Filter, diagnosis: session.Diagnosis) -> session.Diagnosis:
+    return diagnosis
 
 
 def pictures(feed: Live, number: int) -> Picture:
@@ -74,7 +73,7 @@ def test_established_connections_that_are_only_counted_are_counted_exactly(
 ) -> None:
     monkeypatch.setattr(watching, "ESTABLISHED_LIMIT", 5)
     with pairs(3, 11, 2) as inode:
-        what = Plan(
+        what = LookPlan(
             only=frozenset({inode}),
             extensions=0,
             conntrack=False,
@@ -82,9 +81,9 @@ def test_established_connections_that_are_only_counted_are_counted_exactly(
             descriptors=True,  # nothing but a descriptor keeps a namespace of the lab
             established_limit=None,
         )
-        truth = decode.sockets(Machine().observe(what))
+        truth = decode.sockets(RunningMachine().observe(what))
         assert (truth.state == tcp.ESTABLISHED).sum() == 2 * (11 + 2)
-        lean = Machine().observe(replace(what, established_limit=5))
+        lean = RunningMachine().observe(replace(what, established_limit=5))
         (space,) = lean.namespaces
         assert space.established_skipped
         rows = decode.sockets(lean)
@@ -94,7 +93,7 @@ def test_established_connections_that_are_only_counted_are_counted_exactly(
 
 def test_a_trace_that_is_taken_away_costs_the_flows_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     with Live(None, everything, refresh=0.3) as feed:
-        assert pictures(feed, 1).flows is not None
+        until(feed, lambda p: p.flows is not None)
 
         def gone(_: Following, __: float) -> None:
             raise KernelError(19, "read the trace")
@@ -112,7 +111,7 @@ def test_rates_are_those_of_what_the_filter_selects() -> None:
         assert mine.port != other.port
         wanted = parse(f"src {host} and ( sport = :{mine.port} or dport = :{mine.port} )")
         with Live(wanted, everything, refresh=0.2) as feed:
-            pictures(feed, 1)
+            until(feed, lambda p: p.flows is not None)
             other.go()
             mine.go()
             passed: Counter[tuple[int, int]] = Counter()
@@ -132,8 +131,8 @@ def test_rates_are_those_of_what_the_filter_selects() -> None:
 
 @pytest.mark.parametrize(
     ("words", "named"),
-    [("netns = 1", "netns"), ("comm = nginx", "comm"), ("held", "held"), ("age > 1m", "age"), ("user = root", "user"),
-     ("state close-wait pid = 1", "pid"), ("wqueue > 0", "wqueue"), ("rule = relay-pair", "rule")],
+    [("comm = nginx", "comm"), ("age > 1m", "age"), ("state close-wait pid = 1", "pid"),
+     ("rule = relay-pair", "rule")],
 )  # fmt: skip
 def test_where_events_cannot_tell_there_are_no_rates_and_the_reason_is_said(words: str, named: str) -> None:
     with Live(parse(words), everything, refresh=0.1) as feed:
@@ -143,12 +142,79 @@ def test_where_events_cannot_tell_there_are_no_rates_and_the_reason_is_said(word
 
 
 def test_another_filter_brings_the_rates_back() -> None:
-    with Live(parse("netns = 1"), everything, refresh=0.1) as feed:
-        assert pictures(feed, 1).flows is None
+    with Live(parse("comm = no-such-name"), everything, refresh=0.1) as feed:
+        assert pictures(feed, 2).flows is None
         feed.choose(parse("sport = :1"))
         assert pictures(feed, 1).flows == {}
         feed.choose(None)
         assert pictures(feed, 1).flows is not None
+
+
+def test_numbers_come_before_anything_is_traced_or_diagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def early(*_: object, **__: object) -> None:
+        raise AssertionError("the numbers come first")
+
+    own = os.stat("/proc/self/ns/net").st_ino
+    with socket.create_server(("127.0.0.1", 0)), monkeypatch.context() as patch:
+        patch.setattr(session, "diagnose", early)
+        patch.setattr(Following, "__enter__", early)
+        for row_filter in (None, parse(f"netns = {own}")):
+            with Live(row_filter, refresh=0.1) as feed:
+                first = pictures(feed, 1)
+            assert first.counts[tcp.LISTEN] >= 1
+            assert first.diagnosis is None
+            assert first.flows is None
+            assert first.circumstances.why_no_flows
+
+
+@pytest.mark.parametrize(
+    "words", ["netns = {}", "netns = {} held", "netns = {} state close-wait,fin-wait-2,established"]
+)
+def test_with_a_filter_by_namespace_rates_are_the_difference_of_two_looks(words: str) -> None:
+    """Exactly: each half-close is one connection past ESTABLISHED at either end."""
+    with Lab() as lab, ExitStack() as stack:
+        space = lab.netns("busy")
+        listener = stack.enter_context(space.call(lambda: socket.create_server(("127.0.0.1", 0), backlog=64)))
+        pairs = []
+        for _ in range(12):
+            near = stack.enter_context(space.call(lambda: socket.create_connection(listener.getsockname())))
+            pairs.append((near, stack.enter_context(listener.accept()[0])))
+        with Live(parse(words.format(space.inode)), refresh=0.2) as feed:
+            until(feed, lambda p: p.flows is not None and p.counts.get(tcp.ESTABLISHED) == 24)
+            never(feed)
+            for near, _ in pairs[:9]:
+                near.shutdown(socket.SHUT_WR)
+            passed: Counter[tuple[int, int]] = Counter()
+
+            def all_seen(p: Picture) -> bool:
+                assert p.flows is not None
+                span = p.circumstances.compared_s
+                assert span is not None
+                passed.update({edge: round(rate * span) for edge, rate in p.flows.items()})
+                return p.counts.get(tcp.FIN_WAIT2) == 9 == p.counts.get(tcp.CLOSE_WAIT)
+
+            until(feed, all_seen, seconds=30)
+            assert passed == {(1, 4): 9, (4, 5): 9, (1, 8): 9}
+            for near, far in pairs[:9]:
+                far.close()
+                near.close()
+            passed.clear()
+            last = until(feed, lambda p: all_seen(p) or not p.counts.get(tcp.CLOSE_WAIT), seconds=30)
+            assert passed[5, 7] == 9
+            assert last.circumstances.unplaced > 0 or passed[8, 9] == 9, (
+                "gone from CLOSE_WAIT: closed or reset"
+            )
+
+
+def test_the_second_diagnosis_comes_soon_and_says_when() -> None:
+    with Live(None, refresh=0.2) as feed:
+        first = until(feed, lambda p: p.diagnosis is not None)
+        due, cost = first.circumstances.diagnosis_in_s, feed._diagnosis_cost
+        assert due is not None
+        assert due <= max(0.2, cost / watching.SECOND_SHARE)
+        second = until(feed, lambda p: p.diagnosis is not first.diagnosis)
+        assert second.circumstances.diagnosis_in_s is not None
+        assert feed._diagnosing.due - feed._diagnosed_at > feed._diagnosis_cost / watching.SECOND_SHARE
 
 
 def test_lost_events_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,13 +226,72 @@ def test_lost_events_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
             return replace(plain(self, timeout), lost=7)
 
         monkeypatch.setattr(Following, "step", losing)
-        until(feed, lambda p: p.circumstances.lost > 0 and "events lost, flows are too low" in note(p))
+        until(feed, lambda p: p.circumstances.lost > 0 and "events lost; flows are too low" in note(p))
 
 
 def test_a_filter_that_names_what_is_not_here_is_said_to_until_another_is_chosen() -> None:
-    with Live(parse(["comm = no-such-name"]), refresh=0.1) as feed:
+    with Live(parse(["user = no-such-name"]), refresh=0.1) as feed:
         told = until(feed, lambda picture: bool(picture.circumstances.not_here))
-        assert told.circumstances.not_here == ("no process that holds a TCP socket is called `no-such-name`",)
+        assert told.circumstances.not_here == (
+            "no user that this machine can list is named `no-such-name`; a number always works",
+        )
         assert not told.counts
-        feed.choose(parse(["comm = no-such-name or state established"]))
+        feed.choose(parse(["user = no-such-name or state established"]))
         assert until(feed, lambda picture: not picture.circumstances.not_here)
+
+
+def never(feed: Live) -> None:
+    """Let there be no further diagnosis, as on a machine where the last one was expensive."""
+    feed._diagnosing.due = float("inf")
+
+
+@pytest.mark.parametrize("words", ["{}", "{} state fin-wait-2", "{} held", "not netns != {0}", "{} uid >= 0"])
+def test_with_a_filter_by_namespace_numbers_are_those_of_now(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dumped: list[frozenset[int] | None] = []
+    with Lab() as lab, ExitStack() as stack:
+        space = lab.netns("busy")
+        listener = stack.enter_context(space.call(lambda: socket.create_server(("127.0.0.1", 0), backlog=64)))
+
+        def half_close(number: int) -> None:
+            for _ in range(number):
+                near = stack.enter_context(
+                    space.call(lambda: socket.create_connection(listener.getsockname()))
+                )
+                stack.enter_context(listener.accept()[0])
+                near.shutdown(socket.SHUT_WR)
+
+        half_close(3)
+        row_filter = parse(words.format(f"netns = {space.inode}" if "{0}" not in words else space.inode))
+        with Live(row_filter, refresh=0.1) as feed:
+            first = until(feed, lambda picture: picture.counts.get(tcp.FIN_WAIT2) == 3)
+            assert not first.circumstances.late
+            until(feed, lambda picture: picture.diagnosis is not None)
+            never(feed)
+            observe = RunningMachine.observe
+
+            def noted(self: RunningMachine, plan: LookPlan) -> Observation:
+                dumped.append(plan.only)
+                return observe(self, plan)
+
+            monkeypatch.setattr(RunningMachine, "observe", noted)
+            half_close(4)
+            newest = until(feed, lambda picture: picture.counts.get(tcp.FIN_WAIT2) == 7, seconds=20)
+    assert set(dumped) == {frozenset({space.inode})}
+    seen = newest.circumstances
+    assert (seen.late, seen.counted_s_ago) == (False, None)
+
+
+def test_numbers_that_only_a_diagnosis_knows_say_how_old_they_are() -> None:
+    with pairs(3, 0, 0) as inode, Live(parse(f"netns = {inode} age >= 0s"), refresh=0.1) as feed:
+        first = pictures(feed, 1)
+        assert first.counts.get(tcp.FIN_WAIT2) == 3, "no zeros before the first diagnosis"
+        assert not first.circumstances.late
+        never(feed)
+        old = until(feed, lambda picture: picture.circumstances.counted_s_ago is not None, seconds=20)
+        assert old.circumstances.late
+        assert old.diagnosis is first.diagnosis
+        assert "counted and diagnosed" in note(old)
+        feed.renew()
+        assert not until(feed, lambda picture: picture.diagnosis is not first.diagnosis).circumstances.late

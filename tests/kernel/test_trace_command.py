@@ -298,7 +298,7 @@ def test_what_is_stuck_is_told_as_json_with_every_holder():
         assert row["state"] == "CLOSE_WAIT"
         assert row["netns"] == script.netns
         assert row["for_ms"] >= 1000
-        assert [holder["pid"] for holder in row["holders"]] == [script.process.pid]
+        assert [holder["pid"] for holder in row["owners"]] == [script.process.pid]
         assert not row["orphan"]
         assert not row["not_accepted"]
 

@@ -16,7 +16,7 @@ import pytest
 
 from finwait.follow import Following, Stuck
 from finwait.kernel import procfs
-from finwait.kernel.holders import Holders, task
+from finwait.kernel.holders import HolderFinder, task
 from finwait.table import transitions as tr
 from finwait.table.filter import parse
 from finwait.table.sockets import pack_address
@@ -73,7 +73,7 @@ def scene(name: str) -> Iterator[Scene]:
 
 def hidden() -> frozenset[int]:
     """Processes that nobody may look into here; they hold nothing of ours."""
-    holders = Holders()
+    holders = HolderFinder()
     holders.held([1 << 31])
     holders.search([1 << 31], 60, hurry=True)
     return frozenset(holders.unreadable)
@@ -210,7 +210,7 @@ def test_the_kernels_own_threads_are_told_as_that():
 
 
 def test_nobody_is_said_only_when_everybody_was_looked_into(strangers):
-    holders = Holders()
+    holders = HolderFinder()
     inode = 1 << 31  # far from where sockfs is
     assert not holders.held([inode])[inode].whole
     holders.search([inode], 0.0, hurry=True)
@@ -233,7 +233,7 @@ def test_a_process_that_may_not_be_looked_into_is_named(monkeypatch):
         )
 
     monkeypatch.setattr(procfs, "descriptors", refused)
-    holders = Holders()
+    holders = HolderFinder()
     holders.held([1 << 31])
     holders.search([1 << 31], 60, hurry=True)
     assert 1 in holders.unreadable
@@ -268,12 +268,12 @@ def test_every_row_of_a_programs_short_connections_passes_a_filter_by_its_name(s
 
 def test_rows_wait_until_their_holder_is_found_and_keep_their_order(strangers, monkeypatch):
     """The holder of what an interrupt moved is found only by looking into every process, a little at a time."""
-    plain = Holders.search
+    plain = HolderFinder.search
 
     def slow(self, inodes, _seconds, *, hurry=False):
         plain(self, inodes, 0.0, hurry=hurry)
 
-    monkeypatch.setattr(Holders, "search", slow)
+    monkeypatch.setattr(HolderFinder, "search", slow)
     with scene("both") as running:
         wanted = parse(f"comm = fw-server and {mine(running)}")
         with Following(wanted, not_holders=strangers) as following:
@@ -316,18 +316,18 @@ def test_waiting_rows_are_handed_out_or_counted_at_the_end(strangers):
 
 def test_a_look_that_could_not_see_is_told_also_when_nothing_was_traced(monkeypatch):
     from finwait.errors import Gap
-    from finwait.kernel.observe import Machine
+    from finwait.kernel.observe import RunningMachine
 
-    plain = Machine.observe
+    plain = RunningMachine.observe
 
     def blind(self, plan):
         from dataclasses import replace
 
         return replace(plain(self, plan), gaps=(Gap("netns 1", "enter it", "CAP_SYS_ADMIN"),))
 
-    monkeypatch.setattr(Machine, "observe", blind)
+    monkeypatch.setattr(RunningMachine, "observe", blind)
     with Following() as following:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (gaps := following.look_now()):
             time.sleep(0.05)
             assert time.monotonic() < deadline
@@ -349,7 +349,7 @@ def test_rows_that_wait_in_vain_are_counted_and_those_behind_them_are_not_lost(s
     from finwait.follow import sieve
 
     monkeypatch.setattr(sieve, "_HOLDER_S", 1.0)
-    monkeypatch.setattr(Holders, "search", lambda *_, **__: None)
+    monkeypatch.setattr(HolderFinder, "search", lambda *_, **__: None)
     with scene("both") as running:
         wanted = parse(f"{mine(running)} and ( comm = fw-server or dport = :{running.port} )")
         with Following(wanted, not_holders=strangers) as following:
@@ -374,7 +374,7 @@ def test_no_process_outlives_its_scene(name, steps):
             .split()
         ]
         assert pids
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.01)

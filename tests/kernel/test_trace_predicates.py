@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pwd
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -12,13 +13,14 @@ import pytest
 from finwait.cli import main
 from finwait.follow import Following
 from finwait.kernel import cgroup
-from finwait.kernel.observe import Machine
+from finwait.kernel.observe import RunningMachine
+from finwait.lab.topology import Lab, unmet
 from finwait.table import decode
 from finwait.table.filter import PREDICATES, parse
 from finwait.table.sockets import SCHEMA, pack_address
 from finwait.table.trace_filter import JUDGED, refusal
 from finwait.uapi import tcp
-from finwait.uapi.observation import Plan
+from finwait.uapi.observation import LookPlan
 from tests.kernel.needs import missing
 from tests.kernel.test_trace import tracing_is_possible  # noqa: F401
 from tests.kernel.test_trace_owners import scene, strangers  # noqa: F401
@@ -30,6 +32,7 @@ EXAMPLES = {
     "state": "state established", "exclude": "exclude established", "src": "src 10.0.0.1", "dst": "dst 10.0.0.1",
     "sport": "sport = :80", "dport": "dport = :80", "dev": "dev = eth0", "fwmark": "fwmark = 1", "mark": "mark = 1",
     "cgroup": "cgroup = /a", "autobound": "autobound", "held": "held", "orphan": "orphan", "age": "age > 1s",
+    "waited": "waited = nobody", "ends": "ends = never", "thread": "thread = a",
     "rule": "rule = relay-pair", "severity": "severity = problem", "pod": "pod = a/b", "container": "container = ab",
     "pid": "pid = 1", "comm": "comm = a", "user": "user = root", "netns": "netns = a", "cong": "cong = cubic",
     "ulp": "ulp = tls", "family": "family = inet", "protocol": "protocol = tcp", "timer": "timer = on",
@@ -40,8 +43,11 @@ def example(name: str) -> str:
     return EXAMPLES.get(name, f"{name} = 1")
 
 
-OF_NO_LOOK = ["also", "autobound", "rule", "severity", "variant"]
-"""What a look at sockets does not tell either."""
+OF_NO_LOOK = [
+    *("ends", "thread", "waited", "also", "autobound", "rule", "severity", "variant"),
+    *("namespace", "workload", "service", "label"),
+]
+"""What a look at sockets does not tell either; names of a cluster `trace` does not ask for."""
 REFUSED = [name for name in EVERY if refusal(parse(example(name))) is not None]
 
 
@@ -113,7 +119,9 @@ def predicates(values: dict[str, object]) -> dict[str, tuple[str, str]]:
 
 def look(netns: int, dport: int) -> dict[str, object]:
     table = decode.sockets(
-        Machine().observe(Plan(only=frozenset({netns}), conntrack=False, files=False, established_limit=None))
+        RunningMachine().observe(
+            LookPlan(only=frozenset({netns}), conntrack=False, files=False, established_limit=None)
+        )
     )
     mine = table.select((table.dport == dport) & (table.state == tcp.ESTABLISHED))
     assert len(mine) == 1
@@ -192,3 +200,41 @@ def test_what_is_stuck_is_judged_by_a_look(words, matches, strangers):  # noqa: 
             until(lambda: len(following.stuck(0.0)) == int(matches))
             assert len(following.stuck(0.0, last=True)) == int(matches)
         assert following.unjudged == 0
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    if lacking := unmet(("netns",)):
+        missing("; ".join(lacking))
+    with Lab() as lab:
+        yield lab
+
+
+def test_what_is_stuck_on_an_interface_is_judged_by_its_name(lab: Lab, strangers: frozenset[int]) -> None:  # noqa: F811 - the fixture
+    netns = lab.netns("bound")
+    lab.actor(netns, "resident")  # a look finds the namespace by a process in it
+
+    def half_closed() -> tuple[socket.socket, ...]:
+        listener, near = socket.create_server(("127.0.0.1", 0)), socket.socket()
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+        near.connect(listener.getsockname())
+        far = listener.accept()[0]
+        near.shutdown(socket.SHUT_WR)
+        return listener, near, far
+
+    sockets = netns.call(half_closed)
+    try:
+        for device, count in (("lo", 1), ("eth0", 0)):
+            wanted = parse(f"netns = {netns.inode} and state fin-wait-2 and dev = {device}")
+            with Following(wanted, rows=False, tracing=False, not_holders=strangers) as following:
+                following.look_now()
+                deadline = time.monotonic() + 60
+                while len(following.stuck(0.0)) != count:
+                    following.step(0.02)
+                    following.look_now()
+                    assert time.monotonic() < deadline
+                assert len(following.stuck(0.0, last=True)) == count
+            assert following.unjudged == 0
+    finally:
+        for each in sockets:
+            each.close()

@@ -7,7 +7,7 @@ import pytest
 
 from finwait.acting.sysctls import apply_plan, roll_back
 from finwait.cli.tune import load_profile, make_plan
-from finwait.errors import KernelError, Refused
+from finwait.errors import FileRefused, KernelError, Refused
 from finwait.kernel import sysctl
 from finwait.kernel.journal import SqliteJournal
 from finwait.lab import Lab
@@ -146,6 +146,61 @@ def test_a_drop_in_that_cannot_be_written_puts_the_values_back(target, journal, 
     with pytest.raises(KernelError):
         apply_plan(planned(target), target, journal, persist=True, folder=tmp_path / "folder")
     assert now(target) == BEFORE
+
+
+@pytest.mark.parametrize("how", ["edited", "removed", "no UTF-8"])
+def test_a_file_that_somebody_changed_since_is_left_alone_with_the_values_unless_forced(
+    target, journal, tmp_path, how
+):
+    apply_plan(planned(target, WANTED[:1]), target, journal, persist=True, folder=tmp_path)
+    (drop_in,) = tmp_path.glob("*.conf")
+    first = drop_in.read_bytes()
+    outcome = apply_plan(planned(target), target, journal, persist=True, folder=tmp_path)
+    mine = {"edited": b"# mine\n", "no UTF-8": b"# \xff\n", "removed": b""}[how]
+    if how == "removed":
+        drop_in.unlink()
+    else:
+        drop_in.write_bytes(drop_in.read_bytes() + mine)
+    doing = "removed" if how == "removed" else "edited"
+    with pytest.raises(Refused, match=f"somebody has {doing} `.*` since act {outcome.act_id}") as refused:
+        roll_back(outcome.act_id, journal, folder=tmp_path)
+    assert "--force" in refused.value.hint
+    assert now(target) == AFTER
+    assert len(journal.entries()) == 2
+    undone = roll_back(outcome.act_id, journal, force=True, folder=tmp_path)
+    assert now(target) == BEFORE | {FIN: "30"}
+    assert drop_in.read_bytes() == first
+    kept = journal.get(undone.act_id).before.get("edited", "")
+    assert kept.endswith(mine.decode(errors="backslashreplace"))
+    assert (f"act {undone.act_id}, what it held" in undone.lines[-1]) == (how != "removed")
+    assert journal.get(outcome.act_id).undone_by == undone.act_id
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_cannot_be_put_back_leaves_the_values_as_the_act_set_them(
+    target, journal, tmp_path, force
+):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    outcome = apply_plan(planned(target, WANTED[:1]), target, journal, persist=True, folder=folder)
+    outcome = apply_plan(planned(target), target, journal, persist=True, folder=folder)
+    folder.chmod(0o777)  # where others can write, no file is put
+    with pytest.raises(FileRefused, match="others can write"):
+        roll_back(outcome.act_id, journal, force=force, folder=folder)
+    assert now(target) == AFTER
+    assert "error" in journal.entries()[0].result
+    folder.chmod(0o755)
+    roll_back(outcome.act_id, journal, force=force, folder=folder)
+    assert now(target) == BEFORE | {FIN: "30"}
+
+
+def test_a_file_that_is_no_text_is_not_taken_into_the_journal(target, journal, tmp_path):
+    apply_plan(planned(target, WANTED[:1]), target, journal, persist=True, folder=tmp_path)
+    (drop_in,) = tmp_path.glob("*.conf")
+    drop_in.write_bytes(b"# \xff\n")
+    with pytest.raises(Refused, match="is not UTF-8"):
+        apply_plan(planned(target), target, journal, persist=True, folder=tmp_path)
+    assert now(target) == BEFORE | {FIN: "30"}
 
 
 def test_a_journal_that_cannot_be_written_means_that_nothing_is_done(target, tmp_path):

@@ -44,7 +44,7 @@ def test_an_address_that_is_up_in_a_namespace_without_sockets_is_one_of_this_mac
         ends = (f"{ours[0].src}:{ours[0].sport}", f"{ours[0].dst}:{ours[0].dport}")
         whole = finwait("explain", *ends).stdout
         assert "not on this machine" not in whole
-        assert "no such connection there" in whole or "should be here: it is gone" in whole
+        assert "but no such connection" in whole or "gone: it should be on this machine" in whole
         part = finwait("explain", *ends, "--netns", str(near.inode)).stdout
         assert "not found: not every namespace was inspected" in part
         assert "not on this machine" not in part
@@ -63,9 +63,9 @@ def test_an_end_in_a_namespace_that_was_not_looked_into_is_said_to_be_that() -> 
 
         items, text = told(path.gateway)
         assert [(i["client_seen"], i["server_seen"]) for i in items] == [("not-looked-at",) * 2] * 2
-        assert {i["verdict"] for i in items} == {"neither end was looked at"}
+        assert {i["verdict"] for i in items} == {"neither end was inspected"}
         assert "neither end is on this machine" not in text
-        assert "not looked at: not every namespace was" in text
+        assert "unknown: not every namespace was inspected" in text
         items, text = told(path.gateway, path.client.netns)
         assert [(i["client_seen"], i["server_seen"]) for i in items] == [("socket", "not-looked-at")] * 2
         items, _ = told(path.gateway, path.client.netns, path.backend.netns)
@@ -100,7 +100,7 @@ def judged(space: Netns) -> tuple[str, bool | None, list[str]]:
 
         facts = tune.facts_of(target, [setting])
         values = sysctl.read([CLOSE_WAIT], target).values
-        (one,) = show_json([setting], values, {}, facts)["settings"]
+        (one,) = show_json([setting], values, target.identity(), facts)["settings"]
         return str(one["verdict"]), facts.translates, list(show_text([setting], values, "here", facts))
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finwait.diagnosis.closing import Closing, Outcome
+from finwait.diagnosis.closing import Closing, Ending
 from finwait.diagnosis.closings import Closings
 from finwait.report.closing import diagram, verdict
 from finwait.uapi import pcap
@@ -183,7 +183,7 @@ def test_the_real_state_is_among_the_possible_ones(steps: list[tuple[str, int, s
             for side in (closing.a, closing.b):
                 real = world.ends[0 if side.end == A else 1].state
                 assert real in side.states, (begin, real, side.states, *diagram(closing))
-            if closing.outcome is Outcome.IN_ORDER:
+            if closing.outcome is Ending.IN_ORDER:
                 assert {end.state for end in world.ends} <= {"TIME_WAIT", "CLOSED"}
 
 
@@ -235,7 +235,7 @@ def test_blocks_of_any_length_and_kind_end_in_packets_or_an_error_that_says_wher
         length = 12 + len(body) + data.draw(st.sampled_from([0, 0, 0, 0, 4, -4, 1, 1 << 20]))
         raw += struct.pack(f"{order}II", kind, length & MASK) + body + struct.pack(f"{order}I", length & MASK)
     raw = pcap.section_block() * (order == "<") + raw
-    reader = pcap.Reader(io.BytesIO(raw))
+    reader = pcap.PacketReader(io.BytesIO(raw))
     stopped = 0
     try:
         for frame in reader:

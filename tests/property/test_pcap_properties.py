@@ -31,7 +31,7 @@ def test_any_bytes_are_packets_or_a_decode_error(noise, kind, cut):
     stopped = 0
     segments = []
     try:
-        for frame in pcap.Reader(io.BytesIO(data)):
+        for frame in pcap.PacketReader(io.BytesIO(data)):
             assert frame.length >= len(frame.data)
             found = parse_segment(frame)
             if isinstance(found, Segment):

@@ -14,9 +14,9 @@ from finwait.relay.machine import (
     STEPS,
     Command,
     Event,
-    Limits,
-    Machine,
-    State,
+    RelayLimits,
+    RelayMachine,
+    RelayState,
 )
 
 SECONDS = st.floats(0.001, 50)
@@ -35,7 +35,7 @@ class RelayedConnection(RuleBasedStateMachine):
     @initialize(
         header=st.booleans(),
         limits=st.builds(
-            Limits,
+            RelayLimits,
             header=SOMETIMES_NONE,
             connect=SOMETIMES_NONE,
             tries=st.integers(1, 4),
@@ -46,8 +46,8 @@ class RelayedConnection(RuleBasedStateMachine):
             drain_half_close=SOMETIMES_NONE,
         ),
     )
-    def begin(self, header: bool, limits: Limits) -> None:
-        self.machine = Machine(limits, self.now, header=header)
+    def begin(self, header: bool, limits: RelayLimits) -> None:
+        self.machine = RelayMachine(limits, self.now, header=header)
 
     def took(self, event: Event, commands: tuple[Command, ...]) -> None:
         self.commands += commands
@@ -62,7 +62,7 @@ class RelayedConnection(RuleBasedStateMachine):
         if Command.CLOSE in commands:
             assert len(self.done) == 2
 
-    @precondition(lambda self: self.machine.state is not State.CLOSED)
+    @precondition(lambda self: self.machine.state is not RelayState.CLOSED)
     @rule(data=st.data())
     def something_happens(self, data: st.DataObject) -> None:
         possible = [
@@ -80,7 +80,7 @@ class RelayedConnection(RuleBasedStateMachine):
         setattr(self.machine, side, self.now)
         assert self.machine.next_deadline() >= before, "bytes brought a deadline nearer"
 
-    @precondition(lambda self: self.machine.state is not State.CLOSED)
+    @precondition(lambda self: self.machine.state is not RelayState.CLOSED)
     @rule(patience=SECONDS)
     def the_relay_drains(self, patience: float) -> None:
         before = self.machine.next_deadline()
@@ -94,7 +94,7 @@ class RelayedConnection(RuleBasedStateMachine):
         commands = self.machine.feed(Event.TICK, self.now)
         self.took(Event.TICK, commands)
         assert bool(commands) == (deadline <= self.now), "a tick does something exactly when something is due"
-        assert self.machine.state is State.CLOSED or not commands or self.machine.tries == tries + 1
+        assert self.machine.state is RelayState.CLOSED or not commands or self.machine.tries == tries + 1
 
     @precondition(lambda self: self.machine.next_deadline() != NEVER)
     @rule()
@@ -106,7 +106,7 @@ class RelayedConnection(RuleBasedStateMachine):
         machine: Any = getattr(self, "machine", None)
         if machine is None:
             return
-        closed = machine.state is State.CLOSED
+        closed = machine.state is RelayState.CLOSED
         assert closed == (machine.reason is not None)
         assert self.commands.count(Command.CLOSE) + self.commands.count(Command.ABORT) == closed
         if closed:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from finwait import session
 from finwait.recording import Replay, read
-from finwait.remedy import plan as plans
+from finwait.remedy import making
 from finwait.remedy.guards import Limits
-from finwait.report import groups, text
+from finwait.report import groups
 from finwait.report import json as as_json
+from finwait.report.connection import connection
 from finwait.session import Diagnosis
 from finwait.uapi import tcp
 from finwait.uapi.observation import Observation
@@ -46,14 +47,14 @@ def everything_told(found: Diagnosis) -> None:
     golden(found)
     "".join(as_json.diagnosis(v, found.findings, found.gaps, {}))
     for row in range(min(len(v), 5)):
-        "".join(text.connection(v, row, found.findings))
+        "".join(connection(v, row, found.findings))
     every = np.arange(len(v))
     for by in groups.GROUPINGS:
         some = groups.groups(v, found.findings, every, by)
         assert int(some.counts.sum()) == len(v)
         for k in range(len(some)):
             some.states_text(k)
-    plans.make(v, found.findings, np.ones(len(v), np.bool_), Limits())
+    making.make(v, found.findings, np.ones(len(v), np.bool_), Limits())
 
 
 @pytest.mark.parametrize("name", NAMES)

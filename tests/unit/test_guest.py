@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,6 @@ from tests.guest import __main__ as guest
 from tests.guest import debian
 from tests.guest.boot import Ran, lines_of
 from tests.guest.chosen import TESTS
-from tests.guest.outcomes import told
 from tests.guest.page import page
 
 
@@ -137,6 +139,40 @@ def test_what_is_measured_again_replaces_what_it_measured_before_and_nothing_els
     assert found == ["tests test_a", "test test_a::b", "act check", "act probe"]
 
 
+def test_what_is_kept_keeps_its_day_and_what_a_guest_said_before_it_was_ended_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest, "MEASURED", tmp_path)
+    old = [row("scenario", "a", "ok"), row("scenario", "b", "ok")]
+    head = {"kernel": "6.1", "date": "2026-01-02", "release": "q", "package": "p", "results": old}
+    (tmp_path / "6.1.json").write_text(json.dumps(head))
+    guest._keep("6.1", "r", "p", Ran(tmp_path, 1.0, False, (row("scenario", "b", "ok"),)), "", whole=False)
+    kept = json.loads((tmp_path / "6.1.json").read_text())
+    assert [(one["name"], one["date"]) for one in kept["results"]] == [
+        ("a", "2026-01-02"),
+        ("b", kept["date"]),
+    ]
+    assert [one.get("release") for one in kept["results"]] == ["q", None]
+    assert f"| 6.1 | r, q | p | 2026-01-02 to {kept['date']} |" in page([kept])
+
+
+def test_a_guest_that_measured_nothing_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest, "MEASURED", tmp_path)
+    guest._keep("6.1", "r", "p", Ran(tmp_path, 1.0, False, (row("boot", "r", "ok"),)), "", whole=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_names_what_was_tried_on_other_kernels_only() -> None:
+    head = {"release": "r", "package": "p", "date": "2026-11-28"}
+    old = {"kernel": "5.10", "results": [row("scenario", "a", "ok"), row("proof", "p", "ok")], **head}
+    new = {"kernel": "6.1", "results": [row("scenario", "a", "ok"), row("scenario", "b", "ok")], **head}
+    text = page([old, new])
+    assert "- 5.10, scenarios not tried: `b`\n" in text
+    assert "6.1, demonstrations not tried" not in text, "the table says that none was measured"
+
+
 def test_a_restriction_that_is_measured_again_keeps_nothing_that_is_no_longer_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,26 +185,62 @@ def test_a_restriction_that_is_measured_again_keeps_nothing_that_is_no_longer_tr
     assert [one["name"] for one in kept] == ["yama=2: `a`", "yama=1: `b`"]
 
 
-REPORT = """<testsuites><testsuite>
-<testcase classname="tests.kernel.test_a" name="one[x]" time="1"/>
-<testcase classname="tests.kernel.test_a" name="two"><failure message="assert 1 == 2&#10;more">…</failure></testcase>
-<testcase classname="tests.kernel.test_b" name="three"><skipped message="no MPTCP">…</skipped></testcase>
-</testsuite></testsuites>"""
+FIRST = """
+import pytest
+def test_one(): pass
+@pytest.mark.parametrize("address", ["::1"])
+def test_two(address): raise ValueError("two")
+@pytest.fixture
+def broken(): raise OSError("no")
+def test_three(broken): pass
+"""
+SECOND = """
+import pytest
+def test_four(): pytest.skip("no MPTCP")
+"""
+ENDED = """
+import os
+def test_five(): pass
+def test_six(): os._exit(9)
+"""
 
 
-def test_kernel_tests_are_told_by_module_and_those_that_did_not_pass_by_name() -> None:
-    rows = list(told(REPORT))
+def outcomes_of(folder: Path, **modules: str) -> list[tuple[str, str, str, str]]:
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+    options = ("-q", "-p", "no:cacheprovider", "-p", "tests.guest.outcomes", "--rootdir", str(folder))
+    words = [sys.executable, "-m", "pytest", "-c", os.devnull, *options, str(folder)]
+    environment = {**os.environ, "GUEST_OUT": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(words, cwd=folder, env=environment, capture_output=True, check=False, timeout=110)
+    return [(r["kind"], r["name"], r["verdict"], r["detail"]) for r in lines_of(folder / "results")]
+
+
+def test_kernel_tests_are_told_by_module_and_those_that_did_not_pass_by_name(tmp_path: Path) -> None:
+    rows = outcomes_of(tmp_path, test_a=FIRST, test_b=SECOND)
     assert rows == [
-        ("test", "test_a::two", "differs", "assert 1 == 2"),
-        ("test", "test_b::three", "not here", "no MPTCP"),
-        ("tests", "test_a", "differs", "1 of 2"),
+        ("test", "test_a::test_two[::1]", "differs", "ValueError: two"),
+        ("test", "test_a::test_three", "differs", "OSError: no"),
+        ("tests", "test_a", "differs", "1 of 3"),
+        ("test", "test_b::test_four", "not here", "no MPTCP"),
         ("tests", "test_b", "ok", "0 of 1"),
     ]
     one = {"kernel": "6.1", "release": "r", "package": "p", "date": "d"}
     text = page(
         [{**one, "results": [row(kind, name, verdict, detail) for kind, name, verdict, detail in rows]}]
     )
-    assert "| Kernel tests (those that ask the kernel) | 1 of 3 |" in text
-    assert "- 6.1, test `test_a::two`: differs: assert 1 == 2" in text
+    assert "| Kernel tests (those that ask the kernel) | 1 of 4 |" in text
+    assert "- 6.1, test `test_a::test_two[::1]`: differs: ValueError: two" in text
     some = page([{**one, "results": [row("tests", TESTS[1], "ok", "3 of 3")]}])
     assert f"On 6.1 only these ran: `{TESTS[1]}`." in some
+
+
+def test_a_guest_that_is_ended_has_told_of_the_modules_before_and_of_none_by_half(tmp_path: Path) -> None:
+    rows = outcomes_of(tmp_path, test_b=SECOND, test_c=ENDED)
+    assert [name for _, name, _, _ in rows] == ["test_b::test_four", "test_b"]
+
+
+def test_a_module_that_cannot_be_loaded_differs(tmp_path: Path) -> None:
+    rows = outcomes_of(tmp_path, test_d="import there_is_no_such_module\n")
+    assert rows[0][:3] == ("test", "test_d::its module", "differs")
+    assert "there_is_no_such_module" in rows[0][3]
+    assert rows[1] == ("tests", "test_d", "differs", "0 of 1")

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PYTHONS = [c.rpartition(" ")[2] for c in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", c)]
-LOCKS = ("requirements.lock", "requirements-fuzz.lock", "requirements-site.lock")
+LOCKS = ("requirements.lock", "requirements-fuzz.lock", "requirements-site.lock", "requirements-deploy.lock")
 TEXTS = {name: (ROOT / name).read_text() for name in LOCKS}
 
 
@@ -68,7 +68,8 @@ def test_all_that_the_project_asks_for_is_locked_once_within_its_ranges(python: 
     main = [*map(Requirement, PROJECT["dependency-groups"]["build"]), *asked("dev")]
     main += map(Requirement, PROJECT["project"]["dependencies"])
     site = list(map(Requirement, PROJECT["dependency-groups"]["site"]))
-    for name, wanted in zip(LOCKS, (main, list(asked("fuzz")), site), strict=True):
+    deploy = list(map(Requirement, PROJECT["dependency-groups"]["deploy"]))
+    for name, wanted in zip(LOCKS, (main, list(asked("fuzz")), site, deploy), strict=True):
         locked = [(r.name.lower(), r) for r, _ in entries(TEXTS[name]) if meant(r, python)]
         assert len(locked) == len({lower for lower, _ in locked}), "two versions of one package"
         for requirement in wanted:

@@ -124,7 +124,10 @@ def test_where_the_filter_asks_for_what_it_has_not_that_is_said(words: str) -> N
     body = json.loads("".join(json_report.diagnosis(found.view, found.findings, (), {}, found.narrowed)))
     assert "hidden-leak" in {f["rule"] for f in body["unjudged"]}
     lines = [
-        json.loads(one) for one in json_report.diagnosis_lines(found.view, found.findings, (), found.narrowed)
+        json.loads(line)
+        for line in "".join(
+            json_report.diagnosis_lines(found.view, found.findings, (), found.narrowed)
+        ).splitlines()
     ]
     assert ("Unjudged", "hidden-leak") in {(one["kind"], one.get("rule")) for one in lines}
 
@@ -152,13 +155,13 @@ def test_a_row_that_a_filter_can_neither_take_nor_leave_is_said() -> None:
         ("netns = nosuch", "no network namespace `nosuch`"),
         ("netns = 77", "no network namespace 77"),
         ("pid = 999", "no process 999"),
-        ("comm = nginx", "no process that holds a TCP socket is called `nginx`"),
+        ("comm = nginx", "no process that holds a TCP socket is named `nginx`"),
         ("pid = 999 and rule = hidden-leak", "no process 999"),
         ("pid = 998,999", "no process 998; there is no process 999"),
         ("netns = nosuch or comm = ngin*", "`nosuch` among the inspected ones; no process"),
         ("state fin-wait-2 and not ( pid != 999 )", "no process 999"),
-        ("user = nosuch", "no user that this machine can list is called `nosuch`"),
-        ("dev = nosuch and state fin-wait-2", "no network interface is called `nosuch`"),
+        ("user = nosuch", "no user that this machine can list is named `nosuch`"),
+        ("dev = nosuch and state fin-wait-2", "no network interface is named `nosuch`"),
     ],
 )
 def test_a_filter_that_names_what_is_not_here_is_no_all_clear(words: str, why: str) -> None:
@@ -258,7 +261,7 @@ def test_a_leak_of_a_process_outside_of_containers_is_told_as_that(kind: str) ->
 
 @pytest.mark.parametrize("words", ["pod = *", "container = abc", "container = web", "pod = shop/web-0"])
 def test_where_nothing_is_in_a_container_a_filter_for_one_is_no_all_clear(words: str) -> None:
-    with pytest.raises(FinwaitError, match="nothing that was looked at belongs to a"):
+    with pytest.raises(FinwaitError, match="nothing that was inspected belongs to a"):
         narrowed(words, outside())
 
 
@@ -279,10 +282,10 @@ def first_line(*sockets: dict[str, Any], words: str = "", gaps: tuple[Gap, ...] 
 def test_a_listener_is_not_counted_among_connections_that_do_not_finish_closing() -> None:
     full = socket(state=tcp.LISTEN, inode=5, rqueue=4, wqueue=3, sport=9, dport=0, cookie=9)
     alone = first_line(full, holders={5: [501]}, watched_ms=4000, earlier=[full])
-    assert alone == "vm: 1 listener does not accept."
+    assert alone == "vm: 1 listener has a full accept queue."
     both = first_line(full, HALF, holders={5: [501], 7: [501]}, watched_ms=4000, earlier=[full, HALF])
     assert (
-        "1 of 1 connection in 3 network namespaces does not finish closing; 1 listener does not accept."
+        "1 of 1 connection in 3 network namespaces does not finish closing; 1 listener has a full accept queue."
         in both
     )
 
@@ -321,9 +324,38 @@ def test_a_peer_that_was_not_found_may_be_where_nobody_looked() -> None:
 
 
 def test_check_says_that_a_filter_selects_nothing() -> None:
-    asked = argparse.Namespace(min_age=0, severity="problem", established="auto", filter=["state last-ack"])
-    assert (
-        check._text(check._counted(asked, narrowed("state last-ack"))) == "the FILTER selects no connection"
+    asked = argparse.Namespace(
+        recording=None, min_age=0, severity="problem", established="auto", filter=["state last-ack"]
     )
-    asked.filter = ["state time-wait"]
-    assert "nothing fails" in check._text(check._counted(asked, narrowed("state time-wait")))
+
+    def said(row_filter: str) -> str:
+        asked.filter = [row_filter]
+        diagnosis = narrowed(row_filter)
+        return check._text(check._counted(asked, check._Looks(diagnosis, diagnosis)))
+
+    assert said("state last-ack") == "the FILTER selects no connection"
+    assert "nothing fails" in said("state time-wait")
+
+
+@pytest.mark.parametrize(
+    ("ports", "words", "selects"),
+    [
+        ((80,), "sport = :80", True),
+        ((80,), "sport = :443", False),
+        ((80,), "pid = 500 and not sport = :80", False),
+        ((80, 443), "sport = :443", None),
+        ((40001, 40002), "sport = :443", False),
+        ((40001, 40002), "not sport = :443", True),
+        ((80, 0), "sport = :443", None),
+        ((80,), "dport = :443", None),
+        ((80,), "sport = :443 and dport = :443", False),
+    ],
+)
+def test_a_dead_descriptor_keeps_its_local_port_and_a_filter_asks_for_it(
+    ports: tuple[int, ...], words: str, selects: bool | None
+) -> None:
+    hidden = tuple(replace(one, sport=ports[k % len(ports)]) for k, one in enumerate(LEAK))
+    found = narrowed(words, replace(scene(), hidden=hidden))
+    assert found.narrowed is not None
+    assert ("hidden-leak" in rules(found)) == (selects is True)
+    assert ("hidden-leak" in {f.rule for f in found.narrowed.unjudged}) == (selects is None)

@@ -19,7 +19,7 @@ MOVERS = {
     90: text.Mover(90, "kworker/0:1", 90, "kworker/0:1", kernel=True),
     77: text.Mover(77, "curl"),
 }
-NAMES = text.Names(
+NAMES = text.TransitionNames(
     wall_offset_ns=1_700_000_000_000_000_000, netns={7: ("host",)}, owners={5: [(812, "nginx")]},
     pods={9: "3f2a8c1e-0000-4000-8000-000000000001"}, movers=MOVERS, reasons={14: "TCP_STATE"},
 )  # fmt: skip
@@ -49,7 +49,7 @@ def test_nothing_is_wider_than_100_columns_unless_wide_is_asked_for():
     table = rows(
         (0, 5, 7), inode=5, netns=4_026_532_247, cgroup_id=1, src=[[0x20010DB8 << 32, 1]], dst=[[1 << 60, 2]]
     )
-    names = text.Names(owners={5: [(4_194_303, "a-name-of-15-ch")]}, pods={1: "1" * 36})
+    names = text.TransitionNames(owners={5: [(4_194_303, "a-name-of-15-ch")]}, pods={1: "1" * 36})
     (shown,) = text.lines(table, names)
     _, *more = shown.splitlines()
     assert len(more) >= 1
@@ -61,7 +61,7 @@ def test_nothing_is_wider_than_100_columns_unless_wide_is_asked_for():
 
 
 def test_what_is_not_known_is_a_dash():
-    (line,) = text.lines(rows((0, 1, 4)), text.Names())
+    (line,) = text.lines(rows((0, 1, 4)), text.TransitionNames())
     assert line.split()[1] == "-"
     assert line.split()[-1] == "-"
 
@@ -95,7 +95,7 @@ def test_a_record_is_one_json_object_with_utc_time():
     (record,) = text.records(rows((1, 1, 4), cgroup_id=9, inode=5), NAMES)
     back = json.loads(text.encode(record))
     assert back["time"] == "2023-11-14T22:13:20.000000Z"
-    assert back["owners"] == [{"pid": 812, "comm": "nginx"}]
+    assert back["owners"] == [{"pid": 812, "fd": None, "comm": "nginx"}]
     assert back["pod_uid"].startswith("3f2a8c1e")
     assert back["in_old_us"] is None
 
@@ -124,7 +124,7 @@ def test_who_moved_it_is_a_process_and_never_a_thread_of_it(pid, shown, told):
 
 
 def test_who_held_what_is_over_is_told_as_the_past():
-    names = text.Names(owners={5: [(812, "nginx")]}, last={3: [(900, "worker")]})
+    names = text.TransitionNames(owners={5: [(812, "nginx")]}, last={3: [(900, "worker")]})
     over = rows((0, 9, 7), inode=5, life=3, over=True)
     (record,) = text.records(over, names)
     assert record["owners"] is None, "an inode of what is over may be another socket's"
@@ -132,13 +132,13 @@ def test_who_held_what_is_over_is_told_as_the_past():
     (line,) = text.lines(over, names)
     assert "was worker[900]" in line
     moved = rows((0, 1, 4), inode=5, life=3, over=True, interrupt=False, pid=77)
-    past = text.Names(last={3: [(900, "worker")]}, movers=MOVERS)
+    past = text.TransitionNames(last={3: [(900, "worker")]}, movers=MOVERS)
     (line,) = text.lines(moved, past)
     assert "was worker[900]" in line, "a process says more than a thread of an unknown one"
     alive = rows((0, 1, 8), inode=6, life=3)
     (record,) = text.records(alive, names)
     assert record["last_owners"] is None
-    (nobody,) = text.lines(alive, text.Names(owners={6: []}))
+    (nobody,) = text.lines(alive, text.TransitionNames(owners={6: []}))
     assert nobody.rstrip().endswith("nobody")
 
 
@@ -163,7 +163,7 @@ def test_both_ends_of_a_connection_are_one_story():
 
 
 def test_without_looking_up_nothing_is_said_of_minisockets():
-    (record,) = text.records(rows((0, 5, 7)), text.Names(looked_up=False))
+    (record,) = text.records(rows((0, 5, 7)), text.TransitionNames(looked_up=False))
     assert record["note"] == ""
 
 

@@ -47,11 +47,11 @@ def wait_gone(steps: Sequence[Step], wait_s: float) -> dict[Key, Seen]:
     }
     wait = 0.02
     while True:
-        left = still_there(ends)
-        over = awaited.isdisjoint(k for k, seen in left.items() if not seen.unknown)
+        survivors = still_there(ends)
+        over = awaited.isdisjoint(k for k, seen in survivors.items() if not seen.unknown)
         if over or time.monotonic() > end or interrupted():
-            return left
-        ends = [e for e in ends if key_of(e) in left]
+            return survivors
+        ends = [e for e in ends if key_of(e) in survivors]
         pause(wait)
         wait = min(wait * 1.5, 0.25)
 
@@ -60,17 +60,17 @@ def still_there(ends: Sequence[Step | End]) -> dict[Key, Seen]:
     table, closed = reread(ends)
     rows = rows_by_cookie(table)
     states, queued = table.state.tolist(), table.wqueue.tolist()
-    left = {}
-    for one in ends:
-        row = rows.get(key := key_of(one))
+    survivors = {}
+    for end in ends:
+        row = rows.get(key := key_of(end))
         if row is None:
-            if one.netns in closed:
-                left[key] = Seen("?", 0, unknown=True)
+            if end.netns in closed:
+                survivors[key] = Seen("?", 0, unknown=True)
             continue
         state = tcp.state_name(states[row])
         if state not in ("TIME_WAIT", "CLOSE"):
-            left[key] = Seen(state, max(queued[row] - 1, 0))
-    return left
+            survivors[key] = Seen(state, max(queued[row] - 1, 0))
+    return survivors
 
 
 def open_descriptors(steps: Sequence[Step]) -> dict[Key, tuple[tuple[int, int, str], ...]]:

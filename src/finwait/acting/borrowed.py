@@ -15,7 +15,7 @@ import numpy as np
 
 from finwait.acting.identity import NOT_ENTERED, Holder, key_of, reread, rows_by_cookie
 from finwait.errors import FinwaitError, TargetGone
-from finwait.kernel import pidfd, procfs
+from finwait.kernel import pidfd, procfs, rights
 from finwait.remedy.plan import End, Step
 
 __all__ = ["borrow", "not_gone"]
@@ -50,13 +50,16 @@ class DescriptorMoved(FinwaitError):
     """A connection that lives, and whose descriptors are not where they were."""
 
     def __init__(self, unreadable: int, unseen: bool) -> None:
-        there = f"it is unknown whether the connection ended ({NOT_ENTERED})" if unseen else STILL_THERE
+        reason = f"it is unknown whether the connection ended ({NOT_ENTERED})" if unseen else STILL_THERE
         missing = f"; the descriptors of {unreadable} processes could not be listed" if unreadable else ""
         super().__init__(
-            f"{there}: its descriptor was moved, and no process was found that holds it{missing}"
+            f"{reason}: its descriptor was moved, and no process was found that holds it{missing}"
         )
         if unreadable:
-            self.hint = "root, or a user with CAP_SYS_PTRACE, can search every process"
+            needs = rights.missing("CAP_SYS_PTRACE")
+            self.hint = f"to search every process needs {needs}" + (
+                "; try with sudo" if needs.isidentifier() else ""
+            )
 
 
 STILL_THERE: Final = "the connection is still there"
@@ -79,24 +82,24 @@ def holders_elsewhere(
     table, closed = reread([end for end, _ in ends.values()])
     rows = rows_by_cookie(table)
     unseen = {k for k, (end, _) in ends.items() if key_of(end) not in rows and end.netns in closed}
-    there = {
+    survivors = {
         k
         for k, (end, inode) in ends.items()
         if inode and (row := rows.get(key_of(end))) is not None and int(table.inode[row]) == inode
     }
-    if not there | unseen:
+    if not survivors | unseen:
         return {}
     listed = procfs.descriptors(threads=True)[0]
-    mine = np.isin(listed.inode, np.array([ends[k][1] for k in there | unseen], np.uint64))
+    matching = np.isin(listed.inode, np.array([ends[k][1] for k in survivors | unseen], np.uint64))
     by_inode: dict[int, list[Holder]] = {}
     for pid, fd, inode in zip(
-        *(column[mine].tolist() for column in (listed.pid, listed.fd, listed.inode)), strict=True
+        *(column[matching].tolist() for column in (listed.pid, listed.fd, listed.inode)), strict=True
     ):
         name = procfs.read(f"/proc/{pid}/comm") or b"?"
         by_inode.setdefault(inode, []).append((pid, fd, name.decode("utf-8", "replace").rstrip("\n")))
     return {
         k: tuple(by_inode.get(ends[k][1], ())) or DescriptorMoved(len(listed.unreadable), k in unseen)
-        for k in there | unseen
+        for k in survivors | unseen
     }
 
 
@@ -105,14 +108,14 @@ def not_gone(steps: Mapping[int, Step], errors: Mapping[int, FinwaitError]) -> d
     lost = {k: (steps[k], steps[k].inode) for k, error in errors.items() if isinstance(error, TargetGone)}
     if not lost:
         return {}
-    found: dict[int, FinwaitError] = {}
+    moved: dict[int, FinwaitError] = {}
     for k, holders in holders_elsewhere(lost).items():
         if isinstance(holders, DescriptorMoved):
-            found[k] = holders
+            moved[k] = holders
             continue
         pid, fd, comm = holders[0]
-        found[k] = FinwaitError(
+        moved[k] = FinwaitError(
             f"{STILL_THERE}: its descriptor was moved since the look, to {fd} of {comm} (pid {pid})"
         )
-        found[k].hint = "run the command again"
-    return found
+        moved[k].hint = "run the command again"
+    return moved

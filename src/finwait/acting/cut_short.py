@@ -13,12 +13,12 @@ from finwait.errors import Refused
 from finwait.remedy.journal import check_undo
 
 if TYPE_CHECKING:
-    from finwait.acting.identity import Journal
+    from finwait.acting.identity import ActJournal
 
 __all__ = ["open_ones", "origin", "over_since"]
 
 
-def origin(entry: Any, journal: Journal) -> Any:  # noqa: ANN401 - a JournalEntry
+def origin(entry: Any, journal: ActJournal) -> Any:  # noqa: ANN401 - a JournalEntry
     """Return the act whose old values are to be put back: this one, or the one that it was to take back.
 
     Raises:
@@ -29,28 +29,28 @@ def origin(entry: Any, journal: Journal) -> Any:  # noqa: ANN401 - a JournalEntr
     return entry
 
 
-def open_ones(entry: Any, journal: Journal, said: str, *, besides: int = 0) -> dict[int, dict[str, Any]]:  # noqa: ANN401
+def open_ones(entry: Any, journal: ActJournal, reason: str, *, besides: int = 0) -> dict[int, dict[str, Any]]:  # noqa: ANN401
     """Return results for an act that was cut short, and for those that were to take it back and were cut short too.
 
     Args:
         entry: the act.
         journal: where they are.
-        said: what became of them.
+        reason: what became of them.
         besides: the act that takes it back now.
     """
     results: dict[int, dict[str, Any]] = {}
     if entry.result is None:
-        results[entry.id] = {"result": f"interrupted; {said}"}
+        results[entry.id] = {"result": f"interrupted; {reason}"}
     begun = list(journal.open_undos(entry.id))
     while begun:
         undo = begun.pop()
         if undo.id not in (besides, *results) and not journal.is_running(undo):
-            results[undo.id] = {"error": f"interrupted; {said}", "restored": True}
+            results[undo.id] = {"error": f"interrupted; {reason}", "restored": True}
             begun += journal.open_undos(undo.id)
     return results
 
 
-def over_since(asked: Any, entry: Any, journal: Journal) -> str:  # noqa: ANN401
+def over_since(asked: Any, entry: Any, journal: ActJournal) -> str:  # noqa: ANN401
     """Settle an act that was to take back another, which was taken back since; return what to say, if it is so.
 
     Args:

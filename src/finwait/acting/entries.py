@@ -4,41 +4,40 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-from finwait.acting.identity import Journal, namespaces_of, quiet
+from finwait.acting.identity import ActJournal, namespaces_of, quiet
 from finwait.errors import KernelError
 from finwait.kernel import interruption
 from finwait.kernel import netns as ns_edge
 from finwait.kernel.interruption import check, interrupted, noted
 from finwait.kernel.netlink import NETLINK_NETFILTER, netlink_socket, request
 from finwait.remedy.journal import Act
+from finwait.remedy.outcome import EntryOutcome
+from finwait.report.outcome import entry_text
 from finwait.table.flows import FlowTable
 from finwait.uapi import conntrack, inet_diag
 
-__all__ = ["ENDED", "delete_entries"]
-
-ENDED: Final = ("deleted", "gone before")
-"""What is said of an entry that is not there any more."""
+__all__ = ["delete_entries"]
 
 
 @noted()
 def delete_entries(
     flows: FlowTable,
-    which: Sequence[int],
-    journal: Journal,
+    rows: Sequence[int],
+    journal: ActJournal,
     described: Sequence[Mapping[str, Any]],
     fault: Callable[[str], None] = quiet,
-    into: dict[int, str] | None = None,
-) -> list[str]:
-    """Delete tracking entries, each by tuple, zone and id, in its namespace; say of each what came of it.
+    into: dict[int, EntryOutcome] | None = None,
+) -> list[EntryOutcome]:
+    """Delete tracking entries, each by tuple, zone and id, in its namespace; return what came of each.
 
     The id is checked by the kernel: an entry that took over the tuple is not hit. Interrupted, no further entry is
     deleted, and what was done is written down.
 
     Args:
         flows: the tracking entries.
-        which: rows of it.
+        rows: rows of it.
         journal: where acts are written down before they are done.
         described: what the journal is to say of each.
         fault: called with the name of each stage; a test's way to stop in the middle.
@@ -47,14 +46,16 @@ def delete_entries(
     Raises:
         KernelError: the journal could not be written; nothing was done but what ``into`` says.
     """
-    acts = [Act("conntrack-delete", dict(one), dict(one), {}, "conntrack --delete") for one in described]
+    acts = [
+        Act("conntrack-delete", dict(entry), dict(entry), {}, "conntrack --delete") for entry in described
+    ]
     check()
     ids = journal.record_many(acts)
     fault("journaled")
     by_ns: dict[int, list[int]] = {}
-    for k, row in enumerate(which):
+    for k, row in enumerate(rows):
         by_ns.setdefault(int(flows.netns[row]), []).append(k)
-    done: dict[int, str] = {}
+    done: dict[int, EntryOutcome] = {}
     results = {} if into is None else into
     stop = interruption.stop()
 
@@ -63,27 +64,26 @@ def delete_entries(
             for k in by_ns[ns.inode]:
                 if stop.is_set():
                     return
-                done[k] = _delete_entry(sock, flows, which[k])
+                done[k] = _delete_entry(sock, flows, rows[k])
 
-    undone = "interrupted before it was done"
+    undone = EntryOutcome("interrupted")
     try:
         ns_edge.visit(namespaces_of(by_ns), inside, stop=stop)
         if not interrupted():
-            undone = "failed: its namespace could not be entered"
+            undone = EntryOutcome("failed", "its namespace could not be entered")
         fault("acted")
     finally:
-        results |= {k: done.get(k, undone) for k in range(len(which))}
-        journal.complete_many(
-            {
-                act: {"result": results[k]} if results[k] in ENDED else {"error": results[k]}
-                for k, act in enumerate(ids)
-            }
-        )
+        results |= {k: done.get(k, undone) for k in range(len(rows))}
+        journal.complete_many({act: _journaled(results[k]) for k, act in enumerate(ids)})
     check()
-    return [results[k] for k in range(len(which))]
+    return [results[k] for k in range(len(rows))]
 
 
-def _delete_entry(sock: Any, flows: FlowTable, row: int) -> str:  # noqa: ANN401 - socket.socket
+def _journaled(outcome: EntryOutcome) -> dict[str, str]:
+    return {"result" if outcome.gone else "error": entry_text(outcome)}
+
+
+def _delete_entry(sock: Any, flows: FlowTable, row: int) -> EntryOutcome:  # noqa: ANN401 - socket.socket
     family = int(flows.family[row])
     ends = []
     for name in ("orig_src", "orig_dst"):
@@ -106,5 +106,7 @@ def _delete_entry(sock: Any, flows: FlowTable, row: int) -> str:  # noqa: ANN401
     try:
         request(sock, message, "delete a conntrack entry")
     except KernelError as error:
-        return "gone before" if error.errno == errno.ENOENT else f"failed: {error}"
-    return "deleted"
+        if error.errno == errno.ENOENT:
+            return EntryOutcome("gone before")
+        return EntryOutcome("failed", str(error))
+    return EntryOutcome("deleted")

@@ -17,7 +17,7 @@ from finwait.kernel import netns as ns_edge
 from finwait.kernel import procfs
 from finwait.kernel.destroy import Target, read_back
 from finwait.kernel.journal import Taken
-from finwait.kernel.observe import Machine
+from finwait.kernel.observe import RunningMachine
 from finwait.remedy.journal import Act
 from finwait.remedy.outcome import Outcome
 from finwait.remedy.plan import End, Step
@@ -30,8 +30,8 @@ from finwait.uapi import observation as obs
 
 __all__ = [
     "NOT_ENTERED",
+    "ActJournal",
     "Holder",
-    "Journal",
     "Key",
     "Say",
     "failed",
@@ -54,7 +54,7 @@ Holder = tuple[int, int, str]
 """pid, descriptor, name of the program."""
 
 
-class Journal(Protocol):
+class ActJournal(Protocol):
     """What is asked of the journal; `finwait.kernel.journal.SqliteJournal` has it."""
 
     def record_many(self, acts: Sequence[Act]) -> list[int]:
@@ -85,8 +85,14 @@ _DUMP_FROM: Final = 20_000
 """So many connections of a namespace are read again by a dump rather than one by one."""
 
 
-def reread(ends: Iterable[Step | End]) -> tuple[SocketTable, frozenset[int]]:
+def reread(
+    ends: Iterable[Step | End], spaces: Sequence[ns_edge.NetNamespace] | None = None
+) -> tuple[SocketTable, frozenset[int]]:
     """Read connections again, without owners and files: each by its cookie, or (very many, MPTCP) by a dump.
+
+    Args:
+        ends: the connections.
+        spaces: their namespaces, where those are known already: to find them may take longer than the reading.
 
     Returns:
         The rows that are there, and the namespaces that are there and could not be inspected: what is missing of
@@ -95,25 +101,31 @@ def reread(ends: Iterable[Step | End]) -> tuple[SocketTable, frozenset[int]]:
     by_ns: dict[int, list[Step | End]] = {}
     for end in ends:
         by_ns.setdefault(end.netns, []).append(end)
-    dumped = {n for n, mine in by_ns.items() if len(mine) >= _DUMP_FROM or any(e.protocol != 6 for e in mine)}
+    dumped = {
+        n for n, group in by_ns.items() if len(group) >= _DUMP_FROM or any(e.protocol != 6 for e in group)
+    }
     if not dumped:
-        return _read_each([e for mine in by_ns.values() for e in mine])
-    plan = obs.Plan(
+        return _read_each([e for group in by_ns.values() for e in group], spaces)
+    plan = obs.LookPlan(
         extensions=inet_diag.extension_mask(inet_diag.INFO), only=frozenset(by_ns), conntrack=False, files=False,
         descriptors=False, established_limit=None,
     )  # fmt: skip
-    look = Machine().observe(plan)
+    look = RunningMachine().observe(plan)
     missing = by_ns.keys() - {ns.inode for ns in look.namespaces}
     return decode.sockets(look), frozenset(
         n.inode for n in namespaces_of(missing)
     ) if missing else frozenset()
 
 
-def _read_each(ends: Sequence[Step | End]) -> tuple[SocketTable, frozenset[int]]:
+def _read_each(
+    ends: Sequence[Step | End], spaces: Sequence[ns_edge.NetNamespace] | None
+) -> tuple[SocketTable, frozenset[int]]:
     targets = [kernel_target(end) for end in ends]
-    spaces = namespaces_of({e.netns for e in ends}, leads(ends))
+    inodes = {e.netns for e in ends}
+    if spaces is None:
+        spaces = namespaces_of(inodes, leads(ends))
     answers, entered = read_back(spaces, targets, inet_diag.extension_mask(inet_diag.INFO))
-    closed = frozenset(space.inode for space in spaces) - entered
+    closed = frozenset(space.inode for space in spaces if space.inode in inodes) - entered
     if not answers:
         return SocketTable.empty(), closed
     lengths = np.array([len(data) for _, data in answers], np.int64)
@@ -137,15 +149,15 @@ def leads(ends: Iterable[Step | End]) -> list[tuple[int, int, int]]:
 
 
 def namespaces_of(
-    which: Iterable[int], leads: Sequence[tuple[int, int, int]] = ()
+    inodes: Iterable[int], leads: Sequence[tuple[int, int, int]] = ()
 ) -> list[ns_edge.NetNamespace]:
     """Return namespaces by inode; descriptors, which may keep one alive, are listed only when they must be."""
-    wanted = set(which)
-    found = [n for n in ns_edge.discover()[0] if n.inode in wanted]
+    requested = set(inodes)
+    namespaces = [n for n in ns_edge.discover()[0] if n.inode in requested]
     # A thread may only be visiting, as ours do: where nothing else leads in, look further.
-    if sum(any("/task/" not in path for path in n.paths) for n in found) < len(wanted):
-        found = [n for n in ns_edge.discover(procfs.descriptors()[1], leads)[0] if n.inode in wanted]
-    return found
+    if sum(any("/task/" not in path for path in n.paths) for n in namespaces) < len(requested):
+        namespaces = [n for n in ns_edge.discover(procfs.descriptors()[1], leads)[0] if n.inode in requested]
+    return namespaces
 
 
 @lru_cache(maxsize=4096)
@@ -187,8 +199,8 @@ def journal_target(step: Step) -> dict[str, Any]:
 
 def vanished(netns: Iterable[int]) -> frozenset[int]:
     """Return those namespaces to which nothing leads any more, and which therefore nobody could look into."""
-    wanted = frozenset(netns)
-    return wanted - {n.inode for n in namespaces_of(wanted)}
+    requested = frozenset(netns)
+    return requested - {n.inode for n in namespaces_of(requested)}
 
 
 def journaled(o: Outcome) -> dict[str, str]:

@@ -22,7 +22,7 @@ from finwait.acting.borrowed import (
     not_gone,
 )
 from finwait.acting.identity import (
-    Journal,
+    ActJournal,
     Key,
     Say,
     failed,
@@ -43,11 +43,11 @@ from finwait.remedy.journal import Act
 from finwait.remedy.outcome import Outcome, Probe
 from finwait.remedy.plan import End, Step
 
-__all__ = ["SYSCTLS", "Claim", "arm", "claimed", "given_back", "options_of", "set_for_good", "set_since"]
+__all__ = ["SYSCTLS", "Claimed", "arm", "claimed", "given_back", "options_of", "set_for_good", "set_since"]
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Claimed:
     """Connections whose options are ours to change, and why the others' are not."""
 
     before: dict[int, dict[str, int]]
@@ -62,10 +62,10 @@ class Claim:
 @contextmanager
 def claimed(
     steps: Mapping[int, Step],
-    wanted: Mapping[int, Mapping[str, int]],
-    journal: Journal,
+    settings: Mapping[int, Mapping[str, int]],
+    journal: ActJournal,
     why: Callable[[Step], str],
-) -> Iterator[Claim]:
+) -> Iterator[Claimed]:
     """Write down acts that change options of connections, of those whose options can be put back and are free.
 
     They are read, written down as a claim that no other act of this journal overlaps, locked against those of other
@@ -75,7 +75,7 @@ def claimed(
 
     Args:
         steps: the connections.
-        wanted: the options that each is to get.
+        settings: the options that each is to get.
         journal: where acts are written down, and claimed.
         why: what to write down as the reason.
 
@@ -84,14 +84,14 @@ def claimed(
         KeyboardInterrupt: it was interrupted before anything was set; nothing was done, and nothing is open.
     """
     check()
-    before, errors = _readable(steps, wanted)
-    followed = _follows(steps, before, wanted)
+    before, errors = _readable(steps, settings)
+    followed = _follows(steps, before, settings)
     acts = [
         Act(
             "sockopt",
             journal_target(steps[k]),
-            {"options": {name: options[name] for name in wanted[k]}, "followed": followed[k]},
-            {"options": dict(wanted[k])},
+            {"options": {name: options[name] for name in settings[k]}, "followed": followed[k]},
+            {"options": dict(settings[k])},
             why(steps[k]),
         )
         for k, options in before.items()
@@ -103,23 +103,23 @@ def claimed(
             ids[k] = number
         else:
             errors[k] = FinwaitError(f"{number}; nothing was set")
-    mine = {k: steps[k] for k in ids}
-    spaces = namespaces_of({step.netns for step in mine.values()}, leads(mine.values()))
-    with locked(spaces, {key_of(step) for step in mine.values()}) as refused:
-        lost = _unconfirmed(mine, before, wanted, refused)
+    claimed_steps = {k: steps[k] for k in ids}
+    spaces = namespaces_of({step.netns for step in claimed_steps.values()}, leads(claimed_steps.values()))
+    with locked(spaces, {key_of(step) for step in claimed_steps.values()}) as refused:
+        lost = _unconfirmed(claimed_steps, before, settings, refused)
         if stop := interrupted():
-            lost = {k: lost.get(k, FinwaitError("interrupted; nothing was set")) for k in mine}
+            lost = {k: lost.get(k, FinwaitError("interrupted; nothing was set")) for k in claimed_steps}
         if lost:
             journal.complete_many(
                 {ids.pop(k): {"error": str(error), "restored": True} for k, error in lost.items()}
             )
         if stop:  # and not what comes after the look: it is written down, and is the caller's to settle
             raise KeyboardInterrupt
-        yield Claim({k: before[k] for k in ids}, ids, followed, errors | lost)
+        yield Claimed({k: before[k] for k in ids}, ids, followed, errors | lost)
 
 
 def _readable(
-    steps: Mapping[int, Step], wanted: Mapping[int, Mapping[str, int]]
+    steps: Mapping[int, Step], settings: Mapping[int, Mapping[str, int]]
 ) -> tuple[dict[int, dict[str, int]], dict[int, FinwaitError]]:
     """Return the options that connections have and that can be put back, and why those of others cannot."""
     order = list(steps)
@@ -129,7 +129,7 @@ def _readable(
     for n, options in read.items():
         k = order[n]
         try:
-            _in_range({name: options[name] for name in wanted[k]})
+            _in_range({name: options[name] for name in settings[k]})
             before[k] = options
         except FinwaitError as error:
             errors[k] = error
@@ -139,11 +139,13 @@ def _readable(
 def _follows(
     steps: Mapping[int, Step],
     before: Mapping[int, dict[str, int]],
-    wanted: Mapping[int, Mapping[str, int]],
+    settings: Mapping[int, Mapping[str, int]],
 ) -> dict[int, tuple[str, ...]]:
     sysctls = _followed({steps[k].netns for k in before})
     return {
-        k: tuple(n for n, v in sysctls.get(steps[k].netns, {}).items() if n in wanted[k] and options[n] == v)
+        k: tuple(
+            n for n, v in sysctls.get(steps[k].netns, {}).items() if n in settings[k] and options[n] == v
+        )
         for k, options in before.items()
     }
 
@@ -151,7 +153,7 @@ def _follows(
 def _unconfirmed(
     steps: Mapping[int, Step],
     before: Mapping[int, dict[str, int]],
-    wanted: Mapping[int, Mapping[str, int]],
+    settings: Mapping[int, Mapping[str, int]],
     refused: Mapping[Key, str],
 ) -> dict[int, FinwaitError]:
     """Return why connections are not ours to change, though the journal let us: a lock, or options that changed."""
@@ -163,7 +165,7 @@ def _unconfirmed(
             lost[k] = FinwaitError(f"{why}; nothing was set")
             continue
         try:
-            _confirm(step, before[k], wanted[k])
+            _confirm(step, before[k], settings[k])
         except FinwaitError as error:
             lost[k] = error
     return lost | not_gone(steps, lost)
@@ -202,11 +204,11 @@ SYSCTLS: Final = {
 """Option → what a socket follows that has no value of its own."""
 
 
-def _confirm(step: Step, before: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+def _confirm(step: Step, before: Mapping[str, int], settings: Mapping[str, int]) -> None:
     with borrow(step) as sock:
         if pidfd.get_options(sock) != before:
             raise FinwaitError("somebody else changed its options at this moment; nothing was set")
-        pidfd.set_options(sock, {name: before[name] for name in wanted if name != "keepalive"})
+        pidfd.set_options(sock, {name: before[name] for name in settings if name != "keepalive"})
 
 
 def _followed(netns: Iterable[int]) -> dict[int, dict[str, int]]:
@@ -279,10 +281,10 @@ def put_back_one(
 ) -> tuple[dict[str, int], str]:
     """Put the options of one socket back; return what its program set meanwhile, and what is not as it should be."""
     kept = set_since(pidfd.get_options(sock), before, made)
-    ours = {name: before[name] for name in made if name not in kept}
-    pidfd.set_options(sock, ours)
+    originals = {name: before[name] for name in made if name not in kept}
+    pidfd.set_options(sock, originals)
     now = pidfd.get_options(sock)
-    return kept, ", ".join(f"{n} is {now[n]}, was {v}" for n, v in ours.items() if now[n] != v)
+    return kept, ", ".join(f"{n} is {now[n]}, was {v}" for n, v in originals.items() if now[n] != v)
 
 
 def set_since(
@@ -310,19 +312,19 @@ def set_since(
 @contextmanager
 def given_back(
     steps: Mapping[int, Step],
-    claim: Claim,
-    wanted: Mapping[int, Mapping[str, int]],
-    journal: Journal,
-    found: dict[int, Probe],
+    claim: Claimed,
+    settings: Mapping[int, Mapping[str, int]],
+    journal: ActJournal,
+    probes: dict[int, Probe],
 ) -> Iterator[None]:
     """Put options back at the end, whatever happens inside, and write down what was found out.
 
     Args:
         steps: the connections, of those that are claimed.
         claim: see `claimed`.
-        wanted: what was set.
+        settings: what was set.
         journal: where their acts are.
-        found: what was found out until then; it learns, also when this raises, what became of the options.
+        probes: what was found out until then; it learns, also when this raises, what became of the options.
 
     Raises:
         KernelError: the journal could not be written; the options were put back before.
@@ -330,10 +332,10 @@ def given_back(
     try:
         yield
     finally:
-        done = put_back(steps, claim.before, wanted)
+        done = put_back(steps, claim.before, settings)
         results: dict[int, dict[str, Any]] = {}
         for k, step in steps.items():
-            verdict: dict[str, Any] = {"result": found[k].verdict if k in found else "interrupted"}
+            verdict: dict[str, Any] = {"result": probes[k].verdict if k in probes else "interrupted"}
             if k in done.failed:
                 verdict = {"error": done.failed[k]}
             elif kept := done.kept.get(k):
@@ -343,8 +345,8 @@ def given_back(
             if k not in done.moved:  # who finds its descriptor again can put it back: that act stays open
                 results[claim.ids[k]] = verdict
             unjudged = Probe(step, "not judged", "interrupted before it was judged")
-            found[k] = replace(
-                found.get(k, unjudged),
+            probes[k] = replace(
+                probes.get(k, unjudged),
                 unrestored=done.failed.get(k, ""),
                 kept=tuple(sorted(done.kept.get(k, {}).items())),
                 pinned=tuple(n for n in claim.followed[k] if n not in done.kept.get(k, {})),
@@ -355,7 +357,7 @@ def given_back(
 @noted()
 def arm(
     steps: Sequence[Step],
-    journal: Journal,
+    journal: ActJournal,
     values: Mapping[str, int],
     *,
     fault: Callable[[str], None] = quiet,
@@ -409,9 +411,9 @@ def set_for_good(
         outcome = failed(step, error, act_id)
         if outcome.result == "left before":
             return outcome, journaled(outcome)
-        left = put_back({0: step}, {0: before}, {0: values}).failed.get(0)
-        outcome = replace(outcome, detail=f"{outcome.detail}; {left or 'the options are as they were'}")
-        return outcome, journaled(outcome) | ({} if left else {"restored": True})
+        failure = put_back({0: step}, {0: before}, {0: values}).failed.get(0)
+        outcome = replace(outcome, detail=f"{outcome.detail}; {failure or 'the options are as they were'}")
+        return outcome, journaled(outcome) | ({} if failure else {"restored": True})
     outcome = Outcome(step, "set", ", ".join(f"{n} {before[n]} → {v}" for n, v in values.items()), act_id)
     return outcome, journaled(outcome)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from finwait.acting.borrowed import borrow, not_gone
-from finwait.acting.identity import Journal, Say, in_words, quiet
+from finwait.acting.identity import ActJournal, Say, in_words, quiet
 from finwait.acting.options import claimed, given_back
 from finwait.acting.watch import watch
 from finwait.diagnosis import forecast
@@ -22,9 +22,9 @@ __all__ = ["asking", "probe", "put_to_them"]
 @noted()
 def probe(
     steps: Sequence[Step],
-    journal: Journal,
+    journal: ActJournal,
     *,
-    keepalive: tuple[int, int, int] = (1, 1, 3),
+    keepalive: tuple[int, int, int],
     fault: Callable[[str], None] = quiet,
     say: Say = quiet,
     into: dict[int, Probe] | None = None,
@@ -46,16 +46,16 @@ def probe(
     Raises:
         KernelError: the journal could not be written; where ``into`` is empty nothing was done.
     """
-    found = {} if into is None else into
+    probes = {} if into is None else into
     numbered = dict(enumerate(steps))
-    wanted = dict.fromkeys(numbered, asking(keepalive))
-    with claimed(numbered, wanted, journal, lambda _: "probe") as claim:
-        found |= {k: _unprobed(steps[k], error) for k, error in claim.errors.items()}
-        mine = {k: steps[k] for k in claim.ids}
-        with given_back(mine, claim, wanted, journal, found):
+    settings = dict.fromkeys(numbered, asking(keepalive))
+    with claimed(numbered, settings, journal, lambda _: "probe") as claim:
+        probes |= {k: _unprobed(steps[k], error) for k, error in claim.errors.items()}
+        claimed_steps = {k: steps[k] for k in claim.ids}
+        with given_back(claimed_steps, claim, settings, journal, probes):
             fault("journaled")
-            put_to_them(mine, found, keepalive, fault, say)
-    return [found[k] for k in range(len(steps))]
+            put_to_them(claimed_steps, probes, keepalive, fault, say)
+    return [probes[k] for k in range(len(steps))]
 
 
 def asking(keepalive: tuple[int, int, int]) -> dict[str, int]:
@@ -66,7 +66,7 @@ def asking(keepalive: tuple[int, int, int]) -> dict[str, int]:
 
 def put_to_them(
     steps: Mapping[int, Step],
-    found: dict[int, Probe],
+    probes: dict[int, Probe],
     keepalive: tuple[int, int, int],
     fault: Callable[[str], None],
     say: Say,
@@ -75,7 +75,7 @@ def put_to_them(
 
     Args:
         steps: the connections; who calls puts their options back (`given_back`).
-        found: takes the verdicts.
+        probes: takes the verdicts.
         keepalive: idle, interval (seconds) and count.
         fault: called with the name of each stage.
         say: told what is being done.
@@ -92,12 +92,13 @@ def put_to_them(
         except FinwaitError as error:
             unarmed[k] = error
     unarmed |= not_gone(steps, unarmed)
-    found |= {k: _unprobed(steps[k], error) for k, error in unarmed.items()}
+    probes |= {k: _unprobed(steps[k], error) for k, error in unarmed.items()}
     fault("armed")
     silence = forecast.keepalive(*keepalive).seconds
-    say(f"probing {len(begun)} connections for up to {silence + 1:.0f} s")
+    many = "" if len(begun) == 1 else "s"
+    say(f"probing {len(begun)} connection{many} for up to {silence + 1:.0f} s")
     first = {k: at + keepalive[0] for k, at in begun.items()}
-    watch({k: steps[k] for k in begun}, first, found, keepalive)
+    watch({k: steps[k] for k in begun}, first, probes, keepalive)
 
 
 def _unprobed(step: Step, error: FinwaitError) -> Probe:

@@ -32,24 +32,24 @@ def abilities(view: View, rows: Iterable[int]) -> Abilities:
     descriptor is borrowed and given back. Where orphans are among them, it is tried on an orphan of our own as well.
     """
     s = view.sockets
-    which = np.fromiter(rows, np.int64)
-    other = view.other[which]
-    which = np.concatenate([which, other[other >= 0]])
+    row_array = np.fromiter(rows, np.int64)
+    other = view.other[row_array]
+    row_array = np.concatenate([row_array, other[other >= 0]])
     holders: dict[int, tuple[int, int, int]] = {}
     leads: dict[int, tuple[int, int]] = {}
-    for row in which[view.holder_found[which]].tolist():
+    for row in row_array[view.holder_found[row_array]].tolist():
         for pid, fd in view.holders.of(row):
             leads.setdefault(int(s.netns[row]), (pid, fd))
             if pid not in holders:
                 holders[pid] = (fd, int(s.inode[row]), int(s.cookie[row]))
-    wanted = set(zip(s.netns[which].tolist(), s.protocol[which].tolist(), strict=True))
+    requested = set(zip(s.netns[row_array].tolist(), s.protocol[row_array].tolist(), strict=True))
     ways = [(netns, pid, fd) for netns, (pid, fd) in leads.items()]
-    found = Abilities(_no_destroy(wanted, ways), _no_borrow(holders))
-    if bool((s.inode[which] == 0).any()):
+    result = Abilities(_no_destroy(requested, ways), _no_borrow(holders))
+    if bool((s.inode[row_array] == 0).any()):
         return replace(
-            found, harms_orphans=_harm(tried()), spares_minisockets=tried().ends_minisockets is False
+            result, harms_orphans=_harm(tried()), spares_minisockets=tried().ends_minisockets is False
         )
-    return found
+    return result
 
 
 def _harm(trial: Trial) -> str:
@@ -68,16 +68,16 @@ def _harm(trial: Trial) -> str:
 
 
 def _no_destroy(
-    wanted: set[tuple[int, int]], leads: Sequence[tuple[int, int, int]]
+    requested: set[tuple[int, int]], leads: Sequence[tuple[int, int, int]]
 ) -> dict[tuple[int, int], str]:
-    found = lacking(namespaces_of({n for n, _ in wanted}, leads), wanted) if wanted else {}
+    errors = lacking(namespaces_of({n for n, _ in requested}, leads), requested) if requested else {}
     return {
-        key: f"{error} (needs {error.needs})" if error.needs else str(error) for key, error in found.items()
+        key: f"{error} (needs {error.needs})" if error.needs else str(error) for key, error in errors.items()
     }
 
 
 def _no_borrow(holders: Mapping[int, tuple[int, int, int]]) -> dict[int, str]:
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for pid, (fd, inode, cookie) in holders.items():
         try:
             with pidfd.borrowed(pid, fd, inode=inode, cookie=cookie):
@@ -85,8 +85,8 @@ def _no_borrow(holders: Mapping[int, tuple[int, int, int]]) -> dict[int, str]:
         except (TargetGone, SubflowOnly):  # not a matter of rights
             continue
         except FinwaitError as error:
-            found[pid] = f"{error} (needs {error.needs})" if error.needs else str(error)
-    return found
+            reasons[pid] = f"{error} (needs {error.needs})" if error.needs else str(error)
+    return reasons
 
 
 def check_means(steps: Sequence[Step]) -> None:
@@ -95,8 +95,8 @@ def check_means(steps: Sequence[Step]) -> None:
     Raises:
         Refused: it cannot, with the substitute that would work.
     """
-    wanted = {(s.netns, s.protocol) for s in steps if s.means == "destroy"}
-    missing = _no_destroy(wanted, leads(steps))
+    requested = {(s.netns, s.protocol) for s in steps if s.means == "destroy"}
+    missing = _no_destroy(requested, leads(steps))
     if missing:
         (netns, protocol), why = next(iter(missing.items()))
         lost = [s for s in steps if s.means == "destroy" and (s.netns, s.protocol) == (netns, protocol)]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 from finwait.acting.aftermath import still_there
 from finwait.acting.borrowed import STILL_THERE, DescriptorMoved, holders_elsewhere
 from finwait.acting.cut_short import open_ones, origin, over_since
-from finwait.acting.identity import NOT_ENTERED, Holder, Journal, kernel_target, key_of, namespaces_of
+from finwait.acting.identity import NOT_ENTERED, ActJournal, Holder, key_of, namespaces_of
 from finwait.acting.options import SYSCTLS, set_since
 from finwait.errors import FinwaitError, Refused, TargetGone
 from finwait.kernel import pidfd, procfs
@@ -21,12 +19,13 @@ from finwait.kernel.interruption import check, noted
 from finwait.kernel.socket_locks import locked
 from finwait.remedy.journal import Act
 from finwait.remedy.plan import End
+from finwait.remedy.recorded import OptionsAct, connection_of, options_act
 
 __all__ = ["restore", "settle"]
 
 
 @noted()
-def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
+def restore(act_id: int, journal: ActJournal, *, force: bool = False) -> str:
     """Put socket options back as an act found them; return what was done, in words.
 
     Of an act that was to take another one back, and was cut short, that is finished.
@@ -41,41 +40,25 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
         ValueError: there is no such act.
         Refused: it cannot be taken back, or was already, or the options were set since (guard ``changed-since``).
         TargetGone: the connection has ended; there is nothing to put back.
-        FinwaitError: it is still there, and none of its descriptors was found: they were moved, and the act stays open.
+        FinwaitError: it is still there, and none of its descriptors was found: they were moved, and the act stays open;
+            or the act is damaged, and nothing was begun.
         KernelError: the options could not be set.
     """
     asked = journal.get(act_id)
     entry = origin(asked, journal)
-    if said := over_since(asked, entry, journal):
-        return said
+    if reason := over_since(asked, entry, journal):
+        return reason
     act_id = entry.id
-    if entry.kind != "sockopt":
-        raise Refused("irreversible", f"act {act_id} cannot be reverted: it is a {entry.kind}")
-    if entry.result is None and entry.pid != os.getpid() and journal.is_running(entry) and not force:
-        raise Refused(
-            "under-way",
-            f"act {act_id} is not finished: pid {entry.pid} is still doing it",
-            override="--force",
-        )
-    old = _old_options(entry)
+    _may_be_undone(entry, journal, force=force)
+    old = options_act(entry)
     check()
-    undo = Act(
-        "sockopt",
-        dict(entry.target),
-        dict(entry.after),
-        {"options": old.before},
-        f"undo {act_id}",
-        undoes=act_id,
-    )
-    (undo_id,) = journal.claim_many([undo], besides=act_id)
-    if not isinstance(undo_id, int):
-        raise Refused("taken", f"act {act_id} cannot be reverted now: {undo_id}")
+    undo_id = _begun(entry, old, journal)
     last: FinwaitError = TargetGone(old.cookie)
     ways = _ways(old.end, old.inode, old.holders)
     this_boot = entry.boot_id == procfs.facts().boot_id
     if not this_boot:
         last, ways = TargetGone(old.cookie, "the machine has been restarted since"), iter(())
-    halfway = entry.result is None or any(one.id != undo_id for one in journal.open_undos(act_id))
+    halfway = entry.result is None or any(undo.id != undo_id for undo in journal.open_undos(act_id))
     try:
         with _lock(act_id, old.end, old.holders, force) if this_boot else nullcontext("") as past:
             for pid, fd, comm in ways:
@@ -100,37 +83,36 @@ def restore(act_id: int, journal: Journal, *, force: bool = False) -> str:
     raise last
 
 
-@dataclass(frozen=True, slots=True)
-class _Old:
-    """What the journal says of an act on options."""
+def _may_be_undone(entry: Any, journal: ActJournal, *, force: bool) -> None:  # noqa: ANN401 - a JournalEntry
+    """Refuse an act that is none on options, or that another process is still doing."""
+    if entry.kind != "sockopt":
+        raise Refused("irreversible", f"act {entry.id} cannot be reverted: it is a {entry.kind}")
+    if entry.result is None and entry.pid != os.getpid() and journal.is_running(entry) and not force:
+        raise Refused(
+            "under-way",
+            f"act {entry.id} is not finished: pid {entry.pid} is still doing it",
+            override="--force",
+        )
 
-    end: End
-    inode: int
-    cookie: int
-    holders: list[Holder]
-    before: dict[str, int]
-    made: dict[str, int]
-    followed: list[str]
 
-
-def _old_options(entry: Any) -> _Old:  # noqa: ANN401 - a JournalEntry
-    target = entry.target
-    with _whole_act(entry.id):
-        before = {name: int(entry.before["options"][name]) for name in entry.before["options"]}
-        made = {name: int(value) for name, value in entry.after["options"].items()}
-        cookie, inode = int(target["cookie"], 16), int(target["inode"])
-        holders = [(int(pid), int(fd), str(comm)) for pid, fd, comm in target["holders"]]
-        followed = [str(name) for name in entry.before.get("followed", ())]
-        end = End(**{name: target[name] for name in End.__struct_fields__})
-        key_of(end)
-        kernel_target(end)
-        if not before.keys() <= pidfd.KEEPALIVE_OPTIONS.keys():
-            raise ValueError("an option that finwait does not set")
-    return _Old(end, inode, cookie, holders, before, made, followed)
+def _begun(entry: Any, old: OptionsAct, journal: ActJournal) -> int:  # noqa: ANN401 - a JournalEntry
+    """Write down that an act is taken back, which only one may do at a time; return the number of that."""
+    undo = Act(
+        "sockopt",
+        dict(entry.target),
+        dict(entry.after),
+        {"options": old.before},
+        f"undo {entry.id}",
+        undoes=entry.id,
+    )
+    (undo_id,) = journal.claim_many([undo], besides=entry.id)
+    if not isinstance(undo_id, int):
+        raise Refused("taken", f"act {entry.id} cannot be reverted now: {undo_id}")
+    return undo_id
 
 
 def _put_back(
-    sock: socket.socket, old: _Old, *, checked: bool, halfway: bool, force: bool
+    sock: socket.socket, old: OptionsAct, *, checked: bool, halfway: bool, force: bool
 ) -> tuple[str, str]:
     """Put the options of a socket back; return which, and which its program has set since.
 
@@ -139,11 +121,11 @@ def _put_back(
     """
     now = pidfd.get_options(sock)
     if checked and not force:
-        _unchanged(now, old.before, old.made, halfway=halfway)
-    kept = {} if force else set_since(now, old.before, old.made, halfway=halfway)
-    ours = {name: value for name, value in old.before.items() if name not in kept}
-    pidfd.set_options(sock, pidfd.nearest(ours))
-    return _put_back_text(ours), _kept(kept)
+        _unchanged(now, old.before, old.after, halfway=halfway)
+    kept = {} if force else set_since(now, old.before, old.after, halfway=halfway)
+    originals = {name: value for name, value in old.before.items() if name not in kept}
+    pidfd.set_options(sock, pidfd.nearest(originals))
+    return _put_back_text(originals), _kept(kept)
 
 
 @contextmanager
@@ -182,10 +164,10 @@ def _ways(end: End, inode: int, known: Sequence[Holder]) -> Iterator[Holder]:
     """
     yield from known
     for _ in range(3):
-        for found in holders_elsewhere({0: (end, inode)}).values():
-            if isinstance(found, DescriptorMoved):
-                raise found
-            yield from found
+        for holders in holders_elsewhere({0: (end, inode)}).values():
+            if isinstance(holders, DescriptorMoved):
+                raise holders
+            yield from holders
             break
         else:
             return
@@ -224,37 +206,27 @@ def _unchanged(
             )
 
 
-@contextmanager
-def _whole_act(act_id: int) -> Iterator[None]:
-    """Say of an act whose record is not what we write that it is damaged."""
-    try:
-        yield
-    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, struct.error) as error:
-        raise FinwaitError(f"act {act_id} of the journal is damaged: {error!r}") from None
-
-
-def settle(act_id: int, journal: Journal) -> str:
+def settle(act_id: int, journal: ActJournal) -> str:
     """Find out what came of an act that was cut short and cannot be taken back; write it down and return it.
 
     Raises:
         ValueError: there is no such act, or it is not one that was cut short.
+        FinwaitError: the act is damaged.
     """
     entry = journal.get(act_id)
     if entry.result is not None:
         raise ValueError(f"act {act_id} is complete")
-    target = entry.target
     if entry.kind == "conntrack-delete":
-        said = "it is unknown whether the entry was deleted; `finwait conntrack` shows the entries"
+        detail = "it is unknown whether the entry was deleted; `finwait conntrack` shows the entries"
     elif entry.boot_id != procfs.facts().boot_id:
-        said = "the machine has been restarted since: its connection is gone"
+        detail = "the machine has been restarted since: its connection is gone"
     else:
-        with _whole_act(act_id):
-            end = End(**{name: target[name] for name in End.__struct_fields__})
-            key_of(end)
-            kernel_target(end)
+        end = connection_of(entry)
         seen = still_there([end]).get(key_of(end))
-        said = "its connection is gone" if seen is None else f"its connection is still there, in {seen.state}"
+        detail = (
+            "its connection is gone" if seen is None else f"its connection is still there, in {seen.state}"
+        )
         if seen is not None and seen.unknown:
-            said = f"the state of its connection is unknown: {NOT_ENTERED}"
-    journal.complete_many({act_id: {"result": f"interrupted; {said}"}})
-    return said
+            detail = f"the state of its connection is unknown: {NOT_ENTERED}"
+    journal.complete_many({act_id: {"result": f"interrupted; {detail}"}})
+    return detail

@@ -56,7 +56,7 @@ class _Watched:
 def watch(
     steps: Mapping[int, Step],
     first: Mapping[int, float],
-    found: dict[int, Probe],
+    probes: dict[int, Probe],
     keepalive: tuple[int, int, int],
 ) -> None:
     """Poll until each connection is judged: an answer, a row that vanished or moved on, or data in flight.
@@ -67,7 +67,7 @@ def watch(
         steps: the connections, all of which are armed.
         first: when the first probe of each is due, CLOCK_MONOTONIC: a whole idle time after it was armed, also where
             keepalive was on before, as `pidfd.set_options` starts the timer anew.
-        found: takes the verdicts.
+        probes: takes the verdicts.
         keepalive: idle, interval (seconds) and count.
     """
     open_ = {k: _Watched(step, first[k], first[k]) for k, step in steps.items()}
@@ -87,7 +87,7 @@ def watch(
             else:
                 verdict = _vanished(seen, read - seen.due, keepalive)
             if verdict is not None:
-                found[k] = verdict
+                probes[k] = verdict
                 del open_[k]
 
 
@@ -130,8 +130,8 @@ def _judged(
         seen.due = max(seen.due, seen.latest + idle_s)
     if over:
         wait_s = forecast.keepalive(*keepalive).seconds + 1.0
-        said = f"{seen.unanswered} probes sent, no verdict in {wait_s:.0f} s"
-        return Probe(step, "not judged", said)
+        detail = f"{seen.unanswered} probes sent, no verdict in {wait_s:.0f} s"
+        return Probe(step, "not judged", detail)
     return None
 
 
@@ -154,21 +154,21 @@ def _vanished(seen: _Watched, since: float, keepalive: tuple[int, int, int]) -> 
             step, "gone", f"it ended, and its program closed it, with {unanswered} probes unanswered"
         )
     if segments is None or seen.segments is None:
-        said = "it ended while its program still holds it: most likely a RST came"
+        cause = "it ended while its program still holds it: most likely a RST came"
     elif segments > seen.segments:
-        said = "a RST came"
+        cause = "a RST came"
     else:
         return Probe(step, "gone", "it was ended on this machine (`ss -K`, for example): no RST came")
-    return Probe(step, "reset", f"{said}, {_sender(step)}")
+    return Probe(step, "reset", f"{cause}, {_sender(step)}")
 
 
 def _sender(step: Step) -> str:
     """Say who may have sent a RST; the other end is asked where it is on this machine."""
     if step.other is not None:
-        there = still_there([step.other]).get(key_of(step.other))
-        if there is not None and not there.unknown:
+        other_seen = still_there([step.other]).get(key_of(step.other))
+        if other_seen is not None and not other_seen.unknown:
             return (
-                f"and the other end, which is on this machine, is still in {there.state}: something on the path sent "
-                "it (a firewall that rejects, for example)"
+                f"and the other end, which is on this machine, is still in {other_seen.state}: something on the path "
+                "sent it (a firewall that rejects, for example)"
             )
     return "from the peer's machine, where its socket is gone, or from something on the path"

@@ -16,14 +16,26 @@ containers; those are known to the API server and the runtime.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from finwait.uapi.proc import CgroupLine
 
-__all__ = ["NOWHERE", "RULES", "Rule", "Workload", "workload_of_cgroups", "workload_of_path"]
+__all__ = [
+    "NOWHERE",
+    "RULES",
+    "PathRule",
+    "Workload",
+    "workload_of_cgroups",
+    "workload_of_path",
+    "workloads_of_rows",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ NOWHERE: Final = Workload()
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class PathRule:
     """One naming convention for one path component.
 
     ``name`` matches the whole component; its groups ``pod``, ``qos``, ``id`` and ``unit`` are what it says.
@@ -69,11 +81,11 @@ _UUID_OR_HASH = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
 _NO_UNIT = r"(?!.*\.(?:scope|slice|service)\Z)"
 
 
-def _rule(source: str, name: str, runtime: str = "", below: str | None = None) -> Rule:
-    return Rule(source, re.compile(name), runtime, re.compile(below) if below else None)
+def _rule(source: str, name: str, runtime: str = "", below: str | None = None) -> PathRule:
+    return PathRule(source, re.compile(name), runtime, re.compile(below) if below else None)
 
 
-RULES: Final[tuple[Rule, ...]] = (
+RULES: Final[tuple[PathRule, ...]] = (
     _rule("kubelet, systemd driver: pod", _POD_SLICE),
     _rule("kubelet, cgroupfs driver: pod", _POD_DIR, below=_QOS_DIR),
     _rule("kubelet, cgroupfs driver: pod, seen from inside", rf"pod(?P<pod>{_UUID_OR_HASH})"),
@@ -107,10 +119,10 @@ def _unescaped(name: str) -> str:
     return _UNIT_ESCAPE.sub(lambda m: chr(int(m[1], 16)), name)
 
 
-def _pod(said: dict[str, str | None], above: str) -> Workload:
-    uid = said["pod"] or ""
-    if "qos" in said:  # the systemd driver: the class is part of the name, or the pod is Guaranteed
-        return Workload(pod_uid=uid.replace("_", "-"), qos=said["qos"] or "guaranteed")
+def _pod(fields: dict[str, str | None], above: str) -> Workload:
+    uid = fields["pod"] or ""
+    if "qos" in fields:  # the systemd driver: the class is part of the name, or the pod is Guaranteed
+        return Workload(pod_uid=uid.replace("_", "-"), qos=fields["qos"] or "guaranteed")
     if above in _QOS:
         return Workload(pod_uid=uid, qos=above)
     return Workload(pod_uid=uid, qos="guaranteed" if "kubepods" in above else "")
@@ -122,29 +134,31 @@ def workload_of_path(path: str) -> Workload:
     Args:
         path: as in ``/proc/PID/cgroup``, or below the cgroup mount point.
     """
-    found = NOWHERE
+    workload = NOWHERE
     above = ""
     for component in path.split("/"):
         for rule in RULES:
             match = rule.name.fullmatch(component)
             if match is None or (rule.below is not None and not rule.below.fullmatch(above)):
                 continue
-            said = match.groupdict()
-            if said.get("pod"):
-                found = _pod(said, above)
-            if said.get("id"):
-                name = said["id"] or ""
-                found = replace(
-                    found,
+            fields = match.groupdict()
+            if fields.get("pod"):
+                workload = _pod(fields, above)
+            if fields.get("id"):
+                name = fields["id"] or ""
+                workload = replace(
+                    workload,
                     runtime=rule.runtime,
                     container_id=_unescaped(name) if rule.runtime == "machined" else name,
                 )
-            unit = said.get("unit")
-            if unit and not (unit.endswith(".slice") and found.unit and not found.unit.endswith(".slice")):
-                found = replace(found, unit=unit)
+            unit = fields.get("unit")
+            if unit and not (
+                unit.endswith(".slice") and workload.unit and not workload.unit.endswith(".slice")
+            ):
+                workload = replace(workload, unit=unit)
             break
         above = component
-    return found
+    return workload
 
 
 def _weight(workload: Workload) -> tuple[bool, bool, bool]:
@@ -161,3 +175,42 @@ def workload_of_cgroups(lines: Iterable[CgroupLine]) -> Workload:
         lines, key=lambda line: (line.hierarchy != 0, "name=systemd" not in line.controllers, line.hierarchy)
     )
     return max((workload_of_path(line.path) for line in ranked), key=_weight, default=NOWHERE)
+
+
+def workloads_of_rows(
+    cgroup_id: NDArray[np.uint64],
+    paths: Mapping[int, str],
+    first_pid: NDArray[np.int64],
+    cgroup_of: Mapping[int, str],
+) -> tuple[NDArray[np.int32], list[Workload]]:
+    """Return the index of each row's workload, −1 where nothing is known, and the different workloads.
+
+    Args:
+        cgroup_id: in which each row's socket was made; 0 for not known.
+        paths: path of a cgroup by its id.
+        first_pid: of each row one of its holders, which speaks where the cgroup does not.
+        cgroup_of: path of the cgroup of a process.
+    """
+    by_path: dict[str, int] = {}
+    names: list[Workload] = []
+
+    def of(path: str | None) -> int:
+        if not path or path == "/":
+            return -1
+        if path not in by_path:
+            workload = workload_of_path(path)
+            by_path[path] = len(names) if workload != NOWHERE else -1
+            if workload != NOWHERE:
+                names.append(workload)
+        return by_path[path]
+
+    ids, inverse = np.unique(cgroup_id, return_inverse=True)
+    by_id = np.array([of(paths.get(number)) if number else -1 for number in ids.tolist()], np.int32)
+    result = by_id[inverse.reshape(-1)] if len(ids) else np.empty(0, np.int32)
+    rest = np.flatnonzero(result < 0)
+    pids, inverse = np.unique(first_pid[rest], return_inverse=True)
+    if len(pids):
+        result[rest] = np.array([of(cgroup_of.get(pid)) for pid in pids.tolist()], np.int32)[
+            inverse.reshape(-1)
+        ]
+    return result, names

@@ -29,8 +29,8 @@ def subflows(sockets: SocketTable) -> tuple[I64, I64]:
     if not len(whole):
         return whole, whole
     parts = np.flatnonzero((s.protocol == 6) & (s.ulp == b"mptcp"))
-    told = s.present("mptcp_token_local")[parts]
-    named, held = parts[told], parts[~told & (s.inode[parts] != 0)]
+    with_token = s.present("mptcp_token_local")[parts]
+    named, held = parts[with_token], parts[~with_token & (s.inode[parts] != 0)]
     a, b = matches((s.netns[whole], s.mptcp_token[whole]), (s.netns[named], s.mptcp_token_local[named]))
     c, d = matches((s.netns[whole], s.inode[whole]), (s.netns[held], s.inode[held]))
     pairs = np.unique(np.stack([np.append(whole[a], whole[c]), np.append(named[b], held[d])]), axis=1)

@@ -77,8 +77,9 @@ def _take(words: Words, index: NDArray[Any]) -> Words:
 def counts_agree(sockets: SocketTable, i: I64, j: I64, *, unknown: bool = False) -> Mask:
     """Say for each pair of rows whether they can be the ends of one connection, by what they have counted.
 
-    What one had acknowledged the other received, but for the SYN and the FIN, which the kernel counts as well
-    (``tcp_snd_una_update``, ``tcp_rcv_nxt_update``). Of a connection that is moving two dumps disagree.
+    What one had acknowledged the other received, but for the SYN, which only the end that opened it counts, as
+    acknowledged, and for the FIN, which both may count (``tcp_snd_una_update``, ``tcp_rcv_nxt_update``). Of a
+    connection that is moving two dumps disagree.
 
     Args:
         sockets: the table.
@@ -166,11 +167,11 @@ class _Near:
             words = np.array(shared, np.uint64)
             known = {number: island for number, island in islands.items() if island is not None}
             at = np.array([[number, known[number]] for number in sorted(known)], np.int64)
-            which = np.minimum(np.searchsorted(at[:, 0], self._netns), len(at) - 1)
-            rows = np.flatnonzero(at[which, 0] == self._netns)
+            index = np.minimum(np.searchsorted(at[:, 0], self._netns), len(at) - 1)
+            rows = np.flatnonzero(at[index, 0] == self._netns)
             source = sockets.src[rows]
             i, _ = matches(
-                (at[which[rows], 1].astype(np.uint64), source[:, 0], source[:, 1]),
+                (at[index[rows], 1].astype(np.uint64), source[:, 0], source[:, 1]),
                 (words[:, 0], words[:, 1], words[:, 2]),
             )
             self._repeated[rows[i]] = True
@@ -205,14 +206,14 @@ def other_ends(
     """
     n = len(sockets)
     row = np.full(n, -1, np.int64)
-    how = np.zeros(n, np.uint8)
+    method = np.zeros(n, np.uint8)
     flow = np.full(n, -1, np.int64)
     peer = sockets.dst.copy()
     talking = np.flatnonzero(sockets.state != tcp.LISTEN)
     proto = sockets.protocol
-    ours = _forward(sockets.src, sockets.dst, sockets.sport, sockets.dport)
-    theirs = _forward(sockets.dst, sockets.src, sockets.dport, sockets.sport)
-    i, j = matches((*_take(ours, talking), proto[talking]), (*_take(theirs, talking), proto[talking]))
+    forward = _forward(sockets.src, sockets.dst, sockets.sport, sockets.dport)
+    backward = _forward(sockets.dst, sockets.src, sockets.dport, sockets.sport)
+    i, j = matches((*_take(forward, talking), proto[talking]), (*_take(backward, talking), proto[talking]))
     i, j = talking[i], talking[j]
     fits = (i != j) & (~loopback[i] | (sockets.netns[i] == sockets.netns[j]))
     i, j = i[fits], j[fits]
@@ -221,35 +222,35 @@ def other_ends(
     may_be = _Near(sockets, islands or {}, addresses or {})
     near = may_be(i, j)
     row, ambiguous = unique_match(n, i[near], j[near])
-    how[row >= 0] = DIRECT
-    _only_mutual(row, how, ambiguous)
+    method[row >= 0] = DIRECT
+    _only_mutual(row, method, ambiguous)
     if flows is not None and len(flows):
-        _through_nat(sockets, flows, ours, row, how, flow, peer, ambiguous)
-        _only_mutual(row, how, ambiguous)
+        _through_nat(sockets, flows, forward, row, method, flow, peer, ambiguous)
+        _only_mutual(row, method, ambiguous)
     possible, several = unique_match(n, i[~near], j[~near])
     ambiguous |= several & (row < 0)
     joined = np.flatnonzero(row >= 0)
     apart = joined[~may_be(joined, row[joined])]
-    possible[apart], row[apart], how[apart] = row[apart], -1, NONE
+    possible[apart], row[apart], method[apart] = row[apart], -1, NONE
     possible[(row >= 0) | ambiguous | (row[np.maximum(possible, 0)] >= 0)] = -1
     if untranslated is not None:
-        _half(sockets, row, how, flow, ambiguous, untranslated, may_be)
-    return OtherEnds(row, how, ambiguous, flow, peer, possible)
+        _half(sockets, row, method, flow, ambiguous, untranslated, may_be)
+    return OtherEnds(row, method, ambiguous, flow, peer, possible)
 
 
-def _only_mutual(row: I64, how: NDArray[np.uint8], ambiguous: Mask) -> None:
+def _only_mutual(row: I64, method: NDArray[np.uint8], ambiguous: Mask) -> None:
     """Take back a partner that fits others as well."""
     joined = np.flatnonzero(row >= 0)
     doubtful = joined[row[row[joined]] != joined]
-    row[doubtful], how[doubtful], ambiguous[doubtful] = -1, NONE, True
+    row[doubtful], method[doubtful], ambiguous[doubtful] = -1, NONE, True
 
 
 def _through_nat(
     sockets: SocketTable,
     flows: FlowTable,
-    ours: Words,
+    forward: Words,
     row: I64,
-    how: NDArray[np.uint8],
+    method: NDArray[np.uint8],
     flow: I64,
     peer: NDArray[np.uint64],
     ambiguous: Mask,
@@ -267,17 +268,17 @@ def _through_nat(
         same &= a == b
     translated = ~same
     tcp_rows = np.flatnonzero((sockets.protocol == 6) & (sockets.state != tcp.LISTEN))
-    mine = _take(ours, tcp_rows)
+    socket_tuples = _take(forward, tcp_rows)
     # As a client a socket has the entry's original tuple, as a server its reply tuple.
     for tuples in (orig, reply):
-        i, k = matches(mine, tuples)
+        i, k = matches(socket_tuples, tuples)
         for only in (~translated, translated):  # the translating entry is written last and wins
             keep = only[k]
             flow[tcp_rows[i[keep]]] = tracked[k[keep]]
     # Follow the translations: what a client sent goes on as `onward`, what a server answers comes as `back`.
     for entry, result in ((orig, onward), (reply, back)):
         lost = tcp_rows[(row[tcp_rows] < 0)]
-        where = _take(ours, lost)
+        where = _take(forward, lost)
         for _ in range(_HOPS):
             if not len(lost):
                 break
@@ -295,13 +296,13 @@ def _through_nat(
             lost, where = lost[moved], _take(result, step[moved])
             peer[lost, 0], peer[lost, 1] = where[2], where[3]
             reversed_ = (where[2], where[3], where[0], where[1], _swap(where[4]))
-            i, j = matches(reversed_, mine)
+            i, j = matches(reversed_, socket_tuples)
             partner, doubt = unique_match(len(lost), i, tcp_rows[j])
             ambiguous[lost[doubt]] = True
             hit = partner >= 0
-            row[lost[hit]], how[lost[hit]] = partner[hit], NAT
+            row[lost[hit]], method[lost[hit]] = partner[hit], NAT
             free = hit & (row[np.maximum(partner, 0)] < 0)
-            row[partner[free]], how[partner[free]] = lost[free], NAT
+            row[partner[free]], method[partner[free]] = lost[free], NAT
             lost, where = lost[~hit], _take(where, ~hit)
 
 
@@ -312,7 +313,7 @@ def _swap(ports: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _half(
     sockets: SocketTable,
     row: I64,
-    how: NDArray[np.uint8],
+    method: NDArray[np.uint8],
     flow: I64,
     ambiguous: Mask,
     untranslated: frozenset[Address],
@@ -341,5 +342,5 @@ def _half(
     back, _ = unique_match(n, j, i)
     rows = np.flatnonzero(forth >= 0)
     rows = rows[back[forth[rows]] == rows]
-    row[rows], how[rows] = forth[rows], HALF
-    row[forth[rows]], how[forth[rows]] = rows, HALF
+    row[rows], method[rows] = forth[rows], HALF
+    row[forth[rows]], method[forth[rows]] = rows, HALF

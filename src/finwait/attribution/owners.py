@@ -2,7 +2,7 @@
 
 A socket may have several holders (a descriptor that a child inherited is the classic), none although it has
 an inode (in flight over a Unix socket, io_uring, a kernel user), or none that we were *allowed to see*. The
-last two are kept apart by `Holders.complete`.
+last two are kept apart by `HolderRows.complete`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.uapi.observation import Descriptors
+from finwait.uapi.sets import distinct
 
-__all__ = ["Holders", "holders"]
+__all__ = ["HolderRows", "holders"]
 
 
 @dataclass(frozen=True, slots=True)
-class Holders:
+class HolderRows:
     """Holders in compressed rows: those of row *i* are ``pid[start[i]:start[i] + count[i]]``."""
 
     start: NDArray[np.int64]
@@ -32,6 +33,8 @@ class Holders:
     """False when nobody looked."""
     threads: tuple[int, ...] = ()
     """Pids that were too many to look for threads with a descriptor table of their own."""
+    needs: str = "CAP_SYS_PTRACE"
+    """What would have let us inspect those that are unreadable; a capability only if we lack it."""
 
     @property
     def complete(self) -> bool:
@@ -46,41 +49,81 @@ class Holders:
         if 0 in self.unreadable:
             return "processes outside this pid namespace cannot be seen (run on the host, or with hostPID)"
         if not self.unreadable and self.threads:
-            return "there are too many threads to look for descriptor tables of their own"
+            return "there are too many threads to check each for its own descriptor table"
         if not self.unreadable:
             return ""
         n = len(self.unreadable)
-        who = f"pid {self.unreadable[0]}" if n == 1 else f"{n} processes"
-        return f"{who} could not be inspected (needs CAP_SYS_PTRACE; `--not-holder PID` vouches for one)"
+        processes = f"pid {self.unreadable[0]}" if n == 1 else f"{n} processes"
+        return f"{processes} could not be inspected (needs {self.needs}; `--not-holder PID` vouches for one)"
+
+    @property
+    def wanting(self) -> str:
+        """What would have let us find every holder, as a `Gap` says it; empty where nothing would."""
+        if not self.searched:
+            return "a look without `--no-owners`"
+        if 0 in self.unreadable:
+            return "a look from the host, or with hostPID"
+        return f"{self.needs}, or `--not-holder PID`" if self.unreadable else ""
+
+    @property
+    def hint(self) -> str:
+        """What to do about what is `missing`."""
+        if not self.searched:
+            return "without `--no-owners` they are looked for"
+        if 0 in self.unreadable:
+            return "run it on the host, or with hostPID"
+        if self.unreadable and self.needs.isidentifier():
+            return f"run it as root, or give it {self.needs}, so that it can inspect every process"
+        return (
+            f"`--not-holder PID` vouches for a process; others need {self.needs}" if self.unreadable else ""
+        )
 
     def of(self, row: int) -> list[tuple[int, int]]:
         """Return the (pid, fd) pairs that hold a row's socket."""
         a = int(self.start[row])
+        if self.count[row] == 1:  # nearly always
+            return [(int(self.pid[a]), int(self.fd[a]))]
         b = a + int(self.count[row])
         return list(zip(self.pid[a:b].tolist(), self.fd[a:b].tolist(), strict=True))
+
+    def row_of(self, pid: int, fd: int) -> int:
+        """Return the row that a descriptor of a process refers to; −1 where it is none of them."""
+        places = np.flatnonzero((self.pid == pid) & (self.fd == fd))
+        if not len(places):
+            return -1
+        rows = np.flatnonzero((self.start <= places[0]) & (places[0] < self.start + self.count))
+        return int(rows[0]) if len(rows) else -1
 
     def first_pid(self) -> NDArray[np.int64]:
         """Return the lowest holding pid of each row, −1 where none was found."""
         out = np.full(len(self.start), -1, np.int64)
-        has = self.count > 0
-        out[has] = self.pid[self.start[has]]
+        held = self.count > 0
+        out[held] = self.pid[self.start[held]]
         return out
+
+    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where in `pid` and `fd` the holders of some rows are, row by row."""
+        count = self.count[rows]
+        before = np.cumsum(count) - count
+        return np.repeat(self.start[rows] - before, count) + np.arange(int(count.sum()))
+
+    def pids(self, rows: NDArray[np.int64]) -> set[int]:
+        """Return the processes that hold some rows."""
+        return set(distinct(self.pid[self.places(rows)]).tolist())
 
     def counted(self, rows: NDArray[np.int64]) -> dict[int, int]:
         """Return how many of some rows each process holds, by pid."""
-        count = self.count[rows]
-        row = np.repeat(np.arange(len(rows)), count)
-        within = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-        pid = self.pid[np.repeat(self.start[rows], count) + within].astype(np.int64)
-        pairs = np.unique(row << 32 | pid)  # one that holds it twice holds it once
+        row = np.repeat(np.arange(len(rows)), self.count[rows])
+        pid = self.pid[self.places(rows)].astype(np.int64)
+        pairs = distinct(row << 32 | pid)  # one that holds it twice holds it once
         pids, held = np.unique(pairs & 0xFFFFFFFF, return_counts=True)
         return dict(zip(pids.tolist(), held.tolist(), strict=True))
 
     def several_processes(self) -> NDArray[np.bool_]:
         """Return which rows are held by more than one process."""
         out = np.zeros(len(self.start), np.bool_)
-        has = self.count > 1
-        out[has] = self.pid[self.start[has]] != self.pid[self.start[has] + self.count[has] - 1]
+        held = self.count > 1
+        out[held] = self.pid[self.start[held]] != self.pid[self.start[held] + self.count[held] - 1]
         return out
 
     def compared(self, rows: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -91,23 +134,28 @@ class Holders:
             pairs |= {(first, other) for other in others}
         return sorted(pairs)
 
-    def select(self, index: NDArray[Any]) -> Holders:
+    def select(self, index: NDArray[Any]) -> HolderRows:
         """Return the holders of some rows."""
-        return Holders(
+        return HolderRows(
             self.start[index], self.count[index], self.pid, self.fd, self.unreadable, self.searched,
-            self.threads,
+            self.threads, self.needs,
         )  # fmt: skip
 
 
 def holders(
-    inodes: NDArray[Any], descriptors: Descriptors, *, ignore: frozenset[int] = frozenset()
-) -> Holders:
+    inodes: NDArray[Any],
+    descriptors: Descriptors,
+    *,
+    ignore: frozenset[int] = frozenset(),
+    needs: str = "CAP_SYS_PTRACE",
+) -> HolderRows:
     """Join sockets with descriptors by inode.
 
     Args:
         inodes: one a socket; 0 has no holder by definition.
         descriptors: all that was listed.
         ignore: pids that could not be listed and are known to hold none of these sockets.
+        needs: what would have let us list the others.
     """
     by_pid = descriptors.pid
     if len(by_pid) and (by_pid[1:] >= by_pid[:-1]).all():  # as they are listed: then one key is enough
@@ -115,11 +163,11 @@ def holders(
     else:
         order = np.lexsort((by_pid, descriptors.inode))
     sorted_inodes = descriptors.inode[order]
-    wanted = inodes.astype(np.uint64)
-    start = np.searchsorted(sorted_inodes, wanted, "left").astype(np.int64)
-    count = np.searchsorted(sorted_inodes, wanted, "right").astype(np.int64) - start
-    count[wanted == 0] = 0
+    keys = inodes.astype(np.uint64)
+    start = np.searchsorted(sorted_inodes, keys, "left").astype(np.int64)
+    count = np.searchsorted(sorted_inodes, keys, "right").astype(np.int64) - start
+    count[keys == 0] = 0
     unreadable = tuple(sorted(set(descriptors.unreadable) - ignore))
     pid, fd = descriptors.pid[order], descriptors.fd[order]
     threads = tuple(sorted(set(descriptors.threads) - ignore))
-    return Holders(start, count, pid, fd, unreadable, descriptors.searched, threads)
+    return HolderRows(start, count, pid, fd, unreadable, descriptors.searched, threads, needs)

@@ -69,8 +69,8 @@ def name_of(names: Iterable[str]) -> str:
     by_pattern: dict[str, set[str]] = {}
     for name in names:
         by_pattern.setdefault(re.sub(r"\d.*", "*", name), set()).add(name)
-    told = [next(iter(alike)) if len(alike) == 1 else pattern for pattern, alike in by_pattern.items()]
-    return "/".join(sorted(told)[:3]) + ("/…" if len(told) > 3 else "")
+    labels = [next(iter(alike)) if len(alike) == 1 else pattern for pattern, alike in by_pattern.items()]
+    return "/".join(sorted(labels)[:3]) + ("/…" if len(labels) > 3 else "")
 
 
 def _program(p: ProcessView) -> tuple[str, int | None]:

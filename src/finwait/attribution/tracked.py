@@ -86,23 +86,23 @@ def tracked(
         islands: namespace → a number that connected ones share, see `finwait.attribution.other_end.connected`: an end
             is gone only from where the entry's namespace leads to; elsewhere the address is a stranger's.
     """
-    mine = np.flatnonzero(flows.protocol == 6)
-    f = flows.select(mine)
+    tcp_flows = np.flatnonzero(flows.protocol == 6)
+    f = flows.select(tcp_flows)
     rows = np.flatnonzero((sockets.state != tcp.LISTEN) & (sockets.protocol == 6))
     s = sockets.select(rows)
-    ours = _words(s.netns, s.src, s.dst, s.sport, s.dport)
+    socket_tuples = _words(s.netns, s.src, s.dst, s.sport, s.dport)
     ends = []
     for tuples in (
         _words(f.netns, f.orig_src, f.orig_dst, f.orig_sport, f.orig_dport),
         _words(f.netns, f.reply_src, f.reply_dst, f.reply_sport, f.reply_dport),
     ):
-        i, j = matches(tuples, ours)
+        i, j = matches(tuples, socket_tuples)
         partner, _ = unique_match(len(f), i, j)
         ends.append(np.where(partner >= 0, rows[np.maximum(partner, 0)] if len(rows) else -1, -1))
     client, server = ends
-    there = np.isin(f.netns, np.array(sorted(dumped), np.uint32))
-    client_here = _here(f, f.orig_src, local, islands or {}) | (_loopback(f.orig_src) & there)
-    server_here = _here(f, f.reply_src, local, islands or {}) | (_loopback(f.reply_src) & there)
+    looked_at = np.isin(f.netns, np.array(sorted(dumped), np.uint32))
+    client_here = _is_local(f, f.orig_src, local, islands or {}) | (_loopback(f.orig_src) & looked_at)
+    server_here = _is_local(f, f.reply_src, local, islands or {}) | (_loopback(f.reply_src) & looked_at)
     seen: list[tuple[Seen, ...]] = []
     for row, is_here in ((client, client_here), (server, server_here)):
         unknown: Seen = "elsewhere" if whole else "not-looked-at"
@@ -113,14 +113,16 @@ def tracked(
     for k in range(len(f)):
         ends_of = (client[k], seen[0][k]), (server[k], seen[1][k])
         states = [tcp.state_name(int(sockets.state[r])) if r >= 0 else None for r, _ in ends_of]
-        said, wrong = _verdict(ct.TCP_STATES.get(int(f.tcp_state[k]), "?"), states, [at for _, at in ends_of])
-        verdict.append(said)
+        judgement, wrong = _verdict(
+            ct.TCP_STATES.get(int(f.tcp_state[k]), "?"), states, [at for _, at in ends_of]
+        )
+        verdict.append(judgement)
         mismatch.append(wrong)
     passing = tuple({a, b} <= {"elsewhere", "not-looked-at"} for a, b in zip(*seen, strict=True))
-    return Tracked(mine, client, server, tuple(verdict), tuple(mismatch), passing, *seen)
+    return Tracked(tcp_flows, client, server, tuple(verdict), tuple(mismatch), passing, *seen)
 
 
-def _here(
+def _is_local(
     flows: FlowTable,
     address: NDArray[np.uint64],
     local: Mapping[int, frozenset[tuple[int, int]]],
@@ -128,7 +130,7 @@ def _here(
 ) -> NDArray[np.bool_]:
     """Return of which entries an address belongs to a namespace that theirs is connected with."""
     out = np.zeros(len(address), np.bool_)
-    places = [(*one, number) for number, some in sorted(local.items()) for one in sorted(some)]
+    places = [(*words, number) for number, addresses in sorted(local.items()) for words in sorted(addresses)]
     if places:
         words = np.array(places, np.uint64)
         i, j = matches((address[:, 0], address[:, 1]), (words[:, 0], words[:, 1]))
@@ -152,13 +154,13 @@ def _verdict(entry: str, states: list[str | None], seen: list[Seen]) -> tuple[st
     known = [state for state in states if state is not None]
     if not known:
         whole = "elsewhere" in seen
-        return ("forwarded: neither end is on this machine" if whole else "neither end was looked at"), False
+        return ("forwarded: neither end is on this machine" if whole else "neither end was inspected"), False
     if entry == "ESTABLISHED" and any(
         state in ("FIN_WAIT2", "CLOSE_WAIT", "TIME_WAIT", "LAST_ACK") for state in known
     ):
-        return "the ends are closing but the entry is not: it did not see a FIN", True
+        return "the ends are closing but the entry is not: conntrack did not see a FIN", True
     if entry in _CLOSING and all(state == "ESTABLISHED" for state in known):
-        return "the entry is closing but the ends are not: a FIN or RST passed that they did not accept", True
+        return "the entry is closing but the ends are not: they did not accept a FIN or RST that passed", True
     return AGREE, False
 
 
@@ -170,8 +172,8 @@ def untracked(
     Loopback connections and minisockets are left out: the former are often not tracked, the latter need none.
     """
     s = sockets
-    here = np.isin(s.netns, np.array(sorted(tracking), np.uint32))
+    trackable = np.isin(s.netns, np.array(sorted(tracking), np.uint32))
     states = np.isin(
         s.state, (tcp.ESTABLISHED, tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING)
     )
-    return np.flatnonzero(here & states & ~has_flow & ~near & (s.timer != 3) & (s.protocol == 6))
+    return np.flatnonzero(trackable & states & ~has_flow & ~near & (s.timer != 3) & (s.protocol == 6))

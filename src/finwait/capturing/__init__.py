@@ -5,13 +5,13 @@ the namespaces of the chosen connections. A change of state becomes a comment on
 reader of the file sees what the kernel made of the packets before.
 """
 
-from finwait.capturing.chosen import Chosen, choose, forms
+from finwait.capturing.chosen import CaptureTarget, choose, forms
 from finwait.capturing.file import CaptureFile, FileRead, Writer, read_closings
 from finwait.capturing.live import Recorder, follow
 
 __all__ = [
     "CaptureFile",
-    "Chosen",
+    "CaptureTarget",
     "FileRead",
     "Recorder",
     "Writer",

@@ -21,7 +21,7 @@ from finwait.uapi import tcp
 from finwait.uapi.socket_filter import Tuple
 
 __all__ = [
-    "Chosen",
+    "CaptureTarget",
     "End",
     "Note",
     "choose",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class CaptureTarget:
     """One connection to capture."""
 
     netns: int
@@ -50,6 +50,7 @@ class Chosen:
     """The interface that the socket is bound to; 0 for none."""
     device: str = ""
     """Its name, where it is known."""
+    family: int = 0
 
     @property
     def place(self) -> str:
@@ -75,9 +76,9 @@ def end_text(address: tuple[int, int], port: int, scope: str = "") -> str:
     return endpoint(address_text(*address) + (f"%{scope}" if scope else ""), port)
 
 
-def tuple_text(one: Tuple, scope: str = "") -> str:
+def tuple_text(ends: Tuple, scope: str = "") -> str:
     """Return both ends, ours first."""
-    return f"{end_text(one[0], one[1], scope)} > {end_text(one[2], one[3], scope)}"
+    return f"{end_text(ends[0], ends[1], scope)} > {end_text(ends[2], ends[3], scope)}"
 
 
 _END: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)(?:%([^\]\s]+))?\]|([0-9.]+)(?:%([^:\s]+))?):(\d{1,5})")
@@ -89,36 +90,36 @@ End = tuple[tuple[int, int], int, str]
 
 def parse_end(text: str) -> End | None:
     """Return address, port and interface of ``10.0.0.1:80`` or ``[fe80::1%eth0]:80``; None for anything else."""
-    found = _END.fullmatch(text)
-    if found is None:
+    match = _END.fullmatch(text)
+    if match is None:
         return None
     try:
-        address = pack_address(found[1] or found[3])
+        address = pack_address(match[1] or match[3])
     except ValueError:
         return None
-    return address, int(found[5]), found[2] or found[4] or ""
+    return address, int(match[5]), match[2] or match[4] or ""
 
 
-def forms(one: Tuple, flows: FlowTable | None) -> tuple[Tuple, ...]:
+def forms(ends: Tuple, flows: FlowTable | None) -> tuple[Tuple, ...]:
     """Return a tuple and every form that a conntrack entry says a translator gives it, our end first."""
     if flows is None or not len(flows):
-        return (one,)
+        return (ends,)
     # What answers comes from where the translated packets went: turned round, it is the translated form.
     entries = [
         (orig, (reply[2], reply[3], reply[0], reply[1]))
         for orig, reply in zip(_pairs(flows, "orig"), _pairs(flows, "reply"), strict=True)
     ]
     entries += [tuple((c, d, a, b) for a, b, c, d in entry) for entry in entries]  # type: ignore[misc]
-    found = {one: None}
+    all_forms = {ends: None}
     grown = True
     while grown:  # a second translator sees what the first made of it
         grown = False
         for entry in entries:
-            if any(form in found for form in entry):
+            if any(form in all_forms for form in entry):
                 for form in entry:
-                    grown = grown or form not in found
-                    found[form] = None
-    return tuple(found)
+                    grown = grown or form not in all_forms
+                    all_forms[form] = None
+    return tuple(all_forms)
 
 
 def _pairs(flows: FlowTable, way: str) -> list[Tuple]:
@@ -128,23 +129,24 @@ def _pairs(flows: FlowTable, way: str) -> list[Tuple]:
     return [((a[0], a[1]), p, (b[0], b[1]), q) for a, p, b, q in zip(src, sport, dst, dport, strict=True)]
 
 
-def choose(sockets: SocketTable, rows: Iterable[int], flows: FlowTable | None) -> list[Chosen]:
+def choose(sockets: SocketTable, rows: Iterable[int], flows: FlowTable | None) -> list[CaptureTarget]:
     """Return what to capture for rows of a look; listeners have no packets of their own and are left out."""
     chosen = []
     for row in rows:
         if not int(sockets["dport"][row]):
             continue
         src, dst = sockets["src"][row].tolist(), sockets["dst"][row].tolist()
-        one = ((src[0], src[1]), int(sockets["sport"][row]), (dst[0], dst[1]), int(sockets["dport"][row]))
+        ends = ((src[0], src[1]), int(sockets["sport"][row]), (dst[0], dst[1]), int(sockets["dport"][row]))
         chosen.append(
-            Chosen(
+            CaptureTarget(
                 int(sockets["netns"][row]),
-                one,
+                ends,
                 int(sockets["state"][row]),
                 int(sockets["cookie"][row]),
                 int(sockets["inode"][row]),
-                forms(one, flows),
+                forms(ends, flows),
                 int(sockets["ifindex"][row]),
+                family=int(sockets["family"][row]),
             )
         )
     return chosen
@@ -160,11 +162,11 @@ class Note:
     scope: str
 
 
-def note(one: Chosen, state: str, *, before: str = "", more: str = "") -> str:
+def note(target: CaptureTarget, state: str, *, before: str = "", more: str = "") -> str:
     """Return a line for a comment: the state of a connection, and which it was before."""
     change = f"was {before} and is" if before else "is"
-    wire = "".join(f", on the wire as {tuple_text(form, one.scope)}" for form in one.forms[1:])
-    return f"{one} {change} {state}{more} in {one.place}{wire}"
+    wire = "".join(f", on the wire as {tuple_text(form, target.scope)}" for form in target.forms[1:])
+    return f"{target} {change} {state}{more} in {target.place}{wire}"
 
 
 _NOTE: Final = re.compile(
@@ -177,15 +179,15 @@ _STATES: Final = frozenset(tcp.STATES.values())
 
 def read_note(line: str) -> Note | None:
     """Return what a line of a comment says; None when it is no note of ours."""
-    found = _NOTE.fullmatch(line) if len(line) < 1000 else None
-    if found is None:
+    match = _NOTE.fullmatch(line) if len(line) < 1000 else None
+    if match is None:
         return None
-    state = CLOSED if found["state"] == "gone" else found["state"]
-    pairs = [(found["mine"], found["peer"]), *_WIRE.findall(found["wire"])]
+    state = CLOSED if match["state"] == "gone" else match["state"]
+    pairs = [(match["mine"], match["peer"]), *_WIRE.findall(match["wire"])]
     ends = [(parse_end(a), parse_end(b)) for a, b in pairs]
     tuples = tuple((a[0], a[1], b[0], b[1]) for a, b in ends if a is not None and b is not None)
     if len(tuples) != len(ends) or (state not in _STATES and state != CLOSED):
         return None
     first = ends[0][0]
     assert first is not None
-    return Note(tuples, state, found["place"], first[2])
+    return Note(tuples, state, match["place"], first[2])

@@ -225,11 +225,11 @@ class CaptureFile:
             head, self._head = self._head, b""
             return head + self._file.read(size - len(head)) if head else self._file.read(size)
         while not (self.cut or self._over):
-            if data := self._some(size):
+            if data := self._inflate(size):
                 return data
         return b""
 
-    def _some(self, size: int) -> bytes:
+    def _inflate(self, size: int) -> bytes:
         """Unpack some, and note when there is no more."""
         assert self._unpack is not None
         packed = self._rest or self._head + self._file.read(_CHUNK)
@@ -246,7 +246,9 @@ class CaptureFile:
         self._packed += len(packed) - len(self._rest) - len(self._unpack.unused_data)
         self._unpacked += len(data)
         if self._unpacked > max(_BOMB, _RATIO * self._packed):
-            self.cut = f"{self._packed} bytes of gzip data became {self._unpacked}: unpack it first"
+            self.cut = (
+                f"{self._packed} bytes of gzip data became {self._unpacked} bytes; unpack the file first"
+            )
         if self._unpack.eof:
             rest = self._unpack.unused_data or self._file.read(_CHUNK)
             self._over = rest[:2] != b"\x1f\x8b"  # another member; anything else is padding
@@ -275,78 +277,82 @@ class FileRead:
 
     def gaps(self, path: str) -> list[Gap]:
         """Return what in the file could not be seen."""
-        found = [
+        gaps = [
             Gap(path, f"read {count} packets of link type {link_name(link)}", "")
             for link, count in self.links.most_common()
         ]
         if count := self.unread[Unread.CUT]:
-            found.append(
+            gaps.append(
                 Gap(path, f"read {count} packets that end before their TCP header", "a larger snaplen")
             )
         if self.dropped:
-            found.append(Gap(path, f"show {self.dropped} packets that the capturing program lost", ""))
+            gaps.append(Gap(path, f"show {self.dropped} packets that the capturing program lost", ""))
         if self.book.given_up:
-            found.append(
-                Gap(path, f"keep {self.book.given_up} connections", "ADDRESS:PORT of those that you want")
+            gaps.append(
+                Gap(
+                    path,
+                    f"keep {self.book.given_up} connections",
+                    ("ADDRESS:PORT of the connections that you want"),
+                )
             )
         if self.cut:
-            found.append(Gap(path, f"read on: {self.cut}", ""))
+            gaps.append(Gap(path, f"read on: {self.cut}", ""))
         elif self.broken is not None:
-            found.append(Gap(path, f"read on: {self.broken}", ""))
-        return found
+            gaps.append(Gap(path, f"read on: {self.broken}", ""))
+        return gaps
 
 
-def read_closings(path: str, wanted: Sequence[End] = ()) -> FileRead:
+def read_closings(path: str, ends: Sequence[End] = ()) -> FileRead:
     """Read the connections of a capture file.
 
     Args:
         path: pcap or pcapng, packed with gzip or not; ``-`` is standard input.
-        wanted: one end or both of the connection; empty for all.
+        ends: one end or both of the connection; empty for all.
 
     Raises:
         OSError: the file cannot be read.
         DecodeError: it is no capture file.
     """
-    found = FileRead()
+    result = FileRead()
     with CaptureFile(path) as file:
-        reader = pcap.Reader(file)
+        reader = pcap.PacketReader(file)
         try:
-            for one in _in_order(_segments(reader, found), found):
-                if all(_has(one, *end) for end in wanted):
-                    found.book.feed(one)
+            for segment in _in_order(_segments(reader, result), result):
+                if all(_has(segment, *end) for end in ends):
+                    result.book.feed(segment)
         except DecodeError as error:
-            if not found.packets:
+            if not result.packets:
                 raise
-            found.broken = error
-        _notes(found, reader, [], found.until_ns)
-        found.dropped = reader.dropped
-        found.until_ns = max(found.until_ns, reader.ended_ns)
-        found.cut = file.cut
-    return found
+            result.broken = error
+        _notes(result, reader, [], result.until_ns)
+        result.dropped = reader.dropped
+        result.until_ns = max(result.until_ns, reader.ended_ns)
+        result.cut = file.cut
+    return result
 
 
-def _has(one: Segment, address: tuple[int, int], port: int, scope: str) -> bool:
-    ends = ((one.src, one.sport), (one.dst, one.dport))
-    return (address, port) in ends and scope in ("", one.interface)
+def _has(segment: Segment, address: tuple[int, int], port: int, scope: str) -> bool:
+    ends = ((segment.src, segment.sport), (segment.dst, segment.dport))
+    return (address, port) in ends and scope in ("", segment.interface)
 
 
-def _segments(reader: pcap.Reader, found: FileRead) -> Iterator[Segment]:
+def _segments(reader: pcap.PacketReader, result: FileRead) -> Iterator[Segment]:
     for frame in reader:
-        found.packets += 1
-        found.until_ns = max(found.until_ns, frame.time_ns)
-        ours = reader.application == "finwait"
-        if ours and (frame.comment or reader.comments):
-            _notes(found, reader, frame.comment.split("\n"), frame.time_ns)
+        result.packets += 1
+        result.until_ns = max(result.until_ns, frame.time_ns)
+        own = reader.application == "finwait"
+        if own and (frame.comment or reader.comments):
+            _notes(result, reader, frame.comment.split("\n"), frame.time_ns)
         segment = parse_segment(frame)
         if isinstance(segment, Unread):
-            found.unread[segment] += 1
+            result.unread[segment] += 1
             if segment is Unread.LINK:
-                found.links[frame.link] += 1
+                result.links[frame.link] += 1
         else:
             yield segment
 
 
-def _notes(found: FileRead, reader: pcap.Reader, lines: Iterable[str], time_ns: int) -> None:
+def _notes(result: FileRead, reader: pcap.PacketReader, lines: Iterable[str], time_ns: int) -> None:
     """Take in what the comments of a file of ours say about states."""
     if reader.application != "finwait":
         return
@@ -355,10 +361,10 @@ def _notes(found: FileRead, reader: pcap.Reader, lines: Iterable[str], time_ns: 
     for line in (*texts, *lines):
         note = read_note(line)
         if note is not None:
-            found.book.state(note.forms, note.state, time_ns, place=note.place, scope=note.scope)
+            result.book.state(note.forms, note.state, time_ns, place=note.place, scope=note.scope)
 
 
-def _in_order(segments: Iterable[Segment], found: FileRead) -> Iterator[Segment]:
+def _in_order(segments: Iterable[Segment], result: FileRead) -> Iterator[Segment]:
     """Yield segments by time, as far as a window of some thousand reaches."""
     window: list[tuple[int, int, Segment]] = []
     last = 0
@@ -366,14 +372,14 @@ def _in_order(segments: Iterable[Segment], found: FileRead) -> Iterator[Segment]
     source = enumerate(segments)
     while True:
         try:
-            number, one = next(source)
+            number, segment = next(source)
         except StopIteration:
             break
         except DecodeError as error:
             failed = error
             break
-        found.late += one.time_ns < last
-        heapq.heappush(window, (one.time_ns, number, one))
+        result.late += segment.time_ns < last
+        heapq.heappush(window, (segment.time_ns, number, segment))
         if len(window) > _WINDOW:
             last, _, first = heapq.heappop(window)
             yield first

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from finwait.capturing.chosen import Chosen, note, place_of
+from finwait.capturing.chosen import CaptureTarget, note, place_of
 from finwait.capturing.file import Writer
 from finwait.diagnosis.closing import CLOSED
 from finwait.diagnosis.closings import Closings
@@ -30,7 +30,24 @@ __all__ = ["Recorder", "follow"]
 _LOOK_S: Final = 0.25
 _GRACE_S: Final = 0.5  # the last ACK may still be on its way to us
 _LAST_LOOKS: Final = 3  # a connection on which there is always something is left as its packets show it
-_GONE: Final = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What the kernel says of a connection's state."""
+
+    name: str
+    """As in `tcp.STATES`; `CLOSED` once it is gone."""
+    minisocket: bool = False
+    """Whether a minisocket has it that is in another state than TIME_WAIT."""
+
+    def __str__(self) -> str:
+        if self.name == CLOSED:
+            return "gone"
+        return f"{self.name} as a minisocket" if self.minisocket else self.name
+
+
+_GONE: Final = _State(CLOSED)
 
 
 @dataclass(slots=True)
@@ -38,11 +55,11 @@ class Recorder:
     """What a capture saw."""
 
     book: Closings = field(default_factory=Closings)
-    chosen: tuple[Chosen, ...] = ()
+    chosen: tuple[CaptureTarget, ...] = ()
     """With the names of their interfaces, once the capture runs."""
     packets: int = 0
     dropped: int = 0
-    changes: list[tuple[int, Chosen, str]] = field(default_factory=list)
+    changes: list[tuple[int, CaptureTarget, str]] = field(default_factory=list)
     """(Unix ns, connection, what became of it)."""
     over: bool = False
     """Whether every connection had ended."""
@@ -53,23 +70,23 @@ class Recorder:
         """Return what could not be captured."""
         if not self.dropped:
             return []
-        places = ", ".join(sorted({one.place for one in self.chosen})) or "the capture"
+        places = ", ".join(sorted({target.place for target in self.chosen})) or "the capture"
         return [
             Gap(places, f"keep {self.dropped} packets, which came while no block of the ring was free", "")
         ]
 
 
 def follow(
-    chosen: Sequence[Chosen],
+    chosen: Sequence[CaptureTarget],
     recorder: Recorder,
     *,
     writer: Writer | None,
     deadline: float | None,
     until_closed: bool,
-    said: Callable[[str], None],
+    say: Callable[[str], None],
     snaplen: int = 65535,
     spaces: Mapping[int, netns.NetNamespace] | None = None,
-    learn: Callable[[], dict[Chosen, str]] | None = None,
+    learn: Callable[[], dict[CaptureTarget, str]] | None = None,
 ) -> Iterator[None]:
     """Capture until the deadline, the end of every connection, or the caller's; yields after every round.
 
@@ -81,7 +98,7 @@ def follow(
         writer: where packets go; None to draw only.
         deadline: `time.monotonic` to stop at.
         until_closed: stop a moment after the last connection has left sock_diag (or is a minisocket).
-        said: told one line of each change of state.
+        say: told one line of each change of state.
         snaplen: bytes to keep of each packet.
         spaces: namespaces by inode, where they are known.
         learn: called once the capture runs; what it returns about connections becomes comments too.
@@ -91,12 +108,12 @@ def follow(
         ValueError: too many connections for one socket filter.
     """
     with ExitStack() as stack:
-        run = _Run(recorder, writer, said, dict(spaces or {}))
+        run = _Run(recorder, writer, say, dict(spaces or {}))
         run.begin(chosen, snaplen, stack)
         try:
             if learn is not None:  # packets gather in the ring meanwhile
-                for one, text in learn().items():
-                    run.tell(one, f"{one}: {text}")
+                for target, text in learn().items():
+                    run.tell(target, f"{target}: {text}")
             grace: float | None = None
             while True:
                 run.round()
@@ -118,44 +135,46 @@ class _Run:
         self,
         recorder: Recorder,
         writer: Writer | None,
-        said: Callable[[str], None],
+        say: Callable[[str], None],
         spaces: dict[int, netns.NetNamespace],
     ) -> None:
         self.recorder = recorder
         self.writer = writer
-        self.said = said
+        self.said = say
         self.spaces = spaces
         self.captures: list[Capture] = []
-        self.states: dict[Chosen, str] = {}
+        self.states: dict[CaptureTarget, _State] = {}
         self.pending: dict[int, list[str]] = {}
-        self.scopes: dict[tuple[int, frozenset[tuple[Address, int]]], list[Chosen]] = {}
+        self.scopes: dict[tuple[int, frozenset[tuple[Address, int]]], list[CaptureTarget]] = {}
         self.next_look = 0.0
         self.last_ns = 0
 
-    def begin(self, chosen: Sequence[Chosen], snaplen: int, stack: ExitStack) -> None:
+    def begin(self, chosen: Sequence[CaptureTarget], snaplen: int, stack: ExitStack) -> None:
         """Open the captures, name the interfaces, and ask for the states that all packets follow."""
         named = []
-        for inode in sorted({one.netns for one in chosen}):
+        for inode in sorted({target.netns for target in chosen}):
             space = self.spaces.get(inode) or space_of(inode)
             self.spaces[inode] = space
-            mine = [one for one in chosen if one.netns == inode]
-            tuples = [(form, one.ifindex) for one in mine for form in one.forms or (one.ends,)]
+            targets = [target for target in chosen if target.netns == inode]
+            tuples = [(form, target.ifindex) for target in targets for form in target.forms or (target.ends,)]
             capture = stack.enter_context(Capture(space, tuples, snaplen=snaplen))
             self.captures.append(capture)
-            named += [replace(one, device=capture.interfaces.get(one.ifindex, "")) for one in mine]
-        for one in named:
-            self.states[one] = tcp.state_name(one.state)
-            for form in one.forms or (one.ends,):
-                self.scopes.setdefault((one.netns, _sides(form)), []).append(one)
+            named += [
+                replace(target, device=capture.interfaces.get(target.ifindex, "")) for target in targets
+            ]
+        for target in named:
+            self.states[target] = _State(tcp.state_name(target.state))
+            for form in target.forms or (target.ends,):
+                self.scopes.setdefault((target.netns, _sides(form)), []).append(target)
         self.recorder.chosen = tuple(named)
         self.look()
         self.pending.clear()
-        for one, state in self.states.items():
-            self.pending.setdefault(one.netns, []).append(note(one, state))
+        for target, state in self.states.items():
+            self.pending.setdefault(target.netns, []).append(note(target, str(state)))
 
-    def tell(self, one: Chosen, text: str) -> None:
+    def tell(self, target: CaptureTarget, text: str) -> None:
         """Say something, and note it with the next packet."""
-        self.pending.setdefault(one.netns, []).append(text)
+        self.pending.setdefault(target.netns, []).append(text)
         self.said(text)
 
     def round(self) -> None:
@@ -170,7 +189,7 @@ class _Run:
         if self.writer is not None:
             self.writer.flush()
         self.recorder.dropped = sum(capture.dropped() for capture in self.captures)
-        self.recorder.over = all(state in (_GONE, "TIME_WAIT") for state in self.states.values())
+        self.recorder.over = all(state.name in (CLOSED, "TIME_WAIT") for state in self.states.values())
 
     def take(self, capture: Capture) -> None:
         """Write down and take in the packets that are there."""
@@ -191,31 +210,32 @@ class _Run:
         frame = pcap.Frame(
             packet.time_ns, LINKTYPE_LINUX_SLL2, packet.data, packet.length, name, place_of(capture.netns)
         )
-        found = parse_segment(frame)
-        return found if isinstance(found, Segment) else None
+        segment = parse_segment(frame)
+        return segment if isinstance(segment, Segment) else None
 
     def scope(self, capture: Capture, segment: Segment, ifindex: int) -> str:
         """Return the interface that the numbers of a segment belong to."""
         sides = frozenset(((segment.src, segment.sport), (segment.dst, segment.dport)))
-        for one in self.scopes.get((capture.netns, sides), ()):
-            if one.ifindex and ifindex in capture.reached(one.ifindex):
-                return one.scope
+        for target in self.scopes.get((capture.netns, sides), ()):
+            if target.ifindex and ifindex in capture.reached(target.ifindex):
+                return target.scope
         return ""
 
     def look(self) -> None:
         """Ask for the state of each connection; a change becomes a comment and a line."""
         for inode in list(self.spaces):
-            mine = [one for one in self.states if one.netns == inode]
-            found = self.ask(inode, mine)
+            targets = [target for target in self.states if target.netns == inode]
+            states = self.ask(inode, targets)
             now = time.time_ns()
-            for one in mine if found is not None else ():
-                assert found is not None
-                self.seen(one, found.get(one, (_GONE, "")), now)
+            for target in targets if states is not None else ():
+                assert states is not None
+                state, more = states.get(target, (_GONE, ""))
+                self.seen(target, state, more, now)
 
-    def ask(self, inode: int, mine: list[Chosen]) -> dict[Chosen, tuple[str, str]] | None:
+    def ask(self, inode: int, targets: list[CaptureTarget]) -> dict[CaptureTarget, tuple[_State, str]] | None:
         """Return state and what to say of it for the connections that are there; None if nobody could be asked."""
         try:
-            sockets, gaps = ask([_question(one) for one in mine], [self.spaces[inode]])
+            sockets, gaps = ask([_question(target) for target in targets], [self.spaces[inode]])
         except KernelError:
             return None
         if gaps:  # what led there is gone; something else may
@@ -223,13 +243,13 @@ class _Run:
             if again is not None:
                 self.spaces[inode] = again
                 return None
-            for one in mine:
-                if self.states[one] != _GONE:
-                    self.change(one, _GONE, " with its namespace", time.time_ns())
+            for target in targets:
+                if self.states[target] != _GONE:
+                    self.change(target, _GONE, " with its namespace", time.time_ns())
             return None
-        found: dict[Chosen, tuple[str, str]] = {}
-        by_ends = {(one.ends, one.ifindex): one for one in mine}
-        for a, p, b, q, ifindex, state, timer, left, cookie in zip(
+        states: dict[CaptureTarget, tuple[_State, str]] = {}
+        by_ends = {(target.ends, target.ifindex): target for target in targets}
+        for a, p, b, q, ifindex, state, timer, remaining_ms, cookie in zip(
             sockets["src"].tolist(), sockets["sport"].tolist(), sockets["dst"].tolist(),
             sockets["dport"].tolist(), sockets["ifindex"].tolist(), sockets["state"].tolist(),
             sockets["timer"].tolist(), sockets["expires_ms"].tolist(), sockets["cookie"].tolist(), strict=True,
@@ -239,26 +259,25 @@ class _Run:
             if row is None or (int(timer) != 3 and row.cookie and int(cookie) != row.cookie):
                 continue
             name = tcp.state_name(int(state))
-            until = f", which ends by itself in {int(left) / 1000:.0f} s" if int(timer) == 3 else ""
-            mini = " as a minisocket" if int(timer) == 3 and name != "TIME_WAIT" else ""
-            found[row] = (name + mini, until)
-        return found
+            until = f", which ends by itself in {int(remaining_ms) / 1000:.0f} s" if int(timer) == 3 else ""
+            states[row] = (_State(name, minisocket=int(timer) == 3 and name != "TIME_WAIT"), until)
+        return states
 
-    def seen(self, one: Chosen, what: tuple[str, str], now: int) -> None:
+    def seen(self, target: CaptureTarget, state: _State, more: str, now: int) -> None:
         """Take in what the kernel says of a connection."""
-        state, more = what
-        kernel = CLOSED if state == _GONE else state.removesuffix(" as a minisocket")
-        self.recorder.book.state(one.forms or (one.ends,), kernel, now, place=one.place, scope=one.scope)
-        if state != self.states[one]:
-            self.change(one, state, more, now)
+        self.recorder.book.state(
+            target.forms or (target.ends,), state.name, now, place=target.place, scope=target.scope
+        )
+        if state != self.states[target]:
+            self.change(target, state, more, now)
 
-    def change(self, one: Chosen, state: str, more: str, now: int) -> None:
+    def change(self, target: CaptureTarget, state: _State, more: str, now: int) -> None:
         """Note that a connection has another state."""
-        before = self.states[one]
-        self.states[one] = state
-        text = f"{one} was {before} and is {state}{more}"
-        self.recorder.changes.append((now, one, text))
-        self.pending.setdefault(one.netns, []).append(note(one, state, before=before))
+        before = self.states[target]
+        self.states[target] = state
+        text = f"{target} was {before} and is {state}{more}"
+        self.recorder.changes.append((now, target, text))
+        self.pending.setdefault(target.netns, []).append(note(target, str(state), before=str(before)))
         self.said(text)
 
     def finish(self) -> None:
@@ -280,23 +299,23 @@ class _Run:
         self.writer.comment(
             "\n".join(
                 [text for texts in self.pending.values() for text in texts]
-                + [note(one, state) for one, state in self.states.items()]
+                + [note(target, str(state)) for target, state in self.states.items()]
             )
         )
 
     def rest(self) -> None:
         """Take the packets that came until now; a block that is not full is handed over a moment later."""
         end = time.monotonic() + 3 * RETIRE_S
-        while (left := end - time.monotonic()) > 0:
+        while (remaining := end - time.monotonic()) > 0:
             for capture in self.captures:
-                if capture.wait(left / len(self.captures)):
+                if capture.wait(remaining / len(self.captures)):
                     self.take(capture)
 
 
-def _sides(one: Tuple) -> frozenset[tuple[Address, int]]:
-    return frozenset(((one[0], one[1]), (one[2], one[3])))
+def _sides(ends: Tuple) -> frozenset[tuple[Address, int]]:
+    return frozenset(((ends[0], ends[1]), (ends[2], ends[3])))
 
 
-def _question(one: Chosen) -> Question:
-    a, p, b, q = one.ends
-    return Question(a, b, p, q, one.ifindex)
+def _question(target: CaptureTarget) -> Question:
+    a, p, b, q = target.ends
+    return Question(a, b, p, q, target.ifindex)

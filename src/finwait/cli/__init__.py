@@ -8,18 +8,19 @@ What the exit status says is in `EXIT_STATUS`; ``finwait check`` has that of a N
 from __future__ import annotations
 
 import argparse
-import codecs
 import gc
 import importlib
-import io
+import itertools
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from finwait.cli import habits
+from finwait.cli.streams import standard_streams, write_no_more
 from finwait.errors import DecodeError, FilterError, FinwaitError, Refused, UsageError
+from finwait.kernel import interruption
 from finwait.relay.command import NEGATIVE, not_empty
 from finwait.version import __version__
 
@@ -46,6 +47,9 @@ COMMANDS = {
     "relay": "relay",
     "record": "record",
     "lab": "lab",
+    "agent": "agent",
+    "history": "history",
+    "policy": "policy",
 }
 """Command → module of this package."""
 
@@ -61,8 +65,8 @@ EXIT_STATUS = {
         "done, but something could not be seen, or the FILTER could not judge it; the output lists it, "
         "with what would help"
     ),
-    4: "refused by a guard: nothing was changed",
-    130: "interrupted (Ctrl-C)",
+    4: "refused by a guard, or nothing was as planned any more: nothing was changed",
+    130: "interrupted: by Ctrl-C; by SIGTERM or a hang-up while it asks or acts (top: 128 + its number)",
 }
 """Exit status → meaning, of every command but `check`."""
 
@@ -82,21 +86,26 @@ class _Parser(argparse.ArgumentParser):
         self.register("type", None, not_empty)  # of every option and argument that names no other type
 
     def add_subparsers(self, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever argparse takes and returns
-        found = super().add_subparsers(**kwargs)
-        found.type = str  # all the words behind it go through its type, FILTERs among them
-        return found
+        subparsers = super().add_subparsers(**kwargs)
+        subparsers.type = str  # all the words behind it go through its type, FILTERs among them
+        return subparsers
 
     def error(self, message: str) -> NoReturn:
         from finwait.table.units import printable
 
         self.print_usage(sys.stderr)
-        said = f"finwait: error: {message}\nhint: see `{self.prog} --help`\n"
-        sys.stderr.write(printable(said, lines=True))
+        usage = f"finwait: error: {message}\nhint: see `{self.prog} --help`\n"
+        sys.stderr.write(printable(usage, lines=True))
         raise _WrongArguments(message)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; man page, completions and the documentation tests read it too."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands; man page, completions and the documentation tests read it too.
+
+    Args:
+        command: one of `COMMANDS`, where only what is behind it is to be parsed: the modules of the others are then not
+            imported.
+    """
     parser = _Parser(
         prog="finwait",
         description="Say why TCP connections on this machine do not finish closing, and what would end them.",
@@ -104,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"finwait {__version__}")
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    for module in dict.fromkeys(COMMANDS.values()):
+    for module in dict.fromkeys(COMMANDS.values() if command is None else (COMMANDS[command],)):
         importlib.import_module(f"finwait.cli.{module}").add_parser(sub)
     return parser
 
@@ -129,43 +138,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What a command makes by the hundred thousand (steps of a plan, lines) it keeps until it ends: looking through
     # all of it for cycles, again and again, finds none.
     gc.set_threshold(100_000, 20, 100)
-    args = argparse.Namespace()
-    words = _with_command(sys.argv[1:] if argv is None else argv)
+    typed = sys.argv[1:] if argv is None else list(argv)
+    if argv is not None:
+        return _status(typed)
+    interruption.ends_when_interrupted()
+    status = 1
+    try:
+        status = _status(typed)
+    finally:
+        # Once it was interrupted, no signal may replace the status that says so.
+        if status > 128 or interruption.Interruptions.over:
+            interruption.sealed()
+    return status
+
+
+def _status(typed: Sequence[str]) -> int:
+    """Run the words of a command line, and say what went wrong; return the exit status."""
+    words = _with_command(typed)
     if words[0] == "check":
         return _check(words)
-    if not _standard_streams():
+    if not standard_streams():
         return _complain(FinwaitError(_NO_OUTPUT), 1)
+    args = argparse.Namespace()
     try:
-        args = _parsed(words)
+        if typed and (answer := habits.command(typed[0])):
+            raise answer
+        args = _parsed(habits.translated(words))
         status: int = args.run(args)
         sys.stdout.flush()
-        return status
     except BrokenPipeError:
         # The reader has seen enough (`finwait list | head`).
-        _write_no_more()
-        return 0
+        write_no_more()
+        status = 0
     except KeyboardInterrupt:
-        if argv is None:  # it is over; another signal must not cut short what is still to be written
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-        try:
-            sys.stdout.flush()
-        except (OSError, ValueError):  # its reader was interrupted as well
-            _write_no_more()
-        return 130
-    except (FilterError, UsageError) as error:
-        return _complain(error, 2)
+        # Another signal must not cut short what is still to be written, nor come in here: a call might let it.
+        interruption.Interruptions.over = interruption.Interruptions.ends
+        interruption.over()
+        status = 130
+    except FilterError as error:
+        meant = habits.misspelt(typed[0], COMMANDS) if words != [*typed] else None
+        status = _complain(meant or error, 2)
+    except UsageError as error:
+        status = _complain(error, 2)
     except Refused as error:
-        return _complain(error, 4)
+        status = _complain(error, 4)
     except DecodeError as error:
-        return _complain(error, 1, getattr(args, "recording", None))
+        status = _complain(error, 1, getattr(args, "recording", None))
     except FinwaitError as error:
-        return _complain(error, 1)
+        status = _complain(error, 1)
     except MemoryError as error:
         sys.stderr.write(f"finwait: error: out of memory: {error}\n")
-        return 1
+        status = 1
     except OSError as error:
-        return _complain(_unforeseen(error), 1)
+        status = _complain(_unforeseen(error), 1)
+    _last_flush()
+    # What goes wrong in an act that was interrupted, as a journal that cannot be written, is said; the status is one.
+    return 130 if interruption.Interruptions.over else status
+
+
+def _last_flush() -> None:
+    """Write what an error left in the buffers, and a view in stderr's; that this fails, too, changes nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            write_no_more(stream)
 
 
 _NO_WRITERS = (
@@ -180,25 +217,25 @@ _NO_WRITERS = (
 
 def _unforeseen(error: OSError) -> FinwaitError:
     """Return an error for one of the system's that nobody expected: mostly one of the output."""
-    said = error.strerror or str(error)
+    reason = error.strerror or str(error)
     if error.filename:
-        _write_no_more()
-        return FinwaitError(f"`{error.filename}`: {said}")
+        write_no_more()
+        return FinwaitError(f"`{error.filename}`: {reason}")
     module, trace = "", error.__traceback__
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", ""))
         module, trace = (name if name.startswith("finwait.") else module), trace.tb_next
     if not module.startswith(_NO_WRITERS):
-        _write_no_more()
-        return FinwaitError(f"the output could not be written: {said}")
-    found = FinwaitError(f"a system call in `{module}` failed: {said}")
-    found.hint = (
-        "this is a bug in finwait: please report it; `finwait journal` shows whether anything was done"
+        write_no_more()
+        return FinwaitError(f"the output could not be written: {reason}")
+    failure = FinwaitError(f"a system call in `{module}` failed: {reason}")
+    failure.hint = (
+        "this is a bug in finwait, please report it; `finwait journal` shows whether anything was done"
     )
-    return found
+    return failure
 
 
-_NO_OUTPUT = "standard output is closed: there is nowhere to write the answer to"
+_NO_OUTPUT = "standard output is closed, so there is nowhere to write the answer"
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -215,75 +252,46 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
             "=--"
         ):  # argparse of Python 3.11 would take it for no value at all
             raise UsageError(f"`{word[:60]}`: `--` is not a value")
-    return build_parser().parse_args(words)
+    try:
+        return build_parser(words[0] if words[0] in COMMANDS else None).parse_args(words)
+    except SystemExit:
+        sys.stdout.flush()  # a help that could not be written is an error
+        raise
 
 
 def _check(words: Sequence[str]) -> int:
     """Run ``finwait check``, whose status is a plugin's whatever happens: 3 also for wrong arguments."""
-    if not _standard_streams():
+    if not standard_streams():
         _complain(FinwaitError(_NO_OUTPUT), 3)
         return 3
     try:
         return _checked(words)
     except OSError:  # nobody takes the line, or there is no room for it
-        _write_no_more()
+        write_no_more()
         return 3
 
 
 def _checked(words: Sequence[str]) -> int:
     from finwait.cli import check
 
+    form = "json" if _asks_json(words) else "text"
     try:
         args = _parsed(words)
         status: int = args.run(args)
         return status
     except _WrongArguments as wrong:
-        return check.unknown(f"wrong arguments: {wrong.message}")
+        return check.unknown(f"wrong arguments: {wrong.message}", form)
     except UsageError as error:
-        return check.unknown(f"wrong arguments: {error}")
+        return check.unknown(f"wrong arguments: {error}", form)
     except KeyboardInterrupt:
-        return check.unknown("interrupted")
+        return check.unknown("interrupted", form)
 
 
-_PLAIN = {
-    "×": "x", "⇄": "<->", "→": "->", "←": "<-", "…": "...", "≠": "!=", "≥": ">=", "≤": "<=", "·": "-", "−": "-",
-    "–": "-", "µ": "u", "≈": "~",
-}  # fmt: skip
-
-
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Write what a locale has no character for in those that all have (an error handler of codecs)."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text), error.end
-
-
-def _standard_streams() -> bool:
-    """Make the standard streams fit to be written to; return whether standard output is open.
-
-    A closed one is opened on /dev/null, or the next descriptor that is opened would take its number.
-    """
-    can_write = sys.stdout is not None
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower().replace("-", "") != "utf8":
-        codecs.register_error("finwait", _plain)
-        sys.stdout.reconfigure(errors="finwait")
-        if isinstance(sys.stderr, io.TextIOWrapper):
-            sys.stderr.reconfigure(errors="finwait")
-    return can_write
-
-
-def _write_no_more() -> None:
-    """Let nothing be written at exit any more."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _asks_json(words: Sequence[str]) -> bool:
+    """Return whether words that may not parse ask for JSON: then what says so is JSON, too."""
+    pairs = itertools.pairwise(words)
+    joined = any(word in ("-ojson", "-o=json", "--output=json") for word in words)
+    return joined or any(option in ("-o", "--output") and value == "json" for option, value in pairs)
 
 
 def _complain(error: FinwaitError, status: int, recording: str | None = None) -> int:
@@ -292,9 +300,8 @@ def _complain(error: FinwaitError, status: int, recording: str | None = None) ->
     hint, where = error.hint, ""
     if recording:
         where = f"in the recording `{recording}`: "
-        hint = (
-            hint
-            or "the file is complete, but no kernel would answer like this: was it made by `finwait record`?"
+        hint = hint or (
+            "the file is complete, but no kernel would answer like this; was it made by `finwait record`?"
         )
     if not hint and isinstance(error, FilterError):
         hint = "a FILTER uses the grammar of `ss` and further predicates; see finwait(8)"

@@ -7,12 +7,12 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from finwait.cli import options
+from finwait.cli import options, streams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from finwait.planning import Chosen, Predicted
+    from finwait.planning import OptionTargets, Predicted
     from finwait.remedy.outcome import Outcome
 
 __all__ = ["add_parser", "run"]
@@ -86,39 +86,34 @@ def run(args: argparse.Namespace) -> int:
     if not args.yes:
         _show(args, selected, values, forecast)
         return options.status(selected.gaps)
-    waiting = [(selected.steps[k], one) for k, one in forecast.waiting.items()]
+    waiting = [(selected.steps[k], progress) for k, progress in forecast.waiting.items()]
     options.write_error(warning_lines(list(forecast.ends.values()), values, waiting))
-    found: dict[int, Outcome] = {}
+    outcomes: dict[int, Outcome] = {}
     with opened() as journal:
         try:
-            arm(selected.steps, journal, values, say=options.progress() or (lambda _: None), into=found)
+            arm(selected.steps, journal, values, say=streams.progress() or (lambda _: None), into=outcomes)
         except BaseException:
-            options.tell_cut_short(args, found, journal)
+            options.tell_cut_short(args, outcomes, journal)
             raise
-        return options.tell_outcomes(args, [found[k] for k in sorted(found)]) or options.status(selected.gaps)
+        status = options.tell_outcomes(args, [outcomes[k] for k in sorted(outcomes)], selected.gaps)
+        return status or options.status(selected.gaps)
 
 
-def _show(args: argparse.Namespace, selected: Chosen, values: Mapping[str, int], forecast: Predicted) -> None:
+def _show(
+    args: argparse.Namespace, selected: OptionTargets, values: Mapping[str, int], forecast: Predicted
+) -> None:
     """Say what would be set, and what would follow."""
-    import msgspec
+    from finwait.report.options import arm_json, armed_lines, follows_lines, waiting_lines
 
-    from finwait.report.options import armed_lines, follows_lines, waiting_lines
-
-    numbers = range(len(selected.steps))
     if args.output == "json":
-        plan = {
-            "apiVersion": "finwait/v1",
-            "kind": "ArmPlan",
-            "options": values,
-            "steps": selected.steps,
-            "predicted": [forecast.ends.get(k) for k in numbers],
-            "waiting": [forecast.waiting.get(k) for k in numbers],
-            "left": selected.left,
-        }
-        sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
+        sys.stdout.write(
+            arm_json(selected.steps, values, forecast.ends, forecast.waiting, selected.left, selected.gaps)
+        )
     else:
         options.write(armed_lines(selected.steps, values))
-        options.write(waiting_lines([(selected.steps[k], one) for k, one in forecast.waiting.items()]))
+        options.write(
+            waiting_lines([(selected.steps[k], progress) for k, progress in forecast.waiting.items()])
+        )
         options.write(follows_lines(list(forecast.ends.values()), values))
     for text, n in Counter(map(str, forecast.unread.values())).most_common():
         options.write_error([f"finwait: cannot read the options of {n}: {text}\n"])

@@ -24,7 +24,7 @@ examples:
   finwait audit -o sarif deploy/*.yaml docs/*.md > audit.sarif
 
 exit status:
-  0  nothing of what --fail-on names    1  something of it
+  0  no verdict that --fail-on names    1  at least one
   2  wrong usage                        3  a file or a place in one was not read
 """
 
@@ -45,10 +45,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "audit",
         help="check advice in files: does it help, do nothing or harm?",
-        description="Read sysctl files, shell scripts, notes, Kubernetes and other YAML (also Helm and Jinja\n"
-        "templates), HAProxy, nginx and Envoy configurations, and say of each piece of advice on\n"
-        "closing connections whether it is so, with the reason, the source and what to do instead.\n"
-        "Say of each file what was recognised in it, that nothing was, or that it was not read.",
+        description="Read sysctl files, shell scripts, notes, Kubernetes and other YAML (also Helm and "
+        "Jinja\ntemplates), HAProxy, nginx and Envoy configurations. Judge each piece of "
+        "advice on closing\nconnections, with the reason, the source and what to do instead. "
+        "For each file, say what\nwas recognised in it, that nothing was recognised, or that "
+        "it was not read.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -108,9 +109,10 @@ def _read(name: str) -> bytes | Problem:
                 data = file.read(_LARGEST + 1)
     except FileRefused as error:
         tail = ": name the files in it, for example with a glob" if os.path.isdir(name) else ""
-        return Problem(name, 1, f"could not be read: {error.reason}{tail}")
+        cause = f"{error.reason}{tail}"
+        return Problem(name, 1, f"could not be read: {cause}", cause)
     except OSError as error:
-        return Problem(name, 1, f"could not be read: {error.strerror}")
+        return Problem(name, 1, f"could not be read: {error.strerror}", str(error.strerror))
     if len(data) > _LARGEST:
         return Problem(name, 1, f"is larger than {_LARGEST >> 20} MiB: split it")
     return data

@@ -6,6 +6,7 @@ Whatever goes wrong, the answer is one line on standard output and status 3: to 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ __all__ = ["add_parser", "run", "unknown"]
 
 _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 _WARNING, _CRITICAL = "1", "100"
+_BY_VERDICT = frozenset({"rule", "also", "variant", "severity", "ends", "waited", "thread"})
+"""What a FILTER may ask for that a second look may change."""
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,7 +41,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "is that of a Nagios plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, also for wrong "
         "arguments. A threshold is N (N or more) or a range as in the plugins' convention: `10:` "
         "alerts below 10, `10:20` outside, `@5:10` inside, `~:5` above 5. If one look cannot tell a "
-        "stuck connection from one that is still in use, it looks a second time, 3.5 s later. "
+        "stuck connection from one that is still in use, it looks a second time, 3.5 s later. That cannot tell "
+        "a peer that stopped reading from a slow one: a closed window counts once it is proven, at the latest "
+        "after `--idle`. "
         "Connections in a state that no rule explains are named, and make the answer UNKNOWN if "
         "nothing worse is found. Changes nothing.",
     )
@@ -73,6 +78,13 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         default="problem",
         help="with `notice`, count notices too (default: problems only)",
     )
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=("text", "json"),
+        default="text",
+        help="format (default text, the line of a plugin); the exit status is the same",
+    )
     parser.set_defaults(run=run)
 
 
@@ -85,19 +97,25 @@ def _threshold(text: str) -> Threshold:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _undecided(finding: Finding, wanted: tuple[str, ...]) -> bool:
+def _undecided(finding: Finding, severities: tuple[str, ...]) -> bool:
     """Return whether a second look may tell that a finding does not count, or does: monitoring must not cry wolf."""
     from finwait.diagnosis import catalogue
 
     worst = catalogue.rule(finding.rule).severity  # what is a notice at first may be a problem once it stays
-    counts = finding.severity in wanted or worst in wanted
+    counts = finding.severity in severities or worst in severities
     return finding.primary and counts and finding.confidence.look_again
 
 
-def unknown(reason: str) -> int:
+def unknown(reason: str, form: str = "text") -> int:
     """Print that nothing can be said, and why; return the status of that."""
     from finwait.table.units import printable
 
+    if form == "json":
+        from finwait.report.shape import document, encoded
+
+        members = {"status": _WORDS[3], "code": 3, "text": " ".join(reason.split()), "error": True}
+        print(encoded(document("Check", members)), end="", flush=True)
+        return 3
     print(printable(f"FINWAIT UNKNOWN - {' '.join(reason.split())}"), flush=True)
     return 3
 
@@ -108,52 +126,90 @@ def run(args: argparse.Namespace) -> int:
 
     from finwait.errors import FilterError, FinwaitError
 
+    form: str = args.output
     try:
         warning, critical = args.warning.maximum, args.critical.maximum
         if warning is not None and critical is not None and warning > critical:
             default = " (the default)" if args.critical.text == _CRITICAL else ""
             return unknown(
                 f"wrong arguments: `--warning {args.warning.text}` is above `--critical {args.critical.text}`"
-                f"{default}, so that WARNING could never be said"
+                f"{default}, so WARNING could never be reported",
+                form,
             )
         return _answer(args, _look(args))
     except BrokenPipeError:
         raise
     except FilterError as error:
-        return unknown(f"wrong arguments: FILTER `{error.text}`: {error.message}")
+        return unknown(f"wrong arguments: FILTER `{error.text}`: {error.message}", form)
     except FinwaitError as error:
         first = str(error).splitlines()[0]
-        return unknown(f"{first}; {error.hint}" if error.hint else first)
+        return unknown(f"{first}; {error.hint}" if error.hint else first, form)
     except OSError as error:
         where = f"`{error.filename}`: " if error.filename else ""
-        return unknown(f"{where}{error.strerror or error}")
+        return unknown(f"{where}{error.strerror or error}", form)
     except Exception as error:  # noqa: BLE001 - a fault of ours must not look like a WARNING, which is status 1
         traceback.print_exc()
-        return unknown(f"finwait itself failed ({type(error).__name__}: {error}); the traceback is on stderr")
+        return unknown(
+            f"finwait itself failed ({type(error).__name__}: {error}); the traceback is on stderr", form
+        )
 
 
-def _look(args: argparse.Namespace) -> Diagnosis:
+def _look(args: argparse.Namespace) -> _Looks:
     from finwait.diagnosis.rules import RECENT_MS
 
-    diagnosis = options.diagnose(args)
-    wanted = _severities(args)
-    again = (
-        any(_undecided(f, wanted) for f in diagnosis.findings)
-        or any(_ageless(args, diagnosis))
-        or bool(_passing(diagnosis)[_rows(diagnosis, wanted)].any())
-    )
-    if not args.watch and not args.recording and again:
+    whole = options.unnarrowed(args)
+    looks = _Looks(options.narrowed(args, whole), whole)
+    if not args.watch and not args.recording and _worth_another(args, looks.undecided_in(args)):
         args.watch = RECENT_MS + 500
-        diagnosis = options.diagnose(args)
-    return diagnosis
+        whole = options.unnarrowed(args)
+        looks = _Looks(options.narrowed(args, whole), whole)
+    return looks
 
 
-def _rows(diagnosis: Diagnosis, wanted: tuple[str, ...]) -> NDArray[np.int64]:
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    """What was seen."""
+
+    diagnosis: Diagnosis
+    """Of what the FILTER selects."""
+    whole: Diagnosis
+    """Of everything."""
+
+    def undecided_in(self, args: argparse.Namespace) -> Diagnosis:
+        """Return where to look for what is undecided: a FILTER by verdicts does not select what has none yet."""
+        return self.whole if parse_filter(args.filter).needs & _BY_VERDICT else self.diagnosis
+
+
+def _worth_another(args: argparse.Namespace, diagnosis: Diagnosis) -> bool:
+    """Return whether a second look may tell more."""
+    severities = _severities(args)
+    passing = _passing(diagnosis)
+    return (
+        bool(diagnosis.view.holder_in_question.any())
+        or any(_undecided(f, severities) for f in diagnosis.findings)
+        or bool(_coming(diagnosis).any())
+        or any(_ageless(args, diagnosis))
+        or bool((passing | _with_data(diagnosis))[_rows(diagnosis, severities)].any())
+        or any(passing[f.rows].any() for f in (*_strange(args, diagnosis), *_unjudged(diagnosis, severities)))
+    )
+
+
+def _rows(diagnosis: Diagnosis, severities: tuple[str, ...]) -> NDArray[np.int64]:
     """Return the rows of all findings that would count."""
     import numpy as np
 
-    rows = [f.rows for f in diagnosis.findings if f.primary and f.severity in wanted]
+    rows = [f.rows for f in diagnosis.findings if f.primary and f.severity in severities]
     return np.concatenate(rows) if rows else np.empty(0, np.int64)
+
+
+def _with_data(diagnosis: Diagnosis) -> Mask:
+    """Return, after one look, half-closed connections with data to read: somebody may be reading that."""
+    from finwait.uapi import tcp
+
+    view = diagnosis.view
+    unread = view.sockets.rqueue > view.in_state(tcp.CLOSE_WAIT)  # an unread FIN counts 1
+    waiting: Mask = view.in_state(tcp.CLOSE_WAIT, tcp.FIN_WAIT2) & view.held & unread
+    return waiting & (view.lone_before is None)
 
 
 def _passing(diagnosis: Diagnosis) -> Mask:
@@ -162,12 +218,40 @@ def _passing(diagnosis: Diagnosis) -> Mask:
     After one look those that are not known to have been in it for some seconds; after two those that the first did
     not see at all.
     """
-    from finwait.diagnosis.rules import RECENT_MS
+    from finwait.diagnosis.rules import RECENT_MS, just_seen
 
     view = diagnosis.view
-    if view.lone_before is None:
-        return view.at_least_ms < RECENT_MS
-    return (view.queue_before < 0) & (view.at_least_ms < RECENT_MS)
+    return view.at_least_ms < RECENT_MS if view.lone_before is None else just_seen(view)
+
+
+def _strange(args: argparse.Namespace, diagnosis: Diagnosis) -> list[Finding]:
+    """Return the findings of what no rule explains and `--severity` does not count."""
+    severities = _severities(args)
+    return [
+        f
+        for f in diagnosis.findings
+        if f.rule == "unexplained" and f.primary and f.severity not in severities
+    ]
+
+
+def _unjudged(diagnosis: Diagnosis, severities: tuple[str, ...]) -> list[Finding]:
+    """Return the findings that would count if the FILTER selects them, which it cannot tell."""
+    unjudged = () if diagnosis.narrowed is None else diagnosis.narrowed.unjudged
+    return [f for f in unjudged if f.severity in severities]
+
+
+def _open(args: argparse.Namespace, diagnosis: Diagnosis) -> dict[str, int]:
+    """Return by rule how many the FILTER could not judge; those that just pass through their state are left out."""
+    passing = _settled(diagnosis)
+    counts: Counter[str] = Counter()
+    for f in _unjudged(diagnosis, _severities(args)):
+        counts[f.rule] += f.count - int(passing[f.rows].sum())
+    return {rule: n for rule, n in counts.items() if n > 0}
+
+
+def _settled(diagnosis: Diagnosis) -> Mask:
+    """Return which connections are left out of all counts; of one look, as of a recording, none: it tells no more."""
+    return _passing(diagnosis) & (diagnosis.view.lone_before is not None)
 
 
 def _severities(args: argparse.Namespace) -> tuple[str, ...]:
@@ -201,35 +285,35 @@ class _Counted:
 def _ageless(args: argparse.Namespace, diagnosis: Diagnosis) -> tuple[int, int]:
     """Return of how many connections and descriptors that would count nothing ever tells how old they are.
 
-    A listener, a FIN behind unsent data, a descriptor without a connection: however long one waits, they do not come to
-    be older than `--min-age`, and leaving them out would be to say for ever that all is well.
+    A listener, a FIN behind unsent data, a half-close whose keepalive probes are answered more often than that, a
+    descriptor without a connection: however long one waits, they do not come to be older than `--min-age`, and leaving
+    them out would be to say for ever that all is well.
     """
-    from finwait.diagnosis.assemble import ages
+    import numpy as np
 
     connections = descriptors = 0
     if args.min_age:
-        wanted = _severities(args)
-        unknown = ages(diagnosis.view.sockets)[0] < 0
-        unknown &= diagnosis.view.at_least_ms < args.min_age
+        severities = _severities(args)
+        view = diagnosis.view
+        unknown = view.clock_shows(np.arange(len(view)), args.min_age) < 0
+        unknown &= view.at_least_ms < args.min_age
+        unknown &= (view.clock_ms < 0) | (view.at_most_ms < 0) | (view.at_most_ms >= args.min_age)
         for f in diagnosis.findings:
-            if f.primary and f.severity in wanted:
+            if f.primary and f.severity in severities:
                 connections += int(unknown[f.rows].sum())
                 descriptors += 0 if len(f.rows) else f.count
     return connections, descriptors
 
 
-def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
-    from collections import Counter
-
+def _counted(args: argparse.Namespace, looks: _Looks) -> _Counted:
     from finwait.diagnosis import select
 
-    wanted = _severities(args)
-    # One look, of a recording: nothing tells more, and all of it counts.
-    twice = diagnosis.view.lone_before is not None
-    passing = _passing(diagnosis) & twice
+    diagnosis = looks.diagnosis
+    severities = _severities(args)
+    passing = _settled(diagnosis)
     counts: Counter[str] = Counter()
     for f in diagnosis.findings:
-        if not f.primary or f.severity not in wanted:
+        if not f.primary or f.severity not in severities:
             continue
         if not args.min_age:
             counts[f.rule] += f.count - int(passing[f.rows].sum())
@@ -249,15 +333,12 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
     skipped = _established_skipped(args, diagnosis)
     if skipped and args.established == "auto":
         not_seen.append(
-            f"about {skipped} sockets in namespaces too large to look at ESTABLISHED ones "
-            "(`--established always` does, `never` leaves them out)"
+            f"about {skipped} sockets in namespaces that are too large to look at ESTABLISHED ones "
+            "(`--established always` does; `never` leaves them out)"
         )
-    if diagnosis.narrowed is not None:
-        open_: Counter[str] = Counter()
-        for f in diagnosis.narrowed.unjudged:
-            open_[f.rule] += f.count if f.severity in wanted else 0
-        not_seen += [f"whether the FILTER selects {n} {rule}" for rule, n in open_.items() if n]
-    not_seen += select.unowned(parse_filter(args.filter), diagnosis.view)
+    not_seen += [f"whether the FILTER selects {n} {rule}" for rule, n in _open(args, diagnosis).items()]
+    not_seen += _too_short(looks.undecided_in(args), severities) if args.recording else []
+    not_seen += map(str, select.unowned(parse_filter(args.filter), diagnosis.view))
     return _Counted(
         {rule: n for rule, n in counts.most_common() if n},
         ageless,
@@ -269,15 +350,34 @@ def _counted(args: argparse.Namespace, diagnosis: Diagnosis) -> _Counted:
     )
 
 
+def _coming(diagnosis: Diagnosis) -> Mask:
+    """Return the connections that a FILTER selects on which data lies unread, and more came a moment ago."""
+    from finwait.diagnosis.rules.established_unread import undecided
+
+    rows = undecided(diagnosis.view)
+    return rows if diagnosis.narrowed is None else rows & diagnosis.narrowed.rows
+
+
+def _too_short(diagnosis: Diagnosis, severities: tuple[str, ...]) -> list[str]:
+    """Return what would count if it stayed: of a recording nobody can look again, or for longer."""
+    counts: Counter[str] = Counter()
+    for f in diagnosis.findings:
+        if _undecided(f, severities) and f.severity not in severities:
+            counts[f.rule] += f.count
+    if coming := int(_coming(diagnosis).sum()):
+        counts["ESTABLISHED with unread data"] += coming
+    return [
+        f"whether {n} {rule} stay so: the recording is too short to tell (`finwait record --interval 5s`)"
+        for rule, n in counts.items()
+        if n
+    ]
+
+
 def _unexplained(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
     """Return how many connections nobody can call well: they are not counted, and no rule explains their state."""
-    wanted, view = _severities(args), diagnosis.view
-    total = 0
-    for f in diagnosis.findings:
-        if f.rule == "unexplained" and f.primary and f.severity not in wanted:
-            young = (view.at_most_ms[f.rows] >= 0) & (view.at_most_ms[f.rows] < args.min_age)
-            total += int((~young).sum())
-    return total
+    most, passing = diagnosis.view.at_most_ms, _settled(diagnosis)
+    young = (most >= 0) & (most < args.min_age)
+    return sum(int((~young & ~passing)[f.rows].sum()) for f in _strange(args, diagnosis))
 
 
 def _established_skipped(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
@@ -296,11 +396,11 @@ def _level(args: argparse.Namespace, counted: _Counted) -> int:
     return 2 if args.critical.alerts_from(total) else 1 if args.warning.alerts_from(total) else 3
 
 
-def _answer(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
+def _answer(args: argparse.Namespace, looks: _Looks) -> int:
     from finwait.report.nagios import perfdata
     from finwait.table.units import printable
 
-    counted = _counted(args, diagnosis)
+    counted = _counted(args, looks)
     level = _level(args, counted)
     performance = [
         perfdata("stuck", counted.total, args.warning, args.critical),
@@ -308,8 +408,34 @@ def _answer(args: argparse.Namespace, diagnosis: Diagnosis) -> int:
     ]
     # `|` ends the text for what reads it.
     text = _text(counted).replace("|", "/")
+    if args.output == "json":
+        _json(args, counted, level, looks.diagnosis)
+        return level
     print(printable(f"FINWAIT {_WORDS[level]} - {text} | {' '.join(performance)}"), flush=True)
     return level
+
+
+def _json(args: argparse.Namespace, counted: _Counted, level: int, diagnosis: Diagnosis) -> None:
+    """Print the same as one document."""
+    from finwait.diagnosis import select
+    from finwait.report.shape import document, encoded
+
+    members = {
+        "status": _WORDS[level],
+        "code": level,
+        "text": _text(counted),
+        "error": False,
+        "stuck": counted.total,
+        "by_rule": counted.by_rule,
+        "warning": args.warning.text,
+        "critical": args.critical.text,
+        "unexplained": counted.unexplained,
+        "unjudged": _open(args, diagnosis),
+        "left_out": list(counted.ageless),
+        "established_skipped": _established_skipped(args, diagnosis),
+    }
+    gaps = (*select.unowned(parse_filter(args.filter), diagnosis.view), *diagnosis.gaps)
+    print(encoded(document("Check", members, gaps)), end="", flush=True)
 
 
 def _text(counted: _Counted) -> str:

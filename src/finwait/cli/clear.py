@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from finwait.cli import options
+from finwait.cli import options, streams
 
 if TYPE_CHECKING:
     from finwait.planning import Planned
@@ -30,6 +30,13 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     options.add_look(parser)
     options.add_output(parser, ("text", "json"))
     act = parser.add_argument_group("acting")
+    _add_act(act)
+    _add_limits(act)
+    parser.set_defaults(run=run)
+
+
+def _add_act(act: argparse._ArgumentGroup) -> None:
+    """Add what says whether, by which plan and by which means to act."""
     act.add_argument(
         "--yes", action="store_true", help="do it; without it (and without a terminal) only the plan is shown"
     )
@@ -52,6 +59,10 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="use this means for all connections, at the end that was selected; `reset` sends a RST "
         "through the borrowed descriptor, where SOCK_DESTROY (`destroy`) is unavailable",
     )
+
+
+def _add_limits(act: argparse._ArgumentGroup) -> None:
+    """Add what a plan may touch, how fast, and which guards are overruled."""
     act.add_argument(
         "--max",
         type=options.at_least_one,
@@ -69,9 +80,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     act.add_argument(
         "--min-age",
         type=options.duration_ms,
-        default=10_000,
         metavar="DURATION",
-        help="leave connections alone that have been in their state for less than this (default 10s)",
+        help="leave connections alone that have been in their state for less than this (default 10s; half-closed ones, "
+        "to which an answer may still come, until nothing has passed for 10m)",
     )
     act.add_argument(
         "--rate",
@@ -85,8 +96,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         action="append",
         default=[],
         metavar="GUARD",
-        help="overrule a guard by name (repeatable): accept-queue, minisocket, silent-orphan, moving, min-age, "
-        "established, healthy, holder-unknown, protected, harmed-orphan, max, share",
+        help="overrule a guard by name (repeatable): accept-queue, minisocket, silent-orphan, moving, slow-reader, "
+        "paused, min-age, answer, established, unread, healthy, holder-unknown, protected, harmed-orphan, pair, "
+        "max, share",
     )
     act.add_argument(
         "--user-timeout",
@@ -95,14 +107,13 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="DURATION",
         help="for the means user-timeout: drop a connection whose data stays unacknowledged this long (default 30s)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from finwait.errors import UsageError
     from finwait.remedy import plan as plans
-    from finwait.report.plan import left_lines, plan_lines
+    from finwait.report.plan import WIDTH, left_lines, plan_json, plan_lines
 
     if args.recording and not args.dry_run:
         raise UsageError(
@@ -118,23 +129,26 @@ def run(args: argparse.Namespace) -> int:
     planned = _planned(args)
     plan, gaps = planned.plan, planned.gaps
     if args.output == "json" and (args.dry_run or not args.yes):
-        sys.stdout.write(plans.encode(plan).decode())
+        sys.stdout.write(plan_json(plan, gaps).decode())
         options.tell_gaps(gaps)
         _tell_refused(plan)
         return options.status(gaps)
     options.tell_gaps(gaps)
     acting = bool(plan.steps) and args.yes and not args.dry_run
     if args.output == "text":
-        options.write(left_lines(plan) if acting else plan_lines(plan, whole=args.all))
+        width = min(options.width(), WIDTH)
+        options.write(
+            left_lines(plan, width=width) if acting else plan_lines(plan, whole=args.all, width=width)
+        )
     if args.dry_run:
         _tell_refused(plan)
         return 4 if plan.left and not plan.steps else options.status(gaps)
     plans.permit(plan)
     if not plan.steps or not _agreed(args, plan):
         if args.output == "json":
-            options.tell_outcomes(args, [])
+            options.tell_outcomes(args, [], gaps)
         return 4 if plan.left and not plan.steps else options.status(gaps)
-    return _act(args, plan)
+    return _act(args, planned)
 
 
 def _planned(args: argparse.Namespace) -> Planned:
@@ -145,7 +159,7 @@ def _planned(args: argparse.Namespace) -> Planned:
         FinwaitError: the FILTER, the file or the look failed.
     """
     from finwait import planning
-    from finwait.remedy import plan as plans
+    from finwait.remedy import plan_file
     from finwait.selecting import parse_filter
 
     allowed = planning.limits(
@@ -153,11 +167,11 @@ def _planned(args: argparse.Namespace) -> Planned:
     )
     machine, look = options.machine(args), options.how(args)
     if args.plan_file:
-        plan = plans.decode(_read(args.plan_file), args.plan_file)
+        plan = plan_file.decode(_read(args.plan_file), args.plan_file)
         return planning.plan_again(plan, machine, look, allowed)
     words = chosen_words(args.filter)
-    wanted = parse_filter(words) if words else None
-    return planning.make_plan(machine, look, wanted, allowed, means=args.means)
+    row_filter = parse_filter(words) if words else None
+    return planning.make_plan(machine, look, row_filter, allowed, means=args.means)
 
 
 def chosen_words(words: list[str]) -> list[str]:
@@ -168,9 +182,9 @@ def chosen_words(words: list[str]) -> list[str]:
 
 
 def _tell_refused(plan: Plan) -> None:
-    for one in plan.refused:
-        said = f"finwait: to do this would be refused by guard `{one.guard}`: {one.reason}\n"
-        options.write_error([said, f"hint: override with {one.override}\n"])
+    for refusal in plan.refused:
+        warning = f"finwait: guard `{refusal.guard}` would refuse this: {refusal.reason}\n"
+        options.write_error([warning, f"hint: override with {refusal.override}\n"])
 
 
 _MOST_BYTES = 64 << 20
@@ -183,7 +197,8 @@ def _read(name: str) -> bytes:
 
     try:
         if name != "-":
-            return files.read(name, _MOST_BYTES, pipes=True, ours=True)
+            hint = f"read it; if you agree to it, pass it on: `--plan - < {name}`"
+            return files.read(name, _MOST_BYTES, pipes=True, own=hint)
         data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     except OSError as error:
         raise FinwaitError(f"could not read the plan `{name}`: {error.strerror}") from None
@@ -201,24 +216,24 @@ def _agreed(args: argparse.Namespace, plan: Plan) -> bool:
     return False
 
 
-def _act(args: argparse.Namespace, plan: Plan) -> int:
+def _act(args: argparse.Namespace, planned: Planned) -> int:
     from finwait.acting.apply import apply
     from finwait.kernel import procfs
     from finwait.kernel.journal import opened
 
-    found: dict[int, Outcome] = {}
+    outcomes: dict[int, Outcome] = {}
     with opened() as journal:
         try:
             apply(
-                plan,
+                planned.plan,
                 journal,
                 boot_id=procfs.facts().boot_id,
                 rate=args.rate,
                 user_timeout_ms=args.user_timeout,
-                say=options.progress() or (lambda _: None),
-                into=found,
+                say=streams.progress() or (lambda _: None),
+                into=outcomes,
             )
         except BaseException:
-            options.tell_cut_short(args, found, journal)
+            options.tell_cut_short(args, outcomes, journal)
             raise
-        return options.tell_outcomes(args, [found[k] for k in sorted(found)])
+        return options.tell_outcomes(args, [outcomes[k] for k in sorted(outcomes)], planned.gaps)

@@ -7,13 +7,21 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from finwait.cli import options
-from finwait.selecting import mask_of, parse_filter
+from finwait.cli.streams import acts_told
+from finwait.selecting import mask_of, parse_filter, undecided
 
 if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterable
+
     from finwait.attribution.tracked import Seen, Tracked
+    from finwait.diagnosis.view import NamespaceView
+    from finwait.errors import Gap
     from finwait.remedy.guards import Limits
+    from finwait.remedy.outcome import EntryOutcome
     from finwait.session import Snapshot
     from finwait.table.flows import FlowTable
+    from finwait.uapi.ruleset import TrackingRule
 
 __all__ = ["add_parser", "run"]
 
@@ -67,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.recording and args.delete:
         raise UsageError("`--delete`: cannot act on a recording")
     args.established = "always" if args.established == "auto" else args.established
-    found = parse_filter(args.filter)
+    row_filter = parse_filter(args.filter)
     shot = session.look(options.machine(args), options.how(args))
     flows = shot.flows if shot.flows is not None else FlowTable.empty()
     near = loopback(shot.sockets)
@@ -80,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
     islands = {number: ns.island for number, ns in spaces.items()}
     dumped = frozenset(number for number, ns in spaces.items() if ns.dumped)
     joined = tracked(shot.sockets, flows, local, dumped, whole=shot.view.whole, islands=islands)
-    mask = mask_of(found, shot)
+    mask = mask_of(row_filter, shot)
+    why = undecided(row_filter, shot, None, mask)
+    unjudged = (why,) if why is not None else ()
     tracking = {
         ns.inode for ns in shot.observation.namespaces if any(d.kind == "conntrack" for d in ns.dumps)
     }
@@ -95,13 +105,13 @@ def run(args: argparse.Namespace) -> int:
     shown = order if args.all else wrong
     rules, more = _rules(tracking) if shot.machine.live else ({}, [])
     if args.output == "json":
-        _json(shot, flows, joined, shown, lone, rules)
+        _json((*unjudged, *shot.gaps, *more), shot, flows, joined, shown, lone, rules)
     else:
         _text(shot, flows, joined, shown, order, lone, rules)
-    options.tell_gaps((*shot.gaps, *more))
+    options.tell_gaps((*unjudged, *shot.gaps, *more))
     if args.delete:
-        return _delete(args, shot, flows, joined, wrong)
-    return options.status((*shot.gaps, *more))
+        return _delete(args, shot, flows, joined, wrong) or options.status(unjudged)
+    return options.status((*unjudged, *shot.gaps, *more))
 
 
 def _loopback(address: tuple[int, int]) -> bool:
@@ -117,18 +127,18 @@ def _rules(tracking: set[int]) -> tuple[dict[int, Any], list[Any]]:
     return {inode: rules for inode, text in texts.items() if (rules := tracking_rules(text))}, gaps
 
 
-def _tuple(f: FlowTable, k: int, which: str) -> str:
+def _tuple(f: FlowTable, k: int, direction: str) -> str:
     from finwait.table.sockets import address_text
 
-    src, dst = (address_text(*(int(x) for x in f[f"{which}_{end}"][k])) for end in ("src", "dst"))
-    return f"{src}:{int(f[f'{which}_sport'][k])} → {dst}:{int(f[f'{which}_dport'][k])}"
+    src, dst = (address_text(*(int(x) for x in f[f"{direction}_{end}"][k])) for end in ("src", "dst"))
+    return f"{src}:{int(f[f'{direction}_sport'][k])} → {dst}:{int(f[f'{direction}_dport'][k])}"
 
 
 _NO_SOCKET: dict[Seen, str] = {
     "socket": "",
-    "gone": "gone: its address is here, and no such socket",
+    "gone": "gone: its address is on this machine, but no such socket",
     "elsewhere": "not on this machine",
-    "not-looked-at": "not looked at: not every namespace was",
+    "not-looked-at": "unknown: not every namespace was inspected",
 }
 
 
@@ -161,7 +171,20 @@ def _entry(flows: FlowTable, k: int) -> dict[str, Any]:
     }
 
 
+def _entry_json(flows: FlowTable, k: int) -> dict[str, Any]:
+    """Return an entry as JSON's types: its addresses as those of a connection."""
+    from finwait.table.sockets import address_text
+
+    def way(direction: str) -> dict[str, Any]:
+        src, dst = (address_text(*(int(x) for x in flows[f"{direction}_{end}"][k])) for end in ("src", "dst"))
+        sport, dport = (int(flows[f"{direction}_{end}port"][k]) for end in "sd")
+        return {"src": src, "sport": sport, "dst": dst, "dport": dport}
+
+    return _entry(flows, k) | {"original": way("orig"), "reply": way("reply")}
+
+
 def _json(
+    gaps: Iterable[Gap],
     shot: Snapshot,
     flows: FlowTable,
     joined: Tracked,
@@ -169,19 +192,17 @@ def _json(
     lone: list[int],
     rules: dict[int, Any],
 ) -> None:
-    import msgspec
     import numpy as np
 
-    from finwait.report.json import connections
+    from finwait.report.json import objects
+    from finwait.report.shape import document, encoded
 
-    def socket(row: int) -> Any:  # noqa: ANN401
-        if row < 0:
-            return None
-        return msgspec.Raw(connections(shot.view, np.array([row], np.int64), with_other=False)[0].encode())
+    def socket(row: int) -> dict[str, Any] | None:
+        return None if row < 0 else next(objects(shot.view, np.array([row], np.int64)))
 
     items = [
         {
-            "entry": _entry(flows, int(joined.flow[k])),
+            "entry": _entry_json(flows, int(joined.flow[k])),
             "client": socket(int(joined.client[k])),
             "server": socket(int(joined.server[k])),
             "verdict": joined.verdict[k],
@@ -190,20 +211,23 @@ def _json(
         }
         for k in shown
     ]
-    out = {
-        "apiVersion": "finwait/v1",
-        "kind": "ConntrackList",
+    spaces = [
+        {
+            "netns": n,
+            "netns_names": list(ns.names),
+            "counters": {
+                k.removeprefix("conntrack."): v for k, v in ns.counters.items() if k.startswith("conntrack.")
+            },
+            "rules": list(rules.get(n, ())),
+        }
+        for n, ns in shot.view.namespaces.items()
+    ]
+    members = {
         "items": items,
         "sockets_without_entry": [socket(r) for r in lone],
-        "counters": {
-            str(n): {
-                k.removeprefix("conntrack."): v for k, v in ns.counters.items() if k.startswith("conntrack.")
-            }
-            for n, ns in shot.view.namespaces.items()
-        },
-        "rules": {str(n): list(found) for n, found in rules.items()},
+        "namespaces": spaces,
     }
-    sys.stdout.write(msgspec.json.encode(out).decode() + "\n")
+    sys.stdout.write(encoded(document("ConntrackList", members, gaps)))
 
 
 def _text(
@@ -217,76 +241,137 @@ def _text(
 ) -> None:
     from collections import Counter
 
+    counted = Counter(joined.verdict[k] for k in order)
+    verdicts = ", ".join(f"{n} × {verdict}" for verdict, n in counted.most_common()) or "none"
+    options.write([f"{len(order)} TCP entries; {verdicts}\n"])
+    for k in shown:
+        options.write(_entry_lines(shot, flows, joined, k))
+    if lone:
+        options.write(_lone_lines(shot, lone))
+    for number, ns in shot.view.namespaces.items():
+        options.write(_namespace_lines(ns, rules.get(number, ())))
+
+
+def _entry_lines(shot: Snapshot, flows: FlowTable, joined: Tracked, k: int) -> list[str]:
+    """Return an entry, with the socket at each of its ends."""
+    entry = _entry(flows, int(joined.flow[k]))
+    netns = entry["netns"]
+    label = shot.view.namespaces[netns].label if netns in shot.view.namespaces else netns
+    lifetime = "offloaded" if entry["timeout_s"] is None else f"{entry['timeout_s']} s left"
+    lines = [
+        f"\n{joined.verdict[k]}\n  entry    {entry['original']}  {entry['state']}, {lifetime}, in {label}\n"
+    ]
+    if entry["nat"]:
+        lines.append(f"  answers  {entry['reply']}  (translated)\n")
+    lines.append(
+        f"  client   {_end(shot, int(joined.client[k]), joined.client_seen[k])}\n"
+        f"  server   {_end(shot, int(joined.server[k]), joined.server_seen[k])}\n"
+    )
+    return lines
+
+
+_MOST_LONE = 20
+"""Sockets without an entry that are shown."""
+
+
+def _lone_lines(shot: Snapshot, lone: list[int]) -> list[str]:
+    """Return the sockets that have no entry although their namespace tracks connections."""
+    import numpy as np
+
+    from finwait.report.columns import Cells
+
+    cells = Cells(shot.view, np.array(lone[:_MOST_LONE], np.int64))
+    columns = [cells.column(name) for name in ("local", "peer", "state_name", "owner")]
+    lines = [f"\n{len(lone)} sockets without an entry, in namespaces that track connections:\n"]
+    lines += [
+        f"  {local} → {peer}  {state}  {owner}\n" for local, peer, state, owner in zip(*columns, strict=True)
+    ]
+    if len(lone) > _MOST_LONE:
+        lines.append(f"  … and {len(lone) - _MOST_LONE} more\n")
+    return lines
+
+
+def _namespace_lines(ns: NamespaceView, rules: Iterable[TrackingRule]) -> list[str]:
+    """Return the counters of a namespace that are not 0, and its rules about tracking."""
     from finwait.report.plan import wrapped
 
-    counted = Counter(joined.verdict[k] for k in order)
-    options.write(
-        [
-            f"{len(order)} TCP entries; "
-            + (", ".join(f"{n} × {v}" for v, n in counted.most_common()) or "none")
-            + "\n"
-        ]
-    )
-    for k in shown:
-        e = _entry(flows, int(joined.flow[k]))
-        label = shot.view.namespaces[e["netns"]].label if e["netns"] in shot.view.namespaces else e["netns"]
-        left = "offloaded" if e["timeout_s"] is None else f"{e['timeout_s']} s left"
-        lines = [f"\n{joined.verdict[k]}\n  entry    {e['original']}  {e['state']}, {left}, in {label}\n"]
-        if e["nat"]:
-            lines.append(f"  answers  {e['reply']}  (translated)\n")
-        lines.append(
-            f"  client   {_end(shot, int(joined.client[k]), joined.client_seen[k])}\n"
-            f"  server   {_end(shot, int(joined.server[k]), joined.server_seen[k])}\n"
-        )
-        options.write(lines)
-    if lone:
-        import numpy as np
-
-        from finwait.report.columns import Cells
-
-        cells = Cells(shot.view, np.array(lone[:20], np.int64))
-        options.write([f"\n{len(lone)} sockets without an entry, in namespaces that track connections:\n"])
-        for a, b, state, owner in zip(
-            cells.column("local"),
-            cells.column("peer"),
-            cells.column("state_name"),
-            cells.column("owner"),
-            strict=True,
-        ):
-            options.write([f"  {a} → {b}  {state}  {owner}\n"])
-        if len(lone) > 20:
-            options.write([f"  … and {len(lone) - 20} more\n"])
-    for number, ns in shot.view.namespaces.items():
-        counters = {
-            k: ns.counters.get(f"conntrack.{k}", 0)
-            for k in ("invalid", "drop", "early_drop", "insert_failed")
-        }
-        said = ", ".join(f"{k} {v}" for k, v in counters.items() if v)
-        if said:
-            options.write([f"\ncounters of {ns.label}: {said}\n"])
-        for rule in rules.get(number, ()):
-            options.write(
-                wrapped(f"rule of {ns.label}: {rule.kind} in {rule.where}: `{rule.rule}`", indent="")
-            )
+    counts = {
+        name: ns.counters.get(f"conntrack.{name}", 0)
+        for name in ("invalid", "drop", "early_drop", "insert_failed")
+    }
+    counters = ", ".join(f"{name} {n}" for name, n in counts.items() if n)
+    lines = [f"\ncounters of {ns.label}: {counters}\n"] if counters else []
+    for rule in rules:
+        lines += wrapped(f"rule of {ns.label}: {rule.kind} in {rule.where}: `{rule.rule}`", indent="")
+    return lines
 
 
 def _delete(
     args: argparse.Namespace, shot: Snapshot, flows: FlowTable, joined: Tracked, wrong: list[int]
 ) -> int:
     """Plan, and with ``--yes`` carry out, the deletion of entries; the status is 4 when guards kept all of them."""
-    from collections import Counter
-
-    from finwait.acting.entries import ENDED, delete_entries
+    from finwait.acting.entries import delete_entries
     from finwait.errors import Refused
     from finwait.kernel.journal import opened
-    from finwait.remedy.guards import ENTRY_GUARDS, guard_entry
+    from finwait.remedy.guards import ENTRY_GUARDS
+    from finwait.report.outcome import entry_text
     from finwait.report.plan import wrapped
     from finwait.table.units import printable
 
     options.tell_unfinished()
     limits = _limits(args)
+    todo, left_alone = _guarded(shot, joined, wrong, limits)
+    if len(todo) > args.max and "max" not in limits.override:
+        raise Refused(
+            "max",
+            f"{len(todo)} entries, more than {args.max}",
+            override=f"--max {len(todo)} or --override max",
+        )
+    tell = sys.stderr if args.output == "json" else sys.stdout
+    lines = [f"\n{len(todo)} entries to delete [destructive], {sum(left_alone.values())} left alone.\n"]
+    for (guard, reason), n in left_alone.most_common():
+        lines += [f"\nleft alone ×{n} by guard `{guard}`:\n", *wrapped(reason)]
+        lines.append(f"  `--override {guard}` overrules that guard.\n")
+    tell.writelines(printable(text, lines=True) for text in lines)
+    assert {guard for guard, _ in left_alone} <= set(ENTRY_GUARDS)
+    sys.stderr.write(
+        "finwait: deleting an entry closes no connection. If an end is still alive, its next data\n  makes "
+        "a new entry, but a FIN does not: the FIN is lost, and the other end waits for ever.\n"
+    )
+    if not todo:
+        return 4 if left_alone else 0
+    if not args.yes:
+        sys.stderr.write(f"finwait: nothing was done; add `--yes` to delete {len(todo)} entries\n")
+        return 0
+    rows = [int(joined.flow[k]) for k in todo]
+    results: dict[int, EntryOutcome] = {}
+    with opened() as journal:
+        try:
+            delete_entries(flows, rows, journal, [_entry(flows, k) for k in rows], into=results)
+        finally:
+            if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                deleted = sum(outcome.gone for outcome in results.values())
+                sys.stderr.write(f"finwait: interrupted; {deleted} of {len(rows)} entries are deleted\n")
+            with acts_told(
+                lambda: f"{sum(o.gone for o in results.values())} of {len(rows)} entries are deleted"
+            ):
+                tell.writelines(
+                    printable(f"{entry_text(outcome)}: {_tuple(flows, rows[k], 'orig')}\n", lines=True)
+                    for k, outcome in sorted(results.items())
+                )
+    return 0 if all(outcome.gone for outcome in results.values()) else 1
+
+
+def _guarded(
+    shot: Snapshot, joined: Tracked, wrong: list[int], limits: Limits
+) -> tuple[list[int], Counter[tuple[str, str]]]:
+    """Return which entries may be deleted, and how many are left alone by which guard and for which reason."""
+    from collections import Counter
+
+    from finwait.remedy.guards import guard_entry
+
     todo: list[int] = []
-    left: Counter[tuple[str, str]] = Counter()
+    left_alone: Counter[tuple[str, str]] = Counter()
     for k in wrong:
         ends = tuple(int(r) for r in (joined.client[k], joined.server[k]) if r >= 0)
         seen = (("client", joined.client_seen[k]), ("server", joined.server_seen[k]))
@@ -295,41 +380,8 @@ def _delete(
         if verdict is None:
             todo.append(k)
         else:
-            left[verdict.guard, verdict.reason] += 1
-    if len(todo) > args.max and "max" not in limits.override:
-        raise Refused(
-            "max",
-            f"{len(todo)} entries, more than {args.max}",
-            override=f"--max {len(todo)} or --override max",
-        )
-    tell = sys.stderr if args.output == "json" else sys.stdout
-    said = [f"\n{len(todo)} entries to delete [destructive], {sum(left.values())} left alone.\n"]
-    for (guard, reason), n in left.most_common():
-        said += [f"\nleft alone ×{n} by guard `{guard}`:\n", *wrapped(reason)]
-        said.append(f"  `--override {guard}` overrules that guard.\n")
-    tell.writelines(printable(text, lines=True) for text in said)
-    assert {guard for guard, _ in left} <= set(ENTRY_GUARDS)
-    sys.stderr.write(
-        "finwait: deleting an entry closes no connection. Where an end still lives, its next data\n"
-        "  makes a new entry, but a FIN does not: it is lost, and the other end waits for ever.\n"
-    )
-    if not todo:
-        return 4 if left else 0
-    if not args.yes:
-        sys.stderr.write(f"finwait: nothing was done to {len(todo)} entries; `--yes` does it\n")
-        return 0
-    which = [int(joined.flow[k]) for k in todo]
-    results: dict[int, str] = {}
-    with opened() as journal:
-        try:
-            delete_entries(flows, which, journal, [_entry(flows, k) for k in which], into=results)
-        finally:
-            if isinstance(sys.exc_info()[1], KeyboardInterrupt):
-                deleted = sum(said in ENDED for said in results.values())
-                sys.stderr.write(f"finwait: interrupted; {deleted} of {len(which)} entries are deleted\n")
-            for k, result in sorted(results.items()):
-                tell.write(printable(f"{result}: {_tuple(flows, which[k], 'orig')}\n", lines=True))
-    return 0 if all(said in ENDED for said in results.values()) else 1
+            left_alone[verdict.guard, verdict.reason] += 1
+    return todo, left_alone
 
 
 def _limits(args: argparse.Namespace) -> Limits:
@@ -341,7 +393,7 @@ def _limits(args: argparse.Namespace) -> Limits:
     for name in args.override:
         if name not in ENTRY_GUARDS:
             raise UsageError(
-                f"`--override`: there is no guard `{name}` of entries",
+                f"`--override`: entries have no guard `{name}`",
                 hint="guards: " + ", ".join(ENTRY_GUARDS),
             )
     return Limits(args.max, override=frozenset(args.override), own_pid=os.getpid())

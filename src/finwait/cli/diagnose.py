@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from finwait.cli import options
 from finwait.cli.printing import show
-from finwait.selecting import parse_filter
+
+if TYPE_CHECKING:
+    from finwait.session import Diagnosis
 
 __all__ = ["add_parser", "run"]
 
@@ -21,19 +24,43 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     options.add_filter(parser)
     options.add_look(parser)
+    options.add_watch(parser)
     options.add_output(parser, options.DIAGNOSIS_FORMATS)
     parser.add_argument(
         "--all", action="store_true", help="show every connection of each finding, not only five"
     )
+    parser.add_argument("--detail", action="store_true", help="show every group in full, not only three")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
-    from finwait.diagnosis import select
+    """Run the command, once or again and again."""
+    return options.repeated(args, _once)
+
+
+def _once(args: argparse.Namespace) -> int:
+    from dataclasses import replace
 
     diagnosis = options.diagnose(args)
-    show(args, diagnosis)
-    unowned = select.unowned(parse_filter(args.filter), diagnosis.view)
-    options.tell_gaps(unowned)
-    return options.status((*unowned, *diagnosis.gaps), diagnosis.narrowed)
+    narrowed = diagnosis.narrowed
+    unjudged = (narrowed.undecided,) if narrowed is not None and narrowed.undecided is not None else ()
+    gaps = (*unjudged, *diagnosis.gaps)
+    show(args, replace(diagnosis, gaps=gaps) if args.output in ("json", "jsonl") else diagnosis)
+    if args.output in ("text", "wide"):
+        _keep_numbers(args, diagnosis)
+    options.tell_gaps(unjudged)
+    return options.status(gaps, narrowed)
+
+
+def _keep_numbers(args: argparse.Namespace, diagnosis: Diagnosis) -> None:
+    """Keep what the numbers of the overview stand for, for ``finwait explain N``."""
+    import os
+    import time
+
+    from finwait import numbering
+    from finwait.report.text import shown_groups
+
+    groups = shown_groups(diagnosis.view, diagnosis.findings)
+    recorded = os.path.abspath(args.recording) if args.recording else ""
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    numbering.keep(diagnosis.view, groups, now_ns=now_ns, recorded=recorded)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from finwait.cli import options
+from finwait.cli.streams import acts_told
 
 if TYPE_CHECKING:
     from finwait.errors import FinwaitError
@@ -60,7 +61,10 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     back.add_argument(
         "--force",
         action="store_true",
-        help="even if somebody has changed the options or values since, or holds the lock of the socket",
+        help="even if somebody has changed options, values or the sysctl.d file since, or holds the socket's lock",
+    )
+    back.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
     )
     back.set_defaults(run=undo)
 
@@ -83,11 +87,9 @@ def run(args: argparse.Namespace) -> int:
     """List the journal."""
     from datetime import UTC, datetime
 
-    import msgspec
-
     from finwait.errors import FinwaitError, KernelError
     from finwait.kernel.journal import SqliteJournal, state_directory
-    from finwait.report.journal import whom
+    from finwait.report.journal import act_result, entry_json, whom
     from finwait.table.units import printable
 
     if state_directory().exists() and not state_directory().is_dir():
@@ -106,36 +108,31 @@ def run(args: argparse.Namespace) -> int:
         cut = {e.id for e in journal.incomplete()}
         entries = journal.incomplete() if args.incomplete else journal.entries(limit=args.limit)
     if args.output == "json":
-        out = {"apiVersion": "finwait/v1", "kind": "JournalEntryList", "items": entries}
-        sys.stdout.write(msgspec.json.encode(out).decode() + "\n")
+        _document("JournalEntryList", [entry_json(entry) for entry in entries])
         return 0
     for e in entries:
         when = datetime.fromtimestamp(e.started_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        what = whom(e)
-        result = e.result or {}
-        said = (
-            result.get("error")
-            or result.get("result")
-            or (
-                f"interrupted: `finwait undo {e.id}`"
-                if e.id in cut
-                else "being done"
-                if e.result is None
-                else "done"
-            )
-        )
+        target = whom(e)
+        outcome = act_result(e, cut=e.id in cut)
         undone = f"  (undone by {e.undone_by})" if e.undone_by else ""
         sys.stdout.write(
             printable(
-                f"{e.id:>5}  {when}  {e.user:<10} {e.kind:<10} {what}  {e.why}: {said}{undone}\n", lines=True
+                f"{e.id:>5}  {when}  {e.user:<10} {e.kind:<10} {target}  {e.why}: {outcome}{undone}\n",
+                lines=True,
             )
         )
     return 0
 
 
+def _document(kind: str, items: Sequence[object]) -> None:
+    from finwait.report.shape import document, encoded
+
+    sys.stdout.write(encoded(document(kind, {"items": items})))
+
+
 def _empty(args: argparse.Namespace) -> int:
     if args.output == "json":
-        sys.stdout.write('{"apiVersion":"finwait/v1","kind":"JournalEntryList","items":[]}\n')
+        _document("JournalEntryList", [])
     else:
         sys.stderr.write("finwait: the journal is empty: nothing was ever done here\n")
     return 0
@@ -144,9 +141,8 @@ def _empty(args: argparse.Namespace) -> int:
 def undo(args: argparse.Namespace) -> int:
     """Take back acts, the last first; go on when one cannot be taken back, and say so."""
     from finwait.errors import UsageError
-    from finwait.kernel.interruption import interruptible
     from finwait.kernel.journal import opened
-    from finwait.report.journal import would_do
+    from finwait.report.journal import would_do, would_json
 
     ids = sorted({number for part in args.acts for number in _bounded(part)}, reverse=True)
     if not ids and not args.incomplete:
@@ -157,26 +153,65 @@ def undo(args: argparse.Namespace) -> int:
     with opened() as journal:
         if args.incomplete:
             ids = sorted({*ids, *(entry.id for entry in journal.incomplete())}, reverse=True)
+            if not ids and args.output == "json":
+                _document("UndoList", [])
+                return 0
             if not ids:
                 sys.stdout.write("no act was interrupted\n")
-        entries, failed = _found(ids, journal)
+        entries, failed = _entries_of(ids, journal)
         if entries and not args.yes:
-            for entry in entries:
-                sys.stdout.writelines(f"{line}\n" for line in would_do(entry))
+            if args.output == "json":
+                _document("UndoPlan", [would_json(entry) for entry in entries])
+            else:
+                for entry in entries:
+                    sys.stdout.writelines(f"{line}\n" for line in would_do(entry))
             sys.stdout.flush()
-            with interruptible():
-                agreed = options.agreed(
-                    f"Take {'this act' if len(entries) == 1 else f'these {len(entries)} acts'} back?"
-                )
-            if not agreed:
+            subject = "this act" if len(entries) == 1 else f"these {len(entries)} acts"
+            if args.output == "json" or not options.agreed(f"Revert {subject}?"):
                 sys.stderr.write("finwait: nothing was done; add `--yes` to revert them\n")
                 return _undo_status(failed) or 4  # not 0: who goes on after it would take them for taken back
-        failed += _undo_each(entries, journal, args.force)
+        done: list[int] = []
+        with acts_told(lambda: f"{len(done)} of {len(entries)} acts were reverted or checked"):
+            if args.output == "json":
+                failed += _undo_json(entries, journal, args.force, done)
+            else:
+                failed += _undo_each(entries, journal, args.force, _print_act, done)
     return _undo_status(failed)
 
 
-def _undo_each(entries: Sequence[JournalEntry], journal: SqliteJournal, force: bool) -> list[FinwaitError]:
-    """Take acts back and say what came of each; return the errors. Interrupted, it stops after the one under way."""
+def _undo_json(
+    entries: Sequence[JournalEntry], journal: SqliteJournal, force: bool, done: list[int]
+) -> list[FinwaitError]:
+    from finwait.errors import FinwaitError
+    from finwait.report.journal import undone_json
+
+    items: list[dict[str, Any]] = []
+    try:
+        return _undo_each(
+            entries, journal, force, lambda entry, text: items.append(undone_json(entry, text)), done
+        )
+    finally:
+        if items or not isinstance(sys.exc_info()[1], FinwaitError):
+            _document("UndoList", items)
+
+
+def _print_act(entry: JournalEntry, text: str) -> None:
+    from finwait.table.units import printable
+
+    sys.stdout.write(printable(f"act {entry.id}: {text}\n", lines=True))
+
+
+def _undo_each(
+    entries: Sequence[JournalEntry],
+    journal: SqliteJournal,
+    force: bool,
+    tell: Callable[[JournalEntry, str], None],
+    done: list[int],
+) -> list[FinwaitError]:
+    """Take acts back and say what came of each; return the errors. Interrupted, it stops after the one under way.
+
+    ``done`` takes the numbers of those that were, also where nobody reads it.
+    """
     from finwait.errors import FinwaitError
     from finwait.kernel.interruption import check, interrupted
     from finwait.table.units import printable
@@ -185,24 +220,27 @@ def _undo_each(entries: Sequence[JournalEntry], journal: SqliteJournal, force: b
     unwritten: OSError | None = None
     for k, entry in enumerate(entries):
         if interrupted():
-            left = [one.id for one in entries[k:]]
-            which = (
-                f"act {left[0]} was" if len(left) == 1 else f"{len(left)} acts ({left[-1]} to {left[0]}) were"
+            remaining = [entry.id for entry in entries[k:]]
+            subject = (
+                f"act {remaining[0]} was"
+                if len(remaining) == 1
+                else f"{len(remaining)} acts ({remaining[-1]} to {remaining[0]}) were"
             )
-            sys.stderr.write(f"finwait: interrupted; {which} not reverted\n")
+            sys.stderr.write(f"finwait: interrupted; {subject} not reverted\n")
             check()
         try:
-            said = _undo_one(entry, journal, force)
+            text = _undo_one(entry, journal, force)
         except FinwaitError as error:
             if len(entries) == 1:
                 raise
             sys.stderr.write(printable(f"finwait: act {entry.id}: {error}\n", lines=True))
             failed.append(error)
         else:
+            done.append(entry.id)
             if unwritten is not None:
                 continue
             try:
-                sys.stdout.write(printable(f"act {entry.id}: {said}\n", lines=True))
+                tell(entry, text)
             except (
                 OSError
             ) as error:  # who reads it has gone (`| head -1`): no reason to leave the rest as it is
@@ -212,14 +250,15 @@ def _undo_each(entries: Sequence[JournalEntry], journal: SqliteJournal, force: b
     return failed
 
 
-def _found(ids: Sequence[int], journal: SqliteJournal) -> tuple[list[JournalEntry], list[FinwaitError]]:
+def _entries_of(ids: Sequence[int], journal: SqliteJournal) -> tuple[list[JournalEntry], list[FinwaitError]]:
     """Return the acts that could be finwait's, and say of the others what is wrong with them.
 
     In place of one that was to take another one back, and was cut short, that other one is returned, once.
     """
     from finwait.acting.cut_short import origin
     from finwait.errors import FinwaitError
-    from finwait.remedy.journal import check_undo, settings_act
+    from finwait.remedy.journal import check_undo
+    from finwait.remedy.recorded import check_act
     from finwait.table.units import printable
 
     entries: dict[int, JournalEntry] = {}
@@ -234,8 +273,7 @@ def _found(ids: Sequence[int], journal: SqliteJournal) -> tuple[list[JournalEntr
             check_undo(entry)
             if first.undone_by is None:  # else there is only this one to settle
                 entry = first
-            if entry.kind == "sysctl":
-                settings_act(entry)
+            check_act(entry)
             entries[entry.id] = entry
         except FinwaitError as error:
             if len(ids) == 1:

@@ -15,6 +15,9 @@ __all__ = ["add_parser", "run"]
 
 PATIENCE_S = 15
 """How long a scenario may take to become evident."""
+REST_S = 3
+"""How long, after that, the rest of what was built may take: other ends, and what it is to be told from."""
+_NOT_AS_BUILT = "does not match everything that was built"
 
 
 def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,15 +28,19 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Each scenario builds one pattern with real programs and sockets in its own network "
         "namespaces, diagnoses it, and removes everything.",
     )
-    what = parser.add_subparsers(dest="lab", metavar="list|run|prove|demo", required=True)
-    what.add_parser("list", help="the scenarios").set_defaults(run=run_list)
-    one = what.add_parser("run", help="build a scenario, diagnose it, remove it")
-    one.add_argument("scenario", metavar="SCENARIO", help="see `finwait lab list`")
-    one.add_argument("--keep", action="store_true", help="keep it until Ctrl-C")
-    _options(one)
-    one.set_defaults(run=run)
-    prove.add_parser(what)
-    demo = what.add_parser("demo", help="the classic: a relay that leaks half-closed connections")
+    commands = parser.add_subparsers(dest="lab", metavar="list|run|prove|demo", required=True)
+    names = commands.add_parser("list", help="the scenarios")
+    names.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
+    )
+    names.set_defaults(run=run_list)
+    run_parser = commands.add_parser("run", help="build a scenario, diagnose it, remove it")
+    run_parser.add_argument("scenario", metavar="SCENARIO", help="see `finwait lab list`")
+    run_parser.add_argument("--keep", action="store_true", help="keep it until Ctrl-C")
+    _options(run_parser)
+    run_parser.set_defaults(run=run)
+    prove.add_parser(commands)
+    demo = commands.add_parser("demo", help="the classic: a relay that leaks half-closed connections")
     _options(demo)
     demo.set_defaults(run=run, scenario="kube-proxy-userspace", keep=False)
 
@@ -44,13 +51,20 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="show every connection of each finding, not only five"
     )
+    parser.set_defaults(detail=True)
 
 
-def run_list(args: argparse.Namespace) -> int:  # noqa: ARG001 - the form of every command
+def run_list(args: argparse.Namespace) -> int:
     """List the scenarios."""
     from finwait.lab.scenario import list_scenarios
 
     scenarios = list_scenarios()
+    if args.output == "json":
+        from finwait.report.shape import document, encoded
+
+        items = [{"name": s.name, "title": s.title, "seconds": s.seconds} for s in scenarios]
+        options.write([encoded(document("ScenarioList", {"items": items}))])
+        return 0
     wide = max(len(s.name) for s in scenarios)
     options.write(f"{s.name:<{wide}}  ~{s.seconds:.0f} s  {s.title}\n" for s in scenarios)
     return 0
@@ -66,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from finwait import session
     from finwait.cli.printing import show
     from finwait.errors import UsageError
+    from finwait.lab.differences import differences, summary
     from finwait.lab.scenario import run as run_scenario
     from finwait.lab.scenario import scenarios
 
@@ -87,23 +102,29 @@ def run(args: argparse.Namespace) -> int:
         only = frozenset(situation.namespaces.values())
         look = replace(look, plan=replace(look.plan, only=only, established_limit=None))
         end = time.monotonic() + PATIENCE_S
+        seen = False
         # Some evidence is made of time: retransmissions must fail, an accept queue must have waited.
         while True:
             diagnosis = session.diagnose(session.live_machine(), how=look)
-            seen = _as_built(situation, diagnosis)
-            if seen or time.monotonic() > end:
+            if not seen and (seen := _as_built(situation, diagnosis)):
+                end = time.monotonic() + REST_S
+            differs = differences(situation, diagnosis)
+            if not differs or time.monotonic() > end:
                 break
             time.sleep(0.2)
+        seen = _as_built(situation, diagnosis)
         diagnosis = session.named(diagnosis, {inode: name for name, inode in situation.namespaces.items()})
         if args.output in ("text", "wide"):
             story = textwrap.fill(situation.story, 98, initial_indent="  ", subsequent_indent="  ")
             sys.stdout.write(f"What was built, with real sockets in private namespaces:\n{story}\n\n")
             sys.stdout.write("What finwait says:\n\n")
         show(args, diagnosis)
+        sys.stdout.flush()  # with --keep nothing is written for long
+        if differs:
+            verdict = "differs from what the scenario expects" if seen else _NOT_AS_BUILT
+            sys.stderr.write(f"finwait: the diagnosis {verdict}: {summary(differs)}\n")
         if seen:
             return 0
-        sys.stdout.flush()
-        sys.stderr.write("finwait: not everything that was built is diagnosed as what it is\n")
         return options.status(diagnosis.gaps) or 1
 
     return run_scenario(args.scenario, args.keep, diagnose)
@@ -113,9 +134,9 @@ def _as_built(situation: Situation, diagnosis: Diagnosis) -> bool:
     """Whether the rule of the scenario is found as the primary cause as often as it was built."""
     from collections import Counter
 
-    wanted = Counter(one.rule for one in situation.expected)
-    found: Counter[str] = Counter()
+    expected = Counter(row.rule for row in situation.expected)
+    counted: Counter[str] = Counter()
     for finding in diagnosis.findings:
         if finding.primary:
-            found[finding.rule] += finding.count
-    return all(found[rule] >= n for rule, n in wanted.items())
+            counted[finding.rule] += finding.count
+    return all(counted[rule] >= n for rule, n in expected.items())

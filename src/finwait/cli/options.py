@@ -9,10 +9,15 @@ import argparse
 import os
 import re
 import sys
+import termios
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from finwait.selecting import context, namespaces, parse_filter
+from finwait.arguments import Duration, duration_ms, netns_name
+from finwait.cli import kube_names
+from finwait.cli.streams import acts_told, progress
+from finwait.selecting import namespaces, parse_filter
+from finwait.table.units import parse_duration_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,29 +25,34 @@ if TYPE_CHECKING:
     from finwait.diagnosis.hint import Asked
     from finwait.diagnosis.rule import Means
     from finwait.diagnosis.select import Narrowed
+    from finwait.errors import Gap
     from finwait.kernel.journal import SqliteJournal
-    from finwait.planning import Chosen
+    from finwait.planning import OptionTargets
     from finwait.remedy.outcome import Outcome
-    from finwait.report.text import Style
+    from finwait.report.style import Style
     from finwait.session import Diagnosis, Look, Machine
-
 __all__ = [
     "DIAGNOSIS_FORMATS",
     "Words",
     "above_zero",
     "add_filter",
     "add_look",
+    "add_netns",
     "add_output",
+    "add_schema",
     "agreed",
     "asked",
     "at_least_one",
+    "between_arrows",
     "chosen",
     "connection_filter",
     "diagnose",
     "duration_ms",
     "how",
+    "interval_ms",
     "keepalive",
     "machine",
+    "narrowed",
     "pause_ms",
     "pid",
     "positive",
@@ -67,59 +77,60 @@ IDLE_MS, FLOOD = 600_000, 10_000
 DIAGNOSIS_FORMATS = ("text", "wide", "json", "jsonl", "csv", "parquet", "arrow")
 
 
-def duration_ms(text: str) -> int:
-    """Return milliseconds of a duration on the command line (argparse type)."""
-    from finwait.table.units import parse_duration_ms
-
-    try:
-        return parse_duration_ms(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _some_time(text: str, ms: int) -> str:
+    return "" if ms >= 1 else f"`{text}` is not a time above 0: write 1ms or more"
 
 
-def while_ms(text: str) -> int:
-    """Return milliseconds of a duration that is not 0 (argparse type): none at all would count as not given."""
-    ms = duration_ms(text)
-    if ms < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is no time at all: write 1ms or more")
-    return ms
+while_ms = Duration(parse_duration_ms, _some_time)
+"""Milliseconds of a duration that is not 0 (argparse type): none at all would count as not given."""
+
+_USER_TIMEOUT_MAX = 2**31 - 1
+"""What an ``int`` of milliseconds holds."""
 
 
-def user_timeout_ms(text: str) -> int:
-    """Read a TCP_USER_TIMEOUT (argparse type): what an ``int`` of milliseconds holds, or 0 for none."""
-    most = 2**31 - 1
-    value = duration_ms(text)
-    if value > most:
-        raise argparse.ArgumentTypeError(
-            f"`{text}`: TCP_USER_TIMEOUT takes at most {most} ms (24 days, 20 hours)"
-        )
-    if value == 0 and any(c in "123456789" for c in text):
-        raise argparse.ArgumentTypeError(
-            f"`{text}` is less than 1 ms, the least that TCP_USER_TIMEOUT counts; 0 would switch it off"
-        )
-    return value
+def _user_timeout(text: str, ms: int) -> str:
+    if ms > _USER_TIMEOUT_MAX:
+        return f"`{text}`: TCP_USER_TIMEOUT takes at most {_USER_TIMEOUT_MAX} ms (24 days, 20 hours)"
+    if ms == 0 and any(c in "123456789" for c in text):
+        return f"`{text}` is less than 1 ms, the smallest TCP_USER_TIMEOUT; 0 would turn it off"
+    return ""
 
 
-def set_user_timeout_ms(text: str) -> int:
-    """Read a TCP_USER_TIMEOUT that limits something (argparse type)."""
-    value = user_timeout_ms(text)
-    if not value:
-        raise argparse.ArgumentTypeError(
+user_timeout_ms = Duration(parse_duration_ms, _user_timeout)
+"""A TCP_USER_TIMEOUT (argparse type), or 0 for none."""
+
+
+def _set_user_timeout(text: str, ms: int) -> str:
+    if wrong := _user_timeout(text, ms):
+        return wrong
+    if not ms:
+        return (
             f"`{text}` would set no limit, so nothing would end: write 1ms or more; `finwait arm --user-timeout 0` "
             "removes the timeout of connections"
         )
-    return value
+    return ""
 
+
+set_user_timeout_ms = Duration(parse_duration_ms, _set_user_timeout)
+"""A TCP_USER_TIMEOUT that limits something (argparse type)."""
 
 _SHORTEST_PAUSE_MS = 10
 
 
-def pause_ms(text: str) -> int:
-    """Return milliseconds between two looks (argparse type): without a pause one look would chase the next."""
-    ms = duration_ms(text)
-    if ms < _SHORTEST_PAUSE_MS:
-        raise argparse.ArgumentTypeError(f"`{text}` is too short: write {_SHORTEST_PAUSE_MS}ms or more")
-    return ms
+def _pause(text: str, ms: int) -> str:
+    return "" if ms >= _SHORTEST_PAUSE_MS else f"`{text}` is too short: write {_SHORTEST_PAUSE_MS}ms or more"
+
+
+pause_ms = Duration(parse_duration_ms, _pause)
+"""Milliseconds between two looks (argparse type): without a pause one look would chase the next."""
+
+
+def _interval(text: str, ms: int) -> str:
+    return "" if 1000 <= ms <= 300_000 else f"`{text[:60]}` is too short or too long: write 1s to 5m"
+
+
+interval_ms = Duration(parse_duration_ms, _interval)
+"""Milliseconds from a second to five minutes (argparse type)."""
 
 
 _MOST = 10**12 - 1
@@ -184,17 +195,43 @@ def keepalive(text: str) -> tuple[int, int, int]:
 
 
 _ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:.]+(?:%[^\]\s]+)?\]|[0-9.]+(?:%[^:\s]+)?|\*):(\d+|\*)$")
+ARROWS = ("->", "→", "-")
+"""What may stand between the two ends of a connection."""
 _SCOPE = re.compile(r"%([^\]:]+)")
 
 
+def between_arrows(words: list[str], arrows: tuple[str, ...] = ARROWS) -> list[str]:
+    """Return the words without an arrow between two ends of a connection.
+
+    Raises:
+        FilterError: an arrow has no end on one of its sides: a variable of a script may not be set.
+    """
+    from finwait.errors import FilterError
+
+    if len(words) == 3 and words[1] in arrows and not {words[0], words[2]} & {*arrows}:
+        return [words[0], words[2]]
+    if lone := [k for k, word in enumerate(words) if word in arrows]:
+        place = sum(len(word) + 1 for word in words[: lone[0]])
+        raise FilterError(
+            " ".join(words), place, f"`{words[lone[0]]}` stands between two ends: LOCAL:PORT → PEER:PORT"
+        )
+    return words
+
+
 def connection_filter(words: list[str]) -> list[str]:
-    """Return the FILTER for a connection that is named by its ends or its cookie; other words as they are."""
+    """Return the FILTER for a connection that is named by its ends or its cookie; other words as they are.
+
+    Raises:
+        FilterError: an arrow has no end on one of its sides, and would select more than it says.
+    """
     if len(words) == 1 and re.fullmatch(r"0x[0-9a-fA-F]+", words[0]):
         return ["cookie", "=", words[0]]
-    ends = [w for w in words if w not in ("->", "→", "-")]
-    if 1 <= len(ends) <= 2 and all(_ENDPOINT.match(w) for w in ends):
+    if 1 <= len([w for w in words if w not in ARROWS]) <= 2 and all(
+        w in ARROWS or _ENDPOINT.match(w) for w in words
+    ):
+        ends = between_arrows(words)
         plain = [_SCOPE.sub("", end) for end in ends]
-        devices = dict.fromkeys(found[1] for end in ends if (found := _SCOPE.search(end)))
+        devices = dict.fromkeys(match[1] for end in ends if (match := _SCOPE.search(end)))
         text = ["src", "=", plain[0]]
         if len(ends) > 1:
             text += ["and", "dst", "=", plain[1]]
@@ -203,7 +240,7 @@ def connection_filter(words: list[str]) -> list[str]:
 
 
 class Words(argparse.Action):
-    """Store words; blank ones, which an unset variable of a script leaves behind, are none."""
+    """Store words. A blank one, which an unset variable of a script leaves behind, is an error and never "all"."""
 
     def __call__(
         self,
@@ -212,14 +249,20 @@ class Words(argparse.Action):
         values: Any,  # noqa: ANN401 - the form of an action
         option_string: str | None = None,  # noqa: ARG002 - the form of an action
     ) -> None:
-        """Store the words that say something."""
-        words = [word for word in values if word.strip()]
-        if not words and self.nargs == "+":
-            raise argparse.ArgumentError(self, "empty: is a variable of your script not set?")
+        """Store the words.
+
+        Raises:
+            ArgumentError: one of them is blank.
+        """
+        words = list(values)
+        blank = next((k for k, word in enumerate(words, 1) if not word.strip()), 0)
+        if blank:
+            position = "" if len(words) == 1 else f"word {blank} of {len(words)} is "
+            raise argparse.ArgumentError(self, f"{position}empty: is a variable of your script not set?")
         setattr(namespace, self.dest, words)
 
 
-def add_filter(parser: argparse.ArgumentParser, what: str = "connections") -> None:
+def add_filter(parser: argparse.ArgumentParser, subject: str = "connections") -> None:
     """Add FILTER."""
     parser.add_argument(
         "filter",
@@ -227,27 +270,44 @@ def add_filter(parser: argparse.ArgumentParser, what: str = "connections") -> No
         type=str,
         action=Words,
         metavar="FILTER",
-        help=f"which {what}: the grammar of ss(8) and our own predicates, e.g. `state fin-wait-2 dport = :443`, "
+        help=f"which {subject}: the grammar of ss(8) and our own predicates, e.g. `state fin-wait-2 dport = :443`, "
         "`pid = 812 and age > 10m`, `rule = relay-pair`",
+    )
+
+
+def add_netns(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, subject: str, *, many: bool = False
+) -> None:
+    """Add ``--netns``, which names a network namespace in the same way for every command."""
+    repeat: dict[str, Any] = {"action": "append", "default": []} if many else {}
+    parser.add_argument(
+        "--netns",
+        type=netns_name,
+        metavar="NETNS",
+        help=f"{subject}{' (repeatable)' if many else ''}: a name of `ip netns`, `host`, an inode, a pid, or the path "
+        "of its file",
+        **repeat,
     )
 
 
 def add_look(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where and how to look."""
     group = parser.add_argument_group("looking")
+    _add_place(group)
+    _add_reach(group)
+    _add_agent(group)
+    _add_thresholds(group)
+
+
+def _add_place(group: argparse._ArgumentGroup) -> None:
+    """Add what says which machine, which namespaces of it, and how often."""
     group.add_argument(
         "--from",
         dest="recording",
         metavar="FILE",
         help="look at a recording instead of this machine",
     )
-    group.add_argument(
-        "--netns",
-        action="append",
-        default=[],
-        metavar="NAME|INODE|PID",
-        help="look only into this network namespace (repeatable): a name of `ip netns`, an inode, a pid, `host`",
-    )
+    add_netns(group, "look only into this network namespace", many=True)
     group.add_argument(
         "--for",
         dest="watch",
@@ -257,6 +317,10 @@ def add_look(parser: argparse.ArgumentParser) -> None:
         help="look twice, DURATION apart, to tell streaming from stuck; in a recording, the first and the "
         "last look are always compared",
     )
+
+
+def _add_reach(group: argparse._ArgumentGroup) -> None:
+    """Add what says how much is looked at: open connections, and who holds each."""
     group.add_argument(
         "--established",
         choices=("auto", "always", "never"),
@@ -279,6 +343,20 @@ def add_look(parser: argparse.ArgumentParser) -> None:
         metavar="PID",
         help="assume that PID, which cannot be inspected, holds none of the sockets (repeatable)",
     )
+
+
+def _add_agent(group: argparse._ArgumentGroup) -> None:
+    kube_names.add(group)
+    group.add_argument(
+        "--agent-socket",
+        metavar="PATH",
+        help="ask the agent at this Unix socket since when connections have been in their states (default: the one at "
+        "`/run/finwait/agent.sock`, if it answers; `none`: ask none)",
+    )
+
+
+def _add_thresholds(group: argparse._ArgumentGroup) -> None:
+    """Add what counts as long, and as many."""
     group.add_argument(
         "--idle",
         type=duration_ms,
@@ -295,6 +373,58 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_SHORTEST_WATCH_MS: Final = 100
+
+
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """Add the option that prints again and again (see `repeated`)."""
+    parser.add_argument(
+        "-w",
+        "--watch",
+        dest="every",
+        type=while_ms,
+        metavar="DURATION",
+        help="look and print again every DURATION, until Ctrl-C; `finwait top` is the live view",
+    )
+
+
+def repeated(args: argparse.Namespace, once: Callable[[argparse.Namespace], int]) -> int:
+    """Run a command once, or again and again as `add_watch` says; return the last status.
+
+    Raises:
+        UsageError: a recording does not change.
+    """
+    from finwait.errors import UsageError
+
+    if args.every is None:
+        return once(args)
+    if args.recording:
+        raise UsageError("`--watch` looks at the running machine", hint="a recording always says the same")
+    if args.every < _SHORTEST_WATCH_MS:
+        raise UsageError("`--watch` needs at least 100ms", hint="`finwait trace` misses nothing in between")
+    clear = sys.stdout.isatty() and args.output in ("text", "wide")
+    while True:
+        if clear:
+            sys.stdout.write("\x1b[H\x1b[2J")
+        begun = time.monotonic()
+        once(args)
+        sys.stdout.flush()
+        time.sleep(max(0.0, args.every / 1000 - (time.monotonic() - begun)))
+
+
+def add_schema(
+    commands: argparse._SubParsersAction[Any], of: str, run: Callable[[argparse.Namespace], int]
+) -> None:
+    """Add a command that prints the JSON Schema of a file."""
+    does = f"print the JSON Schema of {of}"
+    parser = commands.add_parser(
+        "schema", help=does, description=f"P{does[1:]}, for editors and other checkers."
+    )
+    formats = "format (a schema is always JSON)"
+    parser.add_argument("-o", "--output", choices=("json",), default="json", help=formats)
+    parser.set_defaults(run=run)
+
+
 def add_output(parser: argparse.ArgumentParser, formats: tuple[str, ...]) -> None:
     """Add the options that say how to print."""
     group = parser.add_argument_group("printing")
@@ -308,14 +438,16 @@ def add_output(parser: argparse.ArgumentParser, formats: tuple[str, ...]) -> Non
 
 def style(args: argparse.Namespace) -> Style:
     """Return width and colour for standard output."""
-    from finwait.report.text import Style
+    from finwait.report.style import Style
 
     tty = sys.stdout.isatty()
-    wanted = {"always": True, "never": False, "auto": tty and not os.environ.get("NO_COLOR")}[args.color]
-    width = 100
-    if tty:
-        width = max(72, min(os.get_terminal_size().columns, 140))
-    return Style(width, wanted)
+    colored = {"always": True, "never": False, "auto": tty and not os.environ.get("NO_COLOR")}[args.color]
+    return Style(width(), colored)
+
+
+def width() -> int:
+    """Return how wide a line on standard output may be."""
+    return max(40, min(os.get_terminal_size().columns, 140)) if sys.stdout.isatty() else 100
 
 
 def machine(args: argparse.Namespace) -> Machine:
@@ -329,32 +461,20 @@ def machine(args: argparse.Namespace) -> Machine:
     return session.live_machine()
 
 
-def progress() -> Callable[[str], None] | None:
-    """Return what says on a terminal's stderr what takes more than a second."""
-    if not sys.stderr.isatty():
-        return None
-    begun = time.monotonic()
-
-    def say(what: str) -> None:
-        if time.monotonic() - begun > 1:
-            sys.stderr.write(f"finwait: {what} …\n")
-
-    return say
-
-
 def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b"") -> Look:
     """Return how to look, from the options of `add_look`.
 
     Raises:
         FinwaitError: a namespace that is named does not exist.
     """
+    from finwait.agent.client import asking
     from finwait.diagnosis.view import Options
-    from finwait.kernel.observe import ESTABLISHED_LIMIT, Plan
+    from finwait.kernel.observe import ESTABLISHED_LIMIT, LookPlan
     from finwait.session import Look
     from finwait.uapi import tcp
 
     mask = tcp.ALL_STATES if states is None else states
-    plan = Plan(
+    plan = LookPlan(
         states=mask,
         bytecode=bytecode,
         only=namespaces(args.netns, live=not args.recording) if args.netns else None,
@@ -367,6 +487,8 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
         watch_ms=args.watch or 0,
         not_holders=frozenset(args.not_holder),
         progress=progress(),
+        ages=None if args.recording else asking(args.agent_socket),
+        names=kube_names.asking(args),
     )
 
 
@@ -375,16 +497,18 @@ def asked(args: argparse.Namespace) -> Asked:
     from finwait.diagnosis.hint import Asked
 
     words: list[str] = []
-    for name, given in (
+    for name, values in (
         ("--from", [args.recording] if args.recording else []),
         ("--netns", args.netns),
+        ("--kube-names", [] if args.kube_names is None else [args.kube_names]),
+        ("--agent-socket", [] if args.agent_socket is None else [args.agent_socket]),
         ("--for", [_milliseconds(args.watch)] if args.watch else []),
         ("--established", [args.established] if args.established != "auto" else []),
         ("--not-holder", args.not_holder),
         ("--idle", [_milliseconds(args.idle)] if args.idle != IDLE_MS else []),
         ("--flood", [args.flood] if args.flood != FLOOD else []),
     ):
-        for value in given:
+        for value in values:
             words += [name, str(value)]
     return Asked(options=tuple(words), recorded=bool(args.recording))
 
@@ -399,18 +523,33 @@ def diagnose(args: argparse.Namespace) -> Diagnosis:
     Raises:
         FinwaitError: the filter, the recording or the look failed.
     """
-    from finwait import session
-    from finwait.errors import FilterError
+    return narrowed(args, unnarrowed(args))
 
-    found = parse_filter(args.filter)
+
+def unnarrowed(args: argparse.Namespace) -> Diagnosis:
+    """Look and explain as the options say, whatever the FILTER selects; it is only checked.
+
+    Raises:
+        FinwaitError: the filter, the recording or the look failed.
+    """
+    from finwait import session
+
+    parse_filter(args.filter)
     look = how(args)
-    diagnosis = session.diagnose(machine(args), how=look, asked=asked(args))
+    return session.diagnose(machine(args), how=look, asked=asked(args))
+
+
+def narrowed(args: argparse.Namespace, diagnosis: Diagnosis) -> Diagnosis:
+    """Keep what the FILTER selects of a diagnosis.
+
+    Raises:
+        FinwaitError: the filter can match nothing, or asks for what is not known here.
+    """
+    from finwait import selecting
+
     if not args.filter:
         return diagnosis
-    try:
-        return session.narrow(diagnosis, found, context(diagnosis.snapshot, diagnosis.findings))
-    except ValueError as error:
-        raise FilterError(found.text, 0, str(error)) from None
+    return selecting.narrowed(diagnosis, parse_filter(args.filter))
 
 
 def tell_unfinished() -> None:
@@ -421,40 +560,53 @@ def tell_unfinished() -> None:
     sys.stderr.writelines(unfinished_lines(unfinished()))
 
 
-def tell_outcomes(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> int:
-    """Print what came of each step; 1 when something failed or is still there."""
-    from finwait.report.outcome import outcome_json, outcome_lines
+def tell_outcomes(args: argparse.Namespace, outcomes: Sequence[Outcome], gaps: Iterable[Gap] = ()) -> int:
+    """Print what came of each step; return 1 when something failed or is still there, 4 when all were left alone.
 
-    if args.output == "json":
-        sys.stdout.write(outcome_json(outcomes))
-    else:
-        write(outcome_lines(outcomes))
-    return 1 if any(o.result in ("failed", "still there") for o in outcomes) else 0
+    Those that changed since the plan are left alone as those that a guard keeps.
+    """
+    from finwait.report.outcome import counted, outcome_json, outcome_lines
+
+    with acts_told(lambda: counted(outcomes) or "there was nothing to do"):
+        if args.output == "json":
+            sys.stdout.write(outcome_json(outcomes, gaps))
+        else:
+            write(outcome_lines(outcomes))
+    results = {o.result for o in outcomes}
+    if results & {"failed", "still there"}:
+        return 1
+    return 4 if "changed meanwhile" in results and not results & {"ended", "set"} else 0
 
 
-def tell_cut_short(args: argparse.Namespace, found: Mapping[int, Outcome], journal: SqliteJournal) -> None:
-    """Print what was done of an act that was interrupted, or whose results could not be written down."""
-    interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
-    if not found:
+def tell_cut_short(args: argparse.Namespace, outcomes: Mapping[int, Outcome], journal: SqliteJournal) -> None:
+    """Print what was done of an act that was interrupted, or whose results could not be written down.
+
+    To be called where what ended the act is handled, and raised again.
+    """
+    import contextlib
+
+    from finwait.kernel import interruption
+
+    interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt) or interruption.interrupted()
+    if not outcomes:
         if interrupted:
             sys.stderr.write(f"finwait: interrupted; {left_open(journal) or 'nothing was done'}\n")
         return
     if interrupted:
-        sys.stderr.write("finwait: interrupted; this was done until then, and `finwait journal` has it:\n")
-    tell_outcomes(args, [found[k] for k in sorted(found)])
+        sys.stderr.write(
+            "finwait: interrupted; the acts done until then are these, also in `finwait journal`:\n"
+        )
+    with contextlib.suppress(OSError):  # which was said; what ended the act counts
+        tell_outcomes(args, [outcomes[k] for k in sorted(outcomes)])
 
 
 def left_open(journal: SqliteJournal) -> str:
     """Say that acts of this process have no result; empty if all have, so that what was not told was not done."""
     n = journal.left_open()
-    return (
-        f"what became of {n} acts is not known: `finwait undo --incomplete` puts back what can be"
-        if n
-        else ""
-    )
+    return f"the result of {n} acts is unknown; `finwait undo --incomplete` reverts what it can" if n else ""
 
 
-def chosen(args: argparse.Namespace, verb: str, means: Means = "keepalive") -> Chosen:
+def chosen(args: argparse.Namespace, verb: str, means: Means = "keepalive") -> OptionTargets:
     """Return the held connections that the FILTER selects for an act on their options; say what is left out.
 
     Raises:
@@ -474,23 +626,34 @@ def chosen(args: argparse.Namespace, verb: str, means: Means = "keepalive") -> C
         )
     selected = planning.chosen(machine(args), how(args), parse_filter(args.filter), args.max, means)
     write_error(f"finwait: left out, {n}: {reason}\n" for reason, n in selected.left.items())
-    tell_gaps(selected.gaps)
+    tell_gaps(gap for gap in selected.gaps if gap is not selected.of_unknown)
     if selected.unknown:
-        sys.stderr.write(
-            f"finwait: {selected.unknown}; nothing is done there\nhint: run it as root, or give it "
-            "CAP_SYS_PTRACE, so that it can inspect every process\n"
-        )
+        write_error([f"finwait: {selected.unknown}; nothing is done there\n"])
+        write_error([f"hint: {selected.hint}\n"] if selected.hint else [])
     return selected
 
 
 def agreed(question: str) -> bool:
-    """Ask, if somebody is there who sees what is asked about, and can answer."""
+    """Ask, if somebody is there who sees what is asked about, and can answer.
+
+    What was typed before is no answer: it is thrown away.
+
+    Raises:
+        KeyboardInterrupt: instead of an answer came Ctrl-C, a SIGTERM or a hang-up.
+    """
+    from finwait.kernel.interruption import interruptible
+
     if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         return False
     sys.stdout.flush()
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    with interruptible():
+        try:
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        except termios.error:  # a terminal that is gone: nobody can answer
+            return False
+        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def write(pieces: Iterable[str]) -> None:

@@ -3,45 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 from finwait.cli import options
 
-__all__ = ["export", "show"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from finwait.uapi.observation import Facts
+
+__all__ = ["export", "export_lists", "machine_head", "show"]
 
 
 def show(args: argparse.Namespace, diagnosis: object) -> None:
     """Print a diagnosis in the format that was asked for."""
-    from finwait.report import json, rows, text
-    from finwait.report.columns import Cells
     from finwait.session import Diagnosis
-    from finwait.table.units import printable
 
     assert isinstance(diagnosis, Diagnosis)
     view, findings = diagnosis.view, diagnosis.findings
     facts = diagnosis.snapshot.observation.facts
     if args.output in ("text", "wide"):
-        who = printable(f"{facts.hostname or 'this machine'} (Linux {facts.kernel})")
+        from finwait.report import text
+        from finwait.table.units import printable
+
+        host = printable(f"{facts.hostname or 'this machine'} (Linux {facts.kernel})")
         limit = 0 if args.all or args.output == "wide" else 5
         options.write(
             text.diagnosis(
                 view,
                 findings,
                 diagnosis.gaps,
-                who,
+                host,
                 style=options.style(args),
                 limit=limit,
+                details=0 if args.detail or args.output == "wide" else 3,
                 narrowed=diagnosis.narrowed,
             )
         )
         return
+    from finwait.report import json, rows
+    from finwait.report.columns import Cells
+
     if args.output == "json":
-        head = {
-            "kernel": facts.kernel,
-            "hostname": facts.hostname,
-            "time": _when(facts.unix_ns),
-            "boot_id": facts.boot_id,
-        }
+        head = machine_head(facts)
         options.write(json.diagnosis(view, findings, diagnosis.gaps, head, diagnosis.narrowed))
         return
     if args.output == "jsonl":
@@ -50,31 +56,61 @@ def show(args: argparse.Namespace, diagnosis: object) -> None:
     import numpy as np
 
     primary = [f.rows for f in findings if f.primary and len(f.rows) and not f.counted]
-    which = np.concatenate(primary) if primary else np.empty(0, np.int64)
+    selected = np.concatenate(primary) if primary else np.empty(0, np.int64)
     columns = ("rule", "also", *rows.WIDE[:-1], "age_at_least_s", "age_at_most_s")
     if args.output == "csv":
-        options.write(rows.csv_lines(Cells(view, which, findings), columns))
+        options.write(rows.csv_lines(Cells(view, selected, findings), columns))
     else:
-        export(args.output, view, columns, which, findings)
+        export(args.output, view, columns, selected, findings)
     options.tell_gaps(diagnosis.gaps)  # rows have no place for them
 
 
-def export(form: str, view: object, columns: object, which: object, findings: object) -> None:
+def machine_head(facts: Facts) -> dict[str, str]:
+    """Return what a document of a diagnosis says of the machine and the time."""
+    return {
+        "kernel": facts.kernel,
+        "hostname": facts.hostname,
+        "time": _when(facts.unix_ns),
+        "boot_id": facts.boot_id,
+    }
+
+
+def export(form: str, view: object, columns: object, selected: object, findings: object) -> None:
     """Write Arrow or Parquet to standard output.
 
     Raises:
         FinwaitError: the ``export`` extra is not installed.
     """
-    from finwait.errors import FinwaitError
     from finwait.report import arrow
 
+    with _exporting(form):
+        table = arrow.table(view, columns, selected, findings)  # type: ignore[arg-type]
+    (arrow.parquet if form == "parquet" else arrow.stream)(table, sys.stdout.buffer)
+
+
+def export_lists(columns: Mapping[str, tuple[Sequence[Any], str]]) -> None:
+    """Write columns as Parquet to standard output; see `finwait.report.arrow.of_lists`.
+
+    Raises:
+        FinwaitError: the ``export`` extra is not installed.
+    """
+    from finwait.report import arrow
+
+    with _exporting("parquet"):
+        table = arrow.of_lists(columns)
+        arrow.parquet(table, sys.stdout.buffer)
+
+
+@contextlib.contextmanager
+def _exporting(form: str) -> Iterator[None]:
+    from finwait.errors import FinwaitError
+
     try:
-        table = arrow.table(view, columns, which, findings)  # type: ignore[arg-type]
+        yield
     except ImportError:
         error = FinwaitError(f"`-o {form}` needs arro3-core and arro3-io")
         error.hint = "pip install 'finwait[export]'"
         raise error from None
-    (arrow.parquet if form == "parquet" else arrow.stream)(table, sys.stdout.buffer)
 
 
 def _when(unix_ns: int) -> str:

@@ -6,11 +6,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from finwait.cli import options
+from finwait.cli import options, streams
+from finwait.cli.streams import acts_told
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from finwait.planning import OptionTargets
     from finwait.remedy.outcome import Probe
 
 __all__ = ["add_parser", "run"]
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     steps, gaps = selected.steps, selected.gaps
     if not steps:
         return options.status(gaps)
-    found: dict[int, Probe] = {}
+    probes: dict[int, Probe] = {}
     interrupted = False
     with opened() as journal:
         try:
@@ -66,36 +66,37 @@ def run(args: argparse.Namespace) -> int:
                 steps,
                 journal,
                 keepalive=args.keepalive,
-                say=options.progress() or (lambda _: None),
-                into=found,
+                say=streams.progress() or (lambda _: None),
+                into=probes,
             )
         except KeyboardInterrupt:
             interrupted = True
             raise
         finally:
-            unrestored = {k: found[k].unrestored for k in sorted(found) if found[k].unrestored}
-            if not interrupted:
-                _tell(args, [found[k] for k in sorted(found)], selected.left)
+            unrestored = {k: probes[k].unrestored for k in sorted(probes) if probes[k].unrestored}
             if unrestored:
                 options.write_error(unrestored_lines(steps, unrestored))
             elif interrupted and (unknown := options.left_open(journal)):
                 sys.stderr.write(f"finwait: interrupted; {unknown}\n")
             elif interrupted:
-                options.write_error(interrupted_lines([found[k] for k in sorted(found)]))
-            elif len(found) == len(steps) and sys.exc_info()[0] is not None:
+                options.write_error(interrupted_lines([probes[k] for k in sorted(probes)]))
+            elif len(probes) == len(steps) and sys.exc_info()[0] is not None:
                 sys.stderr.write("finwait: every option is as it was before\n")
+            if not interrupted:
+                _tell(args, [probes[k] for k in sorted(probes)], selected)
     if unrestored:
         return 1
-    unjudged = any(one.verdict == "not judged" for one in found.values())
+    unjudged = any(answer.verdict == "not judged" for answer in probes.values())
     return 3 if unjudged else options.status(gaps)
 
 
-def _tell(args: argparse.Namespace, found: list[Probe], left: Mapping[str, int]) -> None:
-    from finwait.report.probe import probe_json, probe_lines
+def _tell(args: argparse.Namespace, probes: list[Probe], selected: OptionTargets) -> None:
+    from finwait.report.probe import counted, probe_json, probe_lines
 
-    if not found:
+    if not probes:
         return
-    if args.output == "json":
-        sys.stdout.write(probe_json(found, left))
-    else:
-        options.write(probe_lines(found))
+    with acts_told(lambda: counted(probes)):
+        if args.output == "json":
+            sys.stdout.write(probe_json(probes, selected.left, selected.gaps))
+        else:
+            options.write(probe_lines(probes))

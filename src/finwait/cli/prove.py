@@ -8,9 +8,9 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from finwait.lab.proofs.instruments import Outcome, Proof
+    from finwait.lab.proofs.instruments import Proof, ProofOutcome
     from finwait.remedy.knowledge import Knowledge
 
 __all__ = ["add_parser", "run"]
@@ -46,12 +46,15 @@ def run(args: argparse.Namespace) -> int:
 
     known = knowledge()
     if not args.claims:
+        if args.output == "json":
+            _list_json(proofs().values())
+            return 0
         for proof in proofs().values():
             print(f"{proof.name:<28} ~{proof.seconds:>4.1f} s  {' '.join(proof.claims)}")
         return 0
-    wanted = list(_chosen(args.claims, known))
+    chosen = list(_chosen(args.claims, known))
     outcomes = []
-    for number, proof in enumerate(wanted):
+    for number, proof in enumerate(chosen):
         outcome = prove(proof)
         outcomes.append(outcome)
         if args.output == "text":
@@ -88,7 +91,7 @@ def _chosen(words: list[str], known: Knowledge) -> Iterator[Proof]:
         yield available[name]
 
 
-def _text(outcome: Outcome, known: Knowledge) -> Iterator[str]:
+def _text(outcome: ProofOutcome, known: Knowledge) -> Iterator[str]:
     for claim in known.cited(outcome.proof.claims):
         yield from textwrap.wrap(
             f"{claim.id} {claim.claim}", _WIDTH, subsequent_indent="    ", break_on_hyphens=False
@@ -102,13 +105,13 @@ def _text(outcome: Outcome, known: Knowledge) -> Iterator[str]:
             break_on_hyphens=False,
         )
     yield f"Demonstration {outcome.proof.name} on Linux {outcome.kernel}, {outcome.seconds:.1f} s:"
-    for one in outcome.measured:
-        yield f"  {'ok ' if one.held else 'NOT'}  {one.what}"
-        if one.expected == one.got:
-            yield f"         measured: {one.got}"
+    for measurement in outcome.measured:
+        yield f"  {'ok ' if measurement.held else 'NOT'}  {measurement.what}"
+        if measurement.expected == measurement.got:
+            yield f"         measured: {measurement.got}"
         else:
-            yield f"         expected: {one.expected}; measured: {one.got}"
-    failed = sum(not one.held for one in outcome.measured)
+            yield f"         expected: {measurement.expected}; measured: {measurement.got}"
+    failed = sum(not measurement.held for measurement in outcome.measured)
     yield (
         "It held: all measurements are as the ledger says."
         if outcome.held
@@ -116,22 +119,29 @@ def _text(outcome: Outcome, known: Knowledge) -> Iterator[str]:
     )
 
 
-def _json(outcomes: list[Outcome]) -> None:
+def _list_json(known: Iterable[Proof]) -> None:
+    from finwait.report.shape import document, encoded
+
+    items = [{"name": proof.name, "claims": list(proof.claims), "seconds": proof.seconds} for proof in known]
+    sys.stdout.write(encoded(document("ProofList", {"items": items})))
+
+
+def _json(outcomes: list[ProofOutcome]) -> None:
     import msgspec
 
-    answer = {
-        "apiVersion": "finwait/v1",
-        "kind": "Proofs",
-        "proofs": [
+    from finwait.report.shape import document, encoded
+
+    members = {
+        "items": [
             {
                 "name": o.proof.name,
                 "claims": list(o.proof.claims),
                 "kernel": o.kernel,
                 "held": o.held,
                 "seconds": round(o.seconds, 3),
-                "measured": [msgspec.to_builtins(one) for one in o.measured],
+                "measured": [msgspec.to_builtins(measurement) for measurement in o.measured],
             }
             for o in outcomes
         ],
     }
-    print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+    sys.stdout.write(encoded(document("ProofResultList", members), indent=2))

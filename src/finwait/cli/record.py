@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from finwait.cli import options
+from finwait.cli import kube_names, options, streams
 from finwait.selecting import namespaces
 
 __all__ = ["add_parser", "run"]
@@ -43,14 +43,17 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="DURATION",
         help="time between looks (default 1s)",
     )
-    parser.add_argument(
-        "--netns",
-        action="append",
-        default=[],
-        metavar="NAME|INODE|PID",
-        help="only this network namespace (repeatable)",
-    )
+    options.add_netns(parser, "record only this network namespace", many=True)
+    kube_names.add(parser)
+    parser.set_defaults(agent_socket=None, recording=None)
     parser.add_argument("--note", metavar="TEXT", help="a line for the person who reads it")
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=("text", "json"),
+        default="text",
+        help="how to report what was recorded (default text, on standard error)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -60,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
     from finwait import session
     from finwait.recording import Replay, record
+    from finwait.report.shape import document, encoded
     from finwait.table.units import printable
-    from finwait.uapi.observation import Plan
+    from finwait.uapi.observation import LookPlan
 
     only = namespaces(args.netns, live=True) if args.netns else None
     recorded = record(
@@ -73,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         redact=args.redact,
         keep_names=frozenset(args.keep_name),
         note=args.note or "",
-        progress=options.progress(),
+        cluster=kube_names.asking(args),
+        progress=streams.progress(),
     )
     size = os.stat(args.file).st_size
     file = printable(args.file)
@@ -82,7 +87,16 @@ def run(args: argparse.Namespace) -> int:
         f"({size / 1000:.0f} kB) into `{file}`; read it with `finwait --from {file}`\n"
     )
     # What each look could not see, and what a command that reads the file will say of the last one.
-    shot = session.look(Replay([recorded.last]), session.Look(plan=Plan(only=only)))
+    shot = session.look(Replay([recorded.last]), session.Look(plan=LookPlan(only=only)))
     gaps = sorted({*recorded.gaps, *shot.gaps})
+    if args.output == "json":
+        members = {
+            "file": args.file,
+            "looks": args.looks,
+            "connections": recorded.rows,
+            "bytes": size,
+            "redacted": args.redact,
+        }
+        options.write([encoded(document("RecordingMade", members, gaps))])
     options.tell_gaps(gaps)
     return options.status(gaps)

@@ -31,21 +31,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rules = catalogue.rules()
     if args.output == "json":
-        import msgspec
+        from finwait.report.rules import rule_json
+        from finwait.report.shape import document, encoded
 
-        items = [
-            {
-                "name": r.name,
-                "title": r.title,
-                "severity": r.severity,
-                "claims": r.claims,
-                "page": catalogue.page(r.name),
-            }
-            for r in rules
-        ]
-        out = {"apiVersion": "finwait/v1", "kind": "RuleList", "items": items}
-        options.write([msgspec.json.encode(out).decode() + "\n"])
+        options.write([encoded(document("RuleList", {"items": [rule_json(r) for r in rules]}))])
         return 0
     wide = max(len(r.name) for r in rules)
-    options.write(f"{r.name:<{wide}}  {r.severity:<8} {r.title}\n" for r in rules)
+    options.write(f"{r.name:<{wide}}  {r.severity:<8} {r.headline}\n" for r in rules)
     return 0

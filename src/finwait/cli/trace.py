@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from finwait.errors import Gap
     from finwait.follow import Following, Round, Stuck
-    from finwait.report.transitions import Names
+    from finwait.report.transitions import TransitionNames
 
 __all__ = ["add_parser"]
 
@@ -20,10 +20,11 @@ _PARQUET_ROWS = 1_000_000
 """A Parquet file is written at its end, from memory."""
 
 _DESCRIPTION = """\
-Print every change of state of TCP connections: when, where, from which state to which, how long it had
-been in the old one, and which process holds it. Reads the kernel's own tracepoint in a private tracefs
-instance; without it, finwait compares snapshots of the sockets, and says so. A FILTER that cannot be applied
-to a change of state (a queue, a timer, a rule) is refused; `--stuck` looks at sockets and accepts most.
+Print every change of state of TCP connections: when, where, the old and the new state, how long
+the old one lasted, and which process holds the connection. Reads the kernel's own tracepoint in a
+private tracefs instance; without it, finwait compares snapshots of the sockets, and says so.
+A FILTER that cannot be applied to a change of state (a queue, a timer, a rule) is refused;
+`--stuck` and `--leaks` look at sockets and accept most.
 """
 
 
@@ -53,9 +54,10 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        choices=("text", "wide", "jsonl", "csv", "parquet"),
+        choices=("text", "wide", "json", "jsonl", "csv", "parquet"),
         default="text",
-        help="format (default text)",
+        help="format (default text); json and jsonl are the same here, one object per line; with `--leaks` json is "
+        "one document",
     )
     parser.add_argument(
         "--stuck",
@@ -74,6 +76,13 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--retransmits", action="store_true", help="also print retransmissions")
     parser.add_argument("--stack", action="store_true", help="print the kernel and user stack of each change")
+    parser.add_argument(
+        "--leaks",
+        action="store_true",
+        help="instead of changes: which code opened, and which half-closed, the connections that are still there "
+        "at the end, grouped by stack; samples accept, connect and shutdown of every process by perf events, with "
+        "the top 16 KiB of each caller's stack (text or json)",
+    )
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
@@ -130,11 +139,13 @@ def _check(args: argparse.Namespace) -> None:
     shown = [f"--{name.replace('_', '-')}" for name in own]
     if len(own) > 1:
         args.wrong(f"{shown[0]} and {shown[1]} print different things: choose one")
+    if args.output == "json":  # a trace has no end at which a document could be closed
+        args.output = "jsonl"
     forms = ("text", "wide", "jsonl") if own == ["stuck"] else ("text", "wide")
     if own and args.output not in forms:
         args.wrong(f"{shown[0]} prints {' or '.join(forms)}, not {args.output}")
     if own == ["stuck"] and args.no_lookup:
-        args.wrong("--stuck looks at the sockets: it cannot go with --no-lookup")
+        args.wrong("--stuck looks at the sockets, so it cannot be combined with --no-lookup")
     if args.output == "parquet" and sys.stdout.isatty():
         args.wrong("Parquet is not for a terminal: redirect the output to a file")
 
@@ -177,17 +188,17 @@ class _Sink:
         self.left -= 1
         return self.left != 0
 
-    def rows(self, found: Round, names: Names) -> bool:
+    def rows(self, batch: Round, names: TransitionNames) -> bool:
         """Print the rows of a round; return whether there is room for more."""
         from finwait.report import transitions as text
 
-        cpus, times, tids = (found.rows[n].tolist() for n in ("cpu", "time_ns", "pid"))
+        cpus, times, tids = (batch.rows[n].tolist() for n in ("cpu", "time_ns", "pid"))
         self.unprinted = len(times)
-        for k, record in enumerate(text.records(found.rows, names)):
+        for k, record in enumerate(text.records(batch.rows, names)):
             if self.left == 0 or self.full:
                 self.unprinted = 0
                 return False
-            stacks = found.stacks.get((cpus[k], times[k]))
+            stacks = batch.stacks.get((cpus[k], times[k]))
             if self._args.output == "parquet":
                 self._records.append(record)
                 self.full = len(self._records) >= _PARQUET_ROWS
@@ -235,32 +246,18 @@ class _Sink:
 
 
 def _parquet(records: list[dict[str, Any]]) -> None:
-    import io
-    import sys
-
-    try:
-        from arro3 import core
-        from arro3.io import write_parquet
-    except ImportError:
-        from finwait.errors import FinwaitError
-
-        error = FinwaitError("cannot write Parquet: the package `arro3-io` is not installed")
-        error.hint = "pip install 'finwait[export]'"
-        raise error from None
+    from finwait.cli.printing import export_lists
     from finwait.report.transitions import CSV_COLUMNS, flat_names
 
     whole = {"sport", "dport", "netns", "in_old_us", "cookie", "inode", "expires_ms", "ifindex"}
-    columns: dict[str, Any] = {}
+    columns: dict[str, tuple[list[Any], str]] = {}
     for name in CSV_COLUMNS:
         if name in ("owner", "last_owner", "moved_by"):
             cells: list[Any] = [flat_names(r)[name] or None for r in records]
         else:
             cells = [r.get(name) for r in records]
-        kind = core.DataType.int64() if name in whole else core.DataType.string()
-        columns[name] = core.Array(cells, type=kind)
-    out = io.BytesIO()
-    write_parquet(core.Table.from_pydict(columns), out)
-    sys.stdout.buffer.write(out.getvalue())
+        columns[name] = cells, "int64" if name in whole else "utf8"
+    export_lists(columns)
 
 
 class _Ending:
@@ -274,6 +271,7 @@ class _Ending:
         import signal
         import time
 
+        self._seconds = seconds
         self._end = None if seconds is None else time.monotonic() + seconds
         self._signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self._previous = [signal.signal(number, self._take) for number in self._signals]
@@ -283,6 +281,12 @@ class _Ending:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+    def begin(self) -> None:
+        """Count the time from now on."""
+        import time
+
+        self._end = None if self._seconds is None else time.monotonic() + self._seconds
 
     @property
     def left(self) -> float:
@@ -311,18 +315,20 @@ def run(args: argparse.Namespace) -> int:
     from finwait.table.filter import parse
     from finwait.table.trace_filter import by_the_event, refusal
 
-    wanted = parse(args.filter) if args.filter else None
+    if args.leaks:
+        return _leaks(args)
+    row_filter = parse(args.filter) if args.filter else None
     _check(args)
-    if refused := refusal(wanted, stuck=args.stuck is not None):
+    if refused := refusal(row_filter, stuck=args.stuck is not None):
         raise refused
     following = Following(
-        wanted,
+        row_filter,
         resets=args.resets,
         retransmits=args.retransmits,
         stacks=args.stack,
         tracing=not args.poll,
         # A histogram needs the times alone, unless the FILTER asks who and where.
-        lookup=not args.no_lookup and not (args.summary and by_the_event(wanted)),
+        lookup=not args.no_lookup and not (args.summary and by_the_event(row_filter)),
         interval=args.interval / 1000,
         buffer_kb=args.buffer_kb,
         left_only=args.summary,
@@ -335,6 +341,18 @@ def run(args: argparse.Namespace) -> int:
             if not args.quiet:
                 _say_how(following)
             return _Run(following, args, ending).go()
+    finally:
+        ending.restore()
+
+
+def _leaks(args: argparse.Namespace) -> int:
+    """Say which code opened the connections that are still there at the end."""
+    from finwait.cli.leaks import check, run_leaks
+
+    check(args)
+    ending = _Ending(None if args.duration is None else args.duration / 1000)
+    try:
+        return run_leaks(args, ending.begin, lambda: ending.left, lambda: ending.asked)
     finally:
         ending.restore()
 
@@ -354,23 +372,25 @@ def _say_how(following: Following) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _names(following: Following, found: Round) -> Names:
+def _names(following: Following, batch: Round) -> TransitionNames:
     import time
 
     from finwait.follow import pod_uid
-    from finwait.report.transitions import Mover, Names
+    from finwait.report.transitions import Mover, TransitionNames
 
-    rows = found.rows
-    who = following.who(rows)
-    movers = {tid: Mover(tid, name) for tid, name in who.threads.items()}
-    movers |= {tid: Mover(tid, one.thread, one.pid, one.comm, one.kernel) for tid, one in who.tasks.items()}
+    rows = batch.rows
+    actors = following.who(rows)
+    movers = {tid: Mover(tid, name) for tid, name in actors.threads.items()}
+    movers |= {
+        tid: Mover(tid, task.thread, task.pid, task.comm, task.kernel) for tid, task in actors.tasks.items()
+    }
     paths = following.cgroups(rows.cgroup_id.tolist())
-    return Names(
+    return TransitionNames(
         wall_offset_ns=time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC),
         utc_offset_s=time.localtime().tm_gmtoff,
         netns=following.netns_names(),
-        owners={inode: [(o.pid, o.comm) for o in holders] for inode, holders in who.owners.items()},
-        last={life: [(o.pid, o.comm) for o in holders] for life, holders in who.last.items()},
+        owners={inode: [(o.pid, o.comm) for o in holders] for inode, holders in actors.owners.items()},
+        last={life: [(o.pid, o.comm) for o in holders] for life, holders in actors.last.items()},
         pods={number: uid for number, path in paths.items() if (uid := pod_uid(path))},
         movers=movers,
         reasons=following.reasons(),
@@ -455,8 +475,8 @@ class _Run:
             self._sink.start()
         try:
             going = True
-            while going and (left := self._ending.left) > 0:
-                going = self._show(self._following.step(min(0.5, left)))
+            while going and (remaining := self._ending.left) > 0:
+                going = self._show(self._following.step(min(0.5, remaining)))
                 if going and self._stuck_s is not None:
                     self._tell_gaps(self._following.look_now())
                     going = self._tell_stuck()
@@ -471,25 +491,25 @@ class _Run:
             self._tell_rest()
         return self._account(missing)
 
-    def _show(self, found: Round) -> bool:
+    def _show(self, batch: Round) -> bool:
         """Show the rows of a round; return whether there is room for more."""
         import sys
 
-        self._lost += found.lost
-        self._tell_gaps(found.gaps)
-        if found.lost:
-            print(f"lost {found.lost} records: the ring buffer was full", file=sys.stderr)
+        self._lost += batch.lost
+        self._tell_gaps(batch.gaps)
+        if batch.lost:
+            print(f"lost {batch.lost} records: the ring buffer was full", file=sys.stderr)
         if self._summary is not None:
-            self._summary.add(found.rows)
+            self._summary.add(batch.rows)
             return True
         if self._stuck_s is not None:
             return self._tell_stuck()
-        if not len(found.rows):
+        if not len(batch.rows):
             return True
-        names = _names(self._following, found)
+        names = _names(self._following, batch)
         if self._stories is None:
-            return self._sink.rows(found, names)
-        return all(self._sink.line("\n".join(story)) for story in self._stories.add(found.rows, names))
+            return self._sink.rows(batch, names)
+        return all(self._sink.line("\n".join(story)) for story in self._stories.add(batch.rows, names))
 
     def _tell_gaps(self, gaps: tuple[Gap, ...]) -> None:
         self._gaps.tell(gaps)
@@ -515,9 +535,9 @@ class _Run:
         if missing:
             print(f"interrupted: at least {missing} traced rows were not printed", file=sys.stderr)
         if unjudged := following.unjudged:
-            what = "stuck connections" if self._stuck_s is not None else "rows"
+            noun = "stuck connections" if self._stuck_s is not None else "rows"
             print(
-                f"left out: {unjudged} {what} that the FILTER could not judge, because the connection was over, or its "
+                f"left out: {unjudged} {noun} that the FILTER could not judge, because the connection was over, or its "
                 "holder could not be found",
                 file=sys.stderr,
             )
@@ -526,7 +546,8 @@ class _Run:
         bounded = list(following.bounded)
         if self._stories is not None and self._stories.cut:
             bounded.append(
-                f"{self._stories.cut} stories were told before they were over: too many were open at once"
+                f"{self._stories.cut} stories were printed before they were over, because too many were "
+                "open at once"
             )
         if self._sink.full:
             bounded.append(f"the file ends after {_PARQUET_ROWS} rows, which is what fits into memory")
@@ -556,15 +577,15 @@ class _Run:
         """Print what is newly stuck; return whether there is room for more."""
         assert self._stuck_s is not None
         following = self._following
-        found = following.stuck(self._stuck_s, self._told, last=last)
-        if not found:
+        stuck = following.stuck(self._stuck_s, self._told, last=last)
+        if not stuck:
             return True
-        paths = following.cgroups(one.cgroup_id for one in found)
+        paths = following.cgroups(connection.cgroup_id for connection in stuck)
         names = following.netns_names()
         blind = bool(following.blind_gaps)
-        for one in found:
-            self._told.add((one.key, one.state))
-            record = _stuck_record(one, names, paths, blind=blind)
+        for connection in stuck:
+            self._told.add((connection.key, connection.state))
+            record = _stuck_record(connection, names, paths, blind=blind)
             self._partial = self._partial or record["holders"] is None
             if record["holders"] is None:
                 self._tell_blind()
@@ -583,7 +604,7 @@ class _Run:
 
 
 def _stuck_record(
-    one: Stuck, names: Mapping[int, Sequence[str]], paths: Mapping[int, str], *, blind: bool
+    connection: Stuck, names: Mapping[int, Sequence[str]], paths: Mapping[int, str], *, blind: bool
 ) -> dict[str, Any]:
     """Return a stuck connection as an object; ``holders`` is null where it is not known who holds it."""
     from finwait.follow import pod_uid
@@ -591,33 +612,36 @@ def _stuck_record(
     from finwait.uapi import tcp
 
     holders: list[dict[str, Any]] | None = []
-    if one.held is not None:
-        holders = [{"pid": owner.pid, "comm": owner.comm} for owner in one.held.owners]
-        if not holders and (blind or not one.held.whole):
+    if connection.held is not None:
+        holders = [{"pid": owner.pid, "comm": owner.comm} for owner in connection.held.owners]
+        if not holders and (blind or not connection.held.whole):
             holders = None
     return {
-        "state": tcp.state_name(one.state),
-        "for_ms": one.for_ns // 1_000_000,
-        "at_least": not one.exact,
-        "netns": one.netns,
-        "netns_name": next(iter(names.get(one.netns or 0, ())), None),
-        "src": address_text(*one.src),
-        "sport": one.sport,
-        "dst": address_text(*one.dst),
-        "dport": one.dport,
+        "state": tcp.state_name(connection.state),
+        "for_ms": connection.for_ns // 1_000_000,
+        "at_least": not connection.exact,
+        "netns": connection.netns,
+        "netns_name": next(iter(names.get(connection.netns or 0, ())), None),
+        "family": connection.family,
+        "ifindex": connection.ifindex,
+        "src": address_text(*connection.src),
+        "sport": connection.sport,
+        "dst": address_text(*connection.dst),
+        "dport": connection.dport,
         "holders": holders,
-        "orphan": one.held is None and one.state != tcp.CLOSE_WAIT,
-        "not_accepted": one.held is None and one.state == tcp.CLOSE_WAIT,
-        "pod_uid": pod_uid(paths.get(one.cgroup_id, "")) or None,
-        "cookie": one.key,
-        "inode": one.inode or None,
+        "orphan": connection.held is None and connection.state != tcp.CLOSE_WAIT,
+        "not_accepted": connection.held is None and connection.state == tcp.CLOSE_WAIT,
+        "pod_uid": pod_uid(paths.get(connection.cgroup_id, "")) or None,
+        "cookie": connection.key,
+        "inode": connection.inode or None,
     }
 
 
 def _stuck_json(record: dict[str, Any]) -> str:
     from finwait.report.transitions import encode
 
-    return encode(record)
+    named = {name: value for name, value in record.items() if name != "holders"}
+    return encode({"kind": "stuck", **named, "owners": record["holders"]})
 
 
 def _stuck_text(record: dict[str, Any], wide: bool) -> str:

@@ -7,19 +7,21 @@ import contextlib
 import os
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finwait.cli import options
+from finwait.cli.streams import acts_told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from finwait.acting.sysctls import Applied
     from finwait.errors import Gap
     from finwait.kernel.journal import SqliteJournal
     from finwait.kernel.surroundings import Surroundings
-    from finwait.kernel.sysctl import Target
+    from finwait.kernel.sysctl import SysctlTarget
     from finwait.remedy.settings.model import Setting
-    from finwait.remedy.tuning import Facts, Plan, Profile
+    from finwait.remedy.tuning import Profile, ProfilePlan, TuningFacts
 
 __all__ = ["add_parser"]
 
@@ -46,39 +48,46 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="tune_command", required=True, metavar="COMMAND")
+    _add_show(commands)
+    _add_explain(commands)
+    _add_plan(commands)
+    _add_apply(commands)
+    _add_rollback(commands)
 
+
+def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     show = commands.add_parser("show", help="the values in force, with what is unusual about them")
     show.add_argument("keys", nargs="*", metavar="KEY", help="only these settings")
     show.add_argument("--all-netns", action="store_true", help="in every network namespace that can be found")
     _where(show)
-    show.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
-    )
+    _output(show)
     show.set_defaults(run=run_show)
 
+
+def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     explain = commands.add_parser("explain", help="everything that finwait knows about one setting")
     explain.add_argument(
         "key",
         metavar="KEY",
         help="for example net.ipv4.tcp_fin_timeout, or tcp_fin_timeout",
     )
-    explain.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
-    )
+    _output(explain)
     _diagnosis(explain)
     explain.set_defaults(run=run_explain)
 
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plan = commands.add_parser(
         "plan", help="what a list of settings would change, with a verdict on each line"
     )
     _what(plan)
     _where(plan)
     _diagnosis(plan)
-    plan.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
-    )
+    _output(plan)
     plan.set_defaults(run=run_plan)
 
+
+def _add_apply(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     apply = commands.add_parser("apply", help="set a whole list or nothing; written to the journal first")
     _what(apply)
     _where(apply)
@@ -88,9 +97,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     apply.add_argument(
         "--allow-harmful", action="store_true", help="also set lines that the plan calls harmful"
     )
+    _output(apply)
     apply.add_argument("--skip-blocked", action="store_true", help="leave out lines that cannot be set here")
     apply.set_defaults(run=run_apply)
 
+
+def _add_rollback(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     rollback = commands.add_parser("rollback", help="revert what an earlier apply changed")
     rollback.add_argument(
         "id", type=options.whole(1, (1 << 63) - 1), metavar="ID", help="the number that apply printed"
@@ -98,8 +110,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     rollback.add_argument(
         "--yes", action="store_true", help="do it; without this, finwait only shows what would be done"
     )
-    rollback.add_argument("--force", action="store_true", help="even if a value has been changed since")
+    _output(rollback)
+    rollback.add_argument(
+        "--force",
+        action="store_true",
+        help="even if somebody has changed a value, or the sysctl.d file, since",
+    )
     rollback.set_defaults(run=run_rollback)
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="format (default text)"
+    )
 
 
 def _what(parser: argparse.ArgumentParser) -> None:
@@ -115,11 +138,7 @@ def _what(parser: argparse.ArgumentParser) -> None:
 
 def _where(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--netns",
-        metavar="NETNS",
-        help="name, path, inode, or pid:PID (default: the current one)",
-    )
+    options.add_netns(group, "the network namespace to look at or set (default: the current one)")
     group.add_argument("--pod-uid", metavar="UID", help="the namespace of this pod on this node")
 
 
@@ -128,7 +147,7 @@ def _diagnosis(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def _target(args: argparse.Namespace) -> Iterator[Target]:
+def _target(args: argparse.Namespace) -> Iterator[SysctlTarget]:
     from finwait.kernel import sysctl
 
     try:
@@ -140,7 +159,7 @@ def _target(args: argparse.Namespace) -> Iterator[Target]:
         yield target
 
 
-def _name(target: Target) -> str:
+def _name(target: SysctlTarget) -> str:
     return f"netns {target.inode} ({target.name}{', the initial one' if target.initial else ''})"
 
 
@@ -154,13 +173,13 @@ def rule_counts(inode: int | None = None) -> tuple[dict[str, int] | None, tuple[
     """
     from finwait import session
     from finwait.errors import FinwaitError
-    from finwait.kernel.observe import Plan as LookPlan
+    from finwait.kernel.observe import LookPlan
 
     only = None if inode is None else frozenset((inode,))
     try:
         diagnosis = session.diagnose(how=session.Look(LookPlan(only=only)))
     except FinwaitError as error:
-        print(f"finwait: could not look what is stuck now: {error}", file=sys.stderr)
+        print(f"finwait: could not look for what is stuck now: {error}", file=sys.stderr)
         return None, ()
     counts: dict[str, int] = {}
     for finding in diagnosis.findings:
@@ -169,11 +188,11 @@ def rule_counts(inode: int | None = None) -> tuple[dict[str, int] | None, tuple[
     return counts, diagnosis.gaps
 
 
-def facts_of(target: Target, settings: Iterable[Setting]) -> Facts:
+def facts_of(target: SysctlTarget, settings: Iterable[Setting]) -> TuningFacts:
     """Read what the verdicts on these settings depend on beside the values in force."""
     from finwait.errors import DecodeError
     from finwait.kernel import surroundings
-    from finwait.remedy.tuning import Facts
+    from finwait.remedy.tuning import TuningFacts
     from finwait.uapi import proc
 
     tracking = any(band.tracking for setting in settings for band in setting.bands)
@@ -185,7 +204,7 @@ def facts_of(target: Target, settings: Iterable[Setting]) -> Facts:
         orphans = aborted = None
     memory = re.search(rb"^MemTotal:\s+(\d+) kB", around.meminfo or b"", re.MULTILINE)
     size = (around.hash_entries or b"").strip()
-    return Facts(
+    return TuningFacts(
         *_tracked(around),
         orphans=orphans,
         aborted=aborted,
@@ -215,8 +234,6 @@ def _tracked(around: Surroundings) -> tuple[bool | None, str]:
 
 def run_show(args: argparse.Namespace) -> int:
     """Print the values in force and return the exit status."""
-    import msgspec
-
     from finwait.kernel import sysctl
     from finwait.remedy.settings.catalogue import CATALOGUE
     from finwait.report.tune import show_json, show_text
@@ -245,30 +262,29 @@ def run_show(args: argparse.Namespace) -> int:
             for line in show_text(settings, reading.values, _name(target), facts):
                 print(line)
     if args.output == "json":
-        _json({"apiVersion": "finwait/v1", "kind": "Settings", "namespaces": answer, "gaps": [
-            msgspec.to_builtins(gap) for gap in gaps]})  # fmt: skip
+        _json("Settings", {"namespaces": answer}, gaps)
     options.tell_gaps(gaps)
     return options.status(gaps)
 
 
-def _json(answer: object) -> None:
-    import msgspec
+def _json(kind: str, members: Mapping[str, Any], gaps: Iterable[Gap] = ()) -> None:
+    from finwait.report.shape import document, encoded
 
-    print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+    sys.stdout.write(encoded(document(kind, members, gaps), indent=2))
 
 
 def _setting(key: str) -> Setting:
     from finwait.remedy.settings.catalogue import CATALOGUE, by_key
 
-    found = by_key(key)
-    if found is None:
+    setting = by_key(key)
+    if setting is None:
         import difflib
 
         names = [s.key.rpartition(".")[2] for s in CATALOGUE]
         near = difflib.get_close_matches(key.rpartition(".")[2], names, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "`finwait tune show` lists them"
         raise _wrong(f"`{key}` is not a setting that affects closing", hint)
-    return found
+    return setting
 
 
 def _wrong(message: str, hint: str) -> Exception:
@@ -286,23 +302,27 @@ def run_explain(args: argparse.Namespace) -> int:
 
     setting = _setting(args.key)
     counts, gaps = (None, ()) if args.no_diagnosis else rule_counts()
-    here = verdicts((setting,), counts or {})[setting.key]
+    effects = verdicts((setting,), counts or {})[setting.key]
     with sysctl.open_target(None) as target:
         facts = facts_of(target, (setting,))
         reading = sysctl.read([setting.key], target)
     value = reading.values.get(setting.key)
-    if args.output == "json":
-        _json(explain_json(setting, here, facts, value))
-    else:
-        for line in explain_text(setting, knowledge(), here, facts, value):
-            print(line)
     gaps = (*gaps, *reading.gaps)
+    if args.output == "json":
+        _json("Setting", explain_json(setting, effects, facts, value), gaps)
+    else:
+        for line in explain_text(setting, knowledge(), effects, facts, value):
+            print(line)
     options.tell_gaps(gaps)
     return options.status(gaps)
 
 
-def load_profile(words: Sequence[str]) -> Profile:
+def load_profile(words: Sequence[str], *, acting: bool = False) -> Profile:
     """Return the settings that a command line asks for: a shipped profile, a file, or ``key=value`` words.
+
+    Args:
+        words: of the command line.
+        acting: they are to be set, so nobody else may have written the file.
 
     Raises:
         UsageError: there is no such profile, or the words cannot be understood.
@@ -325,7 +345,8 @@ def load_profile(words: Sequence[str]) -> Profile:
     if name in shipped.profile_names():
         return shipped.profiles()[name]
     try:
-        data = files.read(name, 1 << 20, pipes=True)
+        own = "read it; if you agree to it, apply a copy of your own" if acting else ""
+        data = files.read(name, 1 << 20, pipes=True, own_way=True, own=own)
     except FileRefused as error:
         raise _wrong(f"`{name}` is not a profile, and was not read: {error.reason}", error.hint) from None
     except OSError as error:
@@ -340,7 +361,7 @@ def load_profile(words: Sequence[str]) -> Profile:
     return parse_sysctl_conf(name, data.decode("utf-8", errors="replace"))
 
 
-def make_plan(profile: Profile, target: Target, counts: Mapping[str, int]) -> Plan:
+def make_plan(profile: Profile, target: SysctlTarget, counts: Mapping[str, int]) -> ProfilePlan:
     """Read the values in force in a namespace and judge a profile against them."""
     from finwait.kernel import sysctl
     from finwait.remedy.settings.catalogue import by_key
@@ -374,29 +395,42 @@ _RELATED = (
 def run_plan(args: argparse.Namespace) -> int:
     """Print a plan and return the exit status."""
     if args.what == ["list"]:
-        return _list()
+        return _list(args)
     profile = load_profile(args.what)
     with _target(args) as target:
         counts, gaps = (None, ()) if args.no_diagnosis else rule_counts(target.inode)
         plan = make_plan(profile, target, counts or {})
-        _print_plan(plan, target, counts, args.output)
+        _print_plan(plan, target, counts, args.output, gaps)
     options.tell_gaps(gaps)
     return options.status(gaps)
 
 
-def _list() -> int:
+def _list(args: argparse.Namespace) -> int:
     from finwait import shipped
 
+    if args.output == "json":
+        items = [
+            {"name": name, "title": profile.title, "source": profile.source}
+            for name, profile in shipped.profiles().items()
+        ]
+        _json("ProfileList", {"items": items})
+        return 0
     for name, profile in shipped.profiles().items():
         print(f"{name:<26} {profile.title}")
     return 0
 
 
-def _print_plan(plan: Plan, target: Target, counts: Mapping[str, int] | None, output: str) -> None:
+def _print_plan(
+    plan: ProfilePlan,
+    target: SysctlTarget,
+    counts: Mapping[str, int] | None,
+    output: str,
+    gaps: Iterable[Gap],
+) -> None:
     from finwait.report.tune import plan_json, plan_text
 
     if output == "json":
-        _json(plan_json(plan, target.identity(), counted=counts is not None))
+        _json("TunePlan", plan_json(plan, target.identity(), counted=counts is not None), gaps)
         return
     for line in plan_text(plan, _name(target), counted=counts is not None):
         print(line)
@@ -408,17 +442,23 @@ def run_apply(args: argparse.Namespace) -> int:
     from finwait.kernel.journal import opened
 
     options.tell_unfinished()
-    profile = load_profile(args.what)
+    profile = load_profile(args.what, acting=True)
+    as_json = args.output == "json"
     with _target(args) as target:
         counts, gaps = (None, ()) if args.no_diagnosis else rule_counts(target.inode)
         plan = make_plan(profile, target, counts or {})
-        _print_plan(plan, target, counts, "text")
+        if not as_json:
+            _print_plan(plan, target, counts, "text", gaps)
         options.tell_gaps(gaps)
-        if not args.yes and not (plan.changes and options.agreed(f"Set these {len(plan.changes)} values?")):
-            print("nothing was done; `--yes` applies this plan", file=sys.stderr)
+        if not args.yes and (as_json or not (plan.changes and _agreed(plan))):
+            if as_json:
+                _applied(plan, target, counts, gaps)
+            print("nothing was done; add `--yes` to apply this plan", file=sys.stderr)
             return 0
         _guard(plan, target, args)
         if not plan.changes and not args.persist:
+            if as_json:
+                _applied(plan, target, counts, gaps)
             print("nothing to change", file=sys.stderr)
             return 0
         with opened() as journal:
@@ -427,20 +467,46 @@ def run_apply(args: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 _tell_interrupted(journal)
                 raise
-            for line in outcome.lines:
-                print(line)
-            print(f"undo with: finwait tune rollback {outcome.act_id}")
+            with acts_told(lambda: f"{len(plan.changes)} values were set, as act {outcome.act_id}"):
+                if as_json:
+                    _applied(plan, target, counts, gaps, outcome)
+                    return 0
+                for line in outcome.lines:
+                    print(line)
+                print(f"undo with: finwait tune rollback {outcome.act_id}")
     return 0
+
+
+def _agreed(plan: ProfilePlan) -> bool:
+    return options.agreed(f"Set these {len(plan.changes)} values?")
+
+
+def _applied(
+    plan: ProfilePlan,
+    target: SysctlTarget,
+    counts: Mapping[str, int] | None,
+    gaps: Iterable[Gap],
+    outcome: Applied | None = None,
+) -> None:
+    """Print a plan and what came of it as one document."""
+    from finwait.report.tune import plan_json
+
+    members = plan_json(plan, target.identity(), counted=counts is not None) | {
+        "applied": outcome is not None,
+        "act": None if outcome is None else outcome.act_id,
+        "done": [] if outcome is None else list(outcome.lines),
+    }
+    _json("TuneOutcome", members, gaps)
 
 
 def _tell_interrupted(journal: SqliteJournal) -> None:
     """Say what an interruption left."""
-    left = journal.left_open()
-    said = "settings may be changed; see `finwait journal --incomplete`" if left else "nothing was done"
-    print(f"finwait: interrupted; {said}", file=sys.stderr)
+    open_acts = journal.left_open()
+    state = "settings may be changed; see `finwait journal --incomplete`" if open_acts else "nothing was done"
+    print(f"finwait: interrupted; {state}", file=sys.stderr)
 
 
-def _guard(plan: Plan, target: Target, args: argparse.Namespace) -> None:
+def _guard(plan: ProfilePlan, target: SysctlTarget, args: argparse.Namespace) -> None:
     from finwait.errors import Refused
 
     if plan.harmful and not args.allow_harmful:
@@ -456,9 +522,8 @@ def _guard(plan: Plan, target: Target, args: argparse.Namespace) -> None:
 def run_rollback(args: argparse.Namespace) -> int:
     """Take an act back and return the exit status."""
     from finwait.acting.sysctls import roll_back
-    from finwait.kernel.interruption import interruptible
     from finwait.kernel.journal import opened
-    from finwait.report.journal import would_do
+    from finwait.report.journal import undone_json, would_do, would_json
 
     with opened() as journal:
         try:
@@ -467,21 +532,27 @@ def run_rollback(args: argparse.Namespace) -> int:
             raise _no_such_act(f"the journal has no act {args.id}") from None
         if entry.kind != "sysctl":
             raise _no_such_act(f"act {args.id} set no sysctls")
+        as_json = args.output == "json"
         if not args.yes:
-            for line in would_do(entry):
-                print(line)
-            with interruptible():
-                agreed = options.agreed(f"Take act {args.id} back?")
-            if not agreed:
-                print("nothing was done; `--yes` puts these values back", file=sys.stderr)
+            if as_json:
+                _json("UndoPlan", {"items": [would_json(entry)]})
+            else:
+                for line in would_do(entry):
+                    print(line)
+            if as_json or not options.agreed(f"Revert act {args.id}?"):
+                print("nothing was done; add `--yes` to restore these values", file=sys.stderr)
                 return 4  # not 0: who goes on after it would take them for put back
         try:
             outcome = roll_back(args.id, journal, force=args.force)
         except KeyboardInterrupt:
             _tell_interrupted(journal)
             raise
-        for line in outcome.lines:
-            print(line)
+        with acts_told(lambda: f"act {args.id} was reverted, by act {outcome.act_id}"):
+            if as_json:
+                _json("UndoList", {"items": [undone_json(entry, "; ".join(outcome.lines))]})
+            else:
+                for line in outcome.lines:
+                    print(line)
     return 0
 
 

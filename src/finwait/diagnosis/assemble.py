@@ -6,7 +6,7 @@ All joins happen here, once: holders, other ends, conntrack entries, ages, movem
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,32 +14,33 @@ from numpy.typing import NDArray
 
 from finwait.attribution.join import matches, unique_match
 from finwait.attribution.mptcp import MPTCP
+from finwait.attribution.named import asked_at
 from finwait.attribution.other_end import HALF, OtherEnds, other_ends
 from finwait.attribution.owners import holders
 from finwait.attribution.process import ProcessView
-from finwait.diagnosis import forecast
+from finwait.diagnosis.ages import FOLLOWED, ages, bound_by_other_end
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable
-from finwait.uapi import tcp
+from finwait.uapi.sets import among
 
 if TYPE_CHECKING:
     from finwait.table.flows import FlowTable
     from finwait.uapi.observation import Descriptors
 
-__all__ = ["Movement", "ages", "assemble", "loopback", "movement"]
+__all__ = ["Movement", "assemble", "followed", "loopback", "movement"]
+
 
 _JOINED = (
     "family", "state", "timer", "retrans", "sport", "dport", "cookie", "expires_ms", "rqueue", "wqueue", "uid",
     "inode", "shutdown", "cgroup_id", "last_data_sent_ms", "last_data_recv_ms",
     "last_ack_recv_ms", "unacked", "backoff", "rto_us", "bytes_acked", "bytes_received", "snd_wnd",
-    "notsent_bytes",
+    "notsent_bytes", "data_segs_out", "bytes_sent", "bytes_retrans",
 )  # fmt: skip
 """Columns that the joins or the rules look at: read together."""
 _RECEIVED = ("bytes_received", "mptcp_bytes_received", "mptcp_rcv_nxt")
 """Counters of what came, the first that a row has: of TCP, of MPTCP, and of MPTCP on a kernel without those."""
 _ACKNOWLEDGED = ("bytes_acked", "mptcp_bytes_acked", "mptcp_snd_una")
-_TIME_WAIT_MS = int(1000 * forecast.TIME_WAIT_S)
 
 
 def loopback(sockets: SocketTable) -> Mask:
@@ -50,46 +51,6 @@ def loopback(sockets: SocketTable) -> Mask:
     return v4 | v6 | (src == dst).all(axis=1)
 
 
-def ages(
-    sockets: SocketTable,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
-    """Return how long each row has been in its state, at least and at most, and what says so.
-
-    Nothing in sock_diag says since when. The FIN that made CLOSE_WAIT and the ACK that made FIN_WAIT2 both
-    count as an ACK received, so the state is at least as old as `last_ack_recv`; it cannot be older than the
-    last data that had to come before it. ESTABLISHED began with a handshake that set all three clocks.
-    TIME_WAIT lasts 60 s from its beginning, but a FIN that comes again starts them again
-    (``tcp_timewait_state_process``): what is over of them is the least. A FIN that is all that is unacknowledged has
-    waited for as long as its retransmissions took (`forecast.waited_ms`); CLOSING may have begun after it was sent.
-    """
-    n = len(sockets)
-    least = np.full(n, -1, np.int64)
-    most = np.full(n, -1, np.int64)
-    source = np.zeros(n, np.uint8)
-    s = sockets
-    informed = s.present("last_ack_recv_ms")
-    ack = s.last_ack_recv_ms.astype(np.int64)
-    sent, received = s.last_data_sent_ms.astype(np.int64), s.last_data_recv_ms.astype(np.int64)
-    waiting = informed & ((s.state == tcp.FIN_WAIT2) | (s.state == tcp.CLOSE_WAIT))
-    least[waiting] = ack[waiting]
-    half = informed & (s.state == tcp.FIN_WAIT2)
-    most[half] = np.maximum(sent, ack)[half]
-    shut = informed & (s.state == tcp.CLOSE_WAIT)
-    most[shut] = np.maximum(received, ack)[shut]
-    open_ = informed & (s.state == tcp.ESTABLISHED)
-    least[open_] = np.maximum(np.maximum(sent, received), ack)[open_]
-    source[informed & (least >= 0)] = 1
-    timewait = (s.state == tcp.TIME_WAIT) & (s.timer == 3)
-    past = np.maximum(_TIME_WAIT_MS - s.expires_ms.astype(np.int64), 0)
-    least[timewait] = past[timewait]
-    source[timewait] = 2
-    alone = ((s.state == tcp.FIN_WAIT1) | (s.state == tcp.LAST_ACK)) & (s.timer == 1) & (s.wqueue == 1)
-    alone &= s.present("rto_us")
-    waited = forecast.waited_ms(s.rto_us[alone], s.retrans[alone], s.backoff[alone])
-    least[alone], source[alone] = waited, np.where(waited >= 0, 4, 0)
-    return least, most, source
-
-
 @dataclass(frozen=True, slots=True)
 class Movement:
     """What changed between two looks, row by row."""
@@ -98,6 +59,8 @@ class Movement:
     """Bytes came."""
     acknowledged: Mask
     """Bytes of ours were acknowledged."""
+    wrote: Mask
+    """The program gave bytes to send."""
     read: Mask
     """The program took bytes out of the receive queue."""
     known: Mask
@@ -105,10 +68,44 @@ class Movement:
     same_state: Mask
     queue: NDArray[np.int64]
     """What was in the receive queue then; −1 where the socket was not there."""
+    held: Mask
+    """It was there, and had a struct socket."""
 
 
 _CLOCK_SLACK_MS = 100
 """Clocks of sockets count in jiffies, and a namespace is dumped a little sooner or later within each look."""
+
+
+@dataclass(frozen=True, slots=True)
+class _TwoLooks:
+    """The rows of a look, and the same sockets in an earlier one."""
+
+    sockets: SocketTable
+    earlier: SocketTable
+    known: Mask
+    """Which rows were there."""
+    at: NDArray[np.int64]
+    """Where, of those that were."""
+    watched_ms: int
+    first_look_ms: int
+
+    def grew(self, names: tuple[str, ...]) -> tuple[Mask, Mask]:
+        """Return which rows have one of the counters in both looks, and in which the first such has grown."""
+        n = len(self.sockets)
+        counted, more = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        for name in names:
+            both = self.known & ~counted & self.sockets.present(name) & self.earlier.present(name)[self.at]
+            more |= both & (self.sockets.column(name) > self.earlier.column(name)[self.at])
+            counted |= both
+        return counted, more
+
+    def stirred(self, name: str) -> tuple[Mask, Mask]:
+        """Return which rows have a clock that tells, and in which it has been set anew in between."""
+        both = self.known & self.sockets.present(name) & self.earlier.present(name)[self.at]
+        previous = self.earlier.column(name)[self.at].astype(np.int64)
+        older = self.sockets.column(name).astype(np.int64) + _CLOCK_SLACK_MS - previous
+        anew = (older < self.watched_ms - self.first_look_ms) | (older < _CLOCK_SLACK_MS)
+        return both & (anew | (older >= self.watched_ms)), both & anew
 
 
 def movement(
@@ -123,45 +120,35 @@ def movement(
     n = len(sockets)
     if earlier is None or not len(earlier) or not n:
         none = np.zeros(n, np.bool_)
-        return Movement(none, none, none, none, none, np.full(n, -1, np.int64))
+        return Movement(none, none, none, none, none, none, np.full(n, -1, np.int64), none)
     i, j = matches((sockets.cookie, sockets.protocol), (earlier.cookie, earlier.protocol))
     before, _ = unique_match(n, i, j)
-    known = before >= 0
-    at = np.maximum(before, 0)
-
-    def grew(names: tuple[str, ...]) -> tuple[Mask, Mask]:
-        """Return which rows have one of the counters in both looks, and in which the first such has grown."""
-        counted, more = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-        for name in names:
-            both = known & ~counted & sockets.present(name) & earlier.present(name)[at]
-            more |= both & (sockets.column(name) > earlier.column(name)[at])
-            counted |= both
-        return counted, more
-
-    def stirred(name: str) -> tuple[Mask, Mask]:
-        """Return which rows have a clock that tells, and in which it has been set anew in between."""
-        both = known & sockets.present(name) & earlier.present(name)[at]
-        then = earlier.column(name)[at].astype(np.int64)
-        older = sockets.column(name).astype(np.int64) + _CLOCK_SLACK_MS - then
-        anew = (older < watched_ms - first_look_ms) | (older < _CLOCK_SLACK_MS)
-        return both & (anew | (older >= watched_ms)), both & anew
-
+    looks = _TwoLooks(sockets, earlier, before >= 0, np.maximum(before, 0), watched_ms, first_look_ms)
+    known, at = looks.known, looks.at
     mptcp = bool((sockets.protocol == 262).any())
-    counted, moved = grew(_RECEIVED if mptcp else _RECEIVED[:1])
-    acked, sent = grew(_ACKNOWLEDGED if mptcp else _ACKNOWLEDGED[:1])
+    counted, moved = looks.grew(_RECEIVED if mptcp else _RECEIVED[:1])
+    acked, sent = looks.grew(_ACKNOWLEDGED if mptcp else _ACKNOWLEDGED[:1])
     # Received less what is still unread is what was read; both numbers count a FIN as 1.
     taken = sockets.bytes_received.astype(np.int64) - sockets.rqueue
     read = counted & (taken > (earlier.bytes_received.astype(np.int64) - earlier.rqueue)[at])
     same_state = known & (sockets.state == earlier.state[at])
+    # All that was ever written: what was acknowledged, and what was not; a FIN of ours counts 1 in a later state.
+    written, written_before = (
+        t.bytes_acked.astype(np.int64) + t.wqueue.astype(np.int64) for t in (sockets, earlier)
+    )
+    counted_out = (
+        (sockets.protocol == 6) & sockets.present("bytes_acked") & earlier.present("bytes_acked")[at]
+    )
+    wrote = known & counted_out & same_state & (written > written_before[at])
     if not (counted & acked)[known].all():
-        in_clocked, came = stirred("last_data_recv_ms")
-        out_clocked, went = stirred("last_data_sent_ms")
+        in_clocked, receiving = looks.stirred("last_data_recv_ms")
+        out_clocked, sending = looks.stirred("last_data_sent_ms")
         more, less = sockets.rqueue > earlier.rqueue[at], sockets.rqueue < earlier.rqueue[at]
-        moved |= known & ~counted & (more & same_state | came)
-        read |= known & ~counted & (less | came & ~more)
+        moved |= known & ~counted & (more & same_state | receiving)
+        read |= known & ~counted & (less | receiving & ~more)
         # What is sent again sets the clock as well.
         fewer = (sockets.wqueue < earlier.wqueue[at]) & same_state
-        sent |= known & ~acked & (fewer | went & (sockets.retrans == 0))
+        sent |= known & ~acked & (fewer | sending & (sockets.retrans == 0))
         counted = (counted | in_clocked) & (acked | out_clocked | (sockets.protocol != 6))
     # What leaves the queue of a subflow the kernel has moved to the connection's. That queue is told in memory, which
     # shrinks only if something was read, and grows with what comes.
@@ -172,7 +159,43 @@ def movement(
         & ((sockets.rqueue < earlier.rqueue[at]) | (moved & (sockets.rqueue == earlier.rqueue[at])))
     )
     queue = np.where(known, earlier.rqueue[at].astype(np.int64), -1)
-    return Movement(moved, sent, read, counted, same_state, queue)
+    wrote |= sent & ~(counted_out & same_state)
+    return Movement(moved, sent, wrote, read, counted, same_state, queue, known & (earlier.inode[at] != 0))
+
+
+def _bound_ages(
+    least: NDArray[np.int64],
+    most: NDArray[np.int64],
+    source: NDArray[np.uint8],
+    change: Movement,
+    earlier: SocketTable | None,
+    watched_ms: int,
+    first_look_ms: int,
+) -> None:
+    """Bound ages by what two looks saw: what has its state still is older than the time between, all else younger."""
+    seen_ms = max(0, watched_ms - first_look_ms)
+    longer = change.same_state & (least < seen_ms)
+    least[longer] = seen_ms
+    source[longer] = 3
+    new = ~change.same_state & (earlier is not None)
+    shorter = new & ((most < 0) | (most > watched_ms)) & (least <= watched_ms)
+    most[shorter] = watched_ms
+
+
+def _tracked(
+    flow: NDArray[np.int64], flows: FlowTable | None
+) -> tuple[NDArray[np.uint8], Mask, NDArray[np.int64]]:
+    """Return the state of each row's conntrack entry, whether it translates, and its time left (of none 0, no, −1)."""
+    n = len(flow)
+    if flows is None or not len(flows):
+        return np.zeros(n, np.uint8), np.zeros(n, np.bool_), np.full(n, -1, np.int64)
+    has_flow = flow >= 0
+    at = np.maximum(flow, 0)
+    return (
+        np.where(has_flow, flows.tcp_state[at], 0).astype(np.uint8),
+        has_flow & flows.natted()[at],
+        np.where(has_flow, flows.timeout_s[at].astype(np.int64), -1),
+    )
 
 
 def assemble(
@@ -189,6 +212,7 @@ def assemble(
     first_look_ms: int = 0,
     took_ms: int = 0,
     not_holders: frozenset[int] = frozenset(),
+    to_inspect: str = "CAP_SYS_PTRACE",
     hidden: tuple[HiddenDescriptor, ...] = (),
     hidden_known: bool = False,
     established_skipped: int = 0,
@@ -209,6 +233,7 @@ def assemble(
         first_look_ms: how long the first one took.
         took_ms: how long the last one took.
         not_holders: pids that could not be inspected, of which the caller says that they hold nothing.
+        to_inspect: what would have let the looker inspect the others.
         hidden: descriptors of TCP sockets that have no row.
         hidden_known: whether those were looked for.
         established_skipped: how many ESTABLISHED rows were left out of the dump.
@@ -221,46 +246,37 @@ def assemble(
         sockets, flows, near, untranslated=_untranslated(namespaces) if flows_complete else None, islands=islands,
         addresses={number: ns.addresses for number, ns in namespaces.items()},
     )  # fmt: skip
-    least, most, source = ages(sockets)
     change = movement(sockets, earlier, watched_ms, first_look_ms)
+    least, most, source = ages(sockets)
+    clock = least.copy()
     if watched_ms:
-        seen_ms = max(0, watched_ms - first_look_ms)
-        longer = change.same_state & (least < seen_ms)
-        least[longer] = seen_ms
-        source[longer] = 3
-        new = ~change.same_state & (earlier is not None)
-        shorter = new & ((most < 0) | (most > watched_ms)) & (least <= watched_ms)
-        most[shorter] = watched_ms
-    here, reached = _peer_here(sockets, ends, near, namespaces)
-    has_flow = ends.flow >= 0
-    state = np.zeros(len(sockets), np.uint8)
-    natted = np.zeros(len(sockets), np.bool_)
-    timeout = np.full(len(sockets), -1, np.int64)
-    if flows is not None and len(flows):
-        at = np.maximum(ends.flow, 0)
-        state = np.where(has_flow, flows.tcp_state[at], 0).astype(np.uint8)
-        natted = has_flow & flows.natted()[at]
-        timeout = np.where(has_flow, flows.timeout_s[at].astype(np.int64), -1)
+        _bound_ages(least, most, source, change, earlier, watched_ms, first_look_ms)
+    bound_by_other_end(least, most, source, sockets, ends.row, took_ms)
+    peer_here, reached = _peer_here(sockets, ends, near, namespaces)
+    state, natted, timeout = _tracked(ends.flow, flows)
     return View(
         sockets=sockets,
         other=ends.row,
         other_how=ends.how,
         other_ambiguous=ends.ambiguous,
         other_possible=ends.possible,
-        holders=holders(sockets.inode, descriptors, ignore=not_holders),
+        holders=holders(sockets.inode, descriptors, ignore=not_holders, needs=to_inspect),
         at_least_ms=least,
         at_most_ms=most,
         age_source=source,
+        clock_ms=clock,
         moved=change.received,
         sent=change.acknowledged,
+        wrote=change.wrote,
         read=change.read,
         moved_known=change.known,
         queue_before=change.queue,
-        has_flow=has_flow,
+        held_before=change.held,
+        has_flow=ends.flow >= 0,
         flow_state=state,
         flow_natted=natted,
         flow_timeout_s=timeout,
-        peer_here=here,
+        peer_here=peer_here,
         peer_reached=reached,
         namespaces=namespaces,
         processes=processes,
@@ -271,8 +287,35 @@ def assemble(
         options=options,
         watched_ms=watched_ms,
         took_ms=took_ms,
+        peer=ends.peer,
+        asked=asked_at(sockets, ends.flow, flows),
         lone_before=_lone_before(sockets, earlier, flows, namespaces, first_look_ms),
     )
+
+
+def followed(view: View, known: Mapping[tuple[int, int, int], tuple[int, int]]) -> View:
+    """Return a view with the ages of connections that somebody has followed since.
+
+    Args:
+        view: what was seen now.
+        known: ``(netns, cookie, state)`` → how long it has been in that state, at least and at most, in ms; −1
+            unknown. A state that it has left, or a cookie that is another's in that namespace, says nothing.
+    """
+    least, most, source = view.at_least_ms.copy(), view.at_most_ms.copy(), view.age_source.copy()
+    s = view.sockets
+    cookies = np.array(sorted({cookie for _, cookie, _ in known}), np.uint64)
+    for row in np.flatnonzero(among(s.cookie, cookies)).tolist():
+        span = known.get((int(s.netns[row]), int(s.cookie[row]), int(s.state[row])))
+        if span is None:
+            continue
+        longest = int(most[row])
+        if longest >= 0 and span[0] > longest + _CLOCK_SLACK_MS:  # its own clock knows better
+            continue
+        if (shortest := span[0] if longest < 0 else min(span[0], longest)) > least[row]:
+            least[row], source[row] = shortest, FOLLOWED
+        if span[1] >= least[row] and (longest < 0 or span[1] < longest):
+            most[row] = span[1]
+    return replace(view, at_least_ms=least, at_most_ms=most, age_source=source)
 
 
 def _lone_before(
@@ -299,11 +342,11 @@ def _lone_before(
     )  # fmt: skip
     quiet = np.full(len(earlier), np.iinfo(np.int64).max, np.int64)
     for clock in ("last_data_recv_ms", "last_ack_recv_ms"):
-        told = earlier.present(clock)
-        quiet[told] = np.minimum(quiet[told], earlier.column(clock)[told])
+        clocked = earlier.present(clock)
+        quiet[clocked] = np.minimum(quiet[clocked], earlier.column(clock)[clocked])
     lone = (ends.row < 0) & ~ends.ambiguous & (ends.possible < 0) & (quiet >= first_look_ms)
-    there: Mask = (before >= 0) & lone[np.maximum(before, 0)]
-    return there
+    lone_twice: Mask = (before >= 0) & lone[np.maximum(before, 0)]
+    return lone_twice
 
 
 def _untranslated(namespaces: Mapping[int, NamespaceView]) -> frozenset[tuple[int, int]] | None:
@@ -356,10 +399,10 @@ def _peer_here(
     lost = ends.row[i] < 0
     i, j = i[lost], j[lost]
     if len(i) and len(joined):
-        wanted, which = np.unique(
+        routes, inverse = np.unique(
             np.column_stack([netns[i], ends.peer[i], words[j, 2]]), axis=0, return_inverse=True
         )
         met = np.column_stack([netns[joined], ends.peer[joined], netns[ends.row[joined]]])
-        _, k = matches(tuple(met.T), tuple(wanted.T))
-        reached[i[np.isin(which.reshape(-1), k)]] = True
+        _, k = matches(tuple(met.T), tuple(routes.T))
+        reached[i[np.isin(inverse.reshape(-1), k)]] = True
     return near | far, near | reached

@@ -58,14 +58,14 @@ def rule(name: str) -> Rule:
     """
     if name not in NAMES:
         raise KeyError(name)
-    found: Rule = importlib.import_module(_module_name(name)).RULE
-    assert found.name == name
-    return found
+    definition: Rule = importlib.import_module(_module_name(name)).RULE
+    assert definition.name == name
+    return definition
 
 
 def indispensable() -> tuple[Rule, ...]:
     """Return the rules that no diagnosis goes without: healthy patterns, and what takes the rows that none explains."""
-    return tuple(one for one in rules() if one.severity == "healthy" or one.rest)
+    return tuple(rule for rule in rules() if rule.severity == "healthy" or rule.rest)
 
 
 def rules() -> tuple[Rule, ...]:
@@ -75,12 +75,12 @@ def rules() -> tuple[Rule, ...]:
 
 def by_owners() -> tuple[str, ...]:
     """Return the names of the rules that cannot judge where nobody looked who holds what."""
-    return tuple(one.name for one in rules() if one.owners)
+    return tuple(rule.name for rule in rules() if rule.owners)
 
 
 def variants() -> dict[str, int]:
     """Return how many variants each rule has."""
-    return {one.name: len(one.cases) for one in rules()}
+    return {rule.name: len(rule.cases) for rule in rules()}
 
 
 def page(name: str) -> str:

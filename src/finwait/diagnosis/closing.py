@@ -19,20 +19,20 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
-from finwait.diagnosis.stream import Standing
+from finwait.diagnosis.stream import ResetStanding
 from finwait.uapi import tcp
 
 __all__ = [
     "CLOSED",
+    "Arrow",
     "Closing",
     "End",
-    "Facts",
+    "EndFacts",
+    "Ending",
     "Kind",
     "Missing",
-    "Outcome",
     "Reset",
     "Side",
-    "Step",
     "possible",
     "said_by",
 ]
@@ -50,23 +50,23 @@ class Kind(enum.Enum):
     DATA_AGAIN = "data again"
     DATA_LATE = "data, overtaken on the way"
     DATA_REPAIR = "data again, lost before"
-    DATA_EITHER = "data, late or again"
+    DATA_EITHER = "data, late or sent again"
     KEEPALIVE = "keepalive probe"
     WINDOW_PROBE = "window probe"
     ACK = "ACK"
     RESET = "RST"
-    SYN = "SYN on numbers in use"
+    SYN = "SYN with sequence numbers in use"
 
 
-class Outcome(enum.Enum):
+class Ending(enum.Enum):
     """How it stands at the end of the capture."""
 
     NOT_OPENED = "not opened"
     OPEN = "open"
-    UNSEEN = "no closing seen, and the begin is missing"
+    UNSEEN = "no closing seen; the beginning is missing"
     UNANSWERED = "FIN not acknowledged"
     HALF_CLOSED = "half closed"
-    HALF_OR_CLOSED = "FIN acknowledged; whether the other end had closed before is not known"
+    HALF_OR_CLOSED = "FIN acknowledged; it is unknown whether the other end had closed before"
     LAST_UNANSWERED = "second FIN not acknowledged"
     UNHEARD = "FIN sent again after its ACK"
     ONE_SIDED = "only one direction captured"
@@ -76,7 +76,7 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Arrow:
     """One arrow of the diagram, or several of a kind in a row."""
 
     time_ns: int
@@ -92,14 +92,14 @@ class Step:
     """Of a FIN: how often it had been sent then."""
     last_ns: int = 0
     """Of several: the time of the last."""
-    standing: Standing | None = None
+    standing: ResetStanding | None = None
     """Of a RST."""
     late: bool = False
     """Of a RST: its receiver was done already."""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class EndFacts:
     """What is known of one end: yes, no, or None."""
 
     sent: bool | None
@@ -122,14 +122,14 @@ _STATES: Final = {
 }
 CLOSED: Final = "CLOSED"
 _NAMES: Final = {number: tcp.state_name(number) for number in _STATES.values()} | {tcp.CLOSE: CLOSED}
-_FACTS: Final = {_NAMES[number]: Facts(*key) for key, number in _STATES.items() if number != tcp.CLOSE}
+_FACTS: Final = {_NAMES[number]: EndFacts(*key) for key, number in _STATES.items() if number != tcp.CLOSE}
 """What the state of a kernel says of that end."""
 
 
-def possible(facts: Facts) -> tuple[str, ...]:
+def possible(facts: EndFacts) -> tuple[str, ...]:
     """Return the states that an end may be in, in the order of a closing."""
     known = (facts.sent, facts.acked, facts.received, facts.first)
-    found = []
+    states = []
     for key, number in _STATES.items():
         sent, _, received, _ = key
         asked = (True, sent, True, sent and received)  # what has no meaning in a state is not asked
@@ -137,13 +137,13 @@ def possible(facts: Facts) -> tuple[str, ...]:
             not ask or fact is None or fact == value
             for fact, value, ask in zip(known, key, asked, strict=True)
         ):
-            found.append(_NAMES[number])
-    return tuple(found)
+            states.append(_NAMES[number])
+    return tuple(states)
 
 
-def said_by(state: str) -> Facts:
+def said_by(state: str) -> EndFacts:
     """Return what the state of a kernel says of that end."""
-    return _FACTS.get(state, Facts(None, None, None, None))
+    return _FACTS.get(state, EndFacts(None, None, None, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Reset:
 
     time_ns: int
     from_a: bool
-    standing: Standing
+    standing: ResetStanding
     answers: bool
     """Without ACK bit: how a kernel answers a packet of which it wants no more (RFC 9293 §3.10.7.1)."""
     late: bool = False
@@ -180,7 +180,7 @@ class Side:
     """What its own kernel said after the last packet; empty when it was not asked then."""
     began: str
     """What its own kernel said first."""
-    facts: Facts
+    facts: EndFacts
     packets: int
     fins: int
     fin_ns: int
@@ -208,7 +208,7 @@ class Closing:
     place: str
     scope: str
     """The interface that the numbers belong to; empty where they are those of the whole namespace."""
-    outcome: Outcome
+    outcome: Ending
     a_first: bool | None
     """Which end closed first."""
     reset: Reset | None
@@ -216,7 +216,7 @@ class Closing:
     """RSTs that ended nothing, one of each kind."""
     missing: tuple[Missing, ...]
     """What never came; empty when the closing is complete, or what came before the capture is not known."""
-    steps: tuple[Step, ...]
+    steps: tuple[Arrow, ...]
     left_out: int
     """Steps in the middle that were not kept."""
     packets: int

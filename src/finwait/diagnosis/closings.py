@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from finwait.diagnosis.closing import Closing, End, Kind, Step
+from finwait.diagnosis.closing import Arrow, Closing, End, Kind
 from finwait.diagnosis.conversation import Conversation, add, is_copy, take
 from finwait.diagnosis.judgement import judge
 from finwait.diagnosis.party import Stated
@@ -21,8 +21,8 @@ __all__ = ["Closings", "closings"]
 def closings(segments: Iterable[Segment]) -> Iterator[Closing]:
     """Tell of every connection in the packets; connections come in the order of their last packet."""
     book = Closings()
-    for one in segments:
-        book.feed(one)
+    for segment in segments:
+        book.feed(segment)
     yield from book.told()
 
 
@@ -43,43 +43,45 @@ class Closings:
         self.given_up = 0
         """Connections that were not remembered."""
 
-    def feed(self, one: Segment, scope: str | None = None) -> None:
+    def feed(self, segment: Segment, scope: str | None = None) -> None:
         """Take one segment.
 
         Args:
-            one: the segment; those of a connection come in the order of time.
+            segment: the segment; those of a connection come in the order of time.
             scope: the interface that the numbers belong to; by default that of link-local addresses.
         """
-        me, peer = (one.src, one.sport), (one.dst, one.dport)
+        sender, peer = (segment.src, segment.sport), (segment.dst, segment.dport)
         if scope is None:
-            scope = one.interface if _link_local(one.src) or _link_local(one.dst) else ""
-        key = (one.place, scope, *((me, peer) if me <= peer else (peer, me)))
-        found = self._live.get(key)
-        opens = one.flags & (SYN | ACK) == SYN
+            scope = segment.interface if _link_local(segment.src) or _link_local(segment.dst) else ""
+        key = (segment.place, scope, *((sender, peer) if sender <= peer else (peer, sender)))
+        connection = self._live.get(key)
+        opens = segment.flags & (SYN | ACK) == SYN
         pending = None
-        if found is not None:
+        if connection is not None:
             self._live.move_to_end(key)
-            if opens and _ended(found):
+            if opens and _ended(connection):
                 self._end(key)
-                found = None
-            elif opens and _other_numbers(found, one, from_a=me == found.a):
-                found.again = one
-                add(found, Step(one.time_ns, me == found.a, Kind.SYN, one.flags))
+                connection = None
+            elif opens and _other_numbers(connection, segment, from_a=sender == connection.a):
+                connection.again = segment
+                add(connection, Arrow(segment.time_ns, sender == connection.a, Kind.SYN, segment.flags))
                 return
-            elif found.again is not None and _answers(one, found.again):
-                pending = found.again
+            elif connection.again is not None and _answers(segment, connection.again):
+                pending = connection.again
                 self._end(key)
-                found = None
-        if found is None:
+                connection = None
+        if connection is None:
             # Without a SYN the lower port is taken for the server's: only the layout depends on it.
-            swap = pending is not None or (not opens and (bool(one.flags & SYN) or one.sport < one.dport))
-            a, b = (peer, me) if swap else (me, peer)
-            found = self._begin(key, Conversation(a, b, one.place, scope))
+            swap = pending is not None or (
+                not opens and (bool(segment.flags & SYN) or segment.sport < segment.dport)
+            )
+            a, b = (peer, sender) if swap else (sender, peer)
+            connection = self._begin(key, Conversation(a, b, segment.place, scope))
         if pending is not None:
-            take(found, pending, from_a=True)
-        from_a = me == found.a
-        if not is_copy(found, one, from_a=from_a):
-            take(found, one, from_a=from_a)
+            take(connection, pending, from_a=True)
+        from_a = sender == connection.a
+        if not is_copy(connection, segment, from_a=from_a):
+            take(connection, segment, from_a=from_a)
 
     def state(
         self, forms: Sequence[Tuple], state: str, time_ns: int, *, place: str = "", scope: str = ""
@@ -95,13 +97,13 @@ class Closings:
         """
         stated: Stated | None = None
         for a, p, b, q in forms:
-            mine, other = (a, p), (b, q)
-            key = (place, scope, *((mine, other) if mine <= other else (other, mine)))
+            end, other = (a, p), (b, q)
+            key = (place, scope, *((end, other) if end <= other else (other, end)))
             entry = self._stated.setdefault(key, {})
-            stated = entry.get(mine) or stated
+            stated = entry.get(end) or stated
             if stated is None:
                 stated = Stated(tuple(forms), place, scope, state, time_ns, state, time_ns)
-            entry[mine] = stated
+            entry[end] = stated
             connection = self._live.get(key)
             if connection is not None:
                 self._attach(key, connection)
@@ -137,18 +139,18 @@ class Closings:
         """
         silent = []
         for key, entry in self._stated.items():
-            unseen = [one for one in entry.values() if not one.seen]
+            unseen = [statement for statement in entry.values() if not statement.seen]
             if unseen and key not in self._live and _first_form(unseen[0], key):
                 a, p, b, q = unseen[0].forms[0]
-                mine, other = (a, p), (b, q)
-                ends = (mine, other) if p >= q else (other, mine)
+                near, other = (a, p), (b, q)
+                ends = (near, other) if p >= q else (other, near)
                 connection = Conversation(*ends, unseen[0].place, unseen[0].scope)
                 for end, stated in entry.items():
                     connection.ends[0 if end == connection.a else 1].stated = stated
                 connection.last_ns = unseen[0].last_ns
                 silent.append(connection)
-        found = sorted([*silent, *self._over, *self._live.values()], key=lambda c: c.last_ns)
-        return [judge(connection, until_ns) for connection in found]
+        connections = sorted([*silent, *self._over, *self._live.values()], key=lambda c: c.last_ns)
+        return [judge(connection, until_ns) for connection in connections]
 
 
 def _link_local(address: tuple[int, int]) -> bool:
@@ -167,15 +169,15 @@ def _ended(c: Conversation) -> bool:
     return bool(c.resets) or (a.fin is not None and b.fin is not None)
 
 
-def _other_numbers(c: Conversation, one: Segment, *, from_a: bool) -> bool:
+def _other_numbers(c: Conversation, segment: Segment, *, from_a: bool) -> bool:
     """Whether a SYN has another sequence number than the connection began with."""
     stream = c.ends[0 if from_a else 1].stream
-    return stream.isn != one.seq if stream.isn is not None else bool(stream.packets)
+    return stream.isn != segment.seq if stream.isn is not None else bool(stream.packets)
 
 
-def _answers(one: Segment, syn: Segment) -> bool:
+def _answers(segment: Segment, syn: Segment) -> bool:
     return (
-        one.flags & (SYN | ACK) == SYN | ACK
-        and one.ack == (syn.seq + 1) & 0xFFFFFFFF
-        and (one.dst, one.dport) == (syn.src, syn.sport)
+        segment.flags & (SYN | ACK) == SYN | ACK
+        and segment.ack == (syn.seq + 1) & 0xFFFFFFFF
+        and (segment.dst, segment.dport) == (syn.src, syn.sport)
     )

@@ -12,13 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis import outlook
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
 from finwait.table.predicates import Perhaps, uid_unknown
+from finwait.uapi.sets import distinct
 
-__all__ = ["ViewContext"]
+__all__ = ["ViewContext", "placed"]
 
 Devices = Callable[[Iterable[int]], Mapping[tuple[int, int], str]]
+
+
+def placed(view: View) -> NDArray[np.bool_]:
+    """Return of which rows it is known where they belong (a container, a pod, a unit): nowhere, if nothing is said."""
+    s, processes = view.sockets, view.processes
+    by_cgroup = np.isin(s.cgroup_id, np.array([*view.cgroup_paths], s.cgroup_id.dtype)) & (s.cgroup_id != 0)
+    by_holder = np.array([p for p, process in processes.items() if process.cgroup], np.int64)
+    known: NDArray[np.bool_] = by_cgroup | np.isin(view.holders.first_pid(), by_holder)
+    return known
 
 
 class ViewContext:
@@ -56,8 +67,7 @@ class ViewContext:
             return np.where(ms < 0, np.nan, ms / 1000)
         if name == "autobound":
             raise ValueError(
-                "no answer of the kernel tells whether it chose a port; compare with the range it chooses from, "
-                f"{self._port_ranges()}"
+                f"the kernel does not report whether it chose a port; compare with its range, {self._port_ranges()}"
             )
         if name == "pid":
             return self._per_holder(lambda pid: pid)
@@ -74,9 +84,27 @@ class ViewContext:
             return self._interfaces()
         if name in ("container", "pod"):
             return self._workloads(name)
+        if name in ("namespace", "workload", "service", "label"):
+            return self._cluster(name)
+        if name == "ends":
+            return [prospect.ends for prospect in outlook.of_rows(view, np.arange(len(view)))]
+        if name in ("waited", "thread"):
+            return self._waits(name)
         if name in ("rule", "also", "variant", "severity") and self._findings is not None:
             return self._causes(name, self._findings)
         raise KeyError(name)
+
+    def _waits(self, name: str) -> NDArray[Any]:
+        """Return who waits for each row; None where nobody asked, or it is not known."""
+        cells: NDArray[Any] = np.empty(len(self._view), object)
+        for wait, rows in self._view.waits.answers:
+            if name == "waited":
+                cells[rows] = wait.kind
+            else:
+                names = (*wait.names, None) if wait.kind == "unknown" else wait.names
+                for row in rows.tolist():
+                    cells[row] = names
+        return cells
 
     def _port_ranges(self) -> str:
         """Return FILTERs for the ports that the namespaces choose from."""
@@ -84,26 +112,33 @@ class ViewContext:
         bounds = sorted(text.split() for text in ranges if len(text.split()) == 2) or [["32768", "60999"]]
         return ", ".join(f"`sport >= :{low} sport <= :{high}`" for low, high in bounds[:3])
 
-    def _per_holder(self, what: Callable[[int], Any]) -> list[Any]:
+    def _per_holder(self, value_of: Callable[[int], Any]) -> list[Any]:
         view = self._view
-        others = self._perhaps(what)
+        others = self._perhaps(value_of)
+        nobody = others or (None,)  # of one whose holder is not known although everybody was looked into
         result: list[Any] = []
-        for row, (count, inode) in enumerate(
-            zip(view.holders.count.tolist(), view.sockets.inode.tolist(), strict=True)
+        for row, (count, unknown) in enumerate(
+            zip(view.holders.count.tolist(), view.holder_unknown.tolist(), strict=True)
         ):
-            if count:
-                cells = tuple(None if (cell := what(pid)) == "?" else cell for pid, _ in view.holders.of(row))
+            if view.releasing and (threads := view.releasers(row)):
+                names = tuple(dict.fromkeys(value_of(thread.pid) for thread in threads))
+                known = len(names) == 1 and names != ("?",) and view.nearby(threads[0], row)
+                result.append(names if known else (None,))
+            elif count:
+                cells = tuple(
+                    None if (cell := value_of(pid)) == "?" else cell for pid, _ in view.holders.of(row)
+                )
                 result.append((*cells, *others))
             else:
-                result.append(others if inode else ())
+                result.append(nobody if unknown else ())
         return result
 
-    def _perhaps(self, what: Callable[[int], Any]) -> tuple[Perhaps | None, ...]:
+    def _perhaps(self, value_of: Callable[[int], Any]) -> tuple[Perhaps | None, ...]:
         """Return what any held row may have beside what was found: the processes that could not be inspected."""
         holders = self._view.holders
         if holders.complete:
             return ()
-        cells = {what(pid) for pid in (*holders.unreadable, *holders.threads)}
+        cells = {value_of(pid) for pid in (*holders.unreadable, *holders.threads)}
         if not holders.searched or 0 in holders.unreadable or "?" in cells:
             return (None,)
         return (Perhaps(frozenset(map(str, cells))),)
@@ -111,12 +146,12 @@ class ViewContext:
     def _causes(self, name: str, findings: Iterable[Finding]) -> NDArray[Any]:
         cells: NDArray[Any] = np.empty(len(self._view), object)
         cells.fill(())
-        one = np.empty((), object)
+        cell = np.empty((), object)
         for finding in findings:
             if finding.primary and name != "also":
                 word = {"rule": finding.rule, "severity": finding.severity}.get(name, str(finding.variant))
-                one[()] = (word,)
-                cells[finding.rows] = one
+                cell[()] = (word,)
+                cells[finding.rows] = cell
             elif not finding.primary and name == "also":
                 for row in finding.rows.tolist():
                     cells[row] = (*cells[row], finding.rule)
@@ -125,7 +160,7 @@ class ViewContext:
     def _owners(self) -> list[str | None]:
         s = self._view.sockets
         if self.users is None:
-            raise ValueError("a recording has no names of users; compare with a number: `user = 33`")
+            raise ValueError("a recording has no user names; compare with a number: `user = 33`")
         users = self.users
         unknown = uid_unknown(s, np.arange(len(s)))
         return [
@@ -135,27 +170,53 @@ class ViewContext:
 
     def _interfaces(self) -> list[str | None]:
         s = self._view.sockets
-        bound = np.unique(s.netns[s.ifindex != 0]).tolist()
+        bound = distinct(s.netns[s.ifindex != 0]).tolist()
         names = self._devices(bound) if self._devices is not None and bound else {}
         return [
             names.get((n, i)) if i else "" for n, i in zip(s.netns.tolist(), s.ifindex.tolist(), strict=True)
         ]
 
     def _workloads(self, name: str) -> list[tuple[str | None, ...] | None]:
-        """Return ids; the names that people gave are known to the API server and the runtime only."""
+        """Return ids, and the names that people gave, as far as the API server has told them."""
         view = self._view
-        s, processes = view.sockets, view.processes
-        placed = np.isin(s.cgroup_id, np.array([*view.cgroup_paths], s.cgroup_id.dtype)) & (s.cgroup_id != 0)
-        first = view.holders.first_pid()
-        by_holder = np.array([p for p, process in processes.items() if process.cgroup], np.int64)
-        placed |= np.isin(first, by_holder)
         result: list[tuple[str | None, ...] | None] = []
-        for work, known in zip(view.workloads, placed.tolist(), strict=True):
+        for work, known, pod in zip(view.workloads, placed(view).tolist(), view.row_names.pod, strict=True):
             word = (work.container_id if name == "container" else work.pod_uid) if work else ""
-            result.append((word, None) if word else () if known else None)
+            if name == "pod":
+                called = pod.path if pod is not None else None
+            else:
+                called = pod.containers.get(word) if pod is not None and word else None
+            if word:
+                result.append((word, called))
+            elif called and name == "pod":  # by its network namespace or its address
+                result.append((called, None))
+            else:
+                result.append(() if known else None)
+        return result
+
+    def _cluster(self, name: str) -> Sequence[Any]:
+        """Return what the API server's names say; of a pod that it has not named, nothing is known."""
+        view = self._view
+        if not view.names.as_of:
+            raise ValueError(
+                f"`{name}` needs the names of a cluster: from an agent that follows one, or by `--kube-names FILE`"
+            )
+        if name == "service":
+            known = {"services", "endpointslices"} <= view.names.as_of.keys()
+            return [service if known or service else None for service in view.row_names.service]
+        result: list[tuple[str, ...] | None] = []
+        for pod, work, known in zip(view.row_names.pod, view.workloads, placed(view).tolist(), strict=True):
+            if pod is None:
+                result.append(() if known and not (work and work.pod_uid) else None)
+            elif name == "label":
+                result.append((*pod.labels, *(f"{key}={value}" for key, value in pod.labels.items())))
+            else:
+                result.append((pod.namespace if name == "namespace" else pod.workload,))
         return result
 
     def _cgroups(self) -> list[str | None]:
         s, paths = self._view.sockets, self._view.cgroup_paths
-        has = s.present("cgroup_id")
-        return [paths.get(c) if p else None for c, p in zip(s.cgroup_id.tolist(), has.tolist(), strict=True)]
+        present = s.present("cgroup_id")
+        return [
+            paths.get(c) if p else None for c, p in zip(s.cgroup_id.tolist(), present.tolist(), strict=True)
+        ]

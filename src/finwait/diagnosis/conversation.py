@@ -10,9 +10,9 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from finwait.diagnosis.closing import CLOSED, End, Kind, Reset, Step, possible
+from finwait.diagnosis.closing import CLOSED, Arrow, End, Kind, Reset, possible
 from finwait.diagnosis.party import Party, facts_of, has_sent
-from finwait.diagnosis.stream import Nth, Standing, at_or_behind, consumed, standing
+from finwait.diagnosis.stream import Nth, ResetStanding, at_or_behind, consumed, standing
 from finwait.uapi.segment import ACK, FIN, RST, SYN, Segment
 
 __all__ = ["Conversation", "add", "is_copy", "take"]
@@ -41,14 +41,14 @@ class Conversation:
     scope: str
     opened: bool = False
     ends: tuple[Party, Party] = field(default_factory=lambda: (Party(), Party()))
-    first: list[Step] = field(default_factory=list)
-    last: deque[Step] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
+    first: list[Arrow] = field(default_factory=list)
+    last: deque[Arrow] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
     left_out: int = 0
     recent: OrderedDict[tuple[object, ...], tuple[int, str]] = field(default_factory=OrderedDict)
     marks: dict[tuple[int, ...], None] = field(default_factory=dict)
     resets: list[tuple[Reset, int]] = field(default_factory=list)
     """Those that may have ended something, with their sequence numbers; the first and the last of each end."""
-    ignored: dict[tuple[bool, Standing], Reset] = field(default_factory=dict)
+    ignored: dict[tuple[bool, ResetStanding], Reset] = field(default_factory=dict)
     again: Segment | None = None
     """A SYN on numbers that are in use, which a SYN,ACK may answer."""
     packets: int = 0
@@ -56,61 +56,77 @@ class Conversation:
     last_ns: int = 0
 
 
-def is_copy(c: Conversation, one: Segment, *, from_a: bool) -> bool:
+def is_copy(c: Conversation, segment: Segment, *, from_a: bool) -> bool:
     """Whether this packet was seen a moment ago, on its way through another interface.
 
     Nothing is sent again so soon. Bare ACKs are: those of the same interface count unless their IPv4
     identification shows that they are one packet (a mirrored port).
     """
-    mark = (from_a, one.seq, one.ack, one.flags, one.payload, one.window, one.ip_id, one.tsval)
+    mark = (
+        from_a,
+        segment.seq,
+        segment.ack,
+        segment.flags,
+        segment.payload,
+        segment.window,
+        segment.ip_id,
+        segment.tsval,
+    )
     before = c.recent.pop(mark, None)
-    c.recent[mark] = (one.time_ns, one.interface)
+    c.recent[mark] = (segment.time_ns, segment.interface)
     if len(c.recent) > _RECENT:
         c.recent.popitem(last=False)
-    if before is None or abs(one.time_ns - before[0]) > _COPY_NS:
+    if before is None or abs(segment.time_ns - before[0]) > _COPY_NS:
         return False
-    if before[1] == one.interface and not (one.ip_id or consumed(one)):
+    if before[1] == segment.interface and not (segment.ip_id or consumed(segment)):
         return False
     c.copies += 1
     return True
 
 
-def take(c: Conversation, one: Segment, *, from_a: bool) -> None:
+def take(c: Conversation, segment: Segment, *, from_a: bool) -> None:
     """Add a segment that is no copy."""
-    me, peer = c.ends if from_a else c.ends[::-1]
+    sender, peer = c.ends if from_a else c.ends[::-1]
     c.packets += 1
-    c.last_ns = max(c.last_ns, one.time_ns)
-    _mark(c, one, from_a)
-    if one.flags & RST:
-        _reset(c, one, from_a)
+    c.last_ns = max(c.last_ns, segment.time_ns)
+    _mark(c, segment, from_a)
+    if segment.flags & RST:
+        _reset(c, segment, from_a)
         return
-    fresh = me.stream.is_fresh(one)
-    nth = me.stream.take(one)
-    me.any_ns = one.time_ns
-    if one.flags & SYN and not one.flags & ACK:
+    fresh = sender.stream.is_fresh(segment)
+    nth = sender.stream.take(segment)
+    sender.any_ns = segment.time_ns
+    if segment.flags & SYN and not segment.flags & ACK:
         c.opened = True
     step = None
-    if one.flags & FIN:
-        step = _fin(me, one, from_a, fresh)
-    elif one.payload:
-        step = _data(c, one, from_a, nth, fresh)
+    if segment.flags & FIN:
+        step = _fin(sender, segment, from_a, fresh)
+    elif segment.payload:
+        step = _data(c, segment, from_a, nth, fresh)
     elif nth is Nth.PROBE:
-        me.probes += 1
+        sender.probes += 1
         starved = peer.stream.ack is not None and not peer.stream.window
-        step = Step(one.time_ns, from_a, Kind.WINDOW_PROBE if starved else Kind.KEEPALIVE, one.flags)
-    if one.flags & (FIN | SYN) or one.payload:
-        me.active_ns = one.time_ns
-    if one.flags & ACK and peer.fin is not None and at_or_behind(one.ack, peer.fin):
-        step = _ack(peer, one, from_a, step)
+        step = Arrow(segment.time_ns, from_a, Kind.WINDOW_PROBE if starved else Kind.KEEPALIVE, segment.flags)
+    if segment.flags & (FIN | SYN) or segment.payload:
+        sender.active_ns = segment.time_ns
+    if segment.flags & ACK and peer.fin is not None and at_or_behind(segment.ack, peer.fin):
+        step = _ack(peer, segment, from_a, step)
     if step is not None:
         add(c, step)
 
 
-def _mark(c: Conversation, one: Segment, from_a: bool) -> None:
+def _mark(c: Conversation, segment: Segment, from_a: bool) -> None:
     """Remember the first and the last packets by what no translator changes."""
-    if not one.flags & ACK or not one.ack:
+    if not segment.flags & ACK or not segment.ack:
         return
-    mark = (from_a, one.seq, one.ack, one.flags, one.payload, -1 if one.tsval is None else one.tsval)
+    mark = (
+        from_a,
+        segment.seq,
+        segment.ack,
+        segment.flags,
+        segment.payload,
+        -1 if segment.tsval is None else segment.tsval,
+    )
     if mark in c.marks:
         return
     if len(c.marks) >= 2 * _KEPT_MARKS:
@@ -118,67 +134,81 @@ def _mark(c: Conversation, one: Segment, from_a: bool) -> None:
     c.marks[mark] = None
 
 
-def _fin(me: Party, one: Segment, from_a: bool, fresh: bool) -> Step:
-    me.fins += 1
-    if me.fin is None:
-        me.fin = (one.seq + consumed(one)) & 0xFFFFFFFF
-        me.fin_new = fresh
-        me.fin_ns, me.fin_ack = one.time_ns, one.ack
+def _fin(sender: Party, segment: Segment, from_a: bool, fresh: bool) -> Arrow:
+    sender.fins += 1
+    if sender.fin is None:
+        sender.fin = (segment.seq + consumed(segment)) & 0xFFFFFFFF
+        sender.fin_new = fresh
+        sender.fin_ns, sender.fin_ack = segment.time_ns, segment.ack
         kind = Kind.FIN
     else:
-        me.fin_gap_ns = one.time_ns - me.fin_last_ns
-        me.unheard += bool(me.acked_ns)
+        sender.fin_gap_ns = segment.time_ns - sender.fin_last_ns
+        sender.unheard += bool(sender.acked_ns)
         kind = Kind.FIN_AGAIN
-    me.fin_last_ns = one.time_ns
-    return Step(
-        one.time_ns, from_a, kind, one.flags, payload=one.payload, number=me.fins, last_ns=one.time_ns
+    sender.fin_last_ns = segment.time_ns
+    return Arrow(
+        segment.time_ns,
+        from_a,
+        kind,
+        segment.flags,
+        payload=segment.payload,
+        number=sender.fins,
+        last_ns=segment.time_ns,
     )
 
 
-def _data(c: Conversation, one: Segment, from_a: bool, nth: Nth, fresh: bool) -> Step | None:
-    me, peer = c.ends if from_a else c.ends[::-1]
+def _data(c: Conversation, segment: Segment, from_a: bool, nth: Nth, fresh: bool) -> Arrow | None:
+    sender, peer = c.ends if from_a else c.ends[::-1]
     if fresh:
-        me.new_ns = one.time_ns
+        sender.new_ns = segment.time_ns
     if nth is Nth.NEW and has_sent(peer):
-        me.late_bytes += one.payload
-    if nth is not Nth.NEW and me.acked_ns:
-        me.unheard += 1
-    if not (has_sent(me) or has_sent(peer)):
+        sender.late_bytes += segment.payload
+    if nth is not Nth.NEW and sender.acked_ns:
+        sender.unheard += 1
+    if not (has_sent(sender) or has_sent(peer)):
         return None
-    return Step(one.time_ns, from_a, _DATA.get(nth, Kind.DATA), one.flags, payload=one.payload)
+    return Arrow(segment.time_ns, from_a, _DATA.get(nth, Kind.DATA), segment.flags, payload=segment.payload)
 
 
-def _ack(peer: Party, one: Segment, from_a: bool, step: Step | None) -> Step | None:
+def _ack(peer: Party, segment: Segment, from_a: bool, step: Arrow | None) -> Arrow | None:
     """Note that the peer's FIN is acknowledged; the first time since it was sent, the arrow says so."""
     first = peer.acked_last_ns <= peer.fin_last_ns or not peer.acked_ns
-    peer.acked_ns = peer.acked_ns or one.time_ns
-    peer.acked_last_ns = max(one.time_ns, peer.acked_last_ns)
+    peer.acked_ns = peer.acked_ns or segment.time_ns
+    peer.acked_last_ns = max(segment.time_ns, peer.acked_last_ns)
     if not first:
         return step
     if step is not None:
         return replace(step, acks_fin=True)
-    return Step(one.time_ns, from_a, Kind.ACK, one.flags, acks_fin=True)
+    return Arrow(segment.time_ns, from_a, Kind.ACK, segment.flags, acks_fin=True)
 
 
-def _reset(c: Conversation, one: Segment, from_a: bool) -> None:
-    me, peer = c.ends if from_a else c.ends[::-1]
-    how = standing(one, me.stream, peer.stream, peer_fin=me.fin)
-    late = set(possible(facts_of(peer, me, 0))) <= {CLOSED, "TIME_WAIT"}
-    reset = Reset(one.time_ns, from_a, how, not one.flags & ACK, late)
+def _reset(c: Conversation, segment: Segment, from_a: bool) -> None:
+    sender, peer = c.ends if from_a else c.ends[::-1]
+    reset_standing = standing(segment, sender.stream, peer.stream, peer_fin=sender.fin)
+    late = set(possible(facts_of(peer, sender, 0))) <= {CLOSED, "TIME_WAIT"}
+    reset = Reset(segment.time_ns, from_a, reset_standing, not segment.flags & ACK, late)
     add(
         c,
-        Step(one.time_ns, from_a, Kind.RESET, one.flags, standing=how, late=late, last_ns=one.time_ns),
+        Arrow(
+            segment.time_ns,
+            from_a,
+            Kind.RESET,
+            segment.flags,
+            standing=reset_standing,
+            late=late,
+            last_ns=segment.time_ns,
+        ),
     )
-    if late or how in (Standing.OUTSIDE, Standing.WINDOW):
-        c.ignored.setdefault((from_a, how), reset)
+    if late or reset_standing in (ResetStanding.OUTSIDE, ResetStanding.WINDOW):
+        c.ignored.setdefault((from_a, reset_standing), reset)
         return
-    mine = [k for k, (other, _) in enumerate(c.resets) if other.from_a == from_a]
-    if len(mine) > 1:
-        del c.resets[mine[-1]]
-    c.resets.append((reset, one.seq))
+    same_side = [k for k, (other, _) in enumerate(c.resets) if other.from_a == from_a]
+    if len(same_side) > 1:
+        del c.resets[same_side[-1]]
+    c.resets.append((reset, segment.seq))
 
 
-def add(c: Conversation, step: Step) -> None:
+def add(c: Conversation, step: Arrow) -> None:
     """Add an arrow, or lengthen the last one if it is of the same kind and direction."""
     kept = c.last or c.first
     last = kept[-1] if kept else None

@@ -1,12 +1,14 @@
 """Rules over a view → findings.
 
 *Theory of operation.* Every rule marks the rows that it explains; a row may have several marks. Marked rows are
-grouped by namespace, holding service (a process, or the workers of one server) and case of the rule, and each group is
-graded. The primary cause of a row is the gravest of its marks, and among equally grave ones that of lowest rank: the
-most specific pattern (a relay's pair of legs before a half-close, an expired NAT entry before both). A suspicion never
-hides a problem, however specific; a rule may only do so where it names the rules of which it knows better
-(`Rule.softens`). A group of which some rows have another primary cause is two findings, with evidence summarised from
-the columns that the rule names. Which rows are asked for plays no part in that: a cause is the same in any FILTER.
+grouped by namespace, holding service (a process, or the workers of one server), case of the rule and what the rows
+prove (`Rule.proven`), and each group is graded. The primary cause of a row is the gravest of its marks, and among
+equally grave ones that of lowest rank: the most specific pattern (a relay's pair of legs before a half-close, an
+expired NAT entry before both). A suspicion never hides a problem, however specific; a rule may only do so where it
+names the rules of which it knows better (`Rule.softens`). What only the second of two looks saw is a suspicion too:
+rows that may be on their way through their state are a group of their own, and no problem yet. A group of which some
+rows have another primary cause is two findings, with evidence summarised from the columns that the rule names. Which
+rows are asked for plays no part in that: a cause is the same in any FILTER.
 
 *What this cannot see.* Whatever the view does not hold: the gaps of the look travel beside the findings and
 are never turned into one.
@@ -17,13 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Evidence, Finding, Remedy, Severity
+from finwait.diagnosis import moves
+from finwait.diagnosis.finding import Evidence, Finding, Harm, Remedy, Severity
 from finwait.diagnosis.hint import NOTHING_ASKED, Asked, aimed, command_of
 from finwait.diagnosis.rule import Case, Clue, Match, Rule
+from finwait.diagnosis.rules import just_seen, look_again
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.units import cell_text
@@ -48,7 +53,7 @@ def diagnose(
         asked: the FILTER that ``only`` comes from, and the options of the look, for the commands of remedies.
     """
     rules = tuple(rules)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     marks: list[_Mark] = []
     best = np.full(len(view), _NONE, np.int64)
     # Those that take what is left over come last.
@@ -63,7 +68,7 @@ def diagnose(
                 if len(kept):
                     new += _graded(view, rule, rule.rank * 1000 + order, kept, match)
                 elif match is not None and not len(rows):
-                    found.append(_about(view, rule, match, rows, primary=True))
+                    findings.append(_about(view, rule, match, rows, primary=True))
         _judge(new, best)
         marks += new
     for mark in marks:
@@ -73,8 +78,8 @@ def diagnose(
         for part, is_it in parts:
             # What is healthy and another rule tells better needs no second word.
             if len(part) and (is_it or mark.severity != "healthy"):
-                found.append(_finding(view, mark, part, primary=is_it))
-    return aimed(view, sorted_findings(view, found), asked)
+                findings.append(_finding(view, mark, part, primary=is_it))
+    return aimed(view, sorted_findings(view, findings), asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,8 @@ class _Mark:
     rows: NDArray[np.int64]
     case: int = -1
     match: Match | None = None
+    suspected: bool = False
+    """Whether it would be a problem, but only the second of two looks saw its rows (`just_seen`)."""
 
     @property
     def key(self) -> int:
@@ -109,12 +116,23 @@ def _judge(marks: list[_Mark], best: NDArray[np.int64]) -> None:
 
 
 def sorted_findings(view: View, findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings, the worst and newest first."""
+    """Return findings: the gravest first, of those the most harmful, of those the newest."""
     return tuple(
         sorted(
-            findings, key=lambda f: (_SEVERITY[f.severity], not f.primary, _age(view, f), -f.count, f.rule)
+            findings,
+            key=lambda f: (
+                _SEVERITY[f.severity],
+                not f.primary,
+                _HARM.index(f.harm),
+                _age(view, f),
+                -f.count,
+                f.rule,
+            ),
         )
     )
+
+
+_HARM: Final[tuple[Harm, ...]] = ("outage", "stall", "leak", "residue")
 
 
 _GRAVER = 1 << 32
@@ -138,7 +156,7 @@ def _about(view: View, rule: Rule, match: Match, rows: NDArray[np.int64], *, pri
         rule.title,
         rule.severity,
         primary=primary,
-        confidence=rule.confidence(view, rows),
+        confidence=match.confidence or rule.confidence(view, rows),
         netns=match.netns,
         pids=(match.pid,) if match.pid else (),
         rows=rows,
@@ -146,15 +164,23 @@ def _about(view: View, rule: Rule, match: Match, rows: NDArray[np.int64], *, pri
         ends_it=rule.ends,
         does_not=rule.does_not,
         subject=match.subject,
+        turn=rule.turn,
+        harm=rule.harm,
         cells=match.cells,
+        ports=match.ports,
         count=match.count if not len(match.rows) else len(rows),
         counted=rule.counted,
     )
 
 
 def gaps(view: View, rules: Iterable[Rule]) -> tuple[Gap, ...]:
-    """Return what rules could not judge although it was there: columns that this kernel does not have."""
-    return tuple(sorted({gap for rule in rules if rule.unjudged is not None for gap in rule.unjudged(view)}))
+    """Return what rules could not judge although it was there: columns that this kernel does not have, and holders."""
+    unjudged = {gap for rule in rules if rule.unjudged is not None for gap in rule.unjudged(view)}
+    if view.threads_unseen:
+        unjudged.add(
+            Gap("some threads", "find out whether they are closing a socket: there are too many", "")
+        )
+    return tuple(sorted(unjudged))
 
 
 def _age(view: View, finding: Finding) -> int:
@@ -171,11 +197,17 @@ def _graded(
         yield _Mark(rule, cause, rule.severity, rows, match=match)
         return
     nobody = np.zeros(len(rows), np.int64)
+    waited = view.moves[rows] if rule.waited else nobody
+    fresh = just_seen(view)[rows] & (not rule.counted)
+    keys: tuple[NDArray[Any], ...]
     if rule.counted:
-        keys = (view.sockets.netns[rows], nobody, nobody, _cases(view, rule, rows))
+        keys = (view.sockets.netns[rows], nobody, nobody, _cases(view, rule, rows), nobody, waited)
     else:
         holder = _services(view, rows)
-        keys = (view.sockets.netns[rows], holder, _holder_sets(view, rows), _cases(view, rule, rows))
+        shown = nobody if rule.proven is None else rule.proven(view, rows).astype(np.int64)
+        cases = _cases(view, rule, rows)
+        keys = (view.sockets.netns[rows], holder, _holder_sets(view, rows), cases, shown, waited)
+    keys = (*keys, fresh)
     order = np.lexsort(keys[::-1])  # by namespace, then by holder; stable, so rows stay in order
     changes = np.zeros(len(rows), np.bool_)
     for key in keys:
@@ -183,7 +215,9 @@ def _graded(
     for part in np.split(order, np.flatnonzero(changes)):
         group = rows[part]
         severity = rule.grade(view, group) if rule.grade else rule.severity
-        yield _Mark(rule, cause, severity, group, keys[3][part[0]].item())
+        suspected = severity == "problem" and bool(fresh[part].all())
+        case = keys[3][part[0]].item()
+        yield _Mark(rule, cause, "notice" if suspected else severity, group, case, suspected=suspected)
 
 
 def _finding(view: View, mark: _Mark, rows: NDArray[np.int64], *, primary: bool) -> Finding:
@@ -196,12 +230,19 @@ def _finding(view: View, mark: _Mark, rows: NDArray[np.int64], *, primary: bool)
     age = view.at_least_ms[rows]
     rows = rows[np.argsort(np.where(age < 0, np.iinfo(np.int64).max, age), kind="stable")]
     seen, ends = _seen(view, rule, words, rows)
+    confidence = rule.confidence(view, rows)
+    if mark.suspected:
+        confidence = look_again(
+            f"only the second of two looks saw {'it' if len(rows) == 1 else 'them'}, so "
+            f"{'it' if len(rows) == 1 else 'they'} may be gone in a moment; check again with `--for 5s`; "
+            f"{confidence.reason}"
+        )
     return Finding(
         rule.name,
         words.title,
         mark.severity,
         primary,
-        rule.confidence(view, rows),
+        confidence,
         int(view.sockets.netns[rows[0]]),
         () if rule.counted else tuple(view.holders.counted(rows)),
         rows,
@@ -209,6 +250,8 @@ def _finding(view: View, mark: _Mark, rows: NDArray[np.int64], *, primary: bool)
         ends,
         words.does_not,
         count=len(rows),
+        turn=words.turn or rule.turn,
+        harm=rule.harm,
         variant=mark.case + 1,
         counted=rule.counted,
     )
@@ -219,10 +262,23 @@ def _seen(
 ) -> tuple[tuple[Evidence, ...], tuple[Remedy, ...]]:
     """Return the evidence of a group, and what ends it."""
     more = rule.observe(view, group) if rule.observe else ()
-    ends = rule.remedies(view, group) if rule.remedies else words.ends
-    return (*evidence(view, words.clues, group), *more), ends
+    waits = moves.evidence(view, group) if rule.waited else moves.released(view, group)
+    ends = _fitting(view, group, rule.remedies(view, group) if rule.remedies else words.ends)
+    # What decides comes first: who waits, where it is known; a column says the same of every row of the rule.
+    known = waits if view.moves[group[0]] != _UNKNOWN_MOVE else ()
+    return (*known, *evidence(view, words.clues, group), *more, *(waits if not known else ())), ends
 
 
+def _fitting(view: View, rows: NDArray[np.int64], remedies: tuple[Remedy, ...]) -> tuple[Remedy, ...]:
+    """Return what can be done to rows: of those that no process holds there is no descriptor, and none stays open."""
+    if not len(rows) or view.held[rows].any():
+        return remedies
+    return tuple(
+        replace(remedy, text=remedy.unheld or remedy.text) for remedy in remedies if not remedy.descriptor
+    )
+
+
+_UNKNOWN_MOVE: Final = [*moves.Move].index(moves.Move.UNKNOWN)
 _FLAGS = 1000
 """Of so many descriptors of a finding the flags are read: a file for each."""
 
@@ -232,12 +288,12 @@ def flags_wanted(
 ) -> tuple[tuple[int, int], ...]:
     """Return the descriptors, as (pid, fd), of which findings tell the close-on-exec flag when it is known."""
     names = {rule.name for rule in rules if rule.flags}
-    wanted: dict[tuple[int, int], None] = {}
+    descriptors: dict[tuple[int, int], None] = {}
     for finding in findings:
         if finding.rule in names:
             pairs = (pair for row in finding.rows.tolist() for pair in view.holders.of(row))
-            wanted |= dict.fromkeys(islice(pairs, _FLAGS))
-    return tuple(wanted)
+            descriptors |= dict.fromkeys(islice(pairs, _FLAGS))
+    return tuple(descriptors)
 
 
 def with_flags(
@@ -259,9 +315,9 @@ def with_flags(
 
 def _services(view: View, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the service of the first holder of each row, by its lowest pid; −1 where none was found."""
-    pids, which = np.unique(view.holders.first_pid()[rows], return_inverse=True)
+    pids, inverse = np.unique(view.holders.first_pid()[rows], return_inverse=True)
     of = view.services
-    return np.array([of.get(pid, pid) for pid in pids.tolist()], np.int64)[which.reshape(-1)]
+    return np.array([of.get(pid, pid) for pid in pids.tolist()], np.int64)[inverse.reshape(-1)]
 
 
 def _holder_sets(view: View, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,8 +2,8 @@
 
 A finding is a cause in one namespace at one holder. The shortest FILTER that selects its connections and no other
 names the rule, and then, as far as other findings of the same rule make it necessary, the namespace, the variant,
-the processes; where nothing else tells two findings apart, the cookies. To that comes what the diagnosis itself was
-asked for: a hint without it would act on more than was shown.
+the processes, who waits for them; where nothing else tells two findings apart, the cookies. To that comes what the
+diagnosis itself was asked for: a hint without it would act on more than was shown.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from finwait.attribution.waiting import KINDS
 from finwait.diagnosis.finding import Finding, Remedy
 from finwait.diagnosis.view import View
 from finwait.table.filter import Filter, conjunction, parse
 from finwait.table.predicates import Known
+from finwait.uapi.sets import among, distinct
 
 __all__ = ["NOTHING_ASKED", "Asked", "aimed", "command_of"]
 
@@ -62,6 +64,7 @@ def _listing(select: str, asked: Asked) -> str:
 def command_of(remedy: Remedy, rule: str, select: str, asked: Asked) -> Remedy:
     """Return a remedy whose command, if it is one for the connections of a rule, is for those of a FILTER."""
     words = shlex.split(remedy.command)
+    select = remedy.select or select
     if len(words) < 3 or words[0] != "finwait" or rule not in words:
         return remedy
     options, asks = _options_first(words[2:])
@@ -101,9 +104,7 @@ def _split(members: list[int], key: Callable[[int], Hashable]) -> dict[Hashable,
 
 def _selections(view: View, findings: Sequence[Finding]) -> dict[int, str]:
     """Return a FILTER for each finding that has connections, by its place."""
-    spaces = {
-        k: np.unique(view.sockets.netns[f.rows]).tolist() for k, f in enumerate(findings) if len(f.rows)
-    }
+    spaces = {k: distinct(view.sockets.netns[f.rows]).tolist() for k, f in enumerate(findings) if len(f.rows)}
     result: dict[int, str] = {}
     for members in _split(list(spaces), lambda k: (findings[k].rule, findings[k].primary)).values():
         primary, rule = findings[members[0]].primary, findings[members[0]].rule
@@ -128,31 +129,80 @@ def _selections(view: View, findings: Sequence[Finding]) -> dict[int, str]:
 def _within(
     view: View, findings: Sequence[Finding], members: list[int], text: str, *, primary: bool
 ) -> dict[int, str]:
-    """Return FILTERs that tell findings of one rule in one namespace apart."""
+    """Return FILTERs that tell findings of one rule in one namespace apart.
+
+    By their holders first: those stay what they are, while a variant may be another one in a minute, for instance
+    once the other end is gone; then the command of one group would be for the connections of another.
+    """
+    owners = Counter(pid for k in members for pid in findings[k].pids)
+    apart = {k for k in members if findings[k].pids and all(owners[pid] == 1 for pid in findings[k].pids)}
+    filters = _told_apart(view, findings, members, text)
+    result = {k: filters[k] for k in members if k in apart}
+    shared = [k for k in members if k not in apart and findings[k].pids]
+    unheld = [k for k in members if not findings[k].pids]
+    pids = sorted({pid for k in shared for pid in findings[k].pids})
+    confined = f"{text} and pid = {','.join(map(str, pids))}" if len(shared) < len(members) else text
+    result |= _by_variant(view, findings, shared, confined, primary=primary)
+    if len(unheld) < len(members):
+        held = [bool(view.held[findings[k].rows].any()) for k in unheld]
+        others = [bool(view.held[findings[k].rows].all()) for k in members if findings[k].pids]
+        text = f"{text} and orphan" if not any(held) and all(others) else ""
+    return result | _by_variant(view, findings, unheld, text, primary=primary)
+
+
+def _by_variant(
+    view: View, findings: Sequence[Finding], members: list[int], text: str, *, primary: bool
+) -> dict[int, str]:
+    """Return FILTERs that tell findings apart that have the same holders, or none; an empty text tells nothing."""
+    if not text:
+        return {k: _by_cookie(view, findings[k]) for k in members}
     result: dict[int, str] = {}
     variants = _split(members, lambda k: findings[k].variant) if primary else {0: members}
     for variant, same in variants.items():
         start = f"{text} and variant = {variant}" if len(variants) > 1 else text
         if len(same) == 1:
             result[same[0]] = start
-            continue
-        owners = Counter(pid for k in same for pid in findings[k].pids)
-        programs = Counter(name for k in same for name in {_comm(view, pid) for pid in findings[k].pids})
-        held = {k: view.held[findings[k].rows] for k in same}
-        for k in same:
-            mine = findings[k].pids
-            names = {_comm(view, pid) for pid in mine}
-            if mine and all(owners[pid] == 1 for pid in mine):
-                name, *others = sorted(names)
-                plain = not others and programs[name] == 1 and not set(name) & {"*", "?"}
-                if len(mine) > _SHORT and plain:
-                    result[k] = f"{start} and comm = {_quoted(name)}"
-                else:
-                    result[k] = f"{start} and pid = {','.join(map(str, mine))}"
-            elif not mine and not held[k].any() and all(held[other].all() for other in same if other != k):
-                result[k] = f"{start} and orphan"
+        elif primary and _alike(findings, same):
+            # One holder has some that are proven and some that are not: those are different findings.
+            for severity, graded in _split(same, lambda k: findings[k].severity).items():
+                result |= _told_apart(view, findings, graded, f"{start} and severity = {severity}")
+        elif same:
+            result |= _told_apart(view, findings, same, start)
+    return result
+
+
+def _alike(findings: Sequence[Finding], members: list[int]) -> bool:
+    """Return whether some findings differ by their severity where their holders do not tell them apart."""
+    graver = _split(members, lambda k: (findings[k].pids, findings[k].severity))
+    return len(graver) > len(_split(members, lambda k: findings[k].pids))
+
+
+def _told_apart(view: View, findings: Sequence[Finding], same: list[int], start: str) -> dict[int, str]:
+    """Return FILTERs that tell findings of one variant apart by their holders, else by cookie."""
+    result: dict[int, str] = {}
+    if len(same) == 1:
+        return {same[0]: start}
+    owners = Counter(pid for k in same for pid in findings[k].pids)
+    programs = Counter(name for k in same for name in {_comm(view, pid) for pid in findings[k].pids})
+    held = {k: view.held[findings[k].rows] for k in same}
+    waited = {k: set(view.waits.kinds[findings[k].rows].tolist()) for k in same}
+    answers = Counter(kind for kinds in waited.values() for kind in kinds)
+    for k in same:
+        pids = findings[k].pids
+        names = {_comm(view, pid) for pid in pids}
+        if pids and all(owners[pid] == 1 for pid in pids):
+            name, *others = sorted(names)
+            plain = not others and programs[name] == 1 and not set(name) & {"*", "?"}
+            if len(pids) > _SHORT and plain:
+                result[k] = f"{start} and comm = {_quoted(name)}"
             else:
-                result[k] = _by_cookie(view, findings[k])
+                result[k] = f"{start} and pid = {','.join(map(str, pids))}"
+        elif not pids and not held[k].any() and all(held[other].all() for other in same if other != k):
+            result[k] = f"{start} and orphan"
+        elif len(waited[k]) == 1 and answers[kind := min(waited[k])] == 1 and kind >= 0:
+            result[k] = f"{start} and waited = {KINDS[kind]}"
+        else:
+            result[k] = _by_cookie(view, findings[k])
     return result
 
 
@@ -169,11 +219,11 @@ def _quoted(name: str) -> str:
 def _by_cookie(view: View, finding: Finding) -> str:
     """Return a FILTER of cookies; nothing where they do not tell the connections from others."""
     cookies = view.sockets.cookie[finding.rows]
-    same = np.isin(view.sockets.cookie, cookies) & np.isin(
-        view.sockets.netns, np.unique(view.sockets.netns[finding.rows])
+    same = among(view.sockets.cookie, cookies) & np.isin(
+        view.sockets.netns, distinct(view.sockets.netns[finding.rows])
     )
     if not cookies.all() or int(same.sum()) != len(finding.rows):
         return ""
-    spaces = np.unique(view.sockets.netns[finding.rows]).tolist()
+    spaces = distinct(view.sockets.netns[finding.rows]).tolist()
     listed = ", ".join(f"{cookie:#x}" for cookie in cookies.tolist())
     return f"netns = {','.join(map(str, spaces))} and cookie = {listed}"

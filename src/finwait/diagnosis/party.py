@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from finwait.diagnosis.closing import Facts, said_by
+from finwait.diagnosis.closing import EndFacts, said_by
 from finwait.diagnosis.stream import Sender, at_or_behind
 from finwait.uapi.socket_filter import Tuple
 
@@ -96,8 +96,8 @@ def _sent(x: Party, y: Party) -> bool | None:
             return True
     if x.stream.isn is not None or x.new_ns:
         return False
-    if x.stated is not None and (said := said_by(x.stated.final).sent) is not None:
-        return said
+    if x.stated is not None and (sent := said_by(x.stated.final).sent) is not None:
+        return sent
     if y.stated is not None and said_by(y.stated.began).received is False:
         return False  # it had not arrived when the capture began, and did not come by since
     return None
@@ -105,8 +105,8 @@ def _sent(x: Party, y: Party) -> bool | None:
 
 def _acked(x: Party, y: Party, until_ns: int) -> bool | None:
     """Whether an end that has sent its FIN has the ACK of it."""
-    if x.stated is not None and (said := said_by(x.stated.final).acked) is not None:
-        return said
+    if x.stated is not None and (acked := said_by(x.stated.final).acked) is not None:
+        return acked
     if x.fin is None:
         return said_by(x.stated.began).acked if x.stated is not None else _heard(x, y)
     if x.acked_ns and x.unheard:
@@ -130,8 +130,8 @@ def _heard(x: Party, y: Party) -> bool | None:
 
 def _received(x: Party, y: Party) -> bool | None:
     """Whether an end has received the other's FIN."""
-    if x.stated is not None and (said := said_by(x.stated.final).received) is not None:
-        return said
+    if x.stated is not None and (received := said_by(x.stated.final).received) is not None:
+        return received
     if y.stated is not None and (said_by(y.stated.final).acked or said_by(y.stated.began).acked):
         return True
     if x.stated is not None and said_by(x.stated.began).received:
@@ -162,15 +162,15 @@ def _first(x: Party, y: Party) -> bool | None:
     if y.fin is not None and y.fin_new and x.stream.packets:
         return True
     if y.stated is not None:
-        for said in (said_by(y.stated.began), said_by(y.stated.final)):
-            if said.received:
-                return not said.first
+        for claim in (said_by(y.stated.began), said_by(y.stated.final)):
+            if claim.received:
+                return not claim.first
         if said_by(y.stated.began).sent:
             return False
     return None
 
 
-def facts_of(x: Party, y: Party, until_ns: int) -> Facts:
+def facts_of(x: Party, y: Party, until_ns: int) -> EndFacts:
     """Return what is known of an end.
 
     Args:
@@ -180,7 +180,7 @@ def facts_of(x: Party, y: Party, until_ns: int) -> Facts:
     """
     sent = _sent(x, y)
     acked = False if sent is False else _acked(x, y, until_ns)
-    return Facts(sent, acked, _received(x, y), _first(x, y) if sent is not False else None)
+    return EndFacts(sent, acked, _received(x, y), _first(x, y) if sent is not False else None)
 
 
 def stopped(x: Party, until_ns: int) -> bool:

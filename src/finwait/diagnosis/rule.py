@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Harm, Remedy, Severity, Turn, headline
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
 
@@ -44,6 +44,10 @@ class Case:
     clues: tuple[Clue, ...]
     ends: tuple[Remedy, ...]
     does_not: tuple[Advice, ...]
+    severity: Severity | None = None
+    """What `Rule.grade` gives its rows, where that is always the same and not the rule's."""
+    turn: Turn | None = None
+    """Whose move it is, where that is not the rule's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,11 @@ class Match:
     count: int = 0
     cells: Mapping[str, int] = field(default_factory=dict)
     """Columns that are the same of all that it is about, where that has no rows: a FILTER may ask for them."""
+    ports: tuple[int, ...] = ()
+    """The local ports of all that it is about, each once, where that has no rows; none where not all are known."""
     evidence: tuple[Evidence, ...] = ()
+    confidence: Confidence | None = None
+    """Its own, where that is not the rule's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,9 @@ class Rule:
     title: str
     severity: Severity
     rank: int
+    harm: Harm
+    """What it costs while it lasts; of equally grave findings the most harmful comes first."""
+    turn: Turn
     means: Means | Literal["by-state"] | None
     """What ends a connection that a process holds, beside a FIN from its other end; None where nothing should.
 
@@ -90,6 +101,9 @@ class Rule:
     """Evidence beyond columns of the row itself: the other end, the listener, counters."""
     grade: Callable[[View, NDArray[np.int64]], Severity] | None = None
     """Severity by what was seen, where it differs from `severity`."""
+    proven: Callable[[View, NDArray[np.int64]], NDArray[Any]] | None = None
+    """Which of some rows are proven (or how much each shows), where `grade` or `confidence` depends on that: rows that
+    differ in it are different findings, so that one row never makes others worse, or better, than they are."""
     remedies: Callable[[View, NDArray[np.int64]], tuple[Remedy, ...]] | None = None
     """What ends a group, where that depends on what was seen; `ends` is all that there is to say of the rule."""
     unjudged: Callable[[View], list[Gap]] | None = None
@@ -107,8 +121,15 @@ class Rule:
     """Whether its rows are told by their number alone: healthy ones, often very many, each like the other."""
     path_lost: bool = False
     """Whether nothing that is sent from here reaches the other end any more."""
+    waited: bool = False
+    """Whether it matters who in the program waits: rows with different answers are different findings."""
     cases: tuple[Case, ...] = ()
     """Rows that are told in other words than `title`, `clues`, `ends` and `does_not`."""
+
+    @property
+    def headline(self) -> str:
+        """The title, and that it is healthy where it is."""
+        return headline(self.title, self.severity)
 
     @property
     def tellings(self) -> tuple[Rule | Case, ...]:

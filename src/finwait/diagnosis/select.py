@@ -9,7 +9,7 @@ it may be just what was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from finwait.attribution.container import Workload, workload_of_path
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.finding import Finding
 from finwait.diagnosis.view import View
+from finwait.errors import Gap
 from finwait.table.filter import Filter
 from finwait.table.patterns import glob
 from finwait.table.predicates import Known, Leaf, Number, RowFacts
 from finwait.table.sockets import SocketTable
 
-__all__ = ["Names", "Narrowed", "by_owners", "judge", "nothing_like_it", "unjudged", "unowned"]
+__all__ = ["KnownNames", "Narrowed", "by_owners", "judge", "nothing_like_it", "unjudged", "unowned"]
 
 _FIRST = np.zeros(1, np.intp)
 
@@ -38,13 +39,17 @@ class Narrowed:
     """The connections and listeners that it selects."""
     unjudged: tuple[Finding, ...] = ()
     """Problems and notices of which it cannot tell whether it selects them."""
+    undecided: Gap | None = None
+    """Why it could not be judged on connections that it does not select, whatever is wrong with them; else None."""
 
 
-def judge(found: Filter, finding: Finding, view: View, users: Mapping[int, str] | None = None) -> bool | None:
+def judge(
+    row_filter: Filter, finding: Finding, view: View, users: Mapping[int, str] | None = None
+) -> bool | None:
     """Return whether a FILTER selects a finding that has no rows; None where that cannot be told.
 
     Args:
-        found: the FILTER.
+        row_filter: the FILTER.
         finding: about something without rows.
         view: where it was found.
         users: uid → name, where names of users are known.
@@ -54,6 +59,12 @@ def judge(found: Filter, finding: Finding, view: View, users: Mapping[int, str] 
     uids = {p.uid for pid in finding.pids if (p := view.processes.get(pid)) is not None}
     if len(uids) == 1 and min(uids) >= 0:
         cells |= {"uid": min(uids), "timer": 0}
+    if "sport" not in cells and finding.ports:  # what is true of each of its ports is true of it
+        each = {
+            judge(row_filter, replace(finding, cells={**finding.cells, "sport": port}), view, users)
+            for port in finding.ports
+        }
+        return each.pop() if len(each) == 1 else None
     # Its inode is not known; that it is not 0 is, and decides whether its uid is.
     table = SocketTable.from_columns({name: [cell] for name, cell in (cells | {"inode": 1}).items()})
     facts = RowFacts(table, _Answers(finding, view, users or {}), {})
@@ -68,7 +79,7 @@ def judge(found: Filter, finding: Finding, view: View, users: Mapping[int, str] 
             return True
         return False if leaf.negated().test(facts, _FIRST)[0] else None
 
-    return found.judge(by)
+    return row_filter.judge(by)
 
 
 class _Answers:
@@ -114,7 +125,7 @@ def _word(work: Workload, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class KnownNames:
     """What there is on a machine that a FILTER may name, beyond what a view holds."""
 
     alive: Callable[[Iterable[int]], Iterable[int]]
@@ -123,22 +134,24 @@ class Names:
     """uid → name; None where names of users are not known, as in a recording."""
     devices: Callable[[Iterable[int]], Mapping[tuple[int, int], str]] | None = None
     """Gives (netns, ifindex) → name for the interfaces of namespaces; nothing where they are not known."""
+    recorded: bool = False
+    """Whether it is a recording, which has no other processes than those of its sockets."""
 
 
-def nothing_like_it(found: Filter, view: View, names: Names) -> tuple[str, ...]:
+def nothing_like_it(row_filter: Filter, view: View, names: KnownNames) -> tuple[str, ...]:
     """Return what a FILTER names that is not here, where it can match nothing for that reason; else nothing."""
-    said: dict[str, None] = {}
+    reasons: dict[str, None] = {}
 
     def by(leaf: Leaf) -> bool | None:
         why = _not_here(leaf, view, names)
         if why:
-            said[why] = None
+            reasons[why] = None
         return False if why else None
 
-    return tuple(said) if found.judge(by) is False else ()
+    return tuple(reasons) if row_filter.judge(by) is False else ()
 
 
-def by_owners(found: Filter) -> tuple[str, ...]:
+def by_owners(row_filter: Filter) -> tuple[str, ...]:
     """Return the rules that a FILTER names, of those that cannot judge where nobody looked who holds what."""
 
     def named(rule: str) -> bool:
@@ -151,64 +164,76 @@ def by_owners(found: Filter) -> tuple[str, ...]:
             met.append(hit and leaf.op == "=")
             return hit == (leaf.op == "=")
 
-        return found.judge(by) is not False and any(met)
+        return row_filter.judge(by) is not False and any(met)
 
     return tuple(rule for rule in catalogue.by_owners() if named(rule))
 
 
-def unowned(found: Filter, view: View) -> tuple[str, ...]:
+def unowned(row_filter: Filter, view: View) -> tuple[Gap, ...]:
     """Return which rules that a FILTER names were not judged because owners were not looked for; else nothing."""
-    return () if view.holders.searched else unjudged(by_owners(found))
+    return () if view.holders.searched else unjudged(by_owners(row_filter))
 
 
-def unjudged(rules: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a sentence about rules that were not judged because owners were not looked for; none of no rules."""
-    which = f"rule{'s' if len(rules) > 1 else ''} {', '.join(rules)}"
-    return (f"{which}: owners were not looked for (`--no-owners`)",) if rules else ()
+def unjudged(rules: tuple[str, ...]) -> tuple[Gap, ...]:
+    """Return what is not known of rules that were not judged because owners were not looked for; none of no rules."""
+    subject = f"rule{'s' if len(rules) > 1 else ''} {', '.join(rules)}"
+    doing, needs = "judge, because owners were not looked for", "a look without `--no-owners`"
+    return (Gap(subject, doing, needs),) if rules else ()
 
 
-def _not_here(leaf: Leaf, view: View, names: Names) -> str:
-    """Return what a predicate names that is not here, as a sentence; nothing where it is here, or may be."""
+def _not_here(leaf: Leaf, view: View, names: KnownNames) -> str:
+    """Return what a predicate names that is not here, as a sentence; nothing where it is here, or may be.
+
+    What could not be seen may be just what is named: a namespace that could not be entered, or a process that holds
+    sockets in one, or is hidden from us.
+    """
     if getattr(leaf, "op", "=") != "=":
         return ""
     if isinstance(leaf, Number) and leaf.column == "netns":
-        here = leaf.value in view.namespaces
-        return "" if here else f"there is no network namespace {leaf.value} among the inspected ones"
+        exists = leaf.value in view.namespaces or not view.all_entered
+        return "" if exists else f"there is no network namespace {leaf.value} among the inspected ones"
     if not isinstance(leaf, Known):
         return ""
     word = leaf.pattern
     if leaf.name == "pid":
-        return "" if word.isdigit() and list(names.alive([int(word)])) else f"there is no process {word}"
+        if (word.isdigit() and list(names.alive([int(word)]))) or 0 in view.holders.unreadable:
+            return ""
+        if names.recorded:
+            return f"the recording has no process {word} that holds a socket of it, or may hold one"
+        return f"there is no process {word}"
     if leaf.name == "netns":
         called = [name for n, space in view.namespaces.items() for name in (*space.names, str(n))]
-        here = leaf.matches_any(called)
-        return "" if here else f"there is no network namespace `{word}` among the inspected ones"
+        exists = leaf.matches_any(called) or not view.all_entered
+        return "" if exists else f"there is no network namespace `{word}` among the inspected ones"
     if leaf.name == "comm":
         holders, known = view.holders, view.processes
         all_known = _all_holders(view) and all(
             pid in known and known[pid].comm != "?" for pid in (*holders.unreadable, *holders.threads)
         )
-        here = not all_known or leaf.matches_any([p.comm for p in known.values()])
-        return "" if here else f"no process that holds a TCP socket is called `{word}`"
+        exists = not all_known or leaf.matches_any([p.comm for p in known.values()])
+        return "" if exists else f"no process that holds a TCP socket is named `{word}`"
     if leaf.name == "user":
-        here = names.users is None or word.isdigit() or leaf.matches_any(names.users.values())
-        return "" if here else f"no user that this machine can list is called `{word}`; a number always works"
+        exists = names.users is None or word.isdigit() or leaf.matches_any(names.users.values())
+        return (
+            "" if exists else f"no user that this machine can list is named `{word}`; a number always works"
+        )
     if leaf.name == "dev":
-        there = names.devices(view.namespaces) if names.devices is not None and view.whole else {}
-        here = not there or leaf.matches_any(there.values())
-        return "" if here else f"no network interface is called `{word}`"
+        devices = names.devices(view.namespaces) if names.devices is not None and view.whole else {}
+        exists = not devices or leaf.matches_any(devices.values())
+        return "" if exists else f"no network interface is named `{word}`"
     if leaf.name in ("container", "pod"):
-        here = not _all_outside(view, leaf.name)
-        return "" if here else f"nothing that was looked at belongs to a {leaf.name}"
+        exists = not _all_outside(view, leaf.name)
+        return "" if exists else f"nothing that was inspected belongs to a {leaf.name}"
     return ""
 
 
 def _all_holders(view: View) -> bool:
     """Return whether every process that holds a TCP socket is among those of a view, or may be by what is unreadable.
 
-    Those that hold only ESTABLISHED sockets are not where these were counted and not listed.
+    Those that hold only ESTABLISHED sockets are not where these were counted and not listed; nor are those that hold
+    sockets of a namespace that could not be entered, although they themselves may be open to us.
     """
-    return view.hidden_known and not view.established_skipped
+    return view.hidden_known and not view.established_skipped and view.all_entered
 
 
 def _all_outside(view: View, kind: str) -> bool:

@@ -59,15 +59,15 @@ def sightings(
         return k
 
     by_mark: dict[tuple[int, ...], int] = {}
-    for number, one in enumerate(closings):
-        for mark in one.marks:
+    for number, closing in enumerate(closings):
+        for mark in closing.marks:
             other = by_mark.setdefault(mark[1:], number)
-            if not _same_place(closings[other], one):
+            if not _same_place(closings[other], closing):
                 group[max(head(other), head(number))] = min(head(other), head(number))
     by_form = {key: k for k, keys in enumerate(tracked) for key in keys}
     first: dict[int, int] = {}
-    for number, one in enumerate(closings):
-        form = by_form.get(key(one))
+    for number, closing in enumerate(closings):
+        form = by_form.get(key(closing))
         if form is not None:
             other = first.setdefault(form, number)
             group[max(head(other), head(number))] = min(head(other), head(number))
@@ -77,21 +77,21 @@ def sightings(
     return [_sighting([closings[k] for k in numbers], by_form) for numbers in joined.values()]
 
 
-def key(one: Closing) -> tuple[object, ...]:
+def key(closing: Closing) -> tuple[object, ...]:
     """Return what a connection is known by in one place."""
-    return (one.place, one.scope, *sorted((one.a.end, one.b.end)))
+    return (closing.place, closing.scope, *sorted((closing.a.end, closing.b.end)))
 
 
-def _same_place(one: Closing, other: Closing) -> bool:
-    return key(one) == key(other)
+def _same_place(closing: Closing, other: Closing) -> bool:
+    return key(closing) == key(other)
 
 
-def _sighting(found: list[Closing], by_form: dict[tuple[object, ...], int]) -> Sighting:
-    first = found[0]
-    if len(found) == 1:
+def _sighting(closings: list[Closing], by_form: dict[tuple[object, ...], int]) -> Sighting:
+    first = closings[0]
+    if len(closings) == 1:
         return Sighting(first)
     also = []
-    for other in found[1:]:
+    for other in closings[1:]:
         other = _turned(first, other)
         form = by_form.get(key(other))
         tracked = form is not None and form == by_form.get(key(first))
@@ -114,20 +114,20 @@ def _turned(first: Closing, other: Closing) -> Closing:
         b=other.a,
         a_first=None if other.a_first is None else not other.a_first,
         reset=None if other.reset is None else replace(other.reset, from_a=not other.reset.from_a),
-        ignored=tuple(replace(one, from_a=not one.from_a) for one in other.ignored),
-        missing=tuple(replace(one, from_a=not one.from_a) for one in other.missing),
-        steps=tuple(replace(one, from_a=not one.from_a) for one in other.steps),
+        ignored=tuple(replace(reset, from_a=not reset.from_a) for reset in other.ignored),
+        missing=tuple(replace(missing, from_a=not missing.from_a) for missing in other.missing),
+        steps=tuple(replace(step, from_a=not step.from_a) for step in other.steps),
         opened=False,
     )
 
 
-def _story(one: Closing) -> tuple[object, ...]:
+def _story(closing: Closing) -> tuple[object, ...]:
     """Return what closed the connection, without times and without how its data was cut into packets."""
     steps = [
         (s.from_a, s.kind, s.flags, s.count if s.kind in _FINS else 0, s.acks_fin, s.standing)
-        for s in one.steps
+        for s in closing.steps
     ]
-    return one.outcome, tuple(steps), one.left_out
+    return closing.outcome, tuple(steps), closing.left_out
 
 
 def _with_kernel(side: Side, other: Side) -> Side:

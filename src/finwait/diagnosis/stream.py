@@ -17,7 +17,7 @@ from typing import Final
 
 from finwait.uapi.segment import ACK, FIN, RST, SYN, Segment
 
-__all__ = ["Nth", "Sender", "Standing", "at_or_behind", "consumed", "standing"]
+__all__ = ["Nth", "ResetStanding", "Sender", "at_or_behind", "consumed", "standing"]
 
 _MOST_HOLES: Final = 64
 _IP_ID_STEP: Final = 4096  # a sender that counts its packets does not jump farther within one window
@@ -28,21 +28,21 @@ class Nth(enum.Enum):
     """What a segment adds to what was seen of its sender."""
 
     NEW = "new"
-    AGAIN = "all of it was here before"
-    LATE = "overtaken by others on the way"
-    REPAIR = "sent again; the first copy was lost before this place"
+    AGAIN = "all of it has arrived before"
+    LATE = "overtaken by other packets on the way"
+    REPAIR = "sent again; the first copy was lost before it got here"
     EITHER = "late or sent again"
-    PROBE = "one number before the next: it only asks for an ACK"
+    PROBE = "one number before the next one; it only asks for an ACK"
     NOTHING = "no data"
 
 
-class Standing(enum.Enum):
+class ResetStanding(enum.Enum):
     """Whether the other end takes a RST, by its sequence number."""
 
-    EXACT = "the number that is expected"
-    WINDOW = "in the window, not the number that is expected: answered with a challenge ACK"
+    EXACT = "the expected number"
+    WINDOW = "inside the window, but not the expected number: answered with a challenge ACK"
     OUTSIDE = "outside the window: ignored"
-    UNKNOWN = "the window is not known"
+    UNKNOWN = "the window is unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,55 +73,55 @@ class Sender:
     """As last sent, not scaled."""
     holes: list[_Hole] = field(default_factory=list)
 
-    def take(self, one: Segment) -> Nth:
+    def take(self, segment: Segment) -> Nth:
         """Add a segment (not a RST) of this end, and say what it was."""
-        kind = self._kind(one)
+        kind = self._kind(segment)
         self.packets += 1
-        if kind is Nth.NOTHING or one.flags & SYN or self.is_fresh(one):
-            ends = (one.seq + consumed(one)) & 0xFFFFFFFF
+        if kind is Nth.NOTHING or segment.flags & SYN or self.is_fresh(segment):
+            ends = (segment.seq + consumed(segment)) & 0xFFFFFFFF
             if self.next is None or at_or_behind(ends, self.next):
                 self.next = ends
-        if one.flags & SYN:
-            self.isn = one.seq
-            self.scale = one.scale if one.scale is not None else 0
-        if one.flags & ACK:
-            if self.ack is None or at_or_behind(one.ack, self.ack):
-                self.ack = one.ack
-            self.window = one.window
-        length = consumed(one)
-        ends = (one.seq + length) & 0xFFFFFFFF
+        if segment.flags & SYN:
+            self.isn = segment.seq
+            self.scale = segment.scale if segment.scale is not None else 0
+        if segment.flags & ACK:
+            if self.ack is None or at_or_behind(segment.ack, self.ack):
+                self.ack = segment.ack
+            self.window = segment.window
+        length = consumed(segment)
+        ends = (segment.seq + length) & 0xFFFFFFFF
         if kind in (Nth.LATE, Nth.REPAIR, Nth.EITHER):
-            self._fill(one.seq, ends)
+            self._fill(segment.seq, ends)
         if self.highest is None:
             self.highest = ends
         elif not at_or_behind(self.highest, ends):
-            if length and not at_or_behind(self.highest, one.seq):
-                self._open(self.highest, one)
+            if length and not at_or_behind(self.highest, segment.seq):
+                self._open(self.highest, segment)
             self.highest = ends
         return kind
 
-    def is_fresh(self, one: Segment) -> bool:
+    def is_fresh(self, segment: Segment) -> bool:
         """Whether what a segment ends with was first sent while the capture ran; ask before `take`."""
-        if self.next is None or not consumed(one):
+        if self.next is None or not consumed(segment):
             return False
-        return not at_or_behind(self.next, (one.seq + consumed(one)) & 0xFFFFFFFF)
+        return not at_or_behind(self.next, (segment.seq + consumed(segment)) & 0xFFFFFFFF)
 
-    def _kind(self, one: Segment) -> Nth:
-        length = consumed(one)
+    def _kind(self, segment: Segment) -> Nth:
+        length = consumed(segment)
         if self.highest is None:
             return Nth.NEW if length else Nth.NOTHING
         if not length:
-            return Nth.PROBE if one.seq == (self.highest - 1) & 0xFFFFFFFF else Nth.NOTHING
-        ends = (one.seq + length) & 0xFFFFFFFF
+            return Nth.PROBE if segment.seq == (self.highest - 1) & 0xFFFFFFFF else Nth.NOTHING
+        ends = (segment.seq + length) & 0xFFFFFFFF
         if not at_or_behind(self.highest, ends):
             return Nth.NEW
         for hole in self.holes:
-            if at_or_behind(one.seq, hole.begins) and at_or_behind(hole.ends, ends):
-                return _late_or_again(one, hole)
+            if at_or_behind(segment.seq, hole.begins) and at_or_behind(hole.ends, ends):
+                return _late_or_again(segment, hole)
         return Nth.AGAIN
 
-    def _open(self, begins: int, one: Segment) -> None:
-        self.holes.append(_Hole(begins, one.seq, one.tsval, one.ip_id))
+    def _open(self, begins: int, segment: Segment) -> None:
+        self.holes.append(_Hole(begins, segment.seq, segment.tsval, segment.ip_id))
         if len(self.holes) > _MOST_HOLES:
             del self.holes[0]
 
@@ -143,16 +143,16 @@ def at_or_behind(a: int, b: int) -> bool:
     return (a - b) & 0xFFFFFFFF < 0x80000000
 
 
-def consumed(one: Segment) -> int:
+def consumed(segment: Segment) -> int:
     """Return how many sequence numbers a segment uses."""
-    return one.payload + bool(one.flags & SYN) + bool(one.flags & FIN)
+    return segment.payload + bool(segment.flags & SYN) + bool(segment.flags & FIN)
 
 
-def _late_or_again(one: Segment, hole: _Hole) -> Nth:
-    if one.tsval is not None and hole.tsval is not None and one.tsval != hole.tsval:
-        return Nth.REPAIR if at_or_behind(one.tsval, hole.tsval) else Nth.LATE
-    if one.ip_id and hole.ip_id:
-        step = (one.ip_id - hole.ip_id) & 0xFFFF
+def _late_or_again(segment: Segment, hole: _Hole) -> Nth:
+    if segment.tsval is not None and hole.tsval is not None and segment.tsval != hole.tsval:
+        return Nth.REPAIR if at_or_behind(segment.tsval, hole.tsval) else Nth.LATE
+    if segment.ip_id and hole.ip_id:
+        step = (segment.ip_id - hole.ip_id) & 0xFFFF
         if 0 < step < _IP_ID_STEP:
             return Nth.REPAIR
         if step > 0x10000 - _IP_ID_STEP:
@@ -160,36 +160,40 @@ def _late_or_again(one: Segment, hole: _Hole) -> Nth:
     return Nth.EITHER
 
 
-def standing(one: Segment, sender: Sender, receiver: Sender, *, peer_fin: int | None = None) -> Standing:
+def standing(
+    segment: Segment, sender: Sender, receiver: Sender, *, peer_fin: int | None = None
+) -> ResetStanding:
     """Return how the receiver takes a RST.
 
     Args:
-        one: the RST.
+        segment: the RST.
         sender: what its sender has sent before.
         receiver: what the other end has sent.
         peer_fin: the number behind the sender's FIN, if it has sent one.
     """
-    assert one.flags & RST
+    assert segment.flags & RST
     low = receiver.ack
     if low is None:
-        return _before_an_ack(one, sender, receiver)
+        return _before_an_ack(segment, sender, receiver)
     # What is on its way to the receiver may arrive before the RST, so any number up to the last is expected.
     high = sender.highest if sender.highest is not None and at_or_behind(sender.highest, low) else low
-    if at_or_behind(one.seq, low) and at_or_behind(high, one.seq):
-        return Standing.EXACT
-    if peer_fin == low and one.seq == (low - 1) & 0xFFFFFFFF:
-        return Standing.EXACT  # Linux takes the number of the FIN too (tcp_reset_check): others send that
-    ahead = (one.seq - low) & 0xFFFFFFFF
+    if at_or_behind(segment.seq, low) and at_or_behind(high, segment.seq):
+        return ResetStanding.EXACT
+    if peer_fin == low and segment.seq == (low - 1) & 0xFFFFFFFF:
+        return (
+            ResetStanding.EXACT
+        )  # Linux takes the number of the FIN too (tcp_reset_check): others send that
+    ahead = (segment.seq - low) & 0xFFFFFFFF
     if ahead < receiver.window << (receiver.scale or 0):
-        return Standing.WINDOW
+        return ResetStanding.WINDOW
     if receiver.scale is None and ahead < receiver.window << _WIDEST:
-        return Standing.UNKNOWN
-    return Standing.OUTSIDE
+        return ResetStanding.UNKNOWN
+    return ResetStanding.OUTSIDE
 
 
-def _before_an_ack(one: Segment, sender: Sender, receiver: Sender) -> Standing:
+def _before_an_ack(segment: Segment, sender: Sender, receiver: Sender) -> ResetStanding:
     """The receiver has acknowledged nothing that we saw: it is in SYN_SENT, or out of sight."""
     if receiver.isn is not None:
-        answers = bool(one.flags & ACK) and one.ack == receiver.highest
-        return Standing.EXACT if answers else Standing.OUTSIDE
-    return Standing.EXACT if one.seq == sender.highest else Standing.UNKNOWN
+        answers = bool(segment.flags & ACK) and segment.ack == receiver.highest
+        return ResetStanding.EXACT if answers else ResetStanding.OUTSIDE
+    return ResetStanding.EXACT if segment.seq == sender.highest else ResetStanding.UNKNOWN

@@ -20,7 +20,7 @@ import numpy as np
 from finwait.errors import Gap
 from finwait.follow.bounds import LIST_S, MOST_REMEMBERED
 from finwait.kernel import procfs, rights
-from finwait.kernel.holders import Held, Holders, Owner, Task, task
+from finwait.kernel.holders import Held, HolderFinder, Owner, Task, task
 from finwait.table import transitions as tr
 from finwait.table.schema import Mask
 from finwait.table.units import printable
@@ -60,7 +60,7 @@ class Actors:
     """
 
     def __init__(self, left_out: frozenset[int]) -> None:
-        self.holders = Holders()
+        self.holders = HolderFinder()
         self._left_out = left_out
         self._lived: dict[int, dict[int, str]] = {}
         self._tasks: dict[int, tuple[Task, float]] = {}
@@ -72,20 +72,20 @@ class Actors:
         over = rows.over.tolist()
         open_ = [i for i, o in zip(inodes, over, strict=True) if i and not o]
         held = self.holders.held(open_, self._movers(rows))
-        if lacking := [i for i, one in held.items() if not one.whole]:
+        if lacking := [i for i, entry in held.items() if not entry.whole]:
             self.holders.search(lacking, LIST_S)
             held |= self.holders.held(lacking)
         seen: list[dict[int, str]] = []
         whole = np.zeros(len(rows), np.bool_)
         later = np.zeros(len(rows), np.bool_)
         for k, (inode, life, gone) in enumerate(zip(inodes, lives, over, strict=True)):
-            one = held.get(inode)
-            holding = {} if one is None else {owner.pid: owner.comm for owner in one.owners}
+            entry = held.get(inode)
+            holding = {} if entry is None else {owner.pid: owner.comm for owner in entry.owners}
             self._live(life, holding)
             seen.append({**self._lived.get(life, {}), **holding})
             # Where nobody is known it may be over by now: that nobody holds it says nothing of who did.
-            whole[k] = bool(seen[k]) and (gone or (one is not None and one.whole))
-            later[k] = one is not None and not one.whole
+            whole[k] = bool(seen[k]) and (gone or (entry is not None and entry.whole))
+            later[k] = entry is not None and not entry.whole
         return seen, whole, later
 
     @property
@@ -104,8 +104,8 @@ class Actors:
                 Gap("pid 0", "see processes outside this pid namespace (or hidden by hidepid)", needs)
             )
         if known := [pid for pid in hidden if pid]:
-            one = len(known) == 1
-            doing = "its" if one else "their"
+            single = len(known) == 1
+            doing = "its" if single else "their"
             needs = f"{rights.missing('CAP_SYS_PTRACE')}; `--not-holder PID` leaves a process out"
             gaps.append(Gap.of_processes(known, f"list {doing} sockets", needs))
         return tuple(gaps)
@@ -134,10 +134,10 @@ class Actors:
             met = self._tasks.get(tid)
             if met is not None and now - met[1] < _TASK_S:
                 continue
-            one = task(tid)
-            if one is not None:
+            mover = task(tid)
+            if mover is not None:
                 self._tasks.pop(tid, None)
-                self._tasks[tid] = one, now
+                self._tasks[tid] = mover, now
         if len(self._tasks) > MOST_REMEMBERED:
             for old in list(self._tasks)[: MOST_REMEMBERED // 8]:
                 del self._tasks[old]
@@ -146,9 +146,9 @@ class Actors:
         """Return the tasks that moved rows, but for those that are somebody else by now."""
         if not self._named:
             return {}
-        some = ~rows.interrupt & (rows.pid > 0) & (rows.kind != tr.POLLED)
+        by_task = ~rows.interrupt & (rows.pid > 0) & (rows.kind != tr.POLLED)
         first: dict[int, int] = {}
-        for tid, at in zip(rows.pid[some].tolist(), rows.time_ns[some].tolist(), strict=True):
+        for tid, at in zip(rows.pid[by_task].tolist(), rows.time_ns[by_task].tolist(), strict=True):
             first[tid] = min(at, first.get(tid, at))
         boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         tick = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -164,17 +164,17 @@ class Actors:
             return
         pairs = rows.oldstate.astype(np.int64) << 8 | rows.newstate.astype(np.int64)
         acts = np.isin(pairs, [old << 8 | new for old, new in _BY_DESCRIPTOR])
-        some = rows.select(acts & ~rows.interrupt & (rows.kind == tr.TRANSITION) & (rows.life >= 0))
-        tasks = self._known_tasks(some)
-        for life, tid in dict.fromkeys(zip(some.life.tolist(), some.pid.tolist(), strict=True)):
-            one = tasks.get(tid)
-            if one is not None and not one.kernel:
-                self._live(life, {one.pid: one.comm})
+        moved = rows.select(acts & ~rows.interrupt & (rows.kind == tr.TRANSITION) & (rows.life >= 0))
+        tasks = self._known_tasks(moved)
+        for life, tid in dict.fromkeys(zip(moved.life.tolist(), moved.pid.tolist(), strict=True)):
+            mover = tasks.get(tid)
+            if mover is not None and not mover.kernel:
+                self._live(life, {mover.pid: mover.comm})
 
     def all_of(self, inodes: Iterable[int]) -> dict[int, Held]:
         """Return the holders of sockets, and go on looking for all of them."""
         held = self.holders.held(inodes)
-        if lacking := [i for i, one in held.items() if not one.whole]:
+        if lacking := [i for i, entry in held.items() if not entry.whole]:
             self.holders.search(lacking, LIST_S)
             held |= self.holders.held(lacking)
         return held
@@ -191,11 +191,11 @@ class Actors:
             likely: tasks that probably hold them, such as those that moved them.
         """
         held = self.holders.held(inodes, likely)
-        if lacking := [i for i, one in held.items() if not one.owners and not one.whole]:
+        if lacking := [i for i, entry in held.items() if not entry.owners and not entry.whole]:
             self.holders.search(lacking, LIST_S)
             held |= self.holders.held(lacking)
         blind = self.blind
-        return {i: one.owners for i, one in held.items() if one.owners or (one.whole and not blind)}
+        return {i: entry.owners for i, entry in held.items() if entry.owners or (entry.whole and not blind)}
 
     def who(self, rows: tr.TransitionTable, names: Callable[[set[int]], Mapping[int, str]]) -> Who:
         """Return who had to do with rows that are about to be told.
@@ -206,13 +206,13 @@ class Actors:
         """
         tasks = self._known_tasks(rows)
         owners = self.owners(
-            rows.inode[~rows.over].tolist(), [t for t, one in tasks.items() if not one.kernel]
+            rows.inode[~rows.over].tolist(), [t for t, mover in tasks.items() if not mover.kernel]
         )
         for inode, life, over in zip(
             rows.inode.tolist(), rows.life.tolist(), rows.over.tolist(), strict=True
         ):
             if not over and inode in owners:
-                self._live(life, {one.pid: one.comm for one in owners[inode]})
+                self._live(life, {owner.pid: owner.comm for owner in owners[inode]})
         last: dict[int, tuple[Owner, ...]] = {}
         for life in set(rows.life[rows.over].tolist()):
             if known := self._lived.get(life):

@@ -38,7 +38,7 @@ from finwait.kernel import netns
 from finwait.kernel.destroy_events import DestroyEvents
 from finwait.kernel.holders import Owner
 from finwait.kernel.lookup import check
-from finwait.kernel.tracefs import Statistics, Tracing
+from finwait.kernel.tracefs import RingStatistics, Tracing
 from finwait.table import transitions as tr
 from finwait.table.filter import Filter
 from finwait.table.lives import Follower
@@ -57,14 +57,14 @@ _LAST_S: Final = 5.0  # at the end the holders of waiting rows are looked for, n
 
 _SEES_NOT_TRACING: Final = (
     "the end of a minisocket (TIME_WAIT, orphaned FIN_WAIT2): no tracepoint fires when it expires",
-    "namespace and owner of a connection that came and went between two looks at the sockets",
+    "namespace and owner of a connection that began and ended between two looks at the sockets",
 )
 _SEES_NOT_WITHOUT_LOOKS: Final = (
-    "namespaces, owners, and whether a closed socket continues as a minisocket: nothing is looked up"
+    "namespaces, owners, and whether a closed socket continues as a minisocket, because nothing is looked up"
 )
 _SEES_NOT_POLLING: Final = (
-    "states that came and went between two looks",
-    "the exact time of a change: it lies between the two looks",
+    "states that began and ended between two looks",
+    "the exact time of a change, which lies between two looks",
     "who changed it",
 )
 
@@ -127,7 +127,7 @@ class Following:
 
     def __init__(
         self,
-        wanted: Filter | None = None,
+        row_filter: Filter | None = None,
         *,
         resets: bool = False,
         retransmits: bool = False,
@@ -140,7 +140,7 @@ class Following:
         rows: bool = True,
         not_holders: frozenset[int] = frozenset(),
     ) -> None:
-        self._wanted = wanted
+        self._wanted = row_filter
         self._hand_rows = rows
         self._lookup = lookup
         self._events = _events(lookup=lookup, resets=resets, retransmits=retransmits)
@@ -153,9 +153,9 @@ class Following:
         self._held: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._places = Places()
         self._actors = Actors(not_holders)
-        self._looks = Looks(wanted, self._places, interval=interval, left_out=not_holders)
-        self._sieve = Sieve(wanted, self._places, self._actors, left_only=left_only)
-        self._staying = Staying(wanted, self._looks, self._places, self._actors)
+        self._looks = Looks(row_filter, self._places, interval=interval, left_out=not_holders)
+        self._sieve = Sieve(row_filter, self._places, self._actors, left_only=left_only)
+        self._staying = Staying(row_filter, self._looks, self._places, self._actors)
         self._lost_told = 0
         self._unjudged_told = 0
         self._rushed = 0
@@ -261,7 +261,7 @@ class Following:
             return _SEES_NOT_POLLING
         return _SEES_NOT_TRACING if self._lookup else (*_SEES_NOT_TRACING[:1], _SEES_NOT_WITHOUT_LOOKS)
 
-    def statistics(self) -> Statistics | None:
+    def statistics(self) -> RingStatistics | None:
         """Return the ring buffer's own account; None when polling."""
         return None if self._tracing is None else self._tracing.statistics()
 
@@ -348,23 +348,25 @@ class Following:
     @property
     def bounded(self) -> list[str]:
         """What was cut off because it grew too large, one sentence each."""
-        said = []
+        sentences = []
         if self.follower.forgotten:
-            said.append(
-                f"{self.follower.forgotten} connections were too many to remember: the time in their "
-                "previous state is not shown"
+            sentences.append(
+                f"{self.follower.forgotten} connections could not be remembered, because there were too "
+                "many; the time in their previous state is not shown"
             )
         if self._rushed:
-            said.append(f"{self._rushed} rows came too fast to look up: namespace and owner are not shown")
-        return said
+            sentences.append(
+                f"{self._rushed} rows came too fast to look up; their namespace and owner are not shown"
+            )
+        return sentences
 
     def finish(self) -> Round:
         """Take what is left after the last round, looked up once more."""
         if self._tracing is None:
             return self._round(tr.TransitionTable.empty(), last=True)
         self._take(self._tracing)
-        found = self._join(self._tracing) if self._lookup else self._hand_out(self._tracing)
-        rounds = [found]
+        joined = self._join(self._tracing) if self._lookup else self._hand_out(self._tracing)
+        rounds = [joined]
         until = time.monotonic() + _LAST_S
         while len(self._sieve.back) and time.monotonic() < until:
             self._actors.holders.search(self._sieve.back.inode.tolist(), LIST_S, hurry=True)
@@ -374,7 +376,7 @@ class Following:
             tr.TransitionTable.concatenate([r.rows for r in rounds]),
             {k: v for r in rounds for k, v in r.stacks.items()},
             sum(r.lost for r in rounds),
-            found.gaps,
+            joined.gaps,
             sum(r.unjudged for r in rounds),
         )
 
@@ -451,7 +453,7 @@ class Following:
         """Return the kernel's words for why a reset is sent, from the event's own format file."""
         if self._tracing is None:
             return {}
-        for found in self._tracing.formats.values():
-            if "reason" in found.symbols:
-                return found.symbols["reason"]
+        for event_format in self._tracing.formats.values():
+            if "reason" in event_format.symbols:
+                return event_format.symbols["reason"]
         return {}

@@ -20,13 +20,13 @@ from finwait.follow.places import Places
 from finwait.kernel import netns
 from finwait.kernel.destroy_events import DestroyEvents
 from finwait.kernel.lookup import Question, ask
-from finwait.kernel.observe import Machine, Plan
+from finwait.kernel.observe import LookPlan, RunningMachine
 from finwait.table import decode
 from finwait.table import transitions as tr
 from finwait.table.filter import Filter
 from finwait.table.sockets import SCHEMA as SOCKETS
 from finwait.table.sockets import SocketTable
-from finwait.table.trace_filter import only_ports_and_hosts
+from finwait.table.trace_filter import asks_for_devices, only_ports_and_hosts
 from finwait.uapi import inet_diag, tcp
 
 __all__ = ["Looks"]
@@ -36,14 +36,16 @@ _PLAIN: Final = frozenset(c.name for c in SOCKETS if c.path in (None, (), (inet_
 """Columns that every row of a look has anyway."""
 
 
-def _plan(wanted: Filter | None) -> Plan:
+def _plan(row_filter: Filter | None) -> LookPlan:
     """Return what a look at everything that a FILTER may ask for reads."""
-    asked = frozenset() if wanted is None else wanted.columns
-    return Plan(
+    asked = frozenset() if row_filter is None else row_filter.columns
+    return LookPlan(
         states=tcp.ALL_STATES,
         # Ages need the clocks of `tcp_info`; what else a FILTER asks for comes with the rest.
         extensions=inet_diag.EXT_ALL if asked - _PLAIN else inet_diag.extension_mask(inet_diag.INFO),
-        bytecode=wanted.bytecode() if wanted is not None and only_ports_and_hosts(wanted.root) else b"",
+        bytecode=row_filter.bytecode()
+        if row_filter is not None and only_ports_and_hosts(row_filter.root)
+        else b"",
         mptcp=False,
         conntrack=False,
         files=False,
@@ -63,13 +65,13 @@ class Looks:
     """
 
     def __init__(
-        self, wanted: Filter | None, places: Places, *, interval: float, left_out: frozenset[int]
+        self, row_filter: Filter | None, places: Places, *, interval: float, left_out: frozenset[int]
     ) -> None:
-        self._wanted = wanted
+        self._wanted = row_filter
         self._places = places
         self._interval = interval
         self._left_out = frozenset(left_out)
-        self._machine = Machine()
+        self._machine = RunningMachine()
         self._next = 0.0
         self._spaces_until = 0.0
         self._gap_seen: set[Gap] = set()
@@ -139,6 +141,8 @@ class Looks:
         ended = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self._next = time.monotonic() + max(self._interval, SHARE * (ended - begun) / 1e9)
         self._places.learn(observation.namespaces)
+        if asks_for_devices(self._wanted):
+            self._places.name(self._machine.devices(self._places.unnamed(sockets)))
         self.count += 1
         look = self.last = tr.SocketDump(sockets, begun, ended)
         self._first_seen(look)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pwd
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -58,7 +58,7 @@ class Places:
         """Remember what namespaces are called; the rows of one that is gone meanwhile want its name, too."""
         if len(self.netns) > MOST_REMEMBERED:
             self.netns = {}
-        self.netns = {**self.netns, **{one.inode: tuple(map(printable, one.names)) for one in spaces}}
+        self.netns = {**self.netns, **{space.inode: tuple(map(printable, space.names)) for space in spaces}}
 
     def around(self, rows: tr.TransitionTable | SocketTable, needs: frozenset[str]) -> dict[str, list[Any]]:
         """Return what is known of rows beyond columns and processes; None where it is not."""
@@ -72,9 +72,11 @@ class Places:
         if needs & {"cgroup", "pod", "container"}:
             paths = self.cgroups(rows.cgroup_id.tolist())
             known = rows.present("cgroup_id").tolist()
-            found = [paths.get(n) if k else None for n, k in zip(rows.cgroup_id.tolist(), known, strict=True)]
-            result["cgroup"] = list(found)
-            places = [None if path is None else workload_of_path(path) for path in found]
+            row_paths = [
+                paths.get(n) if k else None for n, k in zip(rows.cgroup_id.tolist(), known, strict=True)
+            ]
+            result["cgroup"] = list(row_paths)
+            places = [None if path is None else workload_of_path(path) for path in row_paths]
             result["pod"] = [None if w is None else (w.pod_uid,) if w.pod_uid else () for w in places]
             result["container"] = [
                 None if w is None else (w.container_id,) if w.container_id else () for w in places
@@ -100,11 +102,21 @@ class Places:
             self._users[uid] = name
         return name
 
+    def unnamed(self, sockets: SocketTable) -> set[int]:
+        """Return the namespaces of sockets that are bound to an interface whose name is not known yet."""
+        bound = np.flatnonzero(sockets.present("ifindex") & (sockets.ifindex != 0))
+        pairs = zip(sockets.netns[bound].tolist(), sockets.ifindex[bound].tolist(), strict=True)
+        return {netns for netns, ifindex in pairs if (netns, ifindex) not in self._devices}
+
+    def name(self, devices: Mapping[tuple[int, int], str]) -> None:
+        """Remember what interfaces are called, by (netns, ifindex)."""
+        self._devices.update(devices)
+
     def _device(self, inode: int, ifindex: int) -> str | None:
         if not ifindex:
             return ""
         if (inode, ifindex) not in self._devices:
-            space = [one for one in self.spaces if one.inode == inode]
+            space = [candidate for candidate in self.spaces if candidate.inode == inode]
             for where, names in interfaces(space).items():
                 self._devices |= {(where, index): name for index, name in names.items()}
             self._devices.setdefault((inode, ifindex), None)
@@ -112,10 +124,10 @@ class Places:
 
     def cgroups(self, ids: Iterable[int]) -> dict[int, str]:
         """Return the paths of cgroups by id; what was found once stays known after the cgroup is gone."""
-        wanted = {i for i in ids if i}
-        new = wanted - self._cgroups.keys()
+        requested = {i for i in ids if i}
+        new = requested - self._cgroups.keys()
         if new:
             if len(self._cgroups) > MOST_REMEMBERED:
                 self._cgroups = {}
             self._cgroups |= cgroup.paths(new)
-        return {i: self._cgroups[i] for i in wanted if i in self._cgroups}
+        return {i: self._cgroups[i] for i in requested if i in self._cgroups}

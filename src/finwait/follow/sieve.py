@@ -45,8 +45,8 @@ class Sieve:
         left_only: look at the state that is left, not at the one that is entered.
     """
 
-    def __init__(self, wanted: Filter | None, places: Places, actors: Actors, *, left_only: bool) -> None:
-        self._wanted = wanted
+    def __init__(self, row_filter: Filter | None, places: Places, actors: Actors, *, left_only: bool) -> None:
+        self._wanted = row_filter
         self._places = places
         self._actors = actors
         self._left_only = left_only
@@ -108,12 +108,12 @@ class Sieve:
         yes, no = self._judge(rows, {**around, "pid": nothing, "comm": nothing}, nobody)
         waits = np.zeros(len(rows), np.bool_)
         if holders and (open_ := np.flatnonzero(~yes & ~no)).size:
-            some = rows.select(open_)
-            seen, whole, later = self._actors.processes(some)
+            undecided = rows.select(open_)
+            seen, whole, later = self._actors.processes(undecided)
             part = {name: [values[k] for k in open_.tolist()] for name, values in around.items()}
-            part["pid"] = [tuple(one) for one in seen]
-            part["comm"] = [tuple(one.values()) for one in seen]
-            yes[open_], no[open_] = self._judge(some, part, whole)
+            part["pid"] = [tuple(comms) for comms in seen]
+            part["comm"] = [tuple(comms.values()) for comms in seen]
+            yes[open_], no[open_] = self._judge(undecided, part, whole)
             waits[open_] = ~yes[open_] & ~no[open_] & later
         lacking = ~yes & ~no & ~waits
         if kernel_filter(self._wanted) != kernel_filter(None):
@@ -133,8 +133,8 @@ class Sieve:
         chosen, peer = rows.sport != 0, _peer_known(rows)
         known |= {"sport": chosen, "src": chosen, "dport": peer, "dst": peer}
         spent = np.where(rows.present("in_old_ns"), rows.in_old_ns / 1e9, np.nan)
-        left = {**around, "age_at_least_s": spent, "age_at_most_s": spent}
-        yes, no = judge(self._wanted, rows.as_sockets("oldstate"), known, left)
+        facts = {**around, "age_at_least_s": spent, "age_at_most_s": spent}
+        yes, no = judge(self._wanted, rows.as_sockets("oldstate"), known, facts)
         if self._left_only:
             return yes, no
         least = np.zeros(len(rows))

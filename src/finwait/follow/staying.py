@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.assemble import ages
+from finwait.diagnosis.ages import ages
 from finwait.follow.actors import Actors
 from finwait.follow.looks import Looks
 from finwait.follow.places import Places, uid_known
@@ -39,8 +39,10 @@ class Stuck:
     for_ns: int
     exact: bool
     """Whether we saw it enter the state; if not, it has been there at least so long."""
-    held: Held | None = None
+    held: Held | None
     """Its holders, by a search through all processes that began when it was stuck; None where nothing refers to it."""
+    family: int
+    ifindex: int
 
 
 def _stuck(sockets: SocketTable, row: int, age_ns: int, exact: bool, held: Held | None) -> Stuck:
@@ -49,7 +51,7 @@ def _stuck(sockets: SocketTable, row: int, age_ns: int, exact: bool, held: Held 
         (int(sockets["src"][row, 0]), int(sockets["src"][row, 1])),
         (int(sockets["dst"][row, 0]), int(sockets["dst"][row, 1])),
         int(sockets["sport"][row]), int(sockets["dport"][row]), int(sockets["inode"][row]),
-        int(sockets["cgroup_id"][row]), age_ns, exact, held,
+        int(sockets["cgroup_id"][row]), age_ns, exact, held, int(sockets["family"][row]), int(sockets["ifindex"][row]),
     )  # fmt: skip
 
 
@@ -63,8 +65,8 @@ class Staying:
         actors: who holds them.
     """
 
-    def __init__(self, wanted: Filter | None, looks: Looks, places: Places, actors: Actors) -> None:
-        self._wanted = wanted
+    def __init__(self, row_filter: Filter | None, looks: Looks, places: Places, actors: Actors) -> None:
+        self._wanted = row_filter
         self._looks = looks
         self._places = places
         self._actors = actors
@@ -109,13 +111,13 @@ class Staying:
             self.unjudged += int(waits.sum())
         rows, age_ns, exact = rows[yes], age_ns[yes], exact[yes]
         held = self._actors.all_of(sockets["inode"][rows].tolist())
-        found = []
+        stuck = []
         for row, age, sure in zip(rows.tolist(), age_ns.tolist(), exact.tolist(), strict=True):
-            one = held.get(int(sockets["inode"][row]))
-            if one is not None and not one.whole and not last:
+            entry = held.get(int(sockets["inode"][row]))
+            if entry is not None and not entry.whole and not last:
                 continue
-            found.append(_stuck(sockets, row, age, sure, one))
-        return found
+            stuck.append(_stuck(sockets, row, age, sure, entry))
+        return stuck
 
     def _closing(
         self, look: tr.SocketDump, moved: NDArray[Any]
@@ -141,15 +143,15 @@ class Staying:
 
     def _wanted_of(self, sockets: SocketTable, age_ns: NDArray[np.int64], exact: Mask) -> tuple[Mask, Mask]:
         """Return which sockets of a look the FILTER wants, and of which only their holders can tell."""
-        wanted = self._wanted
+        row_filter = self._wanted
         n = len(sockets)
         waits = np.zeros(n, np.bool_)
-        if wanted is None or not n:
+        if row_filter is None or not n:
             return np.ones(n, np.bool_), waits
         least = age_ns / 1e9
         most = np.where(exact, least, np.nan)
         around: dict[str, Any] = {
-            **self._places.around(sockets, wanted.needs),
+            **self._places.around(sockets, row_filter.needs),
             "age_at_least_s": least,
             "age_at_most_s": most,
         }
@@ -158,22 +160,22 @@ class Staying:
         comms = list(pids)
         whole = np.zeros(n, np.bool_)
         known = {"uid": uid, "pid": whole, "comm": whole}
-        yes, no = judge(wanted, sockets, known, {**around, "pid": pids, "comm": comms})
-        if asks_for_holders(wanted) and (open_ := np.flatnonzero(~yes & ~no)).size:
+        yes, no = judge(row_filter, sockets, known, {**around, "pid": pids, "comm": comms})
+        if asks_for_holders(row_filter) and (open_ := np.flatnonzero(~yes & ~no)).size:
             inodes = sockets["inode"][open_].tolist()
             held = self._actors.all_of(inodes)
             for k, inode in zip(open_.tolist(), inodes, strict=True):
-                one = held.get(inode, Held((), True))
-                whole[k] = one.whole and (bool(one.owners) or not inode or not self._actors.blind)
-                waits[k] = not one.whole
-                pids[k] = tuple(owner.pid for owner in one.owners)
-                comms[k] = tuple(owner.comm for owner in one.owners)
-            yes, no = judge(wanted, sockets, known, {**around, "pid": pids, "comm": comms})
+                entry = held.get(inode, Held((), True))
+                whole[k] = entry.whole and (bool(entry.owners) or not inode or not self._actors.blind)
+                waits[k] = not entry.whole
+                pids[k] = tuple(owner.pid for owner in entry.owners)
+                comms[k] = tuple(owner.comm for owner in entry.owners)
+            yes, no = judge(row_filter, sockets, known, {**around, "pid": pids, "comm": comms})
         waits &= ~yes & ~no
         lacking = ~yes & ~no & ~waits
         if lacking.any() and not exact.all():  # what is undecided for its age alone is asked again: ages grow
             around["age_at_most_s"] = least
-            as_if_yes, as_if_no = judge(wanted, sockets, known, {**around, "pid": pids, "comm": comms})
+            as_if_yes, as_if_no = judge(row_filter, sockets, known, {**around, "pid": pids, "comm": comms})
             lacking &= ~as_if_yes & ~as_if_no
         self.unjudged += int(lacking.sum())
         cookies, states = sockets["cookie"].tolist(), sockets["state"].tolist()

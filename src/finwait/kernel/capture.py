@@ -32,7 +32,7 @@ from typing import Final, Self
 import numpy as np
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded
-from finwait.kernel import netns, procfs
+from finwait.kernel import netns, procfs, rights
 from finwait.kernel.netlink import NETLINK_ROUTE, Arena, dump, netlink_socket
 from finwait.uapi import netlink as nl
 from finwait.uapi import rtnetlink
@@ -76,13 +76,26 @@ class Capture:
         space: where.
         wanted: the connections, each with the index of the interface that its socket is bound to, or 0.
         snaplen: bytes to keep of each packet.
+        program: another filter in place of one for these connections (``struct sock_filter``).
+        block: bytes of a block of the ring; a power of two, and at least 64 KiB.
+        blocks: of the ring.
     """
 
     def __init__(
-        self, space: netns.NetNamespace, wanted: Sequence[tuple[Tuple, int]], *, snaplen: int = 65535
+        self,
+        space: netns.NetNamespace,
+        tuples: Sequence[tuple[Tuple, int]],
+        *,
+        snaplen: int = 65535,
+        program: bytes = b"",
+        block: int = _BLOCK,
+        blocks: int = _BLOCKS,
     ) -> None:
+        self._filter = program
+        self._block = block
+        self._blocks = blocks
         self._space = space
-        self._wanted = wanted
+        self._wanted = tuples
         self._snaplen = snaplen
         self._sock: socket.socket | None = None
         self._ring: mmap.mmap | None = None
@@ -110,7 +123,7 @@ class Capture:
             raise KernelError(errno.ENOENT, f"enter netns {self._space.inode}")
         self._sock = results[self._space.inode]
         try:
-            self._ring = mmap.mmap(self._sock.fileno(), _BLOCK * _BLOCKS)
+            self._ring = mmap.mmap(self._sock.fileno(), self._block * self._blocks)
         except OSError as error:
             self.close()
             raise KernelError(error.errno or errno.ENOMEM, "map the ring of packets") from None
@@ -131,11 +144,11 @@ class Capture:
 
     def _program(self) -> bytes:
         bound: dict[Tuple, frozenset[int]] = {}
-        for one, ifindex in self._wanted:
+        for ends, ifindex in self._wanted:
             reached = self.reached(ifindex) if ifindex else frozenset[int]()
-            before = bound.get(one)
+            before = bound.get(ends)
             # Two sockets may share addresses and ports, each with its own interface; one without takes all.
-            bound[one] = (
+            bound[ends] = (
                 reached if before is None else before | reached if before and reached else frozenset()
             )
         return socket_filter(bound, interfaces=bound, snaplen=self._snaplen)
@@ -148,20 +161,21 @@ class Capture:
         except OSError as error:
             code = error.errno or errno.EIO
             if code in (errno.EPERM, errno.EACCES):
-                raise PermissionNeeded(code, doing, "CAP_NET_RAW", netns=space) from None
+                raise PermissionNeeded(code, doing, rights.missing("CAP_NET_RAW"), netns=space) from None
             raise NotSupported(code, doing, "packet sockets", netns=space) from None
         try:
             links = _links()
             self.interfaces = {index: name for index, (name, _) in links.items()}
             self._masters = {index: master for index, (_, master) in links.items() if master}
-            program = self._program()
+            program = self._filter or self._program()
             held = ctypes.create_string_buffer(program, len(program))
             fprog = struct.pack("HL", len(program) // 8, ctypes.addressof(held))
             sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
             sock.setsockopt(_SOL_PACKET, _PACKET_VERSION, struct.pack("i", _TPACKET_V3))
             frame = 2048
+            block, blocks = self._block, self._blocks
             ring = struct.pack(
-                "7I", _BLOCK, _BLOCKS, frame, _BLOCK * _BLOCKS // frame, round(RETIRE_S * 1000), 0, 0
+                "7I", block, blocks, frame, block * blocks // frame, round(RETIRE_S * 1000), 0, 0
             )
             sock.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
             _bind_all(sock)
@@ -191,8 +205,8 @@ class Capture:
         """Yield the packets that are there; never blocks."""
         ring = self._ring
         assert ring is not None
-        for _ in range(_BLOCKS):
-            base = self._next * _BLOCK
+        for _ in range(self._blocks):
+            base = self._next * self._block
             (status,) = struct.unpack_from("=I", ring, base + 8)
             if not status & 1:  # TP_STATUS_USER
                 return
@@ -212,7 +226,7 @@ class Capture:
                     yield Packet(seconds * 1_000_000_000 + nanos, data, length + len(head), ifindex, outgoing)
                 at += step
             struct.pack_into("=I", ring, base + 8, 0)  # TP_STATUS_KERNEL: give the block back
-            self._next = (self._next + 1) % _BLOCKS
+            self._next = (self._next + 1) % self._blocks
 
     def dropped(self) -> int:
         """Return how many packets found no free block since the start."""

@@ -36,9 +36,9 @@ def mount_point() -> str | None:
 
 def paths(ids: Iterable[int]) -> dict[int, str]:
     """Return the path below the cgroup2 mount point of each id that still exists."""
-    wanted = {i for i in ids if i}
+    requested = {i for i in ids if i}
     root = mount_point()
-    if root is None or not wanted:
+    if root is None or not requested:
         return {}
     try:
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -46,10 +46,10 @@ def paths(ids: Iterable[int]) -> dict[int, str]:
         return {}
     result: dict[int, str] = {}
     try:
-        for number in wanted:
+        for number in requested:
             fd = _open_by_id(root_fd, number)
             if fd == -1:
-                return _walk(root, wanted)
+                return _walk(root, requested)
             if fd is None:
                 continue
             try:
@@ -73,13 +73,13 @@ def _open_by_id(root_fd: int, number: int) -> int | None:
     return None if ctypes.get_errno() == 116 else -1  # ESTALE: no such cgroup
 
 
-def _walk(root: str, wanted: set[int]) -> dict[int, str]:
+def _walk(root: str, requested: set[int]) -> dict[int, str]:
     result: dict[int, str] = {}
     for directory, _, _ in os.walk(root):
         try:
             number = os.stat(directory).st_ino
         except OSError:
             continue
-        if number in wanted:
+        if number in requested:
             result[number] = directory[len(root.rstrip("/")) :] or "/"
     return result

@@ -15,12 +15,11 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from finwait.errors import Gap, KernelError, NotSupported, PermissionNeeded
-from finwait.kernel import interruption
+from finwait.kernel import interruption, rights
 from finwait.kernel import netns as ns_edge
 from finwait.kernel.netlink import NETLINK_SOCK_DIAG, netlink_socket
 from finwait.uapi import inet_diag
@@ -65,13 +64,13 @@ def check(sock: socket.socket, protocol: int = inet_diag.IPPROTO_TCP) -> None:
             own.bind(("127.0.0.1", 0))
             own.listen(0)
             cookie = struct.unpack("=Q", own.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
-            here = socket.inet_aton("127.0.0.1")
-            whom = inet_diag.SocketId(own.getsockname()[1], 0, here, bytes(4), 0, cookie)
-            code = ask_to_destroy(sock, protocol, whom)
+            address = socket.inet_aton("127.0.0.1")
+            socket_id = inet_diag.SocketId(own.getsockname()[1], 0, address, bytes(4), 0, cookie)
+            code = ask_to_destroy(sock, protocol, socket_id)
     else:
         code = ask_to_destroy(sock, protocol, _NOBODY)
     if code in (errno.EPERM, errno.EACCES):
-        raise PermissionNeeded(code, "destroy a connection", "CAP_NET_ADMIN")
+        raise PermissionNeeded(code, "destroy a connection", rights.missing("CAP_NET_ADMIN"))
     if code in (errno.EOPNOTSUPP, errno.EINVAL):
         mptcp = protocol == inet_diag.IPPROTO_MPTCP
         raise NotSupported(
@@ -79,25 +78,25 @@ def check(sock: socket.socket, protocol: int = inet_diag.IPPROTO_TCP) -> None:
         )
 
 
-def ask_to_destroy(sock: socket.socket, protocol: int, whom: inet_diag.SocketId) -> int:
+def ask_to_destroy(sock: socket.socket, protocol: int, socket_id: inet_diag.SocketId) -> int:
     """Destroy one IPv4 socket of our own; return the errno, 0 for done."""
-    sock.send(inet_diag.socket_request(inet_diag.SOCK_DESTROY, inet_diag.AF_INET, protocol, whom))
+    sock.send(inet_diag.socket_request(inet_diag.SOCK_DESTROY, inet_diag.AF_INET, protocol, socket_id))
     return _codes(sock.recv(1 << 16)).get(1, errno.EIO)
 
 
 def lacking(
-    namespaces: Sequence[ns_edge.NetNamespace], wanted: Iterable[tuple[int, int]]
+    namespaces: Sequence[ns_edge.NetNamespace], requested: Iterable[tuple[int, int]]
 ) -> dict[tuple[int, int], KernelError]:
     """Return where connections cannot be destroyed, and why; nothing is touched.
 
     Args:
         namespaces: see `finwait.kernel.netns.discover`.
-        wanted: (inode of the namespace, protocol) pairs to ask about.
+        requested: (inode of the namespace, protocol) pairs to ask about.
     """
     by_ns: dict[int, set[int]] = {}
-    for inode, protocol in wanted:
+    for inode, protocol in requested:
         by_ns.setdefault(inode, set()).add(protocol)
-    found: dict[tuple[int, int], KernelError] = {}
+    errors: dict[tuple[int, int], KernelError] = {}
 
     def inside(ns: ns_edge.NetNamespace) -> None:
         with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
@@ -105,19 +104,19 @@ def lacking(
                 try:
                     check(sock, protocol)
                 except (NotSupported, PermissionNeeded) as error:
-                    found[ns.inode, protocol] = error
+                    errors[ns.inode, protocol] = error
 
-    here = [n for n in namespaces if n.inode in by_ns]
-    seen, _ = ns_edge.visit(here, inside)
-    closed = {n.inode for n in here} - seen.keys()
+    relevant = [n for n in namespaces if n.inode in by_ns]
+    seen, _ = ns_edge.visit(relevant, inside)
+    closed = {n.inode for n in relevant} - seen.keys()
     for inode, protocols in by_ns.items():
         if inode not in seen:
-            needs = "CAP_SYS_ADMIN" if inode in closed else "a namespace that is still there"
+            needs = rights.missing("CAP_SYS_ADMIN") if inode in closed else "a namespace that is still there"
             for protocol in protocols:
-                found[inode, protocol] = PermissionNeeded(
+                errors[inode, protocol] = PermissionNeeded(
                     errno.EPERM, "enter the connection's namespace", needs, netns=inode
                 )
-    return found
+    return errors
 
 
 def _codes(data: bytes) -> dict[int, int]:
@@ -138,8 +137,6 @@ def destroy(
     namespaces: Sequence[ns_edge.NetNamespace],
     targets: Sequence[Target],
     *,
-    rate: float = 0.0,
-    before: Callable[[int], None] | None = None,
     results: dict[int, int] | None = None,
 ) -> tuple[dict[int, int], list[Gap]]:
     """End connections, each in its own namespace. Interrupted, it sends nothing more; ``results`` has what was done.
@@ -147,8 +144,6 @@ def destroy(
     Args:
         namespaces: where the targets are; see `finwait.kernel.netns.discover`.
         targets: whom; results are by index into it.
-        rate: at most so many a second; 0 for no limit.
-        before: called with the index of the first target of each datagram, before it is sent.
         results: filled as answers come, for a caller that may be interrupted.
 
     Returns:
@@ -168,7 +163,7 @@ def destroy(
         with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
             for protocol in {targets[k].protocol for k in by_ns[ns.inode]}:
                 check(sock, protocol)
-            _batches(sock, by_ns[ns.inode], targets, rate, before, results, stop)
+            _batches(sock, by_ns[ns.inode], targets, results, stop)
 
     _, gaps = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside, stop=stop)
     return results, gaps
@@ -176,20 +171,14 @@ def destroy(
 
 def _batches(
     sock: socket.socket,
-    mine: Sequence[int],
+    indices: Sequence[int],
     targets: Sequence[Target],
-    rate: float,
-    before: Callable[[int], None] | None,
     results: dict[int, int],
     stop: interruption.Stop,
 ) -> None:
-    size = _PER_DATAGRAM if rate <= 0 else max(1, min(_PER_DATAGRAM, int(rate / 10)))
-    begun = time.monotonic()
-    for start in range(0, len(mine), size):
-        part = mine[start : start + size]
-        if before is not None:
-            before(part[0])
-        if stop.wait(max(0.0, begun + start / rate - time.monotonic()) if rate > 0 else 0.0):
+    for start in range(0, len(indices), _PER_DATAGRAM):
+        part = indices[start : start + _PER_DATAGRAM]
+        if stop.is_set():
             return
         # What fails is always answered; of what succeeds only the last, whose answer ends the batch.
         requests = [
@@ -234,13 +223,13 @@ def read_back(
     by_ns: dict[int, list[int]] = {}
     for k, target in enumerate(targets):
         by_ns.setdefault(target.netns, []).append(k)
-    found: list[tuple[int, bytes]] = []
+    answers: list[tuple[int, bytes]] = []
 
     def inside(ns: ns_edge.NetNamespace) -> None:
-        mine = by_ns[ns.inode]
+        indices = by_ns[ns.inode]
         with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
-            for start in range(0, len(mine), _PER_READ):
-                part = mine[start : start + _PER_READ]
+            for start in range(0, len(indices), _PER_READ):
+                part = indices[start : start + _PER_READ]
                 requests = [
                     inet_diag.socket_request(
                         inet_diag.SOCK_DIAG_BY_FAMILY,
@@ -260,7 +249,7 @@ def read_back(
                         raise KernelError(errno.ETIMEDOUT, "read connections again") from None
                     _, kind, _, seq, _ = struct.unpack_from("=IHHII", data)
                     if kind != nl.NLMSG_ERROR:
-                        found.append((seq - 2, data))
+                        answers.append((seq - 2, data))
 
     entered, _ = ns_edge.visit([n for n in namespaces if n.inode in by_ns], inside)
-    return found, frozenset(entered)
+    return answers, frozenset(entered)

@@ -29,6 +29,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from finwait.errors import FinwaitError, KernelError
+from finwait.kernel import rights
 from finwait.kernel.destroy import ask_to_destroy
 from finwait.kernel.netlink import NETLINK_SOCK_DIAG, netlink_socket
 from finwait.uapi import inet_diag, tcp
@@ -63,10 +64,10 @@ class Throwaways(Protocol):
     def minisocket(self) -> inet_diag.SocketId:
         """Make a minisocket in TIME_WAIT."""
 
-    def destroy(self, whom: inet_diag.SocketId) -> int:
+    def destroy(self, socket_id: inet_diag.SocketId) -> int:
         """Ask the kernel to destroy it; return the errno, 0 for done."""
 
-    def is_there(self, whom: inet_diag.SocketId) -> bool:
+    def is_there(self, socket_id: inet_diag.SocketId) -> bool:
         """Return whether the kernel knows it still."""
 
     def end(self) -> None:
@@ -77,11 +78,11 @@ def judge(place: Throwaways) -> Trial:
     """Destroy one throwaway of each kind and look whether it is gone."""
     try:
         ends = []
-        for whom in (place.orphan(), place.minisocket()):
-            code = place.destroy(whom)
+        for socket_id in (place.orphan(), place.minisocket()):
+            code = place.destroy(socket_id)
             if code in (errno.EPERM, errno.EACCES):
-                raise KernelError(code, "destroy a throwaway of our own")
-            ends.append(not place.is_there(whom))
+                raise KernelError(code, "destroy a test socket of our own")
+            ends.append(not place.is_there(socket_id))
     finally:
         place.end()
     return Trial(ends[0], ends[1])
@@ -102,54 +103,56 @@ class _Loopback:
             self._open.append(near)
             far = door.accept()[0]
         self._open.append(far)
-        here = socket.inet_aton("127.0.0.1")
+        address = socket.inet_aton("127.0.0.1")
         cookie = struct.unpack("=Q", near.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
-        whom = inet_diag.SocketId(near.getsockname()[1], far.getsockname()[1], here, here, 0, cookie)
-        return near, far, whom
+        socket_id = inet_diag.SocketId(
+            near.getsockname()[1], far.getsockname()[1], address, address, 0, cookie
+        )
+        return near, far, socket_id
 
     def orphan(self) -> inet_diag.SocketId:
-        near, far, whom = self._pair()
+        near, far, socket_id = self._pair()
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         _loopback(up=False)  # from here on no segment leaves
         near.close()
-        self._orphan = whom
-        self._wait_for(whom, tcp.FIN_WAIT1)
-        return whom
+        self._orphan = socket_id
+        self._wait_for(socket_id, tcp.FIN_WAIT1)
+        return socket_id
 
     def minisocket(self) -> inet_diag.SocketId:
         _loopback(up=True)
-        near, far, whom = self._pair()
+        near, far, socket_id = self._pair()
         near.shutdown(socket.SHUT_WR)
         far.recv(1)
         far.close()
         near.recv(1)
         near.close()
-        self._wait_for(whom, tcp.TIME_WAIT)
-        return whom
+        self._wait_for(socket_id, tcp.TIME_WAIT)
+        return socket_id
 
-    def _wait_for(self, whom: inet_diag.SocketId, state: int) -> None:
+    def _wait_for(self, socket_id: inet_diag.SocketId, state: int) -> None:
         until = time.monotonic() + _DEADLINE_S
-        while self._state(whom) != state:
+        while self._state(socket_id) != state:
             if time.monotonic() > until:
-                raise KernelError(errno.ETIMEDOUT, f"bring a throwaway into {tcp.state_name(state)}")
+                raise KernelError(errno.ETIMEDOUT, f"bring a test socket into {tcp.state_name(state)}")
             time.sleep(0.005)
 
-    def _state(self, whom: inet_diag.SocketId) -> int:
+    def _state(self, socket_id: inet_diag.SocketId) -> int:
         """Return its state, 0 when the kernel knows it no more."""
         self._diag.send(
             inet_diag.socket_request(
-                inet_diag.SOCK_DIAG_BY_FAMILY, inet_diag.AF_INET, inet_diag.IPPROTO_TCP, whom
+                inet_diag.SOCK_DIAG_BY_FAMILY, inet_diag.AF_INET, inet_diag.IPPROTO_TCP, socket_id
             )
         )
         data = self._diag.recv(1 << 16)
         kind = struct.unpack_from("=H", data, 4)[0]
         return 0 if kind == nl.NLMSG_ERROR else data[nl.NLMSG_HEADER + 1]
 
-    def destroy(self, whom: inet_diag.SocketId) -> int:
-        return ask_to_destroy(self._diag, inet_diag.IPPROTO_TCP, whom)
+    def destroy(self, socket_id: inet_diag.SocketId) -> int:
+        return ask_to_destroy(self._diag, inet_diag.IPPROTO_TCP, socket_id)
 
-    def is_there(self, whom: inet_diag.SocketId) -> bool:
-        return self._state(whom) != 0
+    def is_there(self, socket_id: inet_diag.SocketId) -> bool:
+        return self._state(socket_id) != 0
 
     def end(self) -> None:
         try:
@@ -231,8 +234,8 @@ def _in_child() -> Trial:
         )
         return Trial(**json.loads(done.stdout))
     except (OSError, subprocess.SubprocessError, ValueError, TypeError):
-        needs = "CAP_SYS_ADMIN, or leave to make user namespaces"
-        return Trial(why_unknown=f"could not make a network namespace to try it in (needs {needs})")
+        needs = f"{rights.missing('CAP_SYS_ADMIN')}, or permission to create user namespaces"
+        return Trial(why_unknown=f"could not create a network namespace to test it in (needs {needs})")
 
 
 def report() -> None:

@@ -30,7 +30,7 @@ from finwait.table.units import printable
 from finwait.uapi import proc
 from finwait.uapi.observation import Descriptors
 
-__all__ = ["Held", "Holders", "Owner", "Task", "task"]
+__all__ = ["Held", "HolderFinder", "Owner", "Task", "task"]
 
 _SHARE: Final = 10
 """A slice is followed by ten times as long without one."""
@@ -91,12 +91,12 @@ def task(tid: int) -> Task | None:
     if stat is None or status is None:
         return None
     try:
-        one, more = proc.parse_stat(stat), proc.parse_status(status)
+        fields, more = proc.parse_stat(stat), proc.parse_status(status)
     except DecodeError:  # it ended while it was read
         return None
-    name = printable(one.comm)
+    name = printable(fields.comm)
     process = name if more.tgid == tid else _comm(more.tgid) or name
-    return Task(tid, more.tgid, process, name, one.kernel_thread, one.start_ticks)
+    return Task(tid, more.tgid, process, name, fields.kernel_thread, fields.start_ticks)
 
 
 def _comm(pid: int) -> str:
@@ -104,7 +104,7 @@ def _comm(pid: int) -> str:
     return "" if data is None else printable(data.removesuffix(b"\n").decode("utf-8", "surrogateescape"))
 
 
-class Holders:
+class HolderFinder:
     """Finds the holders of sockets that are asked for, again and again."""
 
     def __init__(self) -> None:
@@ -147,20 +147,20 @@ class Holders:
             inodes: of the sockets; 0 is nobody's and left out.
             likely: tasks that probably hold them, which are inspected at once.
         """
-        wanted = {i for i in inodes if i}
-        for inode in wanted:
+        requested = {i for i in inodes if i}
+        for inode in requested:
             self._asked.setdefault(inode, self._begun)
-        self._fresh |= wanted
-        found = self._verified(wanted)
-        lacking = wanted - found.keys()
+        self._fresh |= requested
+        owners = self._verified(requested)
+        lacking = requested - owners.keys()
         if lacking and (tasks := set(likely)):
             for tid in tasks:
                 self._look_into_task(tid, lacking)
-            found |= self._verified(lacking)
+            owners |= self._verified(lacking)
         if time.monotonic() > self._ended + _STALE_S:
-            for inode in wanted - found.keys():  # nobody held it then; by now it may have been passed on
+            for inode in requested - owners.keys():  # nobody held it then; by now it may have been passed on
                 self._asked[inode] = self._begun
-        return {i: Held(found.get(i, ()), self._done > self._asked[i]) for i in wanted}
+        return {i: Held(owners.get(i, ()), self._done > self._asked[i]) for i in requested}
 
     def search(self, inodes: Iterable[int], seconds: float, *, hurry: bool = False) -> None:
         """Go on looking for the holders of sockets that were asked for.
@@ -173,8 +173,8 @@ class Holders:
         begun = time.monotonic()
         if not hurry and begun < self._next:
             return
-        wanted = [i for i in inodes if i]
-        while any(i in self._asked and self._done <= self._asked[i] for i in wanted):
+        requested = [i for i in inodes if i]
+        while any(i in self._asked and self._done <= self._asked[i] for i in requested):
             if not self._todo:
                 self._begin()
             self._slice()
@@ -194,14 +194,17 @@ class Holders:
 
     def _slice(self) -> None:
         self.steps += 1
-        some, self._todo = self._todo[:_AT_ONCE], self._todo[_AT_ONCE:]
-        found, spaces = procfs.descriptors(some, processes=1, threads=self._threads)
-        self._parts.append(found)
+        batch, self._todo = self._todo[:_AT_ONCE], self._todo[_AT_ONCE:]
+        descriptors, spaces = procfs.descriptors(batch, processes=1, threads=self._threads)
+        self._parts.append(descriptors)
         self._space_parts += spaces
-        self._unreadable.update(found.unreadable, found.threads)
-        asked = np.isin(found.inode, np.fromiter(self._asked, np.uint64, len(self._asked)))
+        self._unreadable.update(descriptors.unreadable, descriptors.threads)
+        asked = np.isin(descriptors.inode, np.fromiter(self._asked, np.uint64, len(self._asked)))
         for pid, fd, inode in zip(
-            found.pid[asked].tolist(), found.fd[asked].tolist(), found.inode[asked].tolist(), strict=True
+            descriptors.pid[asked].tolist(),
+            descriptors.fd[asked].tolist(),
+            descriptors.inode[asked].tolist(),
+            strict=True,
         ):
             self._hints.setdefault(inode, set()).add((pid, pid, fd))
         if (
@@ -243,21 +246,23 @@ class Holders:
 
     # -- asking ------------------------------------------------------------------------------------------
 
-    def _look_into_task(self, tid: int, wanted: set[int]) -> None:
-        found, _ = procfs.descriptors([tid], processes=1)
-        here = np.isin(found.inode, np.fromiter(wanted, np.uint64, len(wanted)))
-        if not here.any():
+    def _look_into_task(self, tid: int, requested: set[int]) -> None:
+        descriptors, _ = procfs.descriptors([tid], processes=1)
+        matching = np.isin(descriptors.inode, np.fromiter(requested, np.uint64, len(requested)))
+        if not matching.any():
             return
-        one = task(tid)
-        if one is None or one.kernel:
+        holder = task(tid)
+        if holder is None or holder.kernel:
             return
-        for fd, inode in zip(found.fd[here].tolist(), found.inode[here].tolist(), strict=True):
-            self._hints.setdefault(inode, set()).add((one.pid, tid, fd))
+        for fd, inode in zip(
+            descriptors.fd[matching].tolist(), descriptors.inode[matching].tolist(), strict=True
+        ):
+            self._hints.setdefault(inode, set()).add((holder.pid, tid, fd))
 
-    def _candidates(self, wanted: set[int]) -> dict[int, set[tuple[int, int, int]]]:
-        result = {i: set(self._hints.get(i, ())) for i in wanted}
+    def _candidates(self, requested: set[int]) -> dict[int, set[tuple[int, int, int]]]:
+        result = {i: set(self._hints.get(i, ())) for i in requested}
         if len(self._table.inode):
-            ordered = np.array(sorted(wanted), np.uint64)
+            ordered = np.array(sorted(requested), np.uint64)
             low = np.searchsorted(self._table.inode, ordered, side="left")
             high = np.searchsorted(self._table.inode, ordered, side="right")
             for inode, a, b in zip(ordered.tolist(), low.tolist(), high.tolist(), strict=True):
@@ -265,11 +270,11 @@ class Holders:
                     result[inode].add((pid, pid, fd))
         return result
 
-    def _verified(self, wanted: set[int]) -> dict[int, tuple[Owner, ...]]:
+    def _verified(self, requested: set[int]) -> dict[int, tuple[Owner, ...]]:
         """Return who holds what now, of those that were seen to; sockets without a known holder are left out."""
         names: dict[int, str] = {}
         result: dict[int, tuple[Owner, ...]] = {}
-        for inode, candidates in self._candidates(wanted).items():
+        for inode, candidates in self._candidates(requested).items():
             link = f"socket:[{inode}]"
             pids = {pid for pid, tid, fd in candidates if _link(tid, fd) == link}
             for pid in {pid for pid, _, _ in candidates} - pids:  # perhaps by another descriptor (dup2)
@@ -285,8 +290,8 @@ class Holders:
         return result
 
     def _has(self, pid: int, inode: int) -> bool:
-        found, _ = procfs.descriptors([pid], processes=1, threads=True)
-        for fd in found.fd[found.inode == inode].tolist():
+        descriptors, _ = procfs.descriptors([pid], processes=1, threads=True)
+        for fd in descriptors.fd[descriptors.inode == inode].tolist():
             self._hints.setdefault(inode, set()).add((pid, pid, fd))
             return True
         return False

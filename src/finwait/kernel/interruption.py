@@ -17,11 +17,26 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Final
+from typing import Final, TypeAlias
 
-__all__ = ["Stop", "check", "interrupted", "interruptible", "noted", "pause", "stop"]
+from finwait.errors import FinwaitError
+
+__all__ = [
+    "Interruptions",
+    "Stop",
+    "check",
+    "ends_when_interrupted",
+    "interrupted",
+    "interruptible",
+    "noted",
+    "over",
+    "pause",
+    "sealed",
+    "stop",
+    "stopped_by",
+]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -63,10 +78,24 @@ class Stop:
             self.close()
 
 
+Handler: TypeAlias = Callable[[int, FrameType | None], None]
+
+
+class Interruptions:
+    """What an interruption means to this process. Its names are set in one step, which no signal can come into."""
+
+    ends = False
+    """It is over with the first."""
+    over = False
+    """That was."""
+
+
 class _Section:
     """What acts now, if anything does. Signals belong to the process, so there is one."""
 
     stop: Stop | None = None
+    lock: Final = threading.Lock()
+    """Of `stopped_by`, which two threads may begin at once; never taken where a signal is handled."""
 
 
 @contextlib.contextmanager
@@ -82,8 +111,13 @@ def noted() -> Iterator[None]:
         yield
         return
     mark = _Section.stop = Stop()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        mark.set()
+        Interruptions.over = Interruptions.ends
+
     try:
-        with _handled(mark):
+        with _handled(note):
             try:
                 yield
             finally:
@@ -99,41 +133,110 @@ def noted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handled(mark: Stop) -> Iterator[None]:
-    def note(_number: int, _frame: FrameType | None) -> None:
-        mark.set()
+def _handled(handle: Handler) -> Iterator[None]:
+    """Give the signals that are not ignored to a handler, which must not raise once the block has ended.
 
+    Where the process ends once it was interrupted (`ends_when_interrupted`), it was, by then: they do nothing any more.
+    """
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    before = {number: was for number, was in before.items() if was not in (signal.SIG_IGN, None)}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in before:
-            signal.signal(number, note)
+            signal.signal(number, handle)
         yield
     finally:
-        for number, was in before.items():
-            signal.signal(number, was)
+        # In one step, or the next signal would meet some handlers of each kind.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)
+        try:
+            for number, handler in before.items():
+                signal.signal(number, _nothing if Interruptions.over else handler)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal of a process that is ending already. Unlike SIG_IGN, started programs do not inherit it."""
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Handle Ctrl-C as Python does, until the process was interrupted."""
+    if not Interruptions.over:
+        raise KeyboardInterrupt
+
+
+def ends_when_interrupted() -> None:
+    """Let the first interruption of this process be its last: what is still to be written is not cut short.
+
+    To be called where a process begins. Whoever deals with the KeyboardInterrupt first sets ``Interruptions.over`` and
+    calls `over`.
+    """
+    Interruptions.over, Interruptions.ends = False, True
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def over() -> None:
+    """Let no signal do anything from now on, in a process that `ends_when_interrupted`; an ignored one stays so."""
+    if Interruptions.ends:
+        Interruptions.over = True
+        for number in _SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                signal.signal(number, _nothing)
+
+
+def sealed() -> None:
+    """Block signals until the process has ended. Python gives their handlers up before that, and they would end it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+@contextlib.contextmanager
+def stopped_by(mark: Stop) -> Iterator[None]:
+    """Act in this thread until somebody sets a mark: another thread, which has the signals.
+
+    The act ends at its next safe point, as after a signal.
+
+    Raises:
+        KeyboardInterrupt: it was set before anything was done.
+        FinwaitError: something acts already; nothing was done.
+    """
+    with _Section.lock:
+        if _Section.stop is not None:
+            raise FinwaitError("this process is already acting, and does one thing at a time")
+        _Section.stop = mark
+    try:
+        check()
+        yield
+    finally:
+        _Section.stop = None
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let signals end the process as ever, inside `noted`: while somebody is asked, and nothing is done.
+    """Let a signal end what is asked as Ctrl-C does, inside of `noted` and outside: nothing is done meanwhile.
 
     Raises:
-        KeyboardInterrupt: SIGINT came, here or before.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came, here or, inside of `noted`, before.
     """
-    if _Section.stop is None:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     check()
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    try:
-        for number, handler in handlers.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    asking, signalled = True, False
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        nonlocal signalled
+        Interruptions.over = Interruptions.ends
+        again, signalled = signalled, True
+        if asking and not again:
+            raise KeyboardInterrupt
+
+    with _handled(end):
+        try:
+            yield
+        finally:
+            asking = False
+    if signalled:  # behind the answer
+        raise KeyboardInterrupt
 
 
 def stop() -> Stop:

@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
-from finwait import files
-from finwait.errors import FileRefused, FinwaitError, KernelError, PermissionNeeded
+from finwait.errors import FinwaitError, KernelError, PermissionNeeded
+from finwait.kernel import state_files
+from finwait.kernel.boot import boot_id
 from finwait.kernel.interruption import noted
 
 if TYPE_CHECKING:
@@ -65,7 +66,11 @@ CREATE INDEX IF NOT EXISTS acts_open ON acts(id) WHERE finished_ns IS NULL;
 CREATE INDEX IF NOT EXISTS acts_undoes ON acts(undoes) WHERE undoes IS NOT NULL;
 """
 _VERSION = 1
-_ELSEWHERE = "set FINWAIT_STATE_DIR to a directory that only you can write, for example `mktemp -d` makes one"
+_POLICY = "policy "
+"""What the user of an act begins with that a policy decided; no login name has a space."""
+_NO_RESULT = (
+    "the journal does not have the results; `finwait undo --incomplete` finds out what became of each act"
+)
 _COLUMNS = (
     "id, kind, started_ns, finished_ns, uid, user, command, pid, pid_start, boot_id, target,"
     " before, after, why,"
@@ -89,6 +94,8 @@ class _ActLike(Protocol):
     def why(self) -> str: ...
     @property
     def undoes(self) -> int | None: ...
+    @property
+    def decided_by(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,7 @@ class JournalEntry:
     finished_ns: int | None
     uid: int
     user: str
-    """Who: the login name, and for sudo ``name via root``."""
+    """Who: the login name, for sudo ``name via root``, and ``policy NAME`` where the agent's policy decided."""
     command: tuple[str, ...]
     pid: int
     pid_start: int
@@ -181,13 +188,6 @@ def _start_of(pid: int) -> int:
         return 0
 
 
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
 def _user(uid: int) -> str:
     try:
         name = pwd.getpwuid(uid).pw_name
@@ -231,44 +231,12 @@ class SqliteJournal:
 
     def _check_files(self) -> None:
         """Refuse what is not ours alone; make what is missing, readable by us only."""
-        name = self.path.name
-        try:
-            where = files.folder(str(self.path.parent), make=not self._read_only)
-        except FileNotFoundError:
-            raise self._nothing_yet() from None
-        with where as folder:
-            if reason := folder.alone or folder.way:
-                raise FileRefused(
-                    str(self.path),
-                    f"only you may be able to write the journal, and {reason}",
-                    hint=_ELSEWHERE,
-                )
-            for beside in ("", "-wal", "-shm", "-journal"):
-                self._check_file(folder, name + beside)
-            if folder.status(name) is None:
-                if self._read_only:
-                    raise self._nothing_yet()
-                with contextlib.suppress(FileExistsError):  # another finwait was faster
-                    os.close(folder.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL))
-
-    def _check_file(self, folder: files.Folder, name: str) -> None:
-        status = folder.status(name)
-        if status is None:
-            return
-        folder.check(name, status)
-        path = folder.name_of(name)
-        if status.st_uid not in (0, os.geteuid()):
-            raise FileRefused(path, "the journal belongs to another user", hint=_ELSEWHERE)
-        if status.st_nlink != 1:
-            raise FileRefused(path, f"the journal has {status.st_nlink} names (hard links)", hint=_ELSEWHERE)
-        if status.st_mode & 0o022:
-            raise FileRefused(
-                path, f"others can write the journal (mode {status.st_mode & 0o7777:04o})", hint=_ELSEWHERE
-            )
+        if not state_files.check(self.path, "the journal", make=not self._read_only):
+            raise self._nothing_yet()
 
     def _nothing_yet(self) -> KernelError:
-        what = f"open the journal `{self.path}`"
-        return KernelError(errno.ENOENT, what, hint="no act was recorded yet")
+        action = f"open the journal `{self.path}`"
+        return KernelError(errno.ENOENT, action, hint="no act has been recorded yet")
 
     @property
     def _base(self) -> sqlite3.Connection:
@@ -290,7 +258,7 @@ class SqliteJournal:
             raise KernelError(
                 errno.EINVAL,
                 f"use the journal `{self.path}` of version {version}",
-                hint="a newer finwait wrote it; use that one, or move the file away",
+                hint="a newer finwait wrote it; use that version, or move the file away",
             )
         if not self._read_only:
             self.path.chmod(0o600)  # it is ours, and a journal; nobody else can put anything at its place
@@ -311,21 +279,21 @@ class SqliteJournal:
 
     @contextlib.contextmanager
     def _errors(self, doing: str, state: str = "nothing was done") -> Iterator[None]:
-        what = f"{doing} the journal `{self.path}`"
+        action = f"{doing} the journal `{self.path}`"
         try:
             yield
         except PermissionError as error:
             raise PermissionNeeded(
-                error.errno or errno.EACCES, what, "write access to its directory"
+                error.errno or errno.EACCES, action, "write access to its directory"
             ) from error
         except OSError as error:
             number = error.errno or errno.EIO
-            raise KernelError(number, what, hint=f"{state}; {self._way_out(number, '')}") from error
+            raise KernelError(number, action, hint=f"{state}; {self._way_out(number, '')}") from error
         except sqlite3.Error as error:
             number = _errno_of(error)
             if number == errno.EIO and self._full():  # sqlite calls ENOSPC in its shared memory an I/O error
                 number = errno.ENOSPC
-            raise KernelError(number, what, hint=f"{state}; {self._way_out(number, str(error))}") from error
+            raise KernelError(number, action, hint=f"{state}; {self._way_out(number, str(error))}") from error
 
     def _full(self) -> bool:
         try:
@@ -333,12 +301,12 @@ class SqliteJournal:
         except OSError:
             return False
 
-    def _way_out(self, number: int, said: str) -> str:
+    def _way_out(self, number: int, message: str) -> str:
         if number == errno.ENOSPC:
             return f"free space under `{self.path.parent}`, or set FINWAIT_STATE_DIR"
         if number in (errno.EROFS, errno.EACCES):
             return "set FINWAIT_STATE_DIR to a directory that can be written"
-        return f"sqlite said: {said}" if said else "set FINWAIT_STATE_DIR to another directory"
+        return f"sqlite said: {message}" if message else "set FINWAIT_STATE_DIR to another directory"
 
     def record(self, act: _ActLike) -> int:
         """Write an act down before it is done; it is on the disk when this returns.
@@ -366,12 +334,15 @@ class SqliteJournal:
         argv = [
             word.encode(errors="backslashreplace").decode() for word in sys.argv
         ]  # names need not be UTF-8
-        shared = (uid, _user(uid), json.dumps(argv, ensure_ascii=False), pid, _start_of(pid), _boot())
+        user = _user(uid)
+        shared = (json.dumps(argv, ensure_ascii=False), pid, _start_of(pid), boot_id())
         now = time.time_ns()
         rows = [
             (
                 act.kind,
                 now,
+                uid,
+                f"{_POLICY}{act.decided_by}" if act.decided_by else user,
                 *shared,
                 _dump(act.target),
                 _dump(act.before),
@@ -419,7 +390,7 @@ class SqliteJournal:
         Raises:
             KernelError: they could not be written.
         """
-        found: list[int | Taken] = []
+        claims: list[int | Taken] = []
         free: list[_ActLike] = []
         with self._transaction("write"):
             taken = self._taken(besides)
@@ -427,15 +398,15 @@ class SqliteJournal:
                 holder = taken.get(_socket_of(act.target))
                 if holder is None:
                     free.append(act)
-                found.append(holder or 0)
+                claims.append(holder or 0)
             ids = iter(self._insert(free))
-        return [next(ids) if one == 0 else one for one in found]
+        return [next(ids) if claim == 0 else claim for claim in claims]
 
-    def _taken(self, besides: int | None) -> dict[tuple[Any, Any], Taken]:
+    def _taken(self, besides: int | None) -> dict[tuple[str, str], Taken]:
         rows = self._base.execute(
             f"SELECT {_COLUMNS} FROM acts WHERE finished_ns IS NULL AND kind = 'sockopt'"  # noqa: S608 - constants
             " AND boot_id = ? AND id IS NOT ?",
-            (_boot(), besides),
+            (boot_id(), besides),
         ).fetchall()
         taken = {}
         for row in rows:
@@ -469,7 +440,7 @@ class SqliteJournal:
             ValueError: one of them is not there or complete already; nothing was written then.
             KernelError: it could not be written.
         """
-        with self._transaction("write", "the act was done, its result is not written down"):
+        with self._transaction("write", _NO_RESULT):
             now = time.time_ns()
             changed = self._base.executemany(
                 "UPDATE acts SET finished_ns = ?, result = ? WHERE id = ? AND finished_ns IS NULL",
@@ -484,16 +455,20 @@ class SqliteJournal:
             ValueError: there is no such act.
             KernelError: the file cannot be read.
         """
-        found = self._select("WHERE id = ?", (act_id,))
-        if not found:
+        entries = self._select("WHERE id = ?", (act_id,))
+        if not entries:
             raise ValueError(f"the journal has no act {act_id}")
-        return found[0]
+        return entries[0]
 
     def entries(self, *, kind: str | None = None, limit: int = 100) -> list[JournalEntry]:
         """Return the latest acts, the newest first."""
         where = "WHERE kind = ? " if kind is not None else ""
         values: tuple[object, ...] = (kind, limit) if kind is not None else (limit,)
         return self._select(f"{where}ORDER BY id DESC LIMIT ?", values)
+
+    def of_policies(self, limit: int) -> list[JournalEntry]:
+        """Return the latest acts that a policy decided, the newest first."""
+        return self._select("WHERE substr(user, 1, 7) = ? ORDER BY id DESC LIMIT ?", (_POLICY, limit))
 
     def incomplete(self) -> list[JournalEntry]:
         """Return the acts that were begun and never ended: without a result, and their process is gone."""
@@ -506,12 +481,12 @@ class SqliteJournal:
 
     def left_open(self) -> int:
         """Return how many acts of this process have no result."""
-        mine = self._select("WHERE finished_ns IS NULL AND pid = ?", (os.getpid(),))
-        return sum(map(self.is_running, mine))
+        unfinished = self._select("WHERE finished_ns IS NULL AND pid = ?", (os.getpid(),))
+        return sum(map(self.is_running, unfinished))
 
     def is_running(self, entry: JournalEntry) -> bool:
         """Return whether the process that did an act is there still."""
-        return entry.boot_id == _boot() and entry.pid_start != 0 and _start_of(entry.pid) == entry.pid_start
+        return entry.boot_id == boot_id() and entry.pid_start != 0 and _start_of(entry.pid) == entry.pid_start
 
     def _select(self, tail: str, values: tuple[object, ...]) -> list[JournalEntry]:
         with self._errors("read"):
@@ -524,14 +499,14 @@ class SqliteJournal:
                 raise KernelError(
                     errno.EINVAL,
                     f"read act {row[0]} of the journal `{self.path}`",
-                    hint=f"it is damaged ({error}); move the file away to begin a new one",
+                    hint=f"it is damaged ({error}); move the file away to start a new one",
                 ) from None
         return entries
 
 
-def _socket_of(target: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return namespace and cookie of an act's target: what names one socket on this boot."""
-    return target.get("netns"), target.get("cookie")
+def _socket_of(target: Mapping[str, Any]) -> tuple[str, str]:
+    """Return namespace and cookie of an act's target: what names one socket on this boot, whatever is written there."""
+    return str(target.get("netns")), str(target.get("cookie"))
 
 
 def _all_open(changed: int, ids: list[int]) -> None:

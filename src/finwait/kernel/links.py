@@ -49,6 +49,10 @@ class Links:
             with netlink_socket(NETLINK_ROUTE, "list the interfaces") as sock:
                 arena = Arena(1 << 28)
                 answer = dump(sock, rtnetlink.links_request(), arena, "list the interfaces")
+                if (
+                    rtnetlink.LEADS_ELSEWHERE not in arena.array().tobytes()
+                ):  # nearly always: there is `lo` alone
+                    return
                 messages = nl.walk(
                     arena.array(), np.array(answer.starts, np.int64), np.array(answer.ends, np.int64)
                 )
@@ -70,14 +74,14 @@ class Links:
                 if fd is None:
                     continue
                 try:
-                    said = rtnetlink.namespace_number(
+                    nsid = rtnetlink.namespace_number(
                         request(sock, rtnetlink.nsid_request(fd), "name a namespace")
                     )
                 except KernelError:
                     continue
                 finally:
                     os.close(fd)
-                if said in numbers:
+                if nsid in numbers:
                     near.add(other.inode)
                     self._near.setdefault(other.inode, set()).add(ns.inode)
 

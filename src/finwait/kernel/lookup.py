@@ -15,20 +15,19 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from finwait.errors import DecodeError, Gap, KernelError, NotSupported
 from finwait.kernel import netns, rights
-from finwait.kernel.netlink import NETLINK_SOCK_DIAG, Arena, dump, netlink_socket
-from finwait.kernel.observe import no_sock_diag
+from finwait.kernel.netlink import NETLINK_SOCK_DIAG, Arena, dump, netlink_socket, no_sock_diag
 from finwait.table.sockets import SocketTable
 from finwait.uapi import inet_diag, tcp
 from finwait.uapi import netlink as nl
 
-__all__ = ["Question", "ask", "check", "interfaces", "link_local"]
+__all__ = ["Question", "ask", "ask_each", "check", "interfaces", "link_local"]
 
 
 class Question(NamedTuple):
@@ -57,17 +56,41 @@ def ask(
     Raises:
         DecodeError: an answer is not what the kernel sends.
     """
-    found = _Answers()
-    gaps = found.ask(questions, namespaces, lambda question, _: (question.ifindex or 0,))
-    open_ = [q for k, q in enumerate(questions) if q.ifindex is None and k not in found.answered]
+    answers = _Answers()
+    gaps = answers.ask(questions, namespaces, lambda question, _: (question.ifindex or 0,))
+    open_ = [q for k, q in enumerate(questions) if q.ifindex is None and k not in answers.answered]
     if open_:
         known = interfaces(namespaces)
         room = _TRIES // max(sum(map(len, known.values())), 1)
         # Of a link-local address it is certain that it is bound; of the others few are.
         open_.sort(key=lambda q: not link_local(q.src[0]))
-        more = found.ask(open_[:room], namespaces, lambda _, space: tuple(known.get(space.inode, ())))
+        more = answers.ask(open_[:room], namespaces, lambda _, space: tuple(known.get(space.inode, ())))
         gaps += [gap for gap in more if gap not in gaps]
-    return _table(found.parts, found.spaces), gaps
+    return _table(answers.parts, answers.spaces), gaps
+
+
+def ask_each(
+    questions: Mapping[int, Sequence[Question]],
+    namespaces: Sequence[netns.NetNamespace],
+    *,
+    extensions: int = 0,
+) -> tuple[SocketTable, list[Gap]]:
+    """Return the sockets and minisockets that the questions name, each asked in one namespace, with its interface.
+
+    Args:
+        questions: by the inode of the namespace to ask in.
+        namespaces: where these are; what is not among them, or has vanished, is a gap.
+        extensions: what else to ask for, as of `finwait.uapi.inet_diag.extension_mask`.
+
+    Raises:
+        DecodeError: an answer is not what the kernel sends.
+    """
+    answers = _Answers(extensions)
+    chosen = [space for space in namespaces if questions.get(space.inode)]
+    gaps = answers.ask_own(questions, chosen)
+    missing = questions.keys() - {space.inode for space in chosen}
+    gaps += [Gap.of_namespace(n, "enter it: it has vanished", "") for n in sorted(missing) if questions[n]]
+    return _table(answers.parts, answers.spaces), gaps
 
 
 def check() -> None:
@@ -92,7 +115,8 @@ def link_local(high: int) -> bool:
 class _Answers:
     """What was answered, in the order of asking."""
 
-    def __init__(self) -> None:
+    def __init__(self, extensions: int = 0) -> None:
+        self._extensions = extensions
         self.parts: list[bytes] = []
         self.spaces: list[int] = []
         self.answered: set[int] = set()
@@ -106,24 +130,46 @@ class _Answers:
     ) -> list[Gap]:
         """Ask every question in every namespace, once for each interface that ``ways`` names."""
 
+        def ask_in(sock: socket.socket, space: netns.NetNamespace) -> None:
+            for k, question in enumerate(questions):
+                for ifindex in ways(question, space):
+                    self._keep(k, space.inode, _answer(sock, _request(question, ifindex)))
+
+        return self._visit(namespaces, ask_in)
+
+    def ask_own(
+        self, questions: Mapping[int, Sequence[Question]], namespaces: Sequence[netns.NetNamespace]
+    ) -> list[Gap]:
+        """Ask in each namespace its own questions."""
+
+        def ask_in(sock: socket.socket, space: netns.NetNamespace) -> None:
+            for question in questions[space.inode]:
+                request = _request(question, question.ifindex or 0, self._extensions)
+                self._keep(0, space.inode, _answer(sock, request))
+
+        return self._visit(namespaces, ask_in)
+
+    def _visit(
+        self,
+        namespaces: Sequence[netns.NetNamespace],
+        ask_in: Callable[[socket.socket, netns.NetNamespace], None],
+    ) -> list[Gap]:
         def look(space: netns.NetNamespace) -> Gap | None:
             try:
                 with netlink_socket(NETLINK_SOCK_DIAG, "ask for single sockets") as sock:
-                    for k, question in enumerate(questions):
-                        for ifindex in ways(question, space):
-                            self._keep(k, space.inode, _answer(sock, _request(question, ifindex)))
+                    ask_in(sock, space)
             except KernelError as error:
                 needs = rights.missing(getattr(error, "capability", "")) or error.hint or str(error)
                 return Gap.of_namespace(space.inode, error.doing, needs)
             return None
 
         results, gaps = netns.visit(namespaces, look)
-        told = results.keys() | {gap.netns for gap in gaps}
+        answered = results.keys() | {gap.netns for gap in gaps}
         # In a look at everything that is no gap; here it answers a question about that very namespace.
         gone = [
-            Gap.of_namespace(space.inode, "enter it: it vanished", "")
+            Gap.of_namespace(space.inode, "enter it: it has vanished", "")
             for space in namespaces
-            if space.inode not in told
+            if space.inode not in answered
         ]
         return gaps + gone + [gap for gap in results.values() if gap is not None]
 
@@ -148,7 +194,7 @@ def interfaces(namespaces: Sequence[netns.NetNamespace]) -> dict[int, dict[int, 
     return netns.visit(namespaces, lambda _: dict(socket.if_nameindex()))[0]
 
 
-def _request(question: Question, ifindex: int) -> bytes:
+def _request(question: Question, ifindex: int, extensions: int = 0) -> bytes:
     (src_high, src_low), (dst_high, dst_low), sport, dport, _ = question
     mapped = src_high == 0 and src_low >> 32 == 0xFFFF
     if mapped:
@@ -160,7 +206,7 @@ def _request(question: Question, ifindex: int) -> bytes:
         inet_diag.AF_INET if mapped else inet_diag.AF_INET6,
         inet_diag.IPPROTO_TCP,
         inet_diag.SocketId(sport, dport, src, dst, ifindex),
-        extensions=0,
+        extensions=extensions,
     )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded
+from finwait.kernel import procfs, rights
 from finwait.uapi import netlink as nl
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Arena",
     "dump",
     "netlink_socket",
+    "no_sock_diag",
     "request",
 ]
 
@@ -42,6 +44,7 @@ NETLINK_NETFILTER = 12
 _ROOM = 1 << 20  # free space offered to each datagram; the largest that any kernel sends is far smaller
 _RCVBUF = 8 << 20
 _SO_RCVBUFFORCE = 33
+_MODULES_DISABLED = "/proc/sys/kernel/modules_disabled"
 _MAP_NORESERVE = 0x4000  # the mmap module of Python 3.11 does not name it
 
 
@@ -79,12 +82,16 @@ class Arena:
         self.used += (length + 7) & ~7
         return start
 
-    def append(self, data: bytes) -> int:
-        """Copy bytes in (a recording's); return where they start."""
+    def append(self, data: bytes | memoryview) -> int:
+        """Copy bytes in (a recording's, or another arena's); return where they start."""
         if self._size - self.used < len(data) + _ROOM:
-            raise MemoryError(f"the recording does not fit into {self._size >> 20} MiB")
+            raise MemoryError(f"{len(data) >> 20} MiB more do not fit into {self._size >> 20} MiB")
         self._map[self.used : self.used + len(data)] = data
         return self.keep(len(data))
+
+    def view(self) -> memoryview:
+        """Return all that was kept, for `append` of another arena."""
+        return memoryview(self._map)[: self.used]
 
     def array(self) -> NDArray[np.uint8]:
         """Return all that was kept, without copying."""
@@ -225,7 +232,24 @@ def request(sock: socket.socket, message: bytes, doing: str) -> bytes:
 
 def _explain(code: int, doing: str, facility: str) -> KernelError:
     if code in (errno.EPERM, errno.EACCES):
-        return PermissionNeeded(code, doing, "CAP_NET_ADMIN")
+        return PermissionNeeded(code, doing, rights.missing("CAP_NET_ADMIN"))
     if code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT, errno.EINVAL):
-        return NotSupported(code, f"{doing} ({os.strerror(code)})", facility)
+        return NotSupported(code, doing, facility, answer=os.strerror(code))
     return KernelError(code, doing)
+
+
+def no_sock_diag(error: NotSupported) -> NotSupported:
+    """Return an error as that of a kernel that cannot list TCP sockets, with what would let it."""
+    refused = NotSupported(error.errno, error.asked, "tcp_diag")
+    if procfs.read(_MODULES_DISABLED, 16) == b"1\n":
+        refused.hint = (
+            "the module tcp_diag is not loaded, and no module can be loaded any more "
+            "(`kernel.modules_disabled` is 1); load it at the next boot: "
+            "`echo tcp_diag > /etc/modules-load.d/tcp_diag.conf`"
+        )
+    else:
+        refused.hint = (
+            "`modprobe tcp_diag` loads the module that lists sockets; a kernel built without "
+            "CONFIG_INET_DIAG cannot list them"
+        )
+    return refused

@@ -3,7 +3,7 @@
 A namespace is kept alive by a process in it, a bind mount of its nsfs file, or an open descriptor; we look
 in all three places, and at threads, whose namespace may differ from that of their process.
 
-Looking is done by one thread made for the purpose. It enters one namespace after the other (``setns`` acts
+Looking is done by threads made for the purpose. Each enters one namespace after the other (``setns`` acts
 on the calling thread alone), does what it was asked there, and *ends*: no thread ever returns to work with a
 foreign namespace on it, whatever failed in between.
 
@@ -15,19 +15,33 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import fcntl
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
-from finwait.errors import Gap
+from finwait.errors import Gap, PermissionNeeded
 from finwait.kernel import pidfd, rights, tasks
 
-__all__ = ["NetNamespace", "discover", "finish", "inode_of_pid", "open_path", "own_netns", "setns", "visit"]
+__all__ = [
+    "NetNamespace",
+    "discover",
+    "finish",
+    "inode_of_path",
+    "inode_of_pid",
+    "open_path",
+    "own_netns",
+    "setns",
+    "visit",
+]
 
 CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703
+"""include/uapi/linux/nsfs.h"""
 _libc = ctypes.CDLL(None, use_errno=True)
 _LINK = re.compile(r"net:\[(\d+)\]")
 _SOCKET = "socket:"
@@ -35,7 +49,7 @@ _SOCKET = "socket:"
 T = TypeVar("T")
 
 
-class Mark(Protocol):
+class StopMark(Protocol):
     """What tells a thread to stop: a `threading.Event`, or a `finwait.kernel.interruption.Stop`."""
 
     def set(self) -> None:
@@ -77,19 +91,50 @@ def own_netns() -> int:
 
 
 def inode_of_pid(pid: int) -> int | None:
-    """Return the network namespace of a process, None if it is gone or not ours to look at."""
+    """Return the network namespace of a process, None if it is gone.
+
+    Raises:
+        PermissionNeeded: it is not ours to look at.
+    """
+    inode = _stat_namespace(pid, f"/proc/{pid}/ns/net")
+    if inode is None and (tid := tasks.live_thread(pid)) is not None:
+        inode = _stat_namespace(pid, f"/proc/{pid}/task/{tid}/ns/net")
+    return inode
+
+
+def _stat_namespace(pid: int, link: str) -> int | None:
     try:
-        return os.stat(f"/proc/{pid}/ns/net").st_ino
-    except OSError:
-        pass
-    try:
-        tid = tasks.live_thread(pid)
-        return None if tid is None else os.stat(f"/proc/{pid}/task/{tid}/ns/net").st_ino
+        return os.stat(link).st_ino
+    except PermissionError as error:
+        doing = f"read the network namespace of pid {pid}"
+        raise PermissionNeeded(error.errno or 0, doing, rights.missing("CAP_SYS_PTRACE")) from None
     except OSError:
         return None
 
 
-class _Found:
+def inode_of_path(path: str) -> int | None:
+    """Return the network namespace that a file leads to; None if there is no such file, or it is something else.
+
+    Raises:
+        PermissionNeeded: it is not ours to look at.
+    """
+    fd = -1
+    try:
+        if os.stat(path).st_dev != os.stat("/proc/thread-self/ns/net").st_dev:
+            return None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.fstat(fd).st_ino if fcntl.ioctl(fd, _NS_GET_NSTYPE) == CLONE_NEWNET else None
+    except PermissionError as error:
+        needs = "CAP_SYS_PTRACE" if path.startswith("/proc/") else "CAP_DAC_READ_SEARCH"
+        raise PermissionNeeded(error.errno or 0, f"read `{path}`", rights.missing(needs)) from None
+    except (OSError, ValueError):
+        return None
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+class _Discovery:
     """What discovery gathers about each inode."""
 
     def __init__(self) -> None:
@@ -141,13 +186,21 @@ def discover(
     Returns:
         The namespaces by inode (the host's first, where it can be told), and what could not be seen.
     """
-    found = _Found()
+    discovery = _Discovery()
+    discovery.path(own_netns(), "/proc/thread-self/ns/net")
+    unread = _of_processes(discovery)
+    for inode, pid, fd in descriptors:
+        discovery.path(inode, f"/proc/{pid}/fd/{fd}")
+    for inode, pid, fd in sockets:
+        discovery.path(inode, f"{_SOCKET}{pid}:{fd}:{inode}")
+    return _namespaces(discovery), _unread_gaps(unread)
+
+
+def _of_processes(discovery: _Discovery) -> list[int]:
+    """Find the namespaces of every process, its threads and its mounts; return the pids that could not be read."""
     unread: list[int] = []
     mounts_seen: set[str] = set()
-    mine = own_netns()
-    found.path(mine, "/proc/thread-self/ns/net")
-    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    for pid in pids:
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         task = f"/proc/{pid}"
         try:
             inode = _namespace(task)
@@ -162,38 +215,35 @@ def discover(
             continue
         if inode is None:
             continue
-        found.process(inode, pid, f"{task}/ns/net")
-        _threads(found, pid, inode)
-        _mounts(found, task, mounts_seen)
-    for inode, pid, fd in descriptors:
-        found.path(inode, f"/proc/{pid}/fd/{fd}")
-    for inode, pid, fd in sockets:
-        found.path(inode, f"{_SOCKET}{pid}:{fd}:{inode}")
-    gaps = (
-        [
-            Gap.of_processes(
-                unread,
-                "read its network namespace" if len(unread) == 1 else "read their network namespaces",
-                rights.missing("CAP_SYS_PTRACE"),
-            )
-        ]
-        if unread
-        else []
-    )
+        discovery.process(inode, pid, f"{task}/ns/net")
+        _threads(discovery, pid, inode)
+        _mounts(discovery, task, mounts_seen)
+    return unread
+
+
+def _unread_gaps(pids: list[int]) -> list[Gap]:
+    """Return the gap that processes are whose namespace could not be read."""
+    if not pids:
+        return []
+    doing = "read its network namespace" if len(pids) == 1 else "read their network namespaces"
+    return [replace(Gap.of_processes(pids, doing, rights.missing("CAP_SYS_PTRACE")), unlisted=True)]
+
+
+def _namespaces(discovery: _Discovery) -> list[NetNamespace]:
+    """Return the namespaces by inode, the host's first."""
     host = _host_inode()
-    if host is not None and (host in found.paths):
-        found.names.setdefault(host, []).insert(0, "host")
-    result = [
+    if host is not None and (host in discovery.paths):
+        discovery.names.setdefault(host, []).insert(0, "host")
+    return [
         NetNamespace(
             inode,
-            tuple(found.names.get(inode, ())),
-            tuple(found.pids.get(inode, ())),
-            found.counts.get(inode, 0),
-            tuple(found.paths[inode]),
+            tuple(discovery.names.get(inode, ())),
+            tuple(discovery.pids.get(inode, ())),
+            discovery.counts.get(inode, 0),
+            tuple(discovery.paths[inode]),
         )
-        for inode in sorted(found.paths, key=lambda i: (i != host, i))
+        for inode in sorted(discovery.paths, key=lambda i: (i != host, i))
     ]
-    return result, gaps
 
 
 def _host_inode() -> int | None:
@@ -222,7 +272,7 @@ def _namespace(task: str) -> int | None:
     return int(link[1]) if link else None
 
 
-def _threads(found: _Found, pid: int, process: int) -> None:
+def _threads(discovery: _Discovery, pid: int, process: int) -> None:
     """Threads may be in another namespace than their process (runtimes do that while they set up pods)."""
     if not tasks.has_threads(pid):
         return
@@ -232,10 +282,10 @@ def _threads(found: _Found, pid: int, process: int) -> None:
         except PermissionError:  # it has other rights than its process, or is ending
             continue
         if inode is not None and inode != process:
-            found.path(inode, f"/proc/{pid}/task/{tid}/ns/net")
+            discovery.path(inode, f"/proc/{pid}/task/{tid}/ns/net")
 
 
-def _mounts(found: _Found, task: str, seen: set[str]) -> None:
+def _mounts(discovery: _Discovery, task: str, seen: set[str]) -> None:
     """Bind mounts of nsfs files, once for each mount namespace."""
     try:
         mount_ns = os.readlink(f"{task}/ns/mnt")
@@ -246,7 +296,7 @@ def _mounts(found: _Found, task: str, seen: set[str]) -> None:
             lines = file.readlines()
     except OSError:
         return
-    ours = mount_ns == os.readlink("/proc/self/ns/mnt")
+    same_mounts = mount_ns == os.readlink("/proc/self/ns/mnt")
     for line in lines:
         if " nsfs " not in line:
             continue
@@ -255,16 +305,17 @@ def _mounts(found: _Found, task: str, seen: set[str]) -> None:
         if not link:
             continue
         where = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), words[4])
-        path = where if ours else f"{task}/root{where}"
+        path = where if same_mounts else f"{task}/root{where}"
         directory, _, base = where.rpartition("/")
-        found.name(int(link[1]), base if directory in ("/run/netns", "/var/run/netns") else where, path)
+        discovery.name(int(link[1]), base if directory in ("/run/netns", "/var/run/netns") else where, path)
 
 
 def visit(
     namespaces: Iterable[NetNamespace],
     look: Callable[[NetNamespace], T],
     *,
-    stop: Mark | None = None,
+    stop: StopMark | None = None,
+    threads: int = 1,
 ) -> tuple[dict[int, T], list[Gap]]:
     """Call ``look`` once inside each namespace, in a thread of its own that ends afterwards.
 
@@ -278,11 +329,14 @@ def visit(
         stop: given by a caller that *acts*. When this is interrupted (Ctrl-C) it is set, no further namespace is
             entered, and the thread has ended before the interruption goes on: nothing is done behind the caller's
             back. ``look`` heeds it wherever it can stop. Without it a thread that only looks is left to itself.
+        threads: how many look at once, each into another namespace: the kernel walks the whole table of sockets for
+            each, which takes as long as all sockets of the machine make it, and needs none of our locks. Who acts has
+            one.
     """
-    results, gaps, vanished = _visit(namespaces, look, stop)
+    results, gaps, vanished = _visit(namespaces, look, stop, threads)
     if vanished:  # on its way out when it was listed; or another way leads there by now
         again = [ns for ns in discover()[0] if ns.inode in vanished]
-        more, gaps_again, still = _visit(again, look, stop)
+        more, gaps_again, still = _visit(again, look, stop, 1)
         results |= more
         listed = {ns.inode for ns in discover()[0]} if still else frozenset()
         gaps += gaps_again + [_unentered(ns, "") for ns in still.values() if ns.inode in listed]
@@ -290,21 +344,29 @@ def visit(
 
 
 def _visit(
-    namespaces: Iterable[NetNamespace], look: Callable[[NetNamespace], T], stop: Mark | None
+    namespaces: Iterable[NetNamespace],
+    look: Callable[[NetNamespace], T],
+    stop: StopMark | None,
+    threads: int,
 ) -> tuple[dict[int, T], list[Gap], dict[int, NetNamespace]]:
     """As `visit`, once; also returns those to which no way leads any more."""
     results: dict[int, T] = {}
     gaps: list[Gap] = []
     vanished: dict[int, NetNamespace] = {}
     failure: list[BaseException] = []
+    waiting = deque(namespaces)
 
     def run() -> None:
-        here = own_netns()
+        current = own_netns()
         try:
-            for ns in namespaces:
+            while waiting and not failure:
+                try:
+                    ns = waiting.popleft()
+                except IndexError:  # another thread took the last one
+                    return
                 if stop is not None and stop.is_set():
                     return
-                if ns.inode != here:
+                if ns.inode != current:
                     entered = _enter(ns)
                     if entered is not _Entered.YES:
                         if entered is _Entered.DENIED:
@@ -312,15 +374,24 @@ def _visit(
                         else:
                             vanished[ns.inode] = ns
                         continue
-                    here = ns.inode
+                    current = ns.inode
                 results[ns.inode] = look(ns)
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, whatever it is
             failure.append(error)
 
     if stop is None:
-        thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
-        thread.start()
-        thread.join()
+        started: list[threading.Thread] = []
+        for _ in range(max(1, min(threads, len(waiting)))):
+            thread = threading.Thread(target=run, name="finwait-netns", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads allowed: then there are fewer to share with
+                if not started:
+                    raise
+                break
+            started.append(thread)
+        for thread in started:
+            thread.join()
     else:
         finish(run, stop, "finwait-netns")
     if failure:
@@ -328,7 +399,7 @@ def _visit(
     return results, gaps, vanished
 
 
-def finish(work: Callable[[], None], stop: Mark, name: str) -> None:
+def finish(work: Callable[[], None], stop: StopMark, name: str) -> None:
     """Do something in a thread, and wait for its end also when that is interrupted: ``stop`` tells it.
 
     (`threading.Thread.join` will not do: before Python 3.13 an interrupted one takes the thread for ended.)

@@ -1,11 +1,11 @@
 """One look at the running machine: namespaces, dumps, files, descriptors, as bytes.
 
 Order matters. Descriptors are listed before the dumps (they lead to namespaces that nothing else shows), so
-a socket made in between has a row and no descriptor; `Machine.descriptors_again` lists them once more when
+a socket made in between has a row and no descriptor; `RunningMachine.descriptors_again` lists them once more when
 the caller meets such rows, and then also looks for threads that have a table of descriptors for themselves. A
 dump asks first what is cheap: a namespace whose counters say that it holds no TCP socket is not walked, and
 ESTABLISHED sockets, which can be hundreds of thousands and are rarely the question, are dumped only up to a
-number (`Plan.established_limit`) or on demand; what was left out is said.
+number (`LookPlan.established_limit`) or on demand; what was left out is said.
 
 Reading only: nothing here writes to the kernel, starts conntrack in a namespace, or loads a module that
 ``ss`` and ``conntrack -L`` would not load.
@@ -14,14 +14,30 @@ Reading only: nothing here writes to the kernel, starts conntrack in a namespace
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finwait.errors import Gap, KernelError, NotSupported
-from finwait.kernel import cgroup, kcmp, netns, pidfd, procfs, rights
+from finwait.kernel import (
+    cgroup,
+    kcmp,
+    netns,
+    pidfd,
+    procfs,
+    releasing,
+    rights,
+    socket_options,
+    tasks,
+    waiting,
+)
 from finwait.kernel.links import Links
 from finwait.kernel.netlink import (
     NETLINK_NETFILTER,
@@ -31,6 +47,7 @@ from finwait.kernel.netlink import (
     Arena,
     dump,
     netlink_socket,
+    no_sock_diag,
 )
 from finwait.uapi import conntrack, inet_diag, rtnetlink, tcp
 from finwait.uapi.observation import (
@@ -38,14 +55,24 @@ from finwait.uapi.observation import (
     Descriptors,
     Dump,
     LoneSocket,
+    LookPlan,
     Namespace,
     Observation,
-    Plan,
     ProcessFiles,
+    ProcessWaits,
+    Releasing,
+    SocketOptions,
 )
 
-__all__ = ["ESTABLISHED_LIMIT", "GLOBAL_FILES", "NAMESPACE_FILES", "Machine", "Plan", "no_sock_diag"]
+__all__ = [
+    "ESTABLISHED_LIMIT",
+    "GLOBAL_FILES",
+    "NAMESPACE_FILES",
+    "LookPlan",
+    "RunningMachine",
+]
 
+_MOST_THREADS: Final = 8
 _SYS: Final = "/proc/sys/net/"
 _NET: Final = "/proc/thread-self/net/"
 
@@ -58,6 +85,7 @@ SYSCTLS: Final = (
     "ipv4/tcp_retries2",
     "ipv4/tcp_syn_linear_timeouts",
     "ipv4/tcp_syn_retries",
+    "ipv4/tcp_synack_retries",
     "ipv4/tcp_max_tw_buckets",
     "ipv4/tcp_tw_reuse",
     "ipv4/tcp_rto_max_ms",
@@ -87,31 +115,43 @@ GLOBAL_FILES: Final = ("sys/ipv4/tcp_max_orphans", "sys/ipv4/tcp_mem")
 """Files of the initial namespace that hold for the whole machine."""
 
 
-class Machine:
-    """The running machine, as `finwait.session` reads it."""
+class RunningMachine:
+    """The running machine, as `finwait.session` reads it.
+
+    Args:
+        spaces: ``(netns, pid, fd)`` of descriptors that alone lead to namespaces, as of an earlier look (`ways`).
+        socket_spaces: … of sockets.
+    """
 
     live: Final = True
     again: Final = True
 
-    def __init__(self) -> None:
+    def __init__(
+        self, spaces: Iterable[tuple[int, int, int]] = (), socket_spaces: Iterable[tuple[int, int, int]] = ()
+    ) -> None:
         # Namespaces that only a descriptor keeps, as of the last listing: looks without one go there too.
-        self._spaces: list[tuple[int, int, int]] = []
-        self._socket_spaces: list[tuple[int, int, int]] = []
+        self._spaces = list(spaces)
+        self._socket_spaces = list(socket_spaces)
 
-    def begin(self) -> Machine:
+    @property
+    def ways(self) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+        """What leads to namespaces that nothing else leads to, as of the last look: arguments of `netns.discover`."""
+        return list(self._spaces), list(self._socket_spaces)
+
+    def begin(self) -> RunningMachine:
         """Return what a look uses: this."""
         return self
 
-    def observe(self, plan: Plan) -> Observation:
+    def observe(self, plan: LookPlan) -> Observation:
         """Look once."""
         say = plan.progress or (lambda _: None)
         gaps: list[Gap] = []
         facts = procfs.facts()
-        found = Descriptors.none()
+        descriptors = Descriptors.none()
         if plan.descriptors:
             say("listing descriptors")
-            found, self._spaces = procfs.descriptors()
-            gaps += _unreadable(found)
+            descriptors, self._spaces = procfs.descriptors()
+            gaps += _unreadable(descriptors)
         say("finding network namespaces")
         namespaces, more = netns.discover(self._spaces, self._socket_spaces)
         gaps += more
@@ -119,11 +159,16 @@ class Machine:
         if plan.only is not None:
             others = [ns for ns in namespaces if ns.inode not in plan.only]
             namespaces = [ns for ns in namespaces if ns.inode in plan.only]
-        arena = Arena()
-        say(f"reading sockets of {len(namespaces)} namespaces")
-        looks, more = netns.visit(
-            namespaces, lambda ns: _look(ns, plan, arena, gaps, links, first=ns is namespaces[0])
+        arenas = _Arenas()
+        say(f"reading sockets of {len(namespaces)} namespace{'' if len(namespaces) == 1 else 's'}")
+        seen, more = netns.visit(
+            namespaces,
+            lambda ns: arenas.beside(
+                lambda arena: _look(ns, plan, arena, gaps, links, first=ns is namespaces[0])
+            ),
+            threads=_threads(len(namespaces)),
         )
+        buffer, looks = arenas.joined(seen)
         gaps += more
         gaps += _gone(plan, looks, gaps)
         if len(namespaces) > 1 and others:  # two may be connected through a third
@@ -132,23 +177,28 @@ class Machine:
         facts = replace(facts, boottime_end_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         return Observation(
             facts,
-            arena.array(),
+            buffer,
             tuple(
                 replace(looks[ns.inode], island=islands[ns.inode]) for ns in namespaces if ns.inode in looks
             ),
-            found,
+            descriptors,
             gaps=tuple(rights.honest(gap, facts.capabilities) for gap in gaps),
             complete=plan.states & tcp.ALL_STATES == tcp.ALL_STATES
             and not any(look.established_skipped for look in looks.values()),
         )
 
-    def descriptors_again(self) -> Descriptors:
-        """List all descriptors once more, those of threads with a table of their own too; see the module for when."""
-        return procfs.descriptors(threads=True)[0]
+    def descriptors_again(self, known: Descriptors | None = None) -> Descriptors:
+        """List all descriptors once more, those of threads with a table of their own too; see the module for when.
 
-    def processes(self, which: Iterable[int]) -> dict[int, ProcessFiles]:
+        Args:
+            known: those of the first list whose sockets are still there and have no other holder: they are not read
+                again.
+        """
+        return procfs.descriptors(threads=True, known=known)[0]
+
+    def processes(self, pids: Iterable[int]) -> dict[int, ProcessFiles]:
         """Read the files that describe processes."""
-        return procfs.processes(which)
+        return procfs.processes(pids)
 
     def cgroups(self, ids: Iterable[int]) -> dict[int, str]:
         """Return the paths of cgroups by id."""
@@ -162,6 +212,24 @@ class Machine:
         """Return which pairs of processes share one descriptor table, as far as the kernel tells."""
         return kcmp.one_table(pairs)
 
+    def waits(
+        self, fds_of: Mapping[int, Collection[int]], descriptors: Descriptors, inodes: Collection[int]
+    ) -> dict[int, ProcessWaits]:
+        """Return who in processes waits for sockets; see `finwait.kernel.waiting.waits`."""
+        return waiting.waits(fds_of, descriptors.loops, descriptors.rings, inodes)
+
+    def releasing(self, spaces: Collection[int]) -> tuple[Releasing, ...]:
+        """Return threads that may be closing a socket of some namespaces; see `finwait.kernel.releasing`."""
+        return releasing.threads(spaces)
+
+    def turns(self, pids: Iterable[int]) -> dict[int, int]:
+        """Return how many times the threads of processes were given a processor."""
+        return tasks.turns(pids)
+
+    def socket_options(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, SocketOptions]:
+        """Return the options of sockets by inode, of ``(pid, fd, inode)``."""
+        return socket_options.read(triples)
+
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
         """Return what TCP sockets that no dump contains say of themselves, by inode, of ``(pid, fd, inode)``."""
         return pidfd.lone_sockets(triples)
@@ -172,35 +240,85 @@ class Machine:
 
     def devices(self, spaces: Iterable[int]) -> dict[tuple[int, int], str]:
         """Return the names of the interfaces of namespaces, by (netns, ifindex)."""
-        wanted = set(spaces)
-        if not wanted:
+        requested = set(spaces)
+        if not requested:
             return {}
         namespaces, _ = netns.discover(self._spaces, self._socket_spaces)
-        found, _ = netns.visit(
-            [ns for ns in namespaces if ns.inode in wanted], lambda _: dict(socket.if_nameindex())
+        interfaces, _ = netns.visit(
+            [ns for ns in namespaces if ns.inode in requested], lambda _: dict(socket.if_nameindex())
         )
-        return {(inode, index): name for inode, names in found.items() for index, name in names.items()}
+        return {(inode, index): name for inode, names in interfaces.items() for index, name in names.items()}
 
     def socket_protocols(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, str]:
         """Return the protocol names of sockets by inode, of ``(pid, fd, inode)``."""
         return procfs.socket_protocols(triples)
 
 
-def _gone(plan: Plan, looks: Mapping[int, Namespace], gaps: Iterable[Gap]) -> list[Gap]:
+def _threads(namespaces: int) -> int:
+    """Return how many threads look at so many namespaces at once; few namespaces are not worth a second one."""
+    return max(1, min(len(os.sched_getaffinity(0)), _MOST_THREADS, namespaces // 8))
+
+
+class _Arenas:
+    """Memory for what is dumped: of each thread its own."""
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+
+    def beside(self, look: Callable[[Arena], Namespace]) -> tuple[Namespace, Arena]:
+        """Return what a look laid into the memory of the calling thread, and that memory."""
+        if not hasattr(self._of_thread, "arena"):
+            self._of_thread.arena = Arena()
+        arena: Arena = self._of_thread.arena
+        return look(arena), arena
+
+    @staticmethod
+    def joined(
+        seen: Mapping[int, tuple[Namespace, Arena]],
+    ) -> tuple[NDArray[np.uint8], dict[int, Namespace]]:
+        """Return one buffer for all, and the looks with the places that their dumps have in it.
+
+        The largest stays where it is; the others are copied behind it.
+        """
+        if not seen:
+            return np.empty(0, np.uint8), {}
+        arenas = {id(arena): arena for _, arena in seen.values()}
+        largest = max(arenas.values(), key=lambda arena: arena.used)
+        moved = {
+            key: 0 if arena is largest else largest.append(arena.view()) for key, arena in arenas.items()
+        }
+        return largest.array(), {
+            inode: _shifted(look, moved[id(arena)]) for inode, (look, arena) in seen.items()
+        }
+
+
+def _shifted(look: Namespace, by: int) -> Namespace:
+    if not by:
+        return look
+    dumps = tuple(
+        replace(dump, starts=tuple(at + by for at in dump.starts), ends=tuple(at + by for at in dump.ends))
+        for dump in look.dumps
+    )
+    return replace(look, dumps=dumps)
+
+
+def _gone(plan: LookPlan, looks: Mapping[int, Namespace], gaps: Iterable[Gap]) -> list[Gap]:
     """Return gaps for namespaces that were asked for and are not there: of others nobody misses what ended."""
-    said = {gap.netns for gap in gaps}
-    wanted = sorted((plan.only or frozenset()) - looks.keys())
+    reported = {gap.netns for gap in gaps}
+    requested = sorted((plan.only or frozenset()) - looks.keys())
     return [
-        Gap.of_namespace(n, "look into it: it is gone", "", unentered=True) for n in wanted if n not in said
+        Gap.of_namespace(n, "inspect it: it is gone", "", unentered=True)
+        for n in requested
+        if n not in reported
     ]
 
 
-def _unreadable(found: Descriptors) -> list[Gap]:
+def _unreadable(descriptors: Descriptors) -> list[Gap]:
     gaps = []
-    if 0 in found.unreadable:
+    if 0 in descriptors.unreadable:
         needs = "the initial pid namespace: run on the host, or with hostPID"
         gaps.append(Gap("pid 0", "see processes outside this pid namespace (or hidden by hidepid)", needs))
-    known = [pid for pid in found.unreadable if pid]
+    known = [pid for pid in descriptors.unreadable if pid]
     if known:
         doing = "list its descriptors" if len(known) == 1 else "list their descriptors"
         gaps.append(Gap.of_processes(known, doing, rights.missing("CAP_SYS_PTRACE")))
@@ -220,12 +338,13 @@ def _number(data: bytes | None, key: bytes, field_name: bytes) -> int:
 
 
 def _look(
-    ns: netns.NetNamespace, plan: Plan, arena: Arena, gaps: list[Gap], links: Links, *, first: bool
+    ns: netns.NetNamespace, plan: LookPlan, arena: Arena, gaps: list[Gap], links: Links, *, first: bool
 ) -> Namespace:
     v4, v6 = procfs.read(_NET + "sockstat"), procfs.read(_NET + "sockstat6")
     in_use = _number(v4, b"TCP:", b"inuse") + _number(v6, b"TCP6:", b"inuse")
     minisockets = _number(v4, b"TCP:", b"tw")
     dumps: list[Dump] = []
+    netstat: bytes | None = None
     skipped = 0
     states = plan.states
     wants_established = states & (1 << tcp.ESTABLISHED)
@@ -236,8 +355,9 @@ def _look(
     alone = plan.mptcp and not in_use and _counted_mptcp(procfs.read(_NET + "protocols"))
     if v4 is None or in_use or minisockets or alone:
         try:
+            netstat = procfs.read(_NET + "netstat")
             with netlink_socket(NETLINK_SOCK_DIAG, "open a sock_diag socket") as sock:
-                dumps += _sockets(sock, plan, states, arena, gaps, ns.inode)
+                dumps += _sockets(sock, plan, states, arena, gaps, ns.inode, netstat)
         except NotSupported as error:
             if (
                 error.errno in _NO_SOCK_DIAG
@@ -268,6 +388,8 @@ def _look(
     dumps += _side_dump("addresses", NETLINK_ROUTE, rtnetlink.addresses_request(), arena, gaps, ns.inode)
     links.read(ns)
     if plan.files and busy:
+        if netstat is not None:
+            files["net/netstat"] = netstat
         _read_files(files, first)
     return Namespace(ns.inode, ns.names, ns.pids, ns.process_count, tuple(dumps), files, skipped)
 
@@ -278,12 +400,12 @@ def _read_files(files: dict[str, bytes], first: bool) -> None:
     if statistics is not None:
         files["net/stat/nf_conntrack"] = statistics
     tracked = _conntrack_works(files.get("sys/netfilter/nf_conntrack_count"), statistics)
-    wanted: dict[str, list[str]] = {}
+    by_directory: dict[str, list[str]] = {}
     for name in (*NAMESPACE_FILES, *(GLOBAL_FILES if first else ())):
         if name not in files and (tracked or not name.startswith(_CONNTRACK)):
             directory, _, base = name.rpartition("/")
-            wanted.setdefault(directory, []).append(base)
-    for directory, names in wanted.items():
+            by_directory.setdefault(directory, []).append(base)
+    for directory, names in by_directory.items():
         path = _SYS + directory[4:] if directory.startswith("sys/") else _NET + directory[4:]
         files |= {f"{directory}/{name}": data for name, data in procfs.read_all(path, names).items()}
 
@@ -298,7 +420,13 @@ def _conntrack_works(count: bytes | None, statistics: bytes | None) -> bool:
 
 
 def _sockets(
-    sock: socket.socket, plan: Plan, states: int, arena: Arena, gaps: list[Gap], inode: int
+    sock: socket.socket,
+    plan: LookPlan,
+    states: int,
+    arena: Arena,
+    gaps: list[Gap],
+    inode: int,
+    netstat: bytes | None,
 ) -> list[Dump]:
     result = []
     request = inet_diag.dump_both_families(states, plan.extensions, bytecode=plan.bytecode)
@@ -312,7 +440,7 @@ def _sockets(
             )
             answer = dump(sock, request, arena, "dump the TCP sockets")
             result.append(_dump("tcp", answer, gaps, inode))
-    if plan.mptcp and _has_mptcp():
+    if plan.mptcp and _uses_mptcp(procfs.read(_NET + "protocols"), netstat):
         for family in (inet_diag.AF_INET, inet_diag.AF_INET6):
             request = inet_diag.dump_request(
                 family, inet_diag.IPPROTO_MPTCP, states, plan.extensions, bytecode=plan.bytecode
@@ -325,19 +453,18 @@ def _sockets(
     return result
 
 
-def _has_mptcp() -> bool:
-    """Whether this namespace may hold MPTCP sockets; unknown counts as yes."""
-    return _uses_mptcp(procfs.read(_NET + "protocols"), procfs.read(_NET + "netstat"))
-
-
 def _uses_mptcp(protocols: bytes | None, netstat: bytes | None) -> bool:
-    """Judge it by the number of sockets, and by the protocol's counters: 6.1, for one, does not count the sockets."""
+    """Whether this namespace may hold MPTCP sockets; unknown counts as yes.
+
+    Judged by the number of sockets, and by the protocol's counters: 6.1, for one, does not count the sockets.
+    """
     if protocols is None or netstat is None:
         return True
     if _counted_mptcp(protocols):
         return True
     lines = [line for line in netstat.splitlines() if line.startswith(b"MPTcpExt:")]
-    if any(word.isdigit() and int(word) for line in lines for word in line.split()[1:]):
+    values = [line[9:].strip() for line in lines]  # one line has the names, the next the numbers
+    if any(numbers[:1].isdigit() and numbers.translate(None, b"0 ") for numbers in values):
         return True
     # Older kernels do not count either what connects from here.
     return bool(lines) and b"MPCapableSYNTX" not in netstat
@@ -350,28 +477,14 @@ def _counted_mptcp(protocols: bytes | None) -> bool:
 
 
 _NO_SOCK_DIAG: Final = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
-_MODULES_DISABLED: Final = "/proc/sys/kernel/modules_disabled"
-
-
-def no_sock_diag(error: NotSupported) -> NotSupported:
-    """Return an error as that of a kernel that cannot list TCP sockets, with what would let it."""
-    refused = NotSupported(error.errno, error.doing.partition(" (")[0], "tcp_diag")
-    if procfs.read(_MODULES_DISABLED, 16) == b"1\n":
-        refused.hint = (
-            "the module tcp_diag is not loaded, and none can be any more (`kernel.modules_disabled` is 1): "
-            "load it at the next start, `echo tcp_diag > /etc/modules-load.d/tcp_diag.conf`"
-        )
-    else:
-        refused.hint = (
-            "`modprobe tcp_diag` loads what lists sockets; nothing does in a kernel without CONFIG_INET_DIAG"
-        )
-    return refused
 
 
 def _dump(kind: str, answer: Answer, gaps: list[Gap], inode: int) -> Dump:
     if answer.interrupted:
         gaps.append(
-            Gap.of_namespace(inode, f"dump its {kind} rows undisturbed: they changed under every attempt", "")
+            Gap.of_namespace(
+                inode, f"dump its {kind} rows undisturbed; they changed during every attempt", ""
+            )
         )
     return Dump(kind, answer.starts, answer.ends, answer.interrupted)
 

@@ -15,17 +15,21 @@ import os
 import socket
 import struct
 import sys
+import termios
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded, SubflowOnly, TargetGone
-from finwait.kernel import tasks
+from finwait.kernel import rights, tasks
 from finwait.uapi.inet_diag import IPPROTO_MPTCP
 from finwait.uapi.observation import LoneSocket
+from finwait.uapi.tcp import OPTION_RANGES
 
 __all__ = [
     "KEEPALIVE_OPTIONS",
     "OPTION_RANGES",
+    "Copies",
     "borrowed",
     "get_options",
     "lone_sockets",
@@ -44,6 +48,7 @@ _PIDFD_THREAD = os.O_EXCL
 """pidfd_open(2) of a thread: Linux 6.9; EINVAL before."""
 _SO_COOKIE = 57
 _SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
+_BYTES_ACKED, _BYTES_RECEIVED = 120, 128  # of struct tcp_info, Linux 4.1
 _SEGMENTS = slice(136, 144)  # tcpi_segs_out and tcpi_segs_in of struct tcp_info, Linux 4.2
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 _NOBODY_MAY = 3
@@ -56,15 +61,6 @@ KEEPALIVE_OPTIONS = {
     "keepalive": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
 }
 """Options by name; SO_KEEPALIVE last, so that it is armed with the times already set."""
-
-OPTION_RANGES = {
-    "keepidle": (1, 32767),  # MAX_TCP_KEEPIDLE, include/net/tcp.h
-    "keepintvl": (1, 32767),
-    "keepcnt": (1, 127),
-    "user_timeout_ms": (0, 2**31 - 1),
-    "keepalive": (0, 1),
-}
-"""Least and most that setsockopt(2) takes."""
 
 
 def _syscall(number: int, *args: int) -> int:
@@ -139,32 +135,102 @@ def lone_sockets(triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocke
             that are gone by now.
     """
     result: dict[int, LoneSocket] = {}
-    tables = tasks.Tables()
-    for pid, fd, inode in triples:
-        if inode in result and result[inode].state:
-            continue
-        try:
-            copy = _copy(pid, fd, inode, tables)
-        except OSError as error:
-            if error.errno not in (errno.ESRCH, errno.EBADF):
-                result[inode] = LoneSocket(0, 0, False, error.errno or errno.EIO)
-            continue
-        if os.fstat(copy).st_ino != inode:  # the number is another descriptor's by now
-            os.close(copy)
-            continue
-        with socket.socket(fileno=copy) as sock:
-            try:
-                info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-            except OSError:
+    with Copies() as copies:
+        for pid, fd, inode in triples:
+            if inode in result and result[inode].state:
                 continue
             try:
-                ns = fcntl.ioctl(copy, _SIOCGSKNS)
-                netns = os.fstat(ns).st_ino
-                os.close(ns)
-            except OSError:  # without CAP_NET_ADMIN over that namespace
-                netns = 0
-        result[inode] = LoneSocket(netns, info[0], any(info[_SEGMENTS]))
+                copy = copies.of(pid, fd, inode)
+            except OSError as error:
+                if error.errno not in (errno.ESRCH, errno.EBADF):
+                    result[inode] = LoneSocket(0, 0, False, error.errno or errno.EIO)
+                continue
+            if (answer := _lone(copy)) is not None:
+                result[inode] = answer
     return result
+
+
+def _port(sock: socket.socket) -> int:
+    """Return the local port of a socket, which it keeps when its connection is gone; 0 where it has none."""
+    try:
+        name = sock.getsockname()
+    except OSError:
+        return 0
+    return int(name[1]) if sock.family in (socket.AF_INET, socket.AF_INET6) else 0
+
+
+def _unread(fd: int) -> int:
+    """Return how many bytes can still be read from a socket; of a listener, which has none, 0."""
+    try:
+        (waiting,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
+    except OSError:
+        return 0
+    return max(0, int(waiting))
+
+
+def _lone(copy: int) -> LoneSocket | None:
+    """Ask a TCP socket what it is, and close the descriptor; None where it is none."""
+    with socket.socket(fileno=copy) as sock:
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        except OSError:
+            return None
+        try:
+            ns = fcntl.ioctl(copy, _SIOCGSKNS)
+            netns = os.fstat(ns).st_ino
+            os.close(ns)
+        except OSError:  # without CAP_NET_ADMIN over that namespace
+            netns = 0
+        return LoneSocket(netns, info[0], any(info[_SEGMENTS]), sport=_port(sock), unread=_unread(copy))
+
+
+class Copies:
+    """Copies of many descriptors of a few processes, to read from: a process is opened once for those in a row.
+
+    Use it as a context manager: it holds a descriptor of the last process.
+    """
+
+    def __init__(self) -> None:
+        self._tables = tasks.Tables()
+        self._pid = 0
+        self._handle = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._pid, self._handle = 0, -1
+
+    def of(self, pid: int, fd: int, inode: int) -> int:
+        """Return a copy of a socket's descriptor, which the caller closes.
+
+        Raises:
+            OSError: there is no such descriptor any more (ESRCH, EBADF), or we may not.
+        """
+        if pid != self._pid:
+            self._forget()
+            self._handle = _syscall(_SYS_PIDFD_OPEN, pid, 0)
+            self._pid = pid
+        try:
+            copy = _syscall(_SYS_PIDFD_GETFD, self._handle, fd, 0)
+        except OSError as error:
+            if error.errno not in (errno.ESRCH, errno.EBADF):
+                raise
+        else:
+            if os.fstat(copy).st_ino == inode:
+                return copy
+            os.close(copy)
+        # Not in the main thread's table (any more): perhaps in that of another thread.
+        copy = _copy(pid, fd, inode, self._tables)
+        if os.fstat(copy).st_ino != inode:
+            os.close(copy)
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return copy
 
 
 @contextlib.contextmanager
@@ -183,13 +249,13 @@ def borrowed(pid: int, fd: int, *, inode: int, cookie: int) -> Iterator[socket.s
         raise _explain(error, pid, fd, cookie) from None
     if os.fstat(copy).st_ino != inode:
         os.close(copy)
-        raise TargetGone(cookie, f"descriptor {fd} of pid {pid} is something else now")
+        raise TargetGone(cookie, f"descriptor {fd} of pid {pid} now refers to something else")
     with socket.socket(fileno=copy) as sock:
         seen = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
         if seen != cookie and sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == IPPROTO_MPTCP:
             raise SubflowOnly(pid, fd)
         if seen != cookie:
-            raise TargetGone(cookie, f"descriptor {fd} of pid {pid} is another connection now")
+            raise TargetGone(cookie, f"descriptor {fd} of pid {pid} now refers to another connection")
         yield sock
 
 
@@ -206,7 +272,7 @@ def _explain(error: OSError, pid: int, fd: int, cookie: int) -> Exception:
     if code == errno.ENOSYS:
         return NotSupported(code, doing, "pidfd_getfd (Linux 5.6)")
     if isinstance(error, _ThreadOnly):
-        return NotSupported(code, f"{doing}, which one of its threads has", "PIDFD_THREAD (Linux 6.9)")
+        return NotSupported(code, f"{doing}, which belongs to one of its threads", "PIDFD_THREAD (Linux 6.9)")
     return KernelError(code, doing)
 
 
@@ -222,10 +288,13 @@ def _right_to_borrow() -> str:
     """Say what would have let us: pidfd_getfd asks for the right to attach (ptrace_may_access)."""
     scope = yama_scope()
     if scope == _NOBODY_MAY:
-        return "`kernel.yama.ptrace_scope` below 3, which takes a reboot: nobody may attach to a process here"
+        return "`kernel.yama.ptrace_scope` below 3, which takes a reboot; nobody may attach to a process now"
+    needs = rights.missing("CAP_SYS_PTRACE")
+    if not needs.isidentifier():  # a capability that we hold is not what was missing
+        return needs
     if scope:
-        return f"CAP_SYS_PTRACE (`kernel.yama.ptrace_scope` is {scope}: the same user does not suffice)"
-    return "the same user as the process, or CAP_SYS_PTRACE; a policy (LSM, seccomp) may forbid it still"
+        return f"CAP_SYS_PTRACE (`kernel.yama.ptrace_scope` is {scope}, so the same user is not enough)"
+    return "the same user as the process, or CAP_SYS_PTRACE; a policy (LSM, seccomp) may still forbid it"
 
 
 def get_options(sock: socket.socket) -> dict[str, int]:
@@ -240,8 +309,8 @@ def get_options(sock: socket.socket) -> dict[str, int]:
             options[name] = sock.getsockopt(level, number)
         except OSError as error:
             mptcp = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == IPPROTO_MPTCP
-            what = " of an MPTCP connection" if mptcp else ""
-            raise KernelError(error.errno or errno.EIO, f"read the option {name}{what}") from None
+            suffix = " of an MPTCP connection" if mptcp else ""
+            raise KernelError(error.errno or errno.EIO, f"read the option {name}{suffix}") from None
     return options
 
 
@@ -252,6 +321,26 @@ def segments_in(sock: socket.socket) -> int | None:
     except OSError:
         return None
     return int.from_bytes(info[140:144], sys.byteorder) if len(info) >= 144 else None
+
+
+def progress(sock: socket.socket) -> tuple[int, int, int] | None:
+    """Return the state of a TCP socket, the bytes that it received and those of its own that were acknowledged.
+
+    None where the kernel does not count them.
+
+    Raises:
+        KernelError: the kernel does not say.
+    """
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    except OSError as error:
+        raise KernelError(error.errno or errno.EIO, "read the state of a borrowed socket") from None
+    if len(info) < _BYTES_RECEIVED + 8:
+        return None
+    acked, received = (
+        int.from_bytes(info[place : place + 8], sys.byteorder) for place in (_BYTES_ACKED, _BYTES_RECEIVED)
+    )
+    return info[0], received, acked
 
 
 def out_of_range(values: Mapping[str, int]) -> dict[str, int]:
@@ -284,8 +373,8 @@ def set_options(sock: socket.socket, values: Mapping[str, int]) -> None:
         if name in values:
             _set_option(sock, name, values[name], failed)
     if failed:
-        which = ", ".join(f"{name}={values[name]}" for name in failed)
-        raise KernelError(next(iter(failed.values())), f"set {which}")
+        pairs = ", ".join(f"{name}={values[name]}" for name in failed)
+        raise KernelError(next(iter(failed.values())), f"set {pairs}")
 
 
 def _set_option(sock: socket.socket, name: str, value: int, failed: dict[str, int]) -> None:

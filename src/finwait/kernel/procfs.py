@@ -12,18 +12,26 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import compress
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finwait.kernel import tasks
+from finwait.kernel.boot import boot_id
 from finwait.uapi.observation import Descriptors, Facts, ProcessFiles
+from finwait.uapi.sets import among
 
 __all__ = [
     "close_on_exec",
     "descriptors",
     "facts",
+    "links",
     "pids",
     "processes",
     "read",
@@ -45,8 +53,8 @@ def read_all(directory: str, names: Iterable[str]) -> dict[str, bytes]:
     except OSError:
         return {}
     try:
-        found = ((name, read(name, at=at)) for name in names)
-        return {name: data for name, data in found if data is not None}
+        contents = ((name, read(name, at=at)) for name in names)
+        return {name: data for name, data in contents if data is not None}
     finally:
         os.close(at)
 
@@ -64,11 +72,10 @@ def read(path: str, limit: int = 1 << 20, *, at: int | None = None) -> bytes | N
     except OSError:
         return None
     try:
-        data = os.read(fd, 16384)
-        if not data or len(data) < 4096:  # the common case: one read gives all of it
-            return data
-        parts = [data]
-        size = len(data)
+        # A file of records (maps, modules, stat/nf_conntrack) gives at most a page at a time, and less where the next
+        # record does not fit: only an empty read says that it was the end.
+        parts = []
+        size = 0
         while size < limit and (data := os.read(fd, 65536)):
             parts.append(data)
             size += len(data)
@@ -93,7 +100,7 @@ def facts() -> Facts:
     return Facts(
         kernel=os.uname().release,
         hostname=os.uname().nodename,
-        boot_id=(read("/proc/sys/kernel/random/boot_id") or b"").decode("ascii", "replace").strip(),
+        boot_id=boot_id(),
         unix_ns=time.time_ns(),
         boottime_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         clock_ticks=os.sysconf("SC_CLK_TCK"),
@@ -126,11 +133,15 @@ Listing = tuple[Descriptors, list[tuple[int, int, int]]]
 _WORTH_A_PROCESS = 30_000
 """So many descriptors take about 150 ms to list; a fork and what it sends back take a few."""
 _PROCESSES = 4
-_COUNTS = struct.Struct("=QQQ")
+_COUNTS = struct.Struct("=QQQQQ")
 
 
 def descriptors(
-    only: Iterable[int] | None = None, *, processes: int | None = None, threads: bool = False
+    only: Iterable[int] | None = None,
+    *,
+    processes: int | None = None,
+    threads: bool = False,
+    known: Descriptors | None = None,
 ) -> Listing:
     """List every descriptor that refers to a socket, of all processes or of some.
 
@@ -141,6 +152,9 @@ def descriptors(
         only: pids to look into; all if not given.
         processes: how many may work on it; as many as there are processors, four at most, if not given.
         threads: look for threads with a table of their own, too, whose descriptors are then their process's.
+        known: descriptors of an earlier list that refer to the same socket as then, as far as can be told; their links
+            are not read again, and they are left out. If one of those sockets turns out to be held elsewhere as well,
+            it was copied or handed over meanwhile; then everything is read.
 
     Returns:
         The sockets' descriptors, and ``(inode, pid, fd)`` of those that refer to a network namespace. Where
@@ -148,31 +162,54 @@ def descriptors(
         that cannot be named here.
     """
     if only is None and not sees_all_processes():
-        found, spaces = descriptors(pids(), processes=processes, threads=threads)
-        return replace(found, unreadable=(0, *found.unreadable)), spaces
-    which = pids() if only is None else list(only)
+        listed, spaces = descriptors(pids(), processes=processes, threads=threads, known=known)
+        return replace(listed, unreadable=(0, *listed.unreadable)), spaces
+    pid_list = pids() if only is None else list(only)
+    if known is not None:
+        listed, spaces = _listed(pid_list, processes, _by_pid(known))
+        if among(listed.inode, known.inode).any():
+            listed, spaces = _listed(pid_list, processes, {})
+    else:
+        listed, spaces = _listed(pid_list, processes, {})
     if threads:
-        found, spaces = _joined([descriptors(which, processes=processes), _of_threads(which)])
-        return unique(found), spaces
-    counts = _counts(which)
+        listed, spaces = _joined([(listed, spaces), _of_threads(pid_list)])
+        return unique(listed), spaces
+    return listed, spaces
+
+
+def _by_pid(known: Descriptors) -> dict[int, NDArray[np.uint32]]:
+    order = np.argsort(known.pid, kind="stable")
+    by_pid, begins, counts = np.unique(known.pid[order], return_index=True, return_counts=True)
+    return {
+        pid: known.fd[order[begin : begin + count]]
+        for pid, begin, count in zip(by_pid.tolist(), begins.tolist(), counts.tolist(), strict=True)
+    }
+
+
+def _listed(pid_list: list[int], processes: int | None, known: Mapping[int, NDArray[np.uint32]]) -> Listing:
+    """List the main tables of processes, but for descriptors that are known, side by side where there are many."""
+    counts = _counts(pid_list)
     if counts is None:
-        return _list(which)
-    which = [pid for pid in which if counts[pid]]  # kernel threads and zombies hold nothing
+        return _list(pid_list, known)
+    pid_list = [pid for pid in pid_list if counts[pid]]  # kernel threads and zombies hold nothing
+    for pid, fds in known.items():
+        if pid in counts:
+            counts[pid] = max(counts[pid] - len(fds), 1)
     total = sum(counts.values())
     if processes is None:
         processes = min(_PROCESSES, len(os.sched_getaffinity(0)), 1 + total // _WORTH_A_PROCESS)
     if processes < 2 or len(os.listdir("/proc/self/task")) > 1:
-        return _list(which)
+        return _list(pid_list, known)
     shares: list[list[int]] = [[] for _ in range(processes)]
     loads = [0] * processes
-    for pid in sorted(which, key=lambda pid: -counts[pid]):
+    for pid in sorted(pid_list, key=lambda pid: -counts[pid]):
         least = loads.index(min(loads))
         shares[least].append(pid)
         loads[least] += counts[pid]
-    return _joined(_side_by_side([share for share in shares if share] or [[]]))
+    return _joined(_side_by_side([share for share in shares if share] or [[]], known))
 
 
-def _counts(which: Iterable[int]) -> dict[int, int] | None:
+def _counts(pids: Iterable[int]) -> dict[int, int] | None:
     """Return how many descriptors each process has, which Linux 6.2 and later tell; None where it does not.
 
     One that ended meanwhile has none; one of whose threads some go on has at least one. Needs no permission to look
@@ -184,7 +221,7 @@ def _counts(which: Iterable[int]) -> dict[int, int] | None:
     except OSError:
         return None
     result: dict[int, int] = {}
-    for pid in which:
+    for pid in pids:
         try:
             result[pid] = os.stat(f"/proc/{pid}/fd").st_size or int(tasks.has_threads(pid))
         except PermissionError:  # then `_list` shall say so
@@ -194,42 +231,42 @@ def _counts(which: Iterable[int]) -> dict[int, int] | None:
     return result
 
 
-def unique(found: Descriptors) -> Descriptors:
+def unique(listed: Descriptors) -> Descriptors:
     """Return a list without what it has twice, by pid."""
-    order = np.lexsort((found.inode, found.fd, found.pid))
-    pid, fd, inode = found.pid[order], found.fd[order], found.inode[order]
+    order = np.lexsort((listed.inode, listed.fd, listed.pid))
+    pid, fd, inode = listed.pid[order], listed.fd[order], listed.inode[order]
     new = np.ones(len(pid), np.bool_)
     new[1:] = (pid[1:] != pid[:-1]) | (fd[1:] != fd[:-1]) | (inode[1:] != inode[:-1])
-    return replace(found, pid=pid[new], fd=fd[new], inode=inode[new])
+    return replace(listed, pid=pid[new], fd=fd[new], inode=inode[new])
 
 
-def _side_by_side(shares: list[list[int]]) -> list[Listing]:
-    """List the first share here and each other one in a child; a share whose child failed is listed here."""
+def _side_by_side(shares: list[list[int]], known: Mapping[int, NDArray[np.uint32]]) -> list[Listing]:
+    """List each share in a child; a share whose child failed is listed here."""
     children: list[tuple[int, int, list[int]]] = []
     results: list[Listing] = []
     try:
-        for share in shares[1:]:
-            told, tell = os.pipe()
+        for share in shares:
+            read_end, write_end = os.pipe()
             try:
                 pid = os.fork()
             except OSError:  # no more processes allowed: then there is one process less to share with
-                os.close(told)
-                os.close(tell)
-                results.append(_list(share))
+                os.close(read_end)
+                os.close(write_end)
+                results.append(_list(share, known))
                 continue
             if pid == 0:
                 try:
-                    _send(tell, _list(share))
+                    os.close(read_end)
+                    _send(write_end, _list(share, known, enter=True))
                 finally:
                     os._exit(0)  # whatever happened: nothing of the parent's may be finished twice
-            os.close(tell)
-            children.append((pid, told, share))
-        results.append(_list(shares[0]))
-        for _, told, share in children:
-            results.append(_received(told) or _list(share))
+            os.close(write_end)
+            children.append((pid, read_end, share))
+        for _, read_end, share in children:
+            results.append(_received(read_end) or _list(share, known))
     finally:
-        for pid, told, _ in children:
-            os.close(told)  # a child that still writes ends by SIGPIPE or EPIPE
+        for pid, read_end, _ in children:
+            os.close(read_end)  # a child that still writes ends by SIGPIPE or EPIPE
             try:
                 os.waitpid(pid, 0)
             except ChildProcessError:  # our host ignores SIGCHLD
@@ -238,12 +275,20 @@ def _side_by_side(shares: list[list[int]]) -> list[Listing]:
 
 
 def _send(fd: int, listing: Listing) -> None:
-    found, spaces = listing
+    listed, spaces = listing
     pieces = (
-        _COUNTS.pack(len(found), len(spaces), len(found.unreadable)),
-        *(column.tobytes() for column in (found.pid, found.fd, found.inode)),
+        _COUNTS.pack(
+            len(listed),
+            len(spaces),
+            len(listed.unreadable),
+            len(listed.loops),
+            len(listed.rings),
+        ),
+        *(column.tobytes() for column in (listed.pid, listed.fd, listed.inode)),
         np.array(spaces, np.int64).tobytes(),
-        np.array(found.unreadable, np.int64).tobytes(),
+        np.array(listed.unreadable, np.int64).tobytes(),
+        np.array(listed.loops, np.int64).tobytes(),
+        np.array(listed.rings, np.int64).tobytes(),
     )
     with open(fd, "wb") as file:
         file.writelines(pieces)
@@ -255,8 +300,8 @@ def _received(fd: int) -> Listing | None:
         data = file.read()
     if len(data) < _COUNTS.size:
         return None
-    n, spaces, denied = _COUNTS.unpack_from(data)
-    sizes = (4 * n, 4 * n, 8 * n, 24 * spaces, 8 * denied)
+    n, spaces, denied, loops, rings = _COUNTS.unpack_from(data)
+    sizes = (4 * n, 4 * n, 8 * n, 24 * spaces, 8 * denied, 16 * loops, 16 * rings)
     if len(data) != _COUNTS.size + sum(sizes):
         return None
     parts = []
@@ -271,30 +316,79 @@ def _received(fd: int) -> Listing | None:
             np.frombuffer(parts[1], np.uint32),
             np.frombuffer(parts[2], np.uint64),
             tuple(np.frombuffer(parts[4], np.int64).tolist()),
+            loops=_pairs(parts[5]),
+            rings=_pairs(parts[6]),
         ),
         [(inode, pid, number) for inode, pid, number in triples],
     )
 
 
+def _pairs(data: bytes) -> tuple[tuple[int, int], ...]:
+    return tuple((pid, fd) for pid, fd in np.frombuffer(data, np.int64).reshape(-1, 2).tolist())
+
+
 def _joined(parts: list[Listing]) -> Listing:
     """Return several lists as one, by pid."""
     pid, fd, inode = (
-        np.concatenate([getattr(found, name) for found, _ in parts]) for name in ("pid", "fd", "inode")
+        np.concatenate([getattr(listed, name) for listed, _ in parts]) for name in ("pid", "fd", "inode")
     )
     order = np.argsort(pid, kind="stable")
-    unreadable = tuple(sorted({p for found, _ in parts for p in found.unreadable}))
-    threads = tuple(sorted({p for found, _ in parts for p in found.threads}))
-    spaces = sorted((space for _, some in parts for space in some), key=lambda space: space[1:])
-    return Descriptors(pid[order], fd[order], inode[order], unreadable, threads=threads), spaces
+    unreadable = tuple(sorted({p for listed, _ in parts for p in listed.unreadable}))
+    threads = tuple(sorted({p for listed, _ in parts for p in listed.threads}))
+    spaces = sorted((space for _, group in parts for space in group), key=lambda space: space[1:])
+    loops = tuple(sorted({pair for listed, _ in parts for pair in listed.loops}))
+    rings = tuple(sorted({pair for listed, _ in parts for pair in listed.rings}))
+    return (
+        Descriptors(
+            pid[order], fd[order], inode[order], unreadable, threads=threads, loops=loops, rings=rings
+        ),
+        spaces,
+    )
+
+
+def _numbers(texts: list[str], dtype: type[np.uint32 | np.uint64]) -> NDArray[Any]:
+    """Return decimal numbers as an array; a text with blanks is parsed in one go."""
+    return np.fromstring(" ".join(texts), dtype, sep=" ") if texts else np.empty(0, dtype)
+
+
+def links(names: Iterable[str], directory: int | None) -> list[str]:
+    """Return what the links of those names say, "" for one that is gone.
+
+    Args:
+        names: of the links.
+        directory: descriptor of the directory; None where the process has entered it.
+
+    Raises:
+        OSError: a link cannot be read for another reason.
+    """
+    read_link = os.readlink if directory is None else partial(os.readlink, dir_fd=directory)
+    result: list[str] = []
+    reading = map(read_link, names)
+    while True:
+        try:
+            result.extend(reading)  # what was read before an error is kept
+        except FileNotFoundError:  # closed meanwhile
+            result.append("")
+        else:
+            return result
 
 
 class _Reading:
-    """Descriptor tables that were read, each for a process."""
+    """Descriptor tables that were read, each for a process.
 
-    def __init__(self) -> None:
+    Args:
+        known: pid → descriptors that need not be read.
+        enter: whether this process may change its directory, which makes reading a link a fifth cheaper.
+    """
+
+    def __init__(self, known: Mapping[int, NDArray[np.uint32]], *, enter: bool = False) -> None:
         self.denied: list[int] = []
         self.threads: list[int] = []
         self.spaces: list[tuple[int, int, int]] = []
+        self.loops: list[tuple[int, int]] = []
+        self.rings: list[tuple[int, int]] = []
+        self._known = known
+        self._enter = enter
         self._pid_of: list[int] = []
         self._counts: list[int] = []
         self._fds: list[str] = []
@@ -302,54 +396,72 @@ class _Reading:
 
     def table(self, pid: int, tid: int) -> int | None:
         """Read the table that a thread of a process uses; return how many descriptors it has, None if it is denied."""
-        readlink = os.readlink
         try:
             directory = os.open(f"/proc/{tid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except PermissionError:
             return None
         except OSError:
             return 0
-        before = len(self._fds)
-        names: list[str] = []
         try:
             names = os.listdir(directory)
-            for name in names:
-                try:
-                    link = readlink(name, dir_fd=directory)
-                except FileNotFoundError:  # closed meanwhile
-                    continue
-                if link.startswith("socket:["):
-                    self._fds.append(name)
-                    self._inodes.append(link[8:-1])
-                elif link.startswith("net:["):
-                    self.spaces.append((int(link[5:-1]), tid, int(name)))
+            count = len(names)
+            if pid in self._known and names:
+                unknown = ~np.isin(_numbers(names, np.uint32), self._known[pid])
+                names = list(compress(names, unknown.tolist()))
+            if self._enter:
+                os.fchdir(directory)
+            targets = links(names, None if self._enter else directory)
         except PermissionError:
             return None
-        except OSError:
-            pass
+        except OSError:  # it has ended
+            return 0
         finally:
             os.close(directory)
-        if len(self._fds) > before:
+        self._sort(pid, tid, names, targets)
+        return count
+
+    def _sort(self, pid: int, tid: int, names: list[str], targets: list[str]) -> None:
+        """Keep what descriptors refer to, by its kind."""
+        of_socket = [link.startswith("socket:[") for link in targets]
+        inodes = [link[8:-1] for link in compress(targets, of_socket)]
+        if inodes:
             self._pid_of.append(pid)
-            self._counts.append(len(self._fds) - before)
-        return len(names)
+            self._counts.append(len(inodes))
+            self._inodes += inodes
+            self._fds += compress(names, of_socket)
+        if len(inodes) == len(targets):
+            return
+        for name, link in zip(names, targets, strict=True):
+            if link.startswith("net:["):
+                self.spaces.append((int(link[5:-1]), tid, int(name)))
+            elif link == "anon_inode:[eventpoll]":
+                self.loops.append((pid, int(name)))
+            elif link == "anon_inode:[io_uring]":
+                self.rings.append((pid, int(name)))
 
     def listing(self) -> Listing:
-        found = Descriptors(
+        listed = Descriptors(
             np.repeat(np.array(self._pid_of, np.uint32), self._counts)
             if self._pid_of
             else np.empty(0, np.uint32),
-            np.array(self._fds, "S10").astype(np.uint32) if self._fds else np.empty(0, np.uint32),
-            np.array(self._inodes, "S20").astype(np.uint64) if self._inodes else np.empty(0, np.uint64),
+            _numbers(self._fds, np.uint32),
+            _numbers(self._inodes, np.uint64),
             tuple(self.denied),
             threads=tuple(self.threads),
+            loops=tuple(self.loops),
+            rings=tuple(self.rings),
         )
-        return found, self.spaces
+        return listed, self.spaces
 
 
-def _list(which: Iterable[int]) -> Listing:
-    reading = _Reading()
-    for pid in which:
+def _list(
+    pids: Iterable[int],
+    known: Mapping[int, NDArray[np.uint32]] = MappingProxyType({}),
+    *,
+    enter: bool = False,
+) -> Listing:
+    reading = _Reading(known, enter=enter)
+    for pid in pids:
         if (count := reading.table(pid, pid)) or (tid := tasks.live_thread(pid)) is None:
             if count is None:
                 reading.denied.append(pid)
@@ -365,15 +477,15 @@ _MOST_IN_THREADS = 200_000
 """Descriptors in tables of threads that are read at most; a second."""
 
 
-def _of_threads(which: Iterable[int]) -> Listing:
+def _of_threads(pids: Iterable[int]) -> Listing:
     """List descriptors in tables that threads have for themselves.
 
     Where the kernel does not tell which tables are a thread's own, every one of them is read, and what is in that of
     its process, too, is told twice. `Descriptors.threads` names the processes that were too many.
     """
-    reading = _Reading()
+    reading = _Reading({})
     threads = descriptors_read = 0
-    for pid in which:
+    for pid in pids:
         if not tasks.has_threads(pid):
             continue
         if threads > _MOST_THREADS or descriptors_read > _MOST_IN_THREADS:
@@ -388,10 +500,10 @@ def _of_threads(which: Iterable[int]) -> Listing:
     return reading.listing()
 
 
-def processes(which: Iterable[int]) -> dict[int, ProcessFiles]:
+def processes(pids: Iterable[int]) -> dict[int, ProcessFiles]:
     """Read what describes each process; one that ended meanwhile is left out."""
     result: dict[int, ProcessFiles] = {}
-    for pid in which:
+    for pid in pids:
         stat = read(f"/proc/{pid}/stat")
         if stat is None:
             continue

@@ -17,7 +17,13 @@ from finwait.errors import Gap
 
 __all__ = ["held", "honest", "in_initial_user_namespace", "missing"]
 
-_BITS: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+_BITS: Final = {
+    "CAP_DAC_READ_SEARCH": 2,
+    "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+}
 """As of include/uapi/linux/capability.h."""
 _INITIAL_USER_NAMESPACE: Final = 0xEFFFFFFD
 """PROC_USER_INIT_INO of include/linux/proc_ns.h: the same on every machine."""
@@ -48,12 +54,12 @@ def missing(capability: str, capabilities: int | None = None) -> str:
         capabilities: what we held; None for what we hold now.
     """
     if capability == "root" and os.geteuid() == 0:
-        return "a security policy that allows it; to be root alone is not enough"
+        return "a security policy that allows it; root alone is not enough"
     bit = _BITS.get(capability)
     if bit is None or not (held() if capabilities is None else capabilities) >> bit & 1:
         return capability
     if not in_initial_user_namespace():
-        return f"{capability} in the initial user namespace; ours is another"
+        return f"{capability} in the initial user namespace; this process is in another one"
     return f"a security policy that allows it; {capability} alone is not enough"
 
 

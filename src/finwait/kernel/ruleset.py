@@ -33,35 +33,35 @@ def rulesets(namespaces: Iterable[netns.NetNamespace]) -> tuple[dict[int, str], 
     gaps = [] if has_nft or over_nft else [Gap("this machine", "list firewall rules", "the command `nft`")]
 
     def inside(space: netns.NetNamespace) -> str:
-        def said(command: tuple[str, ...]) -> str:
-            text, failed = _said(command)
+        def run(command: tuple[str, ...]) -> str:
+            text, failed = _output(command)
             if failed:
                 gaps.append(
                     Gap.of_namespace(space.inode, "list firewall rules", f"`{' '.join(command)}`: {failed}")
                 )
             return text
 
-        text = said(_NFT) if has_nft else ""
+        text = run(_NFT) if has_nft else ""
         if not has_nft or "xt target" in text or "xt match" in text:
-            text = "\n".join([text, *map(said, over_nft)])
-        return "\n".join([text, *map(said, legacy), *map(said, plain)])
+            text = "\n".join([text, *map(run, over_nft)])
+        return "\n".join([text, *map(run, legacy), *map(run, plain)])
 
-    found, more = netns.visit(namespaces, inside)
-    return found, gaps + more
+    texts, more = netns.visit(namespaces, inside)
+    return texts, gaps + more
 
 
-def _said(command: tuple[str, ...]) -> tuple[str, str]:
+def _output(command: tuple[str, ...]) -> tuple[str, str]:
     """Return what a command prints, and how it failed: no rules and no answer are not the same."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=_MOST_S, check=False)
     except subprocess.TimeoutExpired:
-        return "", f"it gave no answer in {_MOST_S} s"
+        return "", f"no answer within {_MOST_S} s"
     except OSError as error:
         return "", error.strerror or str(error)
     failed = ""
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").split("\n")
         failed = next(
-            (line.strip() for line in lines if line.strip()), f"it ended with status {done.returncode}"
+            (line.strip() for line in lines if line.strip()), f"it exited with status {done.returncode}"
         )
     return done.stdout.decode("utf-8", "replace"), failed

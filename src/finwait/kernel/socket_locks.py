@@ -64,17 +64,17 @@ def locked(
 def _why(error: OSError, cookie: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"another program holds the lock `{address_of(cookie)}`: a finwait with another journal that changes its "
-            "options, most likely (`ss -xap` in its namespace shows which process)"
+            f"another program holds the lock `{address_of(cookie)}`, most likely a finwait with another "
+            "journal that changes its options (`ss -xap` in its namespace shows the process)"
         )
-    return f"its lock `{address_of(cookie)}` cannot be taken: {error.strerror}"
+    return f"finwait cannot take its lock `{address_of(cookie)}`: {error.strerror}"
 
 
 def _make_room(n: int) -> None:
     """Let this process have as many more descriptors, as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
-        wanted = len(os.listdir("/proc/self/fd")) + n + _SPARE
-        if soft != resource.RLIM_INFINITY and wanted > soft:
-            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        required = len(os.listdir("/proc/self/fd")) + n + _SPARE
+        if soft != resource.RLIM_INFINITY and required > soft:
+            most = required if hard == resource.RLIM_INFINITY else min(required, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -19,7 +19,7 @@ from finwait.errors import KernelError
 from finwait.kernel import procfs, sysctl
 
 if TYPE_CHECKING:
-    from finwait.kernel.sysctl import Target
+    from finwait.kernel.sysctl import SysctlTarget
 
 __all__ = ["Surroundings", "read"]
 
@@ -46,7 +46,7 @@ class Surroundings:
     """What the tools for firewall rules print; None where one of them could not be asked."""
 
 
-def read(target: Target, *, tracking: bool = True) -> Surroundings:
+def read(target: SysctlTarget, *, tracking: bool = True) -> Surroundings:
     """Read what surrounds the settings of a namespace.
 
     Args:
@@ -103,16 +103,19 @@ def _translated(entries: int | None) -> int | None:
 def _rules() -> str | None:
     """List the rules of the namespace that we are in."""
     legacy = [
-        _said(f"{tool}-legacy-save", f"{tool}-save")
+        _output(f"{tool}-legacy-save", f"{tool}-save")
         for tool, names in (("iptables", "ip_tables_names"), ("ip6tables", "ip6_tables_names"))
         if procfs.read(_NET + names)  # tables of legacy iptables are loaded here
     ]
-    found = [_nft(), *legacy]
+    texts = [_nft(), *legacy]
     if any(
-        "xt target" in (text or "") for text in found
+        "xt target" in (text or "") for text in texts
     ):  # rules of iptables over nftables, in its own words
-        found += [_said("iptables-nft-save", "iptables-save"), _said("ip6tables-nft-save", "ip6tables-save")]
-    return None if any(text is None for text in found) else "\n".join(text or "" for text in found)
+        texts += [
+            _output("iptables-nft-save", "iptables-save"),
+            _output("ip6tables-nft-save", "ip6tables-save"),
+        ]
+    return None if any(text is None for text in texts) else "\n".join(text or "" for text in texts)
 
 
 def _nft() -> str | None:
@@ -123,10 +126,10 @@ def _nft() -> str | None:
             return None
         if b"/nf_tables.ko" not in built_in:
             return ""  # asking would load it
-    return _said("nft", arguments=("list", "ruleset"))
+    return _output("nft", arguments=("list", "ruleset"))
 
 
-def _said(*tools: str, arguments: tuple[str, ...] = ()) -> str | None:
+def _output(*tools: str, arguments: tuple[str, ...] = ()) -> str | None:
     """Return what the first of these tools that is installed prints; None where it fails, or none is installed."""
     tool = next((path for name in tools if (path := shutil.which(name))), None)
     if tool is None:

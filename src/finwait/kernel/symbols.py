@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-from finwait.kernel import procfs
+from finwait.kernel.user_symbols import read_maps
 from finwait.table.units import printable
 
 __all__ = ["KernelSymbols", "user_frames"]
@@ -21,19 +21,19 @@ class KernelSymbols:
     """``/proc/kallsyms``, read once; without CAP_SYSLOG the kernel shows zeros, and names stay unknown."""
 
     def __init__(self) -> None:
-        found: list[tuple[int, str]] = []
+        symbols: list[tuple[int, str]] = []
         try:
             with open("/proc/kallsyms", "rb") as file:
                 for line in file:
                     words = line.split()
                     if len(words) >= 3 and words[1] in (b"t", b"T", b"w", b"W"):
-                        found.append((int(words[0], 16), words[2].decode("ascii", "replace")))
+                        symbols.append((int(words[0], 16), words[2].decode("ascii", "replace")))
         except OSError:
-            found = []
-        found = [entry for entry in found if entry[0]]
-        found.sort()
-        self._addresses = [address for address, _ in found]
-        self._names = [name for _, name in found]
+            symbols = []
+        symbols = [entry for entry in symbols if entry[0]]
+        symbols.sort()
+        self._addresses = [address for address, _ in symbols]
+        self._names = [name for _, name in symbols]
 
     @property
     def known(self) -> bool:
@@ -53,19 +53,13 @@ class KernelSymbols:
 
 def user_frames(pid: int, addresses: Iterable[int]) -> list[str]:
     """Return ``file+offset`` for each address by the maps of a process; hex when it is gone."""
-    data = procfs.read(f"/proc/{pid}/maps", limit=8 << 20)
-    spaces: list[tuple[int, int, int, str]] = []
-    for line in (data or b"").splitlines():
-        words = line.split(None, 5)
-        low, _, high = words[0].partition(b"-")
-        name = printable(os.fsdecode(words[5])) if len(words) > 5 else "[anonymous]"
-        spaces.append((int(low, 16), int(high, 16), int(words[2], 16), name))
+    maps = read_maps(pid)
     out = []
     for address in addresses:
-        for begin, end, offset, name in spaces:
-            if begin <= address < end:
-                out.append(f"{name}+{address - begin + offset:#x}")
-                break
-        else:
+        mapping = maps.at(address)
+        if mapping is None:
             out.append(f"{address:#x}")
+            continue
+        name = printable(os.fsdecode(mapping.name)) or "[anonymous]"
+        out.append(f"{name}+{address - mapping.begin + mapping.offset:#x}")
     return out

@@ -4,7 +4,7 @@
 own that enters the namespace with setns(2), does its work and ends. A thread that has been elsewhere never
 goes back to a pool, and the calling thread never moves.
 
-A namespace is named by a `Target`: an open descriptor with the identity that tells whether it is still the
+A namespace is named by a `SysctlTarget`: an open descriptor with the identity that tells whether it is still the
 same one later. The inode of a namespace can be used again; its cookie (``SO_NETNS_COOKIE``) together with
 the boot's id cannot.
 
@@ -29,21 +29,24 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from finwait import files
 from finwait.errors import FileRefused, Gap, KernelError, PermissionNeeded
 from finwait.kernel import netns, rights
+from finwait.kernel.boot import boot_id
+from finwait.uapi.nsfs import parse_netns_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from finwait.kernel.netns import NetNamespace
+    from finwait.uapi.nsfs import NetnsName
 
 __all__ = [
-    "Applied",
     "DropIn",
     "Reading",
-    "Target",
+    "SysctlTarget",
+    "Written",
     "all_targets",
     "apply",
-    "boot_id",
+    "edited",
     "inside",
     "key_path",
     "open_target",
@@ -80,16 +83,8 @@ def key_path(key: str) -> Path:
     return _PROC_SYS.joinpath(*parts)
 
 
-def boot_id() -> str:
-    """Return the kernel's id of this boot; an empty string where /proc does not say it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
 @dataclass(slots=True)
-class Target:
+class SysctlTarget:
     """A network namespace, held open, with what identifies it. Close it, or use it as a context manager."""
 
     fd: int
@@ -125,7 +120,9 @@ def _enter(fd: int, inode: int) -> None:
     except OSError as error:
         number = error.errno or errno.EIO
         if number in (errno.EPERM, errno.EACCES):
-            raise PermissionNeeded(number, "enter it", "CAP_SYS_ADMIN", netns=inode) from error
+            raise PermissionNeeded(
+                number, "enter it", rights.missing("CAP_SYS_ADMIN"), netns=inode
+            ) from error
         raise KernelError(number, "enter it", netns=inode) from error
 
 
@@ -135,7 +132,7 @@ def inside(fd: int | None, inode: int, work: Callable[[], _T]) -> _T:
     An interruption waits for it: it takes milliseconds, and what it did must be known.
     """
     if fd is not None and fd < 0:
-        raise ValueError("the namespace was closed already")
+        raise ValueError("the namespace was already closed")
     done: list[_T] = []
     failed: list[BaseException] = []
 
@@ -162,40 +159,43 @@ def _cookie() -> int:
     return int.from_bytes(raw, sys.byteorder)
 
 
-def _adopt(fd: int, name: str) -> Target:
+def _adopt(fd: int, name: str) -> SysctlTarget:
     inode = os.fstat(fd).st_ino
     try:
         cookie, initial = inside(fd, inode, lambda: (_cookie(), _ONLY_INITIAL.exists()))
     except KernelError:
         os.close(fd)
         raise
-    return Target(fd, inode, cookie, name, initial)
+    return SysctlTarget(fd, inode, cookie, name, initial)
 
 
-def open_target(spec: str | int | None = None) -> Target:
+def open_target(spec: NetnsName | str | int | None = None) -> SysctlTarget:
     """Open a network namespace.
 
     Args:
-        spec: None for the caller's own; an open descriptor (int, duplicated); or text: a path
-            (``/run/netns/blue``, ``/proc/812/ns/net``), a name of ``ip netns``, ``pid:812``, or the inode as
-            ``netns:4026532281`` or a bare number.
+        spec: None for the caller's own; an open descriptor (int, duplicated); or what names one, see
+            `finwait.uapi.nsfs.parse_netns_name`.
 
     Raises:
+        ValueError: the text can name none.
         KernelError: there is no such namespace, or it cannot be opened or entered.
     """
     if spec is None:
         return _adopt(_open("/proc/thread-self/ns/net"), "own")
     if isinstance(spec, int):
         return _adopt(os.dup(spec), f"fd {spec}")
-    text = spec.strip()
-    if "/" in text:
-        return _adopt(_open(text), text)
-    if text.startswith("pid:") and text[4:].isdigit():
-        return _adopt(_open(f"/proc/{int(text[4:])}/ns/net"), text)
-    number = text.removeprefix("netns:").removeprefix("net:[").rstrip("]")
-    if number.isdigit():
-        return _by_inode(int(number))
-    return _adopt(_open(f"/run/netns/{text}"), text)
+    named = parse_netns_name(spec) if isinstance(spec, str) else spec
+    if named.form == "path":
+        return _adopt(_open(named.text), named.text)
+    if named.form == "pid":
+        return _adopt(_open(f"/proc/{named.number}/ns/net"), f"pid:{named.number}")
+    if named.form == "inode":
+        return _by_inode(named.number)
+    if not os.path.exists(f"/run/netns/{named.text}"):
+        for namespace in netns.discover()[0]:
+            if named.text in namespace.names:
+                return _first_open(namespace)
+    return _adopt(_open(f"/run/netns/{named.text}"), named.text)
 
 
 def _open(path: str) -> int:
@@ -204,7 +204,7 @@ def _open(path: str) -> int:
     except OSError as error:
         number = error.errno or errno.EIO
         if number in (errno.EPERM, errno.EACCES):
-            raise PermissionNeeded(number, f"open `{path}`", "CAP_SYS_PTRACE") from error
+            raise PermissionNeeded(number, f"open `{path}`", rights.missing("CAP_SYS_PTRACE")) from error
         raise KernelError(number, f"open `{path}`", hint="`finwait netns` lists the namespaces") from error
     if not _is_netns(fd):
         os.close(fd)
@@ -233,7 +233,7 @@ def _pids() -> Iterator[int]:
             yield int(entry.name)
 
 
-def _first_open(namespace: NetNamespace) -> Target:
+def _first_open(namespace: NetNamespace) -> SysctlTarget:
     refused: PermissionNeeded | None = None
     for path in namespace.paths:
         try:
@@ -249,7 +249,7 @@ def _first_open(namespace: NetNamespace) -> Target:
     raise refused or KernelError(errno.ENOENT, "open it", netns=namespace.inode)
 
 
-def _by_inode(inode: int) -> Target:
+def _by_inode(inode: int) -> SysctlTarget:
     refused: PermissionNeeded | None = None
     for find in (netns.discover, _discover_descriptors):  # the second walks every descriptor of the machine
         for namespace in find()[0]:
@@ -272,23 +272,23 @@ def _discover_descriptors() -> tuple[list[NetNamespace], list[Gap]]:
     return netns.discover(procfs.descriptors()[1])
 
 
-def all_targets() -> tuple[list[Target], list[Gap]]:
+def all_targets() -> tuple[list[SysctlTarget], list[Gap]]:
     """Open every network namespace that can be found, each once, the initial one first."""
-    found: list[Target] = []
+    targets: list[SysctlTarget] = []
     namespaces, seen = _discover_descriptors()
     gaps = list(seen)
     for namespace in namespaces:
         try:
-            found.append(_first_open(namespace))
+            targets.append(_first_open(namespace))
         except PermissionNeeded as error:
             needs = rights.missing(error.capability)
             gaps.append(Gap.of_namespace(namespace.inode, "enter it", needs, unentered=True))
         except KernelError:
             continue  # it ended while we looked
-    return sorted(found, key=lambda target: (not target.initial, target.inode)), gaps
+    return sorted(targets, key=lambda target: (not target.initial, target.inode)), gaps
 
 
-def pod_target(uid: str) -> Target:
+def pod_target(uid: str) -> SysctlTarget:
     """Open the network namespace of a pod, found by its uid in the cgroup path of a process.
 
     Raises:
@@ -298,13 +298,13 @@ def pod_target(uid: str) -> Target:
     plain = uid.strip().lower().removeprefix("pod").replace("_", "-")
     if not re.fullmatch(r"[0-9a-f-]{8,64}", plain):
         raise ValueError(f"not the uid of a pod: {uid[:80]!r}")
-    wanted = (f"pod{plain}", f"pod{plain.replace('-', '_')}")
+    forms = (f"pod{plain}", f"pod{plain.replace('-', '_')}")
     for pid in _pids():
         try:
             cgroup = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        if any(form in cgroup for form in wanted):
+        if any(form in cgroup for form in forms):
             target = open_target(f"pid:{pid}")
             target.name = f"pod:{plain}"
             return target
@@ -322,7 +322,7 @@ class Reading:
     """Those that are there and could not be read."""
 
 
-def read(keys: Sequence[str], target: Target | None = None) -> Reading:
+def read(keys: Sequence[str], target: SysctlTarget | None = None) -> Reading:
     """Read sysctls of a namespace; those that do not exist there are left out.
 
     Args:
@@ -369,7 +369,7 @@ def _put(path: Path, value: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
+class Written:
     """What was set: the values before and after, by key."""
 
     before: Mapping[str, str]
@@ -378,11 +378,11 @@ class Applied:
 
 def apply(
     changes: Mapping[str, str],
-    target: Target | None = None,
+    target: SysctlTarget | None = None,
     *,
     expected: Mapping[str, str] | None = None,
     on_step: Callable[[str], None] | None = None,
-) -> Applied:
+) -> Written:
     """Set several sysctls of a namespace: all of them, or none.
 
     Args:
@@ -401,7 +401,7 @@ def apply(
     inode = target.inode if target is not None else None
     tell = on_step or (lambda _step: None)
 
-    def work() -> Applied:
+    def work() -> Written:
         tell("reading")
         before: dict[str, str] = {}
         for key, path in paths.items():
@@ -409,8 +409,8 @@ def apply(
                 before[key] = _get(path)
         for key, value in (expected or {}).items():
             if key in before and before[key] != value:
-                what = f"change {key}: it is {before[key]} now, not {value} as when the plan was made"
-                raise KernelError(errno.ESTALE, what, netns=inode, hint="plan again")
+                action = f"change {key}: it is now {before[key]}, not {value} as when the plan was made"
+                raise KernelError(errno.ESTALE, action, netns=inode, hint="make a new plan")
         written: list[str] = []
         try:
             for key, value in changes.items():
@@ -422,55 +422,55 @@ def apply(
                 _same(key, value, now, inode)
                 tell(f"wrote {key}")
         except BaseException as error:
-            left = _put_back(paths, before, written)
-            if left and isinstance(error, KernelError):
-                error.hint = f"could not restore {', '.join(left)}"
+            unrestored = _put_back(paths, before, written)
+            if unrestored and isinstance(error, KernelError):
+                error.hint = f"could not restore {', '.join(unrestored)}"
             elif isinstance(error, KernelError) and not error.hint:
-                error.hint = "nothing was changed: the values that had been written were restored"
+                error.hint = "nothing was changed: finwait restored the values that it had written"
             raise
         after = {key: _get(path) for key, path in paths.items()}
         tell("done")
-        return Applied(before, after)
+        return Written(before, after)
 
     return inside(target.fd if target is not None else None, inode or 0, work)
 
 
 @contextlib.contextmanager
-def _doing(what: str, inode: int | None) -> Iterator[None]:
+def _doing(action: str, inode: int | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         number = error.errno or errno.EIO
         if number in (errno.EPERM, errno.EACCES):
             raise PermissionNeeded(
-                number, what, "root in the namespace's user namespace", netns=inode
+                number, action, "root in the namespace's user namespace", netns=inode
             ) from error
-        raise KernelError(number, what, netns=inode) from error
+        raise KernelError(number, action, netns=inode) from error
 
 
-def _same(key: str, wanted: str, now: str, inode: int | None) -> None:
-    if now != " ".join(wanted.split()):
-        raise KernelError(errno.EINVAL, f"set {key} to {wanted}: it reads {now}", netns=inode)
+def _same(key: str, value: str, now: str, inode: int | None) -> None:
+    if now != " ".join(value.split()):
+        raise KernelError(errno.EINVAL, f"set {key} to {value}: it reads {now}", netns=inode)
 
 
 def _put_back(paths: Mapping[str, Path], before: Mapping[str, str], written: Sequence[str]) -> list[str]:
-    left: list[str] = []
+    unrestored: list[str] = []
     for key in reversed(written):
         try:
             if _get(paths[key]) != before[key]:
                 _put(paths[key], before[key])
         except OSError:
-            left.append(f"{key} (was {before[key]})")
-    return left
+            unrestored.append(f"{key} (was {before[key]})")
+    return unrestored
 
 
-def restore(before: Mapping[str, str], target: Target | None = None) -> Applied:
+def restore(before: Mapping[str, str], target: SysctlTarget | None = None) -> Written:
     """Put values back, the last one set first; all or none, like `apply`."""
     return apply(dict(reversed(list(before.items()))), target)
 
 
 @contextlib.contextmanager
-def temporarily(changes: Mapping[str, str], target: Target | None = None) -> Iterator[Applied]:
+def temporarily(changes: Mapping[str, str], target: SysctlTarget | None = None) -> Iterator[Written]:
     """Set sysctls for the length of a ``with`` block; the old values come back however it ends."""
     applied = apply(changes, target)
     try:
@@ -523,24 +523,42 @@ def read_drop_in(name: str, *, folder: Path = SYSCTL_D) -> str | None:
         except FileNotFoundError:
             return None
         if not stat.S_ISREG(status.st_mode):
-            raise FileRefused(str(path), "it is a link or no regular file", hint="edit it by hand")
+            raise FileRefused(str(path), "it is a link or not a regular file", hint="edit it by hand")
         return files.read(str(path), 1 << 20).decode("utf-8", errors="surrogateescape")
 
 
-def remove_drop_in(dropped: DropIn, *, folder: Path = SYSCTL_D) -> None:
+def edited(dropped: DropIn, *, folder: Path = SYSCTL_D) -> str | None:
+    """Return what a file of sysctl.d holds if that is neither what `write_drop_in` wrote nor what was there before.
+
+    An empty text stands for a file that was removed.
+
+    Raises:
+        KernelError: it is there and cannot be read.
+        FileRefused: it is there and no regular file.
+    """
+    now = read_drop_in(Path(dropped.path).name, folder=folder)
+    return None if now in (dropped.before, dropped.after) else now or ""
+
+
+def remove_drop_in(dropped: DropIn, *, folder: Path = SYSCTL_D, force: bool = False) -> None:
     """Put back what a file of sysctl.d held before `write_drop_in`, or remove it if there was none.
+
+    Args:
+        dropped: the file.
+        folder: where it is.
+        force: also where it was changed since.
 
     Raises:
         KernelError: the file was changed since, or cannot be written.
     """
     path = _drop_in_path(Path(dropped.path).name, folder)
-    with _doing(f"put back `{path}`", None):
+    with _doing(f"restore `{path}`", None):
         now = read_drop_in(path.name, folder=folder)
         if now == dropped.before:
             return
-        if now != dropped.after:
+        if now != dropped.after and not force:
             raise KernelError(
-                errno.ESTALE, f"put back `{path}`: it was changed since", hint="edit it by hand"
+                errno.ESTALE, f"restore `{path}`: it has changed since then", hint="edit it by hand"
             )
         if dropped.before is None:
             path.unlink()

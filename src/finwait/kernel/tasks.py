@@ -11,11 +11,15 @@ What this cannot see: threads of processes that we may not look into.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Final
 
 from finwait.kernel import kcmp
 
-__all__ = ["Tables", "has_threads", "live_thread", "of", "own_tables"]
+__all__ = ["Tables", "has_threads", "live_thread", "of", "own_tables", "sharing", "turns"]
+
+_MOST_THREADS: Final = 4096
+"""Of all processes together, whose turns are counted."""
 
 
 def has_threads(pid: int) -> bool:
@@ -32,6 +36,35 @@ def of(pid: int) -> list[int]:
         return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return []
+
+
+def turns(pids: Iterable[int]) -> dict[int, int]:
+    """Return how many times the threads of processes were given a processor.
+
+    ``schedstat`` of each thread has it (Documentation/scheduler/sched-stats.rst); a kernel without it, or a process of
+    which a thread could not be read, is left out. What differs between two moments has run in between.
+    """
+    result: dict[int, int] = {}
+    count = 0
+    for pid in pids:
+        total = 0
+        threads = of(pid)
+        count += len(threads)
+        if count > _MOST_THREADS:
+            break
+        for tid in threads:
+            try:
+                with open(f"/proc/{pid}/task/{tid}/schedstat", "rb") as file:
+                    words = file.read(128).split()
+            except OSError:
+                break
+            if len(words) < 3 or not words[2].isdigit():
+                break
+            total += int(words[2])
+        else:
+            if threads:
+                result[pid] = total
+    return result
 
 
 def _ended(tid: int) -> bool:
@@ -59,9 +92,9 @@ def own_tables(pid: int) -> tuple[list[int], int]:
     Returns:
         The threads, and how many were looked at.
     """
-    there = [tid for tid in of(pid) if tid != pid]
+    tids = [tid for tid in of(pid) if tid != pid]
     ordered = [pid]
-    for tid in there:
+    for tid in tids:
         low, high = 0, len(ordered)
         while low < high:
             middle = (low + high) // 2
@@ -75,9 +108,35 @@ def own_tables(pid: int) -> tuple[list[int], int]:
         if low < 0 or _ended(tid):
             continue
         if low < high:
-            return there, len(there)
+            return tids, len(tids)
         ordered.insert(low, tid)
-    return [tid for tid in there if tid in set(ordered)], len(there)
+    return [tid for tid in tids if tid in set(ordered)], len(tids)
+
+
+def sharing(pids: Iterable[int]) -> frozenset[int] | None:
+    """Return the processes that share their descriptor table with another of them; None where nobody can tell.
+
+    Processes that we may not look into are left out.
+    """
+    ordered: list[list[int]] = []
+    tasks = [(pid, live_thread(pid) or pid) for pid in pids]
+    for pid, task in tasks:
+        if _ended(task) or kcmp.order(task, task) is None:
+            continue
+        low, high = 0, len(ordered)
+        while low < high:
+            middle = (low + high) // 2
+            answer = kcmp.order(task, ordered[middle][0])
+            if answer == 0:
+                ordered[middle].append(pid)
+                break
+            if answer is None:  # either is gone: a wrong place would hide others
+                low = middle + 1
+            else:
+                low, high = (low, middle) if answer == 1 else (middle + 1, high)
+        else:
+            ordered.insert(low, [task, pid])
+    return frozenset(pid for group in ordered if len(group) > 2 for pid in group[1:]) if ordered else None
 
 
 _MOST_TABLES: Final = 64

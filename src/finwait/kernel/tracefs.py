@@ -37,9 +37,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded
+from finwait.kernel import rights
 from finwait.uapi import tracepoint
 
-__all__ = ["PREFIX", "Drained", "Root", "Statistics", "Tracing", "leavings", "remove_leavings"]
+__all__ = ["PREFIX", "Drained", "RingStatistics", "Root", "Tracing", "leavings", "remove_leavings"]
 
 LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 
@@ -56,7 +57,7 @@ _serial = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class RingStatistics:
     """``per_cpu/*/stats`` added up: what the ring buffer took, gave, and lost."""
 
     overrun: int
@@ -151,8 +152,10 @@ def _detached_mount() -> int:
         if result < 0:
             code = ctypes.get_errno()
             if code in (errno.EPERM, errno.EACCES):
-                raise PermissionNeeded(code, doing, "CAP_SYS_ADMIN")
-            raise NotSupported(code, doing, "tracefs that we could open ourselves (fsopen is since 5.2)")
+                raise PermissionNeeded(code, doing, rights.missing("CAP_SYS_ADMIN"))
+            raise NotSupported(
+                code, doing, "a tracefs that finwait can open itself (fsopen, since Linux 5.2)"
+            )
         return result
 
     context = call(_SYS_FSOPEN, b"tracefs", _CLOEXEC)
@@ -175,12 +178,14 @@ def _explain(error: OSError, doing: str) -> KernelError:
     code = error.errno or errno.EIO
     if code in (errno.EPERM, errno.EACCES, errno.ENOENT, errno.ENODEV) and locked_down():
         refused = PermissionNeeded(code, doing, "a kernel that is not locked down")
-        refused.hint = f"`{LOCKDOWN}` says `confidentiality`, which allows no tracing"
+        refused.hint = f"`{LOCKDOWN}` is set to `confidentiality`, which forbids tracing"
         return refused
     if code in (errno.EPERM, errno.EACCES):
-        refused = PermissionNeeded(code, doing, "CAP_SYS_ADMIN")
+        refused = PermissionNeeded(code, doing, rights.missing("CAP_SYS_ADMIN"))
         if os.geteuid() == 0:
-            refused.hint = "needs CAP_SYS_ADMIN in the first user namespace, and a kernel not locked down"
+            refused.hint = (
+                "needs CAP_SYS_ADMIN in the initial user namespace, and a kernel that is not locked down"
+            )
         return refused
     if code in (errno.ENOENT, errno.ENODEV):
         return NotSupported(code, doing, "such tracepoint or tracefs file")
@@ -231,12 +236,12 @@ def leavings(root: Root) -> list[str]:
         names = os.listdir(f"{root.path}/instances")
     except OSError as error:
         raise _explain(error, "list the tracing instances") from None
-    found = []
+    stale = []
     for name in sorted(names):
         match = _NAME.fullmatch(name)
         if match and _start_time(int(match[1])) != int(match[2]):
-            found.append(name)
-    return found
+            stale.append(name)
+    return stale
 
 
 def remove_leavings(root: Root) -> list[str]:
@@ -331,13 +336,13 @@ class Tracing:
         present = []
         for event in self._events:
             try:
-                found = tracepoint.parse_format(root.read(f"events/{event}/format"))
+                event_format = tracepoint.parse_format(root.read(f"events/{event}/format"))
             except NotSupported:
                 if event == self._events[0]:
                     raise
                 self.missing += (event,)
                 continue
-            self.formats[found.id] = found
+            self.formats[event_format.id] = event_format
             present.append(event)
 
         pid = os.getpid()
@@ -354,21 +359,20 @@ class Tracing:
             raise NotSupported(errno.EINVAL, "choose the trace clock", f"trace clock `{_CLOCK}`")
         _write(f"{path}/trace_clock", _CLOCK, "choose the trace clock")
         size = self._buffer_kb or max(1 << 10, min(8 << 10, _TOTAL_BUFFER_KB // max(os.cpu_count() or 1, 1)))
-        _write(f"{path}/buffer_size_kb", str(size), f"get {size} KiB of ring buffer a CPU")
+        _write(f"{path}/buffer_size_kb", str(size), f"allocate {size} KiB of ring buffer per CPU")
         if os.path.exists(f"{path}/buffer_percent"):  # since 5.0; before, a waiter wakes at the first record
-            _write(f"{path}/buffer_percent", "0", "be woken at the first record")
+            _write(f"{path}/buffer_percent", "0", "wake up at the first record")
         self._open_pipes()  # after buffer_percent: epoll asks once, and is told by that percentage
         if self._stacks:
             self._enable_stacks()
         for event in present:
-            if wanted := self._filters.get(event):
+            if expression := self._filters.get(event):
                 try:
-                    _write(f"{path}/events/{event}/filter", wanted, f"filter `{event}` by `{wanted}`")
+                    _write(f"{path}/events/{event}/filter", expression, f"filter `{event}` by `{expression}`")
                 except KernelError as error:
                     error.hint = error.hint or self._why()
                     raise
-        for event in present:
-            _write(f"{path}/events/{event}/enable", "1", f"enable the tracepoint `{event}`")
+        self._enable("1")
 
     def _open_pipes(self) -> None:
         self._epoll = select.epoll()
@@ -386,13 +390,13 @@ class Tracing:
         assert self._root is not None
         for kind, option in (("kernel_stack", "stacktrace"), ("user_stack", "userstacktrace")):
             try:
-                found = tracepoint.parse_format(self._root.read(f"events/ftrace/{kind}/format"))
+                event_format = tracepoint.parse_format(self._root.read(f"events/ftrace/{kind}/format"))
                 _write(f"{self._path}/trace_options", option, f"record stacks (`{option}`)")
             except KernelError:
                 if kind == "kernel_stack":
                     raise
                 continue  # user stacks in an instance are newer than instances
-            self.formats[found.id] = found
+            self.formats[event_format.id] = event_format
             self.user_stacks = self.user_stacks or kind == "user_stack"
 
     def _why(self) -> str:
@@ -438,18 +442,18 @@ class Tracing:
                     grown[:used] = self._arena[:used]
                     self._arena = grown
                 try:
-                    got = os.readv(fd, [self._arena[used : used + page].data])
+                    length = os.readv(fd, [self._arena[used : used + page].data])
                 except BlockingIOError:
                     break
                 except OSError as error:
                     raise _explain(error, "read the ring buffer") from None
-                if got < self.layout.data:
+                if length < self.layout.data:
                     break
                 starts.append(used)
-                lengths.append(got)
+                lengths.append(length)
                 cpus.append(self._files[fd])
                 begun = int(self._arena[used + stamp_at : used + stamp_at + 8].view(np.uint64)[0])
-                used += got
+                used += length
                 if begun > horizon:  # all that follows on this CPU is later than what we promise
                     break
         return Drained(
@@ -460,7 +464,29 @@ class Tracing:
             horizon,
         )
 
-    def statistics(self) -> Statistics:
+    def pause(self) -> None:
+        """Take the probes out again: nothing is recorded, and nothing costs anybody anything, until `resume`.
+
+        Raises:
+            KernelError: the instance was taken away under us.
+        """
+        self._enable("0")
+
+    def resume(self) -> None:
+        """Record again.
+
+        Raises:
+            KernelError: the instance was taken away under us.
+        """
+        self._enable("1")
+
+    def _enable(self, value: str) -> None:
+        doing = "enable" if value == "1" else "disable"
+        for event in self._events:
+            if event not in self.missing:
+                _write(f"{self._path}/events/{event}/enable", value, f"{doing} the tracepoint `{event}`")
+
+    def statistics(self) -> RingStatistics:
         """Return what the ring buffers of all CPUs took, gave and lost so far."""
         totals: dict[str, int] = {}
         for cpu in self._files.values():
@@ -469,7 +495,7 @@ class Tracing:
                 key, _, value = line.partition(":")
                 if value.strip().isdigit():
                     totals[key] = totals.get(key, 0) + int(value)
-        return Statistics(
+        return RingStatistics(
             totals.get("overrun", 0),
             totals.get("commit overrun", 0),
             totals.get("dropped events", 0),
@@ -480,17 +506,17 @@ class Tracing:
     def task_names(self, pids: Iterable[int]) -> dict[int, str]:
         """Return what tracefs remembers of the names of tasks that may be gone by now (best effort)."""
         assert self._root is not None
-        wanted = set(pids)
+        requested = set(pids)
         try:
             text = self._root.read("saved_cmdlines").decode("utf-8", "surrogateescape")
         except KernelError:
             return {}
-        found = {}
+        names = {}
         for line in text.split("\n"):  # a name may hold what splitlines() takes for an end
             number, _, name = line.partition(" ")
-            if number.isdigit() and int(number) in wanted:
-                found[int(number)] = name
-        return found
+            if number.isdigit() and int(number) in requested:
+                names[int(number)] = name
+        return names
 
     def close(self) -> None:
         """Stop recording and remove the instance; idempotent, and never raises for what is gone already."""

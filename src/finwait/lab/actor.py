@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from finwait.lab.topology import Netns
 
-__all__ = ["Actor", "Conn", "has_ipv6", "meet"]
+__all__ = ["Actor", "ProgramSocket", "has_ipv6", "meet"]
 
 _PROGRAM = Path(__file__).with_name("program.py")
 
@@ -54,7 +54,7 @@ def _spoken(host: str) -> tuple[socket.AddressFamily, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Conn:
+class ProgramSocket:
     """A socket as its program sees it."""
 
     actor: Actor
@@ -137,9 +137,9 @@ class Actor:
         self.ask("hello")
         return self
 
-    def _conn(self, told: dict[str, Any]) -> Conn:
-        (src, sport), (dst, dport) = told["local"], told["peer"]
-        return Conn(self, told["fd"], told["inode"], told["family"], src, sport, dst, dport)
+    def _conn(self, answer: dict[str, Any]) -> ProgramSocket:
+        (src, sport), (dst, dport) = answer["local"], answer["peer"]
+        return ProgramSocket(self, answer["fd"], answer["inode"], answer["family"], src, sport, dst, dport)
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -151,7 +151,7 @@ class Actor:
         backlog: int = 1024,
         mptcp: bool = False,
         inheritable: bool = False,
-    ) -> Conn:
+    ) -> ProgramSocket:
         """Listen; port 0 lets the kernel choose. ``::`` is dual-stack: it takes IPv4 clients too."""
         family, host = _spoken(host)
         return self._conn(
@@ -174,7 +174,7 @@ class Actor:
         source: str = "",
         mptcp: bool = False,
         options: Sequence[tuple[int, int, int]] = (),
-    ) -> Conn:
+    ) -> ProgramSocket:
         """Open one connection; see `connect_many`."""
         return self.connect_many(1, host, port, source=source, mptcp=mptcp, options=options)[0]
 
@@ -188,7 +188,7 @@ class Actor:
         mptcp: bool = False,
         options: Sequence[tuple[int, int, int]] = (),
         wait: bool = True,
-    ) -> list[Conn]:
+    ) -> list[ProgramSocket]:
         """Open ``count`` connections at once.
 
         Args:
@@ -201,7 +201,7 @@ class Actor:
             wait: until all are established; without it the address is the far end's that was asked for.
         """
         family, host = _spoken(host)
-        told = self.ask(
+        answers = self.ask(
             "connect",
             host=host,
             port=port,
@@ -212,85 +212,100 @@ class Actor:
             options=[list(option) for option in options],
             wait=wait,
         )
-        return [self._conn(one) for one in told]
+        return [self._conn(answer) for answer in answers]
 
-    def dial(self, host: str, port: int, *, source: str, sport: int) -> Conn:
+    def dial(self, host: str, port: int, *, source: str, sport: int) -> ProgramSocket:
         """Begin to connect from a given port; the connection may stay in SYN_SENT."""
-        told = self.ask("dial", host=host, port=port, source=source, sport=sport)
-        return replace(self._conn(told), dst=host, dport=port)
+        answer = self.ask("dial", host=host, port=port, source=source, sport=sport)
+        return replace(self._conn(answer), dst=host, dport=port)
 
-    def accept(self, listener: Conn) -> Conn:
+    def accept(self, listener: ProgramSocket) -> ProgramSocket:
         """Accept one connection, waiting for it up to 10 s."""
         return self.accept_many(listener, 1)[0]
 
-    def accept_many(self, listener: Conn, count: int) -> list[Conn]:
+    def accept_many(self, listener: ProgramSocket, count: int) -> list[ProgramSocket]:
         """Accept ``count`` connections, waiting for each up to 10 s."""
-        return [self._conn(one) for one in self.ask("accept", fd=listener.fd, count=count)]
+        return [self._conn(answer) for answer in self.ask("accept", fd=listener.fd, count=count)]
 
     # ── using ────────────────────────────────────────────────────────────────────────────────────────
 
-    def send(self, conns: Iterable[Conn], text: str) -> None:
+    def send(self, conns: Iterable[ProgramSocket], text: str) -> None:
         """Send ``text`` on each."""
         self.ask("send", fds=[conn.fd for conn in conns], text=text)
 
-    def fill(self, conn: Conn) -> int:
+    def fill(self, conn: ProgramSocket) -> int:
         """Send zeros until the kernel takes no more; return how many bytes it took."""
         return int(self.ask("fill", fd=conn.fd))
 
-    def recv(self, conns: Iterable[Conn], size: int) -> int:
+    def recv(self, conns: Iterable[ProgramSocket], size: int) -> int:
         """Read exactly ``size`` bytes from each; return how many came altogether."""
         return int(self.ask("recv", fds=[conn.fd for conn in conns], size=size))
 
-    def read_to_end(self, conns: Iterable[Conn]) -> int:
+    def read_to_end(self, conns: Iterable[ProgramSocket]) -> int:
         """Read each until end-of-file; return how many bytes came before it."""
         return int(self.ask("read_to_end", fds=[conn.fd for conn in conns]))
 
-    def await_reset(self, conns: Iterable[Conn]) -> int:
+    def await_reset(self, conns: Iterable[ProgramSocket]) -> int:
         """Read each until an error or end-of-file; return the last errno, 0 for end-of-file."""
         return int(self.ask("await_reset", fds=[conn.fd for conn in conns]))
 
-    def trickle(self, conns: Iterable[Conn], text: str, every: float) -> None:
+    def trickle(self, conns: Iterable[ProgramSocket], text: str, every: float) -> None:
         """Send ``text`` on each now and every ``every`` seconds, in the background."""
         self.ask("trickle", fds=[conn.fd for conn in conns], text=text, every=every)
 
-    def absorb(self, conns: Iterable[Conn]) -> None:
+    def absorb(self, conns: Iterable[ProgramSocket]) -> None:
         """Read and throw away whatever comes on each, in the background."""
         self.ask("absorb", fds=[conn.fd for conn in conns])
 
-    def setsockopt(self, conns: Iterable[Conn], level: int, name: int, value: int) -> None:
+    def wait(
+        self,
+        conns: Iterable[ProgramSocket],
+        how: Literal["recv", "poll", "loop", "edge", "spent", "paused", "elsewhere"],
+    ) -> None:
+        """Let something in the program wait for each.
+
+        Args:
+            conns: sockets of this program.
+            how: a thread in recv() without a limit, or in poll() for ten minutes at most; an event loop that
+                watches for reading, is told once (edge), was told and is not armed again (spent), watches for
+                nothing (paused), or whose thread does something else.
+        """
+        self.ask("wait", fds=[conn.fd for conn in conns], how=how)
+
+    def setsockopt(self, conns: Iterable[ProgramSocket], level: int, name: int, value: int) -> None:
         """Set an integer socket option on each."""
         self.ask("setsockopt", fds=[conn.fd for conn in conns], level=level, name=name, value=value)
 
-    def relay(self, listener: Conn, host: str, port: int, *, keepalive: bool = False) -> None:
+    def relay(self, listener: ProgramSocket, host: str, port: int, *, keepalive: bool = False) -> None:
         """Relay every client of ``listener`` to ``host:port``, passing half-closes on, without a deadline.
 
         ``keepalive`` sets SO_KEEPALIVE on both legs, with the times of the namespace's sysctls.
         """
         self.ask("relay", fd=listener.fd, host=host, port=port, keepalive=keepalive)
 
-    def udp(self, host: str, port: int) -> Conn:
+    def udp(self, host: str, port: int) -> ProgramSocket:
         """Bind a UDP socket: a descriptor of another kind, for what must not be mistaken for TCP."""
         return self._conn(self.ask("udp", host=host, port=port))
 
-    def legs(self, listener: Conn) -> list[tuple[Conn, Conn]]:
+    def legs(self, listener: ProgramSocket) -> list[tuple[ProgramSocket, ProgramSocket]]:
         """Return the pairs that a relay holds: the leg to the client, the leg to the target."""
-        return [(self._conn(one), self._conn(two)) for one, two in self.ask("legs", fd=listener.fd)]
+        return [(self._conn(near), self._conn(far)) for near, far in self.ask("legs", fd=listener.fd)]
 
-    def inject_above_window(self, conn: Conn, ahead: int = 50_000_000) -> None:
+    def inject_above_window(self, conn: ProgramSocket, ahead: int = 50_000_000) -> None:
         """Put one forged segment on the wire, ``ahead`` bytes above the window (IPv4; needs CAP_NET_RAW)."""
         self.ask("inject_above_window", fd=conn.fd, ahead=ahead)
 
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────
 
-    def shutdown(self, conns: Iterable[Conn], how: Literal["RD", "WR", "RDWR"] = "WR") -> None:
+    def shutdown(self, conns: Iterable[ProgramSocket], how: Literal["RD", "WR", "RDWR"] = "WR") -> None:
         """Shut down one or both directions of each."""
         self.ask("shutdown", fds=[conn.fd for conn in conns], how=how)
 
-    def close(self, conns: Iterable[Conn]) -> None:
+    def close(self, conns: Iterable[ProgramSocket]) -> None:
         """Close the program's descriptor of each."""
         self.ask("close", fds=[conn.fd for conn in conns])
 
-    def leave(self, conns: Iterable[Conn]) -> None:
+    def leave(self, conns: Iterable[ProgramSocket]) -> None:
         """Close each for good, in the way that surely makes an ordinary orphan in FIN_WAIT2.
 
         The FIN goes out and is acknowledged before the descriptor is closed. With close() alone the kernel
@@ -299,15 +314,15 @@ class Actor:
         """
         self.ask("leave", fds=[conn.fd for conn in conns])
 
-    def reset(self, conns: Iterable[Conn]) -> None:
+    def reset(self, conns: Iterable[ProgramSocket]) -> None:
         """Close each with SO_LINGER on and 0 s, which sends RST."""
         self.ask("reset", fds=[conn.fd for conn in conns])
 
-    def forget(self, conns: Iterable[Conn]) -> None:
+    def forget(self, conns: Iterable[ProgramSocket]) -> None:
         """Close each without a packet, as a machine does that loses power (needs CAP_NET_ADMIN)."""
         self.ask("forget", fds=[conn.fd for conn in conns])
 
-    def child(self, conns: Iterable[Conn], *argv: str) -> int:
+    def child(self, conns: Iterable[ProgramSocket], *argv: str) -> int:
         """Start a real program that inherits the descriptors under the same numbers; return its pid."""
         pid = int(self.ask("child", fds=[conn.fd for conn in conns], argv=list(argv)))
         try:
@@ -320,7 +335,7 @@ class Actor:
             )  # before Linux 5.3: our program is its parent and does not reap it before `kill`
         return pid
 
-    def strand(self, conns: Iterable[Conn]) -> None:
+    def strand(self, conns: Iterable[ProgramSocket]) -> None:
         """Leave the sockets inside a message (SCM_RIGHTS) that nobody receives; close our descriptors."""
         self.ask("strand", fds=[conn.fd for conn in conns])
 
@@ -344,8 +359,8 @@ class Actor:
 
 
 def meet(
-    client: Actor, host: str, server: Actor, listener: Conn, count: int = 1
-) -> tuple[list[Conn], list[Conn]]:
+    client: Actor, host: str, server: Actor, listener: ProgramSocket, count: int = 1
+) -> tuple[list[ProgramSocket], list[ProgramSocket]]:
     """Open ``count`` connections and have them accepted; the two lists are in the same order.
 
     Args:
@@ -355,8 +370,8 @@ def meet(
         listener: where.
         count: how many; taken in portions that fit the listener's queue.
     """
-    near: list[Conn] = []
-    far: list[Conn] = []
+    near: list[ProgramSocket] = []
+    far: list[ProgramSocket] = []
     while len(near) < count:
         portion = min(500, count - len(near))
         near += client.connect_many(portion, host, listener.sport)

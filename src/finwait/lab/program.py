@@ -19,13 +19,16 @@ import errno
 import json
 import os
 import resource
+import select
 import selectors
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +45,14 @@ TCP_RECV_QUEUE, TCP_SEND_QUEUE = 1, 2
 TCP_FIN_WAIT1 = 4
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+# Ways of an event loop to watch a socket; the thread of `elsewhere` is not in the loop.
+LOOPS = {
+    "loop": select.EPOLLIN | select.EPOLLRDHUP,
+    "edge": select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET,
+    "spent": select.EPOLLIN | select.EPOLLONESHOT,
+    "paused": 0,
+    "elsewhere": select.EPOLLIN,
+}
 HOW = {"RD": socket.SHUT_RD, "WR": socket.SHUT_WR, "RDWR": socket.SHUT_RDWR}
 
 
@@ -74,13 +85,13 @@ def take_name(comm: str, cmdline: list[str]) -> None:
     ctypes.memmove(start, title.ljust(room, b"\0"), room)
 
 
-def address(sock: socket.socket, which: str) -> list[Any]:
+def address(sock: socket.socket, side: str) -> list[Any]:
     """Return ``[host, port]`` of a socket's own or other end; ``["", 0]`` when it has none any more."""
     try:
-        found = sock.getsockname() if which == "local" else sock.getpeername()
+        name = sock.getsockname() if side == "local" else sock.getpeername()
     except OSError:
         return ["", 0]
-    return [found[0], found[1]]
+    return [name[0], name[1]]
 
 
 def describe(sock: socket.socket) -> dict[str, Any]:
@@ -164,6 +175,7 @@ class Program:
         self.trickles: dict[int, tuple[bytes, float, float]] = {}
         self.children: list[subprocess.Popen[bytes]] = []
         self.in_flight: list[socket.socket] = []
+        self.loops: list[select.epoll] = []
         self.selector = selectors.DefaultSelector()
         self.selector.register(control, selectors.EVENT_READ, None)
 
@@ -295,12 +307,12 @@ class Program:
         """Read exactly ``size`` bytes from each; return how many were read altogether (less at the end)."""
         total = 0
         for fd in fds:
-            left = size
-            while left:
-                data = self.sockets[fd].recv(left)
+            remaining = size
+            while remaining:
+                data = self.sockets[fd].recv(remaining)
                 if not data:
                     break
-                left -= len(data)
+                remaining -= len(data)
                 total += len(data)
         return total
 
@@ -402,6 +414,28 @@ class Program:
         """Send ``text`` on each socket now and every ``every`` seconds from now on."""
         for fd in fds:
             self.trickles[fd] = (text.encode(), every, time.monotonic())
+
+    def do_wait(self, fds: list[int], how: str) -> None:
+        """Let something in this program wait for each socket, in a thread or an event loop of its own."""
+        for fd in fds:
+            target: Callable[[], object]
+            if how == "recv":
+                self.sockets[fd].setblocking(True)
+                target = partial(self.sockets[fd].recv, 1)
+            elif how == "poll":
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+                target = partial(poll.poll, 600_000)
+            else:
+                epoll = select.epoll()
+                epoll.register(fd, LOOPS[how])
+                self.loops.append(epoll)
+                if how == "elsewhere":
+                    continue
+                target = epoll.poll
+                while how != "loop" and epoll.poll(0.05):
+                    pass  # told of what is there: an edge and a one-shot are spent
+            threading.Thread(target=target, daemon=True).start()
 
     def do_absorb(self, fds: list[int]) -> None:
         """Read and throw away whatever comes, in the background, until end-of-file."""

@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,14 +29,14 @@ from finwait.lab.topology import Lab, LabError, unmet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from finwait.lab.actor import Actor, Conn
+    from finwait.lab.actor import Actor, ProgramSocket
     from finwait.lab.topology import Netns
 
 __all__ = [
     "Expected",
     "NotSettled",
-    "Row",
     "Scenario",
+    "ScenarioRow",
     "Situation",
     "expect",
     "leaked",
@@ -77,7 +77,7 @@ class NotSettled(FinwaitError):  # names the condition, as TargetGone does
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScenarioRow:
     """One line of ``/proc/net/tcp{,6}``, or an MPTCP connection as `ss` shows it."""
 
     netns: int
@@ -123,13 +123,15 @@ class Expected:
     probes: int | None = None
     also: tuple[str, ...] = ()
     """Rules that match the row too, without being its primary cause."""
+    move: str | None = None
+    """What in its program waits for it, as `finwait.diagnosis.moves.Move`; None where the scenario does not say."""
 
     @property
     def key(self) -> tuple[int, int, int, str, int, str, int]:
         """What identifies the row: netns, protocol, family, both addresses with their ports."""
         return (self.netns, self.protocol, self.family, self.src, self.sport, self.dst, self.dport)
 
-    def shown_by(self, row: Row) -> bool:
+    def shown_by(self, row: ScenarioRow) -> bool:
         """Return whether a row of the same key shows what is expected."""
         return (
             row.state == self.state
@@ -168,29 +170,31 @@ class Situation:
         """Every row of the situation."""
         return self.expected + self.others + self.healthy
 
-    def rows(self) -> dict[tuple[int, int, int, str, int, str, int], Row]:
+    def rows(self) -> dict[tuple[int, int, int, str, int, str, int], ScenarioRow]:
         """Read every connection of every namespace of the lab now, and the listeners that are expected, by key."""
-        found = {}
-        mptcp = any(one.protocol == socket.IPPROTO_MPTCP for one in self.all)
-        doors = {one.key for one in self.all if one.state == "LISTEN"}
+        rows = {}
+        mptcp = any(expected.protocol == socket.IPPROTO_MPTCP for expected in self.all)
+        doors = {expected.key for expected in self.all if expected.state == "LISTEN"}
         for netns in self.lab.namespaces.values():
             for row in read_rows(netns, mptcp=mptcp, listeners=bool(doors)):
                 key = (row.netns, row.protocol, row.family, row.src, row.sport, row.dst, row.dport)
                 if row.state != "LISTEN" or key in doors:
-                    found[key] = row
-        return found
+                    rows[key] = row
+        return rows
 
     def missing(self) -> tuple[Expected, ...]:
         """Return what is not (yet) as expected."""
         rows = self.rows()
         inodes = {row.inode for row in rows.values()}
         missing = []
-        for one in self.all:
-            if one.state == "CLOSE":
-                if one.inode in inodes or not all(_links_to(pid, fd, one.inode) for pid, fd in one.owners):
-                    missing.append(one)
-            elif (row := rows.get(one.key)) is None or not one.shown_by(row):
-                missing.append(one)
+        for expected in self.all:
+            if expected.state == "CLOSE":
+                if expected.inode in inodes or not all(
+                    _links_to(pid, fd, expected.inode) for pid, fd in expected.owners
+                ):
+                    missing.append(expected)
+            elif (row := rows.get(expected.key)) is None or not expected.shown_by(row):
+                missing.append(expected)
         return tuple(missing)
 
     def settle(self, deadline_s: float = 20.0) -> Situation:
@@ -203,10 +207,11 @@ class Situation:
         while missing := self.missing():
             if time.monotonic() > end:
                 rows = self.rows()
-                lines = [f"  wanted {one}\n  found  {rows.get(one.key, 'nothing')}" for one in missing[:3]]
-                raise NotSettled(
-                    f"{len(missing)} of {len(self.all)} rows are not there:\n" + "\n".join(lines)
-                )
+                lines = [
+                    f"  wanted {expected}\n  found  {rows.get(expected.key, 'nothing')}"
+                    for expected in missing[:3]
+                ]
+                raise NotSettled(f"{len(missing)} of {len(self.all)} rows are missing:\n" + "\n".join(lines))
             time.sleep(0.02)
         return self
 
@@ -240,7 +245,7 @@ class Scenario:
 
 def expect(
     rule: str,
-    conns: Iterable[Conn],
+    conns: Iterable[ProgramSocket],
     state: str,
     *,
     owners: tuple[tuple[int, int], ...] | None = None,
@@ -250,6 +255,7 @@ def expect(
     retrans: int | None = None,
     probes: int | None = None,
     also: tuple[str, ...] = (),
+    move: str | None = None,
 ) -> tuple[Expected, ...]:
     """Return a row for each held socket; its owner is the program unless ``owners`` says otherwise."""
     return tuple(
@@ -270,12 +276,13 @@ def expect(
             retrans=retrans,
             probes=probes,
             also=also,
+            move=move,
         )
         for conn in conns
     )
 
 
-def leaked(rule: str, conns: Iterable[Conn]) -> tuple[Expected, ...]:
+def leaked(rule: str, conns: Iterable[ProgramSocket]) -> tuple[Expected, ...]:
     """Return what must be found of sockets that are in no table any more: their descriptors."""
     return tuple(
         Expected(
@@ -287,7 +294,7 @@ def leaked(rule: str, conns: Iterable[Conn]) -> tuple[Expected, ...]:
 
 def orphan(
     rule: str,
-    conns: Iterable[Conn],
+    conns: Iterable[ProgramSocket],
     state: str,
     *,
     timer: int | None = None,
@@ -296,28 +303,12 @@ def orphan(
     probes: int | None = None,
 ) -> tuple[Expected, ...]:
     """Return a row for each socket that nobody has a descriptor of any more (or yet): inode 0."""
-    return tuple(
-        Expected(
-            rule,
-            conn.actor.netns.inode,
-            conn.family,
-            state,
-            conn.src,
-            conn.sport,
-            conn.dst,
-            conn.dport,
-            (),
-            timer=timer,
-            rqueue=rqueue,
-            retrans=retrans,
-            probes=probes,
-        )
-        for conn in conns
-    )
+    rows = expect(rule, conns, state, owners=(), timer=timer, rqueue=rqueue, retrans=retrans, probes=probes)
+    return tuple(replace(row, inode=0) for row in rows)
 
 
 def queued(
-    rule: str, listener: Actor, clients: Iterable[Conn], state: str, rqueue: int
+    rule: str, listener: Actor, clients: Iterable[ProgramSocket], state: str, rqueue: int
 ) -> tuple[Expected, ...]:
     """Return the rows of connections that wait in an accept queue: their clients' tuples, turned round."""
     return tuple(
@@ -337,7 +328,7 @@ def queued(
     )
 
 
-def listening(rule: str, doors: Iterable[Conn], rqueue: int) -> tuple[Expected, ...]:
+def listening(rule: str, doors: Iterable[ProgramSocket], rqueue: int) -> tuple[Expected, ...]:
     """Return the row of each listener, with so many connections in its queue."""
     nowhere = {family: socket.inet_ntop(family, bytes(n)) for family, n in _ADDRESS_BYTES.items()}
     return tuple(
@@ -361,9 +352,9 @@ def listening(rule: str, doors: Iterable[Conn], rqueue: int) -> tuple[Expected, 
 # ── reading what is there ────────────────────────────────────────────────────────────────────────────────
 
 
-def read_rows(netns: Netns, *, mptcp: bool = False, listeners: bool = False) -> list[Row]:
+def read_rows(netns: Netns, *, mptcp: bool = False, listeners: bool = False) -> list[ScenarioRow]:
     """Read the TCP connections of a namespace; ``mptcp`` adds MPTCP's (needs `ss`), ``listeners`` those of TCP."""
-    rows: list[Row] = []
+    rows: list[ScenarioRow] = []
     for family, text in netns.call(_read_tables).items():
         for line in text.splitlines()[1:]:
             row = _parse(netns.inode, family, line.split())
@@ -380,12 +371,12 @@ def _read_tables() -> dict[int, str]:
     return {family: Path("/proc/thread-self/net", name).read_text() for family, name in files.items()}
 
 
-def _parse(netns: int, family: int, fields: list[str]) -> Row:
+def _parse(netns: int, family: int, fields: list[str]) -> ScenarioRow:
     """Decode one line; see get_tcp4_sock() in net/ipv4/tcp_ipv4.c for the columns."""
     src, sport = _endpoint(fields[1])
     dst, dport = _endpoint(fields[2])
     wqueue, rqueue = (int(part, 16) for part in fields[4].split(":"))
-    return Row(
+    return ScenarioRow(
         netns,
         int(socket.IPPROTO_TCP),
         family,
@@ -411,7 +402,7 @@ def _endpoint(text: str) -> tuple[str, int]:
     return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, packed), int(port, 16)
 
 
-def _mptcp_rows(netns: Netns) -> list[Row]:
+def _mptcp_rows(netns: Netns) -> list[ScenarioRow]:
     """Read MPTCP connections; /proc has none, so `ss` is asked."""
     rows = []
     for line in netns.run("ss", "-H", "-M", "-n", "-a", "-e", "-O").splitlines():
@@ -423,7 +414,7 @@ def _mptcp_rows(netns: Netns) -> list[Row]:
         family = socket.AF_INET6 if src.startswith("[") else socket.AF_INET
         inode = next((int(word[4:]) for word in rest if word.startswith("ino:")), 0)
         rows.append(
-            Row(
+            ScenarioRow(
                 netns.inode,
                 socket.IPPROTO_MPTCP,
                 int(family),
@@ -459,8 +450,8 @@ def scenarios() -> dict[str, Scenario]:
         package = importlib.import_module("finwait.lab.scenarios")
         names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
         for name in names:
-            found: Scenario = importlib.import_module(f"{package.__name__}.{name}").SCENARIO
-            _FOUND[found.name] = found
+            scenario: Scenario = importlib.import_module(f"{package.__name__}.{name}").SCENARIO
+            _FOUND[scenario.name] = scenario
     return dict(_FOUND)
 
 
@@ -472,13 +463,13 @@ def list_scenarios() -> tuple[Scenario, ...]:
     return tuple(scenarios().values())
 
 
-def run(name: str, keep: bool, then: Callable[[Situation], int]) -> int:
-    """Build a scenario, wait until it has settled, hand it to ``then``, and remove it.
+def run(name: str, keep: bool, action: Callable[[Situation], int]) -> int:
+    """Build a scenario, wait until it has settled, hand it to ``action``, and remove it.
 
     Args:
         name: of the scenario.
         keep: wait for Ctrl-C (or SIGTERM) before removing it.
-        then: what to do with it; its result is returned.
+        action: what to do with it; its result is returned.
 
     Raises:
         ValueError: there is no such scenario.
@@ -494,7 +485,7 @@ def run(name: str, keep: bool, then: Callable[[Situation], int]) -> int:
         )
     with Lab() as lab:
         situation = scenario.build(lab).settle()
-        status = then(situation)
+        status = action(situation)
         if keep:
             sys.stderr.write("The situation stays until you press Ctrl-C.\n")
             for netns in lab.namespaces.values():

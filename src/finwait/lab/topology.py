@@ -36,14 +36,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from finwait.errors import FinwaitError, KernelError, NotSupported, PermissionNeeded
-from finwait.kernel import destroy_trial
+from finwait.kernel import destroy_trial, rights
 from finwait.lab.actor import Actor, has_ipv6
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType, TracebackType
 
-    from finwait.lab.actor import Conn
+    from finwait.lab.actor import ProgramSocket
 
 __all__ = ["Lab", "LabError", "Link", "Netns", "Translated", "unmet"]
 
@@ -154,13 +154,13 @@ class Netns:
             done = self.call(inside)
         except FileNotFoundError:
             raise LabError(
-                f"could not run `{argv[0]}`: it is not there", hint="apt install iproute2 nftables"
+                f"could not run `{argv[0]}`: it is not installed", hint="apt install iproute2 nftables"
             ) from None
         if done.returncode:
-            said = done.stderr.strip() or f"exit status {done.returncode}"
-            refused = "not permitted" in said
+            message = done.stderr.strip() or f"exit status {done.returncode}"
+            refused = "not permitted" in message
             raise LabError(
-                f"`{' '.join(argv)}` failed in namespace {self.name}: {said}",
+                f"`{' '.join(argv)}` failed in namespace {self.name}: {message}",
                 hint=_AS_ROOT if refused else "",
             )
         return done.stdout
@@ -214,7 +214,7 @@ class Translated:
     gateway: Netns
     client: Actor
     backend: Actor
-    door: Conn
+    door: ProgramSocket
     """The backend's listener; its port is the Service's too."""
     address: str
     """The Service address, which is on no device."""
@@ -296,7 +296,7 @@ class Lab:
             fresh = Netns(name)
         except PermissionError as error:
             refusal = PermissionNeeded(
-                error.errno or errno.EPERM, "make a network namespace", "CAP_SYS_ADMIN and CAP_NET_ADMIN"
+                error.errno or errno.EPERM, "make a network namespace", _right_to_make()
             )
             refusal.hint = _AS_ROOT
             raise refusal from None
@@ -442,6 +442,11 @@ class Lab:
         self._handlers.clear()
 
 
+def _right_to_make() -> str:
+    capabilities = {rights.missing(name): None for name in ("CAP_SYS_ADMIN", "CAP_NET_ADMIN")}
+    return " and ".join(capabilities)
+
+
 def unmet(needs: Sequence[str]) -> tuple[str, ...]:
     """Return which of a scenario's needs this machine does not meet, each as a sentence for a skip.
 
@@ -457,8 +462,10 @@ def unmet(needs: Sequence[str]) -> tuple[str, ...]:
             try:
                 os.close(_in_thread(_unshare))
             except OSError as error:
-                said = os.strerror(error.errno or 0)
-                missing.append(f"may not make a network namespace ({said}); needs CAP_SYS_ADMIN; {_AS_ROOT}")
+                reason = os.strerror(error.errno or 0)
+                missing.append(
+                    f"may not make a network namespace ({reason}); needs {_right_to_make()}; {_AS_ROOT}"
+                )
         elif need == "mptcp":
             try:
                 socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP).close()
@@ -489,13 +496,22 @@ def _checked(result: int, doing: str) -> None:
 
 
 def _in_thread(function: Callable[[], _T]) -> _T:
-    """Run ``function()`` in a thread of its own and return or raise what it does."""
+    """Run ``function()`` in a thread of its own and return or raise what it does.
+
+    The thread goes home before it ends: the kernel lists a thread for a moment after it was joined, and a
+    namespace in which it was left would look like one where somebody lives.
+    """
     results: list[_T] = []
     errors: list[BaseException] = []
 
     def body() -> None:
         try:
-            results.append(function())
+            home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                results.append(function())
+            finally:
+                _LIBC.setns(home, _CLONE_NEWNET)
+                os.close(home)
         except BaseException as error:  # noqa: BLE001  # handed on below, to the caller's thread
             errors.append(error)
 

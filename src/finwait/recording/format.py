@@ -23,7 +23,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import IO, Final, TypeVar
@@ -34,7 +34,18 @@ from numpy.typing import NDArray
 
 from finwait import files
 from finwait.errors import FileRefused, Gap, RecordingError
-from finwait.uapi.observation import Descriptors, Facts, LoneSocket, Namespace, Observation, ProcessFiles
+from finwait.uapi.cluster import NO_NAMES, ClusterNames
+from finwait.uapi.observation import (
+    Descriptors,
+    Facts,
+    LoneSocket,
+    Namespace,
+    Observation,
+    ProcessFiles,
+    ProcessWaits,
+    Releasing,
+    SocketOptions,
+)
 from finwait.version import __version__
 
 __all__ = [
@@ -101,6 +112,10 @@ class _Facts(msgspec.Struct, frozen=True):
     complete: bool
     lone_sockets: dict[int, LoneSocket] = {}
     one_table: tuple[tuple[int, int, bool], ...] = ()
+    waits: dict[int, ProcessWaits] = {}
+    socket_options: dict[int, SocketOptions] = {}
+    releasing: tuple[Releasing, ...] = ()
+    names: ClusterNames = NO_NAMES
 
 
 def _plain(text: str) -> str:
@@ -138,6 +153,10 @@ def _facts(look: Observation) -> _Facts:
         look.complete,
         look.lone_sockets,
         tuple((a, b, same) for (a, b), same in look.one_table.items()),
+        look.waits,
+        look.socket_options,
+        look.releasing,
+        look.names,
     )
 
 
@@ -178,26 +197,26 @@ def writing(
     """
     if not 1 <= looks <= MAX_LOOKS:
         raise ValueError(f"a recording has 1 to {MAX_LOOKS} looks, not {looks}")
-    with _told(path):
+    with _explained(path):
         new = files.new_file(path, 0o644 if redacted else 0o600)
     added = 0
     out = os.fdopen(new.fd, "wb")
 
     def add(look: Observation) -> None:
         nonlocal added
-        with _told(path):
+        with _explained(path):
             _write_look(out, added, look)
         added += 1
 
     try:
-        with _told(path):
+        with _explained(path):
             out.write(MAGIC + b"%d\n" % MAJOR)
             _member(
                 out, "manifest", msgspec.json.encode(Manifest(__version__, looks, redacted, _plain(note)))
             )
         yield add
         assert added == looks, f"{looks} looks were announced and {added} added"
-        with _told(path):
+        with _explained(path):
             _member(out, "end", b"")
             out.flush()
             os.fsync(new.fd)
@@ -220,7 +239,7 @@ def write(path: str, looks: Sequence[Observation], *, redacted: bool = False, no
 
 
 @contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
+def _explained(path: str) -> Iterator[None]:
     """Turn what the kernel says about the file into our error."""
     try:
         yield
@@ -261,10 +280,10 @@ def _weight(name: str, raw: int) -> int:
     return raw if name.endswith(("buffer", "descriptors")) else raw * JSON_WEIGHT
 
 
-def _exactly(file: IO[bytes], n: int, what: str) -> bytes:
+def _exactly(file: IO[bytes], n: int, part: str) -> bytes:
     data = file.read(n)
     if len(data) != n:
-        raise RecordingError(f"the recording is cut off in {what}", hint="was it copied completely?")
+        raise RecordingError(f"the recording is cut off in {part}", hint="was it copied completely?")
     return data
 
 
@@ -273,13 +292,15 @@ _KNOWN: Final = re.compile(r"manifest|look/(?:0|[1-9][0-9]{0,2})/(?:facts|buffer
 
 def _members(file: IO[bytes]) -> Iterator[tuple[str, _Content]]:
     """Yield name and content of each member that this version knows, up to ``end``."""
-    total = weight = have = 0
+    total = weight = packed_before = 0
     for _ in range(MAX_MEMBERS):
         length = _exactly(file, 1, "a member's name")[0]
         try:
             name = _exactly(file, length, "a member's name").decode("ascii")
         except UnicodeDecodeError:
-            raise RecordingError("a member's name is not ASCII: this is no recording of finwait") from None
+            raise RecordingError(
+                "a member's name is not ASCII, so this is not a recording of finwait"
+            ) from None
         raw, packed, digest = _HEAD.unpack(_exactly(file, _HEAD.size, f"the head of `{_shown(name)}`"))
         if name == "end":
             return
@@ -290,13 +311,15 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, _Content]]:
         total += raw
         most = MAX_MEMBER if name.endswith(("buffer", "descriptors")) else MAX_JSON
         if raw > most or total > MAX_TOTAL:
-            raise RecordingError(f"member `{name}` claims {raw} bytes: more than any machine's sockets need")
+            raise RecordingError(
+                f"member `{name}` claims {raw} bytes, more than the sockets of any machine need"
+            )
         weight += _weight(name, raw)
-        budget = _Budget(name, have, weight - _weight(name, raw))
+        budget = _Budget(name, packed_before, weight - _weight(name, raw))
         budget.check(packed, raw)
         yield name, _unpack(file, name, raw, packed, digest, budget)
-        have += packed
-    raise RecordingError(f"more than {MAX_MEMBERS} members: this is no recording of finwait")
+        packed_before += packed
+    raise RecordingError(f"more than {MAX_MEMBERS} members, so this is not a recording of finwait")
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,33 +349,33 @@ def _unpack(file: IO[bytes], name: str, raw: int, packed: int, digest: bytes, bu
     # Whole words, as the live buffer has: the decoders look at it four bytes at a time. Zeros that nobody has
     # touched cost no memory, so a file that is cut off costs what it holds and not what it declares.
     data = np.zeros((raw + 7) & ~7, np.uint8)
-    have = 0
-    left = packed
+    filled = 0
+    remaining = packed
     try:
-        while left:
-            block = _exactly(file, min(left, _BLOCK), f"`{name}`")
-            left -= len(block)
+        while remaining:
+            block = _exactly(file, min(remaining, _BLOCK), f"`{name}`")
+            remaining -= len(block)
             while block:
                 # One byte more than declared is enough to know that it lies; never more is unpacked.
-                part = unzip.decompress(block, min(raw - have + 1, _BLOCK * 16))
-                if have + len(part) > raw:
+                part = unzip.decompress(block, min(raw - filled + 1, _BLOCK * 16))
+                if filled + len(part) > raw:
                     raise RecordingError(f"member `{name}` holds more than the {raw} bytes that it declares")
-                data[have : have + len(part)] = np.frombuffer(part, np.uint8)
+                data[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
                 seal.update(part)
-                have += len(part)
-                budget.check(packed - left, have)
+                filled += len(part)
+                budget.check(packed - remaining, filled)
                 block = unzip.unconsumed_tail
                 if not part:
                     break
-            if unzip.eof and left:
+            if unzip.eof and remaining:
                 break
     except zlib.error as error:
         raise RecordingError(f"member `{name}` does not decompress: {error}") from None
-    if have != raw or left or not unzip.eof or unzip.unused_data:
-        raise RecordingError(f"member `{name}` is not the {raw} bytes that it declares")
+    if filled != raw or remaining or not unzip.eof or unzip.unused_data:
+        raise RecordingError(f"member `{name}` does not contain the {raw} bytes that it declares")
     if seal.digest() != digest:
         raise RecordingError(
-            f"member `{name}` is damaged: its hash does not fit", hint="was it copied completely?"
+            f"member `{name}` is damaged: its hash does not match", hint="was it copied completely?"
         )
     return _Content(data, raw)
 
@@ -369,17 +392,17 @@ def read(path: str) -> tuple[Manifest, tuple[Observation, ...]]:
     except FileRefused as error:
         raise RecordingError(
             f"could not read the recording `{_plain(path)}`: {error.reason}",
-            hint="`finwait record FILE` makes one; is the name right?",
+            hint="`finwait record FILE` makes one; is the name correct?",
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RecordingError(
             f"could not read the recording `{_plain(path)}`: {reason}",
-            hint="`finwait record FILE` makes one; is the name right, and may you read it?",
+            hint="`finwait record FILE` makes one; is the name correct, and may you read it?",
         ) from None
     except RecordingError as error:
         raise RecordingError(
-            f"`{_plain(path)}`: {error}", hint=error.hint or "`finwait record FILE` makes another one"
+            f"`{_plain(path)}`: {error}", hint=error.hint or "`finwait record FILE` makes a new one"
         ) from None
 
 
@@ -393,15 +416,15 @@ def _read(file: IO[bytes]) -> tuple[Manifest, tuple[Observation, ...]]:
             f"a recording of version {_shown(version.decode('latin-1'))}; this finwait reads version {MAJOR}",
             hint="upgrade finwait",
         )
-    found: dict[str, _Content] = {}
+    contents: dict[str, _Content] = {}
     for name, content in _members(file):
-        if name in found:
-            raise RecordingError(f"member `{name}` is there twice")
-        found[name] = content
-    manifest = _json(found.pop("manifest", None), Manifest, "manifest")
+        if name in contents:
+            raise RecordingError(f"member `{name}` exists twice")
+        contents[name] = content
+    manifest = _json(contents.pop("manifest", None), Manifest, "manifest")
     if not 1 <= manifest.looks <= MAX_LOOKS:
         raise RecordingError(f"{manifest.looks} looks: a recording has 1 to {MAX_LOOKS}")
-    return manifest, tuple(_look(found, k) for k in range(manifest.looks))
+    return manifest, tuple(_look(contents, k) for k in range(manifest.looks))
 
 
 def _json(content: _Content | None, kind: type[T], name: str) -> T:
@@ -410,12 +433,12 @@ def _json(content: _Content | None, kind: type[T], name: str) -> T:
     try:
         return msgspec.json.decode(content.data.data[: content.size], type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RecordingError(f"member `{name}` is not what it should be: {error}") from None
+        raise RecordingError(f"member `{name}` has the wrong content: {error}") from None
 
 
-def _look(found: dict[str, _Content], k: int) -> Observation:
-    facts = _json(found.pop(f"look/{k}/facts", None), _Facts, f"look/{k}/facts")
-    datagrams, columns = found.pop(f"look/{k}/buffer", None), found.pop(f"look/{k}/descriptors", None)
+def _look(contents: dict[str, _Content], k: int) -> Observation:
+    facts = _json(contents.pop(f"look/{k}/facts", None), _Facts, f"look/{k}/facts")
+    datagrams, columns = contents.pop(f"look/{k}/buffer", None), contents.pop(f"look/{k}/descriptors", None)
     if datagrams is None or columns is None:
         raise RecordingError(f"look {k} is not complete: its buffer or its descriptors are missing")
     if columns.size % 16:
@@ -443,16 +466,20 @@ def _look(found: dict[str, _Content], k: int) -> Observation:
         facts.complete,
         facts.lone_sockets,
         {(a, b): same for a, b, same in facts.one_table},
+        facts.waits,
+        facts.socket_options,
+        facts.releasing,
+        facts.names,
     )
 
 
 def _check_numbers(look: _Facts, k: int) -> None:
     """Numbers beyond what their columns hold would be an error far away from here."""
 
-    def within(what: str, numbers: Iterable[int], bits: int, least: int = 0) -> None:
+    def within(subject: str, numbers: Iterable[int], bits: int, least: int = 0) -> None:
         for number in numbers:
             if not least <= number < 1 << bits:
-                raise RecordingError(f"look {k} gives {what} as {number}: no kernel does")
+                raise RecordingError(f"look {k} gives {subject} as {number}, which is out of range")
 
     facts, spaces = look.facts, look.namespaces
     within("a time", (facts.unix_ns, facts.boottime_ns, facts.boottime_end_ns), 63)
@@ -471,13 +498,75 @@ def _check_numbers(look: _Facts, k: int) -> None:
     within("a cgroup", look.cgroups, 64)
     within("an inode", look.socket_protocols, 64)
     within("an inode", look.lone_sockets, 64)
-    within("a socket's namespace", (one.netns for one in look.lone_sockets.values()), 32)
-    within("a state", (one.state for one in look.lone_sockets.values()), 4)
+    within("a socket's namespace", (sock.netns for sock in look.lone_sockets.values()), 32)
+    within("a state", (sock.state for sock in look.lone_sockets.values()), 4)
+    within("a port", (sock.sport for sock in look.lone_sockets.values()), 16)
+    within("unread bytes", (sock.unread for sock in look.lone_sockets.values()), 32)
     within("a process", (pid for pid, _, _ in look.close_on_exec), 31)
     within("a process", (pid for a, b, _ in look.one_table for pid in (a, b)), 31)
     within("a descriptor", (fd for _, fd, _ in look.close_on_exec), 31)
+    _check_waits(look.waits, within)
+    _check_options(look.socket_options, within)
+    within("a process", (thread.pid for thread in look.releasing), 31)
+    within("a thread", (thread.tid for thread in look.releasing), 31)
+    within("a namespace", (thread.netns for thread in look.releasing), 32)
     if len({ns.inode for ns in spaces}) != len(spaces):
         raise RecordingError(f"look {k} has a namespace twice")
+
+
+def _check_options(options: Mapping[int, SocketOptions], within: Callable[..., None]) -> None:
+    """As `_check_numbers`, of what programs have set on their sockets."""
+    within("an inode", options, 64)
+    for name in (
+        "keepidle_s",
+        "keepintvl_s",
+        "keepcnt",
+        "user_timeout_ms",
+        "defer_accept_s",
+        "syncnt",
+        "rto_max_ms",
+        "mark",
+        "errno",
+    ):
+        within(
+            f"an option ({name})",
+            (n for sockopts in options.values() if (n := getattr(sockopts, name)) is not None),
+            32,
+        )
+    for name in ("linger_s", "linger2_s"):
+        within(
+            f"an option ({name})",
+            (n + 1 for sockopts in options.values() if (n := getattr(sockopts, name)) is not None),
+            32,
+        )
+    for name in ("rcvtimeo_ms", "sndtimeo_ms"):
+        within(
+            f"an option ({name})",
+            (n for sockopts in options.values() if (n := getattr(sockopts, name)) is not None),
+            63,
+        )
+
+
+def _check_waits(waits: Mapping[int, ProcessWaits], within: Callable[..., None]) -> None:
+    """As `_check_numbers`, of what threads and loops wait for."""
+    threads = [thread for process in waits.values() for thread in process.threads]
+    loops = [loop for process in waits.values() for loop in process.loops]
+    within("a process", waits, 31)
+    within("a thread", (thread.tid for thread in threads), 31)
+    within("a time", (t.timeout_ms for t in threads if t.timeout_ms is not None), 63)
+    within("a count", (t.slices + 1 for t in threads), 63)
+    within("poll events", (events for t in threads for _, events in t.waits_for), 32)
+    within("a descriptor", (fd + (1 << 31) for t in threads for fd, _ in t.waits_for), 32)
+    within("a descriptor", (loop.fd for loop in loops), 31)
+    within("a count", (loop.total for loop in loops), 63)
+    within("a descriptor", (fd for loop in loops for fd, _, _ in loop.watched), 31)
+    within("epoll events", (events for loop in loops for _, events, _ in loop.watched), 32)
+    within("an inode", (inode + 1 for loop in loops for _, _, inode in loop.watched), 63)
+    within(
+        "a descriptor",
+        (fd for process in waits.values() for fd in (*process.rings, *process.asynchronous)),
+        31,
+    )
 
 
 def _check_places(spaces: tuple[Namespace, ...], size: int) -> None:

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,8 +33,9 @@ from finwait.errors import Gap
 from finwait.table import decode
 from finwait.uapi import conntrack, inet_diag, rtnetlink
 from finwait.uapi import netlink as nl
+from finwait.uapi.cluster import ClusterNames, KubeService
 from finwait.uapi.layout import Rows
-from finwait.uapi.observation import Facts, Namespace, Observation, ProcessFiles
+from finwait.uapi.observation import Facts, Namespace, Observation, ProcessFiles, ProcessWaits
 
 __all__ = ["Pseudonyms", "redact", "redact_look"]
 
@@ -194,10 +197,81 @@ def redact_look(look: Observation, names: Pseudonyms) -> Observation:
             replace(ns, names=tuple(_netns(n, names) for n in ns.names), files=_files(ns))
             for ns in look.namespaces
         ),
-        processes={pid: _process(one, names) for pid, one in look.processes.items()},
+        processes={pid: _process(process_files, names) for pid, process_files in look.processes.items()},
         cgroups={number: names.path(path) for number, path in look.cgroups.items()},
         gaps=tuple(_gap(gap, names) for gap in look.gaps),
+        releasing=tuple(replace(thread, name=names.name(thread.name, "comm")) for thread in look.releasing),
+        waits={pid: _waits(process_waits, names) for pid, process_waits in look.waits.items()},
+        names=_cluster(look.names, names),
     )
+
+
+def _cluster(cluster: ClusterNames, names: Pseudonyms) -> ClusterNames:
+    """Names of a cluster; which pod belongs to what, and which Service leads where, stays. Labels are dropped."""
+
+    def path(text: str) -> str:
+        namespace, slash, name = text.partition("/")
+        return f"{names.name(namespace, 'namespace')}/{names.name(name, 'kube')}" if slash else text
+
+    def called(text: str) -> str:
+        return names.name(text, "kube")
+
+    def addresses(texts: Iterable[str]) -> tuple[str, ...]:
+        return tuple(_address(text, names) for text in texts)
+
+    return ClusterNames(
+        node=called(cluster.node),
+        pods=tuple(
+            msgspec.structs.replace(
+                pod,
+                uid=names.hexadecimal(pod.uid),
+                cgroup_uid=names.hexadecimal(pod.cgroup_uid),
+                namespace=names.name(pod.namespace, "namespace"),
+                name=called(pod.name),
+                node=called(pod.node),
+                owner=called(pod.owner),
+                addresses=addresses(pod.addresses),
+                containers={names.hexadecimal(key): called(name) for key, name in pod.containers.items()},
+                labels={},
+            )
+            for pod in cluster.pods
+        ),
+        services=tuple(
+            KubeService(
+                names.name(service.namespace, "namespace"),
+                called(service.name),
+                addresses(service.addresses),
+                tuple(msgspec.structs.replace(port, name=called(port.name)) for port in service.ports),
+            )
+            for service in cluster.services
+        ),
+        endpoints=tuple(
+            msgspec.structs.replace(
+                endpoint,
+                service=path(endpoint.service),
+                address=_address(endpoint.address, names),
+                pod=path(endpoint.pod),
+                node=called(endpoint.node),
+            )
+            for endpoint in cluster.endpoints
+        ),
+        node_addresses=addresses(cluster.node_addresses),
+        as_of=cluster.as_of,
+    )
+
+
+def _address(text: str, names: Pseudonyms) -> str:
+    """Return the pseudonym of an address in text; what is none becomes a name."""
+    try:
+        return str(ipaddress.ip_address(names.address(ipaddress.ip_address(text).packed)))
+    except ValueError:
+        return names.name(text, "address")
+
+
+def _waits(process_waits: ProcessWaits, names: Pseudonyms) -> ProcessWaits:
+    """Threads have names, too; what they wait for are numbers and the kernel's own words."""
+    threads = tuple(replace(thread, name=names.name(thread.name, "comm")) for thread in process_waits.threads)
+    return replace(process_waits, threads=threads)
 
 
 def _files(ns: Namespace) -> dict[str, bytes]:
@@ -245,20 +319,20 @@ def _exe(path: str, names: Pseudonyms) -> bytes:
     return b"/" + _bytes(names.name(program, "exe")) + _bytes(path[len(program) :])
 
 
-def _process(one: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
+def _process(files: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
     comm, stat = "", None
-    if one.stat is not None and 0 <= one.stat.find(b"(") < one.stat.rfind(b")"):
-        begin, end = one.stat.index(b"(") + 1, one.stat.rindex(b")")
-        comm = one.stat[begin:end].decode("utf-8", "surrogateescape")
+    if files.stat is not None and 0 <= files.stat.find(b"(") < files.stat.rfind(b")"):
+        begin, end = files.stat.index(b"(") + 1, files.stat.rindex(b")")
+        comm = files.stat[begin:end].decode("utf-8", "surrogateescape")
         # Up to the start time, field 22 of proc(5): what follows are addresses of its memory.
-        fields = b" ".join(one.stat[end + 1 :].split()[:20])
-        stat = one.stat[:begin] + _bytes(names.name(comm, "comm")) + b") " + fields + b"\n"
-    status = one.status
+        fields = b" ".join(files.stat[end + 1 :].split()[:20])
+        stat = files.stat[:begin] + _bytes(names.name(comm, "comm")) + b") " + fields + b"\n"
+    status = files.status
     if status is not None:
         kept = (b"Tgid:", b"Pid:", b"PPid:", b"Uid:", b"NSpid:", b"Threads:", b"Kthread:")
         lines = [line for line in status.split(b"\n") if line.startswith(kept)]
         status = b"Name:\t" + _bytes(names.name(comm, "comm")) + b"\n" + b"\n".join(lines) + b"\n"
-    cgroup = one.cgroup
+    cgroup = files.cgroup
     if cgroup is not None:
         lines = []
         for line in cgroup.decode("utf-8", "replace").split("\n"):
@@ -269,12 +343,12 @@ def _process(one: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
             lines.append(f"{number}:{controllers}:{names.path(path)}".encode() if colon else b"")
         cgroup = b"\n".join(lines)
     return replace(
-        one,
+        files,
         stat=stat,
         status=status,
-        cmdline=None if not one.cmdline else _bytes(names.name(comm, "comm")) + b"\0",
+        cmdline=None if not files.cmdline else _bytes(names.name(comm, "comm")) + b"\0",
         cgroup=cgroup,
-        exe=None if not one.exe else _exe(one.exe.decode("utf-8", "surrogateescape"), names),
+        exe=None if not files.exe else _exe(files.exe.decode("utf-8", "surrogateescape"), names),
     )
 
 
@@ -284,24 +358,26 @@ def _replace(buffer: NDArray[np.uint8], at: NDArray[np.int64], size: int, names:
     if not len(at):
         return
     cells = buffer[at[:, None] + np.arange(size)]
-    values, which = np.unique(cells, axis=0, return_inverse=True)
+    values, inverse = np.unique(cells, axis=0, return_inverse=True)
     new = np.array([list(names.address(value.tobytes())) for value in values], np.uint8)
-    buffer[at[:, None] + np.arange(size)] = new[which.reshape(-1)]
+    buffer[at[:, None] + np.arange(size)] = new[inverse.reshape(-1)]
 
 
 def _blank(buffer: NDArray[np.uint8], rows: Rows, harmless: frozenset[int]) -> None:
     """Zero attributes that are not known to be harmless."""
     for number, layout in enumerate(rows.layouts):
-        mine = rows.offset[rows.layout == number]
+        offsets = rows.offset[rows.layout == number]
         for path, (offset, size) in layout.places.items():
             if path[0] not in harmless and len(path) == 1 and size:
-                buffer[(mine + offset)[:, None] + np.arange(size)] = 0
+                buffer[(offsets + offset)[:, None] + np.arange(size)] = 0
 
 
 def _sockets(look: Observation, names: Pseudonyms) -> None:
     messages, _, _ = decode.chains(look, "tcp", "mptcp")
-    wanted = (messages.type == inet_diag.SOCK_DIAG_BY_FAMILY) | (messages.type == inet_diag.TCPDIAG_GETSOCK)
-    rows = inet_diag.find_rows(look.buffer, messages.where(wanted))
+    socket_messages = (messages.type == inet_diag.SOCK_DIAG_BY_FAMILY) | (
+        messages.type == inet_diag.TCPDIAG_GETSOCK
+    )
+    rows = inet_diag.find_rows(look.buffer, messages.where(socket_messages))
     body = rows.offset + nl.NLMSG_HEADER
     family = look.buffer[body] if len(rows) else np.empty(0, np.uint8)
     for offset in (8, 24):

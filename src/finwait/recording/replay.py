@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from finwait.recording.format import read
-from finwait.uapi.observation import Descriptors, LoneSocket, Observation, Plan, ProcessFiles
+from finwait.uapi.observation import (
+    Descriptors,
+    LoneSocket,
+    LookPlan,
+    Observation,
+    ProcessFiles,
+    ProcessWaits,
+    Releasing,
+    SocketOptions,
+)
 
 __all__ = ["Replay", "open_recording"]
 
@@ -44,7 +53,7 @@ class Replay:
         """Return the same recording, to be looked at from its first look on."""
         return Replay(self._looks)
 
-    def observe(self, plan: Plan) -> Observation:
+    def observe(self, plan: LookPlan) -> Observation:
         """Give the next look, restricted to the namespaces of the plan.
 
         All states are there whatever the plan asks for: a FILTER has the last word on rows anyway.
@@ -57,14 +66,14 @@ class Replay:
             look = replace(look, descriptors=Descriptors.none())
         return look
 
-    def descriptors_again(self) -> Descriptors:
+    def descriptors_again(self, known: Descriptors | None = None) -> Descriptors:  # noqa: ARG002 - nothing is read
         """Give the descriptors of the look again: they were listed twice when it was recorded."""
         return self._now.descriptors
 
-    def processes(self, which: Iterable[int]) -> dict[int, ProcessFiles]:
+    def processes(self, pids: Iterable[int]) -> dict[int, ProcessFiles]:
         """Give the files of processes that were recorded."""
         known = self._now.processes
-        return {pid: known[pid] for pid in which if pid in known}
+        return {pid: known[pid] for pid in pids if pid in known}
 
     def cgroups(self, ids: Iterable[int]) -> dict[int, str]:
         """Give the paths of cgroups that were recorded."""
@@ -80,6 +89,29 @@ class Replay:
         """Give which processes share one descriptor table, as far as that was recorded."""
         known = self._now.one_table
         return {pair: known[pair] for pair in pairs if pair in known}
+
+    def waits(
+        self,
+        fds_of: Mapping[int, Collection[int]],
+        descriptors: Descriptors,  # noqa: ARG002 - what was listed when it was recorded
+        inodes: Collection[int],  # noqa: ARG002
+    ) -> dict[int, ProcessWaits]:
+        """Give who waited in processes, as far as that was recorded."""
+        known = self._now.waits
+        return {pid: known[pid] for pid in fds_of if pid in known}
+
+    def releasing(self, spaces: Collection[int]) -> tuple[Releasing, ...]:
+        """Give the threads that were closing a socket, as far as that was recorded."""
+        return self._now.releasing if spaces else ()
+
+    def turns(self, pids: Iterable[int]) -> dict[int, int]:  # noqa: ARG002
+        """Give nothing: recordings do not have it."""
+        return {}
+
+    def socket_options(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, SocketOptions]:
+        """Give the options of sockets that were recorded, by inode."""
+        known = self._now.socket_options
+        return {inode: known[inode] for _, _, inode in triples if inode in known}
 
     def lone_sockets(self, triples: Iterable[tuple[int, int, int]]) -> dict[int, LoneSocket]:
         """Give what sockets that no dump contains said of themselves, by inode.

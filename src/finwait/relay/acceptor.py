@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from finwait.relay import sockets
 from finwait.relay.circles import came_back
 from finwait.relay.loop import IN
-from finwait.relay.machine import Event, State
+from finwait.relay.machine import Event, RelayState
 from finwait.relay.notice import say
 from finwait.relay.route import SUSPICIOUS
 
@@ -174,14 +174,14 @@ class Acceptor:
         driver, now = self._driver, self._loop.now
         route.suspicious = max(SUSPICIOUS, 2 * route.count)
         for conn, opener in came_back(driver.conns(), len(self.listeners)):
-            if conn.state is State.CLOSED:
+            if conn.state is RelayState.CLOSED:
                 continue
             backend = opener.backend
             if backend is not None and now >= backend.leads_back_until:
                 backend.leads_back_until = now + _LEADS_BACK
                 say(
-                    f"service `{conn.route.service.name}` relays to itself by way of backend {backend.name}: "
-                    f"it takes no connections for {_LEADS_BACK:g} s"
+                    f"service `{conn.route.service.name}` relays to itself through backend {backend.name}, "
+                    f"which gets no connections for {_LEADS_BACK:g} s"
                 )
             conn.route.reject("circle")
             conn.route.suspicious = SUSPICIOUS

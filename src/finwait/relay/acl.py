@@ -38,7 +38,9 @@ def parse_network(text: str) -> Network:
         address = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
         return ipaddress.IPv4Network((address, network.prefixlen - 96))
     if 0 < network.prefixlen < 96 and _MAPPED.subnet_of(network):
-        raise ValueError(f"`{text}` contains the IPv4-mapped addresses: write IPv4 and IPv6 networks apart")
+        raise ValueError(
+            f"`{text}` contains the IPv4-mapped addresses; write IPv4 and IPv6 networks separately"
+        )
     return network
 
 

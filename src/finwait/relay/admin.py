@@ -18,7 +18,6 @@ import msgspec
 from finwait import files
 from finwait.errors import FileRefused, KernelError
 from finwait.relay import listeners, metrics
-from finwait.relay.config.addresses import split_address
 from finwait.relay.config.model import parse_duration
 from finwait.relay.privileges import user_entry
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from finwait.relay.crew import Crew
 
-__all__ = ["Admin", "bind_admin", "bind_metrics"]
+__all__ = ["Admin", "bind_admin"]
 
 
 class _Request(msgspec.Struct):
@@ -77,8 +76,8 @@ class Admin:
             while line := await reader.readline():
                 try:
                     request = msgspec.json.decode(line, type=_Request)
-                    told, silent = await self._tell(request)
-                    answer: dict[str, Any] = {"ok": told, "silent": silent} if silent else {"ok": told}
+                    result, silent = await self._tell(request)
+                    answer: dict[str, Any] = {"ok": result, "silent": silent} if silent else {"ok": result}
                 except (msgspec.DecodeError, ValueError, RecursionError) as error:
                     answer = {"error": f"{type(error).__name__}: {error}"}
                 writer.write(json.dumps(answer).encode() + b"\n")
@@ -92,23 +91,27 @@ class Admin:
         """Return what was asked for, and the pids of the workers that said nothing to it."""
         do = request.do
         if do == "ls":
-            found, silent = await self._crew.ask({"do": "list"})
-            return [conn for some in found for conn in some], silent
+            answers, silent = await self._crew.ask({"do": "list"})
+            return [conn for conns in answers for conn in conns], silent
         if do in ("show", "close"):
             numbers: dict[int, list[int]] = {}
             for text in request.ids:
                 index, _, number = text.partition("-")
                 numbers.setdefault(int(index), []).append(int(number))
-            found, silent = await self._crew.ask_by_number("list" if do == "show" else "close", numbers)
-            return sum(found) if do == "close" else [conn for some in found for conn in some], silent
+            answers, silent = await self._crew.ask_by_number("list" if do == "show" else "close", numbers)
+            return sum(answers) if do == "close" else [conn for conns in answers for conn in conns], silent
         if do == "drain":
             seconds = request.seconds
-            left, as_asked = self._drain(None if seconds is None else parse_duration(seconds))
-            return {"cut_in_s": left, "as_asked": as_asked}, []
+            cut_in_s, as_asked = self._drain(None if seconds is None else parse_duration(seconds))
+            return {"cut_in_s": cut_in_s, "as_asked": as_asked}, []
         if do == "stats":
             workers, silent = await self._crew.ask({"do": "stats"})
-            told = {"workers": workers, "restarts": self._crew.restarts, "draining": self._is_draining()}
-            return told, silent
+            statistics = {
+                "workers": workers,
+                "restarts": self._crew.restarts,
+                "draining": self._is_draining(),
+            }
+            return statistics, silent
         if do == "metrics":
             return await self._metrics()
         raise ValueError(f"there is no request {do!r}")
@@ -123,12 +126,12 @@ class Admin:
             method, _, rest = head.partition(b" ")
             path = rest.partition(b" ")[0].partition(b"?")[0]
             if method not in (b"GET", b"HEAD"):
-                status, said = b"405 Method Not Allowed\r\nAllow: GET, HEAD", "only GET and HEAD\n"
+                status, content = b"405 Method Not Allowed\r\nAllow: GET, HEAD", "only GET and HEAD\n"
             elif path != b"/metrics":
-                status, said = b"404 Not Found", "see /metrics\n"
+                status, content = b"404 Not Found", "see /metrics\n"
             else:
-                status, (said, _silent) = b"200 OK", await self._metrics()
-            body = said.encode()
+                status, (content, _silent) = b"200 OK", await self._metrics()
+            body = content.encode()
             writer.write(
                 b"HTTP/1.1 %s\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
                 b"Content-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(body))
@@ -163,7 +166,7 @@ def bind_admin(path: str, passed: list[socket.socket], user: str) -> socket.sock
         raise KernelError(
             error.errno or 0,
             f"bind the admin socket `{path}`",
-            hint="another relay may have it, or the path be something else",
+            hint="another relay may use it, or the path may be something else",
         ) from None
     finally:
         os.umask(mask)
@@ -181,28 +184,6 @@ def _check_directory(path: str, user: str) -> None:
     except OSError as error:
         raise KernelError(error.errno or 0, f"bind the admin socket `{path}`") from None
     if reason:
-        raise FileRefused(path, f"{reason}, who could answer in our place", hint="name another directory")
-
-
-def bind_metrics(address: str, passed: list[socket.socket]) -> socket.socket:
-    """Return a socket for scrapes: the one with this address that was handed over, or a new one.
-
-    Raises:
-        KernelError: it cannot be bound.
-    """
-    host, port = split_address(address)
-    host = "::" if host in ("", "*") else host
-    for sock in passed:
-        own = {host, listeners.EVERY_IPV4} if host == "::" else {host}
-        if sock.getsockname()[0] in own and sock.getsockname()[1] == int(port):
-            return sock
-    sock, host = listeners.made(host, f"{address} for metrics")
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if host == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind((host, int(port)))
-    except OSError as error:
-        sock.close()
-        raise listeners.refused(error, f"listen on {address} for metrics") from None
-    return sock
+        raise FileRefused(
+            path, f"{reason}, who could answer in place of the relay", hint="name another directory"
+        )

@@ -180,10 +180,10 @@ class Balancer:
 
     def _remembered(self, source: str, choice: Sequence[Backend], now: float) -> Backend | None:
         timeout = self.service.affinity.timeout
-        found = self._sources.get(source) if timeout else None
-        if found is None:
+        entry = self._sources.get(source) if timeout else None
+        if entry is None:
             return None
-        backend, seen = found
+        backend, seen = entry
         return backend if now - seen <= timeout and backend in choice else None
 
     def _choose(self, source: str, choice: Sequence[Backend], now: float) -> Backend:

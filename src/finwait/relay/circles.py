@@ -69,7 +69,7 @@ def configured(config: Config) -> list[Door]:
     for service in config.service:
         if not _reachable(service):
             continue
-        for listen in (one for text in service.listen for one in parse_listen(text)):
+        for listen in (listen for text in service.listen for listen in parse_listen(text)):
             if listen.kind == "unix":
                 doors.append(Door(service.name, "unix", os.path.realpath(listen.host), 0, str(listen)))
             elif listen.kind != "fd" and listen.port:
@@ -81,18 +81,18 @@ def listening(config: Config, bound: Iterable[Bound]) -> list[Door]:
     """Return the addresses of listening sockets, those from systemd and with chosen ports among them."""
     reachable = {service.name for service in config.service if _reachable(service)}
     doors = []
-    for one in bound:
-        for sock in one.sockets if one.service in reachable else ():
+    for listener in bound:
+        for sock in listener.sockets if listener.service in reachable else ():
             name = sock.getsockname()
             if sock.family == socket.AF_UNIX:
                 if isinstance(name, str) and name:
-                    doors.append(Door(one.service, "unix", os.path.realpath(name), 0, f"unix:{name}"))
+                    doors.append(Door(listener.service, "unix", os.path.realpath(name), 0, f"unix:{name}"))
                 continue
             kind: Literal["ipv4", "ipv6", "dual"] = "ipv4"
             if sock.family == socket.AF_INET6:
                 only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
                 kind = "ipv6" if only else "dual"
-            doors.append(Door(one.service, kind, name[0], name[1], one.key))
+            doors.append(Door(listener.service, kind, name[0], name[1], listener.key))
     return list(dict.fromkeys(doors))
 
 
@@ -135,28 +135,28 @@ class Circles:
             return False
         return self._local(host)
 
-    def circle(self, found: Mapping[str, Sequence[Row]]) -> tuple[str, Row, str] | None:
+    def circle(self, rows_of: Mapping[str, Sequence[Row]]) -> tuple[str, Row, str] | None:
         """Return a service that is led back to itself, its backend and what to say; None if there is none."""
-        for name, rows in found.items():
+        for name, rows in rows_of.items():
             for row in rows:
-                if said := self.closes(name, row, found):
-                    return name, row, said
+                if reason := self.closes(name, row, rows_of):
+                    return name, row, reason
         return None
 
-    def closes(self, service: str, row: Row, found: Mapping[str, Sequence[Row]]) -> str:
+    def closes(self, service: str, row: Row, rows_of: Mapping[str, Sequence[Row]]) -> str:
         """Return what to say of a backend that leads back to its own service; an empty string if it does not."""
         door = self.door_of(row)
         if door is None:
             return ""
         if door.service == service:
             return f"service `{service}` would relay to itself: backend {row[0]} is its own listener {door.shown}"
-        way = self._way(door.service, service, found)
+        way = self._way(door.service, service, rows_of)
         if not way:
             return ""
         round_trip = " → ".join(f"`{name}`" for name in (service, *way))
         return f"services {round_trip} would relay in a circle: backend {row[0]} is the listener {door.shown}"
 
-    def _way(self, start: str, end: str, found: Mapping[str, Sequence[Row]]) -> list[str]:
+    def _way(self, start: str, end: str, rows_of: Mapping[str, Sequence[Row]]) -> list[str]:
         """Return the services from one to another; an empty list if there is no way."""
         before: dict[str, str] = {start: ""}
         todo = [start]
@@ -167,7 +167,7 @@ class Circles:
                 while before[way[-1]]:
                     way.append(before[way[-1]])
                 return way[::-1]
-            for row in found.get(at, ()):
+            for row in rows_of.get(at, ()):
                 door = self.door_of(row)
                 if door is not None and door.service not in before:
                     before[door.service] = at
@@ -185,11 +185,11 @@ def refuse(config: Config, *, names: bool = False) -> None:
     Raises:
         ConfigError: a service does.
     """
-    found = {
+    rows_of = {
         service.name: [row for backend in service.backend for row in _rows(backend, names)]
         for service in config.service
     }
-    circle = Circles(configured(config)).circle(found)
+    circle = Circles(configured(config)).circle(rows_of)
     if circle is not None:
         raise ConfigError(circle[2], hint="each client would open connections until descriptors run out")
 
@@ -200,7 +200,7 @@ def _rows(backend: BackendConfig, names: bool) -> list[Row]:
     kind, _, rest = backend.address.partition(":")
     if kind == "file":
         with contextlib.suppress(OSError, ValueError, FileRefused):
-            text = files.read(rest, 1 << 20).decode("utf-8")
+            text = files.read(rest, 1 << 20, own_way=True).decode("utf-8")
             return parse_file(text, backend.weight, backend.max_connections)[0]
         return []
     if kind != "dns":
@@ -231,9 +231,9 @@ def came_back(conns: Iterable[Conn], most: int) -> Iterator[tuple[Conn, Conn]]:
     lives = list(conns)
     for conn in lives:
         if conn.server is not None and conn.server.fd >= 0:
-            here, there = map(_end, sockets.names(conn.server.fd))
-            if here is not None and there is not None:
-                opened.setdefault(here, {})[there] = conn
+            local, remote = map(_end, sockets.names(conn.server.fd))
+            if local is not None and remote is not None:
+                opened.setdefault(local, {})[remote] = conn
     openers = {conn: _opener(conn, opened) for conn in lives}
     for conn in lives:
         at = openers[conn]

@@ -12,6 +12,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from finwait.arguments import Duration
 from finwait.errors import FinwaitError, UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +70,15 @@ def not_empty(text: str) -> str:
     return text
 
 
+def _seconds(text: str) -> float:
+    from finwait.relay.config.model import parse_duration
+
+    return parse_duration(text)
+
+
+duration = Duration(_seconds)
+"""Seconds, or a duration with a unit (argparse type)."""
+
 NEGATIVE = re.compile(r"-\.?[0-9]")
 """Words that argparse takes for values rather than options: else `--for -1s` were `--for` without its argument."""
 
@@ -83,16 +93,16 @@ class _Parser(argparse.ArgumentParser):
 
     def add_subparsers(self, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever argparse takes and returns
         """Let the parser of each subcommand judge its own words: all of them go through this one's type first."""
-        found = super().add_subparsers(**kwargs)
-        found.type = str
-        return found
+        subparsers = super().add_subparsers(**kwargs)
+        subparsers.type = str
+        return subparsers
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, with a hint."""
         from finwait.table.units import printable
 
-        said = f"finwait relay: error: {message}\nhint: `{self.prog} --help` lists what there is\n"
-        sys.stderr.write(printable(said, lines=True))
+        usage = f"finwait relay: error: {message}\nhint: `{self.prog} --help` lists the options\n"
+        sys.stderr.write(printable(usage, lines=True))
         raise SystemExit(2)
 
 
@@ -111,10 +121,8 @@ class RunParser(_Parser):
         from finwait.relay.config.reference import options
 
         self.add_argument("--config", metavar="FILE", help="TOML file; the options below override it")
-        self.add_argument("--check", action="store_true", help="check the configuration, and exit")
-        self.add_argument(
-            "--explain", action="store_true", help="say what each option protects against, and exit"
-        )
+        self.add_argument("--check", action="store_true", help="check the configuration and exit")
+        self.add_argument("--explain", action="store_true", help="print what each option is for and exit")
         self.add_argument(
             "--listen",
             action="append",
@@ -130,7 +138,6 @@ class RunParser(_Parser):
         for path, kind, default, text in options():
             if path in _SINGLE:
                 continue
-            unit = "SECONDS" if kind == "duration" else "N"
             keywords: dict[str, Any] = {"dest": path, "default": None, "help": text.replace("%", "%%")}
             if default is not msgspec.NODEFAULT and default not in ("", (), None):
                 keywords["help"] += f" (default {_shown(default)})"
@@ -140,10 +147,12 @@ class RunParser(_Parser):
                 keywords |= {"action": "append", "metavar": "NETWORK"}
             elif getattr(kind, "__args__", None):
                 keywords["choices"] = [choice for choice in kind.__args__ if choice]
+            elif kind == "duration":
+                keywords |= {"type": duration, "metavar": "DURATION"}
             elif kind in (int, float):
                 keywords |= {"type": kind, "metavar": "N"}
             else:
-                keywords["metavar"] = "TEXT" if kind is str else unit
+                keywords["metavar"] = "TEXT" if kind is str else "N"
             self.add_argument(flag_of(path), **keywords)
         return self
 
@@ -192,53 +201,61 @@ def add_parser(sub: argparse._SubParsersAction[Any]) -> None:
     add_commands(parser)
 
 
+def _output(parser: argparse.ArgumentParser, *forms: str, text: str = "") -> None:
+    forms = forms or ("text", "json")
+    parser.add_argument(
+        "-o", "--output", choices=forms, default=forms[0], help=text or f"format (default {forms[0]})"
+    )
+
+
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands to a parser."""
-    what = parser.add_subparsers(dest="relay", metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="relay", metavar="COMMAND", required=True, parser_class=_Parser)
     # add_parser() makes parsers of one class; `run` needs its own.
-    what._parser_class = RunParser
-    what.add_parser(
+    commands._parser_class = RunParser
+    commands.add_parser(
         "run",
         help="run a relay",
         description="Run a relay in the foreground. Every option is also a key of the configuration file.",
         epilog="A duration is a number of seconds or has a unit: 300ms, 5s, 10m, 1h. 0 means no limit.",
     ).set_defaults(run=_run)
-    what._parser_class = _Parser
-    what.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
-    what.add_parser("transitions", help="print the table of states and events").set_defaults(run=_transitions)
-    ls = what.add_parser("ls", help="list the connections of a running relay")
-    ls.add_argument("--half-closed", action="store_true", help="only those where one side has sent its FIN")
-    ls.add_argument("--service", help="only those of this service")
+    commands._parser_class = _Parser
+    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
+    _output(schema, "json")
+    schema.set_defaults(run=_schema)
+    table = commands.add_parser("transitions", help="print the table of states and events")
+    _output(table)
+    table.set_defaults(run=_transitions)
+    ls = commands.add_parser("ls", help="list the connections of a running relay")
     ls.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="json: one object per line"
+        "--half-closed", action="store_true", help="only connections on which one side has sent its FIN"
     )
+    ls.add_argument("--service", help="only connections of this service")
+    _output(ls, "text", "json", "jsonl", text="format (default text); jsonl: one object per line")
     ls.set_defaults(run=_ls)
-    show = what.add_parser("show", help="print everything about connections, as JSON")
+    show = commands.add_parser("show", help="print everything about connections, as JSON")
+    _output(show, "json", "jsonl")
     show.add_argument("ids", nargs="+", type=_id, metavar="ID", help="as `ls` shows it, for example 0-42")
     show.set_defaults(run=_show)
-    close = what.add_parser("close", help="end connections by RST on both sides")
+    close = commands.add_parser("close", help="end connections by RST on both sides")
     close.add_argument("ids", nargs="+", type=_id, metavar="ID", help="as `ls` shows it")
+    _output(close)
     close.set_defaults(run=_close)
-    drain = what.add_parser("drain", help="stop accepting, let connections end, then exit")
+    drain = commands.add_parser("drain", help="stop accepting, let connections end, then exit")
     drain.add_argument(
         "--seconds",
         type=duration,
         metavar="DURATION",
-        help="reset what is left after this long, 0 for at once (default: as configured); while it drains, only a "
-        "shorter time takes effect",
+        help="reset what is left after this long; 0 resets at once (default: as configured). While the "
+        "relay drains, only a shorter time takes effect",
     )
+    _output(drain)
     drain.set_defaults(run=_drain)
-    stats = what.add_parser("stats", help="print the counts")
-    stats.add_argument(
-        "-o",
-        "--output",
-        choices=("json", "prometheus"),
-        default="prometheus",
-        help="format (default prometheus)",
-    )
+    stats = commands.add_parser("stats", help="print the metrics")
+    _output(stats, "prometheus", "json")
     stats.set_defaults(run=_stats)
-    for one in (ls, show, close, drain, stats):
-        one.add_argument(
+    for command in (ls, show, close, drain, stats):
+        command.add_argument(
             "--admin",
             metavar="PATH",
             default=DEFAULT_ADMIN,
@@ -262,9 +279,9 @@ def build_config(args: argparse.Namespace) -> Config:
     from finwait.relay.config.reference import options
     from finwait.relay.config.toml import load
 
-    given = {path: value for path, *_ in options() if (value := getattr(args, path, None)) is not None}
+    overrides = {path: value for path, *_ in options() if (value := getattr(args, path, None)) is not None}
     if args.config:
-        if not (given or args.listen or args.to):
+        if not (overrides or args.listen or args.to):
             return load(Path(args.config))
         import msgspec
 
@@ -272,7 +289,7 @@ def build_config(args: argparse.Namespace) -> Config:
     else:
         if not args.listen or not args.to:
             raise ConfigError(
-                "nothing to relay: neither `--config` nor both of `--listen` and `--to`",
+                "nothing to relay: give `--config`, or both `--listen` and `--to`",
                 hint="for example `finwait relay run --listen 127.0.0.1:8080 --to 127.0.0.1:80`",
             )
         data = {"service": [{}]}
@@ -280,13 +297,13 @@ def build_config(args: argparse.Namespace) -> Config:
         if len(data["service"]) != 1:
             raise ConfigError(
                 "`--listen` and `--to` are for a single service, and the file has several",
-                hint="change the file, or leave the options out",
+                hint="change the file, or leave out the options",
             )
         if args.listen:
             data["service"][0]["listen"] = args.listen
         if args.to:
             data["service"][0]["backend"] = [_backend(text) for text in args.to]
-    for path, value in given.items():
+    for path, value in overrides.items():
         keys = path.split(".")
         for table in [data] if keys[0] != "service" else data["service"]:
             for key in keys[1 if keys[0] == "service" else 0 : -1]:
@@ -299,15 +316,15 @@ def _backend(text: str) -> dict[str, Any]:
     from finwait.relay.config.model import ConfigError
 
     address, *rest = text.split(",")
-    found: dict[str, Any] = {"address": address}
+    backend: dict[str, Any] = {"address": address}
     for part in rest:
         key, _, value = part.partition("=")
         if key not in ("weight", "max") or not value.isdecimal():
             raise ConfigError(
                 f"`--to {text}`: `{part}` is neither weight=N nor max=N", hint="e.g. 10.0.0.5:80,weight=2"
             )
-        found["max_connections" if key == "max" else key] = int(value)
-    return found
+        backend["max_connections" if key == "max" else key] = int(value)
+    return backend
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -325,7 +342,7 @@ def _run(args: argparse.Namespace) -> int:
         if config.user:
             user_entry(config.user)
         names = ", ".join(f"`{service.name}`" for service in config.service)
-        sys.stdout.write(f"the configuration is right: {names}, {config.workers} worker(s)\n")
+        sys.stdout.write(f"the configuration is valid: {names}, {config.workers} worker(s)\n")
         return 0
     from finwait.relay.signals import hold_signals
     from finwait.relay.supervisor import Supervisor
@@ -387,18 +404,30 @@ def _schema(_: argparse.Namespace) -> int:
     return 0
 
 
-def _transitions(_: argparse.Namespace) -> int:
-    from finwait.relay.machine import render_table
+def _transitions(args: argparse.Namespace) -> int:
+    from finwait.relay.machine import render_table, rows_of_table
 
-    sys.stdout.write(render_table())
+    if args.output == "json":
+        _document("RelayTransitionList", {"items": rows_of_table()})
+    else:
+        sys.stdout.write(render_table())
     return 0
+
+
+def _document(kind: str, members: dict[str, Any], silent: Iterable[int] = ()) -> None:
+    """Print a JSON document; workers that did not answer are its gaps."""
+    from finwait.errors import Gap
+    from finwait.report.shape import document, encoded
+
+    gaps = [Gap(f"worker pid {pid} of the relay", "ask it", "", pid=pid) for pid in silent]
+    sys.stdout.write(encoded(document(kind, members, gaps)))
 
 
 # ── asking a running relay ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _ask(path: str, request: dict[str, Any]) -> tuple[Any, int]:
-    """Send one request to an admin socket; return the answer, and 3 as status if a worker is missing from it."""
+def _ask(path: str, request: dict[str, Any]) -> tuple[Any, list[int]]:
+    """Send one request to an admin socket; return the answer, and the pids of the workers that are missing from it."""
     import socket
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -410,7 +439,7 @@ def _ask(path: str, request: dict[str, Any]) -> tuple[Any, int]:
         except OSError as error:
             failed = FinwaitError(f"could not ask the relay at `{path}`: {error.strerror or error}")
             failed.hint = (
-                "is it running, with `--admin PATH`? Name the same path here; its owner and root may ask"
+                "is it running with `--admin PATH`? Give the same path here, as its owner or as root"
             )
             raise failed from None
     try:
@@ -418,25 +447,34 @@ def _ask(path: str, request: dict[str, Any]) -> tuple[Any, int]:
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or not answer.keys() & {"ok", "error"}:
-        raise FinwaitError(f"the relay at `{path}` said {line[:40]!r}: it is no relay of this version")
+        raise FinwaitError(
+            f"the relay at `{path}` said {line[:40]!r}, which is no answer of a relay of this version"
+        )
     if "error" in answer:
         raise FinwaitError(f"the relay at `{path}` said: {answer['error']}")
-    silent = answer.get("silent", [])
+    silent: list[int] = answer.get("silent", [])
     for pid in silent:
-        sys.stderr.write(f"finwait relay: worker pid {pid} does not answer: what it has is missing here\n")
-    return answer["ok"], 3 if silent else 0
+        sys.stderr.write(f"finwait relay: worker pid {pid} does not answer; its part is missing here\n")
+    return answer["ok"], silent
+
+
+def _status(silent: list[int]) -> int:
+    return 3 if silent else 0
 
 
 def _ls(args: argparse.Namespace) -> int:
-    found: list[dict[str, Any]]
-    found, status = _ask(args.admin, {"do": "ls"})
+    conns: list[dict[str, Any]]
+    conns, silent = _ask(args.admin, {"do": "ls"})
     if args.service:
-        found = [conn for conn in found if conn["service"] == args.service]
+        conns = [conn for conn in conns if conn["service"] == args.service]
     if args.half_closed:
-        found = [conn for conn in found if "half_closed_s" in conn]
+        conns = [conn for conn in conns if "half_closed_s" in conn]
     if args.output == "json":
-        sys.stdout.writelines(json.dumps(conn) + "\n" for conn in found)
-        return status
+        _document("RelayConnectionList", {"items": conns}, silent)
+        return _status(silent)
+    if args.output == "jsonl":
+        sys.stdout.writelines(json.dumps(conn) + "\n" for conn in conns)
+        return _status(silent)
     rows = [("ID", "SERVICE", "STATE", "AGE", "SILENT", "ENDS-IN", "UP", "DOWN", "CLIENT", "SERVER")]
     rows += [
         (
@@ -451,10 +489,10 @@ def _ls(args: argparse.Namespace) -> int:
             conn["client"].get("source") or conn["client"]["peer"],
             conn["server"]["peer"],
         )
-        for conn in sorted(found, key=lambda conn: -conn["age_s"])
+        for conn in sorted(conns, key=lambda conn: -conn["age_s"])
     ]
     _columns(rows)
-    return status
+    return _status(silent)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> None:
@@ -491,49 +529,49 @@ def _id(text: str) -> str:
     """Read ``0-17`` (argparse type)."""
     worker, dash, number = text.partition("-")
     if not (dash and worker.isdecimal() and number.isdecimal() and len(text) <= 40):
-        raise argparse.ArgumentTypeError(f"`{text}`: an ID is as `finwait relay ls` shows it, such as 0-17")
+        raise argparse.ArgumentTypeError(f"`{text}` is not an ID; `finwait relay ls` shows IDs, such as 0-17")
     return text
 
 
 def _show(args: argparse.Namespace) -> int:
-    found: list[dict[str, Any]]
-    found, status = _ask(args.admin, {"do": "show", "ids": args.ids})
-    sys.stdout.writelines(json.dumps(conn, indent=2) + "\n" for conn in found)
-    return status or _all_found(len(found), args.ids)
+    conns: list[dict[str, Any]]
+    conns, silent = _ask(args.admin, {"do": "show", "ids": args.ids})
+    if args.output == "jsonl":
+        sys.stdout.writelines(json.dumps(conn) + "\n" for conn in conns)
+    else:
+        _document("RelayConnectionList", {"items": conns}, silent)
+    return _status(silent) or _all_found(len(conns), args.ids)
 
 
 def _close(args: argparse.Namespace) -> int:
     count: int
-    count, status = _ask(args.admin, {"do": "close", "ids": args.ids})
-    sys.stdout.write(f"{count} of {len(args.ids)} ended by RST\n")
-    return status or _all_found(count, args.ids)
+    count, silent = _ask(args.admin, {"do": "close", "ids": args.ids})
+    if args.output == "json":
+        _document("RelayClosed", {"asked": len(args.ids), "ended": count}, silent)
+    else:
+        sys.stdout.write(f"{count} of {len(args.ids)} ended by RST\n")
+    return _status(silent) or _all_found(count, args.ids)
 
 
 def _all_found(count: int, ids: Iterable[str]) -> int:
     if count == len(set(ids)):
         return 0
-    sys.stderr.write("some are not there (any more)\nhint: `finwait relay ls` lists those there are\n")
+    sys.stderr.write("some do not exist (any more)\nhint: `finwait relay ls` lists those that exist\n")
     return 1
 
 
-def duration(text: str) -> float:
-    """Read seconds, or a duration with a unit (argparse type)."""
-    from finwait.relay.config.model import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _drain(args: argparse.Namespace) -> int:
-    told, status = _ask(args.admin, {"do": "drain", "seconds": args.seconds})
-    sys.stdout.write("draining\n")
-    if not told or told["as_asked"]:  # a relay that was started before an upgrade does not say
-        return status
+    answer, silent = _ask(args.admin, {"do": "drain", "seconds": args.seconds})
+    if args.output == "json":
+        answer = answer or {"cut_in_s": None, "as_asked": True}
+        _document("RelayDraining", {"cut_in_s": answer["cut_in_s"], "as_asked": answer["as_asked"]}, silent)
+    else:
+        sys.stdout.write("draining\n")
+    if not answer or answer["as_asked"]:  # a relay that was started before an upgrade does not say
+        return _status(silent)
     sys.stderr.write(
-        f"finwait relay: it was draining already and resets what is left in {told['cut_in_s']:.1f} s; `--seconds` "
-        "can only shorten that\n"
+        f"finwait relay: it was already draining and resets what is left in {answer['cut_in_s']:.1f} s; "
+        "`--seconds` can only shorten that\n"
     )
     return 1
 
@@ -542,12 +580,12 @@ def _stats(args: argparse.Namespace) -> int:
     if args.output == "prometheus":
         from finwait.table.units import printable
 
-        text, status = _ask(args.admin, {"do": "metrics"})
+        text, silent = _ask(args.admin, {"do": "metrics"})
         sys.stdout.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
     else:
-        counts, status = _ask(args.admin, {"do": "stats"})
-        sys.stdout.write(json.dumps(counts, indent=2) + "\n")
-    return status
+        counts, silent = _ask(args.admin, {"do": "stats"})
+        _document("RelayStats", counts, silent)
+    return _status(silent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -564,6 +602,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from finwait.table.units import printable
 
         hint = getattr(error, "hint", "")
-        said = f"finwait relay: error: {error}\n" + (f"hint: {hint}\n" if hint else "")
-        sys.stderr.write(printable(said, lines=True))
+        message = f"finwait relay: error: {error}\n" + (f"hint: {hint}\n" if hint else "")
+        sys.stderr.write(printable(message, lines=True))
         return 2 if isinstance(error, UsageError) else 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from finwait.relay import sockets
-from finwait.relay.machine import Machine
+from finwait.relay.machine import RelayMachine
 
 if TYPE_CHECKING:
     from finwait.relay.balance import Backend
@@ -83,7 +83,7 @@ class Leg:
         self.total = 0
 
 
-class Conn(Machine):
+class Conn(RelayMachine):
     """A connection: the machine, and what the edge must know beside it.
 
     Attributes:
@@ -121,7 +121,7 @@ class Conn(Machine):
     server: Leg | None
 
     def __init__(self, route: Route, peer: Any, number: int, now: float, *, is_tcp: bool) -> None:  # noqa: ANN401
-        Machine.__init__(self, route.limits, now, header=route.service.accept_proxy)
+        RelayMachine.__init__(self, route.limits, now, header=route.service.accept_proxy)
         self.route = route
         self.peer = peer
         self.is_tcp = is_tcp
@@ -149,6 +149,6 @@ class Conn(Machine):
             return self.source, self.destination
         if not self.is_tcp:
             return None, None
-        here, _ = sockets.names(self.client.fd)
+        local, _ = sockets.names(self.client.fd)
         source = self.peer[:2]
-        return source, (here[0], here[1]) if isinstance(here, tuple) else None
+        return source, (local[0], local[1]) if isinstance(local, tuple) else None

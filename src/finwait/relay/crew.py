@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from finwait.relay.resolve import Row
     from finwait.relay.tasks import Tasks
 
-__all__ = ["Crew", "Standing"]
+__all__ = ["Crew", "CrewStanding"]
 
 _GRACE: Final = 5.0
 """Seconds a worker may take beyond its drain time before it is killed."""
@@ -35,7 +35,7 @@ _FDS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CrewStanding:
     """How things stand, as a worker is told."""
 
     config: Config
@@ -60,7 +60,7 @@ class Crew:
         gone: set when all have ended after they were told to leave.
     """
 
-    def __init__(self, standing: Callable[[], Standing], tasks: Tasks) -> None:
+    def __init__(self, standing: Callable[[], CrewStanding], tasks: Tasks) -> None:
         self.restarts = 0
         self.gone = asyncio.Event()
         self._standing = standing
@@ -125,8 +125,8 @@ class Crew:
     def _configure(self, line: ControlLine) -> None:
         """Give a worker the configuration, the listeners it lacks, and the backends."""
         now = self._standing()
-        wanted = {key: one.service for key, one in now.bound.items()}
-        new = [key for key in wanted if key not in line.known]
+        services = {key: listener.service for key, listener in now.bound.items()}
+        new = [key for key in services if key not in line.known]
         fds = [now.bound[key].of(line.index).fileno() for key in new]
         with_log = now.log_fd >= 0
         # With the configuration, not after it: a listener must never have a service that knows no backend yet.
@@ -139,7 +139,7 @@ class Crew:
                     "do": "apply",
                     "config": msgspec.to_builtins(now.config),
                     "index": line.index,
-                    "listeners": {key: name for key, name in wanted.items() if key in known},
+                    "listeners": {key: name for key, name in services.items() if key in known},
                     "new": part,
                     "backends": backends,
                     "down": down,
@@ -148,7 +148,7 @@ class Crew:
                 fds[: len(part)] + ([now.log_fd] if with_log else []),
             )
             fds = fds[len(part) :]
-            line.known = known & set(wanted)
+            line.known = known & set(services)
             with_log, backends, down = False, {}, []
             if not new:
                 break
@@ -163,9 +163,9 @@ class Crew:
         if self._leaving:
             self.look_whether_gone()
             return
-        said = f"signal {-status}" if status < 0 else f"status {status}"
-        who = f"worker {line.index} (pid {line.process.pid})"
-        say(f"{who} ended with {said}; its connections are lost, starting another")
+        outcome = f"signal {-status}" if status < 0 else f"status {status}"
+        subject = f"worker {line.index} (pid {line.process.pid})"
+        say(f"{subject} ended with {outcome}; its connections are lost; starting another worker")
         self.restarts += 1
         if time.monotonic() - line.started < 2:
             await asyncio.sleep(1)
@@ -175,7 +175,7 @@ class Crew:
     async def _kill_late(self, seconds: float) -> None:
         await asyncio.sleep(seconds + _GRACE)
         for line in self._lines:
-            say(f"worker {line.index} (pid {line.process.pid}) did not end in time: killed")
+            say(f"worker {line.index} (pid {line.process.pid}) did not end in time and was killed")
             line.process.kill()
 
     async def _ask(self, orders: Iterable[tuple[ControlLine, dict[str, Any]]]) -> tuple[list[Any], list[int]]:

@@ -1,6 +1,6 @@
 """Drives the machines: what happens at sockets becomes events, and commands become what is done to sockets.
 
-Every decision about the life of a connection is `machine.Machine`'s, and every byte is `Pump`'s. A `Driver` stands
+Every decision about the life of a connection is `machine.RelayMachine`'s, and every byte is `Pump`'s. A `Driver` stands
 between: it takes the batch of events of a turn, says to the machine what they mean, and does the commands that come
 back, in order, down to the last one, after which nothing of the connection is left.
 
@@ -32,7 +32,7 @@ from finwait.relay import proxy_protocol, sockets
 from finwait.relay.connection import Conn, Leg
 from finwait.relay.liveness import gone_reader, keep_alive, let_readers_linger
 from finwait.relay.loop import ERR, HUP, MASK, OUT, PRI, RDHUP, READABLE
-from finwait.relay.machine import Command, Event, Reason, State
+from finwait.relay.machine import Command, Event, Reason, RelayState
 from finwait.relay.pump import CHUNK
 
 if TYPE_CHECKING:
@@ -46,7 +46,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver"]
 
-_CONNECTING, _HEADER, _OPEN, _CLOSED = State.CONNECTING, State.HEADER, State.OPEN, State.CLOSED
+_CONNECTING, _HEADER, _OPEN, _CLOSED = (
+    RelayState.CONNECTING,
+    RelayState.HEADER,
+    RelayState.OPEN,
+    RelayState.CLOSED,
+)
 assert max(_HEADER, _CONNECTING) < _OPEN
 _RARE: Final = ERR | RDHUP | PRI
 
@@ -309,7 +314,7 @@ class Driver:
 
     def _our_mistake(self, leg: Leg) -> None:
         """End the connection at which the code failed, by RST, and say so."""
-        sys.stderr.write(f"finwait relay: a mistake of ours ends a connection of worker {self.index}:\n")
+        sys.stderr.write(f"finwait relay: a bug in finwait ends a connection of worker {self.index}:\n")
         traceback.print_exc()
         if leg.fd < 0:
             return
@@ -373,8 +378,8 @@ class Driver:
 
     def kill(self, numbers: Iterable[int]) -> int:
         """End connections by RST; return how many there were."""
-        wanted = set(numbers)
-        doomed = [conn for conn in self.conns() if conn.number in wanted]
+        requested = set(numbers)
+        doomed = [conn for conn in self.conns() if conn.number in requested]
         for conn in doomed:
             self.step(conn, Event.KILL)
         return len(doomed)

@@ -44,7 +44,7 @@ async def check_once(family: int, address: Any, health: Health, header: str = ""
                 while expected and expected not in answer:
                     part = await reader.read(4096)
                     if not part or len(answer) > 65536:
-                        return f"the answer has no `{health.expect}`"
+                        return f"the answer does not contain `{health.expect}`"
                     answer += part
             finally:
                 writer.close()
@@ -69,25 +69,25 @@ class Checker:
         self._tasks: dict[tuple[str, str], tuple[Any, asyncio.Task[None]]] = {}
         self._down: set[tuple[str, str]] = set()
 
-    def use(self, config: Config, found: dict[str, list[list[Any]]]) -> None:
+    def use(self, config: Config, rows_of: dict[str, list[list[Any]]]) -> None:
         """Check these backends, and no others, from now on."""
-        wanted = {
+        checks = {
             (service.name, row[0]): (service.health, row, service.send_proxy)
             for service in config.service
             if service.health.interval
-            for row in found.get(service.name, ())
+            for row in rows_of.get(service.name, ())
         }
-        for key, (what, task) in list(self._tasks.items()):
-            if wanted.get(key) != what:
+        for key, (check, task) in list(self._tasks.items()):
+            if checks.get(key) != check:
                 task.cancel()
                 del self._tasks[key]
-                if key not in wanted and key in self._down:
+                if key not in checks and key in self._down:
                     # Nobody checks it any more, so nobody could bring it back.
                     self._down.discard(key)
-                    self.marked(*key, True, "it is not checked any more")
-        for key, what in wanted.items():
+                    self.marked(*key, True, "it is no longer checked")
+        for key, check in checks.items():
             if key not in self._tasks:
-                self._tasks[key] = (what, asyncio.get_running_loop().create_task(self._check(key, *what)))
+                self._tasks[key] = (check, asyncio.get_running_loop().create_task(self._check(key, *check)))
 
     def down(self) -> Iterator[tuple[str, str]]:
         """Yield (service, backend) of all that are down."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from finwait import files
 from finwait.errors import KernelError, PermissionNeeded
 from finwait.relay import sockets
-from finwait.relay.config.addresses import Listen, parse_listen
+from finwait.relay.config.addresses import Listen, parse_listen, split_address
 from finwait.relay.config.model import ConfigError
 from finwait.relay.liveness import liveness_options
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
     from finwait.relay.config.model import Config, Service
 
-__all__ = ["EVERY_IPV4", "Bound", "bind_all", "hand_over", "inherited", "made", "refused", "remove_stale"]
+__all__ = [
+    "EVERY_IPV4", "Bound", "bind_all", "bind_metrics", "hand_over", "inherited", "made", "refused", "remove_stale",
+]  # fmt: skip
 
 _FIRST_FD: Final = 3
 EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - where the configuration says so
@@ -61,46 +63,46 @@ def inherited(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.soc
     From systemd (sd_listen_fds(3)) the name is ``fd:`` and that in LISTEN_FDNAMES; from the relay that ran before it
     is the address as written in the configuration.
     """
-    found: dict[str, list[socket.socket]] = {}
+    named_sockets: dict[str, list[socket.socket]] = {}
     if environ.get(HANDED):
         for key, fds in json.loads(environ[HANDED]).items():
-            found[key] = [socket.socket(fileno=fd) for fd in fds]
+            named_sockets[key] = [socket.socket(fileno=fd) for fd in fds]
     elif environ.get("LISTEN_PID") == str(pid) and environ.get("LISTEN_FDS", "").isdecimal():
         count = int(environ["LISTEN_FDS"])
         names = environ.get("LISTEN_FDNAMES", "").split(":")
         for at in range(count):
             name = names[at] if at < len(names) else ""
-            found.setdefault(f"fd:{name}", []).append(socket.socket(fileno=_FIRST_FD + at))
-    for socks in found.values():
+            named_sockets.setdefault(f"fd:{name}", []).append(socket.socket(fileno=_FIRST_FD + at))
+    for socks in named_sockets.values():
         for sock in socks:
             sock.set_inheritable(False)
-    return found
+    return named_sockets
 
 
 def hand_over(
     bound: Mapping[str, Bound], own: Mapping[str, list[socket.socket]]
 ) -> tuple[dict[str, str], list[int]]:
     """Return the environment and the descriptors that give these sockets to a new process."""
-    every = {**{key: one.sockets for key, one in bound.items()}, **own}
-    fds = {key: [sock.fileno() for sock in some] for key, some in every.items()}
-    return {HANDED: json.dumps(fds)}, [fd for some in fds.values() for fd in some]
+    every = {**{key: listener.sockets for key, listener in bound.items()}, **own}
+    fds = {key: [sock.fileno() for sock in socks] for key, socks in every.items()}
+    return {HANDED: json.dumps(fds)}, [fd for group in fds.values() for fd in group]
 
 
 def bind_all(
-    config: Config, have: Mapping[str, Bound], passed: dict[str, list[socket.socket]]
+    config: Config, current: Mapping[str, Bound], passed: dict[str, list[socket.socket]]
 ) -> dict[str, Bound]:
     """Return the listeners that a configuration asks for, with those there are already kept as they are.
 
     Args:
         config: the configuration.
-        have: the present ones, by key.
+        current: the present ones, by key.
         passed: sockets from `inherited`; those taken are removed.
 
     Raises:
         KernelError: an address cannot be bound; whatever was bound by this call is closed again.
         ConfigError: a socket that systemd should have passed is not there.
     """
-    wanted: dict[str, Bound] = {}
+    bound: dict[str, Bound] = {}
     fresh: list[Bound] = []
     try:
         for service in config.service:
@@ -111,15 +113,15 @@ def bind_all(
                         if listen.port or listen.kind in ("unix", "fd")
                         else f"{text}#{service.name}.{at}"
                     )
-                    for one in _bind(service, listen, key, config.workers, have, passed):
-                        wanted[one.key] = one
-                        if one.key not in have:
-                            fresh.append(one)
+                    for listener in _bind(service, listen, key, config.workers, current, passed):
+                        bound[listener.key] = listener
+                        if listener.key not in current:
+                            fresh.append(listener)
     except Exception:
-        for one in fresh:
-            one.close()
+        for listener in fresh:
+            listener.close()
         raise
-    return wanted
+    return bound
 
 
 def _bind(
@@ -127,25 +129,25 @@ def _bind(
     listen: Listen,
     key: str,
     workers: int,
-    have: Mapping[str, Bound],
+    current: Mapping[str, Bound],
     passed: dict[str, list[socket.socket]],
 ) -> list[Bound]:
-    if key in have:
-        kept = have[key]
+    if key in current:
+        kept = current[key]
         _set_options(kept.sockets, service)
         return [Bound(key, service.name, kept.sockets)]
     if listen.kind == "fd":
-        mine = ("fd:",) if key == "fd:" else (key, f"{key}/")
-        names = [name for name in passed if name == key or name.startswith(mine[-1])]
+        prefixes = ("fd:",) if key == "fd:" else (key, f"{key}/")
+        names = [name for name in passed if name == key or name.startswith(prefixes[-1])]
         socks = [(name, sock) for name in names for sock in passed.pop(name)]
-        present = [one for name, one in have.items() if name.startswith(mine[-1])]
+        present = [listener for name, listener in current.items() if name.startswith(prefixes[-1])]
         if not socks and not present:
             raise ConfigError(
                 f"service `{service.name}`: no socket `{key}` was passed to this process",
                 hint="start it by a systemd .socket unit with FileDescriptorName=, as examples/relay/ has one",
             )
         _set_options([sock for _, sock in socks], service)
-        return [Bound(one.key, service.name, one.sockets) for one in present] + [
+        return [Bound(listener.key, service.name, listener.sockets) for listener in present] + [
             Bound(name if "/" in name else f"{name}/{sock.fileno()}", service.name, (sock,))
             for name, sock in socks
         ]
@@ -271,10 +273,10 @@ def refused(error: OSError, doing: str) -> KernelError:
             number, doing, "CAP_NET_BIND_SERVICE (below port 1024), CAP_NET_ADMIN or CAP_NET_RAW"
         )
     hint = {
-        "EADDRINUSE": "`ss -ltnp` shows who has it",
-        "EADDRNOTAVAIL": "no interface has this address; `ip address` lists those there are",
-        "EAFNOSUPPORT": "this kernel has no IPv6 (`ipv6.disable=1`); `*` listens on IPv4 alone then",
-        "ENODEV": "there is no such interface; `ip link` lists those there are",
+        "EADDRINUSE": "`ss -ltnp` shows who uses it",
+        "EADDRNOTAVAIL": "no interface has this address; `ip address` lists the addresses of this machine",
+        "EAFNOSUPPORT": "this kernel has no IPv6 (`ipv6.disable=1`); `*` then listens on IPv4 only",
+        "ENODEV": "this interface does not exist; `ip link` lists the interfaces",
     }
     return KernelError(number, doing, hint=hint.get(errno.errorcode.get(number, ""), ""))
 
@@ -293,3 +295,27 @@ def _set_options(socks: tuple[socket.socket, ...] | list[socket.socket], service
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if side.fast_open:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, side.fast_open)
+
+
+def bind_metrics(address: str, passed: list[socket.socket]) -> socket.socket:
+    """Return a socket for scrapes: the one with this address that was handed over, or a new one.
+
+    Raises:
+        KernelError: it cannot be bound.
+    """
+    host, port = split_address(address)
+    host = "::" if host in ("", "*") else host
+    for sock in passed:
+        own = {host, EVERY_IPV4} if host == "::" else {host}
+        if sock.getsockname()[0] in own and sock.getsockname()[1] == int(port):
+            return sock
+    sock, host = made(host, f"{address} for metrics")
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((host, int(port)))
+    except OSError as error:
+        sock.close()
+        raise refused(error, f"listen on {address} for metrics") from None
+    return sock

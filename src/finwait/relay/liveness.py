@@ -27,17 +27,17 @@ _LONG_ENOUGH: Final = 1024
 
 def liveness_options(side: SideOptions) -> list[tuple[int, int, int]]:
     """Return the socket options that find a dead peer, as (level, name, value)."""
-    found = []
+    result = []
     if side.keepalive_idle:
-        found += [
+        result += [
             (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, round(side.keepalive_idle)),
             (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(side.keepalive_interval))),
             (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, side.keepalive_count),
             (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         ]
     if side.user_timeout:
-        found.append((socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, int(side.user_timeout * 1000)))
-    return found
+        result.append((socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, int(side.user_timeout * 1000)))
+    return result
 
 
 def keep_alive(conn: Conn) -> None:

@@ -45,7 +45,7 @@ class LogFile:
             return
         entry = user_entry(user)
         above, name = os.path.split(path)
-        with _told(path, user), files.folder(above) as folder:
+        with _explained(path, user), files.folder(above) as folder:
             if folder.status(name) is None and os.fstat(folder.fd).st_uid != entry.pw_uid:
                 fd = folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
                 try:
@@ -63,7 +63,7 @@ class LogFile:
         """
         if not path:
             return
-        with _told(path, user):
+        with _explained(path, user):
             fd = os.dup(1) if path in _STDOUT else files.append_to(path, 0o640)
         if self.fd >= 0:
             os.close(self.fd)
@@ -71,13 +71,13 @@ class LogFile:
 
 
 @contextlib.contextmanager
-def _told(path: str, user: str) -> Iterator[None]:
+def _explained(path: str, user: str) -> Iterator[None]:
     try:
         yield
     except FileRefused as error:
         raise ConfigError(f"the access log {error}", hint=error.hint) from None
     except OSError as error:
-        who = f"`{user}`" if user else "this user"
+        subject = f"`{user}`" if user else "this user"
         raise KernelError(
-            error.errno or 0, f"open the access log `{path}`", hint=f"may {who} write there?"
+            error.errno or 0, f"open the access log `{path}`", hint=f"may {subject} write there?"
         ) from None

@@ -28,7 +28,7 @@ waits, or has closed for good and its program just never says so. Three things t
   `Event.CLIENT_RESET` here. So the edge sets SO_KEEPALIVE on both legs and goes on listening for errors on
   a socket whose EOF it has read. (Relays that stop looking at a socket after its EOF miss this answer.)
 * Bytes. While they come in the open direction, someone is alive.
-* Last, a cap on silence, `Limits.half_close`, counted from the last byte.
+* Last, a cap on silence, `RelayLimits.half_close`, counted from the last byte.
 
 Closing both legs on the first FIN "solves" the leak by cutting off every client that half-closes. Waiting
 for both for ever cuts nobody off and leaks. The first mistake was made to repair the second.
@@ -43,10 +43,10 @@ bytes before it still wait for a slow reader (*ending*); then its FIN was passed
 Events are named for the side they come from. ``CLIENT_EOF`` is a FIN with bytes before it still waiting to be
 delivered, ``CLIENT_DONE`` an EOF with all bytes delivered (at once, or later).
 
-Time is an argument. `Machine.next_deadline` is derived from the times of the last bytes, which the edge
-writes directly into `Machine.last_client` and `Machine.last_server`: moving bytes needs no call into here.
+Time is an argument. `RelayMachine.next_deadline` is derived from the times of the last bytes, which the edge
+writes directly into `RelayMachine.last_client` and `RelayMachine.last_server`: moving bytes needs no call into here.
 A deadline may therefore move *later* without notice; an edge that wakes up early asks again. It moves
-*earlier* only in `Machine.feed`.
+*earlier* only in `RelayMachine.feed`.
 
 What this cannot see
 ====================
@@ -69,18 +69,19 @@ __all__ = [
     "Command",
     "Event",
     "ImpossibleEvent",
-    "Limits",
-    "Machine",
     "Reason",
-    "Row",
-    "State",
+    "RelayLimits",
+    "RelayMachine",
+    "RelayState",
+    "TableRow",
     "render_table",
+    "rows_of_table",
 ]
 
 NEVER: Final = float("inf")
 
 
-class State(IntEnum):
+class RelayState(IntEnum):
     """How far a connection has come."""
 
     HEADER = 0
@@ -111,7 +112,7 @@ class Event(IntEnum):
     """What happened, in the words of the side it happened on."""
 
     TICK = 0
-    """Time went by. `Machine.feed` turns it into the timer that is due, if any."""
+    """Time went by. `RelayMachine.feed` turns it into the timer that is due, if any."""
     HEADER_READ = 1
     """The PROXY header is complete."""
     HEADER_BAD = 2
@@ -123,9 +124,9 @@ class Event(IntEnum):
     CONNECT_TIMEOUT = 5
     """This try took too long; others remain."""
     LAST_REFUSED = 6
-    """The last try was refused. Made by `Machine.feed` from CONNECT_REFUSED."""
+    """The last try was refused. Made by `RelayMachine.feed` from CONNECT_REFUSED."""
     LAST_TIMEOUT = 7
-    """The last try took too long. Made by `Machine.feed` from CONNECT_TIMEOUT."""
+    """The last try took too long. Made by `RelayMachine.feed` from CONNECT_TIMEOUT."""
     NO_BACKEND = 8
     """There is no backend to try."""
     CLIENT_EOF = 9
@@ -219,23 +220,23 @@ ENDED_BY_FIN: Final = frozenset({Reason.CLIENT_FIN_FIRST, Reason.SERVER_FIN_FIRS
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One line of the table: in any of ``states``, ``event`` leads to ``next`` by way of ``commands``.
 
-    ``reason`` is None where the connection goes on; for the close after both FINs `Machine` fills in which
+    ``reason`` is None where the connection goes on; for the close after both FINs `RelayMachine` fills in which
     came first. ``why`` is for the reader.
     """
 
-    states: tuple[State, ...]
+    states: tuple[RelayState, ...]
     event: Event
-    next: State | None
+    next: RelayState | None
     """None: the state stays."""
     commands: tuple[Command, ...]
     reason: Reason | None
     why: str
 
 
-S, E, C, R = State, Event, Command, Reason
+S, E, C, R = RelayState, Event, Command, Reason
 
 _BEFORE = (S.HEADER, S.CONNECTING)
 _CLIENT_FLOWS = (S.OPEN, S.SERVER_ENDING, S.SERVER_ENDED)
@@ -260,61 +261,105 @@ _ENDING = (S.BOTH_ENDING, S.CLIENT_ENDED_SERVER_ENDING, S.SERVER_ENDED_CLIENT_EN
 _JOINED = (S.OPEN, *HALF_CLOSED, *_ENDING)
 _LIVE = (*_BEFORE, *_JOINED)
 
-TRANSITIONS: Final[tuple[Row, ...]] = (
+TRANSITIONS: Final[tuple[TableRow, ...]] = (
     # ── before there is a server ─────────────────────────────────────────────────────────────────────────
-    Row((S.HEADER,), E.HEADER_READ, S.CONNECTING, (C.CONNECT,), None, "now it is known who the client is"),
-    Row((S.HEADER,), E.HEADER_BAD, S.CLOSED, (C.ABORT,), R.HEADER, "no header: not from a trusted proxy"),
-    Row((S.HEADER,), E.UNWANTED, S.CLOSED, (C.ABORT,), R.PER_SOURCE, "one client must not take all"),
-    Row((S.HEADER,), E.HEADER_TIMER, S.CLOSED, (C.ABORT,), R.HEADER, "a descriptor is not held for silence"),
-    Row((S.CONNECTING,), E.CONNECTED, S.OPEN, (C.PUMP,), None, "both ends are there"),
-    Row((S.CONNECTING,), E.CONNECT_REFUSED, None, (C.CONNECT,), None, "another backend may accept"),
-    Row((S.CONNECTING,), E.CONNECT_TIMEOUT, None, (C.CONNECT,), None, "another backend may answer"),
-    Row((S.CONNECTING,), E.LAST_REFUSED, S.CLOSED, (C.ABORT,), R.CONNECT_REFUSED, "refused is RST"),
-    Row((S.CONNECTING,), E.LAST_TIMEOUT, S.CLOSED, (C.ABORT,), R.CONNECT_TIMEOUT, "never a FIN of our own"),
-    Row((S.CONNECTING,), E.NO_BACKEND, S.CLOSED, (C.ABORT,), R.NO_BACKEND, "never a FIN of our own"),
-    Row((S.CONNECTING,), E.EXHAUSTED, S.CLOSED, (C.ABORT,), R.EXHAUSTED, "another try needs the same"),
-    Row(_BEFORE, E.CLIENT_RESET, S.CLOSED, (C.ABORT,), R.CLIENT_RESET, "nobody is waiting any more"),
-    Row(_BEFORE, E.CLIENT_VANISHED, S.CLOSED, (C.ABORT,), R.CLIENT_VANISHED, "nobody is waiting any more"),
+    TableRow((S.HEADER,), E.HEADER_READ, S.CONNECTING, (C.CONNECT,), None, "the client is now known"),
+    TableRow(
+        (S.HEADER,),
+        E.HEADER_BAD,
+        S.CLOSED,
+        (C.ABORT,),
+        R.HEADER,
+        "without a header it is not from a trusted proxy",
+    ),
+    TableRow((S.HEADER,), E.UNWANTED, S.CLOSED, (C.ABORT,), R.PER_SOURCE, "one client must not take all"),
+    TableRow(
+        (S.HEADER,),
+        E.HEADER_TIMER,
+        S.CLOSED,
+        (C.ABORT,),
+        R.HEADER,
+        "a silent client must not hold a descriptor",
+    ),
+    TableRow((S.CONNECTING,), E.CONNECTED, S.OPEN, (C.PUMP,), None, "both ends are connected"),
+    TableRow((S.CONNECTING,), E.CONNECT_REFUSED, None, (C.CONNECT,), None, "another backend may accept"),
+    TableRow((S.CONNECTING,), E.CONNECT_TIMEOUT, None, (C.CONNECT,), None, "another backend may answer"),
+    TableRow(
+        (S.CONNECTING,),
+        E.LAST_REFUSED,
+        S.CLOSED,
+        (C.ABORT,),
+        R.CONNECT_REFUSED,
+        "a refusal is passed on as a RST",
+    ),
+    TableRow(
+        (S.CONNECTING,),
+        E.LAST_TIMEOUT,
+        S.CLOSED,
+        (C.ABORT,),
+        R.CONNECT_TIMEOUT,
+        "the relay never sends a FIN of its own",
+    ),
+    TableRow(
+        (S.CONNECTING,),
+        E.NO_BACKEND,
+        S.CLOSED,
+        (C.ABORT,),
+        R.NO_BACKEND,
+        "the relay never sends a FIN of its own",
+    ),
+    TableRow(
+        (S.CONNECTING,),
+        E.EXHAUSTED,
+        S.CLOSED,
+        (C.ABORT,),
+        R.EXHAUSTED,
+        "another try would need the same resources",
+    ),
+    TableRow(_BEFORE, E.CLIENT_RESET, S.CLOSED, (C.ABORT,), R.CLIENT_RESET, "nobody is waiting any more"),
+    TableRow(
+        _BEFORE, E.CLIENT_VANISHED, S.CLOSED, (C.ABORT,), R.CLIENT_VANISHED, "nobody is waiting any more"
+    ),
     # ── FINs ─────────────────────────────────────────────────────────────────────────────────────────────
-    Row((S.OPEN,), E.CLIENT_EOF, S.CLIENT_ENDING, (), None, "its bytes first, then its FIN"),
-    Row(
+    TableRow((S.OPEN,), E.CLIENT_EOF, S.CLIENT_ENDING, (), None, "its bytes first, then its FIN"),
+    TableRow(
         (S.OPEN, S.CLIENT_ENDING),
         E.CLIENT_DONE,
         S.CLIENT_ENDED,
         (C.SHUT_SERVER,),
         None,
-        "the FIN is passed on, the answer goes on",
+        "the FIN is passed on; the answer continues",
     ),
-    Row((S.OPEN,), E.SERVER_EOF, S.SERVER_ENDING, (), None, "its bytes first, then its FIN"),
-    Row(
+    TableRow((S.OPEN,), E.SERVER_EOF, S.SERVER_ENDING, (), None, "its bytes first, then its FIN"),
+    TableRow(
         (S.OPEN, S.SERVER_ENDING),
         E.SERVER_DONE,
         S.SERVER_ENDED,
         (C.SHUT_CLIENT,),
         None,
-        "the FIN is passed on, the client may go on sending",
+        "the FIN is passed on; the client may keep sending",
     ),
-    Row((S.CLIENT_ENDING,), E.SERVER_EOF, S.BOTH_ENDING, (), None, "bytes wait both ways"),
-    Row(
+    TableRow((S.CLIENT_ENDING,), E.SERVER_EOF, S.BOTH_ENDING, (), None, "bytes wait in both directions"),
+    TableRow(
         (S.CLIENT_ENDING, S.BOTH_ENDING),
         E.SERVER_DONE,
         S.SERVER_ENDED_CLIENT_ENDING,
         (C.SHUT_CLIENT,),
         None,
-        "one FIN out; the client's last bytes still wait",
+        "one FIN is out; the client's last bytes still wait",
     ),
-    Row((S.SERVER_ENDING,), E.CLIENT_EOF, S.BOTH_ENDING, (), None, "bytes wait both ways"),
-    Row(
+    TableRow((S.SERVER_ENDING,), E.CLIENT_EOF, S.BOTH_ENDING, (), None, "bytes wait in both directions"),
+    TableRow(
         (S.SERVER_ENDING, S.BOTH_ENDING),
         E.CLIENT_DONE,
         S.CLIENT_ENDED_SERVER_ENDING,
         (C.SHUT_SERVER,),
         None,
-        "one FIN out; the server's last bytes still wait",
+        "one FIN is out; the server's last bytes still wait",
     ),
-    Row((S.CLIENT_ENDED,), E.SERVER_EOF, S.CLIENT_ENDED_SERVER_ENDING, (), None, "the last bytes wait"),
-    Row((S.SERVER_ENDED,), E.CLIENT_EOF, S.SERVER_ENDED_CLIENT_ENDING, (), None, "the last bytes wait"),
-    Row(
+    TableRow((S.CLIENT_ENDED,), E.SERVER_EOF, S.CLIENT_ENDED_SERVER_ENDING, (), None, "the last bytes wait"),
+    TableRow((S.SERVER_ENDED,), E.CLIENT_EOF, S.SERVER_ENDED_CLIENT_ENDING, (), None, "the last bytes wait"),
+    TableRow(
         (S.CLIENT_ENDED, S.CLIENT_ENDED_SERVER_ENDING),
         E.SERVER_DONE,
         S.CLOSED,
@@ -322,7 +367,7 @@ TRANSITIONS: Final[tuple[Row, ...]] = (
         R.CLIENT_FIN_FIRST,
         "both FINs are out",
     ),
-    Row(
+    TableRow(
         (S.SERVER_ENDED, S.SERVER_ENDED_CLIENT_ENDING),
         E.CLIENT_DONE,
         S.CLOSED,
@@ -331,23 +376,23 @@ TRANSITIONS: Final[tuple[Row, ...]] = (
         "both FINs are out",
     ),
     # ── resets, and peers that are gone ──────────────────────────────────────────────────────────────────
-    Row(
+    TableRow(
         _CLIENT_FLOWS,
         E.CLIENT_RESET,
         S.CLOSED,
         (C.FLUSH_CLIENT, C.ABORT),
         R.CLIENT_RESET,
-        "what it said before is still readable; then RST is relayed as RST",
+        "what it sent before is still readable; then the RST is passed on as a RST",
     ),
-    Row(
+    TableRow(
         _CLIENT_OVER,
         E.CLIENT_RESET,
         S.CLOSED,
         (C.ABORT,),
         R.CLIENT_GONE,
-        "it had only sent FIN; now nobody is left to read the answer",
+        "it had sent only a FIN; now nobody is left to read the answer",
     ),
-    Row(
+    TableRow(
         _SERVER_FLOWS,
         E.SERVER_RESET,
         S.CLOSED,
@@ -355,15 +400,15 @@ TRANSITIONS: Final[tuple[Row, ...]] = (
         R.SERVER_RESET,
         "a FIN here would make a cut answer look complete",
     ),
-    Row(
+    TableRow(
         _SERVER_OVER,
         E.SERVER_RESET,
         S.CLOSED,
         (C.ABORT,),
         R.SERVER_GONE,
-        "it had only sent FIN; now nobody is left to read the request",
+        "it had sent only a FIN; now nobody is left to read the request",
     ),
-    Row(
+    TableRow(
         _CLIENT_FLOWS,
         E.CLIENT_VANISHED,
         S.CLOSED,
@@ -371,8 +416,10 @@ TRANSITIONS: Final[tuple[Row, ...]] = (
         R.CLIENT_VANISHED,
         "the kernel gave up on it",
     ),
-    Row(_CLIENT_OVER, E.CLIENT_VANISHED, S.CLOSED, (C.ABORT,), R.CLIENT_VANISHED, "the kernel gave up on it"),
-    Row(
+    TableRow(
+        _CLIENT_OVER, E.CLIENT_VANISHED, S.CLOSED, (C.ABORT,), R.CLIENT_VANISHED, "the kernel gave up on it"
+    ),
+    TableRow(
         _SERVER_FLOWS,
         E.SERVER_VANISHED,
         S.CLOSED,
@@ -380,38 +427,45 @@ TRANSITIONS: Final[tuple[Row, ...]] = (
         R.SERVER_VANISHED,
         "the kernel gave up on it",
     ),
-    Row(_SERVER_OVER, E.SERVER_VANISHED, S.CLOSED, (C.ABORT,), R.SERVER_VANISHED, "the kernel gave up on it"),
-    # ── timers and people ────────────────────────────────────────────────────────────────────────────────
-    Row((S.OPEN,), E.FIRST_BYTE_TIMER, S.CLOSED, (C.ABORT,), R.FIRST_BYTE, "opened and never used"),
-    Row(
-        (S.OPEN,), E.IDLE_TIMER, S.CLOSED, (C.ABORT,), R.IDLE, "a state of TCP, but not one to keep for ever"
+    TableRow(
+        _SERVER_OVER, E.SERVER_VANISHED, S.CLOSED, (C.ABORT,), R.SERVER_VANISHED, "the kernel gave up on it"
     ),
-    Row(
+    # ── timers and people ────────────────────────────────────────────────────────────────────────────────
+    TableRow((S.OPEN,), E.FIRST_BYTE_TIMER, S.CLOSED, (C.ABORT,), R.FIRST_BYTE, "opened and never used"),
+    TableRow(
+        (S.OPEN,),
+        E.IDLE_TIMER,
+        S.CLOSED,
+        (C.ABORT,),
+        R.IDLE,
+        "TCP allows a silent connection, but the relay does not keep it for ever",
+    ),
+    TableRow(
         (*HALF_CLOSED, *_ENDING),
         E.HALF_CLOSE_TIMER,
         S.CLOSED,
         (C.ABORT,),
         R.HALF_CLOSE,
-        "both peers live and are silent: what no one ends",
+        "both peers are alive and silent, and neither ends it",
     ),
-    Row(_LIVE, E.LIFETIME_TIMER, S.CLOSED, (C.ABORT,), R.LIFETIME, "the operator's limit"),
-    Row(_LIVE, E.DRAIN, None, (), None, "it may still end by itself"),
-    Row(_LIVE, E.DRAIN_TIMER, S.CLOSED, (C.ABORT,), R.DRAIN, "cut, and seen to be cut"),
-    Row(_LIVE, E.KILL, S.CLOSED, (C.ABORT,), R.KILLED, "an administrator's word"),
+    TableRow(_LIVE, E.LIFETIME_TIMER, S.CLOSED, (C.ABORT,), R.LIFETIME, "the operator set this limit"),
+    TableRow(_LIVE, E.DRAIN, None, (), None, "it may still end by itself"),
+    TableRow(_LIVE, E.DRAIN_TIMER, S.CLOSED, (C.ABORT,), R.DRAIN, "both peers see that it was cut"),
+    TableRow(_LIVE, E.KILL, S.CLOSED, (C.ABORT,), R.KILLED, "an administrator asked for it"),
 )
 
 
 class ImpossibleEvent(Exception):  # named for what it is
     """The edge reported something that cannot happen in this state: a mistake in the edge, not on the wire."""
 
-    def __init__(self, state: State, event: Event) -> None:
+    def __init__(self, state: RelayState, event: Event) -> None:
         self.state = state
         self.event = event
         super().__init__(f"{event.name} cannot happen in {state.name}")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RelayLimits:
     """How long things may take, in seconds; 0 means no limit."""
 
     header: float = 5.0
@@ -426,12 +480,12 @@ class Limits:
     """What is left of ``half_close`` once the relay is shutting down."""
 
 
-_Step = tuple[State, tuple[Command, ...], Reason | None]
+_Step = tuple[RelayState, tuple[Command, ...], Reason | None]
 
 
 def _expand() -> tuple[tuple[_Step | None, ...], ...]:
     """Return the table by state and event, for looking up."""
-    steps: list[list[_Step | None]] = [[None] * len(Event) for _ in State]
+    steps: list[list[_Step | None]] = [[None] * len(Event) for _ in RelayState]
     for row in TRANSITIONS:
         for state in row.states:
             assert steps[state][row.event] is None, f"two rows for {state.name} and {row.event.name}"
@@ -442,13 +496,13 @@ def _expand() -> tuple[tuple[_Step | None, ...], ...]:
 STEPS: Final = _expand()
 """``STEPS[state][event]``: next state, commands, reason; None where the event is impossible."""
 
-# Names that are looked up once: `Machine.feed` runs three times for each short connection.
+# Names that are looked up once: `RelayMachine.feed` runs three times for each short connection.
 _TICK, _REFUSED, _TIMEOUT = Event.TICK, Event.CONNECT_REFUSED, Event.CONNECT_TIMEOUT
 _CONNECT = (Command.CONNECT,)
-_IS_HALF_CLOSED = tuple(state in HALF_CLOSED or state in _ENDING for state in State)
+_IS_HALF_CLOSED = tuple(state in HALF_CLOSED or state in _ENDING for state in RelayState)
 
 
-class Machine:
+class RelayMachine:
     """One relayed connection.
 
     The mistake that this replaces: two loops, ``copy(a, b)`` and ``copy(b, a)``, and a decision what to do
@@ -476,9 +530,9 @@ class Machine:
         "tries",
     )
 
-    def __init__(self, limits: Limits, now: float, *, header: bool = False) -> None:
+    def __init__(self, limits: RelayLimits, now: float, *, header: bool = False) -> None:
         self.limits = limits
-        self.state = State.HEADER if header else State.CONNECTING
+        self.state = RelayState.HEADER if header else RelayState.CONNECTING
         self.reason: Reason | None = None
         self.born = now
         self.since = now
@@ -539,33 +593,33 @@ class Machine:
     def _deadlines(self) -> list[tuple[float, Event]]:
         """List what may come due in this state; never empty."""
         limits, state = self.limits, self.state
-        found: list[tuple[float, Event]] = [(NEVER, Event.TICK)]
-        if state == State.CLOSED:
-            return found
+        deadlines: list[tuple[float, Event]] = [(NEVER, Event.TICK)]
+        if state == RelayState.CLOSED:
+            return deadlines
         if limits.lifetime:
-            found.append((self.born + limits.lifetime, Event.LIFETIME_TIMER))
+            deadlines.append((self.born + limits.lifetime, Event.LIFETIME_TIMER))
         if self.drain_at != NEVER:
-            found.append((self.drain_at, Event.DRAIN_TIMER))
-        if state == State.HEADER:
+            deadlines.append((self.drain_at, Event.DRAIN_TIMER))
+        if state == RelayState.HEADER:
             if limits.header:
-                found.append((self.since + limits.header, Event.HEADER_TIMER))
-        elif state == State.CONNECTING:
+                deadlines.append((self.since + limits.header, Event.HEADER_TIMER))
+        elif state == RelayState.CONNECTING:
             if limits.connect:
-                found.append((self.since + limits.connect, Event.CONNECT_TIMEOUT))
-        elif state == State.OPEN:
+                deadlines.append((self.since + limits.connect, Event.CONNECT_TIMEOUT))
+        elif state == RelayState.OPEN:
             last = max(self.since, self.last_client, self.last_server)
             if limits.idle:
-                found.append((last + limits.idle, Event.IDLE_TIMER))
+                deadlines.append((last + limits.idle, Event.IDLE_TIMER))
             if limits.first_byte and not (self.last_client or self.last_server):
-                found.append((self.since + limits.first_byte, Event.FIRST_BYTE_TIMER))
+                deadlines.append((self.since + limits.first_byte, Event.FIRST_BYTE_TIMER))
         else:
             cap = limits.half_close
             if self.drain_at != NEVER and limits.drain_half_close:
                 cap = min(cap, limits.drain_half_close) if cap else limits.drain_half_close
             if cap:
                 last = max(self.since, self.last_client, self.last_server)
-                found.append((last + cap, Event.HALF_CLOSE_TIMER))
-        return found
+                deadlines.append((last + cap, Event.HALF_CLOSE_TIMER))
+        return deadlines
 
 
 def render_table() -> str:
@@ -578,3 +632,18 @@ def render_table() -> str:
         reason = f"`{row.reason}`" if row.reason else "–"
         lines.append(f"| {states} | {row.event.name} | {after} | {commands} | {reason} | {row.why} |")
     return "\n".join(lines) + "\n"
+
+
+def rows_of_table() -> list[dict[str, object]]:
+    """Return the transitions as JSON's types; no next state where it stays as it is."""
+    return [
+        {
+            "states": [state.name for state in row.states],
+            "event": row.event.name,
+            "next": None if row.next is None else row.next.name,
+            "commands": [command.name for command in row.commands],
+            "reason": str(row.reason) if row.reason else None,
+            "why": row.why,
+        }
+        for row in TRANSITIONS
+    ]

@@ -21,34 +21,37 @@ METRICS = {
     "finwait_relay_connections_accepted_total": ("counter", "Connections accepted."),
     "finwait_relay_connections_rejected_total": (
         "counter",
-        "Connections turned away, by why (acl, per_source, no_room, circle).",
+        "Connections turned away, by reason (acl, per_source, no_room, circle).",
     ),
     "finwait_relay_connections_ended_total": ("counter", "Connections ended, by reason."),
-    "finwait_relay_half_closed": ("gauge", "Connections of which one side has sent its FIN."),
+    "finwait_relay_half_closed": ("gauge", "Connections on which one side has sent its FIN."),
     "finwait_relay_half_closed_longest_seconds": ("gauge", "Age of the oldest half-close."),
     "finwait_relay_bytes_total": ("counter", "Bytes read, by side (client: from clients)."),
-    "finwait_relay_connect_seconds": ("histogram", "Time to connect to a backend (the try that succeeded)."),
+    "finwait_relay_connect_seconds": (
+        "histogram",
+        "Time to connect to a backend (the attempt that succeeded).",
+    ),
     "finwait_relay_backend_connections": ("gauge", "Connections to a backend now."),
     "finwait_relay_backend_up": (
         "gauge",
-        "1 unless active checks, or any worker's passive ones, leave it out.",
+        "0 if active checks, or the passive checks of any worker, leave the backend out; otherwise 1.",
     ),
-    "finwait_relay_backend_connected_total": ("counter", "Connections to a backend that opened."),
+    "finwait_relay_backend_connected_total": ("counter", "Connections to a backend that were established."),
     "finwait_relay_backend_failed_total": (
         "counter",
-        "Tries to connect that failed, and resets before the first byte.",
+        "Attempts to connect that failed, and resets before the first byte.",
     ),
-    "finwait_relay_backend_idle": ("gauge", "Connections opened in advance and not used yet."),
+    "finwait_relay_backend_idle": ("gauge", "Connections opened in advance and not yet used."),
     "finwait_relay_workers": ("gauge", "Worker processes."),
     "finwait_relay_workers_silent": (
         "gauge",
-        "Workers that did not answer within ten seconds: their counts are missing here.",
+        "Workers that did not answer within ten seconds; their counts are missing here.",
     ),
-    "finwait_relay_worker_restarts_total": ("counter", "Workers that ended unasked and were replaced."),
-    "finwait_relay_pipes": ("gauge", "Pipes made for splice, all workers."),
+    "finwait_relay_worker_restarts_total": ("counter", "Workers that ended unexpectedly and were replaced."),
+    "finwait_relay_pipes": ("gauge", "Pipes made for splice, in all workers."),
     "finwait_relay_access_log_dropped_total": (
         "counter",
-        "Lines of the access log that were dropped because nobody took them up.",
+        "Lines of the access log that were dropped: the reader was too slow, or the disk is full.",
     ),
 }
 """Name → type and help."""

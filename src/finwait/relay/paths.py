@@ -60,9 +60,9 @@ def _paths(bound: Iterable[Bound]) -> list[str]:
     """Return the paths of listening sockets that are open and that we have bound ourselves."""
     names = [
         sock.getsockname()
-        for one in bound
-        if not one.key.startswith("fd:")
-        for sock in one.sockets
+        for listener in bound
+        if not listener.key.startswith("fd:")
+        for sock in listener.sockets
         if sock.fileno() >= 0 and sock.family == socket.AF_UNIX
     ]
     return [name for name in names if isinstance(name, str) and name]

@@ -25,9 +25,7 @@ def user_entry(user: str) -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(user)
     except KeyError:
-        raise ConfigError(
-            f"there is no user `{user}`", hint="`getent passwd` lists those there are"
-        ) from None
+        raise ConfigError(f"there is no user `{user}`", hint="`getent passwd` lists the users") from None
 
 
 def become(user: str) -> None:
@@ -54,6 +52,6 @@ def raise_limits(max_connections: int, workers: int) -> None:
     needed = 2 * -(-max_connections // workers) + _SPARE_FDS
     if needed > hard:
         say(
-            f"max_connections = {max_connections} needs {needed} descriptors a worker, "
-            f"the limit is {hard}; beyond it new connections wait\nhint: raise LimitNOFILE= or `ulimit -n`"
+            f"max_connections = {max_connections} needs {needed} descriptors per worker, but the limit is "
+            f"{hard}; beyond it, new connections wait\nhint: raise LimitNOFILE= or `ulimit -n`"
         )

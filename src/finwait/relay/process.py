@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from finwait.relay import sockets
-from finwait.relay.accesslog import AccessLog
+from finwait.relay.accesslog import AccessLog, LostLines
 from finwait.relay.balance import Backend
 from finwait.relay.config.model import Config
 from finwait.relay.loop import IN, OUT
@@ -63,6 +63,7 @@ class Process:
         self.fds: list[int] = []
         self.unsent = bytearray()
         self.access_log: AccessLog | None = None
+        self.lost_lines = LostLines()
         self.log_lines: list[bytes] = []
         self.log_size = 0
         self.log_flushed = 0.0
@@ -144,7 +145,7 @@ class Process:
             self.flush_log()
             if self.access_log is not None:
                 self.access_log.close()
-            self.access_log = AccessLog(self.fds.pop(0))
+            self.access_log = AccessLog(self.fds.pop(0), self.lost_lines)
         worker.driver.log = self.log if self.access_log is not None else None
 
     def do_backends(self, order: dict[str, Any]) -> None:
@@ -161,8 +162,7 @@ class Process:
 
     def do_stats(self, order: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # the form of every order
         """Return the counts."""
-        dropped = self.access_log.dropped if self.access_log is not None else 0
-        return {**self.worker.stats(), "pid": os.getpid(), "access_log_dropped": dropped}
+        return {**self.worker.stats(), "pid": os.getpid(), "access_log_dropped": self.lost_lines.count}
 
     def do_close(self, order: dict[str, Any]) -> int:
         """End connections by RST."""

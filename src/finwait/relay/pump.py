@@ -124,7 +124,7 @@ class Pump:
         out, into = leg.pipe
         while True:
             try:
-                got = _splice(source, into, PIPE_BYTES, flags=_SPLICE)
+                size = _splice(source, into, PIPE_BYTES, flags=_SPLICE)
             except BlockingIOError:
                 self._end_bulk(leg)
                 if leg.urgent or leg.rdhup:
@@ -134,18 +134,18 @@ class Pump:
                 return None
             except OSError as error:
                 return (leg, error.errno or 0)
-            if not got:
+            if not size:
                 # The end of file, or an urgent mark with the FIN behind it: read() tells.
                 leg.urgent = True
                 self._end_bulk(leg)
                 return self.move(leg, now)
-            leg.total += got
-            moved += got
+            leg.total += size
+            moved += size
             if leg.is_client:
                 conn.last_client = now
             else:
                 conn.last_server = now
-            stop = self._empty(leg, out, got)
+            stop = self._empty(leg, out, size)
             if leg.in_pipe:
                 return stop
             if leg.urgent:
@@ -155,22 +155,22 @@ class Pump:
                 self._queue(leg)
                 return None
 
-    def _empty(self, leg: Leg, out: int, left: int) -> Stop | None:
+    def _empty(self, leg: Leg, out: int, remaining: int) -> Stop | None:
         """Hand on what was spliced into a leg's pipe; what is not taken is left in it."""
         other = leg.other
         sink = other.fd
-        while left:
+        while remaining:
             try:
-                left -= _splice(out, sink, left, flags=_SPLICE)
+                remaining -= _splice(out, sink, remaining, flags=_SPLICE)
             except BlockingIOError:
-                leg.in_pipe = left
+                leg.in_pipe = remaining
                 self._wait(leg)
                 if not leg.muted and not other.waiting:
                     leg.muted = True
                     self._modify(leg.fd, MUTED)
                 return None
             except OSError as error:
-                leg.in_pipe = left
+                leg.in_pipe = remaining
                 return (other, error.errno or 0)
         return None
 
@@ -238,14 +238,14 @@ class Pump:
             while leg.in_pipe and not leg.buf:
                 assert leg.pipe is not None
                 leg.in_pipe -= _splice(leg.pipe[0], sink, leg.in_pipe, flags=_SPLICE)
-            told = False
+            reported = False
             while not leg.buf:
                 try:
                     data = _read(leg.fd, CHUNK)
                 except ConnectionError:
-                    if told:
+                    if reported:
                         return
-                    told = True  # The error is reported once; what the queue held can be read after it.
+                    reported = True  # The error is reported once; what the queue held can be read after it.
                     continue
                 if not data:
                     return

@@ -156,7 +156,7 @@ class Resolver:
             self.left_out.pop((service, row[0]), None)
         elif self.left_out.get((service, row[0])) != why:
             self.left_out[service, row[0]] = why
-            say(f"{why}; it is left out")
+            say(f"{why}; it is skipped")
         return bool(why)
 
     def _tell(self, service: Service) -> None:
@@ -178,11 +178,14 @@ class Resolver:
         try:
             answers = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
         except (OSError, ValueError) as error:  # ValueError: what the codec says about a name that is none
-            say(f"could not resolve `{host}` for `{service.name}`: {error}; what was known before stays")
+            say(
+                f"could not resolve `{host}` for `{service.name}`: {error}; the addresses known before stay "
+                "in use"
+            )
             return
         rows = []
         if len(answers) > MOST_BACKENDS:
-            say(f"`{host}` has {len(answers)} addresses; the first {MOST_BACKENDS} are taken")
+            say(f"`{host}` has {len(answers)} addresses; the first {MOST_BACKENDS} are used")
         for family, _, _, _, address in sorted(answers, key=str)[:MOST_BACKENDS]:
             shown = endpoint(str(address[0]), port)
             rows.append([shown, int(family), list(address), backend.weight, backend.max_connections])
@@ -204,19 +207,19 @@ class Resolver:
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if self._stamps.get(key) == stamp:
                 return
-            text = files.read(path, _MOST_BYTES).decode("utf-8")
+            text = files.read(path, _MOST_BYTES, own_way=True).decode("utf-8")
         except (OSError, ValueError, FileRefused) as error:
             if self._stamps.get(key) != (0, 0, 0):
-                say(f"could not read `{path}`: {_reason(error)}; what was known before stays")
+                say(f"could not read `{path}`: {_reason(error)}; the backends known before stay in use")
                 self._stamps[key] = (0, 0, 0)
             return
         self._stamps[key] = stamp
         rows, wrong = parse_file(text, backend.weight, backend.max_connections)
-        for what in wrong[:_MOST_SAID]:
-            say(f"{path}:{what}; the line is left out")
+        for problem in wrong[:_MOST_SAID]:
+            say(f"{path}:{problem}; the line is skipped")
         if len(wrong) > _MOST_SAID:
-            say(f"{path}: {len(wrong) - _MOST_SAID} more lines are left out")
+            say(f"{path}: {len(wrong) - _MOST_SAID} more lines are skipped")
         if len(rows) > MOST_BACKENDS:
-            say(f"{path} has {len(rows)} backends; the first {MOST_BACKENDS} are taken")
+            say(f"{path} has {len(rows)} backends; the first {MOST_BACKENDS} are used")
             del rows[MOST_BACKENDS:]
         self._parts[service.name, backend.address] = rows

@@ -96,9 +96,9 @@ class Route:
         if server is not None:
             self.bytes_server += server.total
         if conn.counted:
-            left = self.sources[conn.counted] - 1
-            if left:
-                self.sources[conn.counted] = left
+            remaining = self.sources[conn.counted] - 1
+            if remaining:
+                self.sources[conn.counted] = remaining
             else:
                 del self.sources[conn.counted]
         if backend is not None:

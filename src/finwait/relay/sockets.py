@@ -22,7 +22,7 @@ __all__ = [
     "NO_ROOM",
     "OURS",
     "VANISHED",
-    "Reader",
+    "ReaderState",
     "TcpInfo",
     "abort_on_close",
     "error_of",
@@ -145,8 +145,8 @@ def _address(raw: bytes) -> object:
 def is_usable(fd: int) -> bool:
     """Return whether a connected socket has neither an end of file nor an error waiting."""
     byte = ctypes.create_string_buffer(1)
-    got: int = _LIBC.recv(fd, byte, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    return got > 0 or (got < 0 and ctypes.get_errno() == errno.EAGAIN)
+    length: int = _LIBC.recv(fd, byte, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return length > 0 or (length < 0 and ctypes.get_errno() == errno.EAGAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ def tcp_info(fd: int) -> TcpInfo | None:
 _LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
-class Reader(NamedTuple):
+class ReaderState(NamedTuple):
     """What `tend_reader` found."""
 
     relaxed: bool
@@ -200,7 +200,7 @@ class Reader(NamedTuple):
     """Bytes for it wait in the kernel, so it has to be looked after."""
 
 
-def tend_reader(fd: int, user_timeout: float, relaxed: bool) -> Reader:
+def tend_reader(fd: int, user_timeout: float, relaxed: bool) -> ReaderState:
     """Tell a reader whose window is shut from one that is gone, in place of TCP_USER_TIMEOUT.
 
     That option also ends a connection whose peer lives and reads nothing, so it is lifted while the window is shut
@@ -216,15 +216,15 @@ def tend_reader(fd: int, user_timeout: float, relaxed: bool) -> Reader:
     """
     info = tcp_info(fd)
     if info is None:
-        return Reader(relaxed, False, False)
+        return ReaderState(relaxed, False, False)
     shut = info.notsent > 0 and not info.unacked
     if shut is not relaxed:
         try:
             set_int(fd, socket.IPPROTO_TCP, TCP_USER_TIMEOUT, 0 if shut else int(user_timeout * 1000))
         except OSError:  # a socket that was reset meanwhile; its event is on the way
-            return Reader(shut, False, False)
+            return ReaderState(shut, False, False)
     gone = shut and info.probes >= 3 and info.last_ack_recv_ms >= user_timeout * 1000
-    return Reader(shut, gone, info.notsent > 0)
+    return ReaderState(shut, gone, info.notsent > 0)
 
 
 def is_tcp(family: int) -> bool:

@@ -31,7 +31,7 @@ def describe(conn: Conn, index: int, now: float, wall: float) -> dict[str, Any]:
     client_local = sockets.names(client.fd)[0] if client.fd >= 0 else ""
     server_local = sockets.names(server.fd)[0] if server is not None and server.fd >= 0 else ""
     half = conn.half_closed_since()
-    told: dict[str, Any] = {
+    description: dict[str, Any] = {
         "id": f"{index}-{conn.number}",
         "service": conn.route.service.name,
         "state": conn.state.name,
@@ -44,22 +44,22 @@ def describe(conn: Conn, index: int, now: float, wall: float) -> dict[str, Any]:
         "bytes_from_server": server.total if server is not None else 0,
     }
     if conn.source is not None:
-        told["client"]["source"] = show(conn.source)
+        description["client"]["source"] = show(conn.source)
     if conn.connected_at:
-        told["connect_s"] = round(conn.connected_at - conn.born, 6)
+        description["connect_s"] = round(conn.connected_at - conn.born, 6)
     last = max(conn.last_client, conn.last_server)
     if last:
-        told["silent_s"] = round(now - last, 3)
+        description["silent_s"] = round(now - last, 3)
     if conn.reason is not None:
-        told["reason"] = str(conn.reason)
+        description["reason"] = str(conn.reason)
     else:
         deadline = conn.next_deadline()
-        told["deadline_s"] = round(deadline - now, 3) if deadline != float("inf") else None
-        told["waiting_to_server"] = client.waiting
-        told["waiting_to_client"] = server is not None and server.waiting
+        description["deadline_s"] = round(deadline - now, 3) if deadline != float("inf") else None
+        description["waiting_to_server"] = client.waiting
+        description["waiting_to_client"] = server is not None and server.waiting
     if half is not None:
-        told["half_closed_s"] = round(now - half, 3)
-    return told
+        description["half_closed_s"] = round(now - half, 3)
+    return description
 
 
 def services(

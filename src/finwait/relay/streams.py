@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Final
 from finwait.relay import sockets
 from finwait.relay.config.model import ServerSide
 from finwait.relay.liveness import liveness_options
-from finwait.relay.machine import Command, Event, Limits, Machine, Reason, State
+from finwait.relay.machine import Command, Event, Reason, RelayLimits, RelayMachine, RelayState
 from finwait.relay.sockets import NO_ROOM, VANISHED
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ def relay(
         keepalive_count=keepalive[2] if keepalive else 1,
         user_timeout=user_timeout,
     )
-    limits = Limits(connect=0, idle=idle, half_close=half_close, lifetime=lifetime)
+    limits = RelayLimits(connect=0, idle=idle, half_close=half_close, lifetime=lifetime)
     return _Given(a, b, _run(a, b, limits, options))
 
 
-async def _run(a: End, b: End, limits: Limits, options: ServerSide) -> Reason:
+async def _run(a: End, b: End, limits: RelayLimits, options: ServerSide) -> Reason:
     return await _Relay(_Side(a), _Side(b), limits, options).run()
 
 
@@ -239,11 +239,11 @@ class _Side:
 class _Relay:
     """The edge of one machine in asyncio."""
 
-    def __init__(self, client: _Side, server: _Side, limits: Limits, options: ServerSide) -> None:
+    def __init__(self, client: _Side, server: _Side, limits: RelayLimits, options: ServerSide) -> None:
         self.loop = asyncio.get_running_loop()
         self.client, self.server = client, server
         self.options = options
-        self.machine = Machine(limits, self.loop.time())
+        self.machine = RelayMachine(limits, self.loop.time())
         self.ended = asyncio.Event()
         self.epoll: select.epoll | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -273,7 +273,7 @@ class _Relay:
             return await self._finish()
         except BaseException:
             # Also where the two FINs were out already: what was not delivered then must not look complete.
-            if self.machine.state is not State.CLOSED:
+            if self.machine.state is not RelayState.CLOSED:
                 self._feed(Event.KILL)
             else:
                 self._abort()
@@ -338,7 +338,7 @@ class _Relay:
             self.epoll.close()
 
     def _feed(self, event: Event) -> None:
-        if self.machine.state is State.CLOSED:
+        if self.machine.state is RelayState.CLOSED:
             return
         until = self.machine.next_deadline()
         for command in self.machine.feed(event, self.loop.time()):

@@ -68,8 +68,11 @@ class Successor:
         try:
             self._process = subprocess.Popen(self._argv, pass_fds=fds, env=environ)
         except OSError as error:
-            what = f"could not start `{self._argv[0]}` to take over: {error.strerror}; this process goes on"
-            say(f"{what}\nhint: after `user` it must be able to read its own program")
+            problem = (
+                f"could not start `{self._argv[0]}` to take over: {error.strerror}; this process keeps "
+                "running"
+            )
+            say(f"{problem}\nhint: the user that `user` names must be able to read the program")
             return False
         say(f"started pid {self._process.pid} to take over")
         return True
@@ -78,7 +81,7 @@ class Successor:
         """Notice when it fails before it takes over."""
         while not until() and self._process is not None:
             if self._process.poll() is not None:
-                say(f"the new process ended with status {self._process.returncode}; this one goes on")
+                say(f"the new process ended with status {self._process.returncode}; this one keeps running")
                 self._process = None
                 return
             await asyncio.sleep(_POLL_S)

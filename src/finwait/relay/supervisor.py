@@ -25,9 +25,9 @@ import msgspec
 
 from finwait.errors import FinwaitError
 from finwait.relay import circles, listeners, successor
-from finwait.relay.admin import Admin, bind_admin, bind_metrics
+from finwait.relay.admin import Admin, bind_admin
 from finwait.relay.config.model import ConfigError
-from finwait.relay.crew import Crew, Standing
+from finwait.relay.crew import Crew, CrewStanding
 from finwait.relay.health import Checker
 from finwait.relay.logfile import LogFile
 from finwait.relay.notice import notify, say
@@ -99,8 +99,8 @@ class Supervisor:
             os.environ.pop(name, None)
         admin, scrapes = passed.pop(_ADMIN, []), passed.pop(_METRICS, [])
         self.bound = listeners.bind_all(config, {}, passed)
-        for left in passed.values():
-            for sock in left:
+        for unused in passed.values():
+            for sock in unused:
                 sock.close()
         self.paths.note_listeners(self.bound.values())
         raise_limits(config.max_connections, config.workers)
@@ -109,7 +109,7 @@ class Supervisor:
             self.admin_socket = bind_admin(config.admin, admin, config.user)
             self.paths.note(config.admin)
         if config.metrics:
-            self.metrics_socket = bind_metrics(config.metrics, scrapes)
+            self.metrics_socket = listeners.bind_metrics(config.metrics, scrapes)
         for sock in (*admin, *scrapes):
             if sock not in (self.admin_socket, self.metrics_socket):
                 sock.close()
@@ -167,8 +167,8 @@ class Supervisor:
             self.paths.remove(self.config.admin)
         self._remove_paths()
         self.crew.close()
-        for one in self.bound.values():
-            one.close()
+        for listener in self.bound.values():
+            listener.close()
 
     def _leads_back(self, service: str, row: list[Any]) -> str:
         return self.circles.closes(service, row, self.resolver.found)
@@ -181,11 +181,11 @@ class Supervisor:
 
     def _announce(self) -> None:
         """Say that it works; and let a relay that ran before go."""
-        for one in self.bound.values():
-            service = next(s for s in self.config.service if s.name == one.service)
+        for listener in self.bound.values():
+            service = next(s for s in self.config.service if s.name == listener.service)
             where = ", ".join(backend.address for backend in service.backend)
-            name = one.sockets[0].getsockname()
-            say(f"{show(name[:2] if isinstance(name, tuple) else name)} → {where} ({one.service})")
+            name = listener.sockets[0].getsockname()
+            say(f"{show(name[:2] if isinstance(name, tuple) else name)} → {where} ({listener.service})")
         notify(f"READY=1\nMAINPID={os.getpid()}")
         successor.end_predecessor(self.predecessor)
 
@@ -195,17 +195,17 @@ class Supervisor:
 
     # ── what workers are told ────────────────────────────────────────────────────────────────────────────
 
-    def _standing(self) -> Standing:
-        return Standing(
+    def _standing(self) -> CrewStanding:
+        return CrewStanding(
             self.config,
             self.bound,
             {service.name: self.resolver.found[service.name] for service in self.config.service},
-            [list(which) for which in self.checker.down()],
+            [list(pair) for pair in self.checker.down()],
             self.log.fd,
         )
 
-    def _backends_changed(self, service: str, found: list[list[Any]]) -> None:
-        self.crew.tell({"do": "backends", "service": service, "backends": found})
+    def _backends_changed(self, service: str, backends: list[list[Any]]) -> None:
+        self.crew.tell({"do": "backends", "service": service, "backends": backends})
         self.checker.use(self.config, self.resolver.found)
 
     def _backend_marked(self, service: str, name: str, up: bool, why: str) -> None:
@@ -236,7 +236,11 @@ class Supervisor:
         if not self.draining:
             self.draining = True
             self.cut_at = cut_at
-            say("stopping now" if now else f"draining for up to {longest:g} s; once more to stop now")
+            say(
+                "stopping now"
+                if now
+                else f"draining for up to {longest:g} s; the next SIGTERM or Ctrl-C stops at once"
+            )
             self._stop_listening()
             self.crew.leave(order, longest)
         elif now and not self.stopping:
@@ -256,8 +260,8 @@ class Supervisor:
 
     def _stop_listening(self) -> None:
         self._remove_paths()
-        for one in self.bound.values():
-            one.close()
+        for listener in self.bound.values():
+            listener.close()
         if self.successor.is_there:
             # It answers questions from now on; both hold the same sockets.
             self.admin.close()
@@ -277,7 +281,7 @@ class Supervisor:
             new = self.read()
             for field in ("workers", "user", "admin", "metrics"):
                 if getattr(new, field) != getattr(self.config, field):
-                    say(f"`{field}` is taken from the old configuration: it needs a new start (SIGUSR2)")
+                    say(f"`{field}` keeps its old value; a change needs a new start (SIGUSR2)")
                     new = msgspec.structs.replace(new, **{field: getattr(self.config, field)})
             bound = listeners.bind_all(new, self.bound, {})
         except FinwaitError as error:
@@ -288,14 +292,14 @@ class Supervisor:
         old, self.config = self.config, new
         if not self._open_log():
             self.config = msgspec.structs.replace(new, access_log=old.access_log)
-        gone = [one for key, one in self.bound.items() if key not in bound]
+        gone = [listener for key, listener in self.bound.items() if key not in bound]
         self.bound = bound
         self.paths.note_listeners(bound.values())
         self.circles = circles.Circles(circles.listening(new, bound.values()))
         await self.resolver.use(self.config)
         self.crew.configure()
-        for one in gone:
-            one.close()
+        for listener in gone:
+            listener.close()
         self.checker.use(self.config, self.resolver.found)
         say("configuration reloaded")
 
@@ -316,7 +320,7 @@ class Supervisor:
     def on_usr2(self) -> None:
         """Start the program anew with these sockets; it will tell us to drain."""
         if self.draining or self.successor.is_running():
-            say("an upgrade is under way already")
+            say("an upgrade is already under way")
             return
         own = {_ADMIN: self.admin_socket, _METRICS: self.metrics_socket}
         if self.successor.start(self.bound, {name: [sock] for name, sock in own.items() if sock is not None}):

@@ -39,41 +39,41 @@ class Wheel(Generic[T]):
         self._slots: dict[int, set[T]] = {}
         self._turned = int(now / GRAIN)
 
-    def put(self, thing: T, at: float, now: float) -> None:
+    def put(self, item: T, at: float, now: float) -> None:
         """Have something visited at or shortly after a time; what lies in the wheel already is moved."""
         if at > now + _FARTHEST:
             at = now + _FARTHEST
         slot = int(at / GRAIN) + 1
         if slot <= self._turned:
             slot = self._turned + 1
-        if slot == thing.slot:
+        if slot == item.slot:
             return
-        if thing.slot:
-            self.remove(thing)
+        if item.slot:
+            self.remove(item)
         slots = self._slots
-        thing.slot = slot
-        there = slots.get(slot)
-        if there is None:
-            slots[slot] = {thing}
+        item.slot = slot
+        entries = slots.get(slot)
+        if entries is None:
+            slots[slot] = {item}
         else:
-            there.add(thing)
+            entries.add(item)
 
-    def remove(self, thing: T) -> None:
+    def remove(self, item: T) -> None:
         """Forget something; what is not in the wheel is no mistake."""
-        there = self._slots.get(thing.slot)
-        if there is not None:
-            there.discard(thing)
-        thing.slot = 0
+        entries = self._slots.get(item.slot)
+        if entries is not None:
+            entries.discard(item)
+        item.slot = 0
 
     def due(self, now: float) -> Sequence[T]:
         """Take out everything whose time has come."""
         at = int(now / GRAIN)
         if at <= self._turned:
             return ()
-        found: list[T] = []
+        items: list[T] = []
         for slot in range(self._turned + 1, at + 1):
-            found += self._slots.pop(slot, ())
-        for thing in found:
-            thing.slot = 0
+            items += self._slots.pop(slot, ())
+        for item in items:
+            item.slot = 0
         self._turned = at
-        return found
+        return items

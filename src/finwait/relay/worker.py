@@ -16,7 +16,7 @@ A worker puts together what each has a module of its own:
 ==================  =================================================================================
 
 In a turn events are handled, listeners accept, those whose turn was over go on, connections that are due are looked
-at, and last what ended is closed. Every decision about the life of a connection is `machine.Machine`'s.
+at, and last what ended is closed. Every decision about the life of a connection is `machine.RelayMachine`'s.
 
 Orders come from `finwait.relay.process`; nothing here knows of a supervisor.
 """

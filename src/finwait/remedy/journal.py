@@ -26,7 +26,7 @@ KINDS: Final[frozenset[str]] = frozenset(get_args(Kind))
 _SENT: Final = {
     "destroy": "a RST was sent",
     "shutdown": "a FIN was sent",
-    "conntrack-delete": "it is a conntrack-delete",
+    "conntrack-delete": "it deleted a conntrack entry",
 }
 _VALUE: Final = re.compile(r"-?\d{1,19}\Z")
 _DROP_IN: Final = re.compile(r"(?:.*/)?(90-finwait-[A-Za-z0-9_.-]+\.conf)", re.ASCII)
@@ -46,6 +46,8 @@ class Act:
     why: str = ""
     undoes: int | None = None
     """The id of the act that this one takes back."""
+    decided_by: str = ""
+    """The policy that decided it; empty where a person did."""
 
 
 class Entry(Protocol):
@@ -58,6 +60,18 @@ class Entry(Protocol):
     @property
     def kind(self) -> str:
         """What was done: one of `Kind`."""
+
+    @property
+    def started_ns(self) -> int:
+        """When it was begun, by the clock of the wall."""
+
+    @property
+    def user(self) -> str:
+        """Who did it."""
+
+    @property
+    def why(self) -> str:
+        """What it was done for."""
 
     @property
     def target(self) -> Mapping[str, Any]:
@@ -128,8 +142,8 @@ def check_undo(entry: Entry) -> None:
     if entry.kind not in KINDS:
         raise Refused(
             "unknown-kind",
-            f"act {entry.id} is of kind `{entry.kind}`, which this version does not know; revert it "
-            "with the version of finwait that did it",
+            f"act {entry.id} is of kind `{entry.kind}`, which this version does not support; revert it with "
+            "the version of finwait that made it",
         )
     if entry.undone_by is not None:
         raise Refused("undone", f"act {entry.id} was already reverted, by act {entry.undone_by}")
@@ -154,16 +168,18 @@ def settings_act(entry: Entry) -> SettingsAct:
 
     values = []
     for part in (entry.before, entry.after):
-        found = part.get("sysctl", {})
-        if not isinstance(found, dict):
+        settings = part.get("sysctl", {})
+        if not isinstance(settings, dict):
             raise no("its sysctls are not a table")
-        for key, value in found.items():
+        for key, value in settings.items():
             setting = by_key(key)
             if setting is None or setting.key != key:
                 raise no(f"finwait does not set `{key}`")
             if not isinstance(value, str) or not _VALUE.match(value):
                 raise no(f"{value!r} is not a value of {key}")
-        values.append(found)
+        values.append(settings)
+    if values[0].keys() != values[1].keys():
+        raise no("the sysctls before it and after it are not the same ones")
     where = [entry.target.get(name) for name in ("netns", "cookie", "boot_id")]
     if not (isinstance(where[0], int) and isinstance(where[1], int) and isinstance(where[2], str)):
         raise no("it names no network namespace")
@@ -199,8 +215,7 @@ def foreign_line(text: str) -> str:
         line = raw.strip()
         if not line or line[0] in "#;":
             continue
-        key, equals, value = (part.strip() for part in line.partition("="))
-        setting = by_key(key)
-        if not equals or setting is None or not _VALUE.match(value):
+        key, _, value = (part.strip() for part in line.partition("="))
+        if by_key(key) is None or not _VALUE.match(value):
             return line[:100]
     return ""

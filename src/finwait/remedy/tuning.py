@@ -1,7 +1,7 @@
 """From a list of wanted settings to a plan that says of each line whether it helps.
 
 A profile (TOML), a sysctl.conf or ``key=value`` words become a `Profile`; with the values in force and the
-number of connections that each diagnosis rule found, `plan` gives a `Plan`: for each line the change, a
+number of connections that each diagnosis rule found, `plan` gives a `ProfilePlan`: for each line the change, a
 verdict with its reason, and what it would do for the connections that are stuck now. Lines are never
 corrected silently: a bad line stays in the plan with the verdict ``harmful``, and applying it takes an
 explicit wish.
@@ -23,23 +23,24 @@ from finwait.diagnosis.catalogue import NAMES
 from finwait.errors import FinwaitError
 from finwait.remedy.settings.catalogue import by_key, canonical_key, computed_default
 from finwait.remedy.settings.model import Band, Effect, Scope, Setting, Verdict
+from finwait.toml.document import TomlDocument, TomlMistake
 from finwait.uapi.sysctl import parse_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
     "COMMAND_LINE",
     "EXTRA_KEYS",
-    "Facts",
     "HereEffect",
     "Line",
-    "Plan",
+    "LineState",
     "PlanLine",
     "Profile",
     "ProfileError",
+    "ProfilePlan",
     "Remark",
-    "State",
+    "TuningFacts",
     "default_of",
     "drop_in",
     "in_force",
@@ -63,7 +64,7 @@ _VALUE = re.compile(r"-?\d{1,19}\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class TuningFacts:
     """What a machine and a namespace say beside their settings, where verdicts depend on it; None: not known."""
 
     translates: bool | None = None
@@ -78,21 +79,21 @@ class Facts:
     memory_kb: int | None = None
 
 
-def default_of(setting: Setting, facts: Facts) -> int | None:
+def default_of(setting: Setting, facts: TuningFacts) -> int | None:
     """Return the default of a setting on the machine that ``facts`` are of; None where that cannot be told."""
     if not setting.by_memory:
         return setting.default
     return computed_default(setting.key, hash_entries=facts.hash_entries, memory_kb=facts.memory_kb)
 
 
-def in_force(setting: Setting, value: int, facts: Facts) -> Band:
+def in_force(setting: Setting, value: int, facts: TuningFacts) -> Band:
     """Return what is to be said of a value that is in force in the namespace that ``facts`` are of."""
     band = setting.band(value, value)
     if not band.tracking or facts.translates:
         return band
     seen = f" ({facts.tracked_by})" if facts.tracked_by else ""
     if facts.translates is None:
-        why = f"it depends on whether this namespace translates addresses, which was not seen{seen}: if so, {band.why}"
+        why = f"whether this namespace translates addresses was not seen{seen}; if it does: {band.why}"
         return Band(Verdict.ONLY_WHEN, why, band.ledger, band.instead)
     why = f"nothing here translates addresses or filters by connection state{seen}; where something does: {band.why}"
     return Band(Verdict.NO_EFFECT, why, band.ledger, band.instead)
@@ -101,13 +102,15 @@ def in_force(setting: Setting, value: int, facts: Facts) -> Band:
 class ProfileError(FinwaitError):
     """A list of settings that cannot be read: which file and line, and why."""
 
-    def __init__(self, name: str, line: int, reason: str) -> None:
+    def __init__(self, name: str, line: int, reason: str, hint: str = "") -> None:
         self.name = name
         self.line = line
         self.reason = reason
         where = f"{name}:{line}" if line else name
         super().__init__(f"{where}: {reason}")
-        self.hint = "one `key = value` a line, as in sysctl.conf, or a TOML profile with [[line]] tables"
+        self.hint = (
+            hint or "one `key = value` per line, as in sysctl.conf, or a TOML profile with [[line]] tables"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ class _TomlLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _TomlProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
-    line: list[_TomlLine]
+    line: tuple[_TomlLine, ...]
     about: str = ""
     source: str = ""
 
@@ -151,18 +154,24 @@ def parse_profile(name: str, data: bytes) -> Profile:
     """Read a profile in TOML.
 
     Raises:
-        ProfileError: it is not TOML, has not the profile's fields, names a setting twice or with a value
-        that is
-            not a whole number.
+        ProfileError: it is not TOML, has not the profile's fields, names a setting twice or with a value that is not a
+            whole number.
     """
     try:
-        raw = msgspec.toml.decode(data, type=_TomlProfile)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        found = re.search(r"line (\d+)", str(error))
-        raise ProfileError(name, int(found[1]) if found else 0, str(error)) from error
-    lines = tuple(Line(canonical_key(x.key), _decimal(x.value), x.source, x.why) for x in raw.line)
-    _check(name, [(0, line) for line in lines])
-    return Profile(name.removesuffix(".toml"), raw.title, raw.about, raw.source, lines)
+        document = TomlDocument(data, name)
+        raw = document.typed(_TomlProfile)
+    except TomlMistake as mistake:
+        where = f" (`{mistake.path}`)" if mistake.path else ""
+        raise ProfileError(name, mistake.line, f"{mistake.problem}{where}", mistake.hint) from None
+    lines = [
+        (
+            document.line_of(f"line[{at}].key"),
+            Line(canonical_key(x.key), _decimal(x.value), x.source, x.why),
+        )
+        for at, x in enumerate(raw.line)
+    ]
+    _check(name, lines)
+    return Profile(name.removesuffix(".toml"), raw.title, raw.about, raw.source, tuple(x for _, x in lines))
 
 
 def parse_sysctl_conf(name: str, text: str) -> Profile:
@@ -171,7 +180,7 @@ def parse_sysctl_conf(name: str, text: str) -> Profile:
     Raises:
         ProfileError: a line is no comment and no assignment, or a value is not a whole number.
     """
-    found: list[tuple[int, Line]] = []
+    lines: list[tuple[int, Line]] = []
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
         if not line or line[0] in "#;":
@@ -180,11 +189,11 @@ def parse_sysctl_conf(name: str, text: str) -> Profile:
         key, equals, value = line.removeprefix("-").partition("=")
         if not equals:
             raise ProfileError(name, number, f"no `=` in {line[:60]!r}")
-        found.append(
+        lines.append(
             (number, Line(canonical_key(key), _decimal(value), f"{name}:{number}", optional=optional))
         )
-    _check(name, found)
-    return Profile(name, f"settings from {name}", "", name, tuple(line for _, line in found))
+    _check(name, lines)
+    return Profile(name, f"settings from {name}", "", name, tuple(line for _, line in lines))
 
 
 def parse_assignments(words: Sequence[str]) -> Profile:
@@ -193,14 +202,14 @@ def parse_assignments(words: Sequence[str]) -> Profile:
     Raises:
         ProfileError: a word has no ``=`` or its value is not a whole number.
     """
-    found = []
+    lines = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise ProfileError("command line", 0, f"no `=` in {word[:60]!r}")
-        found.append((0, Line(canonical_key(key), _decimal(value), "command line")))
-    _check("command line", found)
-    return Profile(COMMAND_LINE, "settings from the command line", "", "", tuple(line for _, line in found))
+        lines.append((0, Line(canonical_key(key), _decimal(value), "command line")))
+    _check("command line", lines)
+    return Profile(COMMAND_LINE, "settings from the command line", "", "", tuple(line for _, line in lines))
 
 
 def _decimal(text: str) -> str:
@@ -209,9 +218,9 @@ def _decimal(text: str) -> str:
     return text.strip() if number is None else str(number)
 
 
-def _check(name: str, found: Sequence[tuple[int, Line]]) -> None:
+def _check(name: str, lines: Sequence[tuple[int, Line]]) -> None:
     seen: dict[str, str] = {}
-    for number, line in found:
+    for number, line in lines:
         if not _KEY.match(line.key) or ".." in line.key:
             raise ProfileError(name, number, f"{line.key[:60]!r} is not the name of a sysctl")
         if parse_number(line.value) is None:
@@ -220,12 +229,12 @@ def _check(name: str, found: Sequence[tuple[int, Line]]) -> None:
             )
         if seen.get(line.key, line.value) != line.value:
             raise ProfileError(
-                name, number, f"{line.key} is set twice, to {seen[line.key]} and to {line.value}"
+                name, number, f"{line.key} is set twice: to {seen[line.key]} and to {line.value}"
             )
         seen[line.key] = line.value
 
 
-class State(StrEnum):
+class LineState(StrEnum):
     """What applying a line would mean in the namespace looked at."""
 
     CHANGE = "change"
@@ -256,7 +265,7 @@ class PlanLine:
     key: str
     wanted: str
     current: str | None
-    state: State
+    state: LineState
     verdict: Verdict
     why: str
     ledger: tuple[str, ...]
@@ -277,7 +286,7 @@ class Remark:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ProfilePlan:
     """What applying a profile would change, with a verdict on each line."""
 
     profile: Profile
@@ -287,13 +296,13 @@ class Plan:
     @property
     def changes(self) -> dict[str, str]:
         """The sysctls that applying would write, with their new values, in the profile's order."""
-        return {line.key: line.wanted for line in self.lines if line.state is State.CHANGE}
+        return {line.key: line.wanted for line in self.lines if line.state is LineState.CHANGE}
 
     @property
     def harmful(self) -> tuple[PlanLine, ...]:
         """The lines that would make something worse."""
         return tuple(
-            line for line in self.lines if line.verdict is Verdict.HARMFUL and line.state is State.CHANGE
+            line for line in self.lines if line.verdict is Verdict.HARMFUL and line.state is LineState.CHANGE
         )
 
     @property
@@ -303,7 +312,8 @@ class Plan:
         return tuple(
             line
             for line in self.lines
-            if line.state in (State.ABSENT, State.REFUSED, State.UNKNOWN) and line.key not in optional
+            if line.state in (LineState.ABSENT, LineState.REFUSED, LineState.UNKNOWN)
+            and line.key not in optional
         )
 
 
@@ -321,15 +331,15 @@ def verdicts(
     Returns:
         By the setting's key, one `HereEffect` for each rule with findings, in the order of the catalogue.
     """
-    found = [
+    rule_counts = [
         (rule, findings_count_by_rule[rule]) for rule in NAMES if findings_count_by_rule.get(rule, 0) > 0
     ]
     answer: dict[str, tuple[HereEffect, ...]] = {}
     for setting in settings:
-        effects = (setting.effect(rule, step) for rule, _ in found)
+        effects = (setting.effect(rule, step) for rule, _ in rule_counts)
         answer[setting.key] = tuple(
             HereEffect(rule, count, effect.effect, effect.why)
-            for (rule, count), effect in zip(found, effects, strict=True)
+            for (rule, count), effect in zip(rule_counts, effects, strict=True)
         )
     return answer
 
@@ -341,8 +351,8 @@ def plan(
     initial_netns: bool,
     counts: Mapping[str, int],
     read_only: frozenset[str] = frozenset(),
-    facts: Facts | None = None,
-) -> Plan:
+    facts: TuningFacts | None = None,
+) -> ProfilePlan:
     """Compare what is wanted with what is in force and judge every line.
 
     Args:
@@ -353,11 +363,13 @@ def plan(
         read_only: keys whose file cannot be written in this namespace.
         facts: what the namespace says beside its settings; None for nothing.
     """
-    told = facts or Facts(translates=True)
-    lines = tuple(_judge(line, current, initial_netns, counts, read_only, told) for line in profile.lines)
-    future = dict(current) | {line.key: line.wanted for line in lines if line.state is State.CHANGE}
+    known_facts = facts or TuningFacts(translates=True)
+    lines = tuple(
+        _judge(line, current, initial_netns, counts, read_only, known_facts) for line in profile.lines
+    )
+    future = dict(current) | {line.key: line.wanted for line in lines if line.state is LineState.CHANGE}
     touched = frozenset(line.key for line in profile.lines)
-    return Plan(profile, lines, tuple(r for r in remarks(future) if touched.intersection(r.keys)))
+    return ProfilePlan(profile, lines, tuple(r for r in remarks(future) if touched.intersection(r.keys)))
 
 
 def _judge(
@@ -366,14 +378,14 @@ def _judge(
     initial_netns: bool,
     counts: Mapping[str, int],
     read_only: frozenset[str],
-    facts: Facts,
+    facts: TuningFacts,
 ) -> PlanLine:
     setting = by_key(line.key)
     now = current.get(line.key)
     if setting is None:
         return PlanLine(
-            line.key, line.value, now, State.UNKNOWN, Verdict.NO_EFFECT,
-            "not a setting that bears on closing, so finwait has no opinion on it and does not set it",
+            line.key, line.value, now, LineState.UNKNOWN, Verdict.NO_EFFECT,
+            "this setting does not affect closing, so finwait has no opinion on it and does not set it",
             (), "", line.source, (), None,
         )  # fmt: skip
     value = int(line.value)
@@ -385,40 +397,40 @@ def _judge(
         )  # what would harm is told as that, whether or not it would today
     verdict, why, ledger, instead = band.verdict, band.why, band.ledger, band.instead
     if band.tracking and facts.translates is False:
-        why += "; now nothing here translates addresses or filters by connection state"
+        why += "; nothing here translates addresses or filters by connection state now"
     if present is not None and present != value:
         before = in_force(setting, present, facts)
         if before.verdict is Verdict.HARMFUL and verdict in (Verdict.NO_EFFECT, Verdict.HELPS):
             verdict, ledger = Verdict.HELPS, before.ledger
-            why = f"takes back a harmful value: {before.why}"
+            why = f"replaces a harmful value: {before.why}"
     step = setting.step(present, value)
-    here = verdicts((setting,), counts, step)[setting.key] if present != value else ()
-    state = State.SAME if present == value else State.CHANGE
+    effects = verdicts((setting,), counts, step)[setting.key] if present != value else ()
+    state = LineState.SAME if present == value else LineState.CHANGE
     if not setting.low <= value <= setting.high:
-        state, verdict, instead = State.REFUSED, Verdict.NO_EFFECT, f"{setting.low} to {setting.high}"
-        why = f"the kernel refuses it: {setting.low} to {setting.high} {setting.unit} are accepted"
+        state, verdict, instead = LineState.REFUSED, Verdict.NO_EFFECT, f"{setting.low} to {setting.high}"
+        why = f"the kernel refuses it; it accepts {setting.low} to {setting.high} {setting.unit}"
     elif now is None:
-        state = State.ABSENT
+        state = LineState.ABSENT
         why = f"{_why_absent(setting, initial_netns)}; where it can be set: {why}"
-    elif state is State.CHANGE and line.key in read_only:
-        state = State.REFUSED
+    elif state is LineState.CHANGE and line.key in read_only:
+        state = LineState.REFUSED
         why = (
             f"read-only here; {why}"
             if setting.scope is Scope.NETNS
-            else f"it is the machine's, and can be written in the initial namespace only; there: {why}"
+            else f"it applies to the whole machine and can only be written in the initial namespace; there: {why}"
         )
-    elif state is State.SAME and verdict is not Verdict.HARMFUL:
+    elif state is LineState.SAME and verdict is not Verdict.HARMFUL:
         why = f"already in force; {why}"
     return PlanLine(
-        line.key, line.value, now, state, verdict, why, ledger, instead, line.source, here, setting
+        line.key, line.value, now, state, verdict, why, ledger, instead, line.source, effects, setting
     )
 
 
 def _why_absent(setting: Setting, initial_netns: bool) -> str:
     if setting.scope is Scope.INIT_ONLY and not initial_netns:
-        return "this sysctl is the machine's and does not exist in this namespace"
+        return "this sysctl applies to the whole machine and does not exist in this namespace"
     if "netfilter" in setting.key:
-        return "this namespace has no conntrack (the module is not loaded, or hidden here)"
+        return "this namespace has no conntrack (the module is not loaded, or is hidden here)"
     if setting.since:
         return f"this kernel has no such sysctl ({setting.since})"
     return "this namespace has no such sysctl"
@@ -435,81 +447,91 @@ _MOST_ENTRIES_A_CHAIN = 8
 
 def remarks(values: Mapping[str, str]) -> tuple[Remark, ...]:
     """Return what follows from several settings together, for the values in force after a change."""
-    answer: list[Remark] = []
+    judges = (_of_the_table, _of_keepalive, _of_half_closed_flows, _of_reuse, _of_orphans)
+    return tuple(remark for judge in judges for remark in judge(values))
+
+
+def _of_the_table(values: Mapping[str, str]) -> Iterator[Remark]:
+    """Yield what conntrack's table is too large for."""
     entries = _number(values, "net.netfilter.nf_conntrack_max")
     buckets = _number(values, "net.netfilter.nf_conntrack_buckets")
     if entries and buckets and entries > _MOST_ENTRIES_A_CHAIN * buckets:
-        answer.append(
-            Remark(
-                Verdict.HARMFUL,
-                ("net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_buckets"),
-                f"{entries} entries on {buckets} chains is {entries // buckets} a chain when the"
-                f" table is full,"
-                " searched for every packet",
-                ("S36",),
-            )
+        yield Remark(
+            Verdict.HARMFUL,
+            ("net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_buckets"),
+            f"{entries} entries on {buckets} chains make {entries // buckets} per chain when the table is "
+            "full; every packet searches one",
+            ("S36",),
         )
+
+
+def _of_keepalive(values: Mapping[str, str]) -> Iterator[Remark]:
+    """Yield when a dead peer is found."""
     idle = _number(values, "net.ipv4.tcp_keepalive_time")
     interval = _number(values, "net.ipv4.tcp_keepalive_intvl")
     probes = _number(values, "net.ipv4.tcp_keepalive_probes")
     if idle is not None and interval is not None and probes is not None:
-        found = forecast.keepalive(idle, interval, probes).seconds
-        answer.append(
-            Remark(
-                Verdict.ONLY_WHEN,
-                (
-                    "net.ipv4.tcp_keepalive_time",
-                    "net.ipv4.tcp_keepalive_intvl",
-                    "net.ipv4.tcp_keepalive_probes",
-                ),
-                f"a dead peer is found after {idle} + {probes} * {interval} = {found:.0f} s, on sockets with"
-                " SO_KEEPALIVE, no times of their own and no TCP_USER_TIMEOUT, which takes the place of the count",
-                ("S19",),
-            )
+        detected_s = forecast.keepalive(idle, interval, probes).seconds
+        yield Remark(
+            Verdict.ONLY_WHEN,
+            (
+                "net.ipv4.tcp_keepalive_time",
+                "net.ipv4.tcp_keepalive_intvl",
+                "net.ipv4.tcp_keepalive_probes",
+            ),
+            f"a dead peer is found after {idle} + {probes} * {interval} = {detected_s:.0f} s, on sockets with "
+            "SO_KEEPALIVE, without times of their own, and without TCP_USER_TIMEOUT, which replaces the count",
+            ("S19",),
         )
+
+
+def _of_half_closed_flows(values: Mapping[str, str]) -> Iterator[Remark]:
+    """Yield whether keepalive comes in time for a translation."""
+    idle = _number(values, "net.ipv4.tcp_keepalive_time")
     half_closed = _number(values, "net.netfilter.nf_conntrack_tcp_timeout_close_wait")
     if idle is not None and half_closed is not None and 0 < half_closed <= idle:
-        answer.append(
-            Remark(
-                Verdict.HARMFUL if half_closed < 60 else Verdict.ONLY_WHEN,
-                ("net.netfilter.nf_conntrack_tcp_timeout_close_wait",),
-                f"keepalive starts after {idle} s, when the translation of a half-closed flow has been gone"
-                f" since {half_closed} s: it cannot keep it alive",
-                ("S31", "X33"),
-            )
+        yield Remark(
+            Verdict.HARMFUL if half_closed < 60 else Verdict.ONLY_WHEN,
+            ("net.netfilter.nf_conntrack_tcp_timeout_close_wait",),
+            f"keepalive starts after {idle} s, but the translation of a half-closed flow is gone after "
+            f"{half_closed} s, so keepalive cannot preserve it",
+            ("S31", "X33"),
         )
+
+
+def _of_reuse(values: Mapping[str, str]) -> Iterator[Remark]:
+    """Yield what tcp_tw_reuse lacks."""
     if _number(values, "net.ipv4.tcp_tw_reuse") == 1 and _number(values, "net.ipv4.tcp_timestamps") == 0:
-        answer.append(
-            Remark(
-                Verdict.NO_EFFECT,
-                ("net.ipv4.tcp_tw_reuse",),
-                "tcp_timestamps is 0, and without timestamps tcp_tw_reuse does nothing",
-                ("X41",),
-            )
+        yield Remark(
+            Verdict.NO_EFFECT,
+            ("net.ipv4.tcp_tw_reuse",),
+            "tcp_timestamps is 0; without timestamps tcp_tw_reuse has no effect",
+            ("X41",),
         )
+
+
+def _of_orphans(values: Mapping[str, str]) -> Iterator[Remark]:
+    """Yield what becomes of orphans that are not to retry."""
     rto_max = _number(values, "net.ipv4.tcp_rto_max_ms")
     if rto_max is not None and rto_max < 5000 and _number(values, "net.ipv4.tcp_orphan_retries") == 0:
-        lives = forecast.text(forecast.orphan(forecast.Limits(rto_max_ms=max(rto_max, 1))).seconds)
-        answer.append(
-            Remark(
-                Verdict.HARMFUL,
-                ("net.ipv4.tcp_rto_max_ms", "net.ipv4.tcp_orphan_retries"),
-                "with so small a tcp_rto_max_ms, tcp_orphan_retries=0 really means 0: orphans lose the end of"
-                f" their data after about {lives}",
-                ("S21",),
-            )
+        lives = forecast.span(forecast.orphan(forecast.NamespaceLimits(rto_max_ms=max(rto_max, 1))))
+        yield Remark(
+            Verdict.HARMFUL,
+            ("net.ipv4.tcp_rto_max_ms", "net.ipv4.tcp_orphan_retries"),
+            "with a tcp_rto_max_ms this small, tcp_orphan_retries=0 really means 0: orphans lose the end "
+            f"of their data after about {lives}",
+            ("S21",),
         )
-    return tuple(answer)
 
 
 def settings_of(text: str) -> dict[str, str]:
     """Return the settings of a sysctl.d file as `drop_in` writes it; lines of any other form are left out."""
-    found = {}
+    settings = {}
     for line in text.splitlines():
         key, _, value = (part.strip() for part in line.partition("="))
         if _KEY.match(key) and _VALUE.match(value):
-            found[key] = value
-    return found
+            settings[key] = value
+    return settings
 
 
 def drop_in(values: Mapping[str, str], reason: str) -> str:
@@ -519,8 +541,8 @@ def drop_in(values: Mapping[str, str], reason: str) -> str:
         ValueError: the reason or a value has a line break in it, or a key is not a sysctl's name.
     """
     if "\n" in reason or "\r" in reason:
-        raise ValueError("the reason must be one line")
-    out = [f"# {reason}", "# Applies to the initial network namespace only: pods keep their own values."]
+        raise ValueError("the reason must fit on one line")
+    out = [f"# {reason}", "# Applies only to the initial network namespace: pods keep their own values."]
     for key, value in values.items():
         if not _KEY.match(key) or not _VALUE.match(value):
             raise ValueError(f"not a setting: {key!r} = {value!r}")

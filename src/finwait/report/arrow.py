@@ -6,22 +6,21 @@ Columns that numpy holds go over without a copy of each cell; text is encoded on
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.report.columns import DERIVED, Cells
+from finwait.report.columns import Cells
+from finwait.table.derived import DERIVED
 from finwait.table.sockets import SCHEMA
 
 if TYPE_CHECKING:
     from finwait.diagnosis.finding import Finding
     from finwait.diagnosis.view import View
 
-__all__ = ["parquet", "stream", "table"]
-
-_NUMBERS = {"pid": "u4", "fd": "u4", "holders": "u4", "age_at_least_s": "f8", "age_at_most_s": "f8"}
+__all__ = ["of_lists", "parquet", "stream", "table"]
 
 
 def table(
@@ -46,26 +45,38 @@ def table(
     cells = Cells(view, np.arange(len(view)) if rows is None else rows, findings)
     arrays: dict[str, Any] = {}
     for name in columns:
-        number = _NUMBERS.get(name)
+        number = DERIVED[name].dtype if name in DERIVED else None
         if name in SCHEMA and name not in DERIVED and name not in ("src", "dst"):
             column = cells.sockets.column(name)
             present = cells.sockets.present(name)
             if column.dtype.kind != "S" and present.all():
                 arrays[name] = Array.from_numpy(np.ascontiguousarray(column))
                 continue
-            kind = column.dtype
-            number = None if kind.kind == "S" else kind.str[1:]
+            number = None if column.dtype.kind == "S" else column.dtype.str
         arrays[name] = Array(cells.column(name), type=_type(number))
     return Table.from_pydict(arrays)
+
+
+def of_lists(columns: Mapping[str, tuple[Sequence[Any], str]]) -> Any:  # noqa: ANN401
+    """Return columns as an ``arro3.core.Table``.
+
+    Args:
+        columns: name → cells, None where there is nothing, and their type: ``utf8``, ``int64`` or ``float64``.
+
+    Raises:
+        ImportError: arro3 is not installed.
+    """
+    from arro3.core import Array, DataType, Table
+
+    return Table.from_pydict(
+        {name: Array(list(cells), type=getattr(DataType, kind)()) for name, (cells, kind) in columns.items()}
+    )
 
 
 def _type(number: str | None) -> Any:  # noqa: ANN401
     from arro3.core import DataType
 
-    names = {
-        None: "utf8", "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64", "f8": "float64",
-    }  # fmt: skip
-    return getattr(DataType, names[number])()
+    return getattr(DataType, "utf8" if number is None else np.dtype(number).name)()
 
 
 def stream(tab: Any, out: Any) -> None:  # noqa: ANN401

@@ -11,7 +11,9 @@ import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from finwait.errors import Gap
 from finwait.remedy.audit.finding import SEVERITY
+from finwait.report.shape import document
 from finwait.table.units import printable
 
 if TYPE_CHECKING:
@@ -60,18 +62,18 @@ def _files(reports: Sequence[AuditReport], unread: Sequence[Problem]) -> Iterato
     recognised = [f"{r.file} ({_statements(r.statements)})" for r in reports if r.status == "recognised"]
     yield from _named("recognised in", recognised)
     for report in reports:
-        for one in report.unjudged[:_MOST_NAMES]:
-            yield from _named("not judged", [str(one)])
+        for entry in report.unjudged[:_MOST_NAMES]:
+            yield from _named("not judged", [str(entry)])
     yield from _named("nothing recognised in", [r.file for r in reports if r.status == "nothing"])
     for report in reports:
         if report.mentions:
             lines = ", ".join(map(str, report.mentions[:_MOST_LINES]))
             lines += " …" if len(report.mentions) > _MOST_LINES else ""
             plural = "s" * (len(report.mentions) != 1)
-            said = (
+            sentence = (
                 f"{report.file}, line{plural} {lines}: settings, but no statement about them was understood"
             )
-            yield from _named("only named", [said])
+            yield from _named("only named", [sentence])
     for problem in (*(p for r in reports for p in r.problems), *unread):
         yield from _named("NOT READ", [str(problem)])
 
@@ -128,17 +130,37 @@ def summary(reports: Sequence[AuditReport], unread: int = 0) -> str:
     lines = sum(report.lines for report in reports)
     files = len(reports) + unread
     read = f"{files} file{'s' * (files != 1)}, {lines} line{'s' * (lines != 1)}"
-    told = ", ".join(f"{counts[verdict]} {_SHOWN[verdict]}" for verdict in SEVERITY if counts[verdict])
-    if not told:
-        told = "no advice about closing connections found"
-        if all(report.status == "not-read" for report in reports):
-            told = "nothing was read"
-        elif not any(report.status == "recognised" for report in reports):
-            told = "nothing recognised"
+    verdicts = ", ".join(f"{counts[verdict]} {_SHOWN[verdict]}" for verdict in SEVERITY if counts[verdict])
+    if not verdicts and all(report.status == "not-read" for report in reports):
+        return f"{read}: nothing was read"
+    if not verdicts and any(report.status == "recognised" for report in reports):
+        verdicts = "no advice about closing connections found"
     failed = unread + sum(bool(report.problems) for report in reports)
-    if failed and told != "nothing was read":
-        told += f"; {failed} file{'s' * (failed != 1)} not read, or not completely"
-    return f"{read}: {told}"
+    lacking = f"; {failed} file{'s' * (failed != 1)} not read, or not completely" if failed else ""
+    return f"{read}: {verdicts or 'nothing recognised'}{lacking}"
+
+
+def _file_json(report: AuditReport) -> dict[str, Any]:
+    return {
+        "file": readable(report.file),
+        "read_as": report.kind,
+        "lines": report.lines,
+        "status": report.status,
+        "statements": report.statements,
+        "mentions": list(report.mentions),
+    }
+
+
+def _unread_json(problem: Problem) -> dict[str, Any]:
+    """Return the same of a file that could not be read at all."""
+    return {
+        "file": readable(problem.file),
+        "read_as": "",
+        "lines": 0,
+        "status": "not-read",
+        "statements": 0,
+        "mentions": [],
+    }
 
 
 def audit_json(reports: Sequence[AuditReport], unread: Sequence[Problem] = ()) -> dict[str, Any]:
@@ -148,33 +170,9 @@ def audit_json(reports: Sequence[AuditReport], unread: Sequence[Problem] = ()) -
         reports: one for each file.
         unread: files that could not be read at all.
     """
-    return {
-        "apiVersion": "finwait/v1",
-        "kind": "Audit",
-        "files": [
-            *(
-                {
-                    "file": readable(r.file),
-                    "readAs": r.kind,
-                    "lines": r.lines,
-                    "status": r.status,
-                    "statements": r.statements,
-                    "mentions": list(r.mentions),
-                }
-                for r in reports
-            ),
-            *(
-                {
-                    "file": readable(p.file),
-                    "readAs": "",
-                    "lines": 0,
-                    "status": "not-read",
-                    "statements": 0,
-                    "mentions": [],
-                }
-                for p in unread
-            ),
-        ],
+    problems = [*(p for report in reports for p in report.problems), *unread]
+    members = {
+        "files": [*map(_file_json, reports), *map(_unread_json, unread)],
         "findings": [
             {
                 "file": readable(f.file),
@@ -196,8 +194,7 @@ def audit_json(reports: Sequence[AuditReport], unread: Sequence[Problem] = ()) -
             for report in reports
             for u in report.unjudged
         ],
-        "problems": [
-            {"file": readable(p.file), "line": p.line, "reason": p.reason}
-            for p in (*(p for report in reports for p in report.problems), *unread)
-        ],
+        "problems": [{"file": readable(p.file), "line": p.line, "reason": p.reason} for p in problems],
     }
+    gaps = (Gap(f"{readable(p.file)}:{p.line}", f"read it: {p.cause or p.reason}", "") for p in problems)
+    return document("Audit", members, gaps)

@@ -5,17 +5,18 @@ Everything here is read off the fields of a `Closing`; nothing is decided.
 
 from __future__ import annotations
 
+import enum
 import textwrap
-from typing import Final
+from typing import Any, Final
 
-from finwait.diagnosis.closing import Closing, Kind, Missing, Outcome, Reset, Side, Step
+from finwait.diagnosis.closing import Arrow, Closing, Ending, Kind, Missing, Reset, Side
 from finwait.diagnosis.sightings import Also, Sighting
-from finwait.diagnosis.stream import Standing
+from finwait.diagnosis.stream import ResetStanding
 from finwait.table.sockets import address_text
 from finwait.table.units import endpoint, printable
 from finwait.uapi.segment import ACK, FIN, RST, SYN
 
-__all__ = ["connection_name", "diagram", "drawing", "end_name", "verdict"]
+__all__ = ["connection_name", "diagram", "drawing", "end_name", "sighting_json", "verdict"]
 
 _WIDTH: Final = 34
 _NOTES: Final = 49
@@ -40,10 +41,10 @@ _MEANINGS: Final = {
     Kind.SYN: "asks for a new connection on the same ports",
 }
 _STANDINGS: Final = {
-    Standing.EXACT: "reset",
-    Standing.UNKNOWN: "reset, if its number is in the window",
-    Standing.WINDOW: "not the expected number: not taken, challenged",
-    Standing.OUTSIDE: "outside the window: ignored",
+    ResetStanding.EXACT: "reset",
+    ResetStanding.UNKNOWN: "reset, if its number is in the window",
+    ResetStanding.WINDOW: "not the expected number: not taken, challenged",
+    ResetStanding.OUTSIDE: "outside the window: ignored",
 }
 
 
@@ -81,6 +82,73 @@ def drawing(sighting: Sighting, *, until_ns: int = 0, lost: int = 0) -> list[str
     return out
 
 
+def sighting_json(sighting: Sighting, *, until_ns: int = 0, lost: int = 0) -> dict[str, Any]:
+    """Return how a connection closed as JSON's types, with the places where something else of it was seen."""
+    also = [
+        {
+            "closing": _closing_json(place.closing, until_ns, lost),
+            "alike": place.alike,
+            "found_by": "conntrack" if place.tracked else "sequence-numbers",
+        }
+        for place in sighting.also
+    ]
+    return _closing_json(sighting.closing, until_ns, lost) | {"also": also}
+
+
+def _word(value: enum.Enum) -> str:
+    return value.name.lower().replace("_", "-")
+
+
+def _closing_json(c: Closing, until_ns: int, lost: int) -> dict[str, Any]:
+    (a, sport), (b, dport) = c.a.end, c.b.end
+    return {
+        "place": c.place or None,
+        "device": c.scope or None,
+        "src": address_text(*a),
+        "sport": sport,
+        "dst": address_text(*b),
+        "dport": dport,
+        "opened": c.opened,
+        "outcome": _word(c.outcome),
+        "said": verdict(c, until_ns=until_ns, lost=lost),
+        "closed_first": None if c.a_first is None else "src" if c.a_first else "dst",
+        "reset_by": None if c.reset is None else "src" if c.reset.from_a else "dst",
+        "src_end": _side_json(c.a),
+        "dst_end": _side_json(c.b),
+        "missing": [
+            {"what": missing.what.value, "from": "src" if missing.from_a else "dst"} for missing in c.missing
+        ],
+        "packets": c.packets,
+        "copies": c.copies,
+        "steps": [
+            {
+                "time_ns": step.time_ns,
+                "last_ns": step.last_ns or step.time_ns,
+                "from": "src" if step.from_a else "dst",
+                "kind": _word(step.kind),
+                "flags": _flags(step.flags),
+                "count": step.count,
+                "bytes": step.payload,
+                "acks_fin": step.acks_fin,
+            }
+            for step in c.steps
+        ],
+        "steps_left_out": c.left_out,
+    }
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    return {
+        "states": list(side.states),
+        "kernel_state": side.kernel or None,
+        "packets": side.packets,
+        "fins": side.fins,
+        "late_bytes": side.late_bytes,
+        "window_closed": side.window_closed,
+        "stopped": side.stopped,
+    }
+
+
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 98, break_long_words=False, break_on_hyphens=False)
 
@@ -96,18 +164,18 @@ def _elsewhere(first: Closing, other: Closing) -> str:
 
 def _differences(first: Closing, also: Also) -> str:
     """Return how often each end's FIN and RST were seen in the two places, where the numbers differ."""
-    said = []
-    for from_a, here in ((True, first.a), (False, first.b)):
-        for what, kinds in (("FIN", (Kind.FIN, Kind.FIN_AGAIN)), ("RST", (Kind.RESET,))):
-            one, other = (
+    sentences = []
+    for from_a, side in ((True, first.a), (False, first.b)):
+        for label, kinds in (("FIN", (Kind.FIN, Kind.FIN_AGAIN)), ("RST", (Kind.RESET,))):
+            count, other = (
                 sum(s.count for s in c.steps if s.from_a == from_a and s.kind in kinds)
                 for c in (first, also.closing)
             )
-            if one != other:
-                said.append(
-                    f"{what} from {end_name(first, here)}: {one} as {connection_name(first)}, {other} here."
+            if count != other:
+                sentences.append(
+                    f"{label} from {end_name(first, side)}: {count} as {connection_name(first)}, {other} here."
                 )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def diagram(closing: Closing, *, most: int = 40, until_ns: int = 0, lost: int = 0) -> list[str]:
@@ -125,9 +193,9 @@ def diagram(closing: Closing, *, most: int = 40, until_ns: int = 0, lost: int = 
     if closing.opened:
         out.append(f"{'':12} {'client':<{_WIDTH}}  server")
     out += _arrows(closing, most)
-    for one in closing.missing:
+    for missing in closing.missing:
         bar = (" not captured " if lost else " never came ").center(_WIDTH - 1, ".")
-        out.append(f"{'':12} |{bar + '>' if one.from_a else '<' + bar}| {_missing(closing, one)}")
+        out.append(f"{'':12} |{bar + '>' if missing.from_a else '<' + bar}| {_missing(closing, missing)}")
     if closing.steps or closing.a.kernel or closing.b.kernel:
         out += _states(closing)
     return [*out, *_wrapped(verdict(closing, until_ns=until_ns, lost=lost))]
@@ -152,7 +220,7 @@ def _arrows(closing: Closing, most: int) -> list[str]:
     return out
 
 
-def _arrow(step: Step, start: int) -> list[str]:
+def _arrow(step: Arrow, start: int) -> list[str]:
     ms = (step.time_ns - start) / 1e6
     when = f"{ms:>9.3f} ms" if abs(ms) < 100_000 else f"{ms / 1000:>10.1f} s"
     label = _LABELS.get(step.kind) or _flags(step.flags)
@@ -165,7 +233,7 @@ def _arrow(step: Step, start: int) -> list[str]:
     return [*out, *(f"{'':12} |{'':{_WIDTH}}| {more}" for more in notes[1:])]
 
 
-def _notes(step: Step) -> list[str]:
+def _notes(step: Arrow) -> list[str]:
     notes = [f"{step.payload} bytes" if step.payload and step.kind not in (Kind.FIN, Kind.FIN_AGAIN) else ""]
     if step.kind is Kind.FIN_AGAIN:
         spread = f", the last after {_span(step.last_ns - step.time_ns)}" if step.count > 1 else ""
@@ -193,9 +261,9 @@ def _states(closing: Closing) -> list[str]:
     return [f"{'':12} {name}: {text}" for name, text in zip(names, texts, strict=True)]
 
 
-def _missing(closing: Closing, one: Missing) -> str:
-    sender, other = (closing.a, closing.b) if one.from_a else (closing.b, closing.a)
-    if one.what is Kind.FIN:
+def _missing(closing: Closing, missing: Missing) -> str:
+    sender, other = (closing.a, closing.b) if missing.from_a else (closing.b, closing.a)
+    if missing.what is Kind.FIN:
         return f"a FIN from {end_name(closing, sender)}"
     return f"the ACK of the FIN from {end_name(closing, other)}"
 
@@ -219,54 +287,58 @@ def _span(ns: int) -> str:
 
 def verdict(closing: Closing, *, until_ns: int = 0, lost: int = 0) -> str:
     """Return what happened, in sentences; see `diagram` for the arguments."""
-    said = [_main(closing), *_ignored(closing), *_window(closing)]
+    sentences = [_main(closing), *_ignored(closing), *_window(closing)]
     if not closing.packets:
         waits = any(side.kernel in _RETRANSMITTING for side in (closing.a, closing.b))
         why = "the next retransmission was not due yet" if waits else "an idle connection sends nothing"
-        said.append(f"No packet came or went: {why}.")
+        sentences.append(f"No packet came or went: {why}.")
     elif closing.missing and closing.steps and until_ns:
-        left = until_ns - closing.last_ns
-        said.append(f"The capture went on for {_span(left)}." if left > 0 else "The capture ends there.")
+        remaining_ns = until_ns - closing.last_ns
+        sentences.append(
+            f"The capture went on for {_span(remaining_ns)}."
+            if remaining_ns > 0
+            else "The capture ends there."
+        )
     if lost and closing.missing:
-        said.append(f"The capture lost {lost} packets: what is missing may be among them.")
-    return " ".join(filter(None, said))
+        sentences.append(f"The capture lost {lost} packets: what is missing may be among them.")
+    return " ".join(filter(None, sentences))
 
 
 def _main(c: Closing) -> str:
     first, second = (c.b, c.a) if c.a_first is False else (c.a, c.b)
     name, other = end_name(c, first), end_name(c, second)
     match c.outcome:
-        case Outcome.NOT_OPENED:
+        case Ending.NOT_OPENED:
             return f"{end_name(c, c.a)} sent a SYN and nobody answered it."
-        case Outcome.REFUSED:
+        case Ending.REFUSED:
             return f"{end_name(c, c.b)} refused the connection."
-        case Outcome.OPEN:
+        case Ending.OPEN:
             return "No FIN and no RST: neither end has closed in this capture." if c.packets else ""
-        case Outcome.UNSEEN:
+        case Ending.UNSEEN:
             return (
                 "No FIN and no RST is in this capture. It began after the connection did: it does "
                 "not show whether an end had closed before."
             )
-        case Outcome.RESET:
+        case Ending.RESET:
             return _reset(c)
-        case Outcome.ONE_SIDED:
+        case Ending.ONE_SIDED:
             return _one_sided(c)
-        case Outcome.IN_ORDER:
+        case Ending.IN_ORDER:
             return _in_order(first, second, name, other)
-        case Outcome.UNANSWERED:
+        case Ending.UNANSWERED:
             return _unanswered(first, name)
-        case Outcome.HALF_CLOSED:
+        case Ending.HALF_CLOSED:
             done = f"{name} is done" if first.fins else f"{name} had closed its side before the capture began"
             sent = f" and went on sending ({second.late_bytes} bytes)" if second.late_bytes else ""
             return f"Half closed: {done}, {other} acknowledged it{sent}; a FIN of its own has not come."
-        case Outcome.HALF_OR_CLOSED:
+        case Ending.HALF_OR_CLOSED:
             return (
                 f"{name} sent a FIN and {other} acknowledged it. The capture does not show whether "
                 f"{other} had closed before it began."
             )
-        case Outcome.LAST_UNANSWERED:
+        case Ending.LAST_UNANSWERED:
             return _last_unanswered(first, second, name, other)
-        case Outcome.UNHEARD:
+        case Ending.UNHEARD:
             return _unheard(c)
 
 
@@ -307,30 +379,30 @@ def _last_unanswered(first: Side, second: Side, name: str, other: str) -> str:
 
 
 def _unheard(c: Closing) -> str:
-    said = []
+    sentences = []
     both = c.a.facts.sent and c.b.facts.sent
     if both:
-        said.append("Both ends have closed.")
-    for me, peer in ((c.a, c.b), (c.b, c.a)):
-        if not me.acked_ns or not (me.unheard or me.facts.acked is False):
+        sentences.append("Both ends have closed.")
+    for side, peer in ((c.a, c.b), (c.b, c.a)):
+        if not side.acked_ns or not (side.unheard or side.facts.acked is False):
             continue
-        name, other = end_name(c, me), end_name(c, peer)
+        name, other = end_name(c, side), end_name(c, peer)
         again = (
-            f"{name} sent its FIN again {_count(me.unheard)} after {other} had acknowledged it: "
-            if me.unheard
+            f"{name} sent its FIN again {_count(side.unheard)} after {other} had acknowledged it: "
+            if side.unheard
             else f"{other} acknowledged the FIN of {name}: "
         )
-        if me.kernel in _RETRANSMITTING:
-            said.append(f"{again}the ACK does not reach it, its kernel still says {me.kernel}.")
-        elif me.facts.acked:
-            said.append(f"{again}these ACKs did not reach it. Then it stopped.")
-        elif me.facts.acked is None:
-            said.append(f"{again}the ACK did not reach it, or the two crossed on the way.")
+        if side.kernel in _RETRANSMITTING:
+            sentences.append(f"{again}the ACK does not reach it; its kernel still says {side.kernel}.")
+        elif side.facts.acked:
+            sentences.append(f"{again}these ACKs did not reach it. Then it stopped.")
+        elif side.facts.acked is None:
+            sentences.append(f"{again}the ACK did not reach it, or the two crossed on the way.")
         else:
-            said.append(f"{again}the ACK does not reach it.")
+            sentences.append(f"{again}the ACK does not reach it.")
         if not both and peer.facts.sent is False:
-            said.append(f"No FIN from {other} has come.")
-    return " ".join(said)
+            sentences.append(f"No FIN from {other} has come.")
+    return " ".join(sentences)
 
 
 def _count(n: int) -> str:
@@ -357,32 +429,32 @@ def _reset(c: Closing) -> str:
     elif c.reset.answers and not rest.fins:
         before += ": nobody reads data for it there any more"
     unsure = ""
-    if c.reset.standing is Standing.UNKNOWN and not rest.kernel:
+    if c.reset.standing is ResetStanding.UNKNOWN and not rest.kernel:
         unsure = " Whether the number of the RST was in the window cannot be checked with this capture."
     return f"{end_name(c, end)} reset the connection {before}.{unsure}"
 
 
 def _ignored(c: Closing) -> list[str]:
-    return [f"A RST from {end_name(c, c.a if one.from_a else c.b)} {_why(one)}." for one in c.ignored]
+    return [f"A RST from {end_name(c, c.a if reset.from_a else c.b)} {_why(reset)}." for reset in c.ignored]
 
 
 def _why(reset: Reset) -> str:
     if reset.late:
         return "came after both ends had closed and ended nothing"
-    if reset.standing is Standing.OUTSIDE:
+    if reset.standing is ResetStanding.OUTSIDE:
         return "was outside the window and ended nothing"
-    if reset.standing is Standing.WINDOW:
+    if reset.standing is ResetStanding.WINDOW:
         return "did not have the expected number: kernels answer it with a challenge ACK and go on"
     return "did not end it: the connection went on"
 
 
 def _window(c: Closing) -> list[str]:
-    said = []
-    for me, peer in ((c.a, c.b), (c.b, c.a)):
-        if peer.window_closed and not peer.facts.sent and c.reset is None and me.fins == 0:
-            waits = ", also a FIN," if me.facts.acked is not True else ""
-            said.append(
-                f"The receive window of {end_name(c, peer)} is 0: what {end_name(c, me)} has still to send"
-                f"{waits} waits."
+    sentences = []
+    for side, peer in ((c.a, c.b), (c.b, c.a)):
+        if peer.window_closed and not peer.facts.sent and c.reset is None and side.fins == 0:
+            waits = ", also a FIN," if side.facts.acked is not True else ""
+            sentences.append(
+                f"The receive window of {end_name(c, peer)} is 0: what {end_name(c, side)} still has to "
+                f"send{waits} waits."
             )
-    return said
+    return sentences

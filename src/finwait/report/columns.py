@@ -11,44 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.attribution.waiting import KINDS
+from finwait.diagnosis import outlook
 from finwait.report.json import addresses, different_addresses
+from finwait.report.socket_options import keepalive_text, linger_text
+from finwait.report.waiting import waiting_text
+from finwait.table.derived import DERIVED
 from finwait.table.sockets import SCHEMA
 from finwait.table.units import endpoint, span_text
 from finwait.uapi import tcp
+from finwait.uapi.cluster import Pod
+from finwait.uapi.sets import distinct
 
 if TYPE_CHECKING:
     from finwait.diagnosis.finding import Finding
     from finwait.diagnosis.view import View
+    from finwait.uapi.observation import SocketOptions
 
-__all__ = ["DERIVED", "NAMES", "Cells", "rules_of"]
+__all__ = ["NAMES", "Cells", "rules_of"]
 
-DERIVED = {
-    "local": "Local address and port.",
-    "peer": "Remote address and port.",
-    "state_name": "TCP state by name.",
-    "family_name": "`inet` or `inet6`.",
-    "src_text": "Local address as text.",
-    "dst_text": "Remote address as text.",
-    "netns_name": "Name of the network namespace, or its inode.",
-    "owner": "Holders as `comm(pid:fd)`; `-` for none, `?` when not all processes could be inspected.",
-    "pid": "Lowest pid that holds it; empty if none was found.",
-    "fd": "Its descriptor there.",
-    "comm": "Name of that process.",
-    "holders": "Number of descriptors that refer to it.",
-    "age": "How long it has been in its state, within bounds.",
-    "age_at_least_s": "… at least, in seconds; empty when unknown.",
-    "age_at_most_s": "… at most, in seconds; empty when unknown.",
-    "timer_name": "Timer by name, with the time left.",
-    "other_end": "State, owner and namespace of the other end, if it is on this machine.",
-    "other_state": "State of the other end, if it is on this machine.",
-    "conntrack": "State and seconds left of its conntrack entry.",
-    "cgroup": "Path of the cgroup in which it was created.",
-    "container_id": "Container in which it was created.",
-    "pod_uid": "Kubernetes pod in which it was created.",
-    "unit": "systemd unit in which it was created.",
-    "rule": "Primary cause, if a rule has one.",
-    "also": "Other rules that match it.",
-}
 NAMES = tuple(DERIVED) + tuple(SCHEMA.names)
 _TIMERS = {0: "", 1: "on", 2: "keepalive", 3: "timewait", 4: "persist"}
 
@@ -63,6 +44,11 @@ def rules_of(view: View, findings: Sequence[Finding]) -> tuple[list[str], list[s
             else:
                 also[row] = f"{also[row]},{finding.rule}" if also[row] else finding.rule
     return primary, also
+
+
+def _state_names(states: list[int]) -> list[str]:
+    names = {state: tcp.state_name(state) for state in set(states)}
+    return [names[state] for state in states]
 
 
 class Cells:
@@ -106,10 +92,10 @@ class Cells:
 
     def _endpoint(self, side: str) -> list[str]:
         s = self.sockets
-        hosts, which = different_addresses(s.src if side == "s" else s.dst)
+        hosts, inverse = different_addresses(s.src if side == "s" else s.dst)
         begins = [endpoint(host, "") for host in hosts]
         ports = map(str, (s.sport if side == "s" else s.dport).tolist())
-        result = [begins[k] + port for k, port in zip(which.tolist(), ports, strict=True)]
+        result = [begins[k] + port for k, port in zip(inverse.tolist(), ports, strict=True)]
         if side == "d":
             for k in np.flatnonzero(s.state == tcp.LISTEN).tolist():
                 result[k] = "*:*"
@@ -128,7 +114,7 @@ class Cells:
         return addresses(self.sockets.dst)
 
     def _state_name(self) -> list[str]:
-        return [tcp.state_name(s) for s in self.sockets.state.tolist()]
+        return _state_names(self.sockets.state.tolist())
 
     def _family_name(self) -> list[str]:
         return ["inet" if f == 2 else "inet6" for f in self.sockets.family.tolist()]
@@ -146,26 +132,32 @@ class Cells:
         holders = view.holders
         comm = {pid: p.comm for pid, p in view.processes.items()}
         count = holders.count[rows]
-        unknown = "-" if holders.complete else "?"
-        result: list[str] = np.where(view.sockets.inode[rows] == 0, "-", unknown).tolist()
-        one = np.flatnonzero(count == 1)
-        first = holders.start[rows[one]]
-        begins = {pid: f"{comm.get(pid, '?')}({pid}:" for pid in np.unique(holders.pid[first]).tolist()}
+        result: list[str] = np.where(view.holder_unknown[rows], "?", "-").tolist()
+        if view.releasing:
+            for k, row in enumerate(rows.tolist()):
+                if len(threads := view.releasers(row)) == 1:
+                    doubt = "" if view.nearby(threads[0], row) else "?"
+                    result[k] = f"{threads[0].name}({threads[0].pid}:closing{doubt})"
+        single = np.flatnonzero(count == 1)
+        first = holders.start[rows[single]]
+        begins = {pid: f"{comm.get(pid, '?')}({pid}:" for pid in distinct(holders.pid[first]).tolist()}
         for k, pid, fd in zip(
-            one.tolist(), holders.pid[first].tolist(), holders.fd[first].tolist(), strict=True
+            single.tolist(), holders.pid[first].tolist(), holders.fd[first].tolist(), strict=True
         ):
             result[k] = f"{begins[pid]}{fd})"
         for k in np.flatnonzero(count > 1).tolist():
             result[k] = ",".join(f"{comm.get(pid, '?')}({pid}:{fd})" for pid, fd in holders.of(int(rows[k])))
         return result
 
-    def _first_holder(self, what: str) -> list[Any]:
+    def _first_holder(self, attribute: str) -> list[Any]:
         holders = self.view.holders
-        has = holders.count[self.rows] > 0
+        held = holders.count[self.rows] > 0
         cells = (
-            getattr(holders, what)[np.where(has, holders.start[self.rows], 0)] if len(holders.pid) else has
+            getattr(holders, attribute)[np.where(held, holders.start[self.rows], 0)]
+            if len(holders.pid)
+            else held
         )
-        return [c if h else None for c, h in zip(cells.tolist(), has.tolist(), strict=True)]
+        return [c if h else None for c, h in zip(cells.tolist(), held.tolist(), strict=True)]
 
     def _pid(self) -> list[Any]:
         return self._first_holder("pid")
@@ -180,6 +172,41 @@ class Cells:
     def _holders(self) -> list[int]:
         return self.view.holders.count[self.rows].tolist()
 
+    def _waited(self) -> list[str | None]:
+        kinds = self.view.waits.kinds[self.rows].tolist()
+        return [KINDS[kind] if kind >= 0 else None for kind in kinds]
+
+    def _waiting(self) -> list[str | None]:
+        waits = self.view.waits
+        asked = waits.asked[self.rows].tolist()
+        return [
+            waiting_text(waits.of(row)) if ask else None
+            for row, ask in zip(self.rows.tolist(), asked, strict=True)
+        ]
+
+    def _ends(self) -> list[str]:
+        return [prospect.ends for prospect in outlook.of_rows(self.view, self.rows)]
+
+    def _outlook(self) -> list[str]:
+        return [outlook.text(prospect) for prospect in outlook.of_rows(self.view, self.rows)]
+
+    def _option(self, text: Callable[[SocketOptions], Any]) -> list[Any]:
+        known = self.view.socket_options
+        options = (known.get(inode) for inode in self.sockets.inode.tolist())
+        return [None if sockopts is None or sockopts.errno else text(sockopts) for sockopts in options]
+
+    def _keepalive(self) -> list[Any]:
+        return self._option(keepalive_text)
+
+    def _user_timeout_ms(self) -> list[Any]:
+        return self._option(lambda sockopts: sockopts.user_timeout_ms)
+
+    def _linger(self) -> list[Any]:
+        return self._option(linger_text)
+
+    def _linger2_s(self) -> list[Any]:
+        return self._option(lambda sockopts: sockopts.linger2_s)
+
     def _age(self) -> list[str]:
         least, most = self.view.at_least_ms[self.rows].tolist(), self.view.at_most_ms[self.rows].tolist()
         return [span_text(a, b) for a, b in zip(least, most, strict=True)]
@@ -193,40 +220,41 @@ class Cells:
     def _timer_name(self) -> list[str]:
         s = self.sockets
         return [
-            f"{_TIMERS.get(t, t)},{_left(e)},{r}" if t else ""
+            f"{_TIMERS.get(t, t)},{_time_left(e)},{r}" if t else ""
             for t, e, r in zip(s.timer.tolist(), s.expires_ms.tolist(), s.retrans.tolist(), strict=True)
         ]
 
     def _other_end(self) -> list[str | None]:
         view = self.view
         other = view.other[self.rows]
-        has = np.flatnonzero(other >= 0)
+        paired = np.flatnonzero(other >= 0)
         result: list[str | None] = [None] * len(self.rows)
-        if len(has):
-            ends = other[has]
-            owners = self.owners(ends)
-            for k, end, owner in zip(has.tolist(), ends.tolist(), owners, strict=True):
-                ns = int(view.sockets.netns[end])
-                here = ns == int(view.sockets.netns[self.rows[k]])
-                where = "" if here else f" in {view.namespaces[ns].label}"
-                result[k] = f"{tcp.state_name(int(view.sockets.state[end]))} {owner}{where}"
+        if len(paired):
+            ends = other[paired]
+            s = view.sockets
+            states = _state_names(s.state[ends].tolist())
+            spaces = s.netns[ends]
+            elsewhere = np.where(spaces != s.netns[self.rows[paired]], spaces, 0)
+            where = {ns: f" in {view.namespaces[ns].label}" if ns else "" for ns in set(elsewhere.tolist())}
+            for k, state, owner, ns in zip(
+                paired.tolist(), states, self.owners(ends), elsewhere.tolist(), strict=True
+            ):
+                result[k] = f"{state} {owner}{where[ns]}"
         return result
 
     def _other_state(self) -> list[str | None]:
         other = self.view.other[self.rows]
         states = self.view.sockets.state[np.maximum(other, 0)] if len(self.view) else other
-        return [
-            tcp.state_name(s) if o >= 0 else None
-            for o, s in zip(other.tolist(), states.tolist(), strict=True)
-        ]
+        names = _state_names(states.tolist())
+        return [name if o >= 0 else None for o, name in zip(other.tolist(), names, strict=True)]
 
     def _conntrack(self) -> list[str | None]:
         from finwait.uapi.conntrack import TCP_STATES
 
         view = self.view
         return [
-            f"{TCP_STATES.get(st, st)},{left}s" if has else None
-            for has, st, left in zip(
+            f"{TCP_STATES.get(st, st)},{timeout_s}s" if tracked else None
+            for tracked, st, timeout_s in zip(
                 view.has_flow[self.rows].tolist(),
                 view.flow_state[self.rows].tolist(),
                 view.flow_timeout_s[self.rows].tolist(),
@@ -238,18 +266,53 @@ class Cells:
         paths = self.view.cgroup_paths
         return [paths.get(c) for c in self.sockets.cgroup_id.tolist()]
 
-    def _workload(self, what: str) -> list[str | None]:
+    def _placed(self, attribute: str) -> list[str | None]:
         all_of_them = self.view.workloads
-        return [getattr(w, what) or None if (w := all_of_them[r]) else None for r in self.rows.tolist()]
+        return [getattr(w, attribute) or None if (w := all_of_them[r]) else None for r in self.rows.tolist()]
 
     def _container_id(self) -> list[str | None]:
-        return self._workload("container_id")
+        return self._placed("container_id")
 
     def _pod_uid(self) -> list[str | None]:
-        return self._workload("pod_uid")
+        return self._placed("pod_uid")
+
+    def _of_pod(self, text: Callable[[Pod], str]) -> list[str | None]:
+        pods = self.view.row_names.pod
+        return [text(pod) or None if (pod := pods[r]) is not None else None for r in self.rows.tolist()]
+
+    def _pod(self) -> list[str | None]:
+        return self._of_pod(lambda pod: pod.path)
+
+    def _namespace(self) -> list[str | None]:
+        return self._of_pod(lambda pod: pod.namespace)
+
+    def _workload(self) -> list[str | None]:
+        return self._of_pod(lambda pod: pod.workload)
+
+    def _node(self) -> list[str | None]:
+        return self._of_pod(lambda pod: pod.node)
+
+    def _container(self) -> list[str | None]:
+        pods, boxes = self.view.row_names.pod, self._placed("container_id")
+        return [
+            pod.containers.get(box) if (pod := pods[r]) is not None and box else None
+            for r, box in zip(self.rows.tolist(), boxes, strict=True)
+        ]
+
+    def _service(self) -> list[str | None]:
+        services = self.view.row_names.service
+        return [services[r] or None for r in self.rows.tolist()]
+
+    def _peer_pod(self) -> list[str | None]:
+        peers = self.view.row_names.peer
+        return [peer.path if isinstance(peer := peers[r], Pod) else peer for r in self.rows.tolist()]
+
+    def _peer_workload(self) -> list[str | None]:
+        peers = self.view.row_names.peer
+        return [peer.workload if isinstance(peer := peers[r], Pod) else None for r in self.rows.tolist()]
 
     def _unit(self) -> list[str | None]:
-        return self._workload("unit")
+        return self._placed("unit")
 
     def _rule(self) -> list[str | None]:
         primary, _ = rules_of(self.view, self._findings)
@@ -260,7 +323,7 @@ class Cells:
         return [also[r] or None for r in self.rows.tolist()]
 
 
-def _left(ms: int) -> str:
+def _time_left(ms: int) -> str:
     """What is left of a timer, as ``ss`` prints it: ``.123ms``, ``12sec``, ``1min59sec``."""
     seconds, minutes = ms // 1000, ms // 60_000
     if minutes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,11 @@ from finwait.diagnosis.view import View
 from finwait.report.json import different_addresses
 from finwait.uapi import tcp
 
-__all__ = ["GROUPINGS", "SORTS", "Groups", "groups", "workers"]
+__all__ = ["GROUPINGS", "SORTS", "Grouping", "Groups", "groups", "workers"]
 
-GROUPINGS: Final = ("cause", "process", "pod", "peer", "local port", "netns", "state")
+Grouping = Literal["cause", "process", "pod", "peer", "local port", "netns", "state"]
+
+GROUPINGS: Final[tuple[Grouping, ...]] = get_args(Grouping)
 """What connections can be grouped by. A pod is a container or a unit where there is no pod."""
 
 SORTS: Final = ("connections", "oldest", "name")
@@ -36,7 +38,7 @@ _STATES: Final = 256
 class Groups:
     """Connections in groups."""
 
-    by: str
+    by: Grouping
     rows: I64
     """The rows of the view that were grouped."""
     code: I64
@@ -69,8 +71,8 @@ class Groups:
 
     def members(self, label: str) -> I64:
         """Return the rows of a group; none when there is no such group."""
-        which = [k for k, name in enumerate(self.labels) if name == label]
-        return self.rows[np.isin(self.code, which)]
+        codes = [k for k, name in enumerate(self.labels) if name == label]
+        return self.rows[np.isin(self.code, codes)]
 
     def states_text(self, group: int) -> str:
         """Return a group's states, most first: ``FIN_WAIT2 7, CLOSE_WAIT 7``."""
@@ -82,14 +84,14 @@ class Groups:
         )
 
 
-def groups(view: View, findings: Sequence[Finding], rows: I64, by: str) -> Groups:
+def groups(view: View, findings: Sequence[Finding], rows: I64, by: Grouping) -> Groups:
     """Return rows of a view in groups.
 
     Args:
         view: the connections.
         findings: what was said of them; their rows index the view.
         rows: which of them.
-        by: one of `GROUPINGS`.
+        by: what they have in common.
 
     Raises:
         ValueError: no such grouping.
@@ -106,25 +108,29 @@ def groups(view: View, findings: Sequence[Finding], rows: I64, by: str) -> Group
     return Groups(by, rows, code, names, states.sum(axis=1), states, oldest)
 
 
-def _codes(view: View, findings: Sequence[Finding], rows: I64, by: str) -> tuple[I64, Sequence[str]]:
+def _codes(view: View, findings: Sequence[Finding], rows: I64, by: Grouping) -> tuple[I64, Sequence[str]]:
     s = view.sockets
     if by == "cause":
         return _causes(view, findings, rows)
     if by == "process":
-        pids, which = np.unique(view.holders.first_pid()[rows], return_inverse=True)
-        nobody = "no holder found" if view.holders.complete else "not known"
+        pids, inverse = np.unique(view.holders.first_pid()[rows], return_inverse=True)
+        nobody = "no holder found"
+        unknown = "not known" if view.holders.searched else "not looked for (`--no-owners`)"
         services: dict[int, list[int]] = {}
         for pid in pids.tolist():
             services.setdefault(view.services.get(pid, pid), []).append(pid)
         place = {pid: k for k, members in enumerate(services.values()) for pid in members}
         names = [nobody if members[0] < 0 else workers(view, members) for members in services.values()]
-        code = np.array([place[pid] for pid in pids.tolist()], np.int64)[which.reshape(-1)]
+        code = np.array([place[pid] for pid in pids.tolist()], np.int64)[inverse.reshape(-1)]
         orphan = (s.inode[rows] == 0) & (view.holders.first_pid()[rows] < 0)
         code[orphan] = len(names)
-        return code, [*names, "nobody: closed, or not accepted yet"]
+        code[view.holder_unknown[rows]] = len(names) + 1
+        return code, [*names, "nobody: closed, or not accepted yet", unknown]
     if by == "pod":
         names = [
-            f"pod {w.pod_uid}"
+            f"pod {pod.path}"
+            if (pod := view.names.pod(w.pod_uid))
+            else f"pod {w.pod_uid}"
             if w.pod_uid
             else f"container {w.container_id[:12]}"
             if w.container_id
@@ -134,8 +140,8 @@ def _codes(view: View, findings: Sequence[Finding], rows: I64, by: str) -> tuple
         code = view.workload[rows].astype(np.int64)
         return np.where(code < 0, len(names), code), [*(n or "?" for n in names), "none, or not known"]
     if by == "peer":
-        texts, which = different_addresses(s.dst[rows])
-        return which.astype(np.int64), texts
+        texts, inverse = different_addresses(s.dst[rows])
+        return inverse.astype(np.int64), texts
     if by == "local port":
         ports, code = np.unique(s.sport[rows], return_inverse=True)
         return code.reshape(-1).astype(np.int64), [str(p) for p in ports.tolist()]

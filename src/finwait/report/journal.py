@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from finwait.errors import FinwaitError
 from finwait.remedy.journal import settings_act
+from finwait.remedy.recorded import options_act
+from finwait.report.shape import IDENTITY, MORE, connection, owner
 from finwait.table.units import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from finwait.remedy.journal import Entry
 
-__all__ = ["unfinished_lines", "whom", "would_do"]
+__all__ = [
+    "ActLine",
+    "act_line",
+    "act_result",
+    "entry_json",
+    "undone_json",
+    "unfinished_lines",
+    "whom",
+    "would_do",
+    "would_json",
+]
 
 _ADVICE = {
     "sockopt": "its options may still be changed",
@@ -31,6 +48,17 @@ def whom(entry: Entry) -> str:
     if entry.kind == "sysctl":
         return printable(_settings(entry))
     return printable(str(target.get("connection") or target.get("original") or "?"))
+
+
+def act_result(entry: Entry, *, cut: bool) -> str:
+    """Return the result of an act in a few words; ``cut`` where it was interrupted (crash or kill)."""
+    result = entry.result or {}
+    known = result.get("error") or result.get("result")
+    if known:
+        return printable(str(known))
+    return (
+        f"interrupted: `finwait undo {entry.id}`" if cut else "being done" if entry.result is None else "done"
+    )
 
 
 def _settings(entry: Entry) -> str:
@@ -61,24 +89,108 @@ def unfinished_lines(cut: Sequence[Entry]) -> Iterator[str]:
     yield "hint: `finwait undo --incomplete` reverts what it can and checks the rest\n"
 
 
+def would_json(entry: Entry) -> dict[str, Any]:
+    """Return what taking an act back would do, as JSON's types."""
+    return {"act": entry.id, "kind": entry.kind, "would": would_do(entry)[1:]}
+
+
+def undone_json(entry: Entry, result: str) -> dict[str, Any]:
+    """Return what came of taking an act back, as JSON's types."""
+    return {"act": entry.id, "kind": entry.kind, "result": result}
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """Return an act as JSON's types: whom it was done to in the shape of every document.
+
+    The journal is a file and may say anything: what does not fit stays under ``target``, as it was written.
+    """
+    written: dict[str, Any] = msgspec.to_builtins(entry)
+    target = dict(written.pop("target"))
+    end = _connection(target) if target.keys() >= {"src", "sport", "dst", "dport", "cookie"} else None
+    if end is not None:
+        for name in (*IDENTITY, *MORE, "holders", "connection"):
+            target.pop(name, None)
+    elif isinstance(cookie := target.get("cookie"), int):  # of a network namespace
+        target["netns_cookie"] = f"{cookie:#x}"
+        del target["cookie"]
+    return {
+        "id": written.pop("id"),
+        "kind": written.pop("kind"),
+        "connection": end,
+        "target": target,
+        **written,
+    }
+
+
+def _connection(target: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the connection that an act was done to; None where the target is not one as finwait writes it."""
+    try:
+        owners = [owner(int(pid), int(fd), str(comm)) for pid, fd, comm in target.get("holders", ())]
+        return connection(
+            **{name: target.get(name) for name in IDENTITY},  # type: ignore[arg-type]
+            inode=target.get("inode"),
+            owners=owners,
+        )
+    except (TypeError, ValueError):
+        return None
+
+
 def would_do(entry: Entry) -> list[str]:
     """Return what taking an act back would do, as lines for a person.
 
     Raises:
         Refused: it is no act that finwait could have done.
+        FinwaitError: the act is damaged.
     """
     lines = [f"act {entry.id}, {entry.kind} of {whom(entry)}:"]
     if entry.kind == "sysctl":
-        did = settings_act(entry)
-        lines[0] = f"act {entry.id}, settings of netns {did.netns}:"
-        lines += [f"  {key}: {did.after.get(key, '?')} -> {value}" for key, value in did.before.items()]
-        if did.drop_in:
-            lines.append(f"  {did.drop_in}: {'removed' if did.text_before is None else 'restored to:'}")
-            lines += [f"    {line}" for line in (did.text_before or "").splitlines()]
+        act = settings_act(entry)
+        lines[0] = f"act {entry.id}, settings of netns {act.netns}:"
+        lines += [f"  {key}: {act.after.get(key, '?')} -> {value}" for key, value in act.before.items()]
+        if act.drop_in:
+            lines.append(f"  {act.drop_in}: {'removed' if act.text_before is None else 'restored to:'}")
+            lines += [f"    {line}" for line in (act.text_before or "").splitlines()]
     elif entry.kind == "sockopt":
-        after, before = ({**part.get("options", {})} for part in (entry.after, entry.before))
+        options = options_act(entry)
         lines[0] = f"act {entry.id}, options of {whom(entry)}:"
-        lines.append("  " + ", ".join(f"{name} {after.get(name, '?')} → {v}" for name, v in before.items()))
+        lines.append("  " + ", ".join(f"{n} {options.after[n]} → {v}" for n, v in options.before.items()))
     else:
         lines.append("  interrupted, and cannot be reverted; finwait checks its result")
     return [printable(line) for line in lines]
+
+
+@dataclass(frozen=True, slots=True)
+class ActLine:
+    """An act as a line of a table."""
+
+    id: int
+    when: str
+    """``2026-05-01 12:00:00Z``."""
+    user: str
+    kind: str
+    whom: str
+    why: str
+    result: str
+    failed: bool
+    """It failed, or was interrupted."""
+    undo: tuple[str, ...]
+    """What taking it back would do, as lines."""
+
+
+def act_line(entry: Entry, *, cut: bool) -> ActLine:
+    """Return an act as a line; ``cut`` where it was interrupted (crash or kill)."""
+    try:
+        undo = tuple(would_do(entry))
+    except FinwaitError as error:
+        undo = (printable(str(error)),)
+    return ActLine(
+        entry.id,
+        datetime.fromtimestamp(entry.started_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
+        printable(entry.user),
+        printable(entry.kind),
+        whom(entry),
+        printable(entry.why),
+        act_result(entry, cut=cut) + (f" (undone by {entry.undone_by})" if entry.undone_by else ""),
+        cut or bool((entry.result or {}).get("error")),
+        undo,
+    )

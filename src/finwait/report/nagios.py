@@ -40,14 +40,14 @@ class Threshold:
         Raises:
             ValueError: it is none of these, or its start is above its end.
         """
-        found = _RANGE.fullmatch(text)
-        if not found or text in ("", "@", ":", "@:"):
+        match = _RANGE.fullmatch(text)
+        if not match or text in ("", "@", ":", "@:"):
             raise ValueError(
                 f"`{text[:60]}` is not a threshold: write 10 (10 or more), 10:, 10:20, ~:5 or @5:10"
             )
-        first, last = found["start"], found["end"]
+        first, last = match["start"], match["end"]
         end = None if last is None else int(last)
-        if not found["colon"] and not found["inside"]:
+        if not match["colon"] and not match["inside"]:
             assert end is not None, "an empty text was refused"
             if end < 0:
                 raise ValueError(f"`{text}` is not a threshold: a count is never negative")
@@ -55,7 +55,7 @@ class Threshold:
         start = None if first == "~" else int(first or 0)
         if start is not None and end is not None and start > end:
             raise ValueError(f"`{text}` is not a threshold: {start} is above {end}")
-        return cls(text, start, end, found["inside"] is not None)
+        return cls(text, start, end, match["inside"] is not None)
 
     @property
     def maximum(self) -> int | None:
@@ -88,5 +88,5 @@ def perfdata(
 ) -> str:
     """Return one value as ``'label'=value;warning;critical;minimum``."""
     quoted = label if re.fullmatch(r"[a-z0-9]+", label) else "'" + label.replace("'", "''") + "'"
-    ranges = (one.range_text() if one is not None else "" for one in (warning, critical))
+    ranges = (threshold.range_text() if threshold is not None else "" for threshold in (warning, critical))
     return ";".join((f"{quoted}={value}", *ranges, "0"))

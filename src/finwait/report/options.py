@@ -4,18 +4,46 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finwait.diagnosis import forecast
-from finwait.report.plan import where, wrapped
+from finwait.diagnosis.peer_gone import user_timeout_for
+from finwait.report.plan import step_json, where, wrapped
+from finwait.report.shape import document, encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from finwait.diagnosis.forecast import PeerGone, UnderWay
+    from finwait.diagnosis.forecast import UnderWay
+    from finwait.diagnosis.peer_gone import PeerGone
+    from finwait.errors import Gap
     from finwait.remedy.plan import Step
 
-__all__ = ["armed_lines", "follows_lines", "waiting_lines", "warning_lines"]
+__all__ = ["arm_json", "armed_lines", "follows_lines", "left_out_json", "waiting_lines", "warning_lines"]
+
+
+def arm_json(
+    steps: Sequence[Step],
+    values: Mapping[str, int],
+    ends: Mapping[int, PeerGone],
+    waiting: Mapping[int, UnderWay],
+    left_out: Mapping[str, int],
+    gaps: Iterable[Gap] = (),
+) -> str:
+    """Return what `finwait arm` would set, and what would follow, as one JSON document."""
+    members = {
+        "options": values,
+        "steps": [step_json(step) for step in steps],
+        "predicted": [ends.get(k) for k in range(len(steps))],
+        "waiting": [waiting.get(k) for k in range(len(steps))],
+        "left_out": left_out_json(left_out),
+    }
+    return encoded(document("ArmPlan", members, gaps))
+
+
+def left_out_json(left_out: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return why connections that the FILTER selects are left out, and how many."""
+    return [{"reason": reason, "count": n} for reason, n in left_out.items()]
 
 
 def armed_lines(steps: Sequence[Step], values: Mapping[str, int]) -> Iterator[str]:
@@ -43,7 +71,7 @@ def follows_lines(ends: Sequence[PeerGone], values: Mapping[str, int]) -> Iterat
     for end, n in Counter(ends).most_common(5):
         yield "\nThen, if the peer is gone" + (f" (×{n})" if n < len(ends) else "") + ":\n"
         if end.silence_s is None:
-            yield from wrapped("this is not noticed while nothing is in flight: keepalive is off")
+            yield from wrapped("this is not noticed while nothing is in flight, because keepalive is off")
         else:
             yield f"  it is noticed after {forecast.text(end.silence_s)} of silence, with {_probes(end.probes)}\n"
             if end.user_timeout_ms and end.probes != end.count:
@@ -54,11 +82,14 @@ def follows_lines(ends: Sequence[PeerGone], values: Mapping[str, int]) -> Iterat
                 )
         bound = "the user timeout" if end.user_timeout_ms else "tcp_retries2"
         yield from wrapped(
-            f"a connection with data in flight is dropped after {forecast.text(end.unacknowledged_s)} "
+            "a connection with data in flight is dropped after "
+            f"{forecast.about(end.unacknowledged_s, end.unacknowledged_most_s)} "
             f"({bound}); keepalive does not run meanwhile"
         )
         if end.user_timeout_ms:
-            yield from wrapped("so is a connection whose peer is alive but keeps its window shut that long")
+            yield from wrapped(
+                "a connection is also dropped if its peer is alive but keeps its window shut that long"
+            )
     for line in _hint(ends, values):
         yield from wrapped(line, indent="")
 
@@ -76,28 +107,33 @@ def waiting_lines(waiting: Sequence[tuple[Step, UnderWay]]) -> Iterator[str]:
 
 
 def _waiting(waiting: Sequence[tuple[Step, UnderWay]]) -> Iterator[str]:
-    soonest = sorted(waiting, key=lambda one: (one[1].ends_s is None, one[1].ends_s or 0.0))
-    for step, one in soonest[:_EACH]:
+    soonest = sorted(waiting, key=lambda entry: (entry[1].ends_s is None, entry[1].ends_s or 0.0))
+    for step, under_way in soonest[:_EACH]:
         src, dst = where(step)
-        waited = forecast.text(round(one.waited_s, 1))
-        if one.window_shut:
-            said = f"its peer's window has been shut for {waited} or more"
-            unless = "unless the peer takes data" + (", although the peer is alive" if one.lives else "")
+        waited = forecast.text(round(under_way.waited_s, 1))
+        if under_way.window_shut:
+            sentence = f"its peer's window has been shut for {waited} or more"
+            unless = "unless the peer takes data" + (
+                ", although the peer is alive" if under_way.lives else ""
+            )
         else:
-            said = f"data has been unacknowledged for {waited} or more"
+            sentence = f"data has been unacknowledged for {waited} or more"
             unless = "unless the peer acknowledges it"
-        yield f"{src} → {dst}: {said}: {_ends(one)}, {unless}"
+        yield f"{src} → {dst}: {sentence}: {_ends(under_way)}, {unless}"
     if len(soonest) > _EACH:
         yield f"… and {len(soonest) - _EACH} more"
 
 
-def _ends(one: UnderWay) -> str:
-    if one.ends_s is None:
+def _ends(under_way: UnderWay) -> str:
+    if under_way.ends_s is None:
         return "it never ends by itself"
-    said = f"it ends in about {forecast.text(one.ends_s)}"
-    if one.late_s is None or one.late_s < one.ends_s + 1:
-        return said
-    return f"{said} (or {forecast.text(one.late_s)}, if its timer fires before the option is set)"
+    if under_way.most_s is None:
+        least = forecast.text(under_way.ends_s)
+        return f"it ends in about {least} if its peer, which has not answered the last window probe, is gone"
+    sentence = f"it ends in about {forecast.about(under_way.ends_s, under_way.most_s)}"
+    if under_way.late_s is None or under_way.late_s < under_way.ends_s + 1:
+        return sentence
+    return f"{sentence} (or {forecast.text(under_way.late_s)}, if its timer fires before the option is set)"
 
 
 def warning_lines(
@@ -122,8 +158,9 @@ def warning_lines(
 def _hint(ends: Sequence[PeerGone], values: Mapping[str, int]) -> Iterator[str]:
 
     if values.keys() >= {"keepalive", "user_timeout_ms"} and any(0 < e.probes < e.count for e in ends):
-        least, most = forecast.user_timeout_for(values["keepidle"], values["keepintvl"], values["keepcnt"])
-        yield f"hint: with a user timeout of {least / 1000:g} to {most / 1000:g} s all {values['keepcnt']} probes count"
+        least, most = user_timeout_for(values["keepidle"], values["keepintvl"], values["keepcnt"])
+        span = f"{least / 1000:g} to {most / 1000:g} s" if least < most else f"{least / 1000:g} s"
+        yield f"hint: with a user timeout of {span} all {values['keepcnt']} probes count"
 
 
 def _probes(n: int) -> str:

@@ -5,39 +5,44 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from finwait.report.plan import EACH, connection_lines, wrapped
+from finwait.report.plan import EACH, connection_lines, step_json, wrapped
+from finwait.report.shape import document, encoded, owner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from finwait.remedy.outcome import Outcome
+    from finwait.errors import Gap
+    from finwait.remedy.outcome import EntryOutcome, Outcome
 
-__all__ = ["outcome_json", "outcome_lines"]
+__all__ = ["counted", "entry_text", "outcome_json", "outcome_lines"]
 
 
-def outcome_json(outcomes: Sequence[Outcome]) -> str:
+def outcome_json(outcomes: Sequence[Outcome], gaps: Iterable[Gap] = ()) -> str:
     """Return what came of each step as one JSON document."""
     items = [
         {
-            "step": o.step,
+            "step": step_json(o.step),
             "result": o.result,
             "detail": o.detail,
             "act": o.act_id or None,
-            "other": o.other or None,
-            "stays_open": o.stays_open,
+            "this_end_gone": o.this_end_gone,
+            "other_end_state": o.other or None,
+            "stays_open": [owner(*holder) for holder in o.stays_open],
         }
         for o in outcomes
     ]
-    out = {"apiVersion": "finwait/v1", "kind": "OutcomeList", "items": items}
-    return msgspec.json.encode(out).decode() + "\n"
+    return encoded(document("OutcomeList", {"items": items}, gaps))
+
+
+def counted(outcomes: Iterable[Outcome]) -> str:
+    """Return how many steps had which result; empty for none."""
+    results = Counter(o.result for o in outcomes)
+    return ", ".join(f"{n} {result}" for result, n in results.most_common())
 
 
 def outcome_lines(outcomes: Sequence[Outcome]) -> list[str]:
     """Return what came of each step as lines for a person."""
-    counted = Counter(o.result for o in outcomes)
-    lines = ["\n" + ", ".join(f"{n} {result}" for result, n in counted.most_common()) + ".\n"]
+    lines = [f"\n{counted(outcomes)}.\n"]
     groups: dict[tuple[str, str, str], list[Outcome]] = {}
     for o in outcomes:
         groups.setdefault((o.step.means, o.result, o.detail), []).append(o)
@@ -48,16 +53,23 @@ def outcome_lines(outcomes: Sequence[Outcome]) -> list[str]:
         if len(members) > EACH:
             first, last = members[EACH].act_id, members[-1].act_id
             lines.append(f"    … and {len(members) - EACH} more (acts {first} to {last})\n")
-    still = Counter((pid, comm) for o in outcomes if o.result == "ended" for pid, _, comm in o.stays_open)
+    still = Counter((pid, comm) for o in outcomes if o.this_end_gone for pid, _, comm in o.stays_open)
     for (pid, comm), n in still.most_common():
-        one = n == 1
+        single = n == 1
         lines += [
             "\n",
             *wrapped(
-                f"{'1 descriptor is' if one else f'{n} descriptors are'} still open in {comm} (pid "
+                f"{'1 descriptor is' if single else f'{n} descriptors are'} still open in {comm} (pid "
                 f"{pid}): only its close(), or a restart of the program, frees "
-                f"{'it' if one else 'them'}.",
+                f"{'it' if single else 'them'}.",
                 indent="",
             ),
         ]
     return lines
+
+
+def entry_text(outcome: EntryOutcome) -> str:
+    """Return what came of the deletion of a tracking entry, in words."""
+    if outcome.result == "failed":
+        return f"failed: {outcome.detail}"
+    return "interrupted before it was done" if outcome.result == "interrupted" else outcome.result

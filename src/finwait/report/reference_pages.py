@@ -55,18 +55,21 @@ def settings_page(settings: Sequence[Setting]) -> str:
     out = [
         _MADE,
         "",
-        "# Settings that bear on closing",
+        "# Settings that affect closing",
         "",
-        "What each sysctl does, on what, and what it does not do. `finwait tune explain KEY` prints the same with the",
+        (
+            "What each sysctl does, what it acts on, and what it does not do. `finwait tune explain KEY` "
+            "prints the same with the"
+        ),
         "numbers of this machine. Ranges, defaults and scopes were read on Linux 6.18 in a fresh network namespace.",
         "",
         "| Effect on what a rule has found | Meaning |",
         "|---|---|",
-        "| ends | shortens the life of the connections that are there now |",
-        "| bounds-new | nothing for those; the same later is bounded or prevented |",
+        "| ends | shortens the life of the connections that exist now |",
+        "| bounds-new | does nothing for those; limits or prevents later ones |",
         "| harmful | makes this pattern worse or more frequent |",
         "",
-        "A rule that a setting does not name is not affected by it at all.",
+        "A setting does not affect a rule that it does not name.",
         "",
     ]
     for setting in settings:
@@ -97,20 +100,20 @@ def _setting(setting: Setting) -> list[str]:
         f"| {_values(band)} | {_VERDICT[band.verdict]} | {_cell(band.why)} | {_links(band.ledger)} |"
         for band in setting.bands
     ]
-    told = [
+    effects = [
         known
         for rule in NAMES
         if {(known := setting.effect(rule)).effect, known.raised} - {Effect.NO_EFFECT, None}
     ]
-    if told:
+    if effects:
         out += ["", "| Rule | Effect | Why |", "|---|---|---|"]
-        for known in told:
+        for known in effects:
             lowered = "" if known.raised is None else "lowered: "
             out.append(f"| `{known.rule}` | {lowered}{known.effect} | {_cell(known.why)} |")
             if known.raised is not None:
                 out.append(f"| | raised: {known.raised} | {_cell(known.raised_why)} |")
     else:
-        out += ["", "No rule's findings are ended, bounded or made worse by it."]
+        out += ["", "It does not end, limit or worsen anything that a rule finds."]
     out.append("")
     return out
 
@@ -122,7 +125,10 @@ def ledger_page(knowledge: Knowledge) -> str:
         "",
         "# The ledger of claims",
         "",
-        "What is said about connections that do not finish closing, and what is so. S01 to S41 are the claims of the",
+        (
+            "Claims about connections that do not finish closing, and what is true of them. S01 to S41 are the "
+            "claims of the"
+        ),
         "article that finwait started from, *Debugging persistent FIN_WAIT2 connections in Kubernetes kube-proxy*;",
         "those from X01 on are further claims that experts ask about.",
         "",
@@ -137,9 +143,9 @@ def ledger_page(knowledge: Knowledge) -> str:
     ]
     heading = ""
     for claim in knowledge.claims.values():
-        wanted = "The article" if claim.id.startswith("S") else "Further claims"
-        if wanted != heading:
-            heading = wanted
+        section = "The article" if claim.id.startswith("S") else "Further claims"
+        if section != heading:
+            heading = section
             out += [f"## {heading}", ""]
         verdict = claim.verdict + (f", {claim.also}" if claim.also else "")
         out += [
@@ -173,35 +179,41 @@ def proofs_page(rules: Sequence[Rule], claims: Mapping[str, Sequence[str]]) -> s
         "",
         "# What rules say, and what shows it",
         "",
-        "Each finding says what ends it and what does not. Here is every such statement of every rule, with the",
+        (
+            "Each finding says what ends it and what does not. This page lists every such statement of every "
+            "rule, with the"
+        ),
         "demonstration that measures it: `finwait lab prove NAME`. A statement without one rests on the sources that",
         "the rule and the [ledger](ledger.md) name, or is plain advice.",
         "",
     ]
     for rule in rules:
-        said = _statements(rule)
-        shown = sum(1 for _, one in said if one.proofs)
+        statements = _statements(rule)
+        shown = sum(1 for _, statement in statements if statement.proofs)
         out += [
             f"## [`{rule.name}`](rules/{rule.name}.md)",
             "",
-            f"{shown} of {len(said)} shown.",
+            f"{shown} of {len(statements)} shown.",
             "",
             "| | Statement | Shown by |",
             "|---|---|---|",
         ]
-        out += [f"| {kind} | {_cell(one.text)} | {_shown(one.proofs, claims)} |" for kind, one in said]
+        out += [
+            f"| {kind} | {_cell(statement.text)} | {_shown(statement.proofs, claims)} |"
+            for kind, statement in statements
+        ]
         out.append("")
     return "\n".join(out).rstrip() + "\n"
 
 
 def _statements(rule: Rule) -> list[tuple[str, Advice | Remedy]]:
     """Return what a rule and its cases say, each statement once."""
-    said: dict[tuple[str, str], Advice | Remedy] = {}
+    statements: dict[tuple[str, str], Advice | Remedy] = {}
     for ends, does_not in ((words.ends, words.does_not) for words in rule.tellings):
-        for kind, ones in (("ends it", ends), ("does not", does_not)):
-            for one in ones:
-                said.setdefault((kind, one.text), one)
-    return [(kind, one) for (kind, _), one in said.items()]
+        for kind, group in (("ends it", ends), ("does not", does_not)):
+            for statement in group:
+                statements.setdefault((kind, statement.text), statement)
+    return [(kind, statement) for (kind, _), statement in statements.items()]
 
 
 def _shown(proofs: Sequence[str], claims: Mapping[str, Sequence[str]]) -> str:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from finwait.table.units import csv_text
+from finwait.report.cells import padded, widest
+from finwait.table.units import csv_cells
+from finwait.uapi import tcp
+from finwait.uapi.inet_diag import FAMILY_NAMES, PROTOCOL_NAMES
 
 if TYPE_CHECKING:
     from finwait.report.columns import Cells
@@ -49,6 +52,9 @@ def text_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) ->
     """Return aligned lines, in pieces of many lines; the last column is not padded."""
     texts = [_texts(cells, name) for name in columns]
     headings = [HEADINGS.get(name, name.upper().replace("_", "-")) for name in columns]
+    if not all("".join(column).isascii() for column in texts):
+        yield from _chunks(_wide_lines(texts, headings, columns, headers=headers))
+        return
     layout = []
     for k, (name, heading, column) in enumerate(zip(columns, headings, texts, strict=True)):
         width = max(len(heading) if headers else 0, max(map(len, column), default=0))
@@ -57,9 +63,26 @@ def text_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) ->
     line = ("  ".join(layout) + "\n").__mod__  # the cheapest way to pad many cells
     if headers:
         yield line(tuple(headings))
-    lines = map(line, zip(*texts, strict=True))
+    yield from _chunks(map(line, zip(*texts, strict=True)))
+
+
+def _chunks(lines: Iterator[str]) -> Iterator[str]:
     while chunk := "".join(islice(lines, _CHUNK)):
         yield chunk
+
+
+def _wide_lines(
+    texts: Sequence[Sequence[str]], headings: Sequence[str], names: Sequence[str], *, headers: bool
+) -> Iterator[str]:
+    """Return lines aligned by the columns of a terminal, which are not the lengths of texts that are not ASCII."""
+    shown = [
+        [*([heading] if headers else []), *column] for heading, column in zip(headings, texts, strict=True)
+    ]
+    widths = [*map(widest, shown[:-1]), 0]
+    right = [name in _RIGHT for name in names]
+    for row in zip(*shown, strict=True):
+        cells = zip(row, widths, right, strict=True)
+        yield "  ".join(padded(text, width, right=to_right) for text, width, to_right in cells) + "\n"
 
 
 def csv_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) -> Iterator[str]:
@@ -68,19 +91,32 @@ def csv_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) -> 
     writer = csv.writer(out, lineterminator="\r\n")
     if headers:
         writer.writerow(columns)
-    values = [cells.column(name) for name in columns]
-    for k, row in enumerate(zip(*values, strict=True)):
-        writer.writerow(["" if v is None else csv_text(v) if isinstance(v, str) else v for v in row])
-        if k % _CHUNK == _CHUNK - 1:
-            yield out.getvalue()
-            out.seek(0)
-            out.truncate()
+    rows = zip(*(csv_cells(cells.column(name)) for name in columns), strict=True)
+    while chunk := [*islice(rows, _CHUNK)]:
+        writer.writerows(chunk)  # None becomes an empty field
+        yield out.getvalue()
+        out.seek(0)
+        out.truncate()
     yield out.getvalue()
 
 
+_SHAPED: dict[str, Callable[[int], str]] = {
+    "state": tcp.state_name,
+    "family": lambda number: FAMILY_NAMES.get(number, str(number)),
+    "protocol": lambda number: PROTOCOL_NAMES.get(number, str(number)),
+    "cookie": hex,
+}
+"""Columns of numbers that `finwait.report.shape.connection` has as text."""
+
+
+def _as_shaped(name: str, values: list[Any]) -> list[Any]:
+    shaped = _SHAPED.get(name)
+    return values if shaped is None else [None if value is None else shaped(value) for value in values]
+
+
 def json_lines(cells: Cells, columns: Sequence[str]) -> Iterator[str]:
-    """Return one JSON object a line; a missing value is null."""
+    """Return one JSON object a line; a missing value is null, and what the shape of a connection has is as there."""
     encode = msgspec.json.encode
-    values: list[list[Any]] = [cells.column(name) for name in columns]
+    values: list[list[Any]] = [_as_shaped(name, cells.column(name)) for name in columns]
     for row in zip(*values, strict=True):
         yield encode(dict(zip(columns, row, strict=True))).decode() + "\n"

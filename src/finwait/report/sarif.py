@@ -41,8 +41,8 @@ def sarif(
         version: finwait's.
         unread: files that could not be read at all.
     """
-    found = [f for report in reports for f in report.findings if f.verdict in _LEVEL]
-    names = list(dict.fromkeys(finding.rule for finding in found))
+    findings = [f for report in reports for f in report.findings if f.verdict in _LEVEL]
+    names = list(dict.fromkeys(finding.rule for finding in findings))
     index = {name: number for number, name in enumerate(names)}
     problems = [*unread, *(problem for report in reports for problem in report.problems)]
     return {
@@ -68,7 +68,7 @@ def sarif(
                 ],
                 "artifacts": list({report.file: _artifact(report) for report in reports}.values()),
                 "columnKind": "unicodeCodePoints",
-                "results": [_result(finding, index[finding.rule]) for finding in found],
+                "results": [_result(finding, index[finding.rule]) for finding in findings],
             }
         ],
     }
@@ -82,8 +82,8 @@ def _notes(reports: Sequence[AuditReport]) -> Iterator[dict[str, Any]]:
     for report in reports:
         if report.status == "nothing":
             yield _notification("note", report.file, 1, "read, and nothing in it was recognised")
-        for one in report.unjudged:
-            yield _notification("note", one.file, one.line, f"{one.claim}: not judged: {one.reason}")
+        for entry in report.unjudged:
+            yield _notification("note", entry.file, entry.line, f"{entry.claim}: not judged: {entry.reason}")
         for line in report.mentions:
             yield _notification(
                 "note", report.file, line, "a setting is named, and nothing about it was understood"

@@ -4,7 +4,7 @@ One surprise is told rather than printed as the kernel words it: ``FIN_WAIT2→C
 a minisocket", and ``FIN_WAIT2→FIN_WAIT2`` is the owner's close() of what was shut down before. What is not
 known stays out of the line.
 
-This module knows no clock and no process: names are handed in (`Names`).
+This module knows no clock and no process: names are handed in (`TransitionNames`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.report.json import addresses
+from finwait.report.shape import IDENTITY, MORE, connection, owner
 from finwait.table import histogram, units
 from finwait.table import transitions as tr
 from finwait.table.transitions import TransitionTable
 from finwait.table.units import csv_text
 from finwait.uapi import tcp
+from finwait.uapi.inet_diag import IPPROTO_TCP
+from finwait.uapi.sets import distinct
 
 __all__ = [
     "CSV_COLUMNS",
     "Mover",
-    "Names",
     "Stories",
     "Summary",
+    "TransitionNames",
     "csv_line",
     "duration",
     "encode",
@@ -77,7 +80,7 @@ class Mover:
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class TransitionNames:
     """What the caller knows beyond the columns; all optional."""
 
     wall_offset_ns: int = 0
@@ -125,10 +128,10 @@ def header() -> str:
     return f"{'TIME':12} {'NETNS':7} {'LOCAL > PEER':32} {'OLD→NEW':22} {'IN OLD':>6} OWNER"
 
 
-def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
+def records(table: TransitionTable, names: TransitionNames) -> Iterator[dict[str, Any]]:
     """Yield each row as an object of plain values; what is not known is None."""
     src, dst = addresses(table.src), addresses(table.dst)
-    have = {
+    present = {
         name: table.present(name).tolist()
         for name in ("in_old_ns", "netns", "cookie", "inode", "cgroup_id", "became", "became_seen_ns", "expires_ms",
                      "reset", "reason", "after_ns", "ifindex")
@@ -136,7 +139,7 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
     cells = {name: table[name].tolist() for name in tr.SCHEMA.names if name not in ("src", "dst")}
 
     def value(name: str, k: int) -> Any:  # noqa: ANN401 - a cell
-        return cells[name][k] if have[name][k] else None
+        return cells[name][k] if present[name][k] else None
 
     for k in range(len(table)):
         kind = cells["kind"][k]
@@ -146,8 +149,7 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             mover = names.movers.get(pid) or Mover(pid)
         in_old = value("in_old_ns", k)
         reset = value("reset", k)
-        became, seen = value("became", k), value("became_seen_ns", k)
-        reason = value("reason", k)
+        became, seen, reason = value("became", k), value("became_seen_ns", k), value("reason", k)
         over = cells["over"][k]
         holders = names.owners.get(inode) if inode and not over else None
         before = names.last.get(cells["life"][k]) if over else None
@@ -156,6 +158,7 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
             "kind": _KINDS.get(kind, str(kind)),
             "netns": value("netns", k),
             "netns_name": next(iter(names.netns.get(cells["netns"][k], ())), None),
+            "family": cells["family"][k],
             "src": src[k],
             "sport": cells["sport"][k],
             "dst": dst[k],
@@ -178,9 +181,9 @@ def records(table: TransitionTable, names: Names) -> Iterator[dict[str, Any]]:
         }
         if kind == tr.POLLED:
             record["after"] = _utc(cells["after_ns"][k] + names.wall_offset_ns)
-        states = cells["oldstate"][k], cells["newstate"][k]
         later = 0 if seen is None else seen - cells["time_ns"][k]
-        note = _note(kind, *states, record, mover, later, looked_up=names.looked_up)
+        old, new = cells["oldstate"][k], cells["newstate"][k]
+        note = _note(kind, old, new, record, mover, later, looked_up=names.looked_up)
         if mover is not None and mover.kernel:
             note += ("; " if note else "") + f"caused by {mover} of the kernel"
         record["note"] = note
@@ -205,15 +208,15 @@ def _note(  # noqa: PLR0913, RUF100 - a row
 ) -> str:
     """Return what the row means where the two states do not say it; its minisocket was seen ``later`` ns after it."""
     if kind in (tr.RECEIVE_RESET, tr.SEND_RESET, tr.RETRANSMIT):
-        said = {
+        phrases = {
             tr.RECEIVE_RESET: "reset received",
             tr.SEND_RESET: "reset sent",
             tr.RETRANSMIT: "retransmission",
         }
-        return said[kind] + (f" ({record['reason']})" if record["reason"] else "")
+        return phrases[kind] + (f" ({record['reason']})" if record["reason"] else "")
     if record["became"] == "FIN_WAIT2":
-        left = record["expires_ms"] / 1000
-        return f"became a minisocket, still FIN_WAIT2; gone by itself in {left:.1f} s"
+        remaining_s = record["expires_ms"] / 1000
+        return f"became a minisocket, still FIN_WAIT2; gone by itself in {remaining_s:.1f} s"
     if record["became"] == "TIME_WAIT":
         # In between it may have been one in FIN_WAIT2: the peer's FIN makes it TIME_WAIT, whenever that comes.
         when = f"seen {duration(later)} later" if later > 0 else "by now"
@@ -248,24 +251,30 @@ def _utc(ns: int) -> str:
 
 def _owner(record: dict[str, Any]) -> str:
     """Return who holds it; else who moved it; else who held it."""
+    if holder := _holder(record):
+        return holder
+    mover = record["moved_by"]
+    if mover and (mover["pid"] is not None or not mover["kernel"]):
+        return f"by {Mover(**mover)}"
+    return "-" if record["owners"] is None else "nobody"
+
+
+def _holder(record: dict[str, Any]) -> str:
+    """Return who holds it; else who held it, where no process is known that moved it; empty for nobody."""
     holders, mover, before = record["owners"], record["moved_by"], record["last_owners"]
     if holders:
         more = f"+{len(holders) - 1}" if len(holders) > 1 else ""
         return f"{holders[0]['comm']}[{holders[0]['pid']}]{more}"
-    if mover and mover["pid"] is not None:
-        return f"by {Mover(**mover)}"
-    if before:
+    if before and not (mover and mover["pid"] is not None):
         return f"was {before[0]['comm']}[{before[0]['pid']}]"
-    if mover and not mover["kernel"]:
-        return f"by {Mover(**mover)}"
-    return "-" if holders is None else "nobody"
+    return ""
 
 
 _WIDTH: Final = 100
 _HANG: Final = 21  # under the addresses
 
 
-def line(record: dict[str, Any], names: Names, *, wide: bool = False) -> str:
+def line(record: dict[str, Any], names: TransitionNames, *, wide: bool = False) -> str:
     """Return a record as text: one line, or more where it would be wider than 100 columns.
 
     Args:
@@ -302,7 +311,7 @@ def line(record: dict[str, Any], names: Names, *, wide: bool = False) -> str:
     return "\n".join(out)
 
 
-def lines(table: TransitionTable, names: Names, *, wide: bool = False) -> Iterator[str]:
+def lines(table: TransitionTable, names: TransitionNames, *, wide: bool = False) -> Iterator[str]:
     """Yield one line a row."""
     for record in records(table, names):
         yield line(record, names, wide=wide)
@@ -333,8 +342,30 @@ def _cell(value: object) -> str:
 
 
 def encode(record: dict[str, Any]) -> str:
-    """Return a record as one line of JSON."""
-    return msgspec.json.encode(record).decode()
+    """Return a record as one line of JSON, the connection in the shape of every document."""
+    return msgspec.json.encode(shaped(record)).decode()
+
+
+def shaped(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of `records` in the shape of every document; its ``state`` is that after the change."""
+    rest = {name: value for name, value in record.items() if name not in (*IDENTITY, *MORE)}
+    first = {name: rest.pop(name) for name in ("time", "kind") if name in rest}
+    end = connection(
+        **{name: record.get(name) for name in IDENTITY if name not in ("protocol", "state")},  # type: ignore[arg-type]
+        protocol=IPPROTO_TCP,  # the tracepoints and looks behind these rows are those of TCP alone
+        state=record.get("state") or record.get("new"),
+        inode=record["inode"],
+        owners=_shaped_owners(record["owners"]),
+        pod_uid=record["pod_uid"],
+    )
+    if "last_owners" in rest:
+        rest["last_owners"] = _shaped_owners(rest["last_owners"])
+    return first | end | rest
+
+
+def _shaped_owners(owners: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Return holders whose process is known, and not their descriptor."""
+    return None if owners is None else [owner(holder["pid"], None, holder["comm"]) for holder in owners]
 
 
 @dataclass(slots=True)
@@ -356,8 +387,8 @@ class _End:
         apart = None not in (self.netns, other.netns) and self.netns != other.netns
         if apart and (self.local or other.local):
             return False
-        first, then = sorted((self, other), key=lambda end: str(end.records[0]["time"]))
-        return _parse(then.records[0]["time"]) <= _parse(first.records[-1]["time"]) + _TOGETHER_US
+        first, second = sorted((self, other), key=lambda end: str(end.records[0]["time"]))
+        return _parse(second.records[0]["time"]) <= _parse(first.records[-1]["time"]) + _TOGETHER_US
 
 
 _TOGETHER_US: Final = 1_000_000
@@ -385,27 +416,29 @@ class Stories:
         self.cut = 0
         """Stories told before they were over, for want of room."""
 
-    def add(self, table: TransitionTable, names: Names) -> Iterator[list[str]]:
+    def add(self, table: TransitionTable, names: TransitionNames) -> Iterator[list[str]]:
         """Take rows in; yield the lines of each story that they finish."""
         for record, life, over in zip(
             records(table, names), table.life.tolist(), table.over.tolist(), strict=True
         ):
             if not record["sport"] or not record["dport"]:
                 continue
-            me, peer = (record["src"], record["sport"]), (record["dst"], record["dport"])
-            pair = tuple(sorted((me, peer)))
+            source, peer = (record["src"], record["sport"]), (record["dst"], record["dport"])
+            pair = tuple(sorted((source, peer)))
             changed = record["kind"] in ("transition", "polled")
             if not changed and over and pair not in self._open:
                 continue  # a reset that came when its story had been told
             ends = self._open.setdefault(pair, {})
             # A socket is known by its life or its cookie; a polled row has no life.
-            socket = ("life", life, me) if life >= 0 else ("cookie", record["netns"], record["cookie"], me)
-            end = ends.setdefault(socket, _End(me))
+            socket = (
+                ("life", life, source) if life >= 0 else ("cookie", record["netns"], record["cookie"], source)
+            )
+            end = ends.setdefault(socket, _End(source))
             end.records.append(record)
             end.netns = record["netns"] if record["netns"] is not None else end.netns
             end.over = end.over or (changed and record["new"] in ("CLOSE", None))
             self._kept += 1
-            if end.over and all(one.over for one in ends.values()):
+            if end.over and all(member.over for member in ends.values()):
                 yield from self._finish(pair)
             while self._kept > self._most:
                 self.cut += 1
@@ -419,9 +452,9 @@ class Stories:
     def _finish(self, pair: tuple[Any, ...], *, over: bool = True) -> Iterator[list[str]]:
         ends = list(self._open.pop(pair).values())
         self._kept -= sum(len(end.records) for end in ends)
-        for connection, alone in _connections(ends):
-            rows = [record for end in connection for record in end.records]
-            yield self._tell(rows, _where(connection), alone=alone, over=over)
+        for both, alone in _connections(ends):
+            rows = [record for end in both for record in end.records]
+            yield self._tell(rows, _where(both), alone=alone, over=over)
 
     def _tell(self, story: list[dict[str, Any]], where: str, *, alone: bool, over: bool) -> list[str]:
         self.told += 1
@@ -437,15 +470,15 @@ class Stories:
             )
         start = _parse(first["time"])
         for record in sorted(story, key=lambda r: r["time"]):
-            mine = (record["src"], record["sport"]) == client
-            side = ("client" if mine else "server") if known else ("A" if mine else "B")
+            from_client = (record["src"], record["sport"]) == client
+            side = ("client" if from_client else "server") if known else ("A" if from_client else "B")
             ms = (_parse(record["time"]) - start) / 1000
             spent = record["in_old_us"]
             after = "" if spent is None else f" after {duration(spent * 1000)}"
-            owner = _owner(record)
-            who = f"  {owner}" if owner not in ("-", "nobody") and not owner.startswith("by ") else ""
+            holder = _holder(record)
+            holder_text = f"  {holder}" if holder else ""
             change = f"{record['old'] or '-'}→{record['new'] or '-'}"
-            text = f"  {ms:>10.3f} ms  {side:6} {change}{after}{who}"
+            text = f"  {ms:>10.3f} ms  {side:6} {change}{after}{holder_text}"
             if record["note"] and len(text) + 2 + len(record["note"]) <= _WIDTH:
                 text += f"  {record['note']}"
             elif record["note"]:
@@ -461,7 +494,7 @@ def _connections(ends: list[_End]) -> list[tuple[list[_End], bool]]:
 
     def join(fits: Callable[[_End, _End], bool]) -> None:
         free = [k for k in range(len(ends)) if k not in partner]
-        found = {
+        candidates = {
             k: [
                 j
                 for j in free
@@ -469,8 +502,8 @@ def _connections(ends: list[_End]) -> list[tuple[list[_End], bool]]:
             ]
             for k in free
         }
-        for k, others in found.items():
-            if len(others) == 1 and found[others[0]] == [k]:
+        for k, others in candidates.items():
+            if len(others) == 1 and candidates[others[0]] == [k]:
                 partner[k] = others[0]
             elif others:
                 doubtful.add(k)
@@ -519,10 +552,10 @@ class Summary:
     def add(self, rows: TransitionTable) -> None:
         """Count rows."""
         known = rows.present("in_old_ns") & (rows.oldstate != rows.newstate) & (rows.kind == tr.TRANSITION)
-        for state in np.unique(rows.oldstate[known]).tolist():
-            found = histogram.fine_histogram(rows.in_old_ns[known & (rows.oldstate == state)])
+        for state in distinct(rows.oldstate[known]).tolist():
+            counts = histogram.fine_histogram(rows.in_old_ns[known & (rows.oldstate == state)])
             before = self._counts.get(state)
-            self._counts[state] = found if before is None else before + found
+            self._counts[state] = counts if before is None else before + counts
 
     def lines(self, *, width: int = 40) -> list[str]:
         """Return one block of lines a state, the most frequent state first."""

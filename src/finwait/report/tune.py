@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finwait.diagnosis.catalogue import NAMES
+from finwait.remedy.settings.catalogue import CATALOGUE
 from finwait.remedy.settings.model import Effect, RuleEffect, Setting, Verdict
-from finwait.remedy.tuning import Facts, HereEffect, Plan, PlanLine, State, default_of, in_force
+from finwait.remedy.tuning import (
+    HereEffect,
+    LineState,
+    PlanLine,
+    ProfilePlan,
+    TuningFacts,
+    default_of,
+    in_force,
+    verdicts,
+)
+from finwait.report.style import wrap
+from finwait.table.units import printable
+from finwait.uapi.sets import distinct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
+    from finwait.diagnosis.finding import Finding
+    from finwait.diagnosis.view import NamespaceView, View
     from finwait.remedy.knowledge import Knowledge
 
-__all__ = ["explain_json", "explain_text", "plan_json", "plan_text", "show_json", "show_text"]
+__all__ = [
+    "InForce",
+    "explain_json",
+    "explain_text",
+    "in_force_lines",
+    "plan_json",
+    "plan_text",
+    "settings_in_force",
+    "show_json",
+    "show_text",
+]
 
 _WIDTH = 98
 _VERDICT = {
@@ -24,9 +51,9 @@ _VERDICT = {
     Verdict.HARMFUL: "HARMFUL",
 }
 _STATE = {
-    State.ABSENT: "not there",
-    State.REFUSED: "refused",
-    State.UNKNOWN: "not known",
+    LineState.ABSENT: "not there",
+    LineState.REFUSED: "refused",
+    LineState.UNKNOWN: "not known",
 }
 
 
@@ -41,7 +68,7 @@ def _wrap(text: str, indent: int, first: str = "") -> list[str]:
     )
 
 
-def _here(effects: Sequence[HereEffect]) -> str:
+def _effects_now(effects: Sequence[HereEffect]) -> str:
     """Say in one sentence what a change would do to what is stuck now."""
     if not effects:
         return ""
@@ -52,13 +79,13 @@ def _here(effects: Sequence[HereEffect]) -> str:
         (Effect.HARMFUL, "can make worse"),
         (Effect.NO_EFFECT, "no effect on"),
     ):
-        found = [f"{e.count} {e.rule}" for e in effects if e.effect is effect]
-        if found:
-            parts.append(f"{words} {', '.join(found)}")
+        counts = [f"{e.count} {e.rule}" for e in effects if e.effect is effect]
+        if counts:
+            parts.append(f"{words} {', '.join(counts)}")
     return "; ".join(parts)
 
 
-def plan_text(plan: Plan, where: str, *, counted: bool) -> Iterator[str]:
+def plan_text(plan: ProfilePlan, where: str, *, counted: bool) -> Iterator[str]:
     """Yield the lines of a plan for a person, below 100 columns.
 
     Args:
@@ -76,13 +103,13 @@ def plan_text(plan: Plan, where: str, *, counted: bool) -> Iterator[str]:
     if plan.remarks:
         yield ""
     changes = len(plan.changes)
-    same = sum(line.state is State.SAME for line in plan.lines)
-    told = [f"{changes} to change", f"{same} already so"]
+    same = sum(line.state is LineState.SAME for line in plan.lines)
+    parts = [f"{changes} to change", f"{same} already so"]
     if plan.harmful:
-        told.append(f"{len(plan.harmful)} HARMFUL")
+        parts.append(f"{len(plan.harmful)} HARMFUL")
     if plan.blocked:
-        told.append(f"{len(plan.blocked)} that cannot be set here")
-    yield ", ".join(told)
+        parts.append(f"{len(plan.blocked)} that cannot be set here")
+    yield ", ".join(parts)
     if not counted:
         yield "did not look for stuck connections (`--no-diagnosis`, or the look failed)"
     elif not any(line.here for line in plan.lines):
@@ -91,28 +118,26 @@ def plan_text(plan: Plan, where: str, *, counted: bool) -> Iterator[str]:
 
 def _plan_line(line: PlanLine) -> Iterator[str]:
     now = line.current if line.current is not None else "-"
-    change = f"{now} -> {line.wanted}" if line.state is not State.SAME else f"{now} (as it is)"
+    change = f"{now} -> {line.wanted}" if line.state is not LineState.SAME else f"{now} (as it is)"
     word = _VERDICT[line.verdict]
     if line.state in _STATE:
         word = f"{_STATE[line.state]}, {word}" if line.verdict is Verdict.HARMFUL else _STATE[line.state]
     cited = f"  [{' '.join(line.ledger)}]" if line.ledger else ""
     yield f"{line.key}  {change}  {word}{cited}"
     yield from _wrap(line.why, 4)
-    here = _here(line.here)
-    if here:
-        yield from _wrap(f"on what is stuck now: {here}", 4)
-    if line.instead and line.state is State.CHANGE and line.verdict is not Verdict.HELPS:
+    effect_text = _effects_now(line.here)
+    if effect_text:
+        yield from _wrap(f"on what is stuck now: {effect_text}", 4)
+    if line.instead and line.state is LineState.CHANGE and line.verdict is not Verdict.HELPS:
         yield from _wrap(f"instead: {line.instead}", 4)
     yield ""
 
 
-def plan_json(plan: Plan, where: Mapping[str, Any], *, counted: bool) -> dict[str, Any]:
-    """Return a plan as JSON's types (``kind: TunePlan``)."""
+def plan_json(plan: ProfilePlan, where: Mapping[str, Any], *, counted: bool) -> dict[str, Any]:
+    """Return a plan as JSON's types (a document of kind ``TunePlan``)."""
     return {
-        "apiVersion": "finwait/v1",
-        "kind": "TunePlan",
         "profile": {"name": plan.profile.name, "title": plan.profile.title, "source": plan.profile.source},
-        "netns": dict(where),
+        **_where_json(where),
         "diagnosed": counted,
         "lines": [
             {
@@ -125,7 +150,7 @@ def plan_json(plan: Plan, where: Mapping[str, Any], *, counted: bool) -> dict[st
                 "instead": line.instead,
                 "ledger": list(line.ledger),
                 "source": line.source,
-                "stuckNow": [
+                "stuck_now": [
                     {"rule": e.rule, "count": e.count, "effect": str(e.effect), "why": e.why}
                     for e in line.here
                 ],
@@ -139,8 +164,18 @@ def plan_json(plan: Plan, where: Mapping[str, Any], *, counted: bool) -> dict[st
     }
 
 
+def _where_json(where: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which network namespace it is about; its cookie is not that of a connection."""
+    return {
+        "netns": where["netns"],
+        "netns_name": where["name"],
+        "netns_cookie": f"{where['cookie']:#x}",
+        "boot_id": where["boot_id"],
+    }
+
+
 def show_text(
-    settings: Sequence[Setting], values: Mapping[str, str], where: str, facts: Facts
+    settings: Sequence[Setting], values: Mapping[str, str], where: str, facts: TuningFacts
 ) -> Iterator[str]:
     """Yield the values of a namespace, those that differ from the default marked and judged.
 
@@ -170,7 +205,112 @@ def show_text(
             yield from _wrap(line, 6)
 
 
-def _evidence(setting: Setting, value: str, facts: Facts) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """A setting of a namespace, and what is to be said of the value that is in force."""
+
+    where: str
+    setting: Setting
+    value: str
+    default: int | None
+    verdict: Verdict | None
+    """None where the value is the default, or no number."""
+    why: str
+    instead: str
+    on_stuck: str
+    """What a change would do to what is stuck there now."""
+
+    @property
+    def verdict_text(self) -> str:
+        """The verdict as a plan names it; ``default`` where there is none."""
+        return _VERDICT[self.verdict] if self.verdict is not None else "default"
+
+
+def settings_in_force(
+    view: View, findings: Sequence[Finding], spaces: Collection[int] | None = None, *, together: bool = False
+) -> list[InForce]:
+    """Return the settings that a look has read, of each namespace: harmful ones first, then those that were changed.
+
+    A look reads less than `finwait tune show`: some settings are left out, and so is whether rules translate addresses.
+
+    Args:
+        view: the sockets, with their namespaces.
+        findings: what was found in it.
+        spaces: the namespaces that are wanted; None for all.
+        together: namespaces of which the same is to be said are one line.
+    """
+    counts: dict[int, Counter[str]] = {}
+    for finding in findings:
+        if finding.primary and finding.severity != "healthy":
+            counts.setdefault(finding.netns, Counter())[finding.rule] += finding.count or len(finding.rows)
+    translating = set(distinct(view.sockets.netns[view.flow_natted]).tolist())
+    alike: dict[tuple[object, ...], tuple[int, int, InForce, list[int]]] = {}
+    for inode, space in view.namespaces.items():
+        if spaces is not None and inode not in spaces:
+            continue
+        for rank, place, line in _in_force(space, True if inode in translating else None):
+            key = place, line.value, line.default, line.verdict, line.why, 0 if together else inode
+            alike.setdefault(key, (rank, place, line, []))[3].append(inode)
+    result = []
+    for _, _, line, inodes in sorted(alike.values(), key=lambda same: (*same[:2], -len(same[3]))):
+        stuck = sum((counts.get(inode, Counter()) for inode in inodes), Counter[str]())
+        effects = verdicts((line.setting,), stuck)[line.setting.key]
+        label = view.namespaces[inodes[0]].label
+        where = label if len(inodes) == 1 else f"in {len(inodes):,} namespaces"
+        result.append(replace(line, where=where, on_stuck=_effects_now(effects)))
+    return result
+
+
+def _in_force(space: NamespaceView, translates: bool | None) -> Iterator[tuple[int, int, InForce]]:
+    """Yield each setting of a namespace: how bad its value is, its place in the catalogue, and what is said of it."""
+    facts = TuningFacts(
+        translates=translates,
+        tracked_by="translated entries" if translates else "",
+        orphans=space.counters.get("sockstat.TCP.orphan"),
+        aborted=space.counters.get("TcpExt.TCPAbortOnMemory"),
+    )
+    for place, setting in enumerate(CATALOGUE):
+        value = space.sysctls.get(setting.key.removeprefix("net.").replace(".", "/"))
+        if value is None:
+            continue
+        default, verdict, why, instead = default_of(setting, facts), None, "", ""
+        if value.lstrip("-").isdigit():
+            band = in_force(setting, int(value), facts)
+            changed = default is not None and int(value) != default
+            why, instead = band.why, band.instead
+            verdict = band.verdict if changed or band.verdict is Verdict.HARMFUL else None
+        rank = 0 if verdict is Verdict.HARMFUL else 1 if verdict is not None else 2
+        yield rank, place, InForce(space.label, setting, printable(value), default, verdict, why, instead, "")
+
+
+def in_force_lines(line: InForce, width: int) -> Iterator[str]:
+    """Yield what is to be said of a setting that is in force, in lines of a width."""
+    setting = line.setting
+    default = str(line.default) if line.default is not None else "by memory"
+    yield f"{setting.key} = {line.value}  ({line.verdict_text})"
+    yield from textwrap.wrap(setting.title, width)
+    yield ""
+    for label, text in (
+        ("where", f"{line.where}; {setting.scope}"),
+        ("default", f"{default}; unit: {setting.unit}"),
+        ("acts on", setting.acts_on),
+        ("value", line.why),
+        ("instead", line.instead),
+        ("stuck now", line.on_stuck),
+        *(("trap", trap) for trap in setting.traps),
+    ):
+        if text:
+            yield from wrap(label, text, width)
+    yield ""
+    yield from textwrap.wrap(
+        f"`finwait tune explain {setting.key}` has everything.",
+        width,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _evidence(setting: Setting, value: str, facts: TuningFacts) -> Iterator[str]:
     """Say what was seen here that decides what a setting in force does."""
     if setting.key.endswith("tcp_max_orphans") and facts.orphans is not None and value.lstrip("-").isdigit():
         limit = int(value)
@@ -196,18 +336,18 @@ def _evidence(setting: Setting, value: str, facts: Facts) -> Iterator[str]:
 
 
 def show_json(
-    settings: Sequence[Setting], values: Mapping[str, str], where: Mapping[str, Any], facts: Facts
+    settings: Sequence[Setting], values: Mapping[str, str], where: Mapping[str, Any], facts: TuningFacts
 ) -> dict[str, Any]:
     """Return the values of a namespace as JSON's types."""
     return {
-        "netns": dict(where),
+        **_where_json(where),
         "evidence": _facts_json(facts),
         "settings": [
             {
                 "key": s.key,
                 "value": values[s.key],
                 "default": default_of(s, facts),
-                "defaultByMemory": s.by_memory,
+                "default_by_memory": s.by_memory,
                 "unit": s.unit,
                 "scope": str(s.scope),
                 "verdict": str(in_force(s, int(values[s.key]), facts).verdict)
@@ -220,20 +360,20 @@ def show_json(
     }
 
 
-def _facts_json(facts: Facts) -> dict[str, Any]:
+def _facts_json(facts: TuningFacts) -> dict[str, Any]:
     return {
-        "trackingMatters": facts.translates,
-        "trackingSeen": facts.tracked_by,
+        "tracking_matters": facts.translates,
+        "tracking_seen": facts.tracked_by,
         "orphans": facts.orphans,
-        "abortedOnMemory": facts.aborted,
+        "aborted_on_memory": facts.aborted,
     }
 
 
 def explain_text(
     setting: Setting,
     knowledge: Knowledge,
-    here: Sequence[HereEffect],
-    facts: Facts,
+    here_effects: Sequence[HereEffect],
+    facts: TuningFacts,
     value: str | None = None,
 ) -> Iterator[str]:
     """Yield all that is known of one setting.
@@ -241,12 +381,38 @@ def explain_text(
     Args:
         setting: which.
         knowledge: what is cited.
-        here: what a change would do to what is stuck now.
+        here_effects: what a change would do to what is stuck now.
         facts: what the namespace says beside its settings.
         value: what is in force; None where the setting is absent.
     """
     yield f"{setting.key}: {setting.title}"
     yield ""
+    yield from _values_text(setting, facts, value)
+    yield ""
+    yield "Traps"
+    for trap in setting.traps:
+        yield from _wrap(trap, 6, "- ")
+    yield ""
+    yield "Values"
+    for band in setting.bands:
+        yield from _wrap(
+            f"{_range(band.low, band.high, band.below_current)}: {_VERDICT[band.verdict]}; {band.why}",
+            6,
+            "- ",
+        )
+    yield ""
+    yield from _effects_text(setting)
+    if here_effects:
+        yield ""
+        yield from _wrap(f"On what is stuck here now: {_effects_now(here_effects)}", 4, "")
+    yield ""
+    yield "Ledger"
+    for claim in knowledge.cited(setting.ledger):
+        yield from _wrap(f"{claim.id} ({claim.verdict}) {claim.claim} {claim.reason}", 6, "- ")
+
+
+def _values_text(setting: Setting, facts: TuningFacts, value: str | None) -> Iterator[str]:
+    """Yield what values a setting has: by default, now, and at most; and what reads it."""
     computed = default_of(setting, facts)
     default = "computed from the machine's memory" if computed is None else str(computed)
     if setting.by_memory and computed is not None:
@@ -262,34 +428,18 @@ def explain_text(
     if setting.since:
         yield f"    kernels   {setting.since}"
     yield from _wrap(setting.source, 14, "source    ")
-    yield ""
-    yield "Traps"
-    for trap in setting.traps:
-        yield from _wrap(trap, 6, "- ")
-    yield ""
-    yield "Values"
-    for band in setting.bands:
-        yield from _wrap(
-            f"{_range(band.low, band.high, band.below_current)}: {_VERDICT[band.verdict]}; {band.why}",
-            6,
-            "- ",
-        )
-    yield ""
+
+
+def _effects_text(setting: Setting) -> Iterator[str]:
+    """Yield what a change does to the connections of each rule."""
     yield "How a change affects what a rule has found"
-    told = [setting.effect(rule) for rule in NAMES]
+    effects = [setting.effect(rule) for rule in NAMES]
     for effect in (Effect.ENDS, Effect.BOUNDS_NEW, Effect.HARMFUL):
-        for known in told:
+        for known in effects:
             if effect in (known.effect, known.raised):
                 yield from _wrap(_effect_text(known), 6, "- ")
-    rest = [known.rule for known in told if {known.effect, known.raised} <= {Effect.NO_EFFECT, None}]
+    rest = [known.rule for known in effects if {known.effect, known.raised} <= {Effect.NO_EFFECT, None}]
     yield from _wrap(f"no effect: {', '.join(rest)}", 6, "- ")
-    if here:
-        yield ""
-        yield from _wrap(f"On what is stuck here now: {_here(here)}", 4, "")
-    yield ""
-    yield "Ledger"
-    for claim in knowledge.cited(setting.ledger):
-        yield from _wrap(f"{claim.id} ({claim.verdict}) {claim.claim} {claim.reason}", 6, "- ")
 
 
 def _effect_text(known: RuleEffect) -> str:
@@ -311,23 +461,21 @@ def _range(low: int | None, high: int | None, below_current: bool) -> str:
 
 
 def explain_json(
-    setting: Setting, here: Sequence[HereEffect], facts: Facts, value: str | None = None
+    setting: Setting, here_effects: Sequence[HereEffect], facts: TuningFacts, value: str | None = None
 ) -> dict[str, Any]:
-    """Return what is known of one setting as JSON's types (``kind: Setting``)."""
-    told = [setting.effect(rule) for rule in NAMES]
+    """Return what is known of one setting as JSON's types (a document of kind ``Setting``)."""
+    effects = [setting.effect(rule) for rule in NAMES]
     return {
-        "apiVersion": "finwait/v1",
-        "kind": "Setting",
         "key": setting.key,
         "title": setting.title,
         "scope": str(setting.scope),
         "default": default_of(setting, facts),
-        "defaultByMemory": setting.by_memory,
-        "inForce": value,
+        "default_by_memory": setting.by_memory,
+        "in_force": value,
         "evidence": _facts_json(facts),
         "unit": setting.unit,
         "range": [setting.low, setting.high],
-        "actsOn": setting.acts_on,
+        "acts_on": setting.acts_on,
         "traps": list(setting.traps),
         "source": setting.source,
         "ledger": list(setting.ledger),
@@ -335,13 +483,13 @@ def explain_json(
             {
                 "low": b.low,
                 "high": b.high,
-                "belowCurrent": b.below_current,
+                "below_current": b.below_current,
                 "verdict": str(b.verdict),
                 "why": b.why,
             }
             for b in setting.bands
         ],
-        "rules": {known.rule: str(known.effect) for known in told},
-        "rulesWhenRaised": {known.rule: str(known.raised) for known in told if known.raised is not None},
-        "stuckNow": [{"rule": e.rule, "count": e.count, "effect": str(e.effect)} for e in here],
+        "rules": {known.rule: str(known.effect) for known in effects},
+        "rules_when_raised": {known.rule: str(known.raised) for known in effects if known.raised is not None},
+        "stuck_now": [{"rule": e.rule, "count": e.count, "effect": str(e.effect)} for e in here_effects],
     }

@@ -28,7 +28,7 @@ __all__ = ["ColumnTable"]
 class ColumnTable:
     """Rows as columns; ``table.state``, ``table["state"]``, ``table.column("state")`` are one array."""
 
-    __slots__ = ("_cache", "_length", "_present", "_rows")
+    __slots__ = ("__dict__", "_cache", "_length", "_present", "_rows")
 
     schema: ClassVar[Schema]
 
@@ -73,11 +73,12 @@ class ColumnTable:
             if column.name in columns:
                 cells = np.asarray(columns[column.name], dtype=_native(column.dtype))
                 cache[column.name] = cells.reshape(shape)
-                given = (present or {}).get(column.name) if column.nullable else None
-                masks[column.name] = np.ones(n, np.bool_) if given is None else np.array(given, np.bool_)
+                mask = (present or {}).get(column.name) if column.nullable else None
+                masks[column.name] = np.ones(n, np.bool_) if mask is None else np.array(mask, np.bool_)
             else:
                 cache[column.name] = np.zeros(shape, _native(column.dtype))
-                masks[column.name] = np.full(n, not column.nullable, np.bool_)
+                # zeros that nobody touches take no memory
+                masks[column.name] = np.zeros(n, np.bool_) if column.nullable else np.ones(n, np.bool_)
         return cls(None, cache, n, masks)
 
     @classmethod
@@ -94,7 +95,10 @@ class ColumnTable:
     def __getattr__(self, name: str) -> NDArray[Any]:
         if name.startswith("_") or name not in self.schema:
             raise AttributeError(name)
-        return self.column(name)
+        cells = self.__dict__[name] = self.column(
+            name
+        )  # found without a call from now on: rules ask row by row
+        return cells
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._length} rows)"
@@ -108,10 +112,10 @@ class ColumnTable:
         Raises:
             KeyError: no such column.
         """
-        found = self._cache.get(name)
-        if found is None:
-            found = self._cache[name] = self._read(self.schema[name])
-        return found
+        cells = self._cache.get(name)
+        if cells is None:
+            cells = self._cache[name] = self._read(self.schema[name])
+        return cells
 
     def load(self, names: Iterable[str] | None = None) -> None:
         """Read many columns at once (all if not given), which is far cheaper than one after the other.
@@ -134,20 +138,20 @@ class ColumnTable:
                 groups.setdefault((column.path or (), column.protocol), []).append(column)
         for (path, protocol), columns in groups.items():
             assert rows is not None
-            mine = None if protocol is None else self.column("protocol") == protocol
-            if mine is not None and not mine.any():  # untouched zeros cost no memory
+            matching = None if protocol is None else self.column("protocol") == protocol
+            if matching is not None and not matching.any():  # untouched zeros cost no memory
                 for column in columns:
                     self._cache[column.name] = np.zeros(self._length, _native(column.dtype))
-                    self._present[column.name] = mine
+                    self._present[column.name] = matching
                 continue
-            found = rows.scalars(path, [(c.offset, np.dtype(c.dtype)) for c in columns])
-            for column, (cells, there) in zip(columns, found, strict=True):
-                if mine is not None and not mine.all():
-                    there = there & mine
-                    cells = np.where(there, cells, np.zeros(1, cells.dtype))
+            scalars = rows.scalars(path, [(c.offset, np.dtype(c.dtype)) for c in columns])
+            for column, (cells, present) in zip(columns, scalars, strict=True):
+                if matching is not None and not matching.all():
+                    present = present & matching
+                    cells = np.where(present, cells, np.zeros(1, cells.dtype))
                 self._cache[column.name] = _whole(cells, column)
                 if path:
-                    self._present[column.name] = there
+                    self._present[column.name] = present
         for column in rest:
             self.column(column.name)
 
@@ -192,12 +196,12 @@ class ColumnTable:
             at = rows.offset + (NLMSG_HEADER + column.offset)
             return _whole(rows.scalar(at, dtype), column)
         at = rows.place(column.path, column.offset + dtype.itemsize)
-        there = at >= 0
+        present = at >= 0
         if column.protocol is not None:
-            there &= self.column("protocol") == column.protocol
-        self._present[column.name] = there
-        cells = _whole(rows.scalar(np.where(there, at + column.offset, 0), dtype), column)
-        return cells if there.all() else np.where(there, cells, np.zeros(1, cells.dtype))
+            present &= self.column("protocol") == column.protocol
+        self._present[column.name] = present
+        cells = _whole(rows.scalar(np.where(present, at + column.offset, 0), dtype), column)
+        return cells if present.all() else np.where(present, cells, np.zeros(1, cells.dtype))
 
     def select(self, index: NDArray[Any]) -> Self:
         """Return the rows that a mask or an index array names, as a new table."""
@@ -210,6 +214,17 @@ class ColumnTable:
             len(index),
             {k: v[index] for k, v in self._present.items()},
         )
+
+    def holding(self, names: Iterable[str]) -> Self:
+        """Return a table of these columns alone: in others every value is missing, and the bytes are let go.
+
+        Raises:
+            KeyError: no such column.
+        """
+        kept = dict.fromkeys(names)
+        self.load(kept)
+        columns = {name: self.column(name) for name in kept}
+        return type(self).from_columns(columns, {name: self.present(name) for name in kept})
 
     def attributes(self, row: int) -> dict[tuple[int, ...], bytes]:
         """Return every attribute of one row as received, unknown ones included; empty without bytes."""

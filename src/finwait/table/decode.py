@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.table.flows import FlowTable
-from finwait.table.sockets import SocketTable
+from finwait.table.sockets import SocketTable, address_text
 from finwait.uapi import conntrack, inet_diag, rtnetlink
 from finwait.uapi import netlink as nl
 
 if TYPE_CHECKING:
     from finwait.uapi.observation import Observation
 
-__all__ = ["chains", "flows", "local_addresses", "sockets"]
+__all__ = ["addresses", "chains", "flows", "local_addresses", "sockets"]
 
 
 def chains(
@@ -55,8 +55,10 @@ def sockets(observation: Observation) -> SocketTable:
         DecodeError: the bytes are not what a kernel sends.
     """
     messages, netns, kind = chains(observation, "tcp", "mptcp")
-    wanted = (messages.type == inet_diag.SOCK_DIAG_BY_FAMILY) | (messages.type == inet_diag.TCPDIAG_GETSOCK)
-    rows = inet_diag.find_rows(observation.buffer, messages.where(wanted))
+    socket_messages = (messages.type == inet_diag.SOCK_DIAG_BY_FAMILY) | (
+        messages.type == inet_diag.TCPDIAG_GETSOCK
+    )
+    rows = inet_diag.find_rows(observation.buffer, messages.where(socket_messages))
     protocol = np.array([inet_diag.IPPROTO_TCP, inet_diag.IPPROTO_MPTCP], np.uint16)
     if not len(rows):
         return SocketTable.empty()
@@ -85,3 +87,12 @@ def local_addresses(observation: Observation) -> dict[int, frozenset[tuple[int, 
                 )
                 result[namespace.inode] = frozenset(rtnetlink.addresses(observation.buffer, messages))
     return result
+
+
+def addresses(table: SocketTable, tracked: FlowTable | None) -> frozenset[str]:
+    """Return the addresses of both ends of all sockets and entries, as text."""
+    words = [table.src, table.dst]
+    if tracked is not None:
+        words += [tracked.orig_src, tracked.orig_dst, tracked.reply_src, tracked.reply_dst]
+    different = np.unique(np.concatenate(words), axis=0)
+    return frozenset(address_text(high, low) for high, low in different.tolist())

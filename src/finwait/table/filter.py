@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.errors import FilterError
 from finwait.table import grammar
+from finwait.table.patterns import glob
 from finwait.table.predicates import (
     BC_JMP,
     BOUND_INACTIVE_BIT,
@@ -46,9 +48,11 @@ from finwait.table.predicates import (
     RowFacts,
     States,
     gather,
+    leaves,
 )
 from finwait.table.schema import Mask
 from finwait.table.sockets import SocketTable
+from finwait.table.values import UNSET
 from finwait.table.vocabulary import NAMED_STATES, PREDICATES, SERVICES
 from finwait.uapi import tcp
 
@@ -67,18 +71,8 @@ def _push_not(node: Node, negated: bool = False) -> Node:
     return node.negated() if negated else node
 
 
-def _leaves(node: Node) -> Iterator[Leaf]:
-    if isinstance(node, And | Or):
-        for part in node.parts:
-            yield from _leaves(part)
-    elif isinstance(node, Not):
-        yield from _leaves(node.part)
-    else:
-        yield node
-
-
 def _cost(node: Node) -> int:
-    return max((leaf.cost for leaf in _leaves(node)), default=0)
+    return max((leaf.cost for leaf in leaves(node)), default=0)
 
 
 def _matches(node: Node, facts: RowFacts, index: NDArray[np.intp]) -> Mask:
@@ -92,9 +86,9 @@ def _matches(node: Node, facts: RowFacts, index: NDArray[np.intp]) -> Mask:
     for part in sorted(node.parts, key=_cost):
         if not len(place):
             break
-        found = _matches(part, facts, index[place])
-        out[place] = found
-        place = place[found if every else ~found]
+        hits = _matches(part, facts, index[place])
+        out[place] = hits
+        place = place[hits if every else ~hits]
     return out
 
 
@@ -104,8 +98,8 @@ def _possible(node: Node, facts: RowFacts, index: NDArray[np.intp]) -> Mask:
         every = isinstance(node, And)
         out = np.full(len(index), every)
         for part in node.parts:
-            found = _possible(part, facts, index)
-            out = out & found if every else out | found
+            mask = _possible(part, facts, index)
+            out = out & mask if every else out | mask
         return out
     assert isinstance(node, Leaf), "Not has been pushed down"
     if isinstance(node, Age):
@@ -117,10 +111,10 @@ def _judge(node: Node, by: Callable[[Leaf], bool | None]) -> bool | None:
     """Return what a tree says of something that answers its leaves, as in the logic of Kleene."""
     if isinstance(node, And | Or):
         absorbing = isinstance(node, Or)
-        found = [_judge(part, by) for part in node.parts]
-        if absorbing in found:
+        verdicts = [_judge(part, by) for part in node.parts]
+        if absorbing in verdicts:
             return absorbing
-        return None if None in found else not absorbing
+        return None if None in verdicts else not absorbing
     assert isinstance(node, Leaf), "Not has been pushed down"
     return by(node)
 
@@ -129,15 +123,15 @@ def _possible_states(node: Node) -> int:
     if isinstance(node, States):
         return node.states & EVERY_STATE
     if isinstance(node, And):
-        found = EVERY_STATE
+        states = EVERY_STATE
         for part in node.parts:
-            found &= _possible_states(part)
-        return found
+            states &= _possible_states(part)
+        return states
     if isinstance(node, Or):
-        found = 0
+        states = 0
         for part in node.parts:
-            found |= _possible_states(part)
-        return found
+            states |= _possible_states(part)
+        return states
     return EVERY_STATE
 
 
@@ -305,12 +299,12 @@ class Filter:
     @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The predicates, in the order in which they stand."""
-        return tuple(_leaves(self.root))
+        return tuple(leaves(self.root))
 
     @property
     def says_states(self) -> bool:
         """Whether the filter speaks of states at all; if it does not, the caller chooses a default."""
-        return any(isinstance(leaf, States) for leaf in _leaves(self.root))
+        return any(isinstance(leaf, States) for leaf in leaves(self.root))
 
     @property
     def states(self) -> int:
@@ -319,7 +313,7 @@ class Filter:
         ``BOUND_INACTIVE`` is in it only if the filter names it: asking for it costs the kernel a walk.
         """
         named = any(
-            isinstance(leaf, States) and leaf.states & BOUND_INACTIVE_BIT for leaf in _leaves(self.root)
+            isinstance(leaf, States) and leaf.states & BOUND_INACTIVE_BIT for leaf in leaves(self.root)
         )
         return _possible_states(self._flat) & (EVERY_STATE if named else tcp.ALL_STATES)
 
@@ -334,7 +328,7 @@ class Filter:
     @property
     def needs(self) -> frozenset[str]:
         """Names out of `CONTEXT` that `mask` may ask the context for."""
-        return frozenset().union(*(leaf.reads()[1] for leaf in _leaves(self._flat)))
+        return frozenset().union(*(leaf.reads()[1] for leaf in leaves(self._flat)))
 
     @property
     def asks_rules(self) -> bool:
@@ -344,7 +338,7 @@ class Filter:
     @property
     def columns(self) -> frozenset[str]:
         """Columns that `mask` looks at; a dump must ask for the attributes that carry them."""
-        return frozenset().union(*(leaf.reads()[0] for leaf in _leaves(self._flat)))
+        return frozenset().union(*(leaf.reads()[0] for leaf in leaves(self._flat)))
 
     def mask(self, table: SocketTable, context: Context | Mapping[str, Any] | None = None) -> Mask:
         """Return which rows are known to match.
@@ -374,7 +368,7 @@ class Filter:
     def without(self, part: Leaf) -> Filter:
         """Return the FILTER without one of the predicates that it asks for at the same time."""
         parts = self.root.parts if isinstance(self.root, And) else (self.root,)
-        return Filter(gather(And, [one for one in parts if one != part]))
+        return Filter(gather(And, [sibling for sibling in parts if sibling != part]))
 
     def judge(self, by: Callable[[Leaf], bool | None]) -> bool | None:
         """Return whether something matches that answers each predicate: None where that stays open."""
@@ -410,23 +404,23 @@ class Filter:
         """Return a few lines that say which part runs in the kernel; arguments as in `bytecode`."""
         code = _for_kernel(self._flat, Kernel(ifindex, cgroup_id, net_admin))
         if code is False:
-            said = "nothing"
+            pushed = "nothing"
         elif code is True:
-            said = "everything"
+            pushed = "everything"
         elif not _assemble(code):
-            said = "everything (the filter is too long for it)"
+            pushed = "everything (the filter is too long for it)"
         else:
-            said = f"at least {code.leaf if isinstance(code, _Pushed) else code}"
+            pushed = f"at least {code.leaf if isinstance(code, _Pushed) else code}"
         states = self.states
         names = [tcp.state_name(n) for n in sorted(NAMED_STATES) if states >> n & 1]
         shown = "any" if states & tcp.ALL_STATES == tcp.ALL_STATES else ", ".join(names) or "none"
         lines = [
             f"states asked for:    {shown}",
-            f"kept by the kernel:  {said}",
+            f"kept by the kernel:  {pushed}",
             f"then checked:        {_text(self.root) or 'nothing, all rows match'}",
         ]
         if self.needs:
-            lines.append(f"to be found out:     {', '.join(sorted(self.needs))}")
+            lines.append(f"also looked up:      {', '.join(sorted(self.needs))}")
         return "\n".join(lines)
 
 
@@ -435,10 +429,10 @@ def conjunction(first: Filter | None, second: Filter) -> Filter:
     if first is None:
         return second
     parts: dict[Node, None] = {}
-    for one in (first, second):
-        parts |= dict.fromkeys(one.root.parts if isinstance(one.root, And) else (one.root,))
-    found = Filter(gather(And, parts))
-    return replace(found, text=str(found))
+    for operand in (first, second):
+        parts |= dict.fromkeys(operand.root.parts if isinstance(operand.root, And) else (operand.root,))
+    joined = Filter(gather(And, parts))
+    return replace(joined, text=str(joined))
 
 
 def parse(
@@ -451,7 +445,8 @@ def parse(
     """Read a FILTER.
 
     Args:
-        text: the filter, or the words of a command line, which are joined by spaces.
+        text: the filter, or the words of a command line, which are joined by spaces. No words select everything; a
+            blank word among them, which an unset variable of a script leaves behind, is an error.
         services: names of ports.
         rules: names of the rules there are; with them, a misspelt rule is an error.
         variants: gives how many variants each rule has; with it, a number that none has is an error.
@@ -459,6 +454,64 @@ def parse(
     Raises:
         FilterError: it does not parse; with the column of the mistake and, where there is one, a hint.
     """
-    joined = text if isinstance(text, str) else " ".join(text)
-    joined = re.sub(r"\s", " ", joined)  # so that the caret of an error stands under its column
-    return Filter(grammar.read(joined, services, rules, variants), joined)
+    words = [text] if isinstance(text, str) and text else list(text)
+    joined = re.sub(r"\s", " ", " ".join(words))  # so that the caret of an error stands under its column
+    for k, word in enumerate(words):
+        if not word.strip():
+            place = sum(len(earlier) + 1 for earlier in words[:k])
+            raise FilterError(joined, place, "this word is empty", hint=UNSET)
+    root = grammar.read(joined, services, rules, variants)
+    if variants is not None:
+        _check_variants(root, variants, joined)
+    return Filter(root, joined)
+
+
+def _check_variants(node: Node, variants: Callable[[], Mapping[str, int]], text: str) -> None:
+    """Refuse a number that none of the rules has that are asked for at the same time.
+
+    Raises:
+        FilterError: there is one.
+    """
+    for part in node.parts if isinstance(node, And | Or) else ():
+        _check_variants(part, variants, text)
+    flat = _push_not(node)
+    known = [leaf for leaf in leaves(flat) if isinstance(leaf, Known)] if isinstance(node, And) else []
+    asked = [leaf for leaf in known if leaf.name == "variant" and leaf.op == "=" and leaf.pattern != "0"]
+    if not asked or not any(leaf.name == "rule" for leaf in known):
+        return
+    counts = variants()
+
+    def of(rule: str) -> bool:
+        def by(leaf: Leaf) -> bool | None:
+            if not isinstance(leaf, Known) or leaf.name != "rule":
+                return None
+            return bool(glob(leaf.pattern)(rule)) == (leaf.op == "=")
+
+        return _judge(flat, by) is not False
+
+    meant = {rule: n for rule, n in counts.items() if of(rule)}
+    for leaf in asked:
+        if meant and all(int(leaf.pattern) > n for n in meant.values()):
+            raise FilterError(
+                text,
+                _place(text, leaf.pattern),
+                f"{_rules_text(meant)} no variant {leaf.pattern}",
+                hint="variants: 0 (none)"
+                + "".join(f"; {rule} 1{f' to {n}' if n > 1 else ''}" for rule, n in meant.items() if n),
+            )
+
+
+def _rules_text(rules: Collection[str]) -> str:
+    if len(rules) == 1:
+        return f"rule {next(iter(rules))} has"
+    return f"rules {', '.join(rules)} have" if len(rules) <= _NAMED else f"{len(rules)} rules have"
+
+
+_NAMED: Final = 4
+"""So many rules are named in an error."""
+
+
+def _place(text: str, number: str) -> int:
+    """Return where a FILTER names a variant."""
+    match = re.search(rf"(?i)variant\s*\S*\s*0*{number}(?!\d)", text)
+    return match.end() - len(number) if match else 0

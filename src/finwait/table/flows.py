@@ -55,7 +55,7 @@ def _tuple(prefix: str, kind: int, where: str) -> Iterator[Column]:
         ">u2",
         (kind, ct.TUPLE_ZONE),
         f"{source}: CTA_TUPLE_ZONE",
-        f"Zone of the {where} direction alone; one of both directions is in `zone`.",
+        f"Zone of the {where} direction only; a zone of both directions is in `zone`.",
     )
     for version, numbers in (
         ("icmp", (ct.PROTO_ICMP_ID, ct.PROTO_ICMP_TYPE, ct.PROTO_ICMP_CODE)),
@@ -115,7 +115,7 @@ SCHEMA: Final = Schema(
             ">u4",
             (ct.TIMEOUT,),
             "CTA_TIMEOUT",
-            "Seconds until the entry goes, if no packet comes; missing when offloaded.",
+            "Seconds until the entry expires if no packet comes; missing when offloaded.",
         ),
         _number("mark", ">u4", (ct.MARK,), "CTA_MARK", "Connection mark, as `ct mark` sets it."),
         _number("use", ">u4", (ct.USE,), "CTA_USE", "References to the entry, at the moment of the dump."),
@@ -173,7 +173,7 @@ SCHEMA: Final = Schema(
             ">u8",
             (ct.TIMESTAMP, 2),
             "CTA_TIMESTAMP_STOP",
-            "Wall clock when the entry ended, nanoseconds; only of entries that have.",
+            "Wall clock when the entry ended, nanoseconds; only for entries that have ended.",
         ),
         Column(
             "labels", np.uint64, "CTA_LABELS", "128 label bits: bits 0–63, then 64–127.", (ct.LABELS,), 0, 2

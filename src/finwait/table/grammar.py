@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 
 from finwait.errors import FilterError
+from finwait.table.derived import DERIVED
 from finwait.table.patterns import cgroup_path
 from finwait.table.predicates import (
     EVERYTHING,
@@ -42,13 +43,16 @@ from finwait.table.predicates import (
 from finwait.table.sockets import SCHEMA
 from finwait.table.values import UNSET, Token, Values
 from finwait.table.vocabulary import (
+    ENDS,
     KEYWORDS,
     OF_CONTEXT,
     PREDICATES,
     SEVERITIES,
     STATE_GROUPS,
+    WAITED,
     WORD_OPERATORS,
     example,
+    is_predicate,
     named_states,
     nearest,
     state_spellings,
@@ -72,27 +76,7 @@ _DEPTH: Final = 100
 _DIGITS: Final = 6
 _SHOWN: Final = 20
 
-PRINTED: Final = {
-    "local": "`src` and `sport`",
-    "peer": "`dst` and `dport`",
-    "state_name": "`state`",
-    "family_name": "`family`",
-    "src_text": "`src`",
-    "dst_text": "`dst`",
-    "netns_name": "`netns`",
-    "owner": "`pid`, `comm` and `held`",
-    "fd": "",
-    "holders": "`held`",
-    "age_at_least_s": "`age`: `age > 3s` is known to be older",
-    "age_at_most_s": "`age`: `age < 3s` is known to be younger",
-    "timer_name": "`timer`",
-    "other_end": "",
-    "other_state": "",
-    "conntrack": "",
-    "container_id": "`container`",
-    "pod_uid": "`pod`",
-    "unit": "`cgroup`",
-}
+PRINTED: Final = {name: column.predicate for name, column in DERIVED.items() if column.predicate is not None}
 """Columns that are derived for a row that is printed, and no predicates → what asks for the same; empty for nothing."""
 
 
@@ -111,16 +95,14 @@ class _Grammar(Values):
             if self.text[place].isspace():
                 place += 1
                 continue
-            found = _TOKEN.match(self.text, place)
-            if found is None:
+            match = _TOKEN.match(self.text, place)
+            if match is None:
                 character = self.text[place]
                 if character in "\"'":
-                    raise self.error(
-                        place, "this quotation has no end", f"put a closing {character} behind it"
-                    )
+                    raise self.error(place, "this quotation is not closed", f"add a closing {character}")
                 raise self.error(place, f"nothing in a filter begins with `{character}`")
-            kind = str(found.lastgroup)
-            word = found[kind]
+            kind = str(match.lastgroup)
+            word = match[kind]
             if kind == "quoted":
                 self.tokens.append(Token("word", re.sub(r"(?s)\\(.)", r"\1", word[1:-1]), place, True))
             elif kind == "word":
@@ -136,7 +118,7 @@ class _Grammar(Values):
                 word = word.replace("\\", "")
                 kind = word if kind == "paren" else kind
                 self.tokens.append(Token(kind, "=" if word == "==" else word, place))
-            place = found.end()
+            place = match.end()
 
     def peek(self, ahead: int = 0) -> Token:
         k = self.at + ahead
@@ -158,15 +140,15 @@ class _Grammar(Values):
                 if before.kind == "and" and isinstance(node, Or):
                     raise self.error(
                         before,
-                        "states, `and`, then `or` can be read in two ways: without `and` the states hold for all "
-                        "that follows",
+                        "states, `and`, then `or` can be read in two ways: without `and`, the states apply "
+                        "to everything that follows",
                         "use parentheses: `state S and ( a or b )`, or `( state S and a ) or b`",
                     )
         else:
             node = self.expression(0)
         token = self.peek()
         if token.kind != "end":
-            raise self.error(token, "this parenthesis closes nothing", "take it out, or open one before it")
+            raise self.error(token, "this parenthesis closes nothing", "remove it, or open one before it")
         return node
 
     def expression(self, depth: int, first: Node | None = None) -> Node:
@@ -184,10 +166,10 @@ class _Grammar(Values):
             if token.kind == "op":
                 raise self.error(token, f"`{token.text}` has nothing to compare", "write NAME OPERATOR VALUE")
             if either:
-                said = f"`{token.text}`" if token.kind == "and" else "two predicates side by side"
+                operator = f"`{token.text}`" if token.kind == "and" else "two predicates side by side"
                 raise self.error(
                     token,
-                    f"{said} after `or` can be read in two ways (ss and its manual page differ)",
+                    f"{operator} after `or` can be read in two ways (ss and its manual page differ)",
                     "use parentheses: `( a or b ) and c`, or `a or ( b and c )`",
                 )
             if token.kind == "and":
@@ -212,20 +194,20 @@ class _Grammar(Values):
         if token.kind == "not":
             self.at += 1
             if self.state_word() is not None:
-                found = Not(self.state_run(single=True))
+                negation = Not(self.state_run(single=True))
                 if self.state_word() is not None:
                     raise self.error(
                         self.peek(),
                         "two states side by side after `not` can be read in two ways",
-                        "`exclude A,B` is neither of them; `not A and B` is B",
+                        "`exclude A,B` selects neither of them; `not A and B` selects B",
                     )
-                return found
+                return negation
             return Not(self.clause(depth + 1))
         if token.kind != "word":
             before = self.tokens[self.at - 1].text if self.at else ""
             where = f"after `{before}`" if before else "at the start"
-            what = "the filter ends" if token.kind == "end" else f"there is `{token.text}`"
-            raise self.error(token, f"{what} where a predicate should follow {where}")
+            situation = "the filter ends" if token.kind == "end" else f"there is `{token.text}`"
+            raise self.error(token, f"{situation} where a predicate should follow {where}")
         if self.state_word() is not None:
             return self.state_run()
         return self.predicate()
@@ -261,18 +243,18 @@ class _Grammar(Values):
                     if op not in {"=", "!="}:
                         raise self.error(self.peek(), "states compare with `=` and `!=` only")
                     self.at += 1
-            found = 0
+            union = 0
             for name in self.value(token):
-                one = named_states(name.text)
-                if one is None and name.text.isdecimal() and int(name.text[:3]) in tcp.STATES:
-                    one = named_states(tcp.state_name(int(name.text[:3])))
-                if one is None:
+                bits = named_states(name.text)
+                if bits is None and name.text.isdecimal() and int(name.text[:3]) in tcp.STATES:
+                    bits = named_states(tcp.state_name(int(name.text[:3])))
+                if bits is None:
                     raise self.error(name, f"no state is called `{name.text}`", self.state_hint(name.text))
-                found |= one
+                union |= bits
             if op == "!=" or not word:
-                states = (tcp.ALL_STATES if states is None else states) & ~found
+                states = (tcp.ALL_STATES if states is None else states) & ~union
             else:
-                states = (states or 0) | found
+                states = (states or 0) | union
 
     @staticmethod
     def state_hint(word: str) -> str:
@@ -288,9 +270,9 @@ class _Grammar(Values):
         while more:
             token = self.peek()
             if token.kind != "word":
-                what = f"`{token.text}`" if token.text else "the end"
+                actual = f"`{token.text}`" if token.text else "the end"
                 hint = f'quote it: "{token.text}"' if token.text.lower() in KEYWORDS else ""
-                raise self.error(token, f"a value should follow `{after.text}`, not {what}", hint)
+                raise self.error(token, f"a value should follow `{after.text}`, not {actual}", hint)
             self.at += 1
             more = False
             if not token.text.strip():
@@ -345,11 +327,25 @@ class _Grammar(Values):
         )
         if op not in {"=", "!="} and not ordered:
             raise self.error(token, f"`{name.text}` compares with `=` and `!=` only, not with `{op}`")
+        if low == "label":
+            self.join_label()
         values = self.value(Token("word", op if token.kind == "op" else name.text, token.column))
         if len(values) > 1 and op not in {"=", "!="}:
-            raise self.error(values[1], f"`{op}` takes one value", "lists go with `=` and `!=`")
+            raise self.error(values[1], f"`{op}` takes one value", "use lists with `=` and `!=` only")
         nodes = [self.one(low, op, value) for value in values]
         return gather(Or if op == "=" else And, nodes)
+
+    def join_label(self) -> None:
+        """Make one word of ``KEY=VALUE``, as people write labels; with spaces around it the sign is an operator."""
+        while True:
+            key, sign, word = (self.peek(ahead) for ahead in range(3))
+            end = key.column + len(key.text)
+            if (key.kind, sign.kind, word.kind) != ("word", "op", "word") or key.quoted or sign.text != "=":
+                return
+            if (sign.column, word.column) != (end, end + 1):
+                return
+            whole = Token("word", f"{key.text}={word.text}", key.column, word.quoted)
+            self.tokens[self.at : self.at + 3] = [whole]
 
     def one(self, name: str, op: str, value: Token) -> Node:
         if name in {"src", "dst"}:
@@ -388,10 +384,9 @@ class _Grammar(Values):
 
     def name_of_something(self, name: str, value: Token) -> str:
         """Return a value that is a name; `comm = $NAME held` with NAME unset has none."""
-        word = value.text.lower()
-        if not value.quoted and (word in PREDICATES or word in SCHEMA):
-            hint = f'if that is what it is called, quote it: "{value.text}"'
-            raise self.error(value, f"`{name}` has no value: `{value.text}` is a predicate", hint)
+        if not value.quoted and is_predicate(value.text, name):
+            hint = f'if it is really called that, quote it: "{value.text}"'
+            raise self.error(value, f"`{name}` has no value; `{value.text}` is a predicate", hint)
         return value.text
 
     def known(self, name: str, op: str, value: Token) -> Node:
@@ -408,7 +403,9 @@ class _Grammar(Values):
             return User(op, self.number(value, SCHEMA["uid"]))
         if name == "pid":
             if not re.fullmatch(r"[0-9]{1,10}", word):
-                raise self.error(value, f"`{word}` is not a process id", "processes by name: `comm = nginx`")
+                raise self.error(
+                    value, f"`{word}` is not a process id", ("to select processes by name: `comm = nginx`")
+                )
             word = str(int(word))
         if name == "cgroup":
             word = cgroup_path(word)
@@ -417,6 +414,14 @@ class _Grammar(Values):
             word = word.lower()
             if literal and word not in SEVERITIES:
                 raise self.error(value, f"no severity is called `{value.text}`", "problem, notice or healthy")
+        if name == "waited":
+            word = word.lower()
+            if literal and word not in WAITED:
+                raise self.error(value, f"`{value.text}` is nobody who waits", f"one of {', '.join(WAITED)}")
+        if name == "ends":
+            word = word.lower()
+            if literal and word not in ENDS:
+                raise self.error(value, f"nothing ends by `{value.text}`", f"one of {', '.join(ENDS)}")
         if name == "variant":
             word = self.variant(value, word)
         if name in {"rule", "also"} and literal and self.rules and word not in self.rules:
@@ -428,25 +433,31 @@ class _Grammar(Values):
     def variant(self, value: Token, word: str) -> str:
         """Return the number of a variant as findings have it."""
         if not word.isdecimal() or not word.isascii():
-            raise self.error(value, f"`{word}` is not the number of a variant", "pages of rules number them")
-        there = self.variants() if self.variants is not None else None
-        if there is not None and (len(word) > _DIGITS or int(word) > max(there.values(), default=0)):
-            some = ", ".join(f"{rule} 1 to {n}" if n > 1 else f"{rule} 1" for rule, n in there.items() if n)
-            raise self.error(value, f"no rule has a variant {word[:_SHOWN]}", f"variants: 0 (none); {some}")
+            raise self.error(
+                value, f"`{word}` is not the number of a variant", ("`finwait explain RULE` numbers them")
+            )
+        counts = self.variants() if self.variants is not None else None
+        if counts is not None and (len(word) > _DIGITS or int(word) > max(counts.values(), default=0)):
+            ranges = ", ".join(
+                f"{rule} 1 to {n}" if n > 1 else f"{rule} 1" for rule, n in counts.items() if n
+            )
+            raise self.error(value, f"no rule has variant {word[:_SHOWN]}", f"variants: 0 (none); {ranges}")
         return word.lstrip("0") or "0"
 
     def unknown(self, token: Token) -> FilterError:
         if token.quoted:
-            return self.error(token, "a predicate is not quoted")
+            return self.error(token, "a predicate cannot be quoted")
         word = token.text
         names = [*PREDICATES, *SCHEMA.names, *state_spellings(), *STATE_GROUPS]
         near = nearest(word, names)
         if word in PRINTED:
-            instead = PRINTED[word]
+            equivalent = PRINTED[word]
             hint = (
-                f"`finwait list` prints it; a FILTER has {instead}" if instead else "`finwait list` prints it"
+                f"`finwait list` prints it; a FILTER has {equivalent}"
+                if equivalent
+                else "`finwait list` prints it"
             )
-            return self.error(token, f"`{word}` is derived for a row, and no predicate", hint)
+            return self.error(token, f"`{word}` is a derived column, not a predicate", hint)
         if near:
             hint = f"did you mean `{near}`?"
         elif re.fullmatch(r":?[0-9]{1,5}", word):
@@ -457,9 +468,9 @@ class _Grammar(Values):
             hint = (
                 "predicates: "
                 + ", ".join(PREDICATES)
-                + "; or a column of a socket (`finwait list --columns help`)"
+                + ", or a column of a socket (`finwait list --columns help`)"
             )
-        return self.error(token, f"`{word}` is no predicate, column or state", hint)
+        return self.error(token, f"`{word}` is not a predicate, a column or a state", hint)
 
     def host(self, side: str, op: str, value: Token) -> Node:
         word, column = value.text, value.column
@@ -468,18 +479,20 @@ class _Grammar(Values):
         if colon and head in {"inet", "inet6"}:
             family = AF_INET if head == "inet" else AF_INET6
             word, column = rest, column + len(head) + 1
+            if not word:
+                raise self.error(value, f"`{value.text}` ends without an address", f"`*` means any; {UNSET}")
         elif colon and head in {"unix", "link", "netlink", "vsock"}:
             raise self.error(value, f"`{head}:` sockets are not TCP connections")
         where, port_token = self.split_host(word, column)
         if port_token is not None and not port_token.text:
-            raise self.error(value, f"`{value.text}` ends without a port", f"any port is `*`; {UNSET}")
+            raise self.error(value, f"`{value.text}` ends without a port", f"`*` means any port; {UNSET}")
         port = self.port(port_token) if port_token and port_token.text != "*" else None
         node: Node
         if where.text not in {"", "*", "any", "all", "default"}:
-            found, high, low, prefix = self.prefix(where)
-            if family and found != family:
+            address_family, high, low, prefix = self.prefix(where)
+            if family and address_family != family:
                 raise self.error(where, f"`{where.text}` is not an address of `{head}`")
-            node = Host(side, op, found, high, low, prefix, port)
+            node = Host(side, op, address_family, high, low, prefix, port)
         elif port is not None:
             node = Port("sport" if side == "src" else "dport", op, port)
         else:

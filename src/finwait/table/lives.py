@@ -238,12 +238,12 @@ def _move(
 
 def _note(rows: NDArray[Any], row: NDArray[np.int64], runs: _Runs, cookies: NDArray[np.uint64]) -> None:
     """Write cookies and resets down."""
-    told = (cookies != 0) & (row >= 0)
-    rows["cookie"][row[told]] = cookies[told]
-    for which in (RECEIVE_RESET, SEND_RESET):
-        some = (runs.kind == which) & (row >= 0)
-        rows["reset"][row[some]] = which
-        rows["reset_ns"][row[some]] = runs.time_ns[some]
+    identified = (cookies != 0) & (row >= 0)
+    rows["cookie"][row[identified]] = cookies[identified]
+    for kind in (RECEIVE_RESET, SEND_RESET):
+        resets = (runs.kind == kind) & (row >= 0)
+        rows["reset"][row[resets]] = kind
+        rows["reset_ns"][row[resets]] = runs.time_ns[resets]
 
 
 def _replace(
@@ -254,10 +254,10 @@ def _replace(
     if not len(at):
         return
     before = np.where((at > 0) & (runs.sk[at] == runs.sk[at - 1]), life[at - 1], carried[at])
-    some = before >= 0
-    row = before[some] - lives.first
+    known = before >= 0
+    row = before[known] - lives.first
     open_ = lives.rows["died"][row] == NEVER
-    lives.rows["died"][row[open_]] = runs.time_ns[at[some]][open_]
+    lives.rows["died"][row[open_]] = runs.time_ns[at[known]][open_]
     lives.rows["looked"][row[open_]] = True
 
 
@@ -279,13 +279,13 @@ def _live(lives: Lives, runs: _Runs, events: TransitionTable, cookies: NDArray[n
     lives.remember(runs.sk[latest], life[latest])
     lives_of = np.empty(n, np.int64)
     lives_of[runs.order] = life
-    in_old, begun, have = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    in_old, begun, begun_known = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.bool_)
     place = runs.order[t]
     in_old[place] = np.where(known, runs.time_ns[t] - since, 0)
     begun[place] = np.where(known, since, 0)
-    have[place] = known
+    begun_known[place] = known
     events = events.replace("life", lives_of)
-    return events.replace("in_old_ns", in_old, have).replace("since_ns", begun, have)
+    return events.replace("in_old_ns", in_old, begun_known).replace("since_ns", begun, begun_known)
 
 
 # -- what looks and destroy messages tell ----------------------------------------------------------------
@@ -307,19 +307,19 @@ def _name_by_look(rows: NDArray[Any], look: SocketDump) -> None:
     ask = np.flatnonzero((alive | ended) & (rows["sport"] != 0))
     if not len(ask):
         return
-    some = rows[ask]
+    candidates = rows[ask]
     sockets = look.sockets
-    match, count = _find(some, sockets)
+    match, count = _find(candidates, sockets)
     mini = (sockets["timer"] == 3) & (sockets["inode"] == 0)
     hit = (match >= 0) & (mini[match] == ended[ask])
     # A minisocket takes the cookie along if there was one when it took over: one that a look has seen.
     # One that tcp_destroy_sock made afterwards is not the minisocket's.
-    hit &= ~some["named"] | (some["cookie"] == sockets["cookie"][match])
+    hit &= ~candidates["named"] | (candidates["cookie"] == sockets["cookie"][match])
     rows["ambiguous"][ask[count > 1]] = True
-    which, at = ask[hit], match[hit]
-    _write_names(rows, which, sockets, at, full=~mini[at])
-    over = which[ended[which]]
-    at = at[ended[which]]
+    index, at = ask[hit], match[hit]
+    _write_names(rows, index, sockets, at, full=~mini[at])
+    over = index[ended[index]]
+    at = at[ended[index]]
     rows["became"][over] = sockets["state"][at]
     rows["became_ns"][over] = look.begun_ns
     since = (look.begun_ns - rows["died"][over]) // 1_000_000
@@ -327,20 +327,20 @@ def _name_by_look(rows: NDArray[Any], look: SocketDump) -> None:
 
 
 def _write_names(
-    rows: NDArray[Any], which: NDArray[np.int64], sockets: SocketTable, at: NDArray[np.int64], full: Mask
+    rows: NDArray[Any], index: NDArray[np.int64], sockets: SocketTable, at: NDArray[np.int64], full: Mask
 ) -> None:
     """Write down what sockets of a look are called; only those that are ``full`` tell of inode and owner."""
-    rows["netns"][which] = sockets["netns"][at]
-    unknown = rows["cookie"][which] == 0
-    rows["cookie"][which[unknown]] = sockets["cookie"][at[unknown]]
-    rows["named"][which] = True
-    rows["ifindex"][which] = sockets["ifindex"][at]
-    rows["seen"][which] = True
-    which, at = which[full], at[full]
-    rows["inode"][which] = sockets["inode"][at]
-    rows["uid"][which] = sockets["uid"][at]
-    rows["cgroup"][which] = sockets["cgroup_id"][at]
-    rows["has_cgroup"][which] = sockets.present("cgroup_id")[at]
+    rows["netns"][index] = sockets["netns"][at]
+    unknown = rows["cookie"][index] == 0
+    rows["cookie"][index[unknown]] = sockets["cookie"][at[unknown]]
+    rows["named"][index] = True
+    rows["ifindex"][index] = sockets["ifindex"][at]
+    rows["seen"][index] = True
+    index, at = index[full], at[full]
+    rows["inode"][index] = sockets["inode"][at]
+    rows["uid"][index] = sockets["uid"][at]
+    rows["cgroup"][index] = sockets["cgroup_id"][at]
+    rows["has_cgroup"][index] = sockets.present("cgroup_id")[at]
 
 
 def _name_by_destroys(rows: NDArray[Any], sockets: SocketTable) -> None:
@@ -398,20 +398,20 @@ def _find(rows: NDArray[Any], sockets: SocketTable) -> tuple[NDArray[np.int64], 
 # -- rows ------------------------------------------------------------------------------------------------
 
 
-def _with_names(table: TransitionTable, there: Mask, rows: NDArray[Any]) -> TransitionTable:
+def _with_names(table: TransitionTable, tracked: Mask, rows: NDArray[Any]) -> TransitionTable:
     """Return events with what looks and other events told of their lives."""
-    named = there & rows["named"]
+    named = tracked & rows["named"]
     for name, cells, mask in (
         ("netns", rows["netns"], named),
-        ("cookie", rows["cookie"], there & (rows["cookie"] != 0)),
+        ("cookie", rows["cookie"], tracked & (rows["cookie"] != 0)),
         ("inode", rows["inode"], named & (rows["inode"] != 0)),
         ("uid", rows["uid"], named & (rows["inode"] != 0)),
         ("cgroup_id", rows["cgroup"], named & rows["has_cgroup"]),
-        ("ifindex", rows["ifindex"], there & rows["seen"]),
+        ("ifindex", rows["ifindex"], tracked & rows["seen"]),
     ):
         table = table.replace(name, np.where(mask, cells, 0), mask)
     # What the kernel had not filled in yet, from a later event of the same life.
-    early = there & (rows["sport"] != 0) & ((table.sport == 0) | (table.dport == 0))
+    early = tracked & (rows["sport"] != 0) & ((table.sport == 0) | (table.dport == 0))
     if early.any():
         table = table.replace("sport", np.where(early, rows["sport"], table.sport))
         table = table.replace("dport", np.where(early, rows["dport"], table.dport))
@@ -421,9 +421,9 @@ def _with_names(table: TransitionTable, there: Mask, rows: NDArray[Any]) -> Tran
     return table
 
 
-def _with_ends(table: TransitionTable, there: Mask, rows: NDArray[Any]) -> TransitionTable:
+def _with_ends(table: TransitionTable, tracked: Mask, rows: NDArray[Any]) -> TransitionTable:
     """Return events with what became of the lives that they end."""
-    last = (table.kind == TRANSITION) & (table.newstate == tcp.CLOSE) & there
+    last = (table.kind == TRANSITION) & (table.newstate == tcp.CLOSE) & tracked
     became = last & (rows["became"] != 0)
     table = table.replace("became", np.where(became, rows["became"], 0), became)
     table = table.replace("became_seen_ns", np.where(became, rows["became_ns"], 0), became)
@@ -571,13 +571,13 @@ class Follower:
 
     def _enriched(self, table: TransitionTable) -> TransitionTable:
         row = table.life - self._lives.first
-        there = row >= 0
+        tracked = row >= 0
         known = self._lives.rows
-        rows = known[np.where(there, row, 0)] if len(known) else np.zeros(len(table), _LIFE)
+        rows = known[np.where(tracked, row, 0)] if len(known) else np.zeros(len(table), _LIFE)
         # Inside, lives are renumbered when memory is given back; outside, a number stays.
-        table = table.replace("life", np.where(there, rows["number"], -1))
-        table = table.replace("over", there & (rows["died"] != NEVER))
-        return _with_ends(_with_names(table, there, rows), there, rows)
+        table = table.replace("life", np.where(tracked, rows["number"], -1))
+        table = table.replace("over", tracked & (rows["died"] != NEVER))
+        return _with_ends(_with_names(table, tracked, rows), tracked, rows)
 
     def _forget(self) -> None:
         """Drop lives that ended and that no waiting row refers to, and the oldest of too many."""
@@ -590,11 +590,11 @@ class Follower:
         waited = self._lives.first + np.arange(len(rows)) >= oldest
         alive = (rows["died"] == NEVER) & (rows["since"] > 0)
         if int((alive & ~waited).sum()) > self._most:
-            some = np.flatnonzero(alive & ~waited)
-            some = some[np.argsort(rows["since"][some], kind="stable")]
-            some = some[: len(some) - self._most + self._most // 8]  # not again with the next event
-            alive[some] = False
-            self.forgotten += len(some)
+            surplus = np.flatnonzero(alive & ~waited)
+            surplus = surplus[np.argsort(rows["since"][surplus], kind="stable")]
+            surplus = surplus[: len(surplus) - self._most + self._most // 8]  # not again with the next event
+            alive[surplus] = False
+            self.forgotten += len(surplus)
         keep = alive | waited
         if len(keep) - int(keep.sum()) < max(self._spare // 2, len(keep) // 4):
             return  # too little to be worth a copy of all the others

@@ -39,6 +39,13 @@ def _pod(pattern: str) -> Callable[[str], bool]:
     return matches
 
 
+def _path(pattern: str) -> Callable[[str], bool]:
+    """Match ``namespace/name``, or a bare name in any namespace."""
+    name = glob(pattern)
+    whole = "/" in pattern
+    return lambda text: name(text if whole else text.rpartition("/")[2])
+
+
 def _container(pattern: str) -> Callable[[str], bool]:
     """Match a name, an id, or the beginning of an id; ``containerd://`` and the like are left out."""
     pattern = pattern.rpartition("://")[2]
@@ -76,5 +83,5 @@ def cgroup_path(path: str) -> str:
 
 
 MATCHERS: Final[Mapping[str, Callable[[str], Callable[[str], bool]]]] = MappingProxyType(
-    {"pod": _pod, "container": _container, "pid": _pid}
+    {"pod": _pod, "container": _container, "pid": _pid, "workload": _path, "service": _path}
 )

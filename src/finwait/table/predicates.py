@@ -14,7 +14,7 @@ Instructions for the kernel may let through more rows than match, never fewer. M
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -59,6 +59,7 @@ __all__ = [
     "Text",
     "User",
     "gather",
+    "leaves",
     "uid_unknown",
 ]
 
@@ -83,22 +84,29 @@ class Context(Protocol):
 
 CONTEXT: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "age_at_least_s": "Seconds that the socket has been in its state for certain.",
-        "age_at_most_s": "Seconds that it can have been in its state at the most.",
+        "age_at_least_s": "Seconds that the socket has certainly been in its state.",
+        "age_at_most_s": "The most seconds that it can have been in its state.",
         "autobound": "Whether the kernel chose the local port: it is in ip_local_port_range, and the kernel "
         "keeps the socket when it is given the bytecode of the filter `autobound`.",
         "cgroup": "Path of the cgroup v2 directory below its mount point (`/` is the root); empty for none.",
         "comm": "Names of the processes that hold it.",
-        "container": "Ids and names of the container that made it.",
+        "container": "Ids and names of the container that created it.",
         "dev": "Name of the interface that it is bound to; empty for none.",
         "netns": "Names by which people call its network namespace.",
         "pid": "Process ids of its holders.",
-        "pod": "UID and `NAMESPACE/NAME` of the pod that made it.",
+        "pod": "UID and `NAMESPACE/NAME` of the pod that created it.",
+        "namespace": "Kubernetes namespace of that pod.",
+        "workload": "`NAMESPACE/NAME` of what the pod is part of.",
+        "service": "`NAMESPACE/NAME` of the Kubernetes Service between its ends; empty for none.",
+        "label": "Labels of the pod, as `KEY` and as `KEY=VALUE`.",
         "rule": "Name of the rule that is its primary cause; none if it was looked at and nothing matched.",
         "also": "Names of the other rules that matched it.",
         "variant": "Number of the variant of its primary cause, 0 for none; none where there is no cause.",
         "severity": "Severity of its primary finding.",
-        "user": "Name of the user that made it.",
+        "ends": "By what it ends if nobody acts.",
+        "waited": "Who waits for it in the programs that hold it.",
+        "thread": "Names of the threads that wait for it, themselves or in an event loop.",
+        "user": "Name of the user that created it.",
     }
 )
 """Names that `Filter.needs` can hold → what `Context.values` returns for a row.
@@ -165,12 +173,12 @@ class RowFacts:
         if name not in self.asked:
             context: Context | Mapping[str, Any] = {} if self.context is None else self.context
             try:
-                found = context[name] if isinstance(context, Mapping) else context.values(name)
+                values = context[name] if isinstance(context, Mapping) else context.values(name)
             except KeyError:
                 raise ValueError(f"the filter needs to know `{name}` of every row") from None
-            if len(found) != len(self.table):
-                raise ValueError(f"`{name}` has {len(found)} values for {len(self.table)} rows")
-            self.asked[name] = found
+            if len(values) != len(self.table):
+                raise ValueError(f"`{name}` has {len(values)} values for {len(self.table)} rows")
+            self.asked[name] = values
         return self.asked[name]
 
 
@@ -326,7 +334,7 @@ class Host(Leaf):
     port: int | None = None
 
     def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
-        found = np.ones(len(index), np.bool_)
+        hits = np.ones(len(index), np.bool_)
         if self.family:
             words = rows.table.column(self.side)[index]
             bits = self.prefix + (96 if self.family == AF_INET else 0)
@@ -334,12 +342,12 @@ class Host(Leaf):
             for k, (want, word_mask) in enumerate(
                 ((self.high, mask >> 64), (self.low, mask & 0xFFFFFFFFFFFFFFFF))
             ):
-                found &= (words[:, k] & np.uint64(word_mask)) == np.uint64(want & word_mask)
+                hits &= (words[:, k] & np.uint64(word_mask)) == np.uint64(want & word_mask)
             if self.family == AF_INET6:
-                found &= rows.table.column("family")[index] == AF_INET6
+                hits &= rows.table.column("family")[index] == AF_INET6
         if self.port is not None:
-            found &= rows.table.column("sport" if self.side == "src" else "dport")[index] == self.port
-        return found if self.op == "=" else ~found
+            hits &= rows.table.column("sport" if self.side == "src" else "dport")[index] == self.port
+        return hits if self.op == "=" else ~hits
 
     def kernel(self, kernel: Kernel) -> Op | bool:  # noqa: ARG002
         if not self.family and self.port is None:
@@ -409,10 +417,10 @@ class Number(Leaf):
     value: int
 
     def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
-        found = _compare(rows.table.column(self.column)[index], self.op, self.value)
+        hits = _compare(rows.table.column(self.column)[index], self.op, self.value)
         if SCHEMA[self.column].nullable:
-            found = found & rows.table.present(self.column)[index]
-        return found
+            hits = hits & rows.table.present(self.column)[index]
+        return hits
 
     def kernel(self, kernel: Kernel) -> Op | bool:
         if self.op not in {"=", "!="}:
@@ -452,11 +460,11 @@ class Text(Leaf):
 
     def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         cells = rows.table.column(self.column)[index]
-        names, which = np.unique(cells, return_inverse=True)
+        names, inverse = np.unique(cells, return_inverse=True)
         like = glob(self.pattern)
         hits = np.array([bool(like(bytes(n).decode("latin-1"))) for n in names], np.bool_)
-        found = hits[which] if len(hits) else np.zeros(0, np.bool_)
-        return (found if self.op == "=" else ~found) & rows.table.present(self.column)[index]
+        matching = hits[inverse] if len(hits) else np.zeros(0, np.bool_)
+        return (matching if self.op == "=" else ~matching) & rows.table.present(self.column)[index]
 
     def reads(self) -> tuple[frozenset[str], frozenset[str]]:
         return frozenset({self.column}), frozenset()
@@ -500,7 +508,7 @@ class Known(Leaf):
         want = self.op == "="
         nameable = could_be_name(self.name, self.pattern)
         memo: dict[Any, bool] = {}
-        found = np.zeros(len(index), np.bool_)
+        result = np.zeros(len(index), np.bool_)
         for k, row in enumerate(index.tolist()):
             value = values[row]
             if value is None:
@@ -513,15 +521,15 @@ class Known(Leaf):
                     continue
                 answer = memo.get(item)
                 if answer is None:
-                    some = item.values if isinstance(item, Perhaps) else (str(item),)
-                    answer = memo[item] = any(matches(one) for one in some)
+                    alternatives = item.values if isinstance(item, Perhaps) else (str(item),)
+                    answer = memo[item] = any(matches(value) for value in alternatives)
                 if isinstance(item, Perhaps):
                     unknown = unknown or answer
                 elif answer:
                     hit = True
                     break
-            found[k] = hit is want and (want or not unknown)
-        return found
+            result[k] = hit is want and (want or not unknown)
+        return result
 
     def matches_any(self, values: Iterable[str]) -> bool:
         """Return whether one of some values is like the pattern."""
@@ -545,7 +553,7 @@ class Known(Leaf):
         return frozenset(), frozenset({self.name})
 
     def __str__(self) -> str:
-        return f"{self.name} {self.op} {quoted(self.pattern)}"
+        return f"{self.name} {self.op} {quoted(self.pattern, self.name)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -621,6 +629,17 @@ def _floats(values: Sequence[Any] | NDArray[Any], index: NDArray[np.intp]) -> ND
     return np.array(
         [np.nan if values[row] is None else values[row] for row in index.tolist()], dtype=np.float64
     )
+
+
+def leaves(node: Node) -> Iterator[Leaf]:
+    """Give the predicates of an expression, in order."""
+    if isinstance(node, And | Or):
+        for part in node.parts:
+            yield from leaves(part)
+    elif isinstance(node, Not):
+        yield from leaves(node.part)
+    else:
+        yield node
 
 
 def gather(kind: type[And | Or], parts: Iterable[Node]) -> Node:

@@ -103,22 +103,22 @@ SCHEMA: Final = Schema(
             "u4",
             56,
             "idiag_rqueue",
-            "Bytes received and not read, an unread FIN counting 1; of a listener, connections to accept.",
+            "Bytes received and not read; an unread FIN counts 1. For a listener, connections to accept.",
         ),
         _msg(
             "wqueue",
             "u4",
             60,
             "idiag_wqueue",
-            "Bytes written and not acknowledged, our FIN counting 1; of a listener, its backlog.",
+            "Bytes written and not acknowledged; our FIN counts 1. For a listener, its backlog.",
         ),
-        _msg("uid", "u4", 64, "idiag_uid", "User that made the socket; 0 of minisockets whoever made them."),
+        _msg("uid", "u4", 64, "idiag_uid", "User that created the socket; always 0 for minisockets."),
         _msg(
             "inode",
             "u4",
             68,
             "idiag_inode",
-            "Inode of the struct socket; 0 when nothing refers to it (or not yet accepted).",
+            "Inode of the struct socket; 0 when nothing refers to it or it is not yet accepted.",
         ),
         _attr(
             "shutdown",
@@ -135,7 +135,7 @@ SCHEMA: Final = Schema(
             d.CGROUP_ID,
             0,
             "INET_DIAG_CGROUP_ID",
-            "Inode of the cgroup v2 directory that it was made in.",
+            "Inode of the cgroup v2 directory in which it was created.",
         ),
         _attr("class_id", "u4", d.CLASS_ID, 0, "INET_DIAG_CLASS_ID", "net_cls class (or priority)."),
         _attr("tos", "u1", d.TOS, 0, "INET_DIAG_TOS", "IPv4 type of service."),
@@ -182,7 +182,7 @@ SCHEMA: Final = Schema(
             for k, (name, doc) in enumerate(_SKMEM)
         ),
         _attr(
-            "vegas_enabled", "u4", d.VEGASINFO, 0, "tcpvegas_info.tcpv_enabled", "Whether Vegas is in charge."
+            "vegas_enabled", "u4", d.VEGASINFO, 0, "tcpvegas_info.tcpv_enabled", "Whether Vegas is enabled."
         ),
         _attr("vegas_rttcnt", "u4", d.VEGASINFO, 4, "tcpvegas_info.tcpv_rttcnt", "Round trips measured."),
         _attr(
@@ -202,7 +202,7 @@ SCHEMA: Final = Schema(
             d.DCTCPINFO,
             0,
             "tcp_dctcp_info.dctcp_enabled",
-            "Whether DCTCP is in charge.",
+            "Whether DCTCP is enabled.",
         ),
         _attr(
             "dctcp_ce_state",
@@ -218,7 +218,7 @@ SCHEMA: Final = Schema(
             d.DCTCPINFO,
             4,
             "tcp_dctcp_info.dctcp_alpha",
-            "Estimated marked share, 1024 is all.",
+            "Estimated share that is marked; 1024 means all.",
         ),
         _attr(
             "dctcp_ab_ecn",
@@ -254,9 +254,16 @@ SCHEMA: Final = Schema(
             "Smallest round-trip time, microseconds.",
         ),
         _attr(
-            "bbr_pacing_gain", "u4", d.BBRINFO, 12, "tcp_bbr_info.bbr_pacing_gain", "Pacing gain, 256 is one."
+            "bbr_pacing_gain",
+            "u4",
+            d.BBRINFO,
+            12,
+            "tcp_bbr_info.bbr_pacing_gain",
+            ("Pacing gain; 256 means 1."),
         ),
-        _attr("bbr_cwnd_gain", "u4", d.BBRINFO, 16, "tcp_bbr_info.bbr_cwnd_gain", "Window gain, 256 is one."),
+        _attr(
+            "bbr_cwnd_gain", "u4", d.BBRINFO, 16, "tcp_bbr_info.bbr_cwnd_gain", ("Window gain; 256 means 1.")
+        ),
         *(
             Column(
                 name,
@@ -296,6 +303,31 @@ class SocketTable(ColumnTable):
     def from_rows(cls, rows: Rows, netns: NDArray[np.uint32], protocol: NDArray[np.uint16]) -> SocketTable:
         """Build a table over received bytes; ``netns`` and ``protocol`` are one cell a row."""
         return cls(rows, {"netns": netns, "protocol": protocol}, len(rows))
+
+    @property
+    def unfinished(self) -> Mask:
+        """Which rows a program is to do something about: held and closing, opening, unread, or a queue for accept().
+
+        Those, too, of which nothing arrives that is sent. For all of them it is worth knowing who waits, and with which
+        options.
+        """
+        state, unread = self.state, self.rqueue > 0
+        closing = np.isin(state, [s for s in tcp.STATES if tcp.CLOSING_STATES >> s & 1]) | (
+            state == tcp.SYN_SENT
+        )
+        unserved = unread & np.isin(state, (tcp.ESTABLISHED, tcp.LISTEN))
+        resent = (state == tcp.ESTABLISHED) & np.isin(self.timer, (1, 4)) & (self.retrans > 0)
+        chosen: Mask = (closing | unserved | resent) & (self.inode != 0)
+        return chosen
+
+    @property
+    def answering(self) -> Mask:
+        """Which rows are listeners on a port with handshakes under way: their options decide when those end."""
+        state = self.state
+        port = self.netns.astype(np.uint64) << np.uint64(16) | self.sport.astype(np.uint64)
+        opening = np.isin(state, (tcp.SYN_RECV, tcp.NEW_SYN_RECV)) & (self.inode == 0)
+        mask: Mask = (state == tcp.LISTEN) & (self.inode != 0) & np.isin(port, port[opening])
+        return mask
 
     def _wide(self, rows: Rows, column: Column) -> tuple[NDArray[np.uint64], Mask]:
         at = rows.offset + (NLMSG_HEADER + column.offset)

@@ -18,7 +18,7 @@ always passes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -42,17 +42,22 @@ from finwait.table.predicates import (
     RowFacts,
     Text,
     User,
+    leaves,
 )
 from finwait.table.schema import Mask
-from finwait.table.sockets import SocketTable
+from finwait.table.sockets import SCHEMA, SocketTable
 
 __all__ = [
     "JUDGED",
+    "asks_for_devices",
     "asks_for_holders",
+    "asks_for_namespaces",
     "beyond_the_event",
     "by_the_event",
+    "in_every_dump",
     "judge",
     "kernel_filter",
+    "may_be_in",
     "only_ports_and_hosts",
     "refusal",
 ]
@@ -76,9 +81,9 @@ JUDGED: Final = (
 """Predicates that changes of state can be judged by; the rest needs `--stuck`, or a look."""
 
 
-def kernel_filter(wanted: Filter | None) -> str:
+def kernel_filter(row_filter: Filter | None) -> str:
     """Return the filter for ``sock:inet_sock_set_state`` that passes every transition of what is wanted."""
-    text = _compile(wanted.root, negated=False) if wanted is not None else ""
+    text = _compile(row_filter.root, negated=False) if row_filter is not None else ""
     if not text or len(text) > _LONGEST:
         return _BASE
     return f"{_BASE} && {text}"
@@ -93,34 +98,64 @@ def only_ports_and_hosts(node: Node) -> bool:
     return isinstance(node, Port | Host)
 
 
-def by_the_event(wanted: Filter | None) -> bool:
+def by_the_event(row_filter: Filter | None) -> bool:
     """Whether the events alone decide: ports, addresses and states."""
-    return wanted is None or (wanted.columns <= _TOLD and not wanted.needs)
+    return row_filter is None or (row_filter.columns <= _TOLD and not row_filter.needs)
 
 
-def beyond_the_event(wanted: Filter) -> tuple[str, ...]:
+def beyond_the_event(row_filter: Filter) -> tuple[str, ...]:
     """Return what a FILTER asks for that no event tells, in the words of the FILTER."""
-    found: dict[str, None] = {}
-    for leaf in wanted.leaves:
+    terms: dict[str, None] = {}
+    for leaf in row_filter.leaves:
         columns, needs = leaf.reads()
         if needs or not columns <= _TOLD:
-            found["age" if needs & _AGES else "user" if isinstance(leaf, User) else _name(leaf)] = None
-    return tuple(found)
+            terms["age" if needs & _AGES else "user" if isinstance(leaf, User) else _name(leaf)] = None
+    return tuple(terms)
 
 
-def asks_for_holders(wanted: Filter | None) -> bool:
+_OF_THE_DUMP: Final = frozenset(
+    column.name for column in SCHEMA if column.source.startswith("inet_diag_msg")
+) | {"netns"}
+"""Columns that every answer of the kernel has, without attributes."""
+
+
+def in_every_dump(row_filter: Filter) -> bool:
+    """Whether a dump without attributes decides, with the names of the namespaces."""
+    return row_filter.columns <= _OF_THE_DUMP and not row_filter.needs - {"netns"}
+
+
+def asks_for_namespaces(row_filter: Filter) -> bool:
+    """Whether a FILTER asks for network namespaces."""
+    return "netns" in row_filter.columns | row_filter.needs
+
+
+def may_be_in(row_filter: Filter, inode: int, names: Collection[str]) -> bool:
+    """Whether a FILTER may select something in a network namespace.
+
+    Args:
+        row_filter: the FILTER.
+        inode: of the namespace.
+        names: by which people call it.
+    """
+
+    def by(leaf: Leaf) -> bool | None:
+        if isinstance(leaf, Number) and leaf.column == "netns" and leaf.op in ("=", "!="):
+            return (leaf.value == inode) is (leaf.op == "=")
+        if isinstance(leaf, Known) and leaf.name == "netns":
+            return leaf.matches_any(names) is (leaf.op == "=")
+        return None
+
+    return row_filter.judge(by) is not False
+
+
+def asks_for_devices(row_filter: Filter | None) -> bool:
+    """Whether a FILTER asks for interfaces by name."""
+    return row_filter is not None and "dev" in row_filter.columns | row_filter.needs
+
+
+def asks_for_holders(row_filter: Filter | None) -> bool:
     """Whether a FILTER asks for processes."""
-    return wanted is not None and bool(wanted.needs & {"pid", "comm"})
-
-
-def _leaves(node: Node) -> Iterator[Leaf]:
-    if isinstance(node, And | Or):
-        for part in node.parts:
-            yield from _leaves(part)
-    elif isinstance(node, Not):
-        yield from _leaves(node.part)
-    else:
-        yield node
+    return row_filter is not None and bool(row_filter.needs & {"pid", "comm"})
 
 
 def _name(leaf: Leaf) -> str:
@@ -152,27 +187,27 @@ def _judged(leaf: Leaf, *, stuck: bool) -> bool:
     return columns <= _TOLD | _LASTING
 
 
-def refusal(wanted: Filter | None, *, stuck: bool = False) -> FilterError | None:
+def refusal(row_filter: Filter | None, *, stuck: bool = False) -> FilterError | None:
     """Return why a FILTER cannot be used on changes of state, None if it can.
 
     Args:
-        wanted: the FILTER.
+        row_filter: the FILTER.
         stuck: it selects sockets of a look, which has every column, and not changes of state.
     """
-    if wanted is None:
+    if row_filter is None:
         return None
-    for leaf in wanted.leaves:
+    for leaf in row_filter.leaves:
         if _judged(leaf, stuck=stuck):
             continue
         name = _name(leaf)
         words = "|".join(map(re.escape, _SPELLINGS.get(name, (name,))))
-        found = re.search(rf"\b({words})\b", wanted.text, re.IGNORECASE)
-        shown, column = (found[0], found.start()) if found else (name, 0)
+        match = re.search(rf"\b({words})\b", row_filter.text, re.IGNORECASE)
+        shown, column = (match[0], match.start()) if match else (name, 0)
         if name in OF_FINDINGS:
-            why, other = "that takes a diagnosis", "`finwait check` and `finwait top`"
+            why, other = "it needs a diagnosis", "`finwait check` and `finwait top`"
         elif name == "autobound":
             why, other = (
-                "the kernel does not say it of a socket",
+                "the kernel does not report it for a socket",
                 "`ss`, which asks the kernel for a selection",
             )
         else:
@@ -182,24 +217,24 @@ def refusal(wanted: Filter | None, *, stuck: bool = False) -> FilterError | None
             )
         can = "all other predicates can be used" if stuck else f"`trace` can judge {', '.join(JUDGED)}"
         return FilterError(
-            wanted.text, column, f"`trace` cannot judge `{shown}`: {why}", hint=f"{other} can; {can}"
+            row_filter.text, column, f"`trace` cannot judge `{shown}`: {why}", hint=f"{other} can; {can}"
         )
     return None
 
 
 def judge(
-    wanted: Filter, table: SocketTable, known: Mapping[str, Mask], context: Mapping[str, Any]
+    row_filter: Filter, table: SocketTable, known: Mapping[str, Mask], context: Mapping[str, Any]
 ) -> tuple[Mask, Mask]:
     """Return which rows are known to match and which are known not to.
 
     Args:
-        wanted: the FILTER.
+        row_filter: the FILTER.
         table: the rows as sockets.
         known: of columns that not every row has, which rows have it; of ``pid`` and ``comm``, of which rows every
             value is in the context. Where it is not, a value that is there counts and one that is not there may be.
         context: as `Filter.mask` takes it.
     """
-    return _judge(wanted.root, False, RowFacts(table, context, {}), known, np.arange(len(table)))
+    return _judge(row_filter.root, False, RowFacts(table, context, {}), known, np.arange(len(table)))
 
 
 def _judge(
@@ -228,7 +263,7 @@ def _judge(
 
 
 def _cost(node: Node) -> int:
-    return max((leaf.cost for leaf in _leaves(node)), default=0)
+    return max((leaf.cost for leaf in leaves(node)), default=0)
 
 
 def _test(

@@ -62,33 +62,38 @@ SCHEMA: Final = Schema(
                "4 retransmission, 7 seen by polling."),
         Column("time_ns", np.int64, "the ring buffer", "CLOCK_MONOTONIC of the event (or of the look)."),
         Column("after_ns", np.int64, "the look before", "Polled rows: it happened after this time.", (1,)),
-        Column("cpu", np.int64, "per_cpu/cpuN", "CPU that it happened on."),
-        Column("sk", np.uint64, "skaddr", "Address of the socket in the kernel; used again after its end."),
-        Column("life", np.int64, "finwait", "Number of the socket's life since the start; -1 of no socket."),
-        Column("oldstate", np.uint8, "oldstate", "State before; 0 when it was not there."),
-        Column("newstate", np.uint8, "newstate", "State after; 0 when it is not there any more."),
+        Column("cpu", np.int64, "per_cpu/cpuN", "CPU on which it happened."),
+        Column("sk", np.uint64, "skaddr", ("Address of the socket in the kernel; reused after the socket "
+                                          "ends.")),
+        Column("life", np.int64, "finwait", ("Number of the socket's life since the start; -1 without a "
+                                            "socket.")),
+        Column("oldstate", np.uint8, "oldstate", "State before; 0 when the socket did not exist."),
+        Column("newstate", np.uint8, "newstate", "State after; 0 when the socket no longer exists."),
         Column("family", np.uint16, "family", "2 for IPv4, 10 for IPv6 (IPv4-mapped included)."),
         Column("sport", np.uint16, "sport", "Local port; 0 while the kernel has not chosen one."),
         Column("dport", np.uint16, "dport", "Remote port."),
         Column("src", np.uint64, "saddr_v6", "Local address, high and low 64 bits.", None, 0, 2),
         Column("dst", np.uint64, "daddr_v6", "Remote address, high and low 64 bits.", None, 0, 2),
-        Column("pid", np.int32, "common_pid", "Task on the CPU; whose doing this was only if `interrupt` is 0."),
-        Column("interrupt", np.bool_, "common_flags", "Whether an interrupt merely borrowed the task."),
+        Column("pid", np.int32, "common_pid", ("Task on the CPU; it caused the event only if `interrupt` is "
+                                              "0.")),
+        Column("interrupt", np.bool_, "common_flags", ("Whether the event happened in an interrupt that "
+                                                      "merely borrowed the task.")),
         Column("reason", np.int32, "reason", "Why a reset was sent (enum sk_rst_reason).", (1,)),
         Column("in_old_ns", np.int64, "finwait", "Time spent in the old state, ns.", (1,)),
         Column("since_ns", np.int64, "finwait", "When the old state began, CLOCK_MONOTONIC.", (1,)),
         Column("netns", np.uint32, "the look", "Inode of the network namespace.", (1,)),
         Column("cookie", np.uint64, "the look or sock_cookie", "Identity of the socket.", (1,)),
         Column("inode", np.uint32, "the look", "Inode of the struct socket while one referred to it.", (1,)),
-        Column("uid", np.uint32, "the look", "User that made the socket.", (1,)),
-        Column("cgroup_id", np.uint64, "the look", "Cgroup that it was made in.", (1,)),
+        Column("uid", np.uint32, "the look", "User that created the socket.", (1,)),
+        Column("cgroup_id", np.uint64, "the look", "Cgroup in which it was created.", (1,)),
         Column("ifindex", np.uint32, "the look", "Interface that it is bound to; 0 for any.", (1,)),
         Column("over", np.bool_, "finwait", "Whether the connection had ended when the row was handed out."),
         Column("became", np.uint8, "the look",
-               "State of the minisocket that took over, as the look found it: the peer's FIN may have come since.",
+               ("State of the minisocket that took over, as the look found it; the peer's FIN may have come "
+               "since."),
                (1,)),
         Column("became_seen_ns", np.int64, "the look", "When it was looked at, on the clock of `time_ns`.", (1,)),
-        Column("expires_ms", np.uint32, "the look", "Time left to that minisocket, counted from the row.", (1,)),
+        Column("expires_ms", np.uint32, "the look", "Time left for that minisocket, counted from the row.", (1,)),
         Column("reset", np.uint8, "tcp_receive_reset, tcp_send_reset",
                "2 when a reset from the peer ended this life, 3 when one of ours did.", (1,)),
     ]
@@ -129,12 +134,12 @@ class TransitionTable:
         cells: dict[str, NDArray[Any]] = {}
         masks: dict[str, Mask] = {}
         for column in SCHEMA:
-            given = columns.get(column.name)
-            if given is None:
+            values = columns.get(column.name)
+            if values is None:
                 cells[column.name] = column.empty(n)
                 masks[column.name] = np.full(n, not column.nullable, np.bool_)
             else:
-                array = np.asarray(given, dtype=column.dtype)
+                array = np.asarray(values, dtype=column.dtype)
                 cells[column.name] = array.reshape(n, column.width) if column.width > 1 else array
                 mask = None if present is None else present.get(column.name)
                 masks[column.name] = np.ones(n, np.bool_) if mask is None else mask
@@ -236,9 +241,9 @@ def decode(
         if kind is None or kind in (STACK, USER_STACK):
             continue
         mask = type_of == number
-        some = records if mask.all() else records.where(mask)
-        if len(some):
-            table, cookie = _decode_event(some, cpu_of_page, form, kind, byteorder)
+        batch = records if mask.all() else records.where(mask)
+        if len(batch):
+            table, cookie = _decode_event(batch, cpu_of_page, form, kind, byteorder)
             tables.append(table)
             cookies.append(cookie)
     if not tables:
@@ -395,17 +400,17 @@ def changes(before: SocketDump, after: SocketDump) -> TransitionTable:
     partner = order[place] if len(order) else np.zeros(len(new_cookie), np.int64)
     gone = np.ones(len(old_cookie), np.bool_)
     gone[partner[match]] = False
-    was = np.zeros(len(new_cookie), np.uint8)
-    was[match] = old["state"][partner[match]]
+    old_state = np.zeros(len(new_cookie), np.uint8)
+    old_state[match] = old["state"][partner[match]]
     # A minisocket keeps the cookie of the socket that it took over from (which our first look gave it).
-    changed = np.flatnonzero(was != new["state"])
-    shrunk = np.flatnonzero((was == new["state"]) & match & (new["timer"] == 3))
+    changed = np.flatnonzero(old_state != new["state"])
+    shrunk = np.flatnonzero((old_state == new["state"]) & match & (new["timer"] == 3))
     if len(shrunk):
         shrunk = shrunk[old["timer"][partner[shrunk]] != 3]
     rows = np.concatenate([changed, shrunk])
     tables = []
     for sockets, index, states in (
-        (new, rows, (was[rows], new["state"][rows])),
+        (new, rows, (old_state[rows], new["state"][rows])),
         (old, np.flatnonzero(gone), (old["state"][gone], np.zeros(int(gone.sum()), np.uint8))),
     ):
         if len(index):

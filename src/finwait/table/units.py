@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-import secrets
 from functools import lru_cache
+from random import SystemRandom
+from typing import Any
 
 from finwait.uapi import tcp
 
 __all__ = [
     "cell_text",
+    "csv_cells",
     "csv_text",
     "duration_text",
     "endpoint",
     "ink",
+    "parse_duration",
     "parse_duration_ms",
     "printable",
     "span_text",
 ]
 
 
-_INK = chr(0xF0000 + secrets.randbelow(0xFFFE))
+_INK = chr(0xF0000 + SystemRandom().randrange(0xFFFE))
 """Begins and ends a colour of ours until it is printed: a character that nobody else can know, not an escape."""
 _LINES = re.compile(rf"({_INK}(?:0|1|2|3[1-3](?:;1)?){_INK}|\r\n|[\t\n])")
 """What a whole text of ours holds beside printable characters: our colours, tabs, line ends."""
@@ -44,7 +47,7 @@ def _escape(c: str) -> str:
 def _escaped(text: str) -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() else _escape(c) for c in text)
-    return text if text.isascii() else _UNSEEN.sub(lambda found: _escape(found[0]), text)
+    return text if text.isascii() else _UNSEEN.sub(lambda match: _escape(match[0]), text)
 
 
 def ink(code: str) -> str:
@@ -67,7 +70,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     if not lines:
         return _escaped(text)
     # Megabytes of a list go through here: nearly all of them are plain, which bytes tell fastest.
-    if text.isascii() and not text.encode().translate(None, _PLAIN):
+    if text.isascii() and not text.encode().replace(b"\r\n", b"\n").translate(None, _PLAIN):
         return text
     parts = _LINES.split(text)
     parts[::2] = map(_escaped, parts[::2])
@@ -79,6 +82,7 @@ _PLAIN = bytes({*range(0x20, 0x7F), *b"\t\n"})
 
 
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_BEGINS_FORMULA = re.compile(f"^{_FORMULA.pattern}", re.MULTILINE)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?)?", re.ASCII)
 
 
@@ -90,6 +94,19 @@ def csv_text(text: str) -> str:
     if _FORMULA.match(text) and not _NUMBER.fullmatch(text):
         return f"'{text}"
     return text
+
+
+def csv_cells(values: list[Any]) -> list[Any]:
+    """Return a column for CSV: its texts as `csv_text` has them, all else as it is.
+
+    Few columns have a text that begins like a formula, which one search tells.
+    """
+    kinds = set(map(type, values))
+    if str not in kinds:
+        return values
+    if kinds <= {str, type(None)} and not _BEGINS_FORMULA.search("\n".join(filter(None, values))):
+        return values
+    return [csv_text(value) if isinstance(value, str) else value for value in values]
 
 
 _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
@@ -127,19 +144,29 @@ def span_text(at_least_ms: int, at_most_ms: int) -> str:
 _LONGEST_MS = 36_525 * 86_400_000
 
 
+_UNITS_MS = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) *(ms|s|min|m|h|d|)", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """Return milliseconds from ``500ms``, ``5s``, ``10m``, ``2h``, ``1d`` (a bare number is seconds), unrounded.
+
+    Raises:
+        ValueError: not a duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"`{text[:60]}` is not a duration: write 500ms, 5s, 10m, 2h or 1d")
+    return float(match[1]) * _UNITS_MS[match[2]]
+
+
 def parse_duration_ms(text: str) -> int:
-    """Return milliseconds from ``500ms``, ``5s``, ``10m``, ``2h``, ``1d`` (a bare number is seconds).
+    """Return whole milliseconds, as `parse_duration` reads them.
 
     Raises:
         ValueError: not a duration, or longer than a century.
     """
-    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|min|h|d|)", text.strip())
-    if not found:
-        raise ValueError(f"`{text[:60]}` is not a duration: write 500ms, 5s, 10m, 2h or 1d")
-    unit = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}[
-        found[2]
-    ]
-    ms = float(found[1]) * unit
+    ms = parse_duration(text)
     if ms > _LONGEST_MS:
         raise ValueError(f"`{text[:60]}` is longer than a century")
     return int(ms)

@@ -16,7 +16,7 @@ import numpy as np
 from finwait.errors import FilterError
 from finwait.table.schema import Column
 from finwait.table.sockets import MAPPED
-from finwait.table.vocabulary import DURATIONS, ENUMERATIONS, nearest
+from finwait.table.vocabulary import DURATIONS, ENUMERATIONS, IN_BYTES, nearest
 from finwait.uapi.inet_diag import AF_INET, AF_INET6
 
 __all__ = ["UNSET", "Token", "Values"]
@@ -58,17 +58,17 @@ class Values:
         if word == "*":
             return None
         if not word:
-            raise self.error(value, f"`{value.text}` names no port", f"any port is `*`; {UNSET}")
+            raise self.error(value, f"`{value.text}` does not name a port", f"`*` means any port; {UNSET}")
         if re.fullmatch(r"[0-9]{1,6}|0[xX][0-9a-fA-F]{1,5}", word):
             number = int(word, 16 if word[:2].lower() == "0x" else 10)
             if number > 0xFFFF:
-                raise self.error(value, f"{number} is not a port", "ports end at 65535")
+                raise self.error(value, f"{number} is not a port", "the highest port is 65535")
             return number
         service = self.services.get(word.lower())
         if service is not None:
             return service
         if ":" in word or "." in word:
-            raise self.error(value, f"`{value.text}` is not a port", "addresses go with `src` and `dst`")
+            raise self.error(value, f"`{value.text}` is not a port", "use `src` and `dst` for addresses")
         near = nearest(word, self.services)
         hint = f"did you mean `{near}`?" if near else "write its number"
         raise self.error(value, f"no service is called `{word}`", hint)
@@ -83,7 +83,7 @@ class Values:
                 raise self.error(column, "there is no address in the brackets", UNSET)
             slash, colon, port = rest.partition(":")
             if slash and slash[0] != "/":
-                raise self.error(column + 2 + len(inside), f"`{slash}` cannot stand behind a bracket")
+                raise self.error(column + 2 + len(inside), f"`{slash}` cannot follow a bracket")
             port_token = Token("word", port, column + len(word) - len(port)) if colon else None
             return Token("word", inside + slash, column + (2 if slash else 1)), port_token
         end = word.find("/")
@@ -117,7 +117,9 @@ class Values:
             if len(octets) < 4 and not slash:
                 full = ".".join(map(str, octets + [0] * (4 - len(octets))))
                 raise self.error(
-                    value, f"`{address}` is half an address", f"write `{full}/{8 * len(octets)}` or `{full}`"
+                    value,
+                    f"`{address}` is not a whole address",
+                    f"write `{full}/{8 * len(octets)}` or `{full}`",
                 )
             number = int.from_bytes(bytes(octets + [0] * (4 - len(octets))), "big")
         else:
@@ -167,7 +169,7 @@ class Values:
             total = Fraction(0)
             for number, unit in parts:
                 if unit not in DURATIONS:
-                    raise self.error(value, f"`{unit}` is no unit of time", "us, ms, s, m, h, d or w")
+                    raise self.error(value, f"`{unit}` is not a unit of time", "us, ms, s, m, h, d or w")
                 total += Fraction(number) * DURATIONS[unit]
         if total.denominator != 1:
             raise self.error(value, "durations are whole microseconds")
@@ -175,11 +177,11 @@ class Values:
 
     def number(self, value: Token, column: Column) -> int:
         """Read a number in the unit of a column."""
-        found = self._raw_number(value, column)
+        number = self._raw_number(value, column)
         limit = int(np.iinfo(column.dtype).max)
-        if found > limit:
+        if number > limit:
             raise self.error(value, f"{value.text} is out of range", f"`{column.name}` is at most {limit}")
-        return found
+        return number
 
     def _raw_number(self, value: Token, column: Column) -> int:
         from fractions import Fraction
@@ -203,8 +205,7 @@ class Values:
             return int(total)
         scaled = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)([kmgt])(i?b?)", word.lower())
         if scaled:
-            bytes_ = re.search(r"\bbytes\b", column.doc, re.IGNORECASE) is not None
-            base = 1024 if bytes_ or scaled[3] else 1000
+            base = 1024 if column.name in IN_BYTES or scaled[3] else 1000
             total = Fraction(scaled[1]) * base ** _MULTIPLES[scaled[2]]
             if total.denominator != 1:
                 raise self.error(value, f"`{column.name}` counts in whole numbers")
@@ -214,7 +215,7 @@ class Values:
             raise self.error(value, f"`{column.name}` cannot be `{word}`", f"a number, or one of: {options}")
         if re.fullmatch(r"[0-9.]+[a-z]+", word.lower()):
             raise self.error(
-                value, f"`{column.name}` is not a time, nor measured in `{word.lstrip('0123456789.')}`"
+                value, f"`{column.name}` is neither a time nor measured in `{word.lstrip('0123456789.')}`"
             )
         raise self.error(value, f"`{word}` is not a number", column.doc)
 

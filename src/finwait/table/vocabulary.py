@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from finwait.table.sockets import SCHEMA
 from finwait.uapi import tcp
 from finwait.uapi.inet_diag import AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP
 
 __all__ = [
     "DURATIONS",
+    "ENDS",
     "ENUMERATIONS",
+    "IN_BYTES",
     "KEYWORDS",
     "NAMED_STATES",
     "OF_CONTEXT",
@@ -23,8 +26,10 @@ __all__ = [
     "SERVICES",
     "SEVERITIES",
     "STATE_GROUPS",
+    "WAITED",
     "WORD_OPERATORS",
     "example",
+    "is_predicate",
     "named_states",
     "nearest",
     "quoted",
@@ -72,6 +77,19 @@ ENUMERATIONS: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
     }
 )
 
+IN_BYTES: Final = frozenset(
+    {
+        "rqueue", "wqueue", "mem_rmem", "mem_wmem", "mem_fmem", "mem_tmem", "skmem_rmem_alloc", "skmem_rcvbuf",
+        "skmem_wmem_alloc", "skmem_sndbuf", "skmem_fwd_alloc", "skmem_wmem_queued", "skmem_optmem", "skmem_backlog",
+        "dctcp_ab_ecn", "dctcp_ab_tot", "bbr_bw_lo", "bbr_bw_hi", "snd_mss", "rcv_mss", "pmtu", "rcv_ssthresh",
+        "advmss", "rcv_space", "pacing_rate", "max_pacing_rate", "bytes_acked", "bytes_received", "notsent_bytes",
+        "delivery_rate", "bytes_sent", "bytes_retrans", "snd_wnd", "rcv_wnd", "delivered_e1_bytes",
+        "delivered_e0_bytes", "delivered_ce_bytes", "received_e1_bytes", "received_e0_bytes", "received_ce_bytes",
+        "mptcp_bytes_retrans", "mptcp_bytes_sent", "mptcp_bytes_received", "mptcp_bytes_acked",
+    }
+)  # fmt: skip
+"""Columns of sockets that count bytes: ``64k`` of these is 65536, of all others 64000."""
+
 DURATIONS: Final = {
     "us": 1,
     "µs": 1,
@@ -94,9 +112,11 @@ def written_duration(us: int) -> str:
     return f"{us}us"
 
 
-def quoted(text: str) -> str:
+def quoted(text: str, value_of: str = "") -> str:
     """Return a value as it is written in filters: in quotes where it would be read as something else."""
-    if re.fullmatch(r"[\w./:*?@%+~\-]+", text) and text.lower() not in KEYWORDS:
+    if re.fullmatch(r"[\w./:*?@%+~\-]+", text) and not (
+        text.lower() in KEYWORDS or is_predicate(text, value_of)
+    ):
         return text
     return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
@@ -112,20 +132,34 @@ PREDICATES: Final[Mapping[str, str]] = MappingProxyType(
         "dev": "Interface that the socket is bound to, by name or number.",
         "fwmark": "SO_MARK, optionally `/MASK`.",
         "mark": "The same as `fwmark`; also compares with `<` and `>`.",
-        "cgroup": "Path of the cgroup v2 that the socket was made in.",
-        "autobound": "The kernel chose the local port. Refused: nothing tells it of a row; ask for a range of `sport`.",
-        "held": "A struct socket exists: some descriptor refers to it (inode not 0).",
-        "orphan": "No struct socket: closed by everybody, or not yet accepted (inode 0).",
-        "age": "Time in the present state, as far as it is certain.",
-        "rule": "The rule that names its cause: the most specific one that matched.",
+        "cgroup": "Path of the cgroup v2 in which the socket was created.",
+        "autobound": (
+            "The kernel chose the local port. Refused, because no row shows it; use a range of `sport`."
+        ),
+        "held": (
+            "A struct socket exists (inode not 0): a descriptor, a message in flight or the kernel "
+            "refers to it."
+        ),
+        "orphan": (
+            "No struct socket exists (inode 0): every holder has closed it, or it is not yet accepted."
+        ),
+        "age": "Time that it has certainly been in its state.",
+        "rule": "Rule that names its cause, the most specific one that matched.",
         "also": "Another rule that matched, and is less specific.",
         "variant": "Variant of that rule, by its number on the rule's page; 0 for none.",
-        "severity": "`problem`, `notice` or `healthy`: of the finding that names its cause.",
+        "severity": "Severity of the finding that names its cause: `problem`, `notice` or `healthy`.",
         "pod": "`NAMESPACE/NAME`, name or UID of the pod.",
-        "container": "Container id, a beginning of it, or name.",
+        "container": "Container id, the beginning of one, or name.",
+        "namespace": "Kubernetes namespace of the pod.",
+        "workload": "`NAMESPACE/NAME` or name of what the pod is part of: Deployment, StatefulSet, DaemonSet, Job …",
+        "service": "`NAMESPACE/NAME` or name of the Kubernetes Service through which it goes.",
+        "label": "Label of the pod: `KEY`, or `KEY=VALUE`.",
         "pid": "Process that holds it.",
         "comm": "Name of a process that holds it.",
-        "user": "User that made it, by name or number.",
+        "waited": "Who waits for it in the programs that hold it: `thread`, `loop`, `paused`, `nobody` or `unknown`.",
+        "ends": "By what it ends if nobody acts: `never`, `peer`, `keepalive`, `unknown`, `retries` or `timer`.",
+        "thread": "Name of a thread that waits for it, itself or in an event loop.",
+        "user": "User that created it, by name or number.",
         "netns": "Network namespace, by inode or name.",
     }
 )
@@ -206,11 +240,30 @@ STATE_GROUPS: Final[Mapping[str, int]] = MappingProxyType(
     }
 )
 """Groups of states → their bits, as ``ss`` has them."""
-OF_CONTEXT: Final = frozenset(
-    {"rule", "also", "variant", "severity", "pod", "container", "pid", "comm", "user", "netns", "cgroup"}
+_OF_ROWS: Final = (
+    "pod",
+    "container",
+    "namespace",
+    "workload",
+    "service",
+    "label",
+    "pid",
+    "comm",
+    "user",
+    "netns",
+    "cgroup",
+    "waited",
+    "thread",
+    "ends",
 )
+OF_CONTEXT: Final = frozenset({"rule", "also", "variant", "severity", *_OF_ROWS})
 """Predicates that the context answers."""
 SEVERITIES: Final = ("problem", "notice", "healthy")
+ENDS: Final = ("never", "peer", "keepalive", "unknown", "retries", "timer")
+"""By what a connection ends if nobody acts, the most lasting first, see `finwait.diagnosis.outlook`."""
+WAITED: Final = ("thread", "loop", "paused", "nobody", "unknown")
+"""Who waits for a connection inside the programs that hold it, see `finwait.attribution.waiting`."""
+_VALUES: Final[Mapping[str, tuple[str, ...]]] = {"waited": WAITED, "ends": ENDS}
 
 
 def named_states(word: str) -> int | None:
@@ -224,6 +277,23 @@ def named_states(word: str) -> int | None:
     return 1 << number | (1 << tcp.NEW_SYN_RECV if number == tcp.SYN_RECV else 0)
 
 
+def is_predicate(word: str, value_of: str = "") -> bool:
+    """Return whether a word that stands where a value should is rather the next predicate, whose value is missing.
+
+    That is one of ours, a column, or a state that stands alone.
+
+    Args:
+        word: the word.
+        value_of: what it would be the value of; it may have one of that name: `ends = timer`, `rule = time-wait`.
+    """
+    low = word.lower()
+    if low in _VALUES.get(value_of, ()):
+        return False
+    if low in PREDICATES or low in SCHEMA or low == "excl":
+        return True
+    return value_of not in ("rule", "also") and named_states(low) is not None
+
+
 def state_spellings() -> list[str]:
     """Return all states as they are written in filters."""
     return [state_text(n) for n in sorted(NAMED_STATES)]
@@ -234,8 +304,8 @@ def nearest(word: str, names: Iterable[str]) -> str:
     from difflib import get_close_matches
 
     plain = {name.lower().replace("_", "-"): name for name in names}
-    found = get_close_matches(word[:64].lower().replace("_", "-"), plain, 1, 0.7)
-    return plain[found[0]] if found else ""
+    matches = get_close_matches(word[:64].lower().replace("_", "-"), plain, 1, 0.7)
+    return plain[matches[0]] if matches else ""
 
 
 def example(name: str) -> str:
@@ -255,8 +325,15 @@ def example(name: str) -> str:
         "severity": "severity = problem",
         "pod": "pod = default/web-0",
         "container": "container = 3f2a9c",
+        "namespace": "namespace = shop",
+        "workload": "workload = shop/cart",
+        "service": "service = shop/db",
+        "label": "label = app=cart",
         "pid": "pid = 812",
         "comm": "comm = nginx",
+        "waited": "waited = nobody",
+        "ends": "ends = never",
+        "thread": "thread = worker-3",
         "user": "user = www-data",
         "netns": "netns = 4026531840",
         "family": "family = inet6",

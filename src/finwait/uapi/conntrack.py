@@ -41,7 +41,7 @@ __all__ = [
     "TCP_STATES",
     "TCP_STATE_NUMBERS",
     "FlowTuple",
-    "Statistics",
+    "TableStatistics",
     "cpu_statistics",
     "dump_request",
     "entry_request",
@@ -95,8 +95,8 @@ _SHAPE: Final = Shape(
             *((t, inner) for t in _TUPLES for inner in (TUPLE_IP, TUPLE_PROTO)),
             (PROTOINFO,),
             *((PROTOINFO, proto) for proto in (PROTOINFO_TCP, PROTOINFO_DCCP, PROTOINFO_SCTP)),
-            *((one,) for one in (HELP, NAT_SRC, NAT_DST, COUNTERS_ORIG, COUNTERS_REPLY)),
-            *((one,) for one in (SEQ_ADJ_ORIG, SEQ_ADJ_REPLY, SECCTX, TIMESTAMP, SYNPROXY)),
+            *((kind,) for kind in (HELP, NAT_SRC, NAT_DST, COUNTERS_ORIG, COUNTERS_REPLY)),
+            *((kind,) for kind in (SEQ_ADJ_ORIG, SEQ_ADJ_REPLY, SECCTX, TIMESTAMP, SYNPROXY)),
         }
     ),
 )
@@ -314,19 +314,19 @@ def find_rows(buffer: NDArray[np.uint8], messages: Messages) -> Rows:
     return layout.find_rows(buffer, messages, _SHAPE)
 
 
-def _numbers(buffer: NDArray[np.uint8], offset: int, length: int, what: str) -> tuple[int, dict[int, int]]:
+def _numbers(buffer: NDArray[np.uint8], offset: int, length: int, subject: str) -> tuple[int, dict[int, int]]:
     """Return ``res_id`` and the 32-bit attributes of one statistics message."""
     data = buffer[offset : offset + length].tobytes()
     if length < NLMSG_HEADER + GENMSG_SIZE:
         raise DecodeError("struct nfgenmsg", offset, data[:16], f"message of {length} bytes is too short")
-    found: dict[int, int] = {}
+    numbers: dict[int, int] = {}
     try:
-        for kind, at, size in netlink.attributes(data, NLMSG_HEADER + GENMSG_SIZE, length, what):
+        for kind, at, size in netlink.attributes(data, NLMSG_HEADER + GENMSG_SIZE, length, subject):
             if size == 4:
-                found[kind] = struct.unpack_from("!I", data, at)[0]
+                numbers[kind] = struct.unpack_from("!I", data, at)[0]
     except DecodeError as error:
         raise DecodeError(error.what, offset + error.offset, error.window, error.reason) from None
-    return _NFGENMSG.unpack_from(data, NLMSG_HEADER)[2], found
+    return _NFGENMSG.unpack_from(data, NLMSG_HEADER)[2], numbers
 
 
 def cpu_statistics(buffer: NDArray[np.uint8], messages: Messages) -> dict[int, dict[str, int]]:
@@ -343,13 +343,13 @@ def cpu_statistics(buffer: NDArray[np.uint8], messages: Messages) -> dict[int, d
         messages.offset.tolist(), messages.length.tolist(), messages.type.tolist(), strict=True
     ):
         if kind == CT_GET_STATS_CPU:
-            cpu, found = _numbers(buffer, offset, length, "CTA_STATS attribute")
-            result[cpu] = {_CPU_STATISTICS.get(n, f"stats_{n}"): value for n, value in found.items()}
+            cpu, numbers = _numbers(buffer, offset, length, "CTA_STATS attribute")
+            result[cpu] = {_CPU_STATISTICS.get(n, f"stats_{n}"): value for n, value in numbers.items()}
     return result
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class TableStatistics:
     """How full the table of a namespace is."""
 
     entries: int
@@ -357,7 +357,7 @@ class Statistics:
     """``nf_conntrack_max``; None from an older kernel, which does not say."""
 
 
-def statistics(buffer: NDArray[np.uint8], messages: Messages) -> Statistics:
+def statistics(buffer: NDArray[np.uint8], messages: Messages) -> TableStatistics:
     """Decode the answer to `statistics_request`.
 
     Raises:
@@ -367,9 +367,9 @@ def statistics(buffer: NDArray[np.uint8], messages: Messages) -> Statistics:
         messages.offset.tolist(), messages.length.tolist(), messages.type.tolist(), strict=True
     ):
         if kind == CT_GET_STATS:
-            _, found = _numbers(buffer, offset, length, "CTA_STATS_GLOBAL attribute")
-            if 1 in found:
-                return Statistics(found[1], found.get(2))
+            _, numbers = _numbers(buffer, offset, length, "CTA_STATS_GLOBAL attribute")
+            if 1 in numbers:
+                return TableStatistics(numbers[1], numbers.get(2))
             raise DecodeError("CTA_STATS_GLOBAL", offset, b"", "no CTA_STATS_GLOBAL_ENTRIES")
     raise DecodeError("CTA_STATS_GLOBAL", 0, b"", "no IPCTNL_MSG_CT_GET_STATS among the messages")
 
@@ -380,7 +380,7 @@ def total_over_cpus(cpus: Iterable[Mapping[str, int]]) -> dict[str, int]:
     Takes what `cpu_statistics` gives (its values) and what `finwait.uapi.proc.parse_conntrack_stat` gives.
     """
     total: dict[str, int] = {}
-    for one in cpus:
-        for name, value in one.items():
+    for cpu in cpus:
+        for name, value in cpu.items():
             total[name] = max(total.get(name, 0), value) if name == "entries" else total.get(name, 0) + value
     return total

@@ -13,6 +13,7 @@ This module touches bytes only. Opening the socket is `finwait.kernel.netlink`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -28,9 +29,11 @@ __all__ = [
     "AF_INET6",
     "ATTRIBUTE_NAMES",
     "EXT_ALL",
+    "FAMILY_NAMES",
     "IPPROTO_MPTCP",
     "IPPROTO_TCP",
     "MESSAGE_SIZE",
+    "PROTOCOL_NAMES",
     "SOCK_DESTROY",
     "SOCK_DIAG_BY_FAMILY",
     "TCPDIAG_GETSOCK",
@@ -45,6 +48,10 @@ __all__ = [
 
 AF_INET: Final = 2
 AF_INET6: Final = 10
+FAMILY_NAMES: Final[Mapping[int, str]] = {AF_INET: "inet", AF_INET6: "inet6"}
+"""As JSON and columns have them."""
+PROTOCOL_NAMES: Final[Mapping[int, str]] = {6: "tcp", 262: "mptcp"}
+"""IPPROTO_TCP and IPPROTO_MPTCP."""
 IPPROTO_TCP: Final = 6
 IPPROTO_MPTCP: Final = 262
 TCPDIAG_GETSOCK: Final = 18

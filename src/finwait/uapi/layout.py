@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from finwait.errors import DecodeError
 from finwait.uapi import netlink
 from finwait.uapi.netlink import NLA_HEADER, NLMSG_HEADER, Messages
+from finwait.uapi.sets import distinct
 
 __all__ = ["Layout", "Path", "Rows", "Shape", "find_rows", "low_half_first"]
 
@@ -148,7 +149,7 @@ class Rows:
         if all((table < 0).all() for table in tables):  # untouched zeros cost no memory
             nowhere = np.zeros(n, np.bool_)
             return [(np.zeros(n, dtype), nowhere) for _, dtype in fields]
-        start, there = self._starts(tables[0])
+        start, present = self._starts(tables[0])
         if (
             any((table != tables[0]).any() for table in tables)  # an older struct among newer ones
             or count <= 0
@@ -164,12 +165,12 @@ class Rows:
         runs = _runs(fields)
         cells = [np.empty((count, n), dtype) for _, dtype, count in runs]
         step = max(64, _BLOCK // (4 * width))
-        whole = bool(there.all())
+        whole = bool(present.all())
         for begin in range(0, n, step):
             part = slice(begin, begin + step)
             block = windows[start[part]]
             if not whole:
-                block[~there[part]] = 0
+                block[~present[part]] = 0
             for out, (offset, dtype, count) in zip(cells, runs, strict=True):
                 size = dtype.itemsize
                 if size == 8:
@@ -177,7 +178,7 @@ class Rows:
                     out[:, part] = pairs.view(dtype).T
                 else:
                     out[:, part] = block.view(dtype)[:, offset // size : offset // size + count].T
-        return [(column, there) for out in cells for column in out]
+        return [(column, present) for out in cells for column in out]
 
     def _table(self, path: Path, need: int) -> NDArray[np.int64]:
         """Return for each layout where it has an attribute of at least ``need`` bytes, −1 for nowhere."""
@@ -185,7 +186,7 @@ class Rows:
             return np.full(max(len(self.layouts), 1), NLMSG_HEADER, np.int64)
         return np.array(
             [
-                (found[0] if (found := lay.places.get(path)) is not None and found[1] >= need else -1)
+                (span[0] if (span := lay.places.get(path)) is not None and span[1] >= need else -1)
                 for lay in self.layouts
             ]
             or [-1],
@@ -200,41 +201,41 @@ class Rows:
                 return np.zeros(n, np.int64), np.zeros(n, np.bool_)
             return (self.offset + table[0]) >> 2, np.ones(n, np.bool_)
         place = table[self.layout]
-        there = place >= 0
-        return np.where(there, (self.offset + place) >> 2, 0), there
+        present = place >= 0
+        return np.where(present, (self.offset + place) >> 2, 0), present
 
     def _scalar_where(
-        self, start: NDArray[np.int64], there: NDArray[np.bool_], offset: int, dtype: np.dtype[Any]
+        self, start: NDArray[np.int64], present: NDArray[np.bool_], offset: int, dtype: np.dtype[Any]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        cells = self.scalar(np.where(there, (start << 2) + offset, 0), dtype)
-        return np.where(there, cells, np.zeros(1, dtype)), there
+        cells = self.scalar(np.where(present, (start << 2) + offset, 0), dtype)
+        return np.where(present, cells, np.zeros(1, dtype)), present
 
     def text(self, path: Path, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Gather a NUL-terminated string attribute as ``S<width>``, and which rows have it."""
         at = self.place(path, 0)
         present = at >= 0
         out = np.zeros(len(self), f"S{width}")
-        mine = np.flatnonzero(present)
-        if not len(mine):
+        rows = np.flatnonzero(present)
+        if not len(rows):
             return out, present
         sizes = np.array(
-            [found[1] if (found := lay.places.get(path)) is not None else 0 for lay in self.layouts],
+            [span[1] if (span := lay.places.get(path)) is not None else 0 for lay in self.layouts],
             np.int64,
         )
         # No more than the longest value is fetched: names of 16 bytes at most are mostly "cubic".
         width = min(width, int(sizes.max()))
-        if width and self._same_text(at[mine], sizes[self.layout[mine]], width):
-            where = int(at[mine[0]])
-            out[mine] = self.buffer[where : where + width].tobytes().partition(b"\0")[0]
+        if width and self._same_text(at[rows], sizes[self.layout[rows]], width):
+            where = int(at[rows[0]])
+            out[rows] = self.buffer[where : where + width].tobytes().partition(b"\0")[0]
             return out, present
         step = np.arange(width)
-        for begin in range(0, len(mine) if width else 0, 8192):
-            some = mine[begin : begin + 8192]
-            place = np.minimum(at[some][:, None] + step, len(self.buffer) - 1)
-            cells = np.where(step < sizes[self.layout[some]][:, None], self.buffer[place], np.uint8(0))
+        for begin in range(0, len(rows) if width else 0, 8192):
+            chunk = rows[begin : begin + 8192]
+            place = np.minimum(at[chunk][:, None] + step, len(self.buffer) - 1)
+            cells = np.where(step < sizes[self.layout[chunk]][:, None], self.buffer[place], np.uint8(0))
             # What follows the first NUL is padding, not text.
             cells[np.logical_or.accumulate(cells == 0, axis=1)] = 0
-            out[some] = np.ascontiguousarray(cells).view(f"S{width}")[:, 0]
+            out[chunk] = np.ascontiguousarray(cells).view(f"S{width}")[:, 0]
         return out, present
 
     def _same_text(self, at: NDArray[np.int64], sizes: NDArray[np.int64], width: int) -> bool:
@@ -322,15 +323,15 @@ _LENGTHS_AT_ONCE = 64
 
 def _by_length(length: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield each length that occurs and the rows that have it."""
-    lengths = np.unique(length)
+    lengths = distinct(length)
     if len(lengths) <= _LENGTHS_AT_ONCE:
-        for one in lengths:
-            yield int(one), np.flatnonzero(length == one)
+        for size in lengths:
+            yield int(size), np.flatnonzero(length == size)
         return
     order = np.argsort(length, kind="stable")  # a crafted recording may have as many lengths as rows
     ends = np.searchsorted(length[order], lengths, side="right")
-    for one, rows in zip(lengths, np.split(order, ends[:-1]), strict=True):
-        yield int(one), rows
+    for size, rows in zip(lengths, np.split(order, ends[:-1]), strict=True):
+        yield int(size), rows
 
 
 def find_rows(buffer: NDArray[np.uint8], messages: Messages, shape: Shape) -> Rows:

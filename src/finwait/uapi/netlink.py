@@ -80,7 +80,9 @@ def nested(kind: int, *inner: bytes) -> bytes:
     return attribute(kind | 0x8000, b"".join(inner))
 
 
-def attributes(data: bytes | memoryview, offset: int, end: int, what: str) -> Iterator[tuple[int, int, int]]:
+def attributes(
+    data: bytes | memoryview, offset: int, end: int, subject: str
+) -> Iterator[tuple[int, int, int]]:
     """Yield ``(type, payload offset, payload length)`` of each attribute in ``data[offset:end]``.
 
     Raises:
@@ -88,11 +90,11 @@ def attributes(data: bytes | memoryview, offset: int, end: int, what: str) -> It
     """
     while offset < end:
         if end - offset < NLA_HEADER:
-            raise DecodeError(what, offset, bytes(data[offset:end]), "trailing bytes after the attributes")
+            raise DecodeError(subject, offset, bytes(data[offset:end]), "trailing bytes after the attributes")
         length, kind = _ATTR.unpack_from(data, offset)
         if length < NLA_HEADER or offset + length > end:
             raise DecodeError(
-                what, offset, bytes(data[offset : offset + 16]), f"attribute length {length} is impossible"
+                subject, offset, bytes(data[offset : offset + 16]), f"attribute length {length} is impossible"
             )
         yield kind & NLA_TYPE_MASK, offset + NLA_HEADER, length - NLA_HEADER
         offset += align4(length)
@@ -159,12 +161,12 @@ def walk(buffer: U8, starts: I64, ends: I64) -> Messages:
         return Messages(none, none, np.empty(0, np.uint16), np.empty(0, np.uint16), none)
     # Message k of a chain goes to (messages of all chains before it) + k: order of arrival without a sort.
     counts = np.zeros(len(starts) + 1, np.int64)
-    for _, _, who in steps:
-        counts[who + 1] += 1
+    for _, _, owners in steps:
+        counts[owners + 1] += 1
     base = np.cumsum(counts)
     total = int(base[-1])
     offset, size, owner = (np.empty(total, np.int64) for _ in range(3))
-    for k, (at, length, who) in enumerate(steps):
-        row = base[who] + k
-        offset[row], size[row], owner[row] = at, length, who
+    for k, (at, length, owners) in enumerate(steps):
+        row = base[owners] + k
+        offset[row], size[row], owner[row] = at, length, owners
     return Messages(offset, size, halves[(offset >> 1) + 2], halves[(offset >> 1) + 3], owner)

@@ -15,17 +15,25 @@ from numpy.typing import NDArray
 
 from finwait.errors import Gap
 from finwait.uapi import inet_diag, tcp
+from finwait.uapi.cluster import NO_NAMES, ClusterNames
+from finwait.uapi.sets import among
 
 __all__ = [
     "ESTABLISHED_LIMIT",
+    "UNLISTED",
     "Descriptors",
     "Dump",
     "Facts",
     "LoneSocket",
+    "LookPlan",
+    "LoopWatch",
     "Namespace",
     "Observation",
-    "Plan",
     "ProcessFiles",
+    "ProcessWaits",
+    "Releasing",
+    "SocketOptions",
+    "ThreadWait",
     "unseen",
 ]
 
@@ -107,6 +115,10 @@ class Descriptors:
     """False when nobody looked: then an inode that is absent here says nothing."""
     threads: tuple[int, ...] = ()
     """Pids that were too many to look for threads with a descriptor table of their own."""
+    loops: tuple[tuple[int, int], ...] = ()
+    """``(pid, fd)`` of descriptors of epoll instances, as far as descriptors were listed."""
+    rings: tuple[tuple[int, int], ...] = ()
+    """``(pid, fd)`` of descriptors of io_uring instances."""
 
     @classmethod
     def none(cls, *, searched: bool = False) -> Descriptors:
@@ -115,6 +127,22 @@ class Descriptors:
 
     def __len__(self) -> int:
         return len(self.pid)
+
+    def triples(self, inodes: NDArray[np.uint64]) -> list[tuple[int, int, int]]:
+        """Return ``(pid, fd, inode)`` of the descriptors of some sockets."""
+        matching = among(self.inode, inodes)
+        columns = (self.pid[matching], self.fd[matching], self.inode[matching])
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    def of(self, inodes: NDArray[np.uint64]) -> dict[int, tuple[int, ...]]:
+        """Return which descriptors each process has of some sockets, by pid."""
+        matching = among(self.inode, inodes)
+        pid, fd = self.pid[matching], self.fd[matching]
+        order = np.argsort(pid, kind="stable")
+        pids, begins, counts = np.unique(pid[order], return_index=True, return_counts=True)
+        fds = fd[order].tolist()
+        parts = zip(pids.tolist(), begins.tolist(), counts.tolist(), strict=True)
+        return {pid: tuple(fds[begin : begin + count]) for pid, begin, count in parts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +157,144 @@ class LoneSocket:
     """Whether it ever sent or received a segment."""
     errno: int = 0
     """Why it could not be asked, where `state` is 0: EPERM, or ENOSYS before Linux 5.6; 0 where nobody asked."""
+    sport: int = 0
+    """Its local port, which getsockname(2) tells also after the connection is gone; 0 where it is not known."""
+    unread: int = 0
+    """Bytes that its program can still read (SIOCINQ)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketOptions:
+    """Options that a program has set on a socket; None where it has no such option, or was not asked."""
+
+    keepalive: bool | None = None
+    keepidle_s: int | None = None
+    keepintvl_s: int | None = None
+    keepcnt: int | None = None
+    user_timeout_ms: int | None = None
+    """TCP_USER_TIMEOUT; 0 for none."""
+    linger_s: int | None = None
+    """SO_LINGER; −1 where it is off, 0: close() sends a RST."""
+    linger2_s: int | None = None
+    """TCP_LINGER2: how long an orphan stays in FIN_WAIT2; −1 not at all. The namespace's tcp_fin_timeout unless set."""
+    nodelay: bool | None = None
+    defer_accept_s: int | None = None
+    rcvtimeo_ms: int | None = None
+    """SO_RCVTIMEO: how long a call that reads waits at most; 0 for no limit."""
+    sndtimeo_ms: int | None = None
+    reuseaddr: bool | None = None
+    reuseport: bool | None = None
+    mark: int | None = None
+    congestion: str = ""
+    syncnt: int | None = None
+    """TCP_SYNCNT: how often connect() sends its SYN again; the namespace's tcp_syn_retries where it set none."""
+    rto_max_ms: int | None = None
+    """TCP_RTO_MAX_MS: how far its RTO grows; the namespace's tcp_rto_max_ms of when it was made unless set. Since Linux
+    6.15; before, and in recordings of an earlier finwait, None."""
+    errno: int = 0
+    """Why it could not be asked; 0 where it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadWait:
+    """What a thread was doing, by ``/proc/PID/task/TID`` read twice."""
+
+    tid: int
+    name: str
+    state: str
+    """The letter of ``stat``: ``S`` sleeps, ``R`` runs, ``D`` sleeps uninterruptibly, ``T`` is stopped."""
+    call: str = ""
+    """Name of the system call that it was in, ``system call N`` if we have no name; empty where it was in none."""
+    kind: str = ""
+    """As `finwait.uapi.syscall.CallKind`; empty where it was in none; ``unknown`` where that could not be read."""
+    waits_for: tuple[tuple[int, int], ...] = ()
+    """Descriptors that the call waits for, each with poll events (0 where the call names no events)."""
+    limited: bool = False
+    """Whether the call's wait has a limit, by its arguments."""
+    timeout_ms: int | None = None
+    """That limit, where it could be read."""
+    steady: bool = False
+    """Whether it slept in that very call from the first reading to the second."""
+    slices: int = -1
+    """How many times it had been given a processor (``schedstat``), at the second reading; −1 not known."""
+    wchan: str = ""
+    """Name of the kernel function in which it slept; empty where that is not known."""
+    sockets: tuple[tuple[int, int], ...] = ()
+    """Inodes of sockets that it waits for, as `waits_for`: where threads of its process have tables of their own, a
+    number alone does not tell what it means, and `waits_for` is empty."""
+
+    @property
+    def halted(self) -> str:
+        """Why it cannot go on although its call may end: a signal or a debugger stopped it, or its cgroup is frozen."""
+        if self.wchan in _FREEZERS:
+            return "frozen (cgroup)"
+        return {"T": "stopped (SIGSTOP)", "t": "stopped (by a debugger)"}.get(self.state, "")
+
+
+_FREEZERS: Final = frozenset({"do_freezer_trap", "__refrigerator"})
+"""Kernel functions in which threads of a frozen cgroup wait (v2: kernel/cgroup/freezer.c; v1: kernel/freezer.c)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopWatch:
+    """An epoll instance, as one process knows it."""
+
+    fd: int
+    total: int
+    """How many descriptors it watches."""
+    watched: tuple[tuple[int, int, int], ...]
+    """Of those that were asked for, and of other epoll instances: the number as registered, EPOLL bits, inode or −1."""
+    steady: bool = True
+    """Whether these registrations were the same at both readings."""
+    also: tuple[int, ...] = ()
+    """Further descriptors of the very same instance."""
+    apart: bool = True
+    """Whether all that may sleep in it is known: no other process has it, and what it is part of could be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessWaits:
+    """Who in a process waits for its sockets."""
+
+    threads: tuple[ThreadWait, ...] = ()
+    loops: tuple[LoopWatch, ...] = ()
+    rings: tuple[int, ...] = ()
+    """Descriptors of its io_uring instances, of which the kernel does not tell what they wait for."""
+    asynchronous: tuple[int, ...] = ()
+    """Descriptors of sockets that send a signal when something happens (O_ASYNC)."""
+    unread: tuple[str, ...] = ()
+    """What could not be read, each what and, after a tab, what would have let us; empty where all was."""
+    unlisted: tuple[str, ...] = ()
+    """Ways to wait that it has and of which nothing lists what they wait for: words of `UNLISTED`."""
+    unasked_from: int = -1
+    """Sockets from this descriptor on were not asked whether they send signals; −1 where all were that had to be."""
+    foreign: tuple[tuple[int, int], ...] = ()
+    """(inode, pid): sockets of it that an event loop of another process watches, which may hold them or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Releasing:
+    """A thread that is closing a socket of which no descriptor is left."""
+
+    pid: int
+    tid: int
+    name: str
+    netns: int
+    """Where it is; 0 where that is not known, as of one that is ending. The socket may be of another namespace."""
+    call: str
+    """The system call that it is in; empty where that is not known."""
+    exiting: bool
+    """Whether its process is ending."""
+
+
+UNSEEN_THREADS: Final = Releasing(0, 0, "", 0, "", True)
+"""Stands for threads that were not looked at, because there are too many: each may be closing a socket, or ending."""
+
+
+UNLISTED: Final = ("io_uring", "aio", "tables", "tables-unknown", "stale", "maps", "loops")
+"""An io_uring without a descriptor; libaio; threads with descriptor tables of their own, or that may have; a thread in
+a call on a descriptor that was closed meanwhile; and what was too large to be read: a memory map, the event loops of
+all other processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +319,14 @@ class Observation:
     """Inode → what such a TCP socket says of itself, as far as it could be asked."""
     one_table: dict[tuple[int, int], bool] = field(default_factory=dict)
     """Two pids → whether they share one descriptor table, of holders of one socket, as far as that could be asked."""
+    waits: dict[int, ProcessWaits] = field(default_factory=dict)
+    """Pid → who waits in it, of processes that hold connections that do not finish closing."""
+    socket_options: dict[int, SocketOptions] = field(default_factory=dict)
+    """Inode → the options of such sockets, as far as they could be asked."""
+    releasing: tuple[Releasing, ...] = ()
+    """Threads that are closing a socket, where there are sockets that no descriptor refers to."""
+    names: ClusterNames = NO_NAMES
+    """What a cluster calls the pods and addresses in it."""
 
 
 ESTABLISHED_LIMIT: Final = 50_000
@@ -160,7 +334,7 @@ ESTABLISHED_LIMIT: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LookPlan:
     """What to look at."""
 
     states: int = tcp.ALL_STATES
@@ -190,9 +364,9 @@ def unseen(
         triples: ``(pid, fd, inode)`` of their descriptors.
     """
     known = {ns.inode for ns in look.namespaces}
-    found: dict[int, tuple[int, int]] = {}
+    descriptors: dict[int, tuple[int, int]] = {}
     for pid, fd, inode in triples:
-        one = lone.get(inode)
-        if one is not None and one.netns and one.state not in (0, tcp.CLOSE) and one.netns not in known:
-            found.setdefault(one.netns, (pid, fd))
-    return [(netns, pid, fd) for netns, (pid, fd) in found.items()]
+        sock = lone.get(inode)
+        if sock is not None and sock.netns and sock.state not in (0, tcp.CLOSE) and sock.netns not in known:
+            descriptors.setdefault(sock.netns, (pid, fd))
+    return [(netns, pid, fd) for netns, (pid, fd) in descriptors.items()]

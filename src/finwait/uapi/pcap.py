@@ -1,7 +1,7 @@
 """Capture files: pcap and pcapng, read one packet at a time and written.
 
 Mirrors the pcap format (draft-ietf-opsawg-pcap) and pcapng (draft-ietf-opsawg-pcapng). A file is read through
-`Source`, so its size costs no memory: what is kept is one block and the descriptions of the interfaces.
+`ByteSource`, so its size costs no memory: what is kept is one block and the descriptions of the interfaces.
 
 The surprise: lengths in a file are what somebody wrote there. A length that no capture can have, a hole
 (a packet header of zeros) and an endless row of empty packets or blocks end the reading with a `DecodeError`
@@ -23,9 +23,9 @@ import msgspec
 from finwait.errors import DecodeError
 
 __all__ = [
+    "ByteSource",
     "Frame",
-    "Reader",
-    "Source",
+    "PacketReader",
     "interface_block",
     "packet_block",
     "section_block",
@@ -49,7 +49,7 @@ _PACKED: Final = (
 )
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """What bytes come from: an open file, a pipe, a decompressor."""
 
     def read(self, size: int, /) -> bytes:
@@ -83,7 +83,7 @@ class _Bytes:
 
     __slots__ = ("_source", "at", "base", "data")
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ByteSource) -> None:
         self._source = source
         self.data = b""
         self.at = 0
@@ -103,29 +103,29 @@ class _Bytes:
         if len(self.data) - self.at >= size:
             return True
         parts = [self.data[self.at :]]
-        have = len(parts[0])
+        available = len(parts[0])
         self.base += self.at
         self.at = 0
-        while have < size and (part := self._source.read(max(_CHUNK, size - have))):
+        while available < size and (part := self._source.read(max(_CHUNK, size - available))):
             parts.append(part)
-            have += len(part)
+            available += len(part)
         self.data = b"".join(parts)
-        return have >= size
+        return available >= size
 
-    def error(self, what: str, reason: str, ahead: int = 0) -> DecodeError:
+    def error(self, subject: str, reason: str, ahead: int = 0) -> DecodeError:
         """Return an error at the reader's place, or some bytes ahead of it."""
         at = self.at + ahead
-        return DecodeError(what, self.base + at, self.data[at : at + 16], reason)
+        return DecodeError(subject, self.base + at, self.data[at : at + 16], reason)
 
 
-class Reader:
+class PacketReader:
     """The packets of a pcap or pcapng file, uncompressed; iterate over it once.
 
     A file that was cut in the middle of a packet (a full disk, a killed capture) gives the packets before,
     then the error.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ByteSource) -> None:
         self._in = _Bytes(source)
         self._interfaces: list[_Interface] = []
         self.dropped = 0
@@ -163,28 +163,28 @@ class Reader:
         raise data.error("capture file", reason)
 
     def _pcap(self, order: str, unit: int) -> Iterator[Frame]:
-        what = "pcap file"
+        subject = "pcap file"
         data = self._in
         if not data.has(24):
             data.at = min(4, len(data.data))
-            raise data.error(what, "the file header is cut")
+            raise data.error(subject, "the file header is cut")
         link = struct.unpack_from(f"{order}I", data.data, 20)[0] & 0xFFFF  # the high bits tell of an FCS
         data.at = 24
         head = struct.Struct(f"{order}IIII")
         empty = 0
         while data.has(16) or data.left():
             if data.left() < 16:
-                raise data.error(what, "the header of a packet is cut")
+                raise data.error(subject, "the header of a packet is cut")
             seconds, fraction, kept, length = head.unpack_from(data.data, data.at)
             if kept > _LONGEST_PACKET:
-                raise data.error(what, f"a packet of {kept} bytes is impossible")
+                raise data.error(subject, f"a packet of {kept} bytes is impossible")
             if not (kept or length or seconds or fraction):
-                raise data.error(what, "a packet header of zeros: from here on the file is a hole")
+                raise data.error(subject, "a packet header of zeros: from here on the file is a hole")
             empty = 0 if kept else empty + 1
             if empty > _MOST_EMPTY:
-                raise data.error(what, f"more than {_MOST_EMPTY} packets in a row without one byte")
+                raise data.error(subject, f"more than {_MOST_EMPTY} packets in a row without one byte")
             if not data.has(16 + kept):
-                raise data.error(what, f"a packet of {kept} bytes is cut")
+                raise data.error(subject, f"a packet of {kept} bytes is cut")
             at = data.at + 16
             body = data.data[at : at + kept]
             when = seconds * 1_000_000_000 + fraction * unit
@@ -192,28 +192,28 @@ class Reader:
             data.at = at + kept
 
     def _pcapng(self) -> Iterator[Frame]:
-        what = "pcapng file"
+        subject = "pcapng file"
         data = self._in
         order = "<"
         empty = 0
         while data.has(12) or data.left():
             if data.left() < 12:
-                raise data.error(what, "a block is cut")
+                raise data.error(subject, "a block is cut")
             (kind,) = struct.unpack_from(f"{order}I", data.data, data.at)
             if kind == 0x0A0D0D0A:  # the same in both byte orders
                 order = self._byte_order()
             (length,) = struct.unpack_from(f"{order}I", data.data, data.at + 4)
             if length < 12 or length % 4 or length > _LONGEST_BLOCK:
-                raise data.error(what, f"a block of {length} bytes is impossible", 4)
+                raise data.error(subject, f"a block of {length} bytes is impossible", 4)
             if not data.has(length):
-                raise data.error(what, f"a block of {length} bytes is cut")
+                raise data.error(subject, f"a block of {length} bytes is cut")
             (again,) = struct.unpack_from(f"{order}I", data.data, data.at + length - 4)
             if again != length:
-                raise data.error(what, "the two lengths of a block differ", length - 4)
+                raise data.error(subject, "the two lengths of a block differ", length - 4)
             frame = self._block(kind, data.data[data.at : data.at + length - 4], order)
             empty = 0 if length > 12 and (frame is None or frame.data) else empty + 1
             if empty > _MOST_EMPTY:
-                raise data.error(what, f"more than {_MOST_EMPTY} blocks in a row without one byte")
+                raise data.error(subject, f"more than {_MOST_EMPTY} blocks in a row without one byte")
             if frame is not None:
                 yield frame
             data.at += length
@@ -263,10 +263,10 @@ class Reader:
                 self.dropped += struct.unpack(f"{order}Q", value)[0]
 
     def _packet(self, block: bytes, kind: int, order: str, base: int) -> Frame:
-        what = "pcapng packet"
+        subject = "pcapng packet"
         need = 12 if kind == 3 else 28
         if len(block) < need:
-            raise DecodeError(what, base, block, "the block is too short")
+            raise DecodeError(subject, base, block, "the block is too short")
         if kind == 3:  # simple packet block: no time, the first interface
             number, ticks = 0, 0
             (length,) = struct.unpack_from(f"{order}I", block, 8)
@@ -278,9 +278,9 @@ class Reader:
             (number,) = struct.unpack_from(f"{order}H" if kind == 2 else f"{order}I", block, 8)
             ticks = high << 32 | low
         if kept > len(block) - need:
-            raise DecodeError(what, base, block, f"a packet of {kept} bytes in a block of {len(block)}")
+            raise DecodeError(subject, base, block, f"a packet of {kept} bytes in a block of {len(block)}")
         if number >= len(self._interfaces):
-            raise DecodeError(what, base + 8, block[8:], f"interface {number} was never described")
+            raise DecodeError(subject, base + 8, block[8:], f"interface {number} was never described")
         interface = self._interfaces[number]
         comment = ""
         if kind == 6:
@@ -327,20 +327,20 @@ def _interface(block: bytes, order: str, base: int) -> _Interface:
     if len(block) < 16:
         raise DecodeError("pcapng interface", base, block, "the block is too short")
     link, _, snaplen = struct.unpack_from(f"{order}HHI", block, 8)
-    found = _Interface(link, snaplen)
+    interface = _Interface(link, snaplen)
     for code, value in _options(block, 16, order):
         if code == 2:
-            found.name = _text(value)
+            interface.name = _text(value)
         elif code == 3:
-            found.place = _text(value)
+            interface.place = _text(value)
         elif code == 9 and len(value) == 1:
             power = value[0] & 0x7F
             if power > (63 if value[0] & 0x80 else 19):
                 raise DecodeError("pcapng interface", base, value, f"time stamps of resolution {value[0]:#x}")
-            found.ticks = 2**power if value[0] & 0x80 else 10**power
+            interface.ticks = 2**power if value[0] & 0x80 else 10**power
         elif code == 14 and len(value) == 8:
-            (found.offset_s,) = struct.unpack(f"{order}q", value)
-    return found
+            (interface.offset_s,) = struct.unpack(f"{order}q", value)
+    return interface
 
 
 # --------------------------------------------------------------------------------------------------------

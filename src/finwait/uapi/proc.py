@@ -57,8 +57,8 @@ O_CLOEXEC: Final = 0o2000000
 PF_KTHREAD: Final = 0x00200000
 
 
-def _bad(what: str, data: bytes, offset: int, reason: str) -> DecodeError:
-    return DecodeError(what, offset, data[offset : offset + 16], reason)
+def _bad(subject: str, data: bytes, offset: int, reason: str) -> DecodeError:
+    return DecodeError(subject, offset, data[offset : offset + 16], reason)
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -74,10 +74,10 @@ _DECIMAL = re.compile(rb"-?[0-9]{1,20}\Z")
 _HEX = re.compile(rb"[0-9A-Fa-f]{1,16}\Z")
 
 
-def _int(what: str, data: bytes, offset: int, word: bytes) -> int:
+def _int(subject: str, data: bytes, offset: int, word: bytes) -> int:
     """Read a decimal number; ``int()`` itself also takes ``1_0``, `` +1`` and digits of other scripts."""
     if not _DECIMAL.match(word):
-        raise _bad(what, data, offset, f"{word[:24]!r} is not a number")
+        raise _bad(subject, data, offset, f"{word[:24]!r} is not a number")
     return int(word)
 
 
@@ -97,15 +97,15 @@ def parse_sockstat(data: bytes) -> dict[str, int]:
     Raises:
         DecodeError: a line is not a name and pairs of key and number.
     """
-    what = "/proc/net/sockstat"
+    subject = "/proc/net/sockstat"
     result: dict[str, int] = {}
     for offset, line in _lines(data):
         name, colon, rest = line.partition(b":")
         words = rest.split()
         if not colon or not words or len(words) % 2:
-            raise _bad(what, data, offset, "line is not a name and pairs of key and number")
+            raise _bad(subject, data, offset, "line is not a name and pairs of key and number")
         for key, value in zip(words[::2], words[1::2], strict=True):
-            result[f"{_shown(name)}.{_shown(key)}"] = _int(what, data, offset, value)
+            result[f"{_shown(name)}.{_shown(key)}"] = _int(subject, data, offset, value)
     return result
 
 
@@ -125,7 +125,7 @@ def parse_protocols(data: bytes) -> dict[str, ProtocolUse]:
     Raises:
         DecodeError: no header with these columns, or a line that has fewer.
     """
-    what = "/proc/net/protocols"
+    subject = "/proc/net/protocols"
     columns: list[bytes] = []
     result: dict[str, ProtocolUse] = {}
     for offset, line in _lines(data):
@@ -133,12 +133,12 @@ def parse_protocols(data: bytes) -> dict[str, ProtocolUse]:
         if not columns:
             columns = words
             if b"sockets" not in columns or b"memory" not in columns or columns[:1] != [b"protocol"]:
-                raise _bad(what, data, offset, "header without protocol, sockets and memory")
+                raise _bad(subject, data, offset, "header without protocol, sockets and memory")
             continue
         if len(words) != len(columns):
-            raise _bad(what, data, offset, f"{len(words)} fields where the header has {len(columns)}")
+            raise _bad(subject, data, offset, f"{len(words)} fields where the header has {len(columns)}")
         row = dict(zip(columns, words, strict=True))
-        sockets, memory = (_int(what, data, offset, row[name]) for name in (b"sockets", b"memory"))
+        sockets, memory = (_int(subject, data, offset, row[name]) for name in (b"sockets", b"memory"))
         result[_shown(words[0])] = ProtocolUse(sockets, memory)
     return result
 
@@ -149,25 +149,25 @@ def parse_snmp(data: bytes) -> dict[str, int]:
     Raises:
         DecodeError: lines are not pairs of header and values of one group.
     """
-    what = "/proc/net/snmp"
+    subject = "/proc/net/snmp"
     result: dict[str, int] = {}
     header: list[bytes] | None = None
     where = 0
     for offset, line in _lines(data):
         words = line.split()
         if not words or not words[0].endswith(b":"):
-            raise _bad(what, data, offset, "line does not start with a group and a colon")
+            raise _bad(subject, data, offset, "line does not start with a group and a colon")
         if header is None:
             header, where = words, offset
             continue
         if words[0] != header[0] or len(words) != len(header):
-            raise _bad(what, data, offset, f"values do not match the header {header[0][:24]!r}")
+            raise _bad(subject, data, offset, f"values do not match the header {header[0][:24]!r}")
         group = _shown(words[0][:-1])
         for name, value in zip(header[1:], words[1:], strict=True):
-            result[f"{group}.{_shown(name)}"] = _int(what, data, offset, value)
+            result[f"{group}.{_shown(name)}"] = _int(subject, data, offset, value)
         header = None
     if header is not None:
-        raise _bad(what, data, where, "header without values")
+        raise _bad(subject, data, where, "header without values")
     return result
 
 
@@ -180,7 +180,7 @@ def parse_conntrack_stat(data: bytes) -> tuple[dict[str, int], ...]:
     Raises:
         DecodeError: a line has another number of fields than the header, or one that is not hexadecimal.
     """
-    what = "/proc/net/stat/nf_conntrack"
+    subject = "/proc/net/stat/nf_conntrack"
     names: list[str] = []
     cpus: list[dict[str, int]] = []
     for offset, line in _lines(data):
@@ -189,7 +189,7 @@ def parse_conntrack_stat(data: bytes) -> tuple[dict[str, int], ...]:
             names = [_shown(word) for word in words]
             continue
         if len(words) != len(names) or not all(_HEX.match(word) for word in words):
-            raise _bad(what, data, offset, f"not {len(names)} hexadecimal fields")
+            raise _bad(subject, data, offset, f"not {len(names)} hexadecimal fields")
         cpus.append({name: int(word, 16) for name, word in zip(names, words, strict=True)})
     return tuple(cpus)
 
@@ -342,6 +342,8 @@ class ProcessStat:
     threads: int
     start_ticks: int
     """Start of the process after boot (CLOCK_BOOTTIME), in ``sysconf(_SC_CLK_TCK)`` ticks."""
+    flags: int = 0
+    """PF_* of the kernel (include/linux/sched.h)."""
     start_stack: int = 0
     """Where its stack begins, which execve(2) draws anew and fork(2) keeps; 0 where we may not see it."""
 
@@ -352,17 +354,17 @@ def parse_stat(data: bytes) -> ProcessStat:
     Raises:
         DecodeError: no ``pid (comm) state …``, or fewer than 22 fields.
     """
-    what = "/proc/PID/stat"
+    subject = "/proc/PID/stat"
     opening, closing = data.find(b" ("), data.rfind(b") ")
     if opening < 0 or closing < opening:
-        raise _bad(what, data, 0, "no name in parentheses")
-    pid = _int(what, data, 0, data[:opening])
+        raise _bad(subject, data, 0, "no name in parentheses")
+    pid = _int(subject, data, 0, data[:opening])
     rest = data[closing + 2 :].split()
     if len(rest) < 20 or len(rest[0]) != 1:
-        raise _bad(what, data, closing + 2, "fewer than 22 fields")
+        raise _bad(subject, data, closing + 2, "fewer than 22 fields")
 
     def number(field: int) -> int:  # numbered as in proc(5): state is 3
-        return _int(what, data, closing + 2, rest[field - 3])
+        return _int(subject, data, closing + 2, rest[field - 3])
 
     return ProcessStat(
         pid=pid,
@@ -372,6 +374,7 @@ def parse_stat(data: bytes) -> ProcessStat:
         pgrp=number(5),
         session=number(6),
         kernel_thread=bool(number(9) & PF_KTHREAD),
+        flags=number(9),
         threads=number(20),
         start_ticks=number(22),
         start_stack=number(28) if len(rest) > 25 else 0,
@@ -394,6 +397,10 @@ class ProcessStatus:
     threads: int
     kernel_thread: bool | None
     """None when this kernel does not say (no ``Kthread`` line)."""
+    signals: int | None = None
+    """Signals that it handles or blocks, bit *n* − 1 for signal *n*; None when this kernel does not say."""
+    spared: int | None = None
+    """Signals that it ignores or handles, so that their default action is not taken; None when this is not said."""
 
 
 _STATUS_ESCAPE = re.compile(r"\\([n\\])")
@@ -405,27 +412,33 @@ def parse_status(data: bytes) -> ProcessStatus:
     Raises:
         DecodeError: a line without a colon, or Name, Pid, Uid or the like missing.
     """
-    what = "/proc/PID/status"
-    found: dict[bytes, tuple[int, bytes]] = {}
+    subject = "/proc/PID/status"
+    fields: dict[bytes, tuple[int, bytes]] = {}
     for offset, line in _lines(data):
         key, colon, value = line.partition(b":")
         if not colon:
-            raise _bad(what, data, offset, "line without a colon")
-        found[key] = offset, value[1:]
+            raise _bad(subject, data, offset, "line without a colon")
+        fields[key] = offset, value[1:]
 
     def numbers(key: bytes, least: int = 1) -> list[int]:
-        if key not in found:
-            raise _bad(what, data, len(data), f"no line {key.decode()}")
-        offset, value = found[key]
+        if key not in fields:
+            raise _bad(subject, data, len(data), f"no line {key.decode()}")
+        offset, value = fields[key]
         words = value.split()
         if len(words) < least:
-            raise _bad(what, data, offset, f"fewer than {least} numbers")
-        return [_int(what, data, offset, word) for word in words]
+            raise _bad(subject, data, offset, f"fewer than {least} numbers")
+        return [_int(subject, data, offset, word) for word in words]
 
-    if b"Name" not in found:
-        raise _bad(what, data, len(data), "no line Name")
+    def mask(key: bytes) -> int:
+        offset, value = fields[key]
+        if not _HEX.match(value.strip()):
+            raise _bad(subject, data, offset, f"{value[:24]!r} is not a mask of signals")
+        return int(value, 16)
+
+    if b"Name" not in fields:
+        raise _bad(subject, data, len(data), "no line Name")
     # Here, unlike in stat, the kernel writes a newline of the name as \n and a backslash as \\.
-    name = _STATUS_ESCAPE.sub(lambda m: "\n" if m[1] == "n" else "\\", _shown(found[b"Name"][1]))
+    name = _STATUS_ESCAPE.sub(lambda m: "\n" if m[1] == "n" else "\\", _shown(fields[b"Name"][1]))
     uids = numbers(b"Uid", 2)
     return ProcessStatus(
         name=name,
@@ -434,9 +447,11 @@ def parse_status(data: bytes) -> ProcessStatus:
         ppid=numbers(b"PPid")[0],
         uid=uids[0],
         euid=uids[1],
-        ns_pids=tuple(numbers(b"NSpid")) if b"NSpid" in found else (),
+        ns_pids=tuple(numbers(b"NSpid")) if b"NSpid" in fields else (),
         threads=numbers(b"Threads")[0],
-        kernel_thread=bool(numbers(b"Kthread")[0]) if b"Kthread" in found else None,
+        kernel_thread=bool(numbers(b"Kthread")[0]) if b"Kthread" in fields else None,
+        signals=mask(b"SigCgt") | mask(b"SigBlk") if b"SigCgt" in fields and b"SigBlk" in fields else None,
+        spared=mask(b"SigCgt") | mask(b"SigIgn") if b"SigCgt" in fields and b"SigIgn" in fields else None,
     )
 
 
@@ -467,15 +482,15 @@ def parse_cgroup(data: bytes) -> tuple[CgroupLine, ...]:
     Raises:
         DecodeError: a line is not ``number:controllers:/path``.
     """
-    what = "/proc/PID/cgroup"
+    subject = "/proc/PID/cgroup"
     result: list[CgroupLine] = []
     for offset, line in _lines(data):
         parts = line.split(b":", 2)
         if len(parts) != 3 or not parts[2].startswith(b"/"):
-            raise _bad(what, data, offset, "not number:controllers:/path")
-        number = _int(what, data, offset, parts[0])
+            raise _bad(subject, data, offset, "not number:controllers:/path")
+        number = _int(subject, data, offset, parts[0])
         path = parts[2].removesuffix(b" (deleted)")
-        controllers = tuple(_shown(one) for one in parts[1].split(b",") if one)
+        controllers = tuple(_shown(controller) for controller in parts[1].split(b",") if controller)
         result.append(CgroupLine(number, controllers, _path(path), path != parts[2]))
     return tuple(result)
 
@@ -501,8 +516,8 @@ class Mount:
         """Inode of the network namespace that is bind-mounted here; None if something else is."""
         if self.fs_type != "nsfs":
             return None
-        found = _NET_LINK.match(self.root)
-        return int(found[1]) if found else None
+        match = _NET_LINK.match(self.root)
+        return int(match[1]) if match else None
 
 
 _NET_LINK = re.compile(r"net:\[([0-9]{1,19})\]\Z", re.ASCII)
@@ -520,20 +535,20 @@ def parse_mountinfo(data: bytes) -> tuple[Mount, ...]:
     Raises:
         DecodeError: a line has no ``-``, too few fields, or ids that are not numbers.
     """
-    what = "/proc/PID/mountinfo"
+    subject = "/proc/PID/mountinfo"
     result: list[Mount] = []
     for offset, line in _lines(data):
         words = line.split(b" ")
         try:
             dash = words.index(b"-", 6)  # optional fields end there, and there may be none
         except ValueError:
-            raise _bad(what, data, offset, "no ` - ` after the optional fields") from None
+            raise _bad(subject, data, offset, "no ` - ` after the optional fields") from None
         if len(words) < dash + 4:
-            raise _bad(what, data, offset, "fewer than three fields after ` - `")
+            raise _bad(subject, data, offset, "fewer than three fields after ` - `")
         major, colon, minor = words[2].partition(b":")
         if not colon:
-            raise _bad(what, data, offset, "no major:minor")
-        numbers = [_int(what, data, offset, word) for word in (words[0], words[1], major, minor)]
+            raise _bad(subject, data, offset, "no major:minor")
+        numbers = [_int(subject, data, offset, word) for word in (words[0], words[1], major, minor)]
         result.append(
             Mount(
                 mount_id=numbers[0],
@@ -571,7 +586,7 @@ def parse_fdinfo(data: bytes) -> DescriptorInfo:
     Raises:
         DecodeError: no ``flags`` in octal.
     """
-    what = "/proc/PID/fdinfo/FD"
+    subject = "/proc/PID/fdinfo/FD"
     flags: int | None = None
     inode: int | None = None
     for offset, line in _lines(data):
@@ -579,12 +594,12 @@ def parse_fdinfo(data: bytes) -> DescriptorInfo:
         word = value.strip()
         if key == b"flags":
             if not re.fullmatch(rb"[0-7]{1,20}", word):
-                raise _bad(what, data, offset, "flags are not octal")
+                raise _bad(subject, data, offset, "flags are not octal")
             flags = int(word, 8)
         elif key == b"ino":
-            inode = _int(what, data, offset, word)
+            inode = _int(subject, data, offset, word)
     if flags is None:
-        raise _bad(what, data, len(data), "no line flags")
+        raise _bad(subject, data, len(data), "no line flags")
     return DescriptorInfo(flags, inode)
 
 
@@ -594,10 +609,10 @@ def parse_uptime(data: bytes) -> float:
     Raises:
         DecodeError: it does not start with a number.
     """
-    found = re.match(rb"[0-9]{1,15}\.[0-9]{1,9}(?=\s)", data)
-    if not found:
+    match = re.match(rb"[0-9]{1,15}\.[0-9]{1,9}(?=\s)", data)
+    if not match:
         raise _bad("/proc/uptime", data, 0, "no seconds")
-    return float(found[0])
+    return float(match[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -615,7 +630,7 @@ def parse_limits(data: bytes) -> dict[str, Limit]:
     Raises:
         DecodeError: a line behind the header is not a name and two limits.
     """
-    what = "/proc/PID/limits"
+    subject = "/proc/PID/limits"
     result: dict[str, Limit] = {}
     for offset, line in _lines(data):
         if not offset and line.startswith(b"Limit"):
@@ -623,8 +638,8 @@ def parse_limits(data: bytes) -> dict[str, Limit]:
         # fs/proc/base.c: "%-25s %-20s %-20s %-10s\n"
         name, words = line[:25].rstrip(), line[25:].split()
         if not name or len(words) not in (2, 3):
-            raise _bad(what, data, offset, "not a name and two limits")
-        soft, hard = (None if w == b"unlimited" else _int(what, data, offset, w) for w in words[:2])
+            raise _bad(subject, data, offset, "not a name and two limits")
+        soft, hard = (None if w == b"unlimited" else _int(subject, data, offset, w) for w in words[:2])
         result[_shown(name)] = Limit(soft, hard, _shown(words[2]) if len(words) == 3 else "")
     return result
 
@@ -638,13 +653,13 @@ def parse_ns_link(link: bytes) -> tuple[str, int]:
     Raises:
         DecodeError: it is not such a link.
     """
-    found = _LINK.match(link)
-    if not found:
+    match = _LINK.match(link)
+    if not match:
         raise _bad("namespace link", link, 0, "not kind:[inode]")
-    return found[1].decode(), int(found[2])
+    return match[1].decode(), int(match[2])
 
 
 def parse_socket_link(link: bytes) -> int | None:
     """Return the inode of ``socket:[123]``; None when a descriptor links to something else."""
-    found = _LINK.match(link)
-    return int(found[2]) if found and found[1] == b"socket" else None
+    match = _LINK.match(link)
+    return int(match[2]) if match and match[1] == b"socket" else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ __all__ = [
     "ADDRESS_ATTRIBUTES",
     "HARMLESS_ATTRIBUTES",
     "IFADDRMSG_SIZE",
+    "LEADS_ELSEWHERE",
     "RTM_NEWADDR",
     "addresses",
     "addresses_request",
@@ -70,19 +72,23 @@ def addresses(buffer: NDArray[np.uint8], messages: nl.Messages) -> list[tuple[in
                 "struct ifaddrmsg", offset, data[:16], f"message of {length} bytes is too short"
             )
         family = data[nl.NLMSG_HEADER]
-        found: dict[int, bytes] = {}
+        attributes: dict[int, bytes] = {}
         for number, at, size in nl.attributes(
             data, nl.NLMSG_HEADER + IFADDRMSG_SIZE, length, "ifaddrmsg attribute"
         ):
-            found[number] = data[at : at + size]
+            attributes[number] = data[at : at + size]
         # On a point-to-point link IFA_ADDRESS is the peer's and IFA_LOCAL ours; without LOCAL they agree.
-        raw = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
+        raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
         if family == 2 and raw is not None and len(raw) == 4:
             result.append((0, 0xFFFF << 32 | struct.unpack("!I", raw)[0]))
         elif family == 10 and raw is not None and len(raw) == 16:
             high, low = struct.unpack("!QQ", raw)
             result.append((high, low))
     return result
+
+
+LEADS_ELSEWHERE: Final = struct.pack("=HH", nl.NLA_HEADER + 4, _IFLA_LINK_NETNSID)
+"""The header of the attribute that `link_namespaces` looks for: messages without these bytes have none."""
 
 
 def links_request() -> bytes:
@@ -143,8 +149,8 @@ def namespace_number(answer: bytes) -> int | None:
         answer, nl.NLMSG_HEADER + _RTGENMSG_SIZE, length, "rtgenmsg attribute"
     ):
         if number == _NETNSA_NSID and size == 4:
-            said: int = struct.unpack_from("=i", answer, at)[0]
-            return said if said >= 0 else None
+            nsid: int = struct.unpack_from("=i", answer, at)[0]
+            return nsid if nsid >= 0 else None
     return None
 
 

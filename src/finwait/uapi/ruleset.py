@@ -40,7 +40,7 @@ class TrackingRule:
 
 def tracking_rules(text: str) -> tuple[TrackingRule, ...]:
     """Find the rules in either tool's output; anything else in it is passed over."""
-    found: list[TrackingRule] = []
+    rules: list[TrackingRule] = []
     table = chain = ""
     tool = "iptables"
     for raw in text.splitlines():
@@ -56,14 +56,14 @@ def tracking_rules(text: str) -> tuple[TrackingRule, ...]:
         elif line.startswith("-A "):
             where = f"{table} {line.split()[1]}"
             if _IPT_NOTRACK.search(line):
-                found.append(TrackingRule("notrack", where, line))
+                rules.append(TrackingRule("notrack", where, line))
             elif _IPT_INVALID.search(line):
-                found.append(TrackingRule("drop-invalid", where, line))
+                rules.append(TrackingRule("drop-invalid", where, line))
         elif _NFT_NOTRACK.search(line):
-            found.append(TrackingRule("notrack", f"{table} {chain}", line))
+            rules.append(TrackingRule("notrack", f"{table} {chain}", line))
         elif _NFT_INVALID.search(line):
-            found.append(TrackingRule("drop-invalid", f"{table} {chain}", line))
-    return tuple(dict.fromkeys(found))
+            rules.append(TrackingRule("drop-invalid", f"{table} {chain}", line))
+    return tuple(dict.fromkeys(rules))
 
 
 def translates(text: str) -> bool:

@@ -137,10 +137,10 @@ def parse_segment(frame: Frame) -> Segment | Unread:
 
     A damaged packet on the wire is a fact and not an error of the file, so nothing is raised.
     """
-    found = _network(frame)
-    if isinstance(found, Unread):
-        return found
-    kind, at, outgoing, interface = found
+    network = _network(frame)
+    if isinstance(network, Unread):
+        return network
+    kind, at, outgoing, interface = network
     inner = _ipv4(frame, at) if kind == _ETH_IPV4 else _ipv6(frame, at)
     if isinstance(inner, Unread):
         return inner
@@ -215,10 +215,10 @@ def _ipv6(frame: Frame, at: int) -> _Inner | Unread:
     after = _behind_ipv6(data, at)
     if isinstance(after, Unread):
         return after
-    one, two, three, four = struct.unpack_from("!QQQQ", data, at + 8)
+    src_high, src_low, dst_high, dst_low = struct.unpack_from("!QQQQ", data, at + 8)
     (total,) = struct.unpack_from("!H", data, at + 4)
     size = (total or frame.length - at - 40) - (after - at - 40)
-    return (one, two), (three, four), after, size, None
+    return (src_high, src_low), (dst_high, dst_low), after, size, None
 
 
 def _behind_ipv6(data: bytes, at: int) -> int | Unread:

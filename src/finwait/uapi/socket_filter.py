@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["Address", "Tuple", "socket_filter"]
+__all__ = ["Address", "Tuple", "closing_filter", "socket_filter"]
 
 Address = tuple[int, int]
 """Two 64-bit words, IPv4 mapped into IPv6 (as in `finwait.table.sockets`)."""
@@ -23,7 +23,8 @@ Tuple = tuple[Address, int, Address, int]
 """Address and port of one end, address and port of the other."""
 
 _LD, _LDH, _LDB, _LDX_MSH = 0x20, 0x28, 0x30, 0xB1
-_LDH_IND = 0x48
+_LDH_IND, _LDB_IND = 0x48, 0x50
+_SYN_FIN_RST: Final = 0x07
 _JEQ, _JSET, _JA, _RET = 0x15, 0x45, 0x05, 0x06
 _LONGEST_PROGRAM: Final = 4096  # BPF_MAXINSNS
 _SKF_AD_IFINDEX: Final = 0xFFFFF000 + 8  # SKF_AD_OFF + SKF_AD_IFINDEX
@@ -74,14 +75,14 @@ def socket_filter(
     Raises:
         ValueError: so many that the program would be longer than the kernel takes (4096 instructions).
     """
-    wanted: dict[Tuple, frozenset[int]] = {}
+    interfaces_of: dict[Tuple, frozenset[int]] = {}
     for a, p, b, q in sorted(tuples):
         on = interfaces.get((a, p, b, q), frozenset[int]())
-        for one in ((a, p, b, q), (b, q, a, p)):
-            before = wanted.get(one)
-            wanted[one] = on if before is None else before | on if before and on else frozenset()
-    v4 = [t for t in wanted if _is4(t[0])]
-    v6 = [t for t in wanted if not _is4(t[0])]
+        for ends in ((a, p, b, q), (b, q, a, p)):
+            before = interfaces_of.get(ends)
+            interfaces_of[ends] = on if before is None else before | on if before and on else frozenset()
+    v4 = [t for t in interfaces_of if _is4(t[0])]
+    v6 = [t for t in interfaces_of if not _is4(t[0])]
     program = _Program()
     add = program.add
     add(_LDB, 0)
@@ -98,8 +99,8 @@ def socket_filter(
     program.label("drop4")
     add(_RET, 0)
     program.label("tests4")
-    for number, one in enumerate(v4):
-        _one(program, f"4-{number}", one, wanted[one], snaplen, six=False)
+    for number, ends in enumerate(v4):
+        _test_ends(program, f"4-{number}", ends, interfaces_of[ends], snaplen, six=False)
     add(_RET, 0)
     program.label("not4")
     add(_JEQ, 0x60, None, "drop6")
@@ -108,11 +109,45 @@ def socket_filter(
     program.label("drop6")
     add(_RET, 0)
     program.label("tests6")
-    for number, one in enumerate(v6):
-        _one(program, f"6-{number}", one, wanted[one], snaplen, six=True)
+    for number, ends in enumerate(v6):
+        _test_ends(program, f"6-{number}", ends, interfaces_of[ends], snaplen, six=True)
     add(_RET, 0)
     if len(program.code) > _LONGEST_PROGRAM:
-        raise ValueError(f"{len(wanted) // 2} connections are too many for one socket filter")
+        raise ValueError(f"{len(interfaces_of) // 2} connections are too many for one socket filter")
+    return program.assemble()
+
+
+def closing_filter(snaplen: int) -> bytes:
+    """Return an array of ``struct sock_filter`` that keeps the beginning of TCP packets with SYN, FIN or RST set.
+
+    For a packet socket of type SOCK_DGRAM. It reads no extension headers of IPv6: packets with such are left out, as
+    are fragments after the first.
+
+    Args:
+        snaplen: bytes to keep of each packet, from its IP header on.
+    """
+    program = _Program()
+    add = program.add
+    add(_LDB, 0)
+    add(0x54, 0xF0)  # AND: the version
+    add(_JEQ, 0x40, None, "not4")
+    add(_LDB, 9)
+    add(_JEQ, 6, None, "drop")
+    add(_LDH, 6)
+    add(_JSET, 0x1FFF, "drop", None)
+    add(_LDX_MSH, 0)  # X = length of the IPv4 header
+    add(_LDB_IND, 13)
+    add(_JSET, _SYN_FIN_RST, "take", "drop")
+    program.label("not4")
+    add(_JEQ, 0x60, None, "drop")
+    add(_LDB, 6)
+    add(_JEQ, 6, None, "drop")
+    add(_LDB, 40 + 13)
+    add(_JSET, _SYN_FIN_RST, "take", "drop")
+    program.label("take")
+    add(_RET, snaplen)
+    program.label("drop")
+    add(_RET, 0)
     return program.assemble()
 
 
@@ -120,10 +155,10 @@ def _is4(address: Address) -> bool:
     return address[0] == 0 and address[1] >> 32 == 0xFFFF
 
 
-def _one(
-    program: _Program, name: str, one: Tuple, interfaces: frozenset[int], snaplen: int, *, six: bool
+def _test_ends(
+    program: _Program, name: str, ends: Tuple, interfaces: frozenset[int], snaplen: int, *, six: bool
 ) -> None:
-    src, sport, dst, dport = one
+    src, sport, dst, dport = ends
     miss = f"{name}-miss"
     tests: list[tuple[int, int, int]] = []
     if six:

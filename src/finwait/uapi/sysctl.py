@@ -22,10 +22,10 @@ def parse_number(text: str) -> int | None:
 
     Of several numbers, which some sysctls hold, none is returned either.
     """
-    found = _NUMBER.match(text)
-    if found is None:
+    match = _NUMBER.match(text)
+    if match is None:
         return None
-    sign, hexadecimal, octal, decimal = found.groups()
+    sign, hexadecimal, octal, decimal = match.groups()
     if hexadecimal is not None:
         value = int(hexadecimal, 16)
     elif octal is not None:

@@ -22,6 +22,7 @@ __all__ = [
     "LAST_ACK",
     "LISTEN",
     "MPTCP_INFO_FIELDS",
+    "OPTION_RANGES",
     "STATES",
     "STATE_NUMBERS",
     "SYN_RECV",
@@ -67,6 +68,15 @@ STATE_NUMBERS: Final[dict[str, int]] = {name: number for number, name in STATES.
 ALL_STATES: Final = sum(1 << n for n in range(1, 13))
 """Mask of every state that a dump can hold, without ``BOUND_INACTIVE`` (6.8 and later; it costs a walk)."""
 CLOSING_STATES: Final = sum(1 << n for n in (FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING))
+
+OPTION_RANGES: Final[dict[str, tuple[int, int]]] = {
+    "keepidle": (1, 32767),  # MAX_TCP_KEEPIDLE, include/net/tcp.h
+    "keepintvl": (1, 32767),
+    "keepcnt": (1, 127),
+    "user_timeout_ms": (0, 2**31 - 1),
+    "keepalive": (0, 1),
+}
+"""Option of a socket that finwait sets → least and most that setsockopt(2) takes."""
 
 _SPELLINGS: Final[dict[str, int]] = {
     "estab": ESTABLISHED,
@@ -121,18 +131,23 @@ def ss_name(state: int) -> str:
 # name, offset, numpy kind, what it means (units where one could guess wrong)
 TCP_INFO_FIELDS: Final[tuple[tuple[str, int, str, str], ...]] = (
     ("ca_state", 1, "u1", "Congestion-avoidance state: 0 Open, 1 Disorder, 2 CWR, 3 Recovery, 4 Loss."),
-    ("retransmits", 2, "u1", "Retransmission timeouts in a row, not acknowledged since."),
+    ("retransmits", 2, "u1", "Retransmission timeouts in a row, with nothing acknowledged since."),
     ("probes", 3, "u1", "Keepalive or zero-window probes in a row without an answer."),
-    ("backoff", 4, "u1", "Doublings of the timer so far."),
+    ("backoff", 4, "u1", "How often the timer has doubled so far."),
     ("options", 5, "u1", "TCPI_OPT_* bits: 1 timestamps, 2 SACK, 4 window scaling, 8 ECN, 32 SYN data."),
-    ("wscale", 6, "u1", "Window scales: low four bits what we send, high four what we receive."),
+    (
+        "wscale",
+        6,
+        "u1",
+        ("Window scales: the low four bits are tcpi_snd_wscale, the high four tcpi_rcv_wscale."),
+    ),
     ("rto_us", 8, "u4", "Retransmission timeout in microseconds."),
     ("ato_us", 12, "u4", "Delayed-ACK timeout in microseconds."),
     ("snd_mss", 16, "u4", "Sending maximum segment size, bytes."),
     ("rcv_mss", 20, "u4", "Receiving maximum segment size, bytes."),
     ("unacked", 24, "u4", "Segments sent and not acknowledged (for a listener: connections in its queue)."),
     ("sacked", 28, "u4", "Segments selectively acknowledged (for a listener: its backlog)."),
-    ("lost", 32, "u4", "Segments thought lost."),
+    ("lost", 32, "u4", "Segments that the kernel presumes lost."),
     ("retrans_out", 36, "u4", "Retransmitted segments now in flight."),
     ("fackets", 40, "u4", "Not used since Linux 4.15."),
     ("last_data_sent_ms", 44, "u4", "Milliseconds since data was last sent."),
@@ -152,11 +167,16 @@ TCP_INFO_FIELDS: Final[tuple[tuple[str, int, str, str], ...]] = (
     ("total_retrans", 100, "u4", "Segments ever retransmitted."),
     ("pacing_rate", 104, "u8", "Pacing rate, bytes per second."),
     ("max_pacing_rate", 112, "u8", "Upper bound of the pacing rate, bytes per second."),
-    ("bytes_acked", 120, "u8", "Bytes that the peer has acknowledged."),
-    ("bytes_received", 128, "u8", "Bytes received in order."),
+    (
+        "bytes_acked",
+        120,
+        "u8",
+        "Bytes that the peer has acknowledged; a FIN and an opener's SYN count 1 each.",
+    ),
+    ("bytes_received", 128, "u8", "Bytes received in order; a FIN counts 1, a SYN nothing."),
     ("segs_out", 136, "u4", "Segments sent, all kinds."),
     ("segs_in", 140, "u4", "Segments received, all kinds."),
-    ("notsent_bytes", 144, "u4", "Bytes written by the program and not sent once."),
+    ("notsent_bytes", 144, "u4", "Bytes that the program wrote and the kernel has not sent yet."),
     ("min_rtt_us", 148, "u4", "Smallest round-trip time seen lately, microseconds."),
     ("data_segs_in", 152, "u4", "Data segments received."),
     ("data_segs_out", 156, "u4", "Data segments sent."),
@@ -171,8 +191,8 @@ TCP_INFO_FIELDS: Final[tuple[tuple[str, int, str, str], ...]] = (
     ("dsack_dups", 216, "u4", "Duplicate SACKs received."),
     ("reord_seen", 220, "u4", "Reordering events seen."),
     ("rcv_ooopack", 224, "u4", "Segments received out of order."),
-    ("snd_wnd", 228, "u4", "The peer's receive window as last told us, bytes, scaled."),
-    ("rcv_wnd", 232, "u4", "Our receive window as last told the peer, bytes, scaled."),
+    ("snd_wnd", 228, "u4", "The peer's receive window as it last announced it, bytes, scaled."),
+    ("rcv_wnd", 232, "u4", "Our receive window as we last announced it, bytes, scaled."),
     ("rehash", 236, "u4", "Times the transmit hash was changed (PLB or timeout)."),
     ("total_rto", 240, "u2", "Retransmission timeouts ever."),
     ("total_rto_recoveries", 242, "u2", "Recoveries that began with a timeout."),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -33,6 +34,7 @@ __all__ = [
     "Field",
     "PageLayout",
     "Records",
+    "cells",
     "column",
     "parse_format",
     "parse_header_event",
@@ -145,19 +147,19 @@ class Records:
         )
 
 
-def _text(data: bytes, what: str) -> str:
+def _text(data: bytes, subject: str) -> str:
     try:
         return data.decode("ascii")
     except UnicodeDecodeError as error:
-        raise DecodeError(what, error.start, data[error.start :], "not ASCII text") from None
+        raise DecodeError(subject, error.start, data[error.start :], "not ASCII text") from None
 
 
-def _field(match: re.Match[str], data: bytes, what: str) -> Field:
+def _field(match: re.Match[str], data: bytes, subject: str) -> Field:
     decl = match["decl"].strip()
     name = _NAME.search(decl)
     if name is None:
         at = match.start("decl")
-        raise DecodeError(what, at, data[at:], f"no name in the declaration {decl!r}")
+        raise DecodeError(subject, at, data[at:], f"no name in the declaration {decl!r}")
     size = int(match["size"])
     count = 1
     dynamic = decl.startswith(("__data_loc", "__rel_loc"))
@@ -170,10 +172,10 @@ def _field(match: re.Match[str], data: bytes, what: str) -> Field:
             count = 0
         if count and size % count:
             at = match.start("size")
-            raise DecodeError(what, at, data[at:], f"{size} bytes do not make {count} elements")
+            raise DecodeError(subject, at, data[at:], f"{size} bytes do not make {count} elements")
     if size > 1 << 20 or int(match["offset"]) > 1 << 20:
         at = match.start("offset")
-        raise DecodeError(what, at, data[at:], "a field beyond any record")
+        raise DecodeError(subject, at, data[at:], "a field beyond any record")
     return Field(name["name"], decl, int(match["offset"]), size, match["signed"] == "1", count, dynamic)
 
 
@@ -183,19 +185,19 @@ def parse_format(data: bytes) -> EventFormat:
     Raises:
         DecodeError: no name or no id, or a field line that is not one.
     """
-    what = "event format"
-    text = _text(data, what)
+    subject = "event format"
+    text = _text(data, subject)
     name = re.search(r"^name: (\S{1,100})\s*$", text, re.MULTILINE)
     number = re.search(r"^ID: (\d{1,9})\s*$", text, re.MULTILINE)
     if name is None or number is None:
-        raise DecodeError(what, 0, data, "no `name:` and `ID:`")
+        raise DecodeError(subject, 0, data, "no `name:` and `ID:`")
     head, _, tail = text.partition("print fmt:")
     fields: dict[str, Field] = {}
     for match in _FIELD.finditer(head):
-        found = _field(match, data, what)
-        fields[found.name] = found
+        field = _field(match, data, subject)
+        fields[field.name] = field
     if "common_type" not in fields:
-        raise DecodeError(what, number.end(), data[number.end() :], "no field `common_type`")
+        raise DecodeError(subject, number.end(), data[number.end() :], "no field `common_type`")
     symbols = {
         m["name"]: {
             int(p["number"], 0 if "x" in p["number"] else 10): p["word"] for p in _PAIR.finditer(m["pairs"])
@@ -211,19 +213,19 @@ def parse_header_page(data: bytes, *, byteorder: ByteOrder) -> PageLayout:
     Raises:
         DecodeError: one of the three is missing or of an impossible size.
     """
-    what = "header_page"
-    fields = {f.name: f for f in (_field(m, data, what) for m in _FIELD.finditer(_text(data, what)))}
+    subject = "header_page"
+    fields = {f.name: f for f in (_field(m, data, subject) for m in _FIELD.finditer(_text(data, subject)))}
     for name, sizes in (("timestamp", (8,)), ("commit", (4, 8)), ("data", ())):
         if name not in fields or (sizes and fields[name].size not in sizes):
-            raise DecodeError(what, 0, data, f"no usable field `{name}`")
+            raise DecodeError(subject, 0, data, f"no usable field `{name}`")
     stamp, commit, body = fields["timestamp"], fields["commit"], fields["data"]
     layout = PageLayout(
         stamp.offset, stamp.size, commit.offset, commit.size, body.offset, body.size, byteorder
     )
     if body.offset % 4 or stamp.offset % 4 or commit.offset % 4:
-        raise DecodeError(what, 0, data, "fields of the page header are not aligned")
+        raise DecodeError(subject, 0, data, "fields of the page header are not aligned")
     if body.offset < max(stamp.offset + stamp.size, commit.offset + commit.size) or body.size < 8:
-        raise DecodeError(what, 0, data, "the data overlaps the page header")
+        raise DecodeError(subject, 0, data, "the data overlaps the page header")
     return layout
 
 
@@ -233,10 +235,10 @@ def parse_header_event(data: bytes, layout: PageLayout) -> PageLayout:
     Raises:
         DecodeError: the widths do not make 32 bits, or a kind is missing.
     """
-    what = "header_event"
+    subject = "header_event"
     bits: dict[str, int] = {}
     kinds: dict[str, int] = {}
-    for line in _text(data, what).splitlines():
+    for line in _text(data, subject).splitlines():
         if line.strip().startswith("data max type_len"):
             kinds["data max"] = int(m[1]) if (m := re.search(r"==\s*(\d{1,3})", line)) else -1
         elif match := _HEADER_LINE.match(line):
@@ -247,7 +249,7 @@ def parse_header_event(data: bytes, layout: PageLayout) -> PageLayout:
                 kinds[name] = int(match["kind"])
     type_bits, delta_bits = bits.get("type_len", 0), bits.get("time_delta", 0)
     if not 1 <= type_bits <= 16 or type_bits + delta_bits != 32 or bits.get("array") != 32:
-        raise DecodeError(what, 0, data, "type_len and time_delta do not make 32 bits")
+        raise DecodeError(subject, 0, data, "type_len and time_delta do not make 32 bits")
     # Before absolute time stamps existed their kind was not listed: the highest value, never sent.
     kinds.setdefault("time_stamp", (1 << type_bits) - 1)
     values = [kinds.get(name, -1) for name in ("padding", "time_extend", "time_stamp", "data max")]
@@ -256,7 +258,7 @@ def parse_header_event(data: bytes, layout: PageLayout) -> PageLayout:
         or len(set(values[:3])) != 3
         or values[3] >= min(values[:3])
     ):
-        raise DecodeError(what, 0, data, "the kinds of record overlap")
+        raise DecodeError(subject, 0, data, "the kinds of record overlap")
     return PageLayout(
         layout.timestamp, layout.timestamp_size, layout.commit, layout.commit_size, layout.data,
         layout.data_size, layout.byteorder, type_bits, *values,
@@ -291,9 +293,15 @@ def walk(buffer: U8, starts: I64, lengths: I64, layout: PageLayout) -> Records:
         DecodeError: a page is shorter than its header or its commit word, or a record does not fit.
     """
     starts, lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
-    none = np.empty(0, np.int64)
     if not len(starts):
-        return Records(buffer, none, none, np.empty(0, np.uint64), none, none)
+        return _in_order(buffer, 0, [], np.empty(0, np.int64))
+    stamp, commit, size = _page_headers(buffer, starts, lengths, layout)
+    missed = _missed(buffer, starts, commit, size, lengths - layout.data, layout)
+    return _in_order(buffer, len(starts), _steps(buffer, starts + layout.data, size, stamp, layout), missed)
+
+
+def _page_headers(buffer: U8, starts: I64, lengths: I64, layout: PageLayout) -> tuple[U64, U64, I64]:
+    """Return the time stamp, the commit word and the bytes of records of each page."""
     misplaced = (starts % 4 != 0) | (starts < 0) | (lengths < layout.data) | (starts + lengths > len(buffer))
     if misplaced.any():
         where = int(starts[misplaced][0])
@@ -311,9 +319,15 @@ def walk(buffer: U8, starts: I64, lengths: I64, layout: PageLayout) -> Records:
             "ring buffer page", where, buffer[where : where + 16].tobytes(),
             f"{int(size[k])} bytes committed on a page that has room for {int(room[k])}",
         )  # fmt: skip
-    missed = _missed(buffer, starts, commit, size, room, layout)
+    return stamp, commit, size
 
-    body = starts + layout.data
+
+_Steps = list[tuple[I64, I64, U64, I64]]
+"""Of one record of every page that has so many: where its payload begins, how long it is, its time, and the page."""
+
+
+def _steps(buffer: U8, body: I64, size: I64, stamp: U64, layout: PageLayout) -> _Steps:
+    """Go through all pages at once, record by record."""
     end = body + size
     little = layout.byteorder == "little"
     words = buffer[: len(buffer) // 4 * 4].view("<u4" if little else ">u4")
@@ -323,10 +337,10 @@ def walk(buffer: U8, starts: I64, lengths: I64, layout: PageLayout) -> Records:
     type_mask = np.uint32((1 << type_bits) - 1)
     delta_mask = np.uint32((1 << (32 - type_bits)) - 1)
 
-    at, time, page = body, stamp, np.arange(len(starts), dtype=np.int64)
+    at, time, page = body, stamp, np.arange(len(body), dtype=np.int64)
     live = end - at >= 4
     at, time, page, end = at[live], time[live], page[live], end[live]
-    steps: list[tuple[I64, I64, U64, I64]] = []
+    steps: _Steps = []
     while len(at):
         word = words[at >> 2]
         kind = (word >> type_shift) & type_mask
@@ -345,20 +359,22 @@ def walk(buffer: U8, starts: I64, lengths: I64, layout: PageLayout) -> Records:
         live = end - at >= 4
         if not live.all():
             at, time, page, end = at[live], time[live], page[live], end[live]
-    if not steps:
-        return Records(buffer, none, none, np.empty(0, np.uint64), none, missed)
-    # Record k of a page goes to (records of all pages before it) + k: order of writing without a sort.
-    counts = np.zeros(len(starts) + 1, np.int64)
-    for _, _, _, who in steps:
-        counts[who + 1] += 1
+    return steps
+
+
+def _in_order(buffer: U8, pages: int, steps: _Steps, missed: I64) -> Records:
+    """Return the records page by page: record k of one goes to (records of all pages before it) + k, without a sort."""
+    counts = np.zeros(pages + 1, np.int64)
+    for _, _, _, owners in steps:
+        counts[owners + 1] += 1
     row_of = np.cumsum(counts)[:-1].copy()
     total = int(counts.sum())
     offset, extent, owner = (np.empty(total, np.int64) for _ in range(3))
     when = np.empty(total, np.uint64)
-    for payload, length, time, who in steps:
-        row = row_of[who]
-        offset[row], extent[row], owner[row], when[row] = payload, length, who, time
-        row_of[who] += 1
+    for payload, length, time, owners in steps:
+        row = row_of[owners]
+        offset[row], extent[row], owner[row], when[row] = payload, length, owners, time
+        row_of[owners] += 1
     return Records(buffer, offset, extent, when, owner, missed)
 
 
@@ -445,7 +461,7 @@ def _step(
     return at, time, page, end, length
 
 
-def column(records: Records, which: Field, *, byteorder: ByteOrder) -> NDArray[Any]:
+def column(records: Records, field: Field, *, byteorder: ByteOrder) -> NDArray[Any]:
     """Gather one field of every record: numbers for a scalar, a matrix for an array.
 
     Records that are too short for the field are the caller's business (select by ``length`` first).
@@ -453,25 +469,71 @@ def column(records: Records, which: Field, *, byteorder: ByteOrder) -> NDArray[A
     Raises:
         DecodeError: a record is too short, or the field has a size that is no number's.
     """
-    need = which.offset + which.size
+    need = field.offset + field.size
     short = records.length < need
     if short.any():
         where = int(records.offset[short][0])
         raise DecodeError(
-            f"field {which.name}", where, records.buffer[where : where + 16].tobytes(),
+            f"field {field.name}", where, records.buffer[where : where + 16].tobytes(),
             f"record of {int(records.length[short][0])} bytes, the field ends at {need}",
         )  # fmt: skip
-    count = max(which.count, 1)
-    element = which.size // count
-    if element not in (1, 2, 4, 8) or which.count == 0:
+    count = max(field.count, 1)
+    element = field.size // count
+    if element not in (1, 2, 4, 8) or field.count == 0:
         where = int(records.offset[0]) if len(records) else 0
-        raise DecodeError(f"field {which.name}", where, b"", f"cannot read {which.declaration!r} as numbers")
-    unit = math.gcd(which.offset, which.size, 4) or 4
-    pieces = which.size // unit
+        raise DecodeError(f"field {field.name}", where, b"", f"cannot read {field.declaration!r} as numbers")
+    unit = math.gcd(field.offset, field.size, 4) or 4
+    pieces = field.size // unit
     source = records.buffer[: len(records.buffer) // unit * unit].view(f"u{unit}")
-    first = (records.offset + which.offset) // unit
+    first = (records.offset + field.offset) // unit
     raw = source[first].reshape(-1, 1) if pieces == 1 else source[first[:, None] + np.arange(pieces)]
     order = "<" if byteorder == "little" else ">"
-    kind = "i" if which.signed else "u"
+    kind = "i" if field.signed else "u"
     cells = np.ascontiguousarray(raw).view(f"{order}{kind}{element}")
-    return cells if which.count > 1 else cells[:, 0]
+    return cells if field.count > 1 else cells[:, 0]
+
+
+def cells(
+    records: Records, form: EventFormat, names: Collection[str], *, byteorder: ByteOrder
+) -> NDArray[Any]:
+    """Gather some fields of every record of one event at once: a structured array, by name.
+
+    Much cheaper than `column` for each of them. Records that are longer than the format says are cut.
+
+    Raises:
+        DecodeError: the format lacks one of the fields, a field has a size that is no number's, or a record is too
+        short.
+    """
+    subject = f"event {form.name}"
+    order = "<" if byteorder == "little" else ">"
+    formats: list[Any] = []
+    offsets = []
+    for name in names:
+        field = form.fields.get(name)
+        if field is None:
+            raise DecodeError(subject, 0, b"", f"its format has no field `{name}`")
+        count = max(field.count, 1)
+        element = field.size // count
+        if element not in (1, 2, 4, 8) or field.count == 0:
+            raise DecodeError(subject, 0, b"", f"cannot read {field.declaration!r} as numbers")
+        kind = f"{order}{'i' if field.signed else 'u'}{element}"
+        formats.append((kind, (count,)) if count > 1 else kind)
+        offsets.append(field.offset)
+    size = max((form.fields[name].offset + form.fields[name].size for name in names), default=1)
+    dtype = np.dtype({"names": list(names), "formats": formats, "offsets": offsets, "itemsize": size})
+    if not len(records):
+        return np.empty(0, dtype)
+    short = records.length < size
+    if short.any():
+        where = int(records.offset[short][0])
+        raise DecodeError(
+            subject, where, records.buffer[where : where + 16].tobytes(),
+            f"record of {int(records.length[short][0])} bytes where its format needs {size}",
+        )  # fmt: skip
+    # Records begin at multiples of four: every such place as bytes, of which those are taken that are records.
+    places = (len(records.buffer) - size) // 4 + 1
+    window: NDArray[Any] = np.ndarray(
+        (places,), np.dtype((np.void, size)), np.ascontiguousarray(records.buffer), 0, (4,)
+    )
+    gathered: NDArray[Any] = window[records.offset >> 2].view(dtype)
+    return gathered

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from finwait.acting.watch import _judged, _Watched
-from finwait.remedy import plan as plans
+from finwait.remedy.steps import step_of
 from finwait.uapi import tcp
 from tests.unit.diagnosis.test_rules import HELD
 from tests.unit.diagnosis.views import view
@@ -20,7 +22,19 @@ def looked_at(seen: _Watched, asked: float, read: float, age_ms: int) -> str | N
 
 
 def watched() -> _Watched:
-    return _Watched(plans.step_of(view(IDLE), 0, "", "keepalive"), FIRST, FIRST)
+    return _Watched(step_of(view(IDLE), 0, "", "keepalive"), FIRST, FIRST)
+
+
+@pytest.mark.parametrize("probes", [0, 1, 3])
+def test_without_a_verdict_it_is_said_how_many_probes_were_sent(probes: int) -> None:
+    """The peer answered nothing since before the first was due; the kernel may have sent none."""
+    seen = watched()
+    for asked in (90.0, 103.9, 104.2):
+        table = view(IDLE | {"last_ack_recv_ms": 60_000, "retrans": probes if asked < 104 else 0}).sockets
+        verdict = _judged(seen, table, 0, asked, asked, KEEPALIVE)
+        assert (verdict is None) is (asked < 104)
+    assert verdict is not None
+    assert (verdict.verdict, verdict.detail) == ("not judged", f"{probes} probes sent, no verdict in 5 s")
 
 
 def test_an_answer_in_a_long_look_is_not_taken_for_data_that_was_acknowledged_before() -> None:

@@ -153,4 +153,5 @@ def test_workers_that_number_themselves_have_one_name() -> None:
     assert name_of(["wrk-0", "wrk-1", "wrk-12"]) == "wrk-*"
     assert name_of(["python3", "python3"]) == "python3"
     assert name_of(["server", "wrk-0", "wrk-1"]) == "server/wrk-*"
+    assert name_of(["c", "b", "a"]) == "a/b/c"
     assert name_of(["a", "b", "c", "d"]) == "a/b/c/…"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finwait.attribution.tracked import tracked
+from finwait.attribution.tracked import tracked, untracked
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import pack_address
 from finwait.uapi import conntrack as ct
@@ -101,7 +101,7 @@ def test_loopback_belongs_to_the_namespace_of_the_entry(address: str) -> None:
             ("elsewhere", "elsewhere"),
             "forwarded: neither end is on this machine",
         ),
-        (None, None, frozenset(), False, ("not-looked-at", "not-looked-at"), "neither end was looked at"),
+        (None, None, frozenset(), False, ("not-looked-at", "not-looked-at"), "neither end was inspected"),
         (tcp.ESTABLISHED, None, frozenset(), False, ("socket", "not-looked-at"), "agree"),
         (
             None,
@@ -144,3 +144,41 @@ def test_an_end_is_gone_only_from_where_the_entry_s_namespace_leads_to() -> None
     assert seen({1: 1, 2: 1}) == "gone"
     assert seen({1: 1, 2: 2}) == "elsewhere"
     assert seen({1: 1, 2: None}) == "elsewhere"
+
+
+KEPT = {"netns": 1, "state": tcp.ESTABLISHED, "timer": 0, "protocol": 6}
+
+
+@pytest.mark.parametrize(
+    ("changed", "lone"),
+    [
+        *(({"state": state}, True) for state in (
+            tcp.ESTABLISHED, tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING)),
+        *(({"state": state}, False) for state in (
+            tcp.LISTEN, tcp.SYN_SENT, tcp.SYN_RECV, tcp.TIME_WAIT, tcp.CLOSE)),
+        ({"netns": 2}, True),
+        ({"netns": 3}, False),  # nothing is tracked there
+        ({"state": tcp.FIN_WAIT2, "timer": 3}, False),  # a minisocket needs no entry
+        ({"timer": 1}, True),
+        ({"timer": 2}, True),
+        ({"protocol": 262}, False),  # MPTCP: its subflows have the entries
+    ],
+)  # fmt: skip
+def test_a_socket_is_without_entry_where_connections_are_tracked_and_it_should_have_one(
+    changed: dict[str, int], lone: bool
+) -> None:
+    one = KEPT | changed
+    rows = [(one["netns"], CLIENT, 4000, VIP, 80, one["state"])]
+    sockets = table(rows, timer=[one["timer"]], protocol=[one["protocol"]])
+    no = np.zeros(1, np.bool_)
+    assert untracked(sockets, no, no, {1, 2}).tolist() == [0] * lone
+    assert untracked(sockets, ~no, no, {1, 2}).tolist() == []  # it has an entry
+    assert untracked(sockets, no, ~no, {1, 2}).tolist() == []  # loopback is often not tracked
+    assert untracked(sockets, no, no, set()).tolist() == []
+
+
+def test_sockets_without_an_entry_are_named_by_their_rows() -> None:
+    states = (tcp.LISTEN, tcp.ESTABLISHED, tcp.TIME_WAIT, tcp.CLOSE_WAIT)
+    sockets = table([(1, CLIENT, 4000 + k, VIP, 80, state) for k, state in enumerate(states)], timer=[0] * 4)
+    no = np.zeros(4, np.bool_)
+    assert untracked(sockets, no, no, {1}).tolist() == [1, 3]

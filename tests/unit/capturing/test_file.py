@@ -14,9 +14,9 @@ import pytest
 
 from finwait.capturing import CaptureFile, read_closings
 from finwait.capturing import file as module
-from finwait.capturing.chosen import Chosen, end_text, note, parse_end, read_note
+from finwait.capturing.chosen import CaptureTarget, end_text, note, parse_end, read_note
 from finwait.cli import main
-from finwait.diagnosis.closing import Outcome
+from finwait.diagnosis.closing import Ending
 from finwait.diagnosis.closings import Closings
 from finwait.errors import DecodeError
 from finwait.table.sockets import pack_address
@@ -112,7 +112,7 @@ def test_a_file_that_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch:
     packed = gzip.compress(bytes(100 << 20), 9)
     with CaptureFile(written(tmp_path / "x.gz", packed)) as file:
         size = sum(map(len, iter(lambda: file.read(1 << 18), b"")))
-        assert "unpack it first" in file.cut
+        assert "unpack the file first" in file.cut
     assert size < 100 * len(packed) + (1 << 20)
 
 
@@ -173,7 +173,7 @@ def test_an_endless_file_is_given_up_soon_and_what_came_before_is_kept(
     tracemalloc.start()
     try:
         with pytest.raises(DecodeError, match=said):
-            frames.extend(frame for frame in pcap.Reader(source) if frame.data)
+            frames.extend(frame for frame in pcap.PacketReader(source) if frame.data)
         assert tracemalloc.get_traced_memory()[1] < 40 << 20
     finally:
         tracemalloc.stop()
@@ -237,21 +237,21 @@ def test_several_sections_have_interfaces_of_their_own() -> None:
             *(pcap.packet_block(0, when, data[14:], len(data) - 14) for when, data in closing()[3:]),
         ]
     )
-    frames = list(pcap.Reader(io.BytesIO(one + two)))
+    frames = list(pcap.PacketReader(io.BytesIO(one + two)))
     assert [(f.link, f.interface) for f in frames] == [(1, "eth0")] * 3 + [(101, "tun0")] * 3
 
 
 def test_an_interface_of_another_section_is_not_ours() -> None:
     data = pcapng(closing()[:1]) + pcap.section_block() + pcap.packet_block(0, 1, b"x", 1)
     with pytest.raises(DecodeError, match="never described"):
-        list(pcap.Reader(io.BytesIO(data)))
+        list(pcap.PacketReader(io.BytesIO(data)))
 
 
 def test_an_option_that_is_cut_costs_nothing_but_itself() -> None:
     body = struct.pack("<IIIII", 0, 0, 5, 2, 2) + b"hi\0\0" + struct.pack("<HH", 1, 5000)
     block = struct.pack("<II", 6, 12 + len(body)) + body + struct.pack("<I", 12 + len(body))
     frames = list(
-        pcap.Reader(io.BytesIO(pcap.section_block() + IDB + block + pcap.packet_block(0, 6, b"yo", 2)))
+        pcap.PacketReader(io.BytesIO(pcap.section_block() + IDB + block + pcap.packet_block(0, 6, b"yo", 2)))
     )
     assert [f.data for f in frames] == [b"hi", b"yo"]
 
@@ -264,7 +264,7 @@ def test_every_resolution_of_time_stamps_is_read(resolution: int) -> None:
     stamp = min(ticks * 3, (1 << 64) - 1)
     body = struct.pack("<IIIII", 0, stamp >> 32, stamp & 0xFFFFFFFF, 0, 0)
     packet = struct.pack("<II", 6, 12 + len(body)) + body + struct.pack("<I", 12 + len(body))
-    (frame,) = pcap.Reader(io.BytesIO(pcap.section_block() + block + packet))
+    (frame,) = pcap.PacketReader(io.BytesIO(pcap.section_block() + block + packet))
     assert frame.time_ns == stamp * 1_000_000_000 // ticks
 
 
@@ -273,7 +273,7 @@ def test_a_resolution_that_no_clock_has_is_an_error(resolution: int) -> None:
     idb = struct.pack("<HHI", 1, 0, 0) + struct.pack("<HHBxxx", 9, 1, resolution)
     block = struct.pack("<II", 1, 12 + len(idb)) + idb + struct.pack("<I", 12 + len(idb))
     with pytest.raises(DecodeError, match="resolution"):
-        list(pcap.Reader(io.BytesIO(pcap.section_block() + block)))
+        list(pcap.PacketReader(io.BytesIO(pcap.section_block() + block)))
 
 
 def test_a_simple_packet_block_is_cut_at_the_snapshot_length() -> None:
@@ -281,7 +281,7 @@ def test_a_simple_packet_block_is_cut_at_the_snapshot_length() -> None:
     block = struct.pack("<II", 1, 12 + len(idb)) + idb + struct.pack("<I", 12 + len(idb))
     body = struct.pack("<I", 100) + b"abc\0"
     simple = struct.pack("<II", 3, 12 + len(body)) + body + struct.pack("<I", 12 + len(body))
-    (frame,) = pcap.Reader(io.BytesIO(pcap.section_block() + block + simple))
+    (frame,) = pcap.PacketReader(io.BytesIO(pcap.section_block() + block + simple))
     assert (frame.data, frame.length) == (b"abc", 100)
 
 
@@ -340,7 +340,7 @@ def test_packets_out_of_order_in_the_file_are_sorted(tmp_path: Path) -> None:
     frames = closing()
     path = written(tmp_path / "x", pcap_file(frames[::-1], 1))
     (told,) = read_closings(path).book.told()
-    assert told.outcome is Outcome.IN_ORDER
+    assert told.outcome is Ending.IN_ORDER
 
 
 def test_one_end_or_both_choose_connections(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -374,7 +374,7 @@ def test_standard_input_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("sys.stdin", Stdin)
     (told,) = read_closings("-").book.told()
-    assert told.outcome is Outcome.IN_ORDER
+    assert told.outcome is Ending.IN_ORDER
 
 
 # -- notes --------------------------------------------------------------------------------------------------------
@@ -399,7 +399,7 @@ def test_what_is_no_end_is_none(text: str) -> None:
 def test_a_note_says_what_it_was_written_for() -> None:
     ends = (pack_address("fe80::1"), 80, pack_address("fe80::2"), 40000)
     wire = (pack_address("fe80::1"), 80, pack_address("fe80::9"), 40001)
-    one = Chosen(4026531840, ends, 5, forms=(ends, wire), ifindex=3, device="eth0")
+    one = CaptureTarget(4026531840, ends, 5, forms=(ends, wire), ifindex=3, device="eth0")
     for text in (note(one, "FIN_WAIT2"), note(one, "FIN_WAIT2 as a minisocket", before="FIN_WAIT1")):
         read = read_note(text)
         assert read is not None

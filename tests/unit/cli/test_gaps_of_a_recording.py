@@ -11,7 +11,7 @@ from finwait import session
 from finwait.cli import main
 from finwait.errors import Gap
 from finwait.recording import Replay, open_recording, write
-from finwait.uapi.observation import Observation, Plan
+from finwait.uapi.observation import LookPlan, Observation
 
 CAPTURE = Path(__file__).parents[2] / "captures" / "linux-6.18" / "fin-wait2-held.finwait"
 EARLY = Gap("netns 4026532281", "enter it", "CAP_SYS_ADMIN")
@@ -26,7 +26,7 @@ class Watched(Replay):
     def begin(self) -> Watched:
         return self
 
-    def observe(self, plan: Plan) -> Observation:
+    def observe(self, plan: LookPlan) -> Observation:
         here = self.gaps[min(self._next, len(self.gaps) - 1)]
         return replace(super().observe(plan), gaps=here)
 
@@ -88,3 +88,52 @@ def test_every_command_and_format_tells_what_was_not_seen_and_ends_with_3(
     assert status in ((3, 4) if command[0] == "clear" else (3,)), done.err  # 4: a guard leaves them out
     assert LATE.where in done.out + done.err
     assert LATE.needs in done.out + done.err
+
+
+def seen_whole() -> Observation:
+    """Return a look to which nothing was denied."""
+    look = open_recording(str(CAPTURE)).looks[0]
+    return replace(look, gaps=(), descriptors=replace(look.descriptors, unreadable=()))
+
+
+UNENTERED = Gap.of_namespace(4026532999, "enter it", "CAP_SYS_ADMIN", name="nosuch", unentered=True)
+UNLISTED = replace(LATE, doing="read their network namespaces", unlisted=True)
+
+
+@pytest.mark.parametrize("words", ["netns = nosuch", "netns = 4026532999", "comm = nosuch", "pid = 4194300"])
+@pytest.mark.parametrize("command", ["list", "diagnose", "explain", "check"])
+def test_what_could_not_be_seen_is_not_said_to_be_absent(
+    command: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by the namespace, the process or the name that a FILTER asks for: it may be just what was denied."""
+    look = seen_whole()
+    hidden = replace(look.descriptors, unreadable=(0,))
+    denied = [replace(look, gaps=(UNENTERED,), descriptors=hidden)]
+    if not words.startswith("pid"):
+        denied += [replace(look, gaps=(UNENTERED,)), replace(look, gaps=(UNLISTED,))]
+    for number, one in enumerate([look, *denied]):
+        path = str(tmp_path / f"{number}.finwait")
+        write(path, [one])
+        status = main([command, "--from", path, *words.split()])
+        told = capsys.readouterr()
+        said = told.out + told.err
+        absent = ("there is no" in said) or ("cannot match" in said)
+        if number:
+            assert (status, absent) == (3, False), said
+            assert one.gaps[0].where in said
+        else:
+            assert (status, absent) == (3 if command == "check" else 1, True), said
+
+
+def test_a_connection_is_not_said_to_be_absent_where_open_ones_were_not_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look = seen_whole()
+    path = str(tmp_path / "a.finwait")
+    first, *others = look.namespaces
+    write(path, [replace(look, namespaces=(replace(first, established_skipped=9), *others), complete=False)])
+    assert main(["explain", "--from", path, "sport", "=", ":9"]) == 3
+    said = capsys.readouterr().err
+    assert "no connection that was seen matches" in said
+    assert "about 9 sockets" in said
+    assert main(["explain", "--from", path, "state", "last-ack", "sport", "=", ":9"]) == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finwait.cli import build_parser, options
+from finwait.cli import agent, build_parser, options
 from finwait.relay import command
 
 
@@ -40,7 +40,7 @@ def test_no_option_takes_a_negative_value_for_another_option(
 
 def test_every_duration_is_read_by_one_of_the_argparse_types_for_it() -> None:
     readers: set[object] = {options.duration_ms, options.while_ms, options.pause_ms, options.user_timeout_ms}
-    readers |= {options.set_user_timeout_ms, command.duration}
+    readers |= {options.set_user_timeout_ms, options.interval_ms, command.duration, agent._interval}
     durations = [(words, action) for words, action in TAKERS if action.metavar == "DURATION"]
     assert durations
     assert [words for words, action in durations if action.type not in readers] == []

@@ -31,7 +31,7 @@ def test_a_number_that_changes_is_one_line_and_one_at_the_end(capsys: pytest.Cap
 
 def test_every_namespace_that_could_not_be_entered_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     gaps = _Gaps()
-    gaps.tell([space(7), Gap("netns 9", "enter it: it vanished", "")])
+    gaps.tell([space(7), Gap("netns 9", "enter it: it has vanished", "")])
     gaps.tell([space(8), space(7)])
     assert capsys.readouterr().err.splitlines() == [f"gap: {space(7)}"]
     gaps.rest([space(8)])

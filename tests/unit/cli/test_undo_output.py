@@ -29,9 +29,16 @@ def test_an_undo_goes_on_when_nobody_reads_its_lines(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(journal, "_undo_one", one)
     monkeypatch.setattr(sys, "stdout", Gone())
+    counted: list[int] = []
     with pytest.raises(BrokenPipeError):
-        journal._undo_each([SimpleNamespace(id=k) for k in (3, 2, 1)], None, False)  # type: ignore[misc, arg-type]
-    assert done == [3, 2, 1]
+        journal._undo_each(
+            [SimpleNamespace(id=k) for k in (3, 2, 1)],  # type: ignore[misc]
+            None,  # type: ignore[arg-type]
+            False,
+            journal._print_act,
+            counted,
+        )
+    assert done == counted == [3, 2, 1]
 
 
 @noted()

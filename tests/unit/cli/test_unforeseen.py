@@ -13,7 +13,7 @@ from finwait.kernel import pidfd
 
 @pytest.fixture
 def _written_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_write_no_more", lambda: None)
+    monkeypatch.setattr(cli, "write_no_more", lambda: None)
 
 
 def test_a_system_call_that_fails_unforeseen_names_where(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ FACTS = snapshot(open_recording(RECORDING)).observation.facts
 
 def rows(capsys: pytest.CaptureFixture[str], *words: str) -> set[int]:
     assert main(["list", *words, "--from", RECORDING, "-o", "jsonl"]) in (0, 3)
-    return {json.loads(line)["cookie"] for line in capsys.readouterr().out.splitlines()}
+    return {int(json.loads(line)["cookie"], 16) for line in capsys.readouterr().out.splitlines()}
 
 
 def test_who_made_a_minisocket_is_not_known(
@@ -47,7 +47,7 @@ def test_a_name_is_refused_with_what_can_be_used_where_users_are_another_machine
         assert main(["list", *words, "--from", RECORDING]) == 2
         said = capsys.readouterr()
         assert said.out == ""
-        assert "names of users" in said.err
+        assert "user names" in said.err
         assert "`user = 33`" in said.err
 
 

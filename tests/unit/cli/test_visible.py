@@ -10,7 +10,7 @@ import pytest
 
 from finwait.cli import main
 from finwait.recording import read, write
-from finwait.report.text import Style
+from finwait.report.style import Style
 from finwait.table import decode
 from finwait.table.units import printable
 from finwait.uapi import tcp

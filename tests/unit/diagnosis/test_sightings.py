@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from finwait.diagnosis.closing import Closing, Outcome
+from finwait.diagnosis.closing import Closing, Ending
 from finwait.diagnosis.closings import Closings
 from finwait.diagnosis.sightings import Sighting, key, sightings
 from finwait.report.closing import drawing
@@ -90,7 +90,7 @@ def test_the_same_addresses_in_two_namespaces_that_have_nothing_to_do_with_each_
         replace(s, place="netns 2", seq=s.seq + 9000, ack=s.ack + 9000 if s.ack else 0) for s in say(*OPEN)
     ]
     found = sightings(told(one, two))
-    assert [s.closing.outcome for s in found] == [Outcome.OPEN, Outcome.IN_ORDER]
+    assert [s.closing.outcome for s in found] == [Ending.OPEN, Ending.IN_ORDER]
 
 
 def test_an_end_that_was_taken_for_the_server_in_one_place_only_is_turned_round():
@@ -100,3 +100,12 @@ def test_an_end_that_was_taken_for_the_server_in_one_place_only_is_turned_round(
               for one in map(translated, behind)]  # fmt: skip
     (found,) = sightings(told(behind, before))
     assert [also.alike for also in found.also] == [True]
+
+
+def test_a_reset_without_a_number_of_the_other_end_does_not_make_two_connections_one():
+    """A firewall that knows neither number sends the same RST to everybody."""
+    one = say(*OPEN)
+    other = [replace(translated(s), seq=s.seq + 5, ack=s.ack + 5 if s.ack else 0) for s in one]
+    for flags, ack in (("RA", 0), ("R", 7), ("R", 0)):
+        (reset,) = say((30, "b", flags, 0, ack))
+        assert len(sightings(told([*one, reset], [*other, translated(reset)]))) == 2

@@ -12,7 +12,7 @@ from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.assemble import assemble
 from finwait.diagnosis.view import HiddenDescriptor, NamespaceView, Options, View
 from finwait.table.sockets import SocketTable, pack_address
-from finwait.uapi.observation import Descriptors
+from finwait.uapi.observation import Descriptors, ProcessWaits
 
 __all__ = ["primary", "socket", "view"]
 
@@ -47,6 +47,7 @@ def view(
     hidden_known: bool = True,
     cgroup_paths: dict[int, str] | None = None,
     one_table: dict[tuple[int, int], bool] | None = None,
+    waits: dict[int, ProcessWaits] | None = None,
 ) -> View:
     """Build a view; ``holders`` is inode → pids."""
     rows = [(pid, 3 + k, inode) for inode, pids in (holders or {}).items() for k, pid in enumerate(pids)]
@@ -71,7 +72,7 @@ def view(
         hidden=hidden,
         hidden_known=hidden_known,
     )
-    return replace(built, one_table=one_table or {})
+    return replace(built, one_table=one_table or {}, waits_read=waits or {})
 
 
 def _table(sockets: list[dict[str, Any]]) -> SocketTable:

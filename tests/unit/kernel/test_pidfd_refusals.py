@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finwait.errors import PermissionNeeded
-from finwait.kernel import pidfd
+from finwait.kernel import pidfd, rights
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ def test_sudo_is_recommended_where_root_may(
     yama.write_text(f"{scope}\n")
     monkeypatch.setattr(pidfd, "YAMA", yama)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(rights, "held", lambda: 0)
     error = pidfd._explain(OSError(errno.EPERM, ""), 7, 3, 1)
     assert isinstance(error, PermissionNeeded)
     assert said in error.hint

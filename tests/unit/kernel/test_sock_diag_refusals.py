@@ -13,7 +13,7 @@ from finwait.cli import main
 from finwait.errors import KernelError, NotSupported
 from finwait.follow import Following
 from finwait.kernel import lookup, observe, procfs
-from finwait.kernel.observe import Machine, Plan
+from finwait.kernel.observe import LookPlan, RunningMachine
 from finwait.uapi import netlink as nl
 
 Reader = Callable[..., bytes | None]
@@ -59,7 +59,7 @@ def test_it_is_an_error_with_the_module_that_is_missing(
         {"modules_disabled": disabled, "/net/sockstat": b"TCP: inuse 3 orphan 0 tw 0 alloc 3 mem 1\n"},
     )
     with pytest.raises(NotSupported) as told:
-        Machine().observe(Plan(descriptors=False))
+        RunningMachine().observe(LookPlan(descriptors=False))
     assert said in told.value.hint
     assert "tcp_diag" in told.value.hint
     with pytest.raises(NotSupported):

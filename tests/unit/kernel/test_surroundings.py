@@ -24,5 +24,5 @@ def test_nft_is_asked_where_nf_tables_is_there_already(
 ) -> None:
     files = {"/proc/modules": modules}
     monkeypatch.setattr(procfs, "read", lambda path: files.get(path, built_in))
-    monkeypatch.setattr(surroundings, "_said", lambda *_, **__: ASKED)
+    monkeypatch.setattr(surroundings, "_output", lambda *_, **__: ASKED)
     assert surroundings._nft() == said

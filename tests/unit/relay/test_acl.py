@@ -55,6 +55,22 @@ def test_deny_matches_every_form_of_an_address(network: str, source: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("network", "inside", "outside"),
+    [
+        ("10.0.0.0/24", "10.0.0.255", "10.0.1.0"),
+        ("10.0.0.255", "10.0.0.255", "10.0.0.254"),
+        ("10.255.0.0/16", "10.255.255.255", "11.0.0.0"),
+        ("255.255.255.255/32", "255.255.255.255", "255.255.255.254"),
+    ],
+)
+def test_the_last_address_of_a_network_is_in_it(network: str, inside: str, outside: str) -> None:
+    acl = Acl([network], ())
+    assert acl.admits(inside)
+    assert acl.admits(f"::ffff:{inside}")
+    assert not acl.admits(outside)
+
+
+@pytest.mark.parametrize(
     ("allow", "deny", "admitted"),
     [
         ([], [], True),
@@ -114,7 +130,7 @@ def test_an_address_in_its_plain_form() -> None:
     "name", ["a..b", ".a", "x" * 64, "a." * 127 + "b", "a b", "a\x1b[31m", "ü" * 64, "a/b", "..", "."]
 )
 def test_what_the_dns_could_not_have_is_no_name(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"no name"):
+    with pytest.raises(ConfigError, match=r"cannot be a DNS name"):
         parse(service(backend=[{"address": f"dns:{name}:80"}]))
 
 

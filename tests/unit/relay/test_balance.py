@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -52,6 +53,25 @@ def test_a_full_backend_is_left_out_and_nobody_is_drowned_when_all_are_full() ->
     assert picks(of, 2) == ["b", "b"]
     of.backends[1].active = 1
     assert of.pick("x", (), 0) is None
+
+
+def test_a_single_backend_that_is_full_takes_nobody_and_one_that_is_down_is_tried() -> None:
+    of = balancer("a")
+    (only,) = of.backends
+    only.max_connections, only.active = 2, 1
+    assert of.pick("x", (), 0) is only
+    assert of.pick("x", (only,), 0) is only  # there is nothing else to try
+    only.active = 2
+    assert of.pick("x", (), 0) is None
+    assert only.full()
+    only.active, only.weight = 0, 0
+    assert of.pick("x", (), 0) is None
+    only.weight, only.leads_back_until = 1, 10.0
+    assert of.pick("x", (), 9.9) is None
+    of.mark("a", False, 0)
+    assert of.pick("x", (), 10.0) is only
+    only.max_connections, only.active = 0, 10_000
+    assert of.pick("x", (), 10.0) is only  # 0: as many as come
 
 
 def test_when_all_are_down_all_are_tried() -> None:
@@ -206,3 +226,15 @@ def test_history_survives_an_update(balance: str) -> None:
     gone = of.update([Backend("a", socket.AF_INET, ("a", 1), 7), Backend("c", socket.AF_INET, ("c", 1))], 0)
     assert [backend.name for backend in gone] == ["b"]
     assert (of.backends[0].active, of.backends[0].weight) == (5, 7)
+
+
+def test_with_more_weight_than_the_ring_has_places_each_backend_has_one_for_each_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("finwait.relay.balance._MOST_POINTS", 8)
+    backends = [Backend(name, socket.AF_INET, (name, 1)) for name in "abc"]
+    for backend in backends:
+        backend.weight = 4
+    assert Counter(backend.name for _, backend in Balancer._points(backends)) == {"a": 4, "b": 4, "c": 4}
+    assert Counter(backend.name for _, backend in Balancer._points(backends[:1])) == {"a": 8}
+    assert Balancer._points([]) == []

@@ -44,7 +44,7 @@ def test_a_relay_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
             error = capsys.readouterr().err
             assert error.startswith(f"finwait relay: error: could not ask the relay at `{path}`: ")
             assert os.strerror(number) in error
-            assert error.splitlines()[1].startswith("hint: is it running, with `--admin PATH`?")
+            assert error.splitlines()[1].startswith("hint: is it running with `--admin PATH`?")
 
 
 @pytest.mark.parametrize("answer", [b"", b"not json\n", b'{"error": "no"}\n', b"[]\n"])
@@ -73,7 +73,7 @@ def test_an_address_that_is_taken(taken: str) -> None:
         1,
         [
             f"finwait relay: error: could not listen on {taken}: the kernel said EADDRINUSE",
-            "hint: `ss -ltnp` shows who has it",
+            "hint: `ss -ltnp` shows who uses it",
         ],
     )
     status, said = run("run", "--listen", "127.0.0.1:0", "--to", "127.0.0.1:1", "--metrics", taken)
@@ -96,7 +96,7 @@ def test_an_admin_socket_that_is_something_else_or_taken(tmp_path: Path) -> None
         status, said = run(*given, str(tmp_path / "s"))
         assert status == 1
         assert "EADDRINUSE" in said[0]
-        assert "another relay may have it" in said[1]
+        assert "another relay may use it" in said[1]
     status, said = run(*given, str(tmp_path / "none" / "s"))
     assert (status, said[0].rpartition(" ")[2]) == (1, "ENOENT")
 
@@ -152,7 +152,7 @@ def test_explain_and_check_need_no_socket(tmp_path: Path, capsys: pytest.Capture
     path = tmp_path / "r.toml"
     path.write_text('[[service]]\nlisten = ["192.0.2.1:1"]\nbackend = [{ address = "10.0.0.5:80" }]\n')
     assert main(["run", "--check", "--config", str(path)]) == 0
-    assert capsys.readouterr().out == "the configuration is right: `relay`, 1 worker(s)\n"
+    assert capsys.readouterr().out == "the configuration is valid: `relay`, 1 worker(s)\n"
     assert main(["run", "--check", "--config", str(path), "--workers", "0"]) == 1
     assert "expected `int` >= 1 (`--workers`)" in capsys.readouterr().err
 

@@ -13,7 +13,6 @@ import pytest
 
 from finwait.errors import KernelError
 from finwait.relay import listeners
-from finwait.relay.admin import bind_metrics
 from finwait.relay.circles import is_local
 from finwait.relay.config.parsing import parse
 
@@ -68,9 +67,9 @@ def test_no_address_of_ipv6_is_this_machine_s_where_there_is_no_ipv6() -> None:
 
 @pytest.mark.usefixtures("no_ipv6")
 def test_metrics_on_every_address_are_served_on_those_of_ipv4() -> None:
-    with bind_metrics("*:0", []) as sock:
+    with listeners.bind_metrics("*:0", []) as sock:
         assert (sock.family, sock.getsockname()[0]) == (socket.AF_INET, "0.0.0.0")
         sock.listen()
-        assert bind_metrics(f"*:{sock.getsockname()[1]}", [sock]) is sock
+        assert listeners.bind_metrics(f"*:{sock.getsockname()[1]}", [sock]) is sock
     with pytest.raises(KernelError, match=r"listen on \[::1\]:0 for metrics"):
-        bind_metrics("[::1]:0", [])
+        listeners.bind_metrics("[::1]:0", [])

@@ -14,19 +14,19 @@ from finwait.relay.machine import (
     Command,
     Event,
     ImpossibleEvent,
-    Limits,
-    Machine,
     Reason,
-    State,
+    RelayLimits,
+    RelayMachine,
+    RelayState,
     render_table,
 )
 
 C, E = Command, Event
-LIMITS = Limits(idle=100, half_close=30, connect=5, tries=2)
+LIMITS = RelayLimits(idle=100, half_close=30, connect=5, tries=2)
 
 
-def opened(limits: Limits = LIMITS, at: float = 0.0) -> Machine:
-    machine = Machine(limits, at)
+def opened(limits: RelayLimits = LIMITS, at: float = 0.0) -> RelayMachine:
+    machine = RelayMachine(limits, at)
     assert machine.feed(E.CONNECTED, at) == (C.PUMP,)
     return machine
 
@@ -34,9 +34,9 @@ def opened(limits: Limits = LIMITS, at: float = 0.0) -> Machine:
 def test_a_client_that_half_closes_gets_its_answer() -> None:
     machine = opened()
     assert machine.feed(E.CLIENT_DONE, 1) == (C.SHUT_SERVER,)
-    assert machine.state is State.CLIENT_ENDED
+    assert machine.state is RelayState.CLIENT_ENDED
     assert machine.feed(E.SERVER_DONE, 9) == (C.CLOSE,)
-    assert (machine.state, machine.reason) == (State.CLOSED, Reason.CLIENT_FIN_FIRST)
+    assert (machine.state, machine.reason) == (RelayState.CLOSED, Reason.CLIENT_FIN_FIRST)
 
 
 def test_a_fin_waits_for_the_bytes_before_it() -> None:
@@ -44,7 +44,7 @@ def test_a_fin_waits_for_the_bytes_before_it() -> None:
     assert machine.feed(E.SERVER_EOF, 1) == ()
     states = [machine.state]
     assert machine.feed(E.CLIENT_EOF, 2) == ()
-    assert [*states, machine.state] == [State.SERVER_ENDING, State.BOTH_ENDING]
+    assert [*states, machine.state] == [RelayState.SERVER_ENDING, RelayState.BOTH_ENDING]
     assert machine.feed(E.SERVER_DONE, 3) == (C.SHUT_CLIENT,)
     assert machine.feed(E.CLIENT_DONE, 4) == (C.CLOSE,)
     assert machine.reason is Reason.SERVER_FIN_FIRST
@@ -89,7 +89,7 @@ def test_the_half_close_counts_from_the_first_fin() -> None:
 
 
 def test_tries_go_over_backends_and_then_end_in_a_reset() -> None:
-    machine = Machine(LIMITS, 0)
+    machine = RelayMachine(LIMITS, 0)
     assert machine.feed(E.CONNECT_REFUSED, 1) == (C.CONNECT,)
     assert machine.next_deadline() == 6
     assert machine.feed(E.TICK, 6) == (C.ABORT,)
@@ -124,11 +124,11 @@ def test_first_byte_counts_until_anyone_speaks() -> None:
 
 
 def test_a_header_must_come_in_time() -> None:
-    machine = Machine(replace(LIMITS, header=4), 0, header=True)
+    machine = RelayMachine(replace(LIMITS, header=4), 0, header=True)
     assert machine.next_deadline() == 4
     assert machine.feed(E.HEADER_READ, 1) == (C.CONNECT,)
     assert (machine.tries, machine.next_deadline()) == (1, 6)
-    late = Machine(replace(LIMITS, header=4), 0, header=True)
+    late = RelayMachine(replace(LIMITS, header=4), 0, header=True)
     assert late.feed(E.TICK, 4) == (C.ABORT,)
     assert late.reason is Reason.HEADER
 
@@ -144,31 +144,33 @@ def test_what_cannot_happen_is_said_to_be_impossible() -> None:
 
 
 def test_every_live_state_can_be_reset_drained_and_killed() -> None:
-    for state in State:
-        if state is State.CLOSED:
+    for state in RelayState:
+        if state is RelayState.CLOSED:
             assert STEPS[state] == (None,) * len(Event)
             continue
         for event in (E.CLIENT_RESET, E.CLIENT_VANISHED, E.DRAIN, E.DRAIN_TIMER, E.KILL, E.LIFETIME_TIMER):
             assert STEPS[state][event], (state, event)
-        if state not in (State.HEADER, State.CONNECTING):
+        if state not in (RelayState.HEADER, RelayState.CONNECTING):
             for event in (E.SERVER_RESET, E.SERVER_VANISHED):
                 assert STEPS[state][event], (state, event)
 
 
 def test_every_state_can_be_reached_and_can_end_by_fin() -> None:
-    after = {s: {row.next for row in TRANSITIONS if s in row.states and row.next is not None} for s in State}
-    seen, todo = set(), [State.HEADER]
+    after = {
+        s: {row.next for row in TRANSITIONS if s in row.states and row.next is not None} for s in RelayState
+    }
+    seen, todo = set(), [RelayState.HEADER]
     while todo:
         state = todo.pop()
         if state not in seen:
             seen.add(state)
             todo += after[state]
-    assert seen == set(State)
+    assert seen == set(RelayState)
 
 
 def test_only_two_fins_end_a_connection_without_reset() -> None:
     for row in TRANSITIONS:
-        if row.next is State.CLOSED:
+        if row.next is RelayState.CLOSED:
             by_fin = row.reason in ENDED_BY_FIN
             assert row.commands[-1] is (C.CLOSE if by_fin else C.ABORT), row
         else:
@@ -182,4 +184,11 @@ def test_every_reason_and_every_command_is_used() -> None:
 
 
 def test_the_table_is_rendered_whole() -> None:
-    assert len(render_table().splitlines()) == 2 + len(TRANSITIONS)
+    lines = render_table().splitlines()[2:]
+    for line, row in zip(lines, TRANSITIONS, strict=True):
+        _, _, event, after, commands, reason, why, _ = (cell.strip() for cell in line.split("|"))
+        assert event == row.event.name
+        assert after == ("(stays)" if row.next is None else row.next.name)
+        assert commands == (", ".join(command.name for command in row.commands) if row.commands else "–")
+        assert reason == (f"`{row.reason}`" if row.reason else "–")
+        assert why == row.why

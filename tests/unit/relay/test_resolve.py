@@ -118,7 +118,7 @@ def test_a_file_of_very_many_backends_is_cut_and_that_is_said(
     path = tmp_path / "backends"
     path.write_text("".join(f"10.0.{k >> 8}.{k & 255}:80\n" for k in range(5000)))
     assert len(asyncio.run(found_by(config(f"file:{path}")))) == MOST_BACKENDS
-    assert f"has 5000 backends; the first {MOST_BACKENDS} are taken" in capsys.readouterr().err
+    assert f"has 5000 backends; the first {MOST_BACKENDS} are used" in capsys.readouterr().err
 
 
 def test_lines_of_a_file_cannot_write_on_the_terminal(
@@ -130,7 +130,7 @@ def test_lines_of_a_file_cannot_write_on_the_terminal(
     err = capsys.readouterr().err
     assert err.isascii()
     assert all(line.isprintable() for line in err.splitlines())
-    assert "60 more lines are left out" in err
+    assert "60 more lines are skipped" in err
 
 
 def test_a_name_of_very_many_addresses_is_cut_and_that_is_said(

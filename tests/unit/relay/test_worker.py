@@ -71,7 +71,7 @@ def test_a_mistake_of_ours_ends_one_connection_and_no_other(
     rig.until(lambda: readable(broken[0]))
     with pytest.raises(ConnectionResetError):
         broken[0].recv(1)
-    assert "a mistake of ours ends a connection" in capsys.readouterr().err
+    assert "a bug in finwait ends a connection" in capsys.readouterr().err
     whole[0].sendall(b"fine")
     rig.until(lambda: readable(whole[1]))
     assert whole[1].recv(4) == b"fine"

@@ -52,7 +52,7 @@ def test_two_settings_that_hurt_together_are_told_where_the_second_stands():
         "sysctl.conf", "net.netfilter.nf_conntrack_max=4194304\nnet.netfilter.nf_conntrack_buckets=262144\n"
     )
     assert (2, "S36", "harmful") in got
-    assert any("16 a chain" in f.reason for f in report.findings)
+    assert any("16 per chain" in f.reason for f in report.findings)
 
 
 def test_shell_commands_in_all_their_forms_are_seen():
@@ -360,6 +360,42 @@ def test_haproxy_is_judged_by_what_bounds_a_half_close():
     assert "`timeout client-fin` and no `timeout server-fin`" in report.findings[1].reason
 
 
+@pytest.mark.parametrize(
+    ("section", "lacking"),
+    [
+        ("frontend f from bounded", None),
+        ("frontend f", "no `timeout client-fin`"),  # the defaults above it, not those that it does not name
+        ("backend b from bounded", "no `timeout server-fin`"),  # a `client-fin` bounds no backend
+        ("listen l from both", None),
+        ("listen l from bounded", "no `timeout server-fin`"),
+        ("listen l from http", None),  # not TCP: nothing is relayed half-closed
+        ("listen l from nowhere", "no `timeout client-fin` and no `timeout server-fin`"),
+        ("frontend f from late", None),  # it has everything of those that it builds on
+        ("listen from", "no `timeout client-fin` and no `timeout server-fin`"),  # that is its name
+    ],
+)
+def test_an_haproxy_section_has_the_defaults_that_it_names(section: str, lacking: str | None):
+    text = f"""\
+        defaults bounded
+            mode tcp
+            timeout client-fin 30s
+        defaults both from bounded
+            timeout server-fin 30s
+        defaults http
+            mode http
+        defaults late from both
+            timeout client 10s
+        defaults
+            mode tcp
+        {section}
+            bind :1
+        """
+    got, report = found("haproxy.cfg", text)
+    assert got[:2] == [(3, "X52", "true"), (5, "X52", "true")]
+    assert [line for line, _, _ in got[2:]] == ([12] if lacking else [])
+    assert lacking is None or f"has {lacking}. " in report.findings[2].reason
+
+
 def test_nginx_is_judged_by_what_bounds_a_half_close():
     got, report = found(
         "nginx.conf",
@@ -457,3 +493,47 @@ def test_lines_are_counted_as_every_reader_counts_them_whatever_yaml_takes_for_o
     report = audit("pod.yaml", text.encode(), knowledge(), kind="yaml")
     assert [problem.line for problem in report.problems] != []
     assert all(problem.line <= 4 for problem in report.problems)
+
+
+def test_a_quoted_argument_over_several_lines_is_seen_where_it_stands():
+    got, _ = found(
+        "x.sh",
+        """\
+        #!/bin/sh
+        echo "net.ipv4.tcp_fin_timeout = 10
+        net.ipv4.tcp_tw_recycle = 1" >> /etc/sysctl.conf
+        printf 'net.ipv4.tcp_fin_timeout=15
+        ' | sysctl -p -
+        echo "30
+        " > /proc/sys/net/ipv4/tcp_fin_timeout
+        """,
+    )
+    assert got == [
+        (2, "S12", "no-effect"),
+        (3, "removed-sysctl", "false"),
+        (4, "S12", "no-effect"),
+        (7, "S12", "no-effect"),
+    ]
+
+
+def test_what_a_script_only_says_over_several_lines_is_no_advice():
+    got, _ = found(
+        "x.sh",
+        """\
+        echo "hint: nobody should
+        set net.ipv4.tcp_fin_timeout=10 or
+        net.ipv4.tcp_tw_recycle=1"
+        echo don't  # a lone quote joins nothing
+        sysctl -w net.ipv4.tcp_fin_timeout=20
+        """,
+    )
+    assert got == [(5, "S12", "no-effect")]
+
+
+def test_a_command_that_a_backslash_continues_is_one_command_wherever_it_is_broken():
+    got, _ = found(
+        "x.sh",
+        'sysctl -w net.ipv4.\\\ntcp_fin_timeout=30\nsysctl -w "net.ipv4.tcp_fin_timeout\\\n=31"\n'
+        "echo 32 \\\n  > /proc/sys/net/ipv4/\\\ntcp_fin_timeout\n",
+    )
+    assert [rule for _, rule, _ in got] == ["S12"] * 3

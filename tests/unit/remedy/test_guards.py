@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,13 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finwait.acting.identity import journal_target
+from finwait.attribution.owners import HolderRows
 from finwait.attribution.process import ProcessView
 from finwait.diagnosis import catalogue, engine
-from finwait.diagnosis.view import View
+from finwait.diagnosis.view import NamespaceView, View
 from finwait.errors import FinwaitError, Refused
+from finwait.remedy import making, plan_file
 from finwait.remedy import plan as plans
-from finwait.remedy.guards import GUARDS, Abilities, Limits, guard_entry, guard_rows
-from finwait.report.plan import plan_lines
+from finwait.remedy.guards import GUARDS, PROTECTED, Abilities, Limits, guard_entry, guard_rows
+from finwait.remedy.steps import peer_sees
+from finwait.report import plan as report_plan
+from finwait.report.plan import plan_json, plan_lines
 from finwait.uapi import tcp
 from tests.unit.diagnosis.test_rules import HELD, INFO
 from tests.unit.diagnosis.views import socket, view
@@ -28,7 +34,7 @@ APP = {500: ProcessView(500, "app")}
 
 def make(v: View, limits: Limits | None = None, **more: Any) -> plans.Plan:
     findings = engine.diagnose(v, catalogue.rules())
-    return plans.make(v, findings, np.ones(len(v), np.bool_), limits or Limits(), **more)
+    return making.make(v, findings, np.ones(len(v), np.bool_), limits or Limits(), **more)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +97,7 @@ def test_a_holder_that_could_not_be_looked_for_is_not_nobody(how: dict[str, Any]
     forced = make(v, Limits(override=frozenset({"holder-unknown"})))
     assert [(step.inode, step.holders_known) for step in forced.steps] == [(7, True), (8, False)]
     assert "holder unknown" in "".join(plan_lines(forced))
+    assert all(len(line) <= 100 for line in plan_lines(forced))
     assert "no process" not in "".join(plan_lines(forced))
     entry = guard_entry(v, (1,), Limits(override=frozenset({"live-end"})))
     assert entry is not None
@@ -199,7 +206,11 @@ def test_most_of_what_a_process_holds_is_not_touched_at_once() -> None:
         (HELD, "destroy"),
         (HELD | {"state": tcp.CLOSE_WAIT, "shutdown": 1}, "fin"),
         (HELD | {"state": tcp.FIN_WAIT1, "timer": 1, "retrans": 3}, "user-timeout"),
-        (HELD | {"state": tcp.FIN_WAIT1, "timer": 4, "snd_wnd": 0, "wqueue": 9}, "user-timeout"),
+        (
+            HELD
+            | {"state": tcp.FIN_WAIT1, "timer": 4, "snd_wnd": 0, "wqueue": 9, "last_data_sent_ms": 600_000},
+            "user-timeout",
+        ),
     ],
 )
 def test_the_gentlest_means_that_ends_it_is_chosen(one: dict[str, Any], means: str) -> None:
@@ -217,7 +228,7 @@ def test_without_a_holder_only_destroying_is_left() -> None:
 
 
 def test_what_the_peer_sees_is_that_of_the_destroy_matrix() -> None:
-    sees = plans.peer_sees
+    sees = peer_sees
     for state in (tcp.LAST_ACK, tcp.CLOSING, tcp.TIME_WAIT, tcp.SYN_SENT, tcp.SYN_RECV):
         assert sees(state, orphan=False, minisocket=False) == "nothing"
     assert sees(tcp.FIN_WAIT2, orphan=True, minisocket=True) == "nothing"
@@ -227,9 +238,9 @@ def test_what_the_peer_sees_is_that_of_the_destroy_matrix() -> None:
 
 
 def again(plan: plans.Plan, v: View, limits: Limits | None = None, **more: Any) -> plans.Plan:
-    read = plans.decode(plans.encode(plan))
+    read = plan_file.decode(plan_json(plan))
     found = engine.diagnose(v, catalogue.rules())
-    return plans.again(read, v, found, limits or Limits(), can=more.pop("can", Abilities()), **more)
+    return making.again(read, v, found, limits or Limits(), can=more.pop("can", Abilities()), **more)
 
 
 def test_a_plan_from_a_file_is_made_anew_from_what_is_seen_now() -> None:
@@ -242,7 +253,7 @@ def test_a_plan_from_a_file_is_made_anew_from_what_is_seen_now() -> None:
             )
             for step in plan.steps
         ),
-        left=(plans.Left("\x1b[2J", "\x1b[2J", "\x1b[2J"),),
+        left=(plans.Left(making._end_of(plan.steps[0]), "\x1b[2J", "\x1b[2J"),),
         advice=("\x1b[2J",),
     )
     now = view(*many(2), holders={100 + k: [600] for k in range(2)}, processes={600: ProcessView(600, "new")})
@@ -297,7 +308,7 @@ def test_a_plan_that_calls_things_otherwise_is_refused_or_left_alone() -> None:
         ({"inode": 2**63 - 1}, "there is no such socket"),
     ):
         with pytest.raises(FinwaitError, match=r"^plan:\d+: .*" + said):
-            plans.decode(plans.encode(with_(**changed)), "plan")
+            plan_file.decode(plan_json(with_(**changed)), "plan")
     silent = with_(sees="nothing", peer_told="nothing: no packet is sent in this state")
     assert [one.guard for one in again(silent, v).left] == ["plan"]
     other = with_(dport=81)
@@ -313,7 +324,7 @@ def test_what_a_file_says_of_causes_and_peers_is_never_shown() -> None:
         "rule": "nat-entry-gone",
         "sees": "nothing-through-nat",
         "peer_told": "nothing: the RST cannot cross the translation that is gone",
-        "selected": "10.9.9.9:1 → 10.9.9.8:2 FIN_WAIT2",
+        "selected": plans.End(1, 6, 2, "10.9.9.9", 1, "10.9.9.8", 2, "FIN_WAIT2", "0x7"),
         "note": "safe",
     }
     both = msgspec.structs.replace(plan, steps=(msgspec.structs.replace(step, **lied),))
@@ -322,7 +333,7 @@ def test_what_a_file_says_of_causes_and_peers_is_never_shown() -> None:
         plan, steps=(msgspec.structs.replace(step, rule="nat-entry-gone", note="safe"),)
     )
     (fresh,) = again(only, v).steps
-    assert (fresh.rule, fresh.sees, fresh.note, fresh.selected) == (step.rule, "reset", "", "")
+    assert (fresh.rule, fresh.sees, fresh.note, fresh.selected) == (step.rule, "reset", "", None)
     (gone,) = again(only, view()).steps
     assert (gone.gone, gone.rule, gone.note) == (True, "", "")
 
@@ -357,6 +368,43 @@ def test_a_means_that_does_nothing_any_more_is_not_taken_from_a_plan_file() -> N
 )
 def test_what_runs_the_containers_of_a_node_is_protected(comm: str) -> None:
     v = view(HELD, holders=OWNED, processes={500: ProcessView(500, comm, uid=0)})
+    assert make(v).left[0].guard == "protected"
+
+
+NODE = """
+    systemd init sshd sshd-session dropbear tailscaled kubelet kubelite k3s k3s-server k3s-agent k0s rke2 hyperkube
+    kube-apiserver kube-controller-manager kube-scheduler kube-proxy etcd containerd containerd-shim
+    containerd-shim-runc-v2 dockerd docker-proxy cri-dockerd buildkitd crio conmon podman runc crun lxcfs lxd incusd
+    finwait finwait-relay
+"""
+
+
+@pytest.mark.parametrize("name", NODE.split())
+def test_every_program_that_a_node_depends_on_is_protected_by_what_the_kernel_keeps_of_its_name(
+    name: str,
+) -> None:
+    for comm in (name, name[:15]):
+        v = view(HELD, holders=OWNED, processes={500: ProcessView(500, comm, uid=0)})
+        (left,) = make(v).left
+        assert (left.guard, f"held by {comm} (pid 500)" in left.reason) == ("protected", True)
+
+
+def test_the_guard_knows_no_other_program() -> None:
+    assert {name[:15] for name in PROTECTED} == {name[:15] for name in NODE.split()}
+    for comm in ("sshd2", "my-kubelet", "nginx", ""):
+        v = view(HELD, holders=OWNED, processes={500: ProcessView(500, comm, uid=0)})
+        assert len(make(v).steps) == 1
+
+
+def test_any_holder_can_be_the_protected_one() -> None:
+    processes = {500: ProcessView(500, "nginx", uid=33), 501: ProcessView(501, "containerd-shim", uid=0)}
+    v = view(HELD, holders={7: [500, 501]}, processes=processes)
+    assert make(v).left[0].guard == "protected"
+
+
+@pytest.mark.parametrize("uid", [0, -1, 65534])
+def test_a_name_is_believed_of_root_of_an_unknown_user_and_of_one_without_a_number_here(uid: int) -> None:
+    v = view(HELD, holders=OWNED, processes={500: ProcessView(500, "dockerd", uid=uid)})
     assert make(v).left[0].guard == "protected"
 
 
@@ -406,29 +454,35 @@ def test_addresses_are_written_as_they_can_be_pasted() -> None:
 
 def test_a_plan_that_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make(view(HELD, holders=OWNED, processes=APP))
-    monkeypatch.setattr(plans, "_MOST_BYTES", 500)
+    monkeypatch.setattr(report_plan, "_MOST_BYTES", 500)
     with pytest.raises(FinwaitError, match="a plan of 1 steps"):
-        plans.encode(plan)
+        plan_json(plan)
 
 
 def test_reading_a_plan_takes_time_in_proportion_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's line is looked for only when it is told: once, in the whole of the file."""
     plan = make(view(HELD, holders=OWNED, processes=APP))
-    long = msgspec.structs.replace(plan, steps=plan.steps * 5000)
+    step = plan.steps[0]
+    long = msgspec.structs.replace(
+        plan, steps=tuple(msgspec.structs.replace(step, cookie=f"{n:#x}") for n in range(1, 5001))
+    )
     calls: list[int] = []
-    found = plans._line_of
-    monkeypatch.setattr(plans, "_line_of", lambda data, path: calls.append(1) or found(data, path))  # type: ignore[func-returns-value]
-    assert len(plans.decode(plans.encode(long)).steps) == 5000
+    found = plan_file._line_of
+    monkeypatch.setattr(plan_file, "_line_of", lambda data, path: calls.append(1) or found(data, path))  # type: ignore[func-returns-value]
+    assert len(plan_file.decode(plan_json(long)).steps) == 5000
     assert calls == []
     bad = msgspec.structs.replace(long, steps=(*long.steps, msgspec.structs.replace(plan.steps[0], kind="x")))
     with pytest.raises(FinwaitError, match=r":\d{5,}: "):
-        plans.decode(plans.encode(bad))
+        plan_file.decode(plan_json(bad))
     assert calls == [1]
 
 
 def test_a_plan_is_read_back_as_it_was_written() -> None:
     plan = make(view(HELD, socket(state=tcp.FIN_WAIT2, timer=3), holders=OWNED), boot_id="b", now_unix_ns=5)
-    assert plans.decode(plans.encode(plan)) == plan
+    steps = tuple(
+        msgspec.structs.replace(step, cost=None) for step in plan.steps
+    )  # that is of the look alone
+    assert plan_file.decode(plan_json(plan)) == msgspec.structs.replace(plan, steps=steps)
 
 
 @pytest.mark.parametrize(
@@ -436,14 +490,25 @@ def test_a_plan_is_read_back_as_it_was_written() -> None:
 )
 def test_what_is_no_plan_is_told_so(data: bytes) -> None:
     with pytest.raises(FinwaitError, match="not a plan"):
-        plans.decode(data)
+        plan_file.decode(data)
 
 
 def test_a_plan_that_somebody_made_to_name_a_listener_is_refused() -> None:
     plan = make(view(HELD, holders=OWNED))
-    forged = plans.encode(plan).replace(b'"FIN_WAIT2"', b'"LISTEN"')
+    forged = plan_json(plan).replace(b'"FIN_WAIT2"', b'"LISTEN"')
     with pytest.raises(Refused, match="listener"):
-        plans.decode(forged)
+        plan_file.decode(forged)
+
+
+@pytest.mark.parametrize("means", ["destroy", "reset"])
+def test_a_plan_that_names_a_connection_twice_is_refused(means: Any) -> None:
+    """It would be counted twice; with another means it would be acted upon twice."""
+    plan = make(view(HELD, holders=OWNED))
+    step = plan.steps[0]
+    again = msgspec.structs.replace(step, means=means, cookie=step.cookie.upper().replace("X", "x"))
+    twice = plan_json(msgspec.structs.replace(plan, steps=(step, again)))
+    with pytest.raises(FinwaitError, match=r"plan\.json:\d+: names a connection a second time, cookie 0x"):
+        plan_file.decode(twice, "plan.json")
 
 
 STATES = st.sampled_from([1, 2, 3, 4, 5, 6, 8, 9, 10, 11])
@@ -497,7 +562,7 @@ def test_what_is_too_young_is_told_when_it_will_be_old_enough() -> None:
     said = " ".join("".join(plan_lines(plan)).split())
     assert "it is old enough in 6.0 s: run the same command again then" in said
     assert "`--override min-age` overrules that guard" in said
-    assert plans.decode(plans.encode(plan)).left == plan.left
+    assert plan_file.decode(plan_json(plan)).left == plan.left
 
 
 def test_of_an_unknown_age_two_looks_tell() -> None:
@@ -505,5 +570,341 @@ def test_of_an_unknown_age_two_looks_tell() -> None:
     plan = make(view(ageless, holders=OWNED, processes=APP), Limits(min_age_ms=10_000))
     assert [(one.guard, one.wait_ms) for one in plan.left] == [("min-age", 0)]
     said = " ".join("".join(plan_lines(plan)).split())
-    assert "`--for` with the duration of `--min-age` looks twice" in said
-    assert "old enough" not in said
+    assert "`--for` with the duration of `--min-age` watches that long" in said
+    assert "old enough in" not in said
+
+
+STUCK = HELD | {"state": tcp.FIN_WAIT1, "inode": 0, "timer": 4, "snd_wnd": 0, "wqueue": 9, "backoff": 9}
+
+
+@pytest.mark.parametrize(
+    ("one", "why"),
+    [
+        (HELD | {"timer": 2, "expires_ms": 3000, "last_ack_recv_ms": 1000}, "keepalive probe sets the clock"),
+        (STUCK | {"last_data_sent_ms": 600_000}, "only watching it tells its age"),
+    ],
+    ids=["its keepalive is answered", "its window is shut"],
+)
+@pytest.mark.parametrize("watched_ms", [0, 4000])
+def test_nobody_is_told_to_wait_for_an_age_that_waiting_does_not_show(
+    one: dict[str, Any], why: str, watched_ms: int
+) -> None:
+    """However often the command is run, it knows no more: but watching for so long, it does."""
+
+    def said(watched: int) -> str:
+        v = view(one, holders=OWNED, processes=APP, earlier=[one], watched_ms=watched)
+        plan = make(v, Limits(min_age_ms=10_000, override=frozenset({"slow-reader"})))
+        assert all(entry.wait_ms == 0 for entry in plan.left)
+        return " ".join("".join(plan_lines(plan)).split())
+
+    text = said(watched_ms)
+    assert why in text
+    assert "old enough in" not in text
+    assert "`--for` with the duration of `--min-age`" in text
+    assert "by guard `min-age`" not in said(10_500)
+
+
+def test_what_comes_to_be_old_enough_before_its_next_probe_is_told_when() -> None:
+    one = HELD | {"timer": 2, "expires_ms": 60_000, "last_ack_recv_ms": 4000}
+    (left,) = make(view(one, holders=OWNED, processes=APP), Limits(min_age_ms=10_000)).left
+    assert left.wait_ms == 6000
+
+
+def test_the_age_that_retransmissions_tell_grows_in_steps_and_is_waited_for_as_long() -> None:
+    """Told are waits that are over, each twice the one before: 10 s are known when up to 20 s have passed."""
+    one = HELD | {
+        "state": tcp.FIN_WAIT1,
+        "timer": 1,
+        "wqueue": 1,
+        "retrans": 2,
+        "backoff": 2,
+        "rto_us": 800_000,
+    }
+    v = view(one, holders=OWNED, processes=APP)
+    assert v.at_least_ms[0] == 600
+    assert v.clock_shows(np.array([0]), 10_000).tolist() == [19_600]
+
+
+def test_what_may_be_a_slow_download_is_left_alone_unless_that_is_overruled() -> None:
+    slow = HELD | {
+        "state": tcp.FIN_WAIT1, "timer": 4, "snd_wnd": 0, "wqueue": 9, "backoff": 4, "last_data_sent_ms": 9000,
+    }  # fmt: skip
+    left = make(view(slow, holders=OWNED, processes=APP)).left
+    assert [one.guard for one in left] == ["slow-reader"]
+    anyway = Limits(override=frozenset({"slow-reader"}))
+    (step,) = make(view(slow, holders=OWNED, processes=APP), anyway).steps
+    assert step.rule == "zero-window"
+    stuck = slow | {"last_data_sent_ms": 600_000}
+    assert not make(view(stuck, holders=OWNED, processes=APP)).left
+
+
+# ── the other end ────────────────────────────────────────────────────────────────────────────────────────
+
+PEER = HELD | {
+    "state": tcp.CLOSE_WAIT, "shutdown": 1, "inode": 8, "cookie": 2, "src": "192.0.2.1", "sport": 80, "dst": "10.0.0.1",
+    "dport": 4000,
+}  # fmt: skip
+BOTH = {7: [500], 8: [600]}
+
+
+def two(comm: str = "peer", peer: dict[str, Any] | None = None, **how: Any) -> View:
+    processes = APP | {600: ProcessView(600, comm)}
+    return view(HELD, PEER | (peer or {}), holders=how.pop("holders", BOTH), processes=processes, **how)
+
+
+def first(v: View, limits: Limits | None = None, **more: Any) -> plans.Plan:
+    """A plan for the end in row 0 alone."""
+    findings = engine.diagnose(v, catalogue.rules())
+    return making.make(v, findings, np.arange(len(v)) == 0, limits or Limits(), **more)
+
+
+_MET = HELD | {"bytes_received": 20}
+SENDING_PEER = view(
+    _MET, PEER | {"bytes_acked": 20}, earlier=[_MET, PEER | {"bytes_acked": 10}], watched_ms=500, holders=BOTH,
+    processes=APP | {600: ProcessView(600, "peer")},
+)  # fmt: skip
+KEPT_THERE: list[tuple[str, View, Limits]] = [
+    ("protected", two("sshd"), Limits()),
+    ("protected", two(), Limits(own_pid=600)),
+    ("min-age", two(peer={"last_ack_recv_ms": 3000, "last_data_recv_ms": 3000}), Limits(min_age_ms=10_000)),
+    ("moving", SENDING_PEER, Limits()),
+    ("holder-unknown", two(holders={7: [500]}, unreadable=(1,)), Limits()),
+    ("accept-queue", two(peer={"inode": 0, "rqueue": 6}, holders={7: [500]}), Limits()),
+]
+
+
+@pytest.mark.parametrize("force", [None, "destroy", "reset"])
+@pytest.mark.parametrize(
+    ("guard", "v", "limits"), KEPT_THERE, ids=[f"{g}-{k}" for k, (g, _, _) in enumerate(KEPT_THERE)]
+)
+def test_a_guard_of_the_other_end_keeps_the_connection_also_from_a_reset(
+    guard: str, v: View, limits: Limits, force: Any
+) -> None:
+    """That the gentle means is not allowed there is no reason to take a harder one here."""
+    assert int(v.other[0]) == 1
+    assert guard_rows(v, 0, limits) is None
+    plan = first(v, limits, force=force)
+    assert plan.steps == ()
+    (left,) = plan.left
+    assert left.guard == guard
+    assert left.reason.startswith("its other end, in CLOSE_WAIT on this machine: ")
+    assert first(v, replace(limits, override=frozenset({guard})), force=force).steps
+
+
+def test_a_half_close_whose_other_end_is_being_read_is_healthy_and_left_alone() -> None:
+    v = two(peer={"rqueue": 1}, earlier=[HELD, PEER | {"rqueue": 9}], watched_ms=500)
+    assert [f.rule for f in engine.diagnose(v, catalogue.rules()) if f.primary and 0 in f.rows] == [
+        "fin-wait2-streaming"
+    ]
+    plan = first(v)
+    assert plan.steps == ()
+    assert [left.guard for left in plan.left] == ["healthy"]
+
+
+def test_a_program_that_is_not_protected_at_the_other_end_keeps_nothing() -> None:
+    (step,) = first(two()).steps
+    assert (step.means, step.sport) == ("fin", 80)
+    assert [one.means for one in first(two(), force="destroy").steps] == ["destroy"]
+
+
+def test_a_descriptor_that_may_not_be_borrowed_there_is_no_reason_for_a_reset_from_here() -> None:
+    (left,) = first(two(), can=Abilities(no_borrow={600: "pid 600 may not be looked into"})).left
+    assert left.guard == "means"
+    assert "has to come from its other end" in left.reason
+    assert "pid 600 may not be looked into; `--with destroy` would end it" in left.reason
+    assert first(two(), can=Abilities(no_borrow={600: "no"}), force="destroy").steps
+
+
+def test_what_does_not_hurt_a_protected_program_at_the_other_end_is_done() -> None:
+    """It sent its FIN and waits for ours: that is no act on it. Nor is a probe, which it answers."""
+    waiting = view(
+        PEER, HELD, holders=BOTH, processes={500: ProcessView(500, "sshd"), 600: ProcessView(600, "app")}
+    )
+    assert [one.means for one in first(waiting).steps] == ["fin"]
+    assert [one.guard for one in first(waiting, force="destroy").left] == ["protected"]
+    open_ = [{"state": tcp.ESTABLISHED, "shutdown": 0}] * 2
+    live = view(PEER | open_[0], HELD | open_[1], holders=BOTH, processes=dict(waiting.processes))
+    named = Limits(established_named=True)
+    assert [one.means for one in first(live, named, force="keepalive").steps] == ["keepalive"]
+    for means in ("fin", "reset", "destroy"):
+        assert [one.guard for one in first(live, named, force=means).left] == ["protected"]
+
+
+def test_a_minisocket_at_the_other_end_has_no_program_that_could_be_hurt() -> None:
+    gone = HELD | {"timer": 3, "inode": 0, "expires_ms": 9000}
+    v = view(PEER, gone, holders={8: [600]}, processes={600: ProcessView(600, "app")}, unreadable=(1,))
+    assert first(v, Limits(min_age_ms=1), force="destroy").steps
+
+
+@pytest.mark.parametrize("means", ["destroy", "reset"])
+def test_the_other_end_is_asked_again_of_a_plan_from_a_file(means: Any) -> None:
+    plan = first(two(), force=means)
+    assert again(plan, two()).steps
+    assert [one.guard for one in again(plan, two("sshd")).left] == ["protected"]
+    assert again(plan, two("sshd"), Limits(override=frozenset({"protected"}))).steps
+    from_there = first(two())
+    assert again(from_there, two()).steps
+    ours = view(
+        HELD, PEER, holders=BOTH, processes={500: ProcessView(500, "sshd"), 600: ProcessView(600, "app")}
+    )
+    assert [one.guard for one in again(from_there, ours).left] == ["protected"]  # the end that was selected
+
+
+def test_what_may_be_the_other_end_counts_too() -> None:
+    v = two("sshd")
+    v = replace(v, other=np.array([-1, -1]), other_possible=np.array([1, 0]))
+    (left,) = first(v, force="destroy").left
+    assert left.guard == "protected"
+    assert left.reason.startswith("what may be its other end, in CLOSE_WAIT on this machine: held by sshd")
+
+
+def test_of_an_orphan_whose_timer_gives_nothing_up_it_is_not_said_that_it_has_none() -> None:
+    probing = HELD | {
+        "state": tcp.LAST_ACK,
+        "inode": 0,
+        "timer": 4,
+        "retrans": 0,
+        "snd_wnd": 1500,
+        "wqueue": 9,
+    }
+    few = {
+        1: NamespaceView(1, sysctls={"ipv4/tcp_retries2": "5"})
+    }  # fewer than an orphan has: answers restart them
+    for cells, said in (
+        (probing, "its timer gives nothing up"),
+        (
+            probing | {"retrans": 1, "snd_wnd": 0, "backoff": 3},
+            "its timer gives up only if the peer answers no more",
+        ),
+        (probing | {"timer": 0}, "it has no timer to end it"),
+    ):
+        (left,) = make(view(cells, processes=APP, namespaces=few)).left
+        assert said in left.reason
+
+
+def test_bytes_of_a_connection_of_which_both_ends_are_in_the_plan_are_counted_once() -> None:
+    one = HELD | {"state": tcp.ESTABLISHED, "wqueue": 1000, "cookie": 1}
+    far = socket(
+        state=tcp.ESTABLISHED,
+        src="192.0.2.1",
+        dst="10.0.0.1",
+        sport=80,
+        dport=4000,
+        inode=8,
+        cookie=2,
+        wqueue=500,
+    )
+    v = view(one, far, holders={7: [500], 8: [501]}, processes=APP)
+    limits = Limits(override=frozenset({"established", "share", "moving", "healthy", "slow-reader"}))
+    for rows, told in (((0, 1), 1500), ((0,), 1500), ((1,), 1500)):
+        mask = np.isin(np.arange(2), rows)
+        steps = making.make(v, (), mask, limits, force="destroy").steps
+        text = " ".join("".join(plan_lines(plans.Plan(0, "", steps))).split())
+        assert len(steps) == len(rows)
+        found = [int(n.replace(",", "")) for n in re.findall(r"at most ([\d,]+) bytes", text)]
+        assert sum(found) == told, text
+
+
+def test_a_half_close_whose_answer_may_still_come_is_left_alone_for_long() -> None:
+    """Its end would cut the answer off, and SIGPIPE end the program that writes it."""
+    limits = Limits(min_age_ms=10_000, answer_ms=600_000)
+    clocks = ("last_ack_recv_ms", "last_data_recv_ms", "last_data_sent_ms")
+    far = socket(
+        state=tcp.CLOSE_WAIT,
+        src="192.0.2.1",
+        dst="10.0.0.1",
+        sport=80,
+        dport=4000,
+        inode=8,
+        cookie=2,
+        shutdown=1,
+    )
+    for quiet, guard in ((60_000, "answer"), (700_000, "")):
+        rows = [row | dict.fromkeys(clocks, quiet) for row in (HELD, far)]
+        v = view(*rows, holders={7: [500], 8: [501]}, processes=APP)
+        for row in (0, 1):
+            verdict = guard_rows(v, row, limits)
+            assert (verdict.guard if verdict else "") == guard
+            assert guard_rows(v, row, Limits(min_age_ms=10_000)) is None
+            assert guard_rows(v, row, replace(limits, override=frozenset({"answer"}))) is None
+    alone = view(HELD | {"state": tcp.FIN_WAIT1}, holders=OWNED, processes=APP)
+    assert guard_rows(alone, 0, Limits(answer_ms=600_000)) is None  # nothing is owed to it yet
+
+
+def both_ends(n: int, **more: Any) -> View:
+    """N connections of one server, half-closed by it, each with a client process of its own."""
+    rows: list[dict[str, Any]] = []
+    holders: dict[int, list[int]] = {}
+    processes = {500: ProcessView(500, "app", sigpipe="spares")}
+    for k in range(n):
+        near = HELD | {"inode": 10 + k, "cookie": 10 + k, "sport": 4000 + k, "dst": "10.0.0.1", "dport": 80}
+        far = HELD | {
+            "inode": 50 + k, "cookie": 50 + k, "src": "10.0.0.1", "sport": 80, "dst": near["src"],
+            "dport": 4000 + k, "state": tcp.CLOSE_WAIT,
+        }  # fmt: skip
+        rows += [near, far]
+        holders |= {10 + k: [500], 50 + k: [600 + k]}
+        processes[600 + k] = ProcessView(600 + k, "client", sigpipe="kills" if k else "unknown")
+    return view(*rows, holders=holders, processes=processes, **more)
+
+
+def destroyed(v: View) -> str:
+    rows = v.sockets.state == tcp.FIN_WAIT2
+    limits = Limits(override=frozenset(GUARDS), share=1.0)
+    return " ".join("".join(plan_lines(making.make(v, (), rows, limits, force="destroy"))).split())
+
+
+def test_every_kind_of_program_that_gets_an_error_is_named_and_the_others_are_counted() -> None:
+    shown = destroyed(both_ends(7))
+    assert (
+        "the other end: client (pid 601), client (pid 602), client (pid 603) and 3 more programs: reads give what has "
+        "arrived, then the end of file; the next write gets EPIPE, and SIGPIPE kills the program"
+    ) in shown
+    assert "client (pid 600): " in shown
+    assert "EPIPE, and whether SIGPIPE kills the program is not known" in shown
+    assert (
+        "this end: app (pid 500) ×7: a write, or a read once what has arrived is read, gets ECONNABORTED; a write "
+        "after that EPIPE, and SIGPIPE does not kill the program"
+    ) in shown
+
+
+def test_the_share_is_said_of_every_process_and_only_where_all_its_connections_were_looked_at() -> None:
+    v = both_ends(5)
+    assert "share: 5 of the 5 connections that pid 500 holds" in destroyed(v)
+    several = replace(v, sockets=v.sockets, holders=view_holders_swapped(v))
+    assert "pid 601" in destroyed(several)
+    assert "and of 2 more processes" in destroyed(several)
+    assert "share" not in destroyed(replace(v, whole=False))
+    assert "share" not in destroyed(replace(v, all_entered=False))
+
+
+def view_holders_swapped(v: View) -> HolderRows:
+    """The holders of each connection's two ends, exchanged."""
+    order = np.arange(len(v)).reshape(-1, 2)[:, ::-1].ravel()
+    return replace(v.holders, start=v.holders.start[order], count=v.holders.count[order])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_share_guard_says_what_it_counts_and_refuses_rather_than_not(whole: bool) -> None:
+    v = replace(both_ends(12), whole=whole)
+    plan = making.make(
+        v,
+        (),
+        v.sockets.state == tcp.FIN_WAIT2,
+        Limits(override=frozenset(GUARDS) - {"share"}),
+        force="destroy",
+    )
+    (refusal,) = plan.refused
+    assert ("that were looked at" in refusal.reason) == (not whole)
+
+
+@pytest.mark.parametrize("width", [40, 60, 98])
+def test_a_plan_is_no_wider_than_the_terminal(width: int) -> None:
+    rows = [HELD | {"inode": 7 + k, "cookie": 1 + k, "sport": 4000 + k} for k in range(30)]
+    young = HELD | {"inode": 99, "cookie": 99, "sport": 5000, "last_ack_recv_ms": 1, "last_data_recv_ms": 1}
+    holders = {row["inode"]: [500] for row in (*rows, young)}
+    plan = make(view(*rows, young, holders=holders, processes=APP), Limits(min_age_ms=5_000))
+    assert plan.steps
+    assert plan.left
+    lines = "".join(plan_lines(plan, width=width)).splitlines()
+    assert all(len(line) <= width for line in lines), [line for line in lines if len(line) > width]

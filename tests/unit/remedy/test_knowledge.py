@@ -57,7 +57,7 @@ def test_advice_is_either_recognised_by_a_regex_or_raised_by_a_parser(name):
         ({"a.toml": CLAIM}, "names.toml is missing"),
         ({"a.toml": CLAIM, "b.toml": CLAIM, "names.toml": NAMES}, "twice"),
         ({"a.toml": b"[[claim]]\nid=3", "names.toml": NAMES}, "id"),
-        ({"a.toml": b"\xff", "names.toml": NAMES}, "utf-8"),
+        ({"a.toml": b"\xff", "names.toml": NAMES}, "UTF-8"),
         ({"advice.toml": b"[[advice]]\nid='a'\ntitle='t'\nverdict='true'\nclaims=['S99']", "names.toml": NAMES}, "S99"),
         ({"advice.toml": b"[[advice]]\nid='a'\ntitle='t'\nverdict='true'\nclaims=[]", "names.toml": NAMES}, "neither"),
         (

@@ -3,10 +3,10 @@ import pytest
 from finwait.remedy.settings.catalogue import CATALOGUE, by_key
 from finwait.remedy.settings.model import Effect, Verdict
 from finwait.remedy.tuning import (
-    Facts,
+    LineState,
     Profile,
     ProfileError,
-    State,
+    TuningFacts,
     drop_in,
     in_force,
     parse_assignments,
@@ -45,7 +45,7 @@ def test_the_articles_node_list_comes_out_with_the_ledgers_verdicts():
         "tcp_orphan_retries": ("no-effect", "S21"),
         "tcp_rfc1337": ("no-effect", "S22"),
     }
-    assert line["tcp_orphan_retries"].state is State.SAME
+    assert line["tcp_orphan_retries"].state is LineState.SAME
 
 
 def test_the_articles_production_list_comes_out_with_the_ledgers_verdicts():
@@ -59,7 +59,7 @@ def test_the_articles_production_list_comes_out_with_the_ledgers_verdicts():
         "nf_conntrack_max": "no-effect",
         "nf_conntrack_tcp_timeout_close_wait": "harmful",
     }
-    assert any("64 a chain" in r.text and r.verdict is Verdict.HARMFUL for r in found.remarks)
+    assert any("64 per chain" in r.text and r.verdict is Verdict.HARMFUL for r in found.remarks)
     assert any("= 135 s" in r.text for r in found.remarks)
 
 
@@ -90,7 +90,7 @@ def test_taking_back_a_harmful_value_helps():
     now = DEFAULTS | {"net.ipv4.tcp_abort_on_overflow": "1"}
     _, line = judged(parse_assignments(["tcp_abort_on_overflow=0"]), now)
     assert line["tcp_abort_on_overflow"].verdict is Verdict.HELPS
-    assert "takes back" in line["tcp_abort_on_overflow"].why
+    assert "replaces" in line["tcp_abort_on_overflow"].why
 
 
 def test_a_global_sysctl_cannot_be_set_in_another_namespace_and_the_plan_says_so():
@@ -101,16 +101,16 @@ def test_a_global_sysctl_cannot_be_set_in_another_namespace_and_the_plan_says_so
         initial_netns=False,
         read_only=frozenset({"net.netfilter.nf_conntrack_buckets"}),
     )
-    assert line["tcp_max_orphans"].state is State.ABSENT
-    assert "machine's" in line["tcp_max_orphans"].why
-    assert line["nf_conntrack_buckets"].state is State.REFUSED
+    assert line["tcp_max_orphans"].state is LineState.ABSENT
+    assert "the whole machine" in line["tcp_max_orphans"].why
+    assert line["nf_conntrack_buckets"].state is LineState.REFUSED
     assert not found.changes
     assert len(found.blocked) == 2
 
 
 def test_a_value_that_the_kernel_refuses_is_said_before_it_is_tried():
     found, line = judged(parse_assignments(["tcp_orphan_retries=256"]))
-    assert line["tcp_orphan_retries"].state is State.REFUSED
+    assert line["tcp_orphan_retries"].state is LineState.REFUSED
     assert not found.changes
 
 
@@ -118,7 +118,7 @@ def test_a_sysctl_that_is_none_of_ours_is_not_set():
     found, line = judged(
         parse_assignments(["net.ipv4.ip_forward=1"]), DEFAULTS | {"net.ipv4.ip_forward": "0"}
     )
-    assert line["ip_forward"].state is State.UNKNOWN
+    assert line["ip_forward"].state is LineState.UNKNOWN
     assert not found.changes
     assert found.blocked
 
@@ -177,13 +177,13 @@ def test_a_drop_in_sets_what_was_planned_and_cannot_be_split_by_a_line_break():
 @pytest.mark.parametrize(
     ("value", "facts", "verdict"),
     [
-        (60, Facts(True, "3 translated entries"), "harmful"),
-        (60, Facts(False, "no such rule"), "no-effect"),
-        (60, Facts(None, "not listed"), "only-when"),
-        (30, Facts(False), "no-effect"),
-        (3600, Facts(True), "helps"),
-        (3600, Facts(False), "no-effect"),
-        (600, Facts(False), "only-when"),
+        (60, TuningFacts(True, "3 translated entries"), "harmful"),
+        (60, TuningFacts(False, "no such rule"), "no-effect"),
+        (60, TuningFacts(None, "not listed"), "only-when"),
+        (30, TuningFacts(False), "no-effect"),
+        (3600, TuningFacts(True), "helps"),
+        (3600, TuningFacts(False), "no-effect"),
+        (600, TuningFacts(False), "only-when"),
     ],
 )
 def test_a_short_tracking_timeout_harms_where_something_depends_on_tracking(value, facts, verdict):
@@ -196,11 +196,11 @@ def test_a_short_tracking_timeout_harms_where_something_depends_on_tracking(valu
 
 
 def test_a_plan_to_shorten_a_tracking_timeout_is_harmful_even_where_nothing_is_translated_today():
-    found, line = judged(parse_assignments([f"{CLOSE_WAIT}=30"]), facts=Facts(False))
+    found, line = judged(parse_assignments([f"{CLOSE_WAIT}=30"]), facts=TuningFacts(False))
     assert found.harmful
-    _, line = judged(parse_assignments([f"{CLOSE_WAIT}=3600"]), facts=Facts(False))
+    _, line = judged(parse_assignments([f"{CLOSE_WAIT}=3600"]), facts=TuningFacts(False))
     assert line["nf_conntrack_tcp_timeout_close_wait"].verdict is Verdict.NO_EFFECT
-    _, line = judged(parse_assignments([f"{CLOSE_WAIT}=3600"]), facts=Facts(True))
+    _, line = judged(parse_assignments([f"{CLOSE_WAIT}=3600"]), facts=TuningFacts(True))
     assert line["nf_conntrack_tcp_timeout_close_wait"].verdict is Verdict.HELPS
 
 
@@ -219,3 +219,34 @@ def test_a_value_is_planned_as_the_kernel_reads_it():
         assert line.value == number
     with pytest.raises(ProfileError, match="not a whole number"):
         parse_assignments(["tcp_fin_timeout=08"])
+
+
+@pytest.mark.parametrize(
+    ("rto_max", "retries", "remarked"),
+    [
+        ("1000", "0", True),
+        ("4999", "0", True),
+        ("5000", "0", False),
+        ("1000", "3", False),
+        ("1000", None, False),
+    ],
+)
+def test_orphans_that_are_not_retried_are_remarked_where_a_small_rto_max_makes_zero_mean_zero(
+    rto_max: str, retries: str | None, remarked: bool
+):
+    current = {k: v for k, v in DEFAULTS.items() if k != "net.ipv4.tcp_orphan_retries"}
+    if retries is not None:
+        current["net.ipv4.tcp_orphan_retries"] = retries
+    found, _ = judged(parse_assignments([f"tcp_rto_max_ms={rto_max}"]), current)
+    assert any("tcp_orphan_retries=0 really means 0" in r.text for r in found.remarks) is remarked
+
+
+def test_a_mistake_in_a_toml_profile_is_told_with_its_line_and_what_would_be_right():
+    text = b'title = "x"\n[[line]]\nkey = "net.ipv4.tcp_rfc1337"\nvalue = "0"\n[[line]]\nkey = "a..b"\nvalue = "1"\n'
+    with pytest.raises(ProfileError, match=r"p.toml:6: 'a..b' is not the name"):
+        parse_profile("p.toml", text)
+    with pytest.raises(
+        ProfileError, match=r"p.toml:4: this key does not exist here \(`line\[0\].vlue`\)"
+    ) as caught:
+        parse_profile("p.toml", text.replace(b"value", b"vlue", 1))
+    assert caught.value.hint == "did you mean `value`?"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
-from scaffold.rule import FILES, create, to_write
+from scaffold.rule import FILES, create, main, next_claim, ranks, remove, to_write
 
 from finwait.diagnosis import catalogue
+from finwait.remedy.knowledge import Claim
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -61,7 +64,7 @@ def run(checkout: Path, *command: str) -> subprocess.CompletedProcess[str]:
         "PYTHONPATH": str(checkout / "src")
     }
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=checkout, env=env, capture_output=True, text=True, timeout=110
+        [sys.executable, "-m", *command], cwd=checkout, env=env, capture_output=True, text=True, timeout=280
     )
 
 
@@ -116,7 +119,7 @@ def test_the_tests_of_the_documentation_name_every_place_that_is_left(checkout: 
 def run_script(checkout: Path, script: str) -> subprocess.CompletedProcess[str]:
     env = dict(os.environ) | {"PYTHONPATH": str(checkout / "src")}
     return subprocess.run(
-        [sys.executable, script], cwd=checkout, env=env, capture_output=True, text=True, timeout=110
+        [sys.executable, script], cwd=checkout, env=env, capture_output=True, text=True, timeout=280
     )
 
 
@@ -124,6 +127,72 @@ def test_the_scenario_says_that_it_is_not_written(checkout: Path) -> None:
     done = run(checkout, "finwait", "lab", "run", NAME)
     assert done.returncode == 1
     assert "not written yet" in done.stderr or "cannot run" in done.stderr, done.stderr
+
+
+def test_the_ranks_are_listed_in_order() -> None:
+    lines = [line.split() for line in ranks()]
+    assert sorted(lines, key=lambda words: (int(words[0]), words[2])) == lines
+    assert {name for _, _, name in lines} == set(catalogue.NAMES)
+
+
+def test_the_next_fact_is_one_that_the_ledger_does_not_have() -> None:
+    number = next_claim(ROOT)
+    known = set(re.findall(r"^### (\w+)$", (ROOT / "docs/reference/ledger.md").read_text(), re.MULTILINE))
+    assert number not in known
+    assert f"X{int(number[1:]) - 1}" in known
+
+
+def test_the_steps_that_are_printed_are_those_of_the_page(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scaffold.rule.create", lambda *_: [])
+    assert main([NAME]) == 0
+    printed = capsys.readouterr().out
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    steps = (
+        "finwait lab run",
+        "tests/kernel/test_rules.py",
+        "tests.captures.make",
+        "tests/captures",
+        "--golden",
+    )
+    for text in (printed, page[page.index("1. Fill in those places") :]):
+        places = [
+            text.index(step) for step in ("finwait lab run", "tests/kernel/test_rules.py", "captures.make")
+        ]
+        assert places == sorted(places)
+        flat = " ".join(text.split())
+        assert "If your rule takes a row of another scenario, put the row under `others` there" in flat
+        assert "only re-told, never re-made" in flat
+        assert [step for step in (*steps, "--ranks", "--remove", "Unreleased") if step not in text] == []
+
+
+def test_the_page_names_every_field_that_a_fact_must_have() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    must = [f.encode_name for f in msgspec.structs.fields(Claim) if f.required]
+    assert [name for name in must if f"`{name}`" not in page] == []
+
+
+def test_a_half_made_rule_is_taken_back_whole_and_a_committed_one_not(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for name in ("src/finwait/diagnosis/catalogue.py", "src/finwait/diagnosis/rules/relay_pair.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    before = {p: p.read_text() for p in tmp_path.rglob("*.py")}
+    create(tmp_path, NAME)
+    recording = tmp_path / "tests/captures/linux-9.9"
+    recording.mkdir(parents=True)
+    (recording / f"{NAME}.finwait").touch()
+    remove(tmp_path, NAME)
+    left = {p: p.read_text() for p in tmp_path.rglob("*.py")}
+    assert left == before
+    assert not list(recording.iterdir())
+    with pytest.raises(ValueError, match="there is no rule"):
+        remove(tmp_path, NAME)
+    subprocess.run(["git", "add", "-A"], cwd=tmp_path, check=True)
+    with pytest.raises(ValueError, match="is committed"):
+        remove(tmp_path, "relay-pair")
+    assert {p: p.read_text() for p in before} == before
 
 
 @pytest.mark.parametrize(

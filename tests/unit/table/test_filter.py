@@ -11,7 +11,7 @@ from finwait.errors import FilterError
 from finwait.table.filter import PREDICATES, SERVICES, Filter, parse
 from finwait.table.predicates import Perhaps
 from finwait.table.sockets import SCHEMA, SocketTable, pack_address
-from finwait.table.vocabulary import named_states
+from finwait.table.vocabulary import IN_BYTES, named_states
 from finwait.uapi import tcp
 
 ROWS = [
@@ -90,6 +90,10 @@ def rows(text: str, **context: object) -> list[int]:
         ("src 10.0.0.0/8", [0, 1, 2, 3]),
         ("src 10/8", [0, 1, 2, 3]),
         ("src 10.0.0.0/255.0.0.0", [0, 1, 2, 3]),
+        ("src 10.255.255.255/8", [0, 1, 2, 3]),
+        ("src 10.0.0.255", []),
+        ("src 10.0.0.255/24", [0, 1, 2, 3]),
+        ("src != 255.255.255.255", [0, 1, 2, 3, 4, 5]),
         ("src 0.0.0.0/0", [0, 1, 2, 3]),
         ("src [::]/0", [3, 4, 5]),
         ("src [::ffff:10.0.0.2]", [3]),
@@ -344,17 +348,17 @@ def test_a_filter_asks_for_the_states_that_can_match(text, states):
 @pytest.mark.parametrize(
     ("text", "column", "message", "hint"),
     [
-        ("stat established", 0, "`stat` is no predicate", "did you mean `state`?"),
-        ("dprot = :443", 0, "`dprot` is no predicate", "did you mean `dport`?"),
-        ("sport = :443 expires > 5", 13, "`expires` is no predicate", "`expires_ms`"),
+        ("stat established", 0, "`stat` is not a predicate", "did you mean `state`?"),
+        ("dprot = :443", 0, "`dprot` is not a predicate", "did you mean `dport`?"),
+        ("sport = :443 expires > 5", 13, "`expires` is not a predicate", "`expires_ms`"),
         ("state fin-wiat-2", 6, "no state is called `fin-wiat-2`", "did you mean `fin-wait-2`?"),
         ("state established,tmie-wait", 18, "no state", "did you mean `time-wait`?"),
-        ("fin-wait2x", 0, "`fin-wait2x` is no predicate", "did you mean `fin-wait-2`?"),
+        ("fin-wait2x", 0, "`fin-wait2x` is not a predicate", "did you mean `fin-wait-2`?"),
         ("state xyzzy", 6, "no state", "states: established, syn-sent"),
-        ("443", 0, "`443` is no predicate", "sport = :443"),
-        ("10.0.0.1", 0, "`10.0.0.1` is no predicate", "src 10.0.0.1"),
-        ("xyzzy", 0, "`xyzzy` is no predicate", "predicates: state"),
-        ("'held'", 0, "not quoted", ""),
+        ("443", 0, "`443` is not a predicate", "sport = :443"),
+        ("10.0.0.1", 0, "`10.0.0.1` is not a predicate", "src 10.0.0.1"),
+        ("xyzzy", 0, "`xyzzy` is not a predicate", "predicates: state"),
+        ("'held'", 0, "cannot be quoted", ""),
         ("sport = :htps", 8, "no service is called `htps`", "did you mean `https`?"),
         ("sport = :xyzzy", 8, "no service", "number"),
         ("sport = 10.0.0.1", 8, "is not a port", "`src`"),
@@ -369,23 +373,24 @@ def test_a_filter_asks_for_the_states_that_can_match(text, states):
         ("src > 10.0.0.1", 4, "compares with `=` and `!=` only", ""),
         ("comm < x", 5, "compares with `=` and `!=` only", ""),
         ("state > established", 6, "compare with `=` and `!=` only", ""),
-        ("src 10", 4, "half an address", "10.0.0.0/8"),
+        ("src 10", 4, "is not a whole address", "10.0.0.0/8"),
         ("src 10.0.0.256", 4, "not an address", "255"),
+        ("src 256.0.0.1", 4, "not an address", "255"),
         ("src example.org", 4, "not an address", "not looked up"),
         ("src 10.0.0.0/33", 13, "not the length of a prefix", "32"),
         ("src [::]/129", 9, "not the length of a prefix", "128"),
         ("src 10.0.0.0/255.0.255.0", 13, "not a mask", "/8"),
         ("src [::1", 4, "bracket is not closed", "]:443"),
-        ("src [::1]443", 9, "cannot stand behind a bracket", ""),
+        ("src [::1]443", 9, "cannot follow a bracket", ""),
         ("src fe80::1:443", 4, "with and without a port", "[fe80::1]:443"),
         ("src fe80::1%eth0", 4, "not an address", ""),
         ("src unix:/run/x", 4, "not TCP", ""),
         ("src inet:::1", 9, "not an address of `inet`", ""),
         ("inode = x", 8, "`x` is not a number", "Inode"),
         ("inode = 4294967296", 8, "out of range", "4294967295"),
-        ("inode = 5s", 8, "not a time", ""),
+        ("inode = 5s", 8, "neither a time", ""),
         ("expires_ms > 1us", 13, "whole milliseconds", ""),
-        ("expires_ms > 5x", 13, "no unit of time", "ms"),
+        ("expires_ms > 5x", 13, "not a unit of time", "ms"),
         ("expires_ms > soon", 13, "not a duration", "100ms"),
         ("rqueue > 1.0001k", 9, "whole numbers", ""),
         ("family = ipx", 9, "cannot be `ipx`", "inet6"),
@@ -402,13 +407,13 @@ def test_a_filter_asks_for_the_states_that_can_match(text, states):
         ("and held", 0, "there is `and` where a predicate should follow at the start", ""),
         ("held or or held", 8, "there is `or`", ""),
         ("held = 1", 5, "`=` has nothing to compare", "NAME"),
-        ("comm = 'a", 7, "has no end", "closing '"),
+        ("comm = 'a", 7, "is not closed", "closing '"),
         ("held \\", 5, "begins with", ""),
         ("held or orphan and sport = :1", 15, "`and` after `or` can be read in two ways", "parentheses"),
         ("held or orphan sport = :1", 15, "side by side after `or`", "parentheses"),
         ("state fin-wait-2 and held or orphan", 17, "can be read in two ways", "( state S and a ) or b"),
         ("not fin-wait-2 established", 15, "two states side by side after `not`", "exclude A,B"),
-        ("dport = :", 8, "names no port", "`*`"),
+        ("dport = :", 8, "does not name a port", "`*`"),
         ("sport = ''", 8, "is empty", "is a variable of your script not set?"),
         ("src = ''", 6, "is empty", "variable"),
         ("src = :", 6, "ends without a port", "`*`"),
@@ -416,7 +421,19 @@ def test_a_filter_asks_for_the_states_that_can_match(text, states):
         ("dst = []:443", 6, "no address in the brackets", "variable"),
         ('cgroup = " "', 9, "is empty", "variable"),
         ("comm = '' held", 7, "is empty", "variable"),
-        ("comm = held", 7, "`comm` has no value: `held` is a predicate", 'quote it: "held"'),
+        ("comm = held", 7, "`comm` has no value; `held` is a predicate", 'quote it: "held"'),
+        (
+            "comm != close-wait",
+            8,
+            "`comm` has no value; `close-wait` is a predicate",
+            'quote it: "close-wait"',
+        ),
+        ("user != fin-wait-2 held", 8, "`user` has no value", "quote"),
+        ("comm = a, connected", 10, "`comm` has no value", "quote"),
+        ("netns != exclude time-wait", 9, "`netns` has no value", "quote"),
+        ("src = inet:", 6, "ends without an address", "`*` means any; is a variable"),
+        ("dst != inet6: held", 7, "ends without an address", "variable"),
+        (" ", 0, "this word is empty", "variable"),
         ("cong = a,rtt_us", 9, "`cong` has no value", "quote"),
         ("user = age > 10m", 7, "`user` has no value", "quote"),
         ("dev = state fin-wait-2", 6, "`dev` has no value", "quote"),
@@ -431,6 +448,36 @@ def test_a_mistake_is_pointed_at(text, column, message, hint):
     assert message in error.message
     assert hint in error.hint
     assert str(error).splitlines()[-1] == "  " + " " * column + "^"
+
+
+@pytest.mark.parametrize(
+    "words", [[""], [" ", " "], ["", "held"], ["held", "\t"], ["state", "", "close-wait"]]
+)
+def test_a_blank_word_is_an_error_and_never_everything(words):
+    with pytest.raises(FilterError, match="this word is empty") as caught:
+        parse(words)
+    assert "variable" in caught.value.hint
+    assert caught.value.column == len(
+        " ".join(words[: next(k for k, w in enumerate(words) if not w.strip())])
+    ) + (1 if words[0].strip() else 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["ends = timer", "waited = thread", "waited != thread,unknown", "ends != peer,timer"]
+)
+def test_a_value_that_is_also_the_name_of_a_predicate_is_taken(text):
+    assert str(parse(text)) == text.replace("thread,unknown", "thread and waited != unknown").replace(
+        "peer,timer", "peer and ends != timer"
+    )
+
+
+@pytest.mark.parametrize(
+    "word", ["held", "state", "excl", "close-wait", "big", "timer", "rtt_us", "and", "ne"]
+)
+def test_a_name_that_is_a_predicate_is_printed_in_quotes(word):
+    one = parse(f'comm = "{word}"')
+    assert str(one) == f'comm = "{word}"'
+    assert parse(str(one)) == one
 
 
 def test_the_words_of_a_command_line_are_one_filter():
@@ -494,7 +541,7 @@ def test_explain_says_what_runs_where():
         "states asked for:    FIN_WAIT2",
         "kept by the kernel:  at least dport = :443",
         "then checked:        state fin-wait-2 and dport = :443 and age > 10m",
-        "to be found out:     age_at_least_s",
+        "also looked up:      age_at_least_s",
     ]
     assert "kept by the kernel:  nothing" in parse("sport < 0").explain()
     assert "too long" in parse(" or ".join(["sport = :1"] * 9000)).explain()
@@ -524,3 +571,7 @@ def test_the_reference_page_names_every_predicate_service_and_state():
     assert len(states) == 12
     missing = [name for name in [*PREDICATES, *SERVICES, *states] if f"`{name}`" not in page]
     assert not missing
+
+
+def test_the_columns_whose_multiples_are_binary_are_those_whose_description_says_bytes() -> None:
+    assert {c.name for c in SCHEMA if re.search(r"\bbytes\b", c.doc, re.IGNORECASE)} == IN_BYTES

@@ -20,6 +20,6 @@ def test_every_column_is_a_predicate_or_is_known_to_be_none() -> None:
 def test_what_only_is_printed_is_refused_as_that(name: str) -> None:
     with pytest.raises(FilterError) as caught:
         parse([name, "=", "x"])
-    assert caught.value.message == f"`{name}` is derived for a row, and no predicate"
+    assert caught.value.message == f"`{name}` is a derived column, not a predicate"
     assert "or a column" not in caught.value.hint
     assert PRINTED[name] in caught.value.hint

@@ -195,10 +195,10 @@ def test_the_number_of_entries_is_not_added_up_over_cpus() -> None:
 
 
 def test_the_limit_is_unknown_where_the_kernel_does_not_say() -> None:
-    assert ct.statistics(*walk([statistics_message(ct.CT_GET_STATS, 0, n1=5, n2=100)])) == ct.Statistics(
+    assert ct.statistics(*walk([statistics_message(ct.CT_GET_STATS, 0, n1=5, n2=100)])) == ct.TableStatistics(
         5, 100
     )
-    assert ct.statistics(*walk([statistics_message(ct.CT_GET_STATS, 0, n1=5)])) == ct.Statistics(5, None)
+    assert ct.statistics(*walk([statistics_message(ct.CT_GET_STATS, 0, n1=5)])) == ct.TableStatistics(5, None)
 
 
 def test_an_answer_without_the_count_is_an_error() -> None:

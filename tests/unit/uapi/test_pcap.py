@@ -21,7 +21,7 @@ A6, B6 = "2001:db8::1", "2001:db8::2"
 
 
 def read(data: bytes) -> list[pcap.Frame]:
-    return list(pcap.Reader(io.BytesIO(data)))
+    return list(pcap.PacketReader(io.BytesIO(data)))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -92,7 +92,7 @@ def test_a_broken_file_says_where(data, where):
 
 def test_a_file_that_was_cut_gives_the_packets_before():
     data = pcap_file([(0, b"abc"), (1, b"def")], 1)[:-1]
-    frames = iter(pcap.Reader(io.BytesIO(data)))
+    frames = iter(pcap.PacketReader(io.BytesIO(data)))
     assert next(frames).data == b"abc"
     with pytest.raises(DecodeError, match="cut"):
         next(frames)

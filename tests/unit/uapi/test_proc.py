@@ -172,7 +172,7 @@ def stat(comm: bytes, flags: int = 0x400000) -> bytes:
 )
 def test_a_program_name_may_contain_anything(comm: bytes) -> None:
     found = proc.parse_stat(stat(comm))
-    assert found == proc.ProcessStat(812, comm.decode(), "S", 1, 812, 800, False, 17, 98765)
+    assert found == proc.ProcessStat(812, comm.decode(), "S", 1, 812, 800, False, 17, 98765, 0x400000)
 
 
 def test_a_name_that_is_not_text_is_written_out() -> None:

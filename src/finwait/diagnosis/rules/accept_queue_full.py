@@ -1,16 +1,22 @@
 """accept-queue-full: a listener's accept queue is full, and its program does not accept.
 
-Seen as       LISTEN with more connections in its queue (rqueue) than its backlog (wqueue). Two looks tell whether the
-              program accepts: a queue that did not move is a problem, a full one that moves only a notice, and only
-              while handshakes are dropped. Below the backlog a notice, where connections have died in the queue and
-              the program accepts none.
-Why it stays  The kernel completes handshakes until the queue is full, and then drops what arrives: new clients time
-              out. A connection that its client has reset keeps its place until accept(), so the queue may be full
-              of connections that are in no list any more.
-Not this      A queue that is emptied: its program is only slow for a moment.
-What ends it  The program accepting again; its restart, which resets the whole queue.
-What does not A longer backlog (it is filled too, and counts from the next listen()); destroying what is queued (the
-              places stay taken); tcp_abort_on_overflow (it resets new clients).
+Seen as       LISTEN with more connections in its queue (rqueue) than its backlog (wqueue). Two
+              looks show whether the program accepts: a queue that did not move is a problem. A full
+              queue that moves is only a notice, and only while handshakes are dropped. A queue
+              below the backlog is a notice if connections have died in it and the program accepts
+              none. Of listeners that share an address (SO_REUSEPORT), each is known to accept
+              if fewer connections are left of the first look than it had alone, or if its own
+              process holds a new one. If only some accept and nothing shows which, that is said.
+Why it stays  The kernel completes handshakes until the queue is full. It then drops new ones, and
+              new clients time out. A connection that its client has reset keeps its place until
+              accept(), so the queue may be full of connections that no list shows any more.
+Not this      A queue that drains: its program is only slow for a moment. Two looks do not tell a
+              program that is stuck from one whose workers are all busy for longer: compare what its
+              threads do (`threads` in the evidence). A stopped program is stuck for certain.
+What ends it  The program accepts again; or a restart, which resets the whole queue.
+Won't help    A longer backlog: it fills up too, and takes effect at the next listen(). Destroying
+              the queued connections: their places stay taken. tcp_abort_on_overflow: it resets new
+              clients.
 Reproduce     finwait lab run accept-queue-full
 """
 
@@ -20,15 +26,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again, silence
+from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again, possible, silence
+from finwait.diagnosis.rules.established_unread import holding, stopped
 from finwait.diagnosis.view import View
 from finwait.table.units import duration_text
 from finwait.uapi import tcp
+from finwait.uapi.sets import distinct
 
-__all__ = ["NOT_BACKLOG", "RULE", "match"]
+__all__ = ["BUSY", "FASTER", "NOT_BACKLOG", "RULE", "match", "stuck"]
 
+BUSY = (
+    "a program whose threads are all busy with long work for now looks the same, and accepts when one is done"
+)
+"""What no length of watching excludes, but of a program that is stopped."""
 MOMENT_MS = 1000
 """A connection that was used so short ago shows that its listener's program was accepting during the look."""
 
@@ -44,52 +56,15 @@ def _listeners(view: View) -> NDArray[np.bool_]:
     return doors & ~(inner & np.isin(s.inode, s.inode[whole]))
 
 
-def _alive(view: View) -> NDArray[np.int64]:
-    """Return how many connections that are still there wait at each listener (or at one that shares its port)."""
-    out = np.zeros(len(view), np.int64)
-    np.add.at(out, view.listeners[1], 1)
-    return out
-
-
-def _shared(view: View) -> NDArray[np.bool_]:
-    """Return which listeners share what they listen on with another: no row says who has which connection."""
-    s = view.sockets
-    doors = np.flatnonzero(s.state == tcp.LISTEN)
-    words = (s.netns, s.protocol, s.family, s.sport, s.ifindex, s.src[:, 0], s.src[:, 1])
-    keys = tuple(word[doors] for word in words)
-    i, _ = matches(keys, keys)
-    out = np.zeros(len(view), np.bool_)
-    out[doors] = np.bincount(i, minlength=len(doors)) > 1
-    return out
-
-
-def _new(view: View) -> NDArray[np.int64]:
-    """Return how many of those came between two looks."""
-    row, listener = view.listeners
-    out = np.zeros(len(view), np.int64)
-    np.add.at(out, listener[view.queue_before[row] < 0], 1)
-    return out
-
-
 def _full(view: View) -> NDArray[np.bool_]:
     full: NDArray[np.bool_] = view.sockets.rqueue > view.sockets.wqueue  # sk_acceptq_is_full()
     return full
 
 
-def _twice(view: View) -> NDArray[np.bool_]:
-    twice: NDArray[np.bool_] = (view.queue_before >= 0) & (view.watched_ms > 0)
-    return twice
-
-
-def _taken(view: View) -> NDArray[np.bool_]:
-    """Return which listeners gave connections to their program between two looks, for all that the rows tell."""
-    came = np.where(_shared(view), 0, _new(view))
-    taken: NDArray[np.bool_] = _twice(view) & (view.queue_before + came > view.sockets.rqueue)
-    return taken
-
-
 def _still(view: View) -> NDArray[np.bool_]:
-    return _twice(view) & ~_taken(view) & (view.watched_ms >= RECENT_MS)
+    """Return listeners of which nothing shows that they gave a connection to their program between two looks."""
+    queues = view.accepting
+    return queues.twice & ~queues.taken & ~queues.perhaps & (view.watched_ms >= RECENT_MS)
 
 
 def _dropping(view: View) -> NDArray[np.bool_]:
@@ -104,7 +79,7 @@ def _dead(view: View) -> NDArray[np.bool_]:
     """Return listeners whose queue holds connections that are in no list any more, for all that the rows tell."""
     s = view.sockets
     listed = np.isin(s.netns, [number for number, ns in view.namespaces.items() if ns.dumped])
-    return listed & ~_shared(view) & (s.rqueue.astype(np.int64) > _alive(view))
+    return listed & ~view.accepting.shared & (s.rqueue.astype(np.int64) > view.accepting.alive)
 
 
 def _served(view: View) -> NDArray[np.bool_]:
@@ -124,13 +99,17 @@ def match(view: View) -> NDArray[np.bool_]:
     doors = _listeners(view) & (view.sockets.rqueue > 0)
     if not doors.any():
         return doors
-    full = doors & _full(view) & (~_taken(view) | _dropping(view))
-    waiting = doors & ~_full(view) & _dead(view) & (_still(view) | (~_twice(view) & ~_served(view)))
+    full = doors & _full(view) & (~view.accepting.taken | _dropping(view))
+    waiting = doors & ~_full(view) & _dead(view) & (_still(view) | (~view.accepting.twice & ~_served(view)))
     return full | waiting
 
 
 def _moving(view: View) -> NDArray[np.bool_]:
-    return _full(view) & _taken(view)
+    return _full(view) & view.accepting.taken
+
+
+def _one_of_several(view: View) -> NDArray[np.bool_]:
+    return _full(view) & view.accepting.perhaps
 
 
 def _room(view: View) -> NDArray[np.bool_]:
@@ -138,29 +117,41 @@ def _room(view: View) -> NDArray[np.bool_]:
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
-    return "problem" if (_full(view) & ~_taken(view))[rows].any() else "notice"
+    return "problem" if (_full(view) & ~view.accepting.taken)[rows].any() else "notice"
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     seconds = f"{view.watched_ms / 1000:.1f} s"
     if _moving(view)[rows].all():
-        return certain(
-            f"the queue was full, it moved within {seconds}, and handshakes were dropped meanwhile"
+        return certain(f"the queue was full and changed within {seconds}, and handshakes were dropped")
+    queues = view.accepting
+    if queues.perhaps[rows].all() and view.watched_ms >= RECENT_MS:
+        return possible(
+            f"of the listeners on this address some accepted within {seconds}, and no row shows which; connections "
+            "that waited all that time may be in the queue of one that accepts nothing"
         )
+    if stuck(view, rows):
+        return certain("its program is stopped, and accepts nothing until it goes on")
     if not _still(view)[rows].all():
-        return look_again(
-            "a burst of connections looks the same in a single look; `--for 5s` looks twice and tells"
-        )
+        return look_again("a burst of connections looks the same in a single look; check with `--for 5s`")
     s = view.sockets
     opened = {number: ns.grown("Tcp.PassiveOpens") for number, ns in view.namespaces.items()}
     nothing_new = np.array([opened.get(number) == 0 for number in s.netns[rows].tolist()], np.bool_)
-    same = (_alive(view)[rows] == s.rqueue[rows]) & (_new(view)[rows] == 0) & ~_shared(view)[rows]
+    same = (queues.alive[rows] == s.rqueue[rows]) & (queues.new[rows] == 0) & ~queues.shared[rows]
     if (nothing_new | same).all():
-        return certain(
-            f"the same connections were in the queue at both looks, {seconds} apart: none was accepted"
+        return likely(
+            f"the same connections were in the queue at two looks {seconds} apart, so none was accepted; {BUSY}"
         )
     return likely(
-        f"the queue did not shrink in {seconds}; connections that came, went and were accepted are not seen"
+        f"the queue did not shrink in {seconds}; connections that arrived in between, and left or were "
+        f"accepted, are not visible; {BUSY}"
+    )
+
+
+def stuck(view: View, doors: NDArray[np.int64]) -> bool:
+    """Return whether nothing can be accepted from any of some listeners, because all that hold them are stopped."""
+    return bool(view.holders.complete and len(doors)) and all(
+        stopped(view, holding(view, doors[k : k + 1])) for k in range(len(doors))
     )
 
 
@@ -168,15 +159,15 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     s = view.sockets
     result: list[Evidence] = []
     child, door = view.listeners
-    children = np.unique(child[np.isin(door, rows)])
-    if (_dead(view) | (_alive(view) == s.rqueue))[rows].all():
+    children = distinct(child[np.isin(door, rows)])
+    if (_dead(view) | (view.accepting.alive == s.rqueue))[rows].all():
         queued, alive = int(s.rqueue[rows].astype(np.int64).sum()), len(children)
         result.append(
             Evidence(
                 "of the queue",
                 f"{alive} alive, {queued - alive} dead",
                 "sock_diag",
-                "a dead one was reset by its client, and keeps its place until accept()",
+                "a dead one was reset by its client; it keeps its place until accept()",
             )
         )
     waited = silence(view, "last_ack_recv_ms")[children]
@@ -186,10 +177,10 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
                 "longest wait",
                 f"at least {duration_text(int(waited.max()))}",
                 "tcp_info.tcpi_last_ack_recv",
-                "since the client of a queued connection was last heard",
+                "time since the client of a queued connection was last heard",
             )
         )
-    for number in np.unique(s.netns[rows]).tolist():
+    for number in distinct(s.netns[rows]).tolist():
         ns = view.namespaces.get(number)
         if ns is None:
             continue
@@ -202,71 +193,97 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
 
 
 _COUNTERS = (
-    ("ListenOverflows", "handshakes that met a full accept queue, of every listener of the namespace"),
-    ("ListenDrops", "handshakes that a listener dropped for any reason"),
+    ("ListenOverflows", "handshakes that found the accept queue full, for all listeners of the namespace"),
+    ("ListenDrops", "handshakes dropped by a listener for any reason"),
 )
 NOT_BACKLOG = Advice(
     "raise the backlog or `net.core.somaxconn`",
-    "a program that accepts nothing fills any queue; and both count from the next listen() on",
+    "a program that does not accept fills a queue of any length; both take effect at the next listen()",
 )
 _WHY = Remedy(
-    "find out why the program does not accept: a blocked loop, a full worker pool, EMFILE, a stopped process"
+    "find out why the program does not accept: a blocked loop, a full worker pool, EMFILE, or a stopped process"
 )
 _RESTART = Remedy(
-    "restart the listening program: every connection in its queue is reset, and new clients get in"
+    "restart the listening program; this resets every connection in its queue and lets new clients in"
+)
+FASTER = Remedy(
+    "accept faster: use more accepting threads or processes, or do less work between two accept() calls"
 )
 _CLUES = (
-    Clue("state", "a listener: its queue holds what the kernel has accepted and the program has not"),
+    Clue(
+        "state",
+        "a listener; its queue holds connections that the kernel has accepted and the program has not",
+    ),
     Clue("rqueue", "connections in the queue"),
-    Clue("wqueue", "its backlog: with more than this in the queue, new handshakes are dropped"),
+    Clue("wqueue", "its backlog; with more connections than this in the queue, new handshakes are dropped"),
 )
 _DOES_NOT = (
     NOT_BACKLOG,
     Advice(
-        "destroy the queued connections", "each keeps its place as a dead entry until the program accepts it"
+        "destroy the queued connections",
+        "each one keeps its place as a dead entry until the program accepts it",
     ),
     Advice(
         "`tcp_abort_on_overflow=1`",
-        "it resets new clients, which would try again; no place becomes free",
+        "it resets new clients, which would otherwise retry; it frees no place",
     ),
 )
 
 RULE = Rule(
     name="accept-queue-full",
-    title="the accept queue is full and nothing is accepted: new clients time out",
+    title="the accept queue is full; new clients time out until the program accepts",
     severity="problem",
     rank=20,
+    harm="outage",
+    turn=Turn("holder", "accept()"),
     means="by-state",
-    beyond_sysctls="only accept() frees a place in the queue; a backlog counts from the next listen()",
+    beyond_sysctls="only accept() frees a place in the queue; a new backlog takes effect at the next listen()",
     claims=("C6b", "S11", "X16"),
     clues=_CLUES,
     ends=(_WHY, _RESTART),
     does_not=_DOES_NOT,
     confidence=_confidence,
     match=match,
+    waited=True,
     observe=_observe,
     grade=_grade,
     cases=(
         Case(
-            title="the accept queue is full although the program accepts: connections come faster than it takes them",
+            title=(
+                "the accept queue is full although the program accepts; connections arrive faster than it "
+                "accepts them"
+            ),
             rows=_moving,
             clues=_CLUES,
             ends=(
+                FASTER,
                 Remedy(
-                    "accept faster: more threads or processes that accept, or less work before the next accept()"
-                ),
-                Remedy(
-                    "for bursts, a longer backlog in the program's listen() and a `net.core.somaxconn` that allows it",
+                    "for bursts, use a longer backlog in the program's listen(), and a `net.core.somaxconn` "
+                    "that allows it",
                     "reversible",
                 ),
             ),
             does_not=_DOES_NOT[1:],
         ),
         Case(
-            title="connections have died in the accept queue, and the program does not accept",
+            title="connections died in the accept queue, and the program has not accepted them",
             rows=_room,
             clues=_CLUES,
             ends=(_WHY, _RESTART),
+            does_not=_DOES_NOT,
+        ),
+        Case(
+            title="the accept queue is full; of the listeners that share its address, one may accept nothing",
+            rows=_one_of_several,
+            clues=_CLUES,
+            ends=(
+                Remedy(
+                    "find out which of the programs that listen there does not accept (`finwait list` shows the "
+                    "queue and the owner of each), and why: a blocked loop, a full worker pool, or a stopped process",
+                    "read-only",
+                ),
+                FASTER,
+            ),
             does_not=_DOES_NOT,
         ),
     ),

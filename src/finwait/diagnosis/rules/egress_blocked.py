@@ -1,20 +1,24 @@
-"""egress-blocked: the peer has room, and what we have to say cannot leave this machine.
+"""egress-blocked: the peer has room, but our segments cannot leave this machine.
 
-Seen as       timer 4 (window probes) although snd_wnd is above 0, nothing in flight (unacked 0), and probes that
-              were tried (retrans, which counts them under timer 4).
-Why it stays  The kernel refused to send: a rule of nftables or iptables in OUTPUT or POSTROUTING that drops, no
-              route or an unreachable one, an interface that is down, a queueing discipline that is full, an IPsec
-              policy. Nothing is in flight, so the retransmission timer has nothing to do; the kernel tries again
-              by the timer of window probes. Whatever refuses keeps refusing until somebody changes it here.
-Not this      snd_wnd 0: the peer has no room (zero-window). timer 1: the segment left, or was accepted by a network
-              card, and nobody answers (fin-unanswered-orphan, fin-unanswered-held, data-unanswered). Segments that
-              were in flight before the way was blocked stay on timer 1; TCPRetransFail then rises.
-What ends it  Removing the local rule, or restoring route and interface: the next probe gets out and the connection
-              goes on. Otherwise time: an orphan is given up after tcp_orphan_retries probes (by default 8: about
-              104 s), a held one after tcp_retries2 of them (by default 15: about 15 min). Where a full queue refuses
-              them they are 0.5 s apart, and it is over within seconds.
-What does not Anything at the peer: no segment of ours gets there. SOCK_DESTROY removes this end, and its RST is
-              blocked as well, so that the peer keeps its end.
+Seen as       timer 4 (window probes) although snd_wnd is above 0, nothing is in flight (unacked 0),
+              and probes were tried (retrans counts them under timer 4). It is a problem once
+              they prove that it has lasted 3 s.
+Why it stays  The kernel refused to send. The cause is a dropping rule of nftables or iptables in
+              OUTPUT or POSTROUTING, a missing or unreachable route, an interface that is down, a
+              full queueing discipline, or an IPsec policy. Nothing is in flight, so the
+              retransmission timer has nothing to do; the kernel retries on the window probe timer.
+              It keeps refusing until somebody changes that here.
+Not this      snd_wnd 0: the peer has no room (zero-window). timer 1: the segment left, or a network
+              card accepted it, and nobody answers (fin-unanswered-orphan, fin-unanswered-held,
+              data-unanswered). Segments that were in flight before the path was blocked stay on
+              timer 1; TCPRetransFail then rises.
+What ends it  Removing the local rule, or restoring the route and interface: the next probe gets out
+              and the connection continues. Otherwise time: an orphan is given up after
+              tcp_orphan_retries probes (by default 8: about 104 s), a held socket after
+              tcp_retries2 probes (by default 15: about 15 min). If a full queue refuses them,
+              probes are 0.5 s apart, and the kernel gives up within seconds.
+Won't help    Any action at the peer: none of our segments gets there. SOCK_DESTROY removes this
+              end, but its RST is blocked as well, so the peer keeps its end.
 Reproduce     finwait lab run egress-blocked
 """
 
@@ -24,18 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis import forecast
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
-from finwait.diagnosis.rules import RECENT_MS, certain, likely, look_again, orphans
+from finwait.diagnosis.rules import RECENT_MS, UNLESS_SET, certain, look_again, orphans
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
+from finwait.uapi.sets import distinct
 
 __all__ = ["RULE", "match"]
-
-DOUBLINGS = 4
-"""So many doublings of the probe timer, which begins at 200 ms or more, take 3 s at least."""
-AT_ONCE = 7
-"""So many probes take 3 s where a full queue refuses them: one every TCP_RESOURCE_PROBE_INTERVAL (0.5 s)."""
 
 
 def match(view: View) -> NDArray[np.bool_]:
@@ -51,42 +51,38 @@ def _open(view: View) -> NDArray[np.bool_]:
 
 
 def _long(view: View, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which rows have been refused for three seconds and more."""
-    s = view.sockets
-    return (
-        (s.backoff[rows] >= DOUBLINGS)
-        | (s.retrans[rows] >= AT_ONCE)
-        | (view.moved_known[rows] & (view.watched_ms >= RECENT_MS))
-    )
+    """Return which rows have been refused for three seconds and more, by the probes that were refused.
+
+    That two looks found nothing sent proves less: what is refused may have been written just before the second.
+    """
+    since = [forecast.probed_ms(view, row, unanswered=True) for row in rows.tolist()]
+    return np.array(since, np.int64) >= RECENT_MS
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
-    closing = view.sockets.state[rows] != tcp.ESTABLISHED
-    return "problem" if (_long(view, rows) & closing).any() else "notice"
+    return "problem" if _long(view, rows).all() else "notice"
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     tries = int(view.sockets.retrans[rows].min())
-    said = f"the window is open and nothing is in flight after {tries} or more attempts to send"
-    if not _long(view, rows).any():
-        return look_again(f"{said}, but not for long; `--for 5s` looks twice and tells")
-    if tries > 1:
-        return certain(f"{said}: this kernel could not hand the segment on")
-    return likely(f"{said}: this kernel could not hand the segment on")
+    reason = f"the window is open and nothing is in flight after {tries} or more attempts to send"
+    if not _long(view, rows).all():
+        return look_again(f"{reason}, but only for a short time; check with `--for 5s`")
+    return certain(f"{reason}; this kernel could not send the segment")
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     result = []
-    for number in np.unique(view.sockets.netns[rows]).tolist():
+    for number in distinct(view.sockets.netns[rows]).tolist():
         namespace = view.namespaces.get(number)
         counted = namespace.counters if namespace is not None else {}
         for name, file, says in (
             (
                 "TcpExt.TCPRetransFail",
                 "netstat",
-                "retransmissions that could not leave, of all connections of the namespace",
+                "retransmissions that could not be sent, for all connections of the namespace",
             ),
-            ("Ip.OutNoRoutes", "snmp", "packets without a route, of the whole namespace"),
+            ("Ip.OutNoRoutes", "snmp", "packets without a route, for the whole namespace"),
         ):
             if counted.get(name):
                 result.append(Evidence(name.partition(".")[2], str(counted[name]), f"/proc/net/{file}", says))
@@ -99,61 +95,66 @@ def _span(*, orphaned: bool) -> str:
 
 def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
     remove = _REMOVE_OPEN if _open(view)[rows].all() else _REMOVE
-    when = f"time: it is given up {forecast.ends_by_itself(view, rows)}, without TCP_USER_TIMEOUT"
+    when = f"wait: {forecast.ends_by_itself(view, rows)}, {UNLESS_SET}"
     return (*_LOOK, remove, Remedy(when, "read-only", proofs=("full-queue-limits",)))
 
 
 _LOOK = (
     Remedy(
-        "find what refuses: rules of the firewall in this namespace, `nft list ruleset` or `iptables-save -c`",
+        "find what refuses: firewall rules in this namespace (`nft list ruleset` or `iptables-save -c`)",
         "read-only",
     ),
-    Remedy("queueing disciplines that drop, `tc -s qdisc`; routes, `ip route get PEER`", "read-only"),
+    Remedy(
+        "check queueing disciplines that drop (`tc -s qdisc`) and routes (`ip route get PEER`)", "read-only"
+    ),
 )
 _REMOVE = Remedy(
-    "remove that rule, or restore route and interface: the next probe gets out, the FIN behind it"
+    "remove that rule, or restore the route or interface; the next probe then gets out, and the FIN after it"
 )
-_REMOVE_OPEN = Remedy("remove that rule, or restore route and interface: the next probe gets out")
+_REMOVE_OPEN = Remedy("remove that rule, or restore the route or interface; the next probe then gets out")
 _ENDS = (
     *_LOOK,
     _REMOVE,
     Remedy(
-        "time: with the kernel's defaults an orphan is given up after 8 probes "
-        f"(about {_span(orphaned=True)}), a held one after 15 (about {_span(orphaned=False)}); where a full queue "
-        "refuses them they are 0.5 s apart",
+        "wait: with the kernel's defaults an orphan is given up after 8 probes (about "
+        f"{_span(orphaned=True)}), a held one after 15 (about {_span(orphaned=False)}); if a full queue "
+        "refuses them, probes are 0.5 s apart",
         proofs=("full-queue-limits",),
     ),
 )
 _DOES_NOT = (
-    Advice("anything at the peer", "no segment of ours gets there"),
+    Advice("any action at the peer", "none of our segments gets there"),
     Advice(
-        "`ss -K` or SOCK_DESTROY", "it removes this end; its RST is blocked too, and the peer keeps its end"
+        "`ss -K` or SOCK_DESTROY", "it removes this end; its RST is blocked too, so the peer keeps its end"
     ),
     Advice(
-        "lower `net.ipv4.tcp_fin_timeout`", "it is about FIN_WAIT2; what is sent here was never acknowledged"
+        "lower `net.ipv4.tcp_fin_timeout`",
+        "it applies to FIN_WAIT2; what is sent here was never acknowledged",
     ),
 )
 _CLUES = (
-    Clue("timer", "4: probing, although the window is open"),
+    Clue("timer", "4: probing although the window is open"),
     Clue("snd_wnd", "above 0: the peer has room"),
     Clue("unacked", "0: nothing is in flight"),
-    Clue("retrans", "attempts that this machine refused (probes, under timer 4)"),
-    Clue("backoff", "doublings of the timer; 0 with many attempts: a full queue refuses"),
-    Clue("expires_ms", "until the next attempt"),
+    Clue("retrans", "attempts that this machine refused (they count as probes under timer 4)"),
+    Clue("backoff", "how often the timer was doubled; 0 after many attempts means that a full queue refuses"),
+    Clue("expires_ms", "time until the next attempt"),
 )
 
 RULE = Rule(
     name="egress-blocked",
-    title="closed, and our segments cannot leave this machine: the kernel itself refuses to send them",
+    title="closed, but our segments cannot leave this machine; the kernel refuses to send them",
     severity="problem",
     rank=34,
+    harm="stall",
+    turn=Turn("path", "let it pass"),
     means="by-state",
-    beyond_sysctls="this machine refuses to send; only the limits of retries govern how long it tries",
+    beyond_sysctls="this machine refuses to send; only the retry limits decide how long it tries",
     claims=("C18",),
     clues=(
         *_CLUES,
-        Clue("notsent_bytes", "bytes that were never sent once, a FIN counting 1"),
-        Clue("inode", "0: an orphan, bounded by tcp_orphan_retries; else held, by tcp_retries2"),
+        Clue("notsent_bytes", "bytes that were never sent; a FIN counts as 1"),
+        Clue("inode", "0: an orphan, limited by tcp_orphan_retries; else held, limited by tcp_retries2"),
     ),
     ends=_ENDS,
     does_not=_DOES_NOT,
@@ -161,18 +162,19 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    proven=_long,
     remedies=_remedies,
     cases=(
         Case(
-            title="still open, and its data cannot leave this machine: the kernel itself refuses to send it",
+            title="still open, but its data cannot leave this machine; the kernel refuses to send it",
             rows=_open,
-            clues=(*_CLUES, Clue("notsent_bytes", "bytes that were never sent once")),
+            clues=(*_CLUES, Clue("notsent_bytes", "bytes that were never sent")),
             ends=(
                 *_LOOK,
                 _REMOVE_OPEN,
                 Remedy(
-                    "time: with the kernel's defaults it is given up after 15 probes "
-                    f"(tcp_retries2, about {_span(orphaned=False)})",
+                    "wait: with the kernel's defaults it is given up after 15 probes (tcp_retries2, about "
+                    f"{_span(orphaned=False)})",
                     proofs=("full-queue-limits",),
                 ),
             ),

@@ -1,11 +1,11 @@
-"""fin-wait2-orphan: closed by its program, waiting out its minute. Healthy.
+"""fin-wait2-orphan: closed by its program, and waiting for its timeout. Healthy.
 
 Seen as       FIN_WAIT2 with inode 0 and timer 3: a timewait minisocket with almost no attributes.
-Why it stays  The program closed it, the peer acknowledged our FIN and has not sent its own yet. The kernel
-              keeps a minisocket for tcp_fin_timeout seconds and then forgets it.
-Not this      An inode: a process holds it and nothing will end it (fin-wait2-held).
-What ends it  Time: `expires_ms` says how much.
-What does not Destroying it works, and is worse: the peer is told nothing and keeps its CLOSE_WAIT.
+Why it stays  The program closed it. The peer acknowledged our FIN and has not sent its own yet. The
+              kernel keeps a minisocket for tcp_fin_timeout seconds and then removes it.
+Not this      An inode: a process holds it, and no timeout will end it (fin-wait2-held).
+What ends it  Time: `expires_ms` shows how much is left.
+Won't help    Destroying it works but is worse: the peer gets no packet and keeps its CLOSE_WAIT.
 Reproduce     finwait lab run fin-wait2-orphan
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Remedy, Turn
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import certain
 from finwait.diagnosis.view import View
@@ -34,22 +34,26 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG
 
 RULE = Rule(
     name="fin-wait2-orphan",
-    title="closed by its program; the kernel forgets it within tcp_fin_timeout: healthy",
+    title="closed by its program; the kernel removes it within tcp_fin_timeout",
     severity="healthy",
     rank=10,
+    harm="residue",
+    turn=Turn("kernel"),
     means=None,
-    beyond_sysctls="it carries its own countdown, set when it became an orphan",
+    beyond_sysctls="it has its own countdown, set when it became an orphan",
     claims=("C2", "X40"),
     clues=(
         Clue("state", "our FIN was acknowledged"),
         Clue("inode", "0: no descriptor refers to it any more"),
         Clue("timer", "3: a timewait minisocket"),
-        Clue("expires_ms", "it is gone after so many milliseconds"),
+        Clue("expires_ms", "time until the kernel removes it"),
     ),
-    ends=(Remedy("nothing to do: it leaves by itself", "read-only"),),
+    ends=(Remedy("nothing to do; it goes away by itself", "read-only"),),
     does_not=(
         Advice(
-            "destroy it", "no packet is sent for a minisocket: the peer's CLOSE_WAIT is stranded for nothing"
+            "destroy it",
+            "the kernel sends no packet for a minisocket, so the peer's CLOSE_WAIT would be stranded for "
+            "nothing",
         ),
     ),
     confidence=_confidence,

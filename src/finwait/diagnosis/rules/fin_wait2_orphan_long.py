@@ -1,15 +1,15 @@
-"""fin-wait2-orphan-long: an orphan that is still a full socket, mostly because its FIN timeout is above 60 s.
+"""fin-wait2-orphan-long: an orphan kept as a full socket, mostly by a FIN timeout above 60 s.
 
-Seen as       FIN_WAIT2 with inode 0, timer 2 and shutdown bits 3; all attributes are there.
-Why it stays  tcp_fin_timeout or TCP_LINGER2 is above 60 s. Then the full socket is kept on the keepalive timer
-              for (T - 60) s and becomes a minisocket for another (T - 60) s: above 60 the life of an
-              orphan is 2·(T - 60) s, not T: 62 gives 4 s, 200 gives 280 s (tcp_rcv_state_process and
-              tcp_keepalive_timer in net/ipv4).
-              Rarely with T of 60 and below: the ACK of the FIN arrived while close() had the socket locked;
-              then the timer runs T s, and ends it with a RST.
+Seen as       FIN_WAIT2 with inode 0, timer 2 and shutdown bits 3; all attributes are present.
+Why it stays  tcp_fin_timeout or TCP_LINGER2 is above 60 s. The kernel then keeps the full socket on
+              the keepalive timer for (T - 60) s, and a minisocket for another (T - 60) s. So above
+              60 an orphan lives 2·(T - 60) s, not T: 62 gives 4 s, 200 gives 280 s
+              (tcp_rcv_state_process and tcp_keepalive_timer in net/ipv4). Rarely it happens with T
+              of 60 or below: the ACK of the FIN arrived while close() had the socket locked. The
+              timer then runs for T s and ends the socket with a RST.
 Not this      timer 3: the ordinary orphan. An inode with timer 2: keepalive on a held socket.
-What ends it  Time. Values up to 60 behave as one reads them.
-What does not Lowering tcp_fin_timeout now: it ends these only when their timer next fires.
+What ends it  Time. Values up to 60 mean what they say.
+Won't help    Lowering tcp_fin_timeout now: it ends these only when their timer next fires.
 Reproduce     finwait lab run fin-wait2-orphan-long
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis import forecast
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Turn
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import certain, likely
 from finwait.diagnosis.view import View
@@ -42,11 +42,11 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     _, value = _timeout(view, rows)
     if value is not None and value > 60:
         return certain(
-            "an orphan on the keepalive timer, and tcp_fin_timeout of its namespace is above a minute"
+            "an orphan is on the keepalive timer, and tcp_fin_timeout of its namespace is above 60 s"
         )
     return likely(
-        "either the program set TCP_LINGER2 above 60, or (about one close in thousands) the ACK of the FIN came "
-        "while close() had the socket locked; both end by themselves"
+        "either the program set TCP_LINGER2 above 60, or (about one close in thousands) the ACK of the FIN "
+        "arrived while close() had the socket locked; both end by themselves"
     )
 
 
@@ -55,7 +55,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     if value is None:
         return ()
     says = (
-        "above 60: every orphan of this namespace takes this way"
+        "above 60: every orphan of this namespace is kept this way"
         if value > 60
         else "60 or less: not the cause"
     )
@@ -68,20 +68,24 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
 
 RULE = Rule(
     name="fin-wait2-orphan-long",
-    title="closed by its program, and kept as a full socket for longer; leaves by itself",
+    title="closed by its program and kept as a full socket for longer; goes away by itself",
     severity="notice",
     rank=20,
+    harm="residue",
+    turn=Turn("kernel"),
     means="by-state",
-    beyond_sysctls="it leaves when its own timer has run",
+    beyond_sysctls="it goes away when its own timer fires",
     claims=("C2b", "X01", "X02"),
     clues=(
         Clue("state", "our FIN was acknowledged"),
         Clue("inode", "0: no descriptor refers to it any more"),
-        Clue("timer", "2: the FIN timer borrows the keepalive timer"),
-        Clue("expires_ms", "until it becomes a minisocket, which lives as long again"),
+        Clue("timer", "2: the FIN timer uses the keepalive timer's field"),
+        Clue("expires_ms", "time until it becomes a minisocket, which then lives as long again"),
         Clue("shutdown", "3: both directions are shut"),
     ),
-    ends=(Remedy("it leaves by itself; keep tcp_fin_timeout and TCP_LINGER2 at 60 or below", "read-only"),),
+    ends=(
+        Remedy("it goes away by itself; keep tcp_fin_timeout and TCP_LINGER2 at 60 or below", "read-only"),
+    ),
     does_not=(
         Advice(
             "set `tcp_fin_timeout` above 60",

@@ -1,12 +1,15 @@
 """fin-wait2-shut-both: shutdown(SHUT_RDWR) was called, close() was not.
 
 Seen as       FIN_WAIT2 with an inode and shutdown bits 3.
-Why it stays  shutdown() sends the FIN and refuses further data, but it does not give up the descriptor.
-              Only close() makes an orphan of the socket, and only an orphan has a FIN_WAIT2 timeout.
-Not this      bits 2: the program still wants to receive (fin-wait2-held). inode 0 with bits 3 and timer 2: an
-              orphan on its way out (fin-wait2-orphan-long).
-What ends it  close() by the owner; any data from the peer (it is answered with a RST); SOCK_DESTROY.
-What does not tcp_fin_timeout: shutdown(SHUT_RDWR) does not start it, whatever one reads.
+Why it stays  shutdown() sends the FIN and refuses further data, but it does not release the
+              descriptor. Only close() makes the socket an orphan, and only an orphan has a
+              FIN_WAIT2 timeout.
+Not this      bits 2: the program still wants to receive (fin-wait2-held). inode 0 with bits 3 and
+              timer 2: an orphan on its way out (fin-wait2-orphan-long).
+What ends it  close() by the owner; any data from the peer (it is answered with a RST);
+              SOCK_DESTROY.
+Won't help    tcp_fin_timeout: shutdown(SHUT_RDWR) does not start it, contrary to what many pages
+              say.
 Reproduce     finwait lab run fin-wait2-shut-both
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Confidence, Remedy
+from finwait.diagnosis.finding import Confidence, Remedy, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
     CLOSE_AT_PEER,
@@ -42,16 +45,16 @@ def match(view: View) -> NDArray[np.bool_]:
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
-    return certain("shutdown bits 3 with an inode: both directions shut, descriptor kept")
+    return certain("shutdown bits 3 with an inode: both directions are shut and the descriptor is still open")
 
 
 _CLUES = (
-    Clue("state", "our FIN was acknowledged; the peer's has not come"),
-    Clue("shutdown", "3: both directions are shut; the program wants nothing more of it"),
-    Clue("inode", "not 0: but it has not called close(), so no timeout runs"),
+    Clue("state", "our FIN was acknowledged; the peer's has not arrived"),
+    Clue("shutdown", "3: both directions are shut; the program neither sends nor receives any more"),
+    Clue("inode", "not 0: the program has not called close(), so no timeout runs"),
     Clue("timer", "0: nothing will ever fire; 2: keepalive"),
 )
-_FIX = Remedy("fix the program: close() after shutdown(); restarting it closes what it holds now")
+_FIX = Remedy("fix the program to close() after shutdown(); a restart closes the ones it holds now")
 _NAME = "fin-wait2-shut-both"
 
 RULE = Rule(
@@ -59,6 +62,8 @@ RULE = Rule(
     title="shut down in both directions but never closed by the process that holds it",
     severity="problem",
     rank=50,
+    harm="leak",
+    turn=Turn("holder", "close()"),
     means="by-state",
     beyond_sysctls="shutdown() is not close(): a descriptor still refers to the socket and no timer runs",
     claims=("C1c", "X11"),
@@ -76,7 +81,7 @@ RULE = Rule(
             does_not=(NOT_WAITING_FOR_THE_GONE, NOT_FIN_TIMEOUT, NOT_USER_TIMEOUT_IDLE),
         ),
         Case(
-            title="shut down in both directions but never closed; whether its peer lives is not visible here",
+            title="shut down in both directions but never closed; it is not visible here whether its peer is alive",
             rows=peer_unseen,
             clues=_CLUES,
             ends=(probe(_NAME), _FIX, CLOSE_AT_PEER, destroy(_NAME), PREVENT_SILENCE),

@@ -1,14 +1,19 @@
-"""half-open: this end believes in a connection that its other end has forgotten, and tries to open anew.
+"""half-open: the other end has forgotten this connection and tries to open a new one.
 
-Seen as       ESTABLISHED (or a closing state) whose other end on this machine, the same addresses and ports, is in
-              SYN_SENT and has sent its SYN again. Both are told. RFC 9293 calls this half-open (3.5.1).
-Why it stays  The other end lost its state (a crash, a power failure, a restored snapshot) and came back on the same
-              port. The SYN is answered with a challenge ACK (RFC 5961), and the RST that this draws would end the old
-              end at once. Something drops one of the two: a filter, or connection tracking that calls it INVALID.
-Not this      A handshake in progress: its SYN was not sent again. TIME_WAIT against SYN_SENT: the SYN is taken.
-What ends it  A keepalive probe of the old end: it draws a RST, or nobody answers; either ends it, and the next SYN
-              gets in. SOCK_DESTROY of the old end. Letting the challenge ACK and its RST pass.
-What does not Restarting the side in SYN_SENT, or waiting for it: its next SYN meets the same old end.
+Seen as       ESTABLISHED (or a closing state) whose other end on this machine, with the same
+              addresses and ports, is in SYN_SENT and has retransmitted its SYN. Both ends are
+              reported. RFC 9293 calls this half-open (3.5.1).
+Why it stays  The other end lost its state (a crash, a power failure, a restored snapshot) and came
+              back on the same port. The SYN is answered with a challenge ACK (RFC 5961), which
+              draws a RST. That RST would end the old end at once, but something drops one of the
+              two segments: a filter, or connection tracking that calls it INVALID.
+Not this      A handshake in progress: its SYN was not retransmitted. TIME_WAIT against SYN_SENT:
+              the SYN is accepted.
+What ends it  A keepalive probe from the old end: it draws a RST, or no answer. Either one ends it,
+              and the next SYN gets in. SOCK_DESTROY of the old end. Letting the challenge ACK and
+              its RST pass.
+Won't help    Restarting the side in SYN_SENT, or waiting for it: its next SYN meets the same old
+              end.
 Reproduce     finwait lab run half-open
 """
 
@@ -17,11 +22,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import MOMENT_MS, NOT_FIN_TIMEOUT, certain, destroy, silence
 from finwait.diagnosis.view import View
 from finwait.uapi import tcp
+from finwait.uapi.sets import distinct
 
 __all__ = ["RULE", "match"]
 
@@ -54,18 +60,18 @@ def _opening(view: View) -> NDArray[np.bool_]:
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
-    return certain("both ends are on this machine, and one of them knows nothing of the other's connection")
+    return certain("both ends are on this machine, and one of them does not know the other's connection")
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     s = view.sockets
     result = []
     other = view.other[rows]
-    for state in np.unique(s.state[other]).tolist():
+    for state in distinct(s.state[other]).tolist():
         n = int((s.state[other] == state).sum())
-        says = "still has the old connection, and takes no SYN for it"
+        says = "still has the old connection and accepts no SYN for it"
         if state == tcp.SYN_SENT:
-            says = "opens a connection on the same addresses and ports"
+            says = "is opening a connection on the same addresses and ports"
         where = "sock_diag in the other end's namespace"
         result.append(Evidence("other end", f"{tcp.state_name(state)} ×{n}", where, says))
     opening = np.where(s.state[rows] == tcp.SYN_SENT, rows, other)
@@ -76,11 +82,11 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             "SYN sent again",
             f"{low} times" if low == high else f"{low} … {high} times",
             "inet_diag_msg.idiag_retrans of the end in SYN_SENT",
-            "without an answer that it could use",
+            "without a usable answer",
         )
     )
     old = np.where(s.state[rows] == tcp.SYN_SENT, other, rows)
-    for number in np.unique(s.netns[old]).tolist():
+    for number in distinct(s.netns[old]).tolist():
         ns = view.namespaces.get(number)
         if ns is not None and (value := ns.counters.get("TcpExt.TCPSYNChallenge")):
             grown = ns.grown("TcpExt.TCPSYNChallenge")
@@ -90,24 +96,25 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
                     "TCPSYNChallenge",
                     f"{value}{more}",
                     f"/proc/net/netstat of {ns.label}",
-                    "SYNs for a connection that is there, each answered with a challenge ACK",
+                    "SYNs for an existing connection, each answered with a challenge ACK",
                 )
             )
     return tuple(result)
 
 
 _LET_PASS = Remedy(
-    "let the challenge ACK and the RST that answers it pass: find the filter or the connection tracking that drops one"
+    "let the challenge ACK and the answering RST pass: find the filter or connection tracking that drops one "
+    "of them"
 )
 _CLUES = (
-    Clue("state", "what this end believes"),
+    Clue("state", "the state at this end"),
     Clue("timer", "0: nothing is in flight, and no keepalive would notice"),
-    Clue("last_ack_recv_ms", "since this end heard of the old connection"),
+    Clue("last_ack_recv_ms", "time since this end last heard from the old connection"),
 )
 _DOES_NOT = (
     Advice(
         "restart the side in SYN_SENT, or wait for it",
-        "its next SYN from this port meets the same old end",
+        "its next SYN from this port meets the same old connection",
         proofs=("half-open-heals",),
     ),
     NOT_FIN_TIMEOUT,
@@ -115,16 +122,18 @@ _DOES_NOT = (
 
 RULE = Rule(
     name="half-open",
-    title="the other end has forgotten this connection, and cannot open a new one because of it",
+    title="the other end has forgotten this connection, which now blocks its new one",
     severity="problem",
     rank=12,
+    harm="outage",
+    turn=Turn("you", "end the old one"),
     means="keepalive",
-    beyond_sysctls="neither end gives up sooner by it: the old one is idle, and every new SYN meets it",
+    beyond_sysctls="it makes neither end give up sooner: the old one is idle, and every new SYN meets it",
     claims=("C9b", "X56"),
     clues=_CLUES,
     ends=(
         Remedy(
-            "probe this end: a keepalive draws a RST, or no answer at all; both end it, and the next SYN gets in",
+            "probe this end: a keepalive draws a RST, or no answer; either one ends it, and the next SYN gets in",
             "reversible",
             "finwait probe rule = half-open and not state syn-sent",
             proofs=("half-open-heals",),
@@ -138,14 +147,14 @@ RULE = Rule(
     observe=_observe,
     cases=(
         Case(
-            title="the other end still has an old connection on this port, and answers no SYN",
+            title="the other end still has an old connection on this port and answers no SYN",
             rows=_opening,
             clues=(
-                Clue("state", "it opens a connection, and nothing that it can use comes back"),
-                Clue("timer", "1: the SYN is being sent again"),
-                Clue("retrans", "SYNs without an answer"),
+                Clue("state", "it is opening a connection and gets no usable answer"),
+                Clue("timer", "1: the SYN is being retransmitted"),
+                Clue("retrans", "SYNs without a usable answer"),
             ),
-            ends=(Remedy("end the old connection at its other end, which is told beside this"), _LET_PASS),
+            ends=(Remedy("end the old connection at its other end (reported next to this one)"), _LET_PASS),
             does_not=_DOES_NOT,
         ),
     ),

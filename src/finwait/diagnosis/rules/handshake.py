@@ -1,12 +1,12 @@
 """handshake: a connection that is being opened.
 
-Seen as       SYN_SENT or SYN_RECV on the timer that repeats the SYN, or the answer to it.
+Seen as       SYN_SENT or SYN_RECV on the timer that retransmits the SYN, or the answer to it.
 Why it stays  The other side has not answered yet. There is nothing to close.
-Not this      A SYN that was sent again several times (syn-unanswered).
-              ESTABLISHED on this side and SYN_SENT at the other: the two do not know the same connection.
-What ends it  The answer; or time: tcp_syn_retries (6, about 2 minutes) for SYN_SENT, tcp_synack_retries (5, about
-              1 minute) for SYN_RECV.
-What does not Anything that is about closing.
+Not this      A SYN that was retransmitted several times (syn-unanswered). ESTABLISHED on this side
+              and SYN_SENT at the other: one side does not know the other's connection (half-open).
+What ends it  The answer; or time: tcp_syn_retries (6, about 2 minutes) for SYN_SENT,
+              tcp_synack_retries (5, about 1 minute) for SYN_RECV, or TCP_SYNCNT of the listener.
+Won't help    Any setting for closing connections.
 Reproduce     finwait lab run handshake
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Remedy, Turn
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import certain
 from finwait.diagnosis.view import View
@@ -37,19 +37,27 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG
 
 RULE = Rule(
     name="handshake",
-    title="being opened, there is nothing to close yet: healthy",
+    title="being opened; there is nothing to close yet",
     severity="healthy",
     rank=90,
+    harm="residue",
+    turn=Turn("kernel"),
     means=None,
-    beyond_sysctls="it is being opened, there is nothing to close",
-    claims=("C19",),
+    beyond_sysctls="it is being opened; there is nothing to close",
+    claims=("C19", "X60", "X61"),
     clues=(
         Clue("state", "opening"),
-        Clue("timer", "1: the SYN, or the answer to it, is being repeated"),
-        Clue("retrans", "how often it was"),
+        Clue("timer", "1: the SYN, or the answer to it, is being retransmitted"),
+        Clue("retrans", "retransmissions so far"),
     ),
-    ends=(Remedy("it ends by itself: an answer, or tcp_syn_retries and tcp_synack_retries", "read-only"),),
-    does_not=(Advice("anything that is about closing", "nothing is open yet that could close"),),
+    ends=(
+        Remedy(
+            "it ends by itself: with an answer, or after tcp_syn_retries or tcp_synack_retries",
+            "read-only",
+            proofs=("syn-retries", "ends-of-handshakes"),
+        ),
+    ),
+    does_not=(Advice("any setting for closing connections", "nothing is open yet"),),
     confidence=_confidence,
     match=match,
     counted=True,

@@ -1,16 +1,22 @@
-"""idle-unprobed: silent for long, and nothing would notice if the peer were dead.
+"""idle-unprobed: silent for a long time, and nothing would notice if the peer were dead.
 
-Seen as       ESTABLISHED with no timer, silent for `--idle` (10 min) or more; or a held connection (ESTABLISHED or
-              FIN_WAIT2) whose other end is gone from a namespace of this machine where others that it connects to at
-              that address are, and which has heard nothing for longer than the look took. ESTABLISHED
-              also where a namespace here has the other end's address, and nothing shows that it is the peer's. An
-              MPTCP connection is silent when all its subflows are, and keepalive on one of them is keepalive.
-Why it stays  An idle connection sends nothing. If the peer vanished without a FIN (node lost, pod deleted after
-              its network), this end learns it only by sending: data, or a keepalive probe.
-Not this      timer 2: keepalive is on. An other end that is there and ESTABLISHED. An address that a namespace
-              here has as well, while nothing shows that it is the peer's: then only a probe can tell.
-What ends it  A keepalive probe: a live peer answers and nothing happens, a dead one ends the connection.
-What does not `tcp_keepalive_*` sysctls: they do not turn keepalive on, and never reach a socket without it.
+Seen as       ESTABLISHED without a timer, and silent for `--idle` (10 min) or more. Or a held
+              connection (ESTABLISHED or FIN_WAIT2) whose other end is missing from the namespace of
+              this machine that has its address, if other connections show that this namespace is
+              the one reached, and nothing was heard for longer than the look took. ESTABLISHED is
+              also reported if a namespace here has the other end's address but nothing shows that
+              it is the peer's. An MPTCP connection is silent when all its subflows are; keepalive
+              on one of them counts.
+Why it stays  An idle connection sends nothing. If the peer vanished without a FIN (a node lost, a
+              pod deleted after its network), this end notices only when it sends something: data,
+              or a keepalive probe.
+Not this      timer 2: keepalive is on. The other end exists and is ESTABLISHED. A namespace here
+              also has the peer's address, but nothing shows that it is the peer's: then only a
+              probe can tell.
+What ends it  A keepalive probe: a live peer answers and nothing happens; a dead one ends the
+              connection.
+Won't help    `tcp_keepalive_*` sysctls: they do not turn keepalive on, and never reach a socket
+              without it.
 Reproduce     finwait lab run idle-unprobed
 """
 
@@ -19,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
     NOT_FIN_TIMEOUT,
@@ -71,8 +77,8 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
         return absence(view, "the peer's address is on this machine, and no socket there has this connection")
     if _doubtful(view)[rows].all():
         return possible(
-            "a namespace here has the peer's address and no such connection, but another network may have it too; "
-            "a probe tells"
+            "a namespace here has the peer's address but no such connection; another network may use the "
+            "same address, a probe can tell"
         )
     return possible("an idle connection with a live peer looks the same; only a probe can tell")
 
@@ -88,25 +94,25 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             "sock_diag in the namespace that has the peer's address",
             "that namespace was dumped in all states and has no such connection"
             if _gone(view)[rows].sum() == missing
-            else "no such connection in a namespace with that address; nothing shows that it is the peer's",
+            else "a namespace with that address has no such connection, but nothing shows that it is the peer's",
         ),
     )
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
-    return "problem" if _gone(view)[rows].any() else "notice"
+    return "problem" if _gone(view)[rows].all() else "notice"
 
 
 _CLUES = (
-    Clue("timer", "0: no keepalive, nothing in flight; no event will ever come from this side"),
-    Clue("last_data_recv_ms", "since data last arrived"),
-    Clue("last_data_sent_ms", "since data was last sent"),
-    Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+    Clue("timer", "0: no keepalive and nothing in flight; this end will never notice anything by itself"),
+    Clue("last_data_recv_ms", "time since data last arrived"),
+    Clue("last_data_sent_ms", "time since data was last sent"),
+    Clue("last_ack_recv_ms", "time since anything was last heard from the peer"),
 )
 _DOES_NOT = (
     Advice(
         "`net.ipv4.tcp_keepalive_time`",
-        "it only gives the default to sockets that turn keepalive on themselves",
+        "it only sets the default for sockets whose program turns keepalive on",
         proofs=("armed-keepalive",),
     ),
     NOT_FIN_TIMEOUT,
@@ -115,11 +121,13 @@ _DOES_NOT = (
 
 RULE = Rule(
     name="idle-unprobed",
-    title="silent, and nothing would notice if the peer were dead",
+    title="silent; nothing would notice if the peer were dead",
     severity="notice",
     rank=55,
+    harm="residue",
+    turn=Turn("you", "probe"),
     means="keepalive",
-    beyond_sysctls="no timer is armed on it, so no timer value matters",
+    beyond_sysctls="no timer is running on it, so no timer value matters",
     claims=("C9", "X21", "S18"),
     clues=_CLUES,
     ends=(probe("idle-unprobed"), PREVENT_SILENCE),
@@ -128,31 +136,34 @@ RULE = Rule(
     match=match,
     observe=_observe,
     grade=_grade,
+    proven=lambda view, rows: _gone(view)[rows],
     cases=(
         Case(
-            title="an MPTCP connection: silent on all its subflows, and nothing would notice if the peer were dead",
+            title="an MPTCP connection is silent on all its subflows; nothing would notice if the peer were dead",
             rows=mptcp_rows,
             clues=(
-                Clue("protocol", "262: the MPTCP connection itself; no timer runs on any of its subflows"),
+                Clue(
+                    "protocol", "262: the MPTCP connection itself; no timer is running on any of its subflows"
+                ),
                 Clue("mptcp_subflows", "additional subflows"),
             ),
             ends=(
                 Remedy(
-                    "keepalive, which its program has to set (`finwait probe` acts on single TCP connections): it "
-                    "runs on the subflows; where the peer is gone they end, and the connection after "
-                    "`net.mptcp.close_timeout`"
+                    "set keepalive in its program (`finwait probe` acts on single TCP connections); "
+                    "keepalive runs on the subflows: if the peer is gone they end, and the connection ends "
+                    "after `net.mptcp.close_timeout`"
                 ),
                 PREVENT_SILENCE,
             ),
             does_not=_DOES_NOT,
         ),
         Case(
-            title="silent, and its peer is gone: the peer's address is on this machine, and the connection is not",
+            title="silent, and the peer is gone: its address is on this machine, but the connection is not",
             rows=_gone,
             clues=_CLUES,
             ends=(
                 Remedy(
-                    "probe it: the peer's kernel answers with a RST, or not at all, and either ends it",
+                    "probe it: the peer's kernel answers with a RST or not at all; either one ends it",
                     "reversible",
                     "finwait probe rule = idle-unprobed",
                 ),

@@ -1,20 +1,24 @@
-"""inherited-descriptor: a child process keeps a connection that its parent closed (or thinks it closed).
+"""inherited-descriptor: a child process keeps a connection that its parent closed (or meant to).
 
-Seen as       A connection in FIN_WAIT2 or CLOSE_WAIT with two or more holding processes; or a connection
-              whose every holder was started after the last byte was exchanged: it inherited the descriptor. A
-              single such holder counts if it runs another program than its parent, and has the connection neither
-              as standard input nor as its output. Data that came since and lies unread is no use of the connection.
-              ESTABLISHED is only a notice.
-Why it stays  A descriptor without FD_CLOEXEC is passed to every program that is started. close() in the parent
-              then closes nothing: no FIN is sent while a child holds a copy. shutdown() does send the FIN, but
-              the socket stays held and tcp_fin_timeout does not start.
-              FD_CLOEXEC (told of each holder) acts on exec() alone: a copy that a plain fork() made has to be
-              closed by the child itself. A holder whose copy has the flag set is such a child.
-Not this      Threads of one process, and processes that share one descriptor table (clone(CLONE_FILES), told by
-              kcmp(2)): close() in one closes it in both. A server that forks for each connection, or starts a
-              program on it as inetd does. A connection over which an answer still passes.
+Seen as       A connection in FIN_WAIT2 or CLOSE_WAIT that two or more processes hold. Or a
+              connection whose holders all started after the last byte was exchanged: they inherited
+              the descriptor. A single such holder counts if it runs another program than its
+              parent, and the connection is neither its standard input nor its output. Data that
+              arrived since then and is unread does not count as use of the connection. ESTABLISHED
+              is only a notice. Or a connection for which nobody waits in the only process that
+              holds it, while the listener on its port belongs to another program, which accepted it.
+Why it stays  A descriptor without FD_CLOEXEC is passed to every program that is started. close() in
+              the parent then closes nothing: no FIN is sent while a child holds a copy. shutdown()
+              does send the FIN, but the socket stays held and tcp_fin_timeout does not start.
+              FD_CLOEXEC (reported for each holder) acts only on exec(): the child itself has to
+              close a copy made by a plain fork(). A holder whose copy has the flag set is such a
+              child.
+Not this      Threads of one process, and processes that share one descriptor table
+              (clone(CLONE_FILES), reported by kcmp(2)): close() in one closes it in both. A server
+              that forks for each connection, or starts a program on it as inetd does. A connection
+              on which an answer still passes.
 What ends it  close() in every holder, or the end of the child; SOCK_DESTROY.
-What does not Closing in the parent again.
+Won't help    Closing it in the parent again.
 Reproduce     finwait lab run inherited-descriptor
 """
 
@@ -23,7 +27,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity, Turn
+from finwait.diagnosis.moves import Move
+from finwait.diagnosis.roles import (
+    left_without_listener,
+    listening_program,
+    runs_what_its_parent_runs,
+    taken_over,
+)
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
     NOT_FIN_TIMEOUT,
@@ -37,6 +48,7 @@ from finwait.diagnosis.rules import (
     possible,
     silence,
     unclocked,
+    watched_long,
 )
 from finwait.diagnosis.view import View
 from finwait.errors import Gap
@@ -46,6 +58,8 @@ __all__ = ["RULE", "SHARED", "match"]
 
 SHARED = (tcp.FIN_WAIT2, tcp.CLOSE_WAIT)
 """States in which a second holder keeps open what the first one may have closed."""
+
+_FORGOTTEN = (*Move,).index(Move.FORGOTTEN)
 
 SLACK_MS = 20
 """Process start times are told in clock ticks (10 ms), socket times in jiffies (up to 10 ms)."""
@@ -80,7 +94,7 @@ def _left_unread(view: View) -> NDArray[np.bool_]:
     """Return rows on which data has come that nobody reads: it shows no use by whoever holds them."""
     s = view.sockets
     data = s.rqueue.astype(np.int64) - (s.state == tcp.CLOSE_WAIT)  # an unread FIN counts 1
-    stale = view.moved_known | (silence(view, "last_data_recv_ms") >= RECENT_MS)
+    stale = watched_long(view) | (silence(view, "last_data_recv_ms") >= RECENT_MS)
     unread: NDArray[np.bool_] = (data > 0) & stale & ~view.read
     return unread
 
@@ -88,17 +102,25 @@ def _left_unread(view: View) -> NDArray[np.bool_]:
 def _handed_over(view: View, holders: list[tuple[int, int]]) -> bool:
     """Return whether the only process that holds a connection looks like one that was made to serve it."""
     pid = holders[0][0]
-    return all(fd <= 2 for _, fd in holders) or _runs_what_its_parent_runs(view, pid) is True
+    return all(fd <= 2 for _, fd in holders) or runs_what_its_parent_runs(view, pid) is True
 
 
-def _runs_what_its_parent_runs(view: View, pid: int) -> bool | None:
-    """Return whether a process runs the program of its parent: a plain fork() does. None: not known."""
-    process = view.processes.get(pid)
-    # Pid 1 adopts what has lost its parent.
-    parent = view.processes.get(process.ppid) if process is not None and process.ppid > 1 else None
-    if process is None or parent is None or not process.exe or not parent.exe:
-        return None
-    return process.exe == parent.exe
+def _accepted_by_another_program(view: View) -> NDArray[np.bool_]:
+    """Rows whose only holder is not of the program that accepted them, and does not wait for them.
+
+    `silence` says nothing of them where the parent still used the connection after it had started the child.
+    """
+    out = view.connections_in(*SHARED) & view.holder_found & view.accepted & (view.moves == _FORGOTTEN)
+    out &= ~view.holders.several_processes()
+    quiet = silence(view, "last_data_sent_ms", "last_data_recv_ms") >= RECENT_MS
+    stray = view.strays & view.waits.rows("nobody") & quiet
+    for row in np.flatnonzero(out).tolist():
+        out[row] = taken_over(view, row)
+    out |= stray
+    out &= ~view.moved & ~view.sent & ~view.read
+    for row in np.flatnonzero(out).tolist():
+        out[row] = all(fd > 2 for _, fd in view.holders.of(row))
+    return out
 
 
 def _several_tables(view: View) -> NDArray[np.bool_]:
@@ -110,6 +132,14 @@ def _several_tables(view: View) -> NDArray[np.bool_]:
     return several
 
 
+def _piped(view: View) -> NDArray[np.bool_]:
+    """Return rows that are the standard input or output of all that hold them: a script was started on them."""
+    out = view.connections_in(*SHARED) & view.holders.several_processes()
+    for row in np.flatnonzero(out).tolist():
+        out[row] = all(fd <= 2 for _, fd in view.holders.of(row))
+    return out
+
+
 def _pairs(view: View, row: int) -> list[tuple[int, int]]:
     first, *others = sorted({pid for pid, _ in view.holders.of(row)})
     return [(first, other) for other in others]
@@ -117,12 +147,20 @@ def _pairs(view: View, row: int) -> list[tuple[int, int]]:
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
-    shared = view.connections_in(*SHARED) & _several_tables(view)
-    return (shared & ~view.moved & ~view.sent & ~view.read) | _unused_by_its_holders(view)
+    shared = view.connections_in(*SHARED) & _several_tables(view) & ~_piped(view)
+    unused = _unused_by_its_holders(view) | _accepted_by_another_program(view)
+    # Where one of them waits for what the peer still has to send, it is the peer's move.
+    awaited = view.in_state(tcp.FIN_WAIT2, tcp.ESTABLISHED) & view.waits.rows("thread", "loop")
+    return ((shared & ~view.moved & ~view.sent & ~view.read) | unused) & ~awaited
 
 
 def _established(view: View) -> NDArray[np.bool_]:
     return view.connections_in(tcp.ESTABLISHED)
+
+
+def _stray(view: View) -> NDArray[np.bool_]:
+    """Return open connections that nothing shows but that their holder is a stranger and does not wait for them."""
+    return _established(view) & ~_unused_by_its_holders(view)
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
@@ -137,33 +175,58 @@ def _unjudged(view: View) -> list[Gap]:
 def _fresh(view: View, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return on which rows data passed so short ago that a single look cannot say whether more will."""
     state = view.sockets.state
-    came = (state == tcp.FIN_WAIT2) & just_received(view)
-    went = (state == tcp.CLOSE_WAIT) & just_sent(view)
-    fresh: NDArray[np.bool_] = (came | went)[rows]
+    received = (state == tcp.FIN_WAIT2) & just_received(view)
+    sent = (state == tcp.CLOSE_WAIT) & just_sent(view)
+    fresh: NDArray[np.bool_] = (received | sent)[rows]
     return fresh
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if fresh := int(_fresh(view, rows).sum()):
         return look_again(
-            f"on {fresh} of {len(rows)} data passed in the last {RECENT_MS // 1000} s: the answer may still be "
-            "streaming; `--for 5s` looks twice and tells"
+            f"data passed on {fresh} of {len(rows)} in the last {RECENT_MS // 1000} s, so the answer may "
+            "still be streaming; check with `--for 5s`"
         )
     if view.holders.several_processes()[rows].all():
-        if all(any(view.one_table.get(pair) is False for pair in _pairs(view, row)) for row in rows.tolist()):
-            return certain(
-                "two or more processes hold the same socket, each in a descriptor table of its own"
+        if (view.in_state(tcp.FIN_WAIT2) & view.waits.rows("unknown"))[rows].all():
+            return possible(
+                "two or more processes hold the same socket; if one of them waits for the answer, which is not known, "
+                "it is the peer's to give"
             )
+        if all(any(view.one_table.get(pair) is False for pair in _pairs(view, row)) for row in rows.tolist()):
+            return certain("two or more processes hold the same socket, each in its own descriptor table")
         return likely(
-            "two or more processes hold the same socket; whether they share one descriptor table is not known (kcmp)"
+            "two or more processes hold the same socket; it is unknown whether they share one descriptor "
+            "table (kcmp)"
+        )
+    if _stray(view)[rows].all():
+        door = (
+            "nobody listens on its port any more"
+            if left_without_listener(view)[rows].all()
+            else "another program listens on its port"
+        )
+        older = "" if _younger(view, rows).all() else ", or its holder listened there before"
+        return possible(
+            f"nobody waits for it in its holder, and {door}; it was inherited or handed over{older}"
         )
     if _established(view)[rows].all():
         return possible(
-            "no byte was exchanged since its holder was started: inherited, or handed over to wait for its peer"
+            "no byte was exchanged since its holder started; it was inherited, or handed over to wait for its peer"
+        )
+    if not _unused_by_its_holders(view)[rows].all():
+        return likely(
+            "nobody waits for it in its holder, and another program listens on its port; it was inherited or handed "
+            "over; a program that works on a long answer looks the same"
         )
     return likely(
-        "no byte was exchanged since its holder was started: it was inherited or handed over, and not used"
+        "no byte was exchanged since its holder started; it was inherited or handed over, and not used"
     )
+
+
+def _younger(view: View, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return of which rows the holder cannot have been what listened: nobody listens, or who does is older."""
+    closed = left_without_listener(view)
+    return np.array([closed[row] or taken_over(view, row) for row in rows.tolist()], np.bool_)
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
@@ -175,10 +238,10 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
         if process is None:
             continue
         age = f"{process.age_ms / 1000:.1f} s old" if process.age_ms >= 0 else "age unknown"
-        told = {flag for (holder, _), flag in flags.items() if holder == pid}
+        pid_flags = {flag for (holder, _), flag in flags.items() if holder == pid}
         says = "holds a descriptor of it"
-        if len(told) == 1:
-            says += ", FD_CLOEXEC set" if told == {True} else ", FD_CLOEXEC not set"
+        if len(pid_flags) == 1:
+            says += ", FD_CLOEXEC set" if pid_flags == {True} else ", FD_CLOEXEC not set"
         result.append(
             Evidence(
                 f"holder pid {pid}",
@@ -187,15 +250,41 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
                 says,
             )
         )
-    return tuple(result)
+    return (*result, *_accepted_by(view, rows))
 
 
-_END = Remedy("end the child that holds it, or close the descriptor there")
+def _accepted_by(view: View, rows: NDArray[np.int64]) -> list[Evidence]:
+    """Return which program accepted those that are here because their holder did not."""
+    taken = rows[_accepted_by_another_program(view)[rows] & ~_unused_by_its_holders(view)[rows]]
+    if not len(taken):
+        return []
+    port = int(view.sockets.sport[taken[0]])
+    if left_without_listener(view)[taken[0]]:
+        return [
+            Evidence(
+                f"listener on port {port}",
+                "none",
+                "sock_diag",
+                "what accepted it is gone, or listens no more; its holder is another program",
+            )
+        ]
+    return [
+        Evidence(
+            f"listener on port {port}",
+            listening_program(view, int(taken[0])),
+            "/proc/PID/fd and exe",
+            "another program than that of the holder; its process is the "
+            + ("older one" if taken_over(view, int(taken[0])) else "younger one"),
+        )
+    ]
+
+
+_END = Remedy("end the child that holds it, or close its descriptor there")
 _NOT_EXEC = Remedy(
-    "open sockets with SOCK_CLOEXEC and accept4(), so that no program that is started inherits the next one"
+    "open sockets with SOCK_CLOEXEC and accept4(), so that programs started later do not inherit the next one"
 )
 _NOT_FORK = Remedy(
-    "close the copy in the child right after fork(): SOCK_CLOEXEC does nothing for a child that executes no program"
+    "close the copy in the child right after fork(); SOCK_CLOEXEC has no effect in a child that does not exec"
 )
 _NOT_EITHER = Remedy(
     "SOCK_CLOEXEC and accept4() keep the next one from programs that are started; after a plain fork() the child "
@@ -203,10 +292,10 @@ _NOT_EITHER = Remedy(
 )
 _CLUES = (
     Clue("state", "ESTABLISHED: no FIN was ever sent; FIN_WAIT2: one holder called shutdown()"),
-    Clue("inode", "not 0: the socket lives while any process holds it"),
-    Clue("last_data_sent_ms", "since a byte was last sent"),
-    Clue("last_data_recv_ms", "since a byte was last received"),
-    Clue("rqueue", "bytes that nobody has read, a FIN counting 1"),
+    Clue("inode", "not 0: the socket lives as long as any process holds it"),
+    Clue("last_data_sent_ms", "time since a byte was last sent"),
+    Clue("last_data_recv_ms", "time since a byte was last received"),
+    Clue("rqueue", "bytes that nobody has read; a FIN counts as 1"),
 )
 _DOES_NOT = (
     Advice(
@@ -233,7 +322,7 @@ def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
 def _prevention(view: View, pid: int, fd: int) -> Remedy:
     if view.close_on_exec.get((pid, fd)):  # exec() would have closed it
         return _NOT_FORK
-    return _NOT_EXEC if _runs_what_its_parent_runs(view, pid) is False else _NOT_EITHER
+    return _NOT_EXEC if runs_what_its_parent_runs(view, pid) is False else _NOT_EITHER
 
 
 RULE = Rule(
@@ -241,9 +330,11 @@ RULE = Rule(
     title="a child process inherited the connection, so closing it in the parent closes nothing",
     severity="problem",
     rank=25,
+    harm="leak",
+    turn=Turn("holder", "close()"),
     owners=True,
     means="by-state",
-    beyond_sysctls="another process still holds the descriptor",
+    beyond_sysctls="another process still holds a descriptor",
     claims=("C7", "X14", "S06"),
     clues=_CLUES,
     ends=(_END, _NOT_EITHER, destroy("inherited-descriptor")),
@@ -257,7 +348,14 @@ RULE = Rule(
     flags=True,
     cases=(
         Case(
-            title="a process that was started later keeps a connection on which nothing happened since",
+            title="a program that did not accept the connection holds it, and waits for nothing on it",
+            rows=_stray,
+            clues=_CLUES,
+            ends=(_END, _NOT_EITHER),
+            does_not=_DOES_NOT,
+        ),
+        Case(
+            title="a process that started later holds a connection that has been silent since then",
             rows=_established,
             clues=_CLUES,
             ends=(_END, _NOT_EITHER),

@@ -1,13 +1,15 @@
 """mptcp-no-subflow: an MPTCP connection has lost its last subflow, and nothing can pass any more.
 
-Seen as       An MPTCP row (IPPROTO_MPTCP dump) in ESTABLISHED or a closing state, and no TCP row of its token or
-              inode. Or an MPTCP row in CLOSE with a descriptor: the kernel has given it up since.
-Why it stays  MPTCP outlives its subflows, so that another path can take over. Where none comes, the kernel closes the
-              connection after net.mptcp.close_timeout (60 s; the timer counts down); kernels without that setting
-              keep it for ever. What the program writes meanwhile waits, and it is told nothing.
+Seen as       An MPTCP row (IPPROTO_MPTCP dump) in ESTABLISHED or a closing state, without a TCP row
+              of the same token or inode. Or an MPTCP row in CLOSE with a descriptor: the kernel has
+              since given it up.
+Why it stays  MPTCP outlives its subflows, so that another path can take over. If none comes, the
+              kernel closes the connection after net.mptcp.close_timeout (60 s; the timer counts
+              down); kernels without that setting keep it for ever. Data that the program writes
+              meanwhile waits, and the program gets no notice.
 Not this      A connection that fell back to plain TCP. One with a subflow in any state.
 What ends it  A new subflow; close_timeout; close() by the owner.
-What does not Keepalive: it probes subflows. Anything that sends a packet: there is no path for one.
+Won't help    Keepalive: it probes subflows. Anything that sends a packet: there is no path for it.
 Reproduce     finwait lab run mptcp-no-subflow
 """
 
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, certain, look_again
 from finwait.diagnosis.view import View
@@ -70,13 +72,16 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if _given_up(view)[rows].all():
-        return certain("the row itself says CLOSE, and a descriptor refers to it")
+        return certain("the row itself is in CLOSE, and a descriptor refers to it")
     if _timed(view)[rows].all():
-        return certain("no TCP row belongs to it, and its close timeout counts down")
+        return certain("no TCP row belongs to it, and its close timeout is counting down")
     if (view.queue_before[rows] >= 0).all():
-        return certain(f"no TCP row belongs to it, and it was there {view.watched_ms / 1000:.1f} s before")
+        return certain(
+            f"no TCP row belongs to it, and it was already there {view.watched_ms / 1000:.1f} s earlier"
+        )
     return look_again(
-        "no TCP row belongs to it, but it may have been made after those were read; `--for 5s` tells"
+        "no TCP row belongs to it, but it may have been created after the TCP rows were read; check with "
+        "`--for 5s`"
     )
 
 
@@ -87,36 +92,42 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
         return ()
     where = f"/proc/sys/net/mptcp/close_timeout of {ns.label if ns else '?'}"
     return (
-        Evidence("close_timeout", f"{seconds} s", where, "so long a connection without subflows is kept"),
+        Evidence(
+            "close_timeout", f"{seconds} s", where, "how long the kernel keeps a connection without subflows"
+        ),
     )
 
 
 _CLUES = (
     Clue("protocol", "262: the MPTCP connection itself; no TCP row has its token or its inode"),
-    Clue("state", "what its program believes"),
-    Clue("timer", "2: its close timeout counts down; 0: nothing will ever fire"),
-    Clue("expires_ms", "until the kernel closes it"),
+    Clue("state", "the state that its program sees"),
+    Clue("timer", "2: its close timeout is counting down; 0: nothing will ever fire"),
+    Clue("expires_ms", "time until the kernel closes it"),
     Clue("mptcp_subflows", "additional subflows: 0"),
-    Clue("wqueue", "bytes that wait for a path"),
+    Clue("wqueue", "bytes waiting for a path"),
 )
-_CLOSE = Remedy("close() in the program: nothing is sent, for there is no path, and the descriptor is free")
+_CLOSE = Remedy(
+    "close() in the program: nothing is sent, because there is no path, and the descriptor is freed"
+)
 _DOES_NOT = (
-    Advice("turn on keepalive, or `finwait probe`", "both act on subflows, and there is none"),
-    Advice("`ss -K`", "SOCK_DESTROY does not know MPTCP connections, and there is no subflow to destroy"),
+    Advice("turn on keepalive, or `finwait probe`", "both act on subflows, and there are none"),
+    Advice("`ss -K`", "SOCK_DESTROY does not support MPTCP connections, and there is no subflow to destroy"),
     NOT_FIN_TIMEOUT,
 )
 
 RULE = Rule(
     name="mptcp-no-subflow",
-    title="an MPTCP connection without any subflow: nothing can pass, and nothing tells its program",
+    title="an MPTCP connection without a subflow: nothing can pass, and nothing notifies its program",
     severity="problem",
     rank=25,
+    harm="stall",
+    turn=Turn("path", "a new subflow"),
     means="by-state",
-    beyond_sysctls="no setting of TCP applies without a subflow; net.mptcp.close_timeout does",
+    beyond_sysctls="no TCP setting applies without a subflow; net.mptcp.close_timeout does",
     claims=("C17b", "X57"),
     clues=_CLUES,
     ends=(
-        Remedy("bring a path back: a new subflow takes over what waits"),
+        Remedy("restore a path; a new subflow then carries the waiting data"),
         _CLOSE,
     ),
     does_not=_DOES_NOT,
@@ -127,13 +138,14 @@ RULE = Rule(
     softens=("mptcp-half-close",),
     cases=(
         Case(
-            title="an MPTCP connection without any subflow: nothing can pass, and the kernel will give it up",
+            title="an MPTCP connection without a subflow: nothing can pass, and the kernel will give it up",
+            turn=Turn("kernel"),
             rows=_timed,
             clues=_CLUES,
             ends=(
-                Remedy("bring a path back before the timer fires: a new subflow takes over what waits"),
+                Remedy("restore a path before the timer fires; a new subflow then carries the waiting data"),
                 Remedy(
-                    "it ends by itself: `net.mptcp.close_timeout` after the last subflow went",
+                    "it ends by itself `net.mptcp.close_timeout` after its last subflow was lost",
                     "read-only",
                     proofs=("mptcp-without-subflow",),
                 ),
@@ -143,16 +155,15 @@ RULE = Rule(
         ),
         Case(
             title="an MPTCP connection that the kernel has given up, and its program keeps",
+            turn=Turn("holder", "close()"),
             rows=_given_up,
             clues=(
                 Clue("protocol", "262: the MPTCP connection itself"),
-                Clue("state", "CLOSE: it was given up, or reset"),
+                Clue("state", "CLOSE: the kernel gave it up, or it was reset"),
                 Clue("inode", "not 0: a descriptor refers to it"),
             ),
             ends=(
-                Remedy(
-                    "close() in the program, which would see the error if it read or wrote; or its restart"
-                ),
+                Remedy("close() in the program, which would get an error if it read or wrote; or restart it"),
             ),
             does_not=_DOES_NOT,
         ),

@@ -1,15 +1,17 @@
-"""nat-entry-gone: conntrack forgot the translation while the connection was half-closed.
+"""nat-entry-gone: conntrack forgot the address translation while the connection was half-closed.
 
-Seen as       A client retransmits its FIN (LAST_ACK or FIN_WAIT1, timer 1) to a service address, and a server
-              end with the same client address and port waits in FIN_WAIT2 or ESTABLISHED, but with another
-              local address; no conntrack entry joins the two, all entries were read, a namespace here has
-              counted packets without an entry, and what each end has received the other had acknowledged.
-Why it stays  The entry expired: 60 s after a half-close by the kernel's default, sooner where somebody lowered
-              nf_conntrack_tcp_timeout_close_wait. A FIN cannot make a new entry (it is INVALID), so it is
-              never translated and never reaches the server.
-Not this      An entry that still exists: then the two ends are joined by it.
+Seen as       A client retransmits its FIN (LAST_ACK or FIN_WAIT1, timer 1) to a service address. A
+              server end with the same client address and port, but another local address, waits in
+              FIN_WAIT2 or ESTABLISHED. No conntrack entry joins the two although all entries were
+              read; a namespace here has counted packets without an entry; and each end has received
+              what the other had acknowledged.
+Why it stays  The entry expired: 60 s after a half-close with the kernel's default, sooner if
+              somebody lowered nf_conntrack_tcp_timeout_close_wait. A FIN cannot create a new entry
+              (it is INVALID), so it is never translated and never reaches the server.
+Not this      An entry that still exists: it then joins the two ends.
 What ends it  Destroying *both* ends: the RST of one does not reach the other either.
-What does not Lower conntrack timeouts (the cause); tcp_fin_timeout; nf_conntrack_tcp_be_liberal.
+Won't help    Lower conntrack timeouts (they are the cause); tcp_fin_timeout;
+              nf_conntrack_tcp_be_liberal.
 Reproduce     finwait lab run nat-entry-gone
 """
 
@@ -18,13 +20,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Turn
 from finwait.diagnosis.rule import Clue, Rule
 from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, likely, possible
 from finwait.diagnosis.view import NamespaceView, View
 from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
+
+_SYN_AND_FIN = 2
+"""What `bytes_acked` of an end that opened a connection reaches without a byte of data."""
 
 
 def match(view: View) -> NDArray[np.bool_]:
@@ -38,14 +43,16 @@ def match(view: View) -> NDArray[np.bool_]:
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     s = view.sockets
-    if (np.maximum(s.bytes_acked, s.bytes_received)[rows] <= 2).any():
+    most = np.maximum(s.bytes_acked, s.bytes_received)
+    # An end that never exchanged a byte counts up to 2, its SYN and its FIN, and the counts of two ends agree within 2.
+    if (np.minimum(most[rows], most[view.other[rows]]) <= _SYN_AND_FIN).any():
         return possible(
-            "one client address and port, two service addresses, no conntrack entry that joins them; but no byte was "
-            "exchanged by which the two could be told from ends of different connections"
+            "one client address and port, two service addresses, and no conntrack entry that joins them; but "
+            "too few bytes were exchanged to tell them from ends of different connections"
         )
     return likely(
-        "one client address and port, two service addresses, the same number of bytes each way, and no conntrack "
-        "entry that joins them"
+        "one client address and port, two service addresses, byte counts that agree in both directions, and no "
+        "conntrack entry that joins them"
     )
 
 
@@ -66,7 +73,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
                 "conntrack invalid",
                 str(invalid),
                 f"/proc/net/stat/nf_conntrack of {ns.label}",
-                "packets that matched no entry: an untranslated FIN is one of them",
+                "packets without an entry; an untranslated FIN counts as one",
             )
         )
         if timeout is not None:
@@ -87,40 +94,42 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
 
 RULE = Rule(
     name="nat-entry-gone",
-    title="conntrack forgot the translation: neither end can reach the other any more",
+    title="conntrack forgot the address translation; neither end can reach the other any more",
     severity="problem",
     rank=15,
+    harm="stall",
+    turn=Turn("you", "end both"),
     means="destroy",
     path_lost=True,
-    beyond_sysctls="the address translation is already forgotten; packets no longer reach the other end",
+    beyond_sysctls="the address translation is gone; packets no longer reach the other end",
     claims=("C13", "S31", "X28", "X29", "X30"),
     clues=(
         Clue("state", "one end retransmits its FIN, the other waits for it"),
-        Clue("timer", "1 on the client: nobody acknowledges"),
-        Clue("retrans", "retransmissions in a row without answer"),
+        Clue("timer", "1 on the client: nobody acknowledges its FIN"),
+        Clue("retrans", "unanswered retransmissions in a row"),
     ),
     ends=(
         Remedy(
-            "destroy both ends, for no RST crosses either: this command ends those below, and the other ends are a "
-            "finding of their own",
+            "destroy both ends, because no RST crosses either; this command ends the ones below, and the "
+            "other ends are a separate finding",
             "destructive",
             "finwait clear nat-entry-gone --override silent-orphan",
         ),
         Remedy(
-            "keepalive more often than the conntrack timeout, on either end, prevents the next one",
+            "enable keepalive at either end, more frequent than the conntrack timeout, to prevent the next one",
             proofs=("probes-and-expired-entries",),
         ),
-        Remedy("`nf_conntrack_tcp_timeout_close_wait` at kube-proxy's 1 h instead of 60 s", "reversible"),
+        Remedy("set `nf_conntrack_tcp_timeout_close_wait` to kube-proxy's 1 h instead of 60 s", "reversible"),
     ),
     does_not=(
         Advice(
             "lower conntrack timeouts",
-            "that is what makes this: the entry goes and the sockets stay",
+            "this causes the problem: the entry goes and the sockets stay",
             proofs=("nat-entry-gone",),
         ),
         Advice(
             "`nf_conntrack_tcp_be_liberal=1`",
-            "it forgives sequence numbers; a FIN without an entry stays INVALID",
+            "it tolerates sequence numbers outside the window; a FIN without an entry stays INVALID",
             proofs=("window-rules-do-not-help",),
         ),
         NOT_FIN_TIMEOUT,

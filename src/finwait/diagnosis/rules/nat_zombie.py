@@ -1,14 +1,16 @@
-"""nat-zombie: one side was reset behind a NAT, and the other was never told.
+"""nat-zombie: one side was reset behind a NAT, and the other was never notified.
 
-Seen as       ESTABLISHED with a conntrack entry that translates it to an address of this machine, where no
-              such connection exists any more. A problem where other connections show that this address is reached;
-              else a notice, for another network may have the same address.
-Why it stays  A packet was INVALID to conntrack (out of the window, or after its entry expired) and crossed
-              untranslated; the RST that answered it killed one side only. The other is silent, and so is
-              conntrack, whose ESTABLISHED entry lives for five days.
-Not this      An other end that is there. A backend on another machine: what became of it cannot be seen.
+Seen as       ESTABLISHED with a conntrack entry that translates it to an address of this machine,
+              where no such connection exists any more. It is a problem if other connections show
+              that this address is reached; otherwise a notice, because another network may use the
+              same address.
+Why it stays  A packet was INVALID to conntrack (out of the window, or after its entry expired) and
+              crossed untranslated. The RST that answered it killed only one side. The other side is
+              silent, and so is conntrack, whose ESTABLISHED entry lives for five days.
+Not this      The other end still exists. A backend on another machine: its state is not visible
+              here.
 What ends it  A keepalive probe (it draws a RST); SOCK_DESTROY; sending data.
-What does not conntrack timeouts; tcp_fin_timeout.
+Won't help    conntrack timeouts; tcp_fin_timeout.
 Reproduce     finwait lab run nat-zombie
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import NOT_FIN_TIMEOUT, absence, destroy, peer_absent, possible
 from finwait.diagnosis.view import View
@@ -51,7 +53,8 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
             view, "the translated address is on this machine, and no socket there has this connection"
         )
     return possible(
-        "a namespace here has the translated address and no such connection, but another network may have it too"
+        "a namespace here has the translated address but no such connection; another network may use the "
+        "same address"
     )
 
 
@@ -61,7 +64,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             "conntrack entry",
             f"{int(view.flow_timeout_s[rows].min())} s left",
             "ctnetlink dump",
-            "conntrack still believes in the connection",
+            "conntrack still considers the connection open",
         ),
         Evidence(
             "other end",
@@ -69,7 +72,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             "sock_diag in the backend's namespace",
             "it was reset or destroyed"
             if view.peer_reached[rows].all()
-            else "no such connection in a namespace with that address; nothing shows that it is the peer's",
+            else "a namespace with that address has no such connection, but nothing shows that it is the peer's",
         ),
     ]
     result += [
@@ -77,7 +80,7 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
             "conntrack invalid",
             str(ns.counters["conntrack.invalid"]),
             f"/proc/net/stat/nf_conntrack of {ns.label}",
-            "packets that crossed untranslated, or were dropped",
+            "packets that crossed untranslated or were dropped",
         )
         for ns in view.namespaces.values()
         if ns.counters.get("conntrack.invalid")
@@ -86,37 +89,39 @@ def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
 
 
 _CLUES = (
-    Clue("state", "this end knows of nothing"),
-    Clue("timer", "0: and nothing will tell it"),
-    Clue("last_ack_recv_ms", "since anything was last heard of the peer"),
+    Clue("state", "this end has not noticed anything"),
+    Clue("timer", "0: nothing will notify it"),
+    Clue("last_ack_recv_ms", "time since anything was last heard from the peer"),
 )
 _KEEPALIVE = Remedy(
-    "arm a keepalive on the socket (pidfd_getfd): a live peer answers, and one that is gone draws a RST",
+    "arm keepalive on the socket (pidfd_getfd): a live peer answers; a peer that is gone draws a RST",
     "reversible",
     "finwait clear nat-zombie",
 )
 _DOES_NOT = (
-    Advice("lower `nf_conntrack_tcp_timeout_established`", "the entry goes, the socket stays"),
+    Advice("lower `nf_conntrack_tcp_timeout_established`", "the entry goes and the socket stays"),
     NOT_FIN_TIMEOUT,
 )
 
 RULE = Rule(
     name="nat-zombie",
-    title="the other end behind the NAT is gone, and this end was never told",
+    title="the other end behind the NAT is gone, and this end was never notified",
     severity="problem",
     rank=15,
+    harm="leak",
+    turn=Turn("you", "keepalive"),
     means="keepalive",
-    beyond_sysctls="one end is already gone and nothing asks the other",
+    beyond_sysctls="one end is already gone, and nothing asks the other",
     claims=("C14", "X35", "X38"),
     clues=_CLUES,
     ends=(
         Remedy(
-            "arm a keepalive on the socket (pidfd_getfd): the probe draws a RST",
+            "arm keepalive on the socket (pidfd_getfd): the probe draws a RST",
             "reversible",
             "finwait clear nat-zombie",
         ),
         destroy("nat-zombie"),
-        Remedy("drop INVALID packets, or `nf_conntrack_tcp_be_liberal=1`, prevents the stray RST"),
+        Remedy("drop INVALID packets, or set `nf_conntrack_tcp_be_liberal=1`, to prevent the stray RST"),
     ),
     does_not=_DOES_NOT,
     confidence=_confidence,
@@ -125,7 +130,10 @@ RULE = Rule(
     grade=_grade,
     cases=(
         Case(
-            title="the other end behind the NAT may be gone: a namespace here has its address, and no such connection",
+            title=(
+                "the other end behind the NAT may be gone: a namespace here has its address but no such "
+                "connection"
+            ),
             rows=_unreached,
             clues=_CLUES,
             ends=(_KEEPALIVE,),

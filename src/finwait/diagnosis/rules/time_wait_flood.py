@@ -1,12 +1,14 @@
 """time-wait-flood: so many TIME_WAIT that ports or buckets may run out.
 
-Seen as       TIME_WAIT sockets of one namespace that fill half of the ephemeral ports towards one destination,
-              or half of tcp_max_tw_buckets, or number more than `--flood` (10,000).
-Why it stays  The side that closes first keeps TIME_WAIT for 60 s, a constant of the kernel. Many short
-              connections closed by this side make many of them. Each costs little and leaves by itself.
-Not this      TIME_WAIT in normal number, which is healthy.
+Seen as       TIME_WAIT sockets of one namespace that fill half of the ephemeral ports to one
+              destination, or half of tcp_max_tw_buckets, or number more than `--flood` (10,000).
+Why it stays  The side that closes first keeps TIME_WAIT for 60 s, a constant of the kernel. If this
+              side closes many short connections, it has many of them. Each costs little and goes
+              away by itself.
+Not this      TIME_WAIT in normal numbers, which is healthy.
 What ends it  Time. Keeping connections open, or letting the other side close first, makes fewer.
-What does not tcp_fin_timeout (60 s is compiled in); tcp_rfc1337; tcp_tw_recycle (gone since 4.12); linger 0.
+Won't help    tcp_fin_timeout (the 60 s are compiled in); tcp_rfc1337; tcp_tw_recycle (removed in
+              4.12); linger 0.
 Reproduce     finwait lab run time-wait-flood
 """
 
@@ -15,11 +17,12 @@ from __future__ import annotations
 import numpy as np
 
 from finwait.attribution.join import largest_group
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Turn
 from finwait.diagnosis.rule import Clue, Match, Rule
 from finwait.diagnosis.rules import certain
 from finwait.diagnosis.view import NamespaceView, View
 from finwait.uapi import tcp
+from finwait.uapi.sets import distinct
 
 __all__ = ["RULE", "matches"]
 
@@ -38,7 +41,7 @@ def matches(view: View) -> list[Match]:
     result: list[Match] = []
     if not len(waiting):
         return result
-    for number in np.unique(s.netns[waiting]).tolist():
+    for number in distinct(s.netns[waiting]).tolist():
         rows = waiting[s.netns[waiting] == number]
         ns = view.namespaces.get(number, NamespaceView(number))
         evidence = [
@@ -58,7 +61,7 @@ def matches(view: View) -> list[Match]:
                     "ip_local_port_range",
                     f"{worst} of {ports} ports",
                     "/proc/sys/net/ipv4/ip_local_port_range",
-                    "in TIME_WAIT towards one destination: new connections there may fail (EADDRNOTAVAIL)",
+                    "in TIME_WAIT to one destination; new connections there may fail (EADDRNOTAVAIL)",
                 )
             )
         if buckets and len(rows) * 2 >= buckets:
@@ -68,7 +71,7 @@ def matches(view: View) -> list[Match]:
                     "tcp_max_tw_buckets",
                     f"{len(rows)} of {buckets}",
                     "/proc/sys/net/ipv4/tcp_max_tw_buckets",
-                    "above it sockets are closed at once, without TIME_WAIT, and orphans without their FIN_WAIT2",
+                    "above this limit, sockets close at once without TIME_WAIT, and orphans without FIN_WAIT2",
                 )
             )
         overflow = ns.counters.get("TcpExt.TCPTimeWaitOverflow", 0)
@@ -78,7 +81,7 @@ def matches(view: View) -> list[Match]:
                     "TCPTimeWaitOverflow",
                     str(overflow),
                     "/proc/net/netstat",
-                    "times the limit was hit since boot",
+                    "how often the limit was hit since boot",
                 )
             )
         if bad:
@@ -92,39 +95,41 @@ def _confidence(view: View, rows: object) -> Confidence:  # noqa: ARG001
 
 RULE = Rule(
     name="time-wait-flood",
-    title="very many TIME_WAIT: they leave by themselves, but ports or buckets may run out",
+    title="very many TIME_WAIT; they go away by themselves, but ports or buckets may run out",
     severity="notice",
     rank=50,
+    harm="residue",
+    turn=Turn("kernel"),
     means=None,
     beyond_sysctls="TIME_WAIT lasts 60 s, a constant compiled into the kernel",
     claims=("C15", "X03", "X41", "S22"),
-    clues=(Clue("timer", "3: each counts down its 60 s"), Clue("expires_ms", "what is left of it")),
+    clues=(Clue("timer", "3: each counts down from 60 s"), Clue("expires_ms", "time left")),
     ends=(
         Remedy("reuse connections (pools, keep-alive), or let the other side close first"),
         Remedy(
-            "`tcp_tw_reuse=1` for outgoing connections (after 1 s, with timestamps)",
+            "set `tcp_tw_reuse=1` for outgoing connections (reuse after 1 s, with timestamps)",
             "reversible",
             proofs=("port-reuse",),
         ),
-        Remedy("a wider `ip_local_port_range`, or more source addresses", "reversible"),
+        Remedy("use a wider `ip_local_port_range`, or more source addresses", "reversible"),
     ),
     does_not=(
         Advice(
             "lower `net.ipv4.tcp_fin_timeout`",
-            "TIME_WAIT is 60 s, compiled in; that sysctl is about FIN_WAIT2",
+            "TIME_WAIT lasts 60 s, compiled in; that sysctl applies to FIN_WAIT2",
             proofs=("time-wait-is-constant",),
         ),
         Advice(
             "`tcp_rfc1337`",
-            "it makes TIME_WAIT ignore RST, that is last longer if anything",
+            "it makes TIME_WAIT ignore a RST, so TIME_WAIT lasts longer if anything",
             proofs=("reset-in-time-wait",),
         ),
         Advice(
             "SO_LINGER with 0 seconds",
-            "it avoids TIME_WAIT by a RST that throws away unsent data",
+            "it avoids TIME_WAIT by sending a RST, and discards unsent data",
             proofs=("linger-zero",),
         ),
-        Advice("`tcp_tw_recycle`", "it is gone since Linux 4.12, and broke clients behind NAT"),
+        Advice("`tcp_tw_recycle`", "it was removed in Linux 4.12, and it broke clients behind NAT"),
     ),
     confidence=_confidence,
     matches=matches,

@@ -1,14 +1,18 @@
 """unexplained: it is neither open nor finished, and no rule of finwait knows why.
 
-Seen as       Any state but ESTABLISHED and LISTEN that no other rule explains, healthy patterns included.
-Why it stays  Not known. It may be between two states for an instant; what is still there at a second look is not.
+Seen as       Any state except ESTABLISHED and LISTEN that no other rule explains, healthy patterns
+              included.
+Why it stays  Unknown. It may be between two states for an instant; a second look shows only those
+              that stay.
 Not this      Rows that another rule explains. ESTABLISHED: an open connection needs no explanation.
-What ends it  Not known either. The evidence has all that could decide; a recording (`finwait record`) of it is the
-              best bug report there is.
-What does not Guessing: without a cause, no cure can be named. Destroying it is possible and explains nothing.
-Reproduce     not possible on demand: a pattern that can be made has a rule. On Linux 6.18 MPTCP connections that were
-              reset, refused or closed at one end were tried, without a find. What the rule says is tested with
-              recordings of real sockets whose states and timers are altered, by every number that a state can have.
+What ends it  Also unknown. The evidence lists everything that could decide; a recording of it
+              (`finwait record`) is the best bug report.
+Won't help    Guessing: without a cause no cure can be named. Destroying it is possible and explains
+              nothing.
+Reproduce     not possible on demand: every pattern that can be built has a rule. On Linux 6.18,
+              MPTCP connections that were reset, refused or closed at one end were tried, without a
+              find. The rule is tested with recordings of real sockets whose states and timers are
+              altered to every number that a state can have.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity
+from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import RECENT_MS, likely, look_again
 from finwait.diagnosis.view import View
@@ -42,60 +46,67 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if not _passing(view)[rows].any():
-        return likely("it has been in its state for seconds: it is not on its way to another")
-    return look_again("it may be on its way to another state; `--for 5s` looks twice and tells")
+        return likely("it has been in its state for seconds, so it is not just passing through")
+    return look_again("it may be on its way to another state; check with `--for 5s`")
 
 
 def _observe(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
     """Return what decides elsewhere and is no column: the other end."""
     other = view.other[rows]
-    there = other[other >= 0]
-    if not len(there):
+    peer_rows = other[other >= 0]
+    if not len(peer_rows):
         return ()
-    states, counts = np.unique(view.sockets.state[there], return_counts=True)
-    said = ", ".join(
+    states, counts = np.unique(view.sockets.state[peer_rows], return_counts=True)
+    summary = ", ".join(
         f"{tcp.state_name(s)} ×{n}" for s, n in zip(states.tolist(), counts.tolist(), strict=True)
     )
-    return (Evidence("other end", said, "sock_diag", "state of the other end, where it is on this machine"),)
+    return (
+        Evidence("other end", summary, "sock_diag", "the state of the other end, if that is on this machine"),
+    )
 
 
 _CLUES = (
-    Clue("state", "what the kernel calls it"),
+    Clue("state", "the state that the kernel reports"),
     Clue("inode", "0: no descriptor refers to it"),
     Clue("timer", "0: nothing will fire; 1 retransmission, 2 keepalive or FIN, 3 timewait, 4 probe"),
-    Clue("expires_ms", "until it fires"),
+    Clue("expires_ms", "time until it fires"),
     Clue("retrans", "retransmissions or probes in a row"),
-    Clue("backoff", "doublings of the timer"),
-    Clue("rqueue", "not read by the program, a FIN counting 1"),
-    Clue("wqueue", "not acknowledged by the peer, a FIN counting 1"),
-    Clue("notsent_bytes", "of that, never sent once"),
+    Clue("backoff", "how often the timer was doubled"),
+    Clue("rqueue", "bytes that the program has not read; a FIN counts as 1"),
+    Clue("wqueue", "bytes that the peer has not acknowledged; a FIN counts as 1"),
+    Clue("notsent_bytes", "bytes of these that were never sent"),
     Clue("unacked", "segments in flight"),
-    Clue("snd_wnd", "room that the peer offers"),
+    Clue("snd_wnd", "the peer's receive window"),
     Clue("shutdown", "1: receiving is shut, 2: sending, 3: both"),
-    Clue("last_ack_recv_ms", "since anything was heard of the peer"),
-    Clue("last_data_sent_ms", "since data was sent"),
-    Clue("last_data_recv_ms", "since data came"),
+    Clue("last_ack_recv_ms", "time since anything was last heard from the peer"),
+    Clue("last_data_sent_ms", "time since data was last sent"),
+    Clue("last_data_recv_ms", "time since data last arrived"),
     Clue("protocol", "6 TCP, 262 MPTCP"),
 )
 _ENDS = (
-    Remedy("look again: `--for 5s` tells what is only passing from what stays", "read-only"),
+    Remedy("look again with `--for 5s`, to tell passing connections from stuck ones", "read-only"),
     Remedy(
-        "record it for a report: the file is redacted and any command can read it",
+        "record it for a bug report; the file is redacted, and any command can read it",
         "read-only",
         "finwait record --redact unexplained.finwait",
     ),
 )
 _DOES_NOT = (
-    Advice("one of the popular cures", "without a cause none can be chosen, and most act on other states"),
+    Advice(
+        "one of the popular cures",
+        "no cure can be chosen without a cause, and most of them act on other states",
+    ),
 )
 
 RULE = Rule(
     name="unexplained",
-    title="neither open nor finished, and no rule that was applied explains it",
+    title="neither open nor finished, and none of the rules applied explains it",
     severity="problem",
     rank=1000,
+    harm="stall",
+    turn=Turn("unknown"),
     means="by-state",
-    beyond_sysctls="nobody knows why it stays, so no setting is known to act on it",
+    beyond_sysctls="the cause is unknown, so no setting is known to act on it",
     claims=("C0",),
     clues=_CLUES,
     ends=_ENDS,
@@ -107,7 +118,7 @@ RULE = Rule(
     rest=True,
     cases=(
         Case(
-            title="neither open nor finished, and no rule that was applied explains it; it may be passing",
+            title="neither open nor finished, and none of the rules applied explains it; it may be passing",
             rows=_passing,
             clues=_CLUES,
             ends=_ENDS,

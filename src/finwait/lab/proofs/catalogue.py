@@ -13,7 +13,8 @@ import time
 from typing import Final
 
 from finwait.lab.proofs.closing import CLOSING
-from finwait.lab.proofs.instruments import Late, Measured, Outcome, Proof
+from finwait.lab.proofs.endings import ENDINGS
+from finwait.lab.proofs.instruments import Late, Measured, Proof, ProofOutcome
 from finwait.lab.proofs.orphans import ORPHANS
 from finwait.lab.proofs.places import PLACES
 from finwait.lab.proofs.queues import QUEUES
@@ -30,6 +31,7 @@ _PROOFS: Final[tuple[Proof, ...]] = (
     *CLOSING,
     *QUEUES,
     *TRACKING,
+    *ENDINGS,
 )
 
 
@@ -38,7 +40,7 @@ def proofs() -> dict[str, Proof]:
     return {proof.name: proof for proof in _PROOFS}
 
 
-def prove(proof: Proof) -> Outcome:
+def prove(proof: Proof) -> ProofOutcome:
     """Run a demonstration in namespaces of its own, and remove everything.
 
     Raises:
@@ -55,5 +57,5 @@ def prove(proof: Proof) -> Outcome:
         try:
             measured += proof.run(lab)
         except Late as late:
-            measured.append(Measured("the demonstration as a whole", "to come to its end", str(late), False))
-    return Outcome(proof, platform.release(), tuple(measured), time.monotonic() - start)
+            measured.append(Measured("the demonstration as a whole", "to finish", str(late), False))
+    return ProofOutcome(proof, platform.release(), tuple(measured), time.monotonic() - start)

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
+from finwait.kernel import pidfd
 from finwait.lab.proofs.instruments import (
     NET,
     NFT,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSING"]
 
+_SO_COOKIE: Final = 57
+
 
 def _linger_zero(lab: Lab) -> Iterator[Measured]:
     with Place(lab) as place:
@@ -47,17 +50,20 @@ def _linger_zero(lab: Lab) -> Iterator[Measured]:
                 sent += pair.a.send(bytes(65536))
         pair.a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         pair.a.close()
-        got, end = 0, "end of file"
+        received, end = 0, "end of file"
         try:
             while data := pair.b.recv(65536):
-                got += len(data)
+                received += len(data)
         except OSError as error:
             end = errno.errorcode.get(error.errno or 0, "?")
         yield Measured(
-            "bytes written and received with SO_LINGER 0", "fewer received", f"{sent}, {got}", got < sent
+            "bytes written and received with SO_LINGER 0",
+            "fewer received",
+            f"{sent}, {received}",
+            received < sent,
         )
-        yield equal("the peer's last word", "ECONNRESET", end)
-        yield Measured("what was in the peer's queue", "readable", f"{got} bytes", got > 0)
+        yield equal("what the peer reads last", "ECONNRESET", end)
+        yield Measured("what was in the peer's queue", "readable", f"{received} bytes", received > 0)
 
 
 def _linger_waits(lab: Lab) -> Iterator[Measured]:
@@ -67,8 +73,10 @@ def _linger_waits(lab: Lab) -> Iterator[Measured]:
         place.silence()
         start = time.monotonic()
         pair.a.close()
-        yield life("close() with SO_LINGER 1 s and a silent peer", time.monotonic() - start, 0.9, 5)
-        yield seen("what it leaves", pair.at_a(), "FIN_WAIT1", held=False)
+        yield life(
+            "how long close() takes with SO_LINGER 1 s and a silent peer", time.monotonic() - start, 0.9, 5
+        )
+        yield seen("what close() leaves", pair.at_a(), "FIN_WAIT1", held=False)
 
 
 def _close_with_unread(lab: Lab) -> Iterator[Measured]:
@@ -78,7 +86,7 @@ def _close_with_unread(lab: Lab) -> Iterator[Measured]:
         until(lambda: (row := unread.at_b()) is not None and row.rqueue == 1, "the byte is there")
         unread.b.close()
         until(lambda: unread.at_a() is None, "a reset")
-        yield equal("the peer of a close() with unread data", "ECONNRESET", error_of(unread.a))
+        yield equal("the peer's error after a close() with unread data", "ECONNRESET", error_of(unread.a))
         for pair, data in ((read, b""), (place.pair(), b"x")):
             if data:
                 pair.a.sendall(data)
@@ -113,6 +121,36 @@ def _holder_ends(lab: Lab) -> Iterator[Measured]:
                        link.startswith("socket:"))  # fmt: skip
 
 
+def _owed_fin(lab: Lab) -> Iterator[Measured]:
+    with Place(lab) as place:
+        closed, shut = place.half_closed(), place.half_closed()
+        closed.b.close()
+        until(lambda: in_state(closed.at_a(), "TIME_WAIT"), "the FIN ends the half-close")
+        yield equal("what the end in FIN_WAIT2 reads when its peer closes", b"", closed.a.recv(1))
+        fd = shut.b.fileno()
+        cookie, inode = (
+            struct.unpack("=Q", shut.b.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0],
+            os.fstat(fd).st_ino,
+        )
+        child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"],
+                                 pass_fds=(fd,), stdin=subprocess.PIPE)  # fmt: skip
+        try:
+            shut.b.close()
+            yield seen("the end that owes its FIN", shut.at_b(), "CLOSE_WAIT", timer=0, held=True)
+            with pidfd.borrowed(child.pid, fd, inode=inode, cookie=cookie) as copy:
+                copy.shutdown(socket.SHUT_WR)
+            until(
+                lambda: in_state(shut.at_a(), "TIME_WAIT") and shut.at_b() is None,
+                "the FIN ends the half-close",
+            )
+            yield equal("what its peer reads after a FIN from outside", b"", shut.a.recv(1))
+            kept = os.readlink(f"/proc/{child.pid}/fd/{fd}")
+            yield equal("the descriptor in its program afterwards", f"socket:[{inode}]", kept)
+        finally:
+            child.kill()
+            child.communicate()
+
+
 def _shutdown_read(lab: Lab) -> Iterator[Measured]:
     with Place(lab) as place:
         pair = place.pair()
@@ -135,7 +173,7 @@ def _data_for_the_gone(lab: Lab) -> Iterator[Measured]:
             pair.b.sendall(b"x")
             until(lambda p=pair: p.at_a() is None and p.at_b() is None, "both ends are gone")  # type: ignore[misc]
             error = error_of(pair.b)
-            yield Measured(f"sending to one that is {name}", "both ends gone, ECONNRESET or EPIPE",
+            yield Measured(f"sending to a socket that is {name}", "both ends gone, ECONNRESET or EPIPE",
                            f"both ends gone, {error}", error in ("ECONNRESET", "EPIPE"))  # fmt: skip
 
 
@@ -177,6 +215,7 @@ CLOSING: Final[tuple[Proof, ...]] = (
     Proof("linger-waits", ("X07",), 1.2, NFT, _linger_waits),
     Proof("close-with-unread", ("X08", "X09"), 0.4, NET, _close_with_unread),
     Proof("holder-ends", ("X10", "X19"), 3, NET, _holder_ends),
+    Proof("owed-fin", ("X17",), 0.5, NET, _owed_fin),
     Proof("shutdown-read", ("X12",), 0.6, NET, _shutdown_read),
     Proof("data-for-the-gone", ("X13",), 0.3, NET, _data_for_the_gone),
     Proof("inherited", ("X14", "S06"), 0.7, NET, _inherited),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from finwait.diagnosis.forecast import Expiry
 from finwait.errors import FinwaitError
 from finwait.lab.scenario import STATES, NotSettled, scenarios
 from finwait.lab.topology import Lab
@@ -35,12 +36,12 @@ __all__ = [
     "TCP_USER_TIMEOUT",
     "Late",
     "Measured",
-    "Outcome",
     "Pair",
     "Place",
+    "ProcRow",
     "Proof",
+    "ProofOutcome",
     "Race",
-    "Row",
     "Took",
     "as_forecast",
     "by_scenario",
@@ -88,7 +89,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProofOutcome:
     """What a proof measured on this kernel."""
 
     proof: Proof
@@ -99,11 +100,11 @@ class Outcome:
     @property
     def held(self) -> bool:
         """Whether everything was as the ledger says."""
-        return all(one.held for one in self.measured)
+        return all(measurement.held for measurement in self.measured)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ProcRow:
     """A line of /proc/net/tcp."""
 
     state: str
@@ -117,20 +118,20 @@ class Row:
     dport: int
 
     def __str__(self) -> str:
-        left = f" {self.when_s:.1f} s" if self.timer else ""
-        return f"{self.state} timer {self.timer}{left} inode {self.inode and '≠ 0'}"
+        expiry = f" {self.when_s:.1f} s" if self.timer else ""
+        return f"{self.state} timer {self.timer}{expiry} inode {self.inode and '≠ 0'}"
 
 
-def rows(ns: Netns) -> list[Row]:
+def rows(ns: Netns) -> list[ProcRow]:
     """Return the TCP sockets of a namespace, as ``/proc/net/tcp`` has them."""
     text = ns.call(lambda: Path("/proc/thread-self/net/tcp").read_text(encoding="ascii"))
-    found = []
+    result = []
     for line in text.splitlines()[1:]:
         field = line.split()
         timer, _, when = field[5].partition(":")
         wqueue, _, rqueue = field[4].partition(":")
-        found.append(
-            Row(
+        result.append(
+            ProcRow(
                 STATES[int(field[3], 16)],
                 int(timer, 16),
                 int(when, 16) / _TICKS,
@@ -142,15 +143,15 @@ def rows(ns: Netns) -> list[Row]:
                 int(field[2].rpartition(":")[2], 16),
             )
         )
-    return found
+    return result
 
 
-def row_of(ns: Netns, sport: int, dport: int) -> Row | None:
+def row_of(ns: Netns, sport: int, dport: int) -> ProcRow | None:
     """Return the socket with these ports; None when there is none."""
     return next((row for row in rows(ns) if (row.sport, row.dport) == (sport, dport)), None)
 
 
-def shown(row: Row | None) -> str:
+def shown(row: ProcRow | None) -> str:
     """Return a row in words."""
     return "gone" if row is None else str(row)
 
@@ -165,11 +166,11 @@ class Pair:
     a_port: int
     b_port: int
 
-    def at_a(self) -> Row | None:
+    def at_a(self) -> ProcRow | None:
         """Return the row of ``a``; None when the kernel has it no more."""
         return row_of(self.ns, self.a_port, self.b_port)
 
-    def at_b(self) -> Row | None:
+    def at_b(self) -> ProcRow | None:
         """Return the row of ``b``; None when the kernel has it no more."""
         return row_of(self.ns, self.b_port, self.a_port)
 
@@ -235,12 +236,12 @@ class Place:
             sock.close()
 
 
-def in_state(row: Row | None, state: str) -> bool:
+def in_state(row: ProcRow | None, state: str) -> bool:
     """Whether a socket is there, and in this state."""
     return row is not None and row.state == state
 
 
-def until(true: Callable[[], bool], what: str, deadline_s: float = _DEADLINE_S) -> float:
+def until(true: Callable[[], bool], condition: str, deadline_s: float = _DEADLINE_S) -> float:
     """Wait until something is so; return how long it took, in seconds.
 
     Raises:
@@ -249,7 +250,7 @@ def until(true: Callable[[], bool], what: str, deadline_s: float = _DEADLINE_S) 
     start = time.monotonic()
     while not true():
         if time.monotonic() - start > deadline_s:
-            raise Late(f"after {deadline_s:.0f} s still not: {what}")
+            raise Late(f"after {deadline_s:.0f} s still not: {condition}")
         time.sleep(0.01)
     return time.monotonic() - start
 
@@ -259,24 +260,24 @@ class Late(FinwaitError):
 
 
 def seen(
-    what: str, row: Row | None, state: str, timer: int | None = None, held: bool | None = None
+    subject: str, row: ProcRow | None, state: str, timer: int | None = None, held: bool | None = None
 ) -> Measured:
     """Return the measurement that a socket is in a state, with this timer, held or not."""
     good = in_state(row, state) and (timer is None or (row is not None and row.timer == timer))
     if held is not None and row is not None:
         good = good and (row.inode != 0) == held
-    wanted = state + ("" if timer is None else f" timer {timer}")
-    return Measured(what, wanted, shown(row), good)
+    expected = state + ("" if timer is None else f" timer {timer}")
+    return Measured(subject, expected, shown(row), good)
 
 
-def gone(what: str, row: Row | None) -> Measured:
+def gone(subject: str, row: ProcRow | None) -> Measured:
     """Return the measurement that the kernel has a socket no more."""
-    return Measured(what, "gone", shown(row), row is None)
+    return Measured(subject, "gone", shown(row), row is None)
 
 
-def life(what: str, seconds: float, low: float, high: float) -> Measured:
+def life(subject: str, seconds: float, low: float, high: float) -> Measured:
     """Return the measurement that something took so many seconds."""
-    return Measured(what, f"{low:g} to {high:g} s", f"{seconds:.2f} s", low <= seconds <= high)
+    return Measured(subject, f"{low:g} to {high:g} s", f"{seconds:.2f} s", low <= seconds <= high)
 
 
 _LATE_S = 0.15
@@ -296,39 +297,46 @@ class Took:
         return f"{self.least:.2f} to {self.most:.2f} s"
 
 
-def as_forecast(what: str, predicted_s: float, took: Took) -> Measured:
-    """Compare with what `finwait.diagnosis.forecast` predicts: within a tenth, or a timer's tick."""
-    held = took.most >= 0.95 * predicted_s - 0.05 and took.least <= 1.1 * predicted_s + _LATE_S
-    return Measured(what, f"{predicted_s:.2f} s (forecast)", str(took), held)
+def as_forecast(subject: str, predicted: float | Expiry, took: Took) -> Measured:
+    """Compare with what `finwait.diagnosis.forecast` predicts.
+
+    It is one time, which the kernel meets within a tenth or a timer's tick, or from when to when it ends.
+    """
+    if isinstance(predicted, Expiry):
+        held = took.most >= predicted.seconds - 0.05 and took.least <= predicted.most_s + _LATE_S
+        expected = f"{predicted.seconds:.2f} to {predicted.most_s:.2f} s (forecast)"
+        return Measured(subject, expected, str(took), held)
+    held = took.most >= 0.95 * predicted - 0.05 and took.least <= 1.1 * predicted + _LATE_S
+    return Measured(subject, f"{predicted:.2f} s (forecast)", str(took), held)
 
 
 class Race:
     """Connections of which each is to end at its time, watched together."""
 
     def __init__(self) -> None:
-        self._running: dict[str, tuple[Pair, float, float, float]] = {}
+        self._running: dict[str, tuple[Pair, float | Expiry, float, float]] = {}
 
-    def start(self, what: str, pair: Pair, predicted_s: float, begin: Callable[[], object]) -> None:
+    def start(self, subject: str, pair: Pair, predicted: float | Expiry, begin: Callable[[], object]) -> None:
         """Begin what ends the connection at ``pair.a`` after some seconds."""
         before = time.monotonic()
         begin()
-        self._running[what] = pair, predicted_s, before, time.monotonic()
+        self._running[subject] = pair, predicted, before, time.monotonic()
 
     def results(self, deadline_s: float = _DEADLINE_S) -> Iterator[Measured]:
         """Yield how long each took, as they go."""
-        left, seen = dict(self._running), {what: one[3] for what, one in self._running.items()}
+        running, seen = dict(self._running), {subject: entry[3] for subject, entry in self._running.items()}
         end = time.monotonic() + deadline_s
-        while left:
-            for what, (pair, predicted_s, before, after) in list(left.items()):
+        while running:
+            for subject, (pair, predicted, before, after) in list(running.items()):
                 asked = time.monotonic()
                 if pair.at_a() is not None:
-                    seen[what] = asked
+                    seen[subject] = asked
                     continue
-                took = Took(seen[what] - after, time.monotonic() - before)
-                yield as_forecast(what, predicted_s, took)
-                del left[what]
-            if left and time.monotonic() > end:
-                raise Late(f"after {deadline_s:.0f} s still there: {', '.join(left)}")
+                took = Took(seen[subject] - after, time.monotonic() - before)
+                yield as_forecast(subject, predicted, took)
+                del running[subject]
+            if running and time.monotonic() > end:
+                raise Late(f"after {deadline_s:.0f} s still there: {', '.join(running)}")
             time.sleep(0.01)
 
 
@@ -340,9 +348,9 @@ def rto_ms(sock: socket.socket) -> float:
     )
 
 
-def equal(what: str, expected: object, got: object) -> Measured:
+def equal(subject: str, expected: object, actual: object) -> Measured:
     """Return the measurement that two values are the same."""
-    return Measured(what, str(expected), str(got), expected == got)
+    return Measured(subject, str(expected), str(actual), expected == actual)
 
 
 def keepalive(sock: socket.socket, idle: int, interval: int, probes: int) -> None:
@@ -370,13 +378,13 @@ def counter(ns: Netns, name: str) -> int:
     """Return a counter of ``/proc/net/netstat``; 0 when the kernel does not have it."""
     rows = ns.call(lambda: Path("/proc/thread-self/net/netstat").read_text(encoding="ascii")).splitlines()
     for names, numbers in zip(rows[::2], rows[1::2], strict=False):
-        found = dict(zip(names.split(), numbers.split(), strict=False))
-        if name in found:
-            return int(found[name])
+        counters = dict(zip(names.split(), numbers.split(), strict=False))
+        if name in counters:
+            return int(counters[name])
     return 0
 
 
-def timer(row: Row | None, timer: int) -> bool:
+def timer(row: ProcRow | None, timer: int) -> bool:
     """Whether a socket is there, and this timer runs."""
     return row is not None and row.timer == timer
 
@@ -405,10 +413,10 @@ def by_scenario(name: str) -> Callable[[Lab], Iterator[Measured]]:
             situation.settle()
         except NotSettled:
             missing = situation.missing()
-        for one in situation.all:
-            end = f"{one.state} in {one.rule or 'no rule'}: {one.src}:{one.sport} to {one.dst}:{one.dport}"
-            absent = one in missing
-            yield Measured(end, one.state, "not there" if absent else one.state, not absent)
+        for row in situation.all:
+            end = f"{row.state} in {row.rule or 'no rule'}: {row.src}:{row.sport} to {row.dst}:{row.dport}"
+            absent = row in missing
+            yield Measured(end, row.state, "not there" if absent else row.state, not absent)
 
     return run
 

@@ -56,7 +56,7 @@ def _held_and_orphan(lab: Lab) -> Iterator[Measured]:
         yield seen(
             "held after shutdown(RDWR), longer than that", both.at_a(), "FIN_WAIT2", timer=0, held=True
         )
-        yield seen("the other end of the held one", held.at_b(), "CLOSE_WAIT", timer=0, held=True)
+        yield seen("the other end of the held socket", held.at_b(), "CLOSE_WAIT", timer=0, held=True)
         yield equal("packets meanwhile", 0, packets(place.ns) - before)
 
 
@@ -69,9 +69,9 @@ def _countdown_is_copied(lab: Lab) -> Iterator[Measured]:
         until(lambda: late.at_a() is None, "the later orphan is gone")
         row = early.at_a()
         yield gone("an orphan made after setting tcp_fin_timeout=1", late.at_a())
-        yield seen("the one from before, after that", row, "FIN_WAIT2", timer=3)
-        left = row.when_s if row else 0.0
-        yield Measured("its time left", "more than 40 s", f"{left:.1f} s", left > 40)
+        yield seen("the one made before, after that", row, "FIN_WAIT2", timer=3)
+        remaining_s = row.when_s if row else 0.0
+        yield Measured("its time left", "more than 40 s", f"{remaining_s:.1f} s", remaining_s > 40)
 
 
 def _time_wait_is_constant(lab: Lab) -> Iterator[Measured]:
@@ -80,8 +80,10 @@ def _time_wait_is_constant(lab: Lab) -> Iterator[Measured]:
         pair.b.close()
         until(lambda: in_state(pair.at_a(), "TIME_WAIT"), "TIME_WAIT")
         row = pair.at_a()
-        left = row.when_s if row else 0.0
-        yield as_forecast("TIME_WAIT's time with tcp_fin_timeout=3", forecast.TIME_WAIT_S, Took(left, left))
+        remaining_s = row.when_s if row else 0.0
+        yield as_forecast(
+            "TIME_WAIT's time with tcp_fin_timeout=3", forecast.TIME_WAIT_S, Took(remaining_s, remaining_s)
+        )
 
 
 def _lifetimes_above_sixty(lab: Lab) -> Iterator[Measured]:
@@ -89,8 +91,8 @@ def _lifetimes_above_sixty(lab: Lab) -> Iterator[Measured]:
         pair = place.pair()
         pair.a.setsockopt(socket.IPPROTO_TCP, TCP_LINGER2, 500)
         kept = pair.a.getsockopt(socket.IPPROTO_TCP, TCP_LINGER2)
-        yield equal("TCP_LINGER2 set to 500 reads", 120, kept)
-        yield equal("which the forecast knows", forecast.LINGER2_MAX_S, kept)
+        yield equal("what TCP_LINGER2 reads after it is set to 500", 120, kept)
+        yield equal("the same in the forecast", forecast.LINGER2_MAX_S, kept)
         race = Race()
         for seconds in (1, 3, 61, 62, 63):
             pair = place.pair()
@@ -103,16 +105,16 @@ def _lifetimes_above_sixty(lab: Lab) -> Iterator[Measured]:
         with Place(lab, "beyond", tcp_fin_timeout=200) as beyond:
             pair = beyond.orphan()
             row = pair.at_a()
-            left = (row.when_s if row else 0.0) + 200 - forecast.TIME_WAIT_S
+            remaining_s = (row.when_s if row else 0.0) + 200 - forecast.TIME_WAIT_S
             yield as_forecast("an orphan's life with tcp_fin_timeout=200, by its first timer",
-                               forecast.fin_wait2_orphan_s(200), Took(left, left))  # fmt: skip
+                               forecast.fin_wait2_orphan_s(200), Took(remaining_s, remaining_s))  # fmt: skip
         pair = place.pair()
         pair.a.setsockopt(socket.IPPROTO_TCP, TCP_LINGER2, -1)
         pair.a.close()
         until(lambda: pair.at_b() is None, "the peer was reset")
         error = error_of(pair.b)
-        told = error in ("ECONNRESET", "EPIPE")
-        yield Measured("the peer of TCP_LINGER2=-1", "told by a reset", error, told)
+        reset = error in ("ECONNRESET", "EPIPE")
+        yield Measured("the peer of TCP_LINGER2=-1", "a reset", error, reset)
 
 
 def _orphan_retries(lab: Lab) -> Iterator[Measured]:
@@ -126,13 +128,13 @@ def _orphan_retries(lab: Lab) -> Iterator[Measured]:
         held.a.shutdown(socket.SHUT_WR)
         other.a.close()
         race = Race()
-        end = forecast.orphan(forecast.Limits(orphan_retries=1), rto_ms(orphan.a))
-        race.start("an unanswered FIN with tcp_orphan_retries=1", orphan, end.seconds, orphan.a.close)
+        end = forecast.orphan(forecast.NamespaceLimits(orphan_retries=1), rto_ms(orphan.a))
+        race.start("an unanswered FIN with tcp_orphan_retries=1", orphan, end, orphan.a.close)
         yield from race.results()
         time.sleep(2)
         yield seen("the same with the default 0, later", other.at_a(), "FIN_WAIT1", timer=1, held=False)
         yield seen(
-            "a held one with tcp_orphan_retries=1, later", held.at_a(), "FIN_WAIT1", timer=1, held=True
+            "a held socket with tcp_orphan_retries=1, later", held.at_a(), "FIN_WAIT1", timer=1, held=True
         )
 
 
@@ -199,9 +201,9 @@ def _destroyed(lab: Lab) -> Iterator[Measured]:
         yield Measured(
             "after SOCK_DESTROY", "row gone, descriptor open", f"row gone, {link}", link.startswith("socket:")
         )
-        until(lambda: pair.at_b() is None, "the peer was told")
+        until(lambda: pair.at_b() is None, "the peer was reset")
         error = error_of(pair.b)
-        yield Measured("its CLOSE_WAIT peer", "told by a reset", error, error in ("EPIPE", "ECONNRESET"))
+        yield Measured("its CLOSE_WAIT peer", "a reset", error, error in ("EPIPE", "ECONNRESET"))
 
 
 def _reset_in_time_wait(lab: Lab) -> Iterator[Measured]:

@@ -52,9 +52,9 @@ def _spelling_of_states(lab: Lab) -> Iterator[Measured]:
         rows = [line.split()[3] for line in proc.splitlines()[1:]]
         yield equal("lines of /proc/net/tcp with fin_wait2", 0, proc.lower().count("fin_wait2"))
         yield equal("lines with state 05", 1, rows.count("05"))
-        told = place.ns.run("ss", "-tan")
-        yield equal("lines of ss with FIN_WAIT2", 0, told.count("FIN_WAIT2"))
-        yield equal("lines of ss with FIN-WAIT-2", 1, told.count("FIN-WAIT-2"))
+        output = place.ns.run("ss", "-tan")
+        yield equal("lines of ss with FIN_WAIT2", 0, output.count("FIN_WAIT2"))
+        yield equal("lines of ss with FIN-WAIT-2", 1, output.count("FIN-WAIT-2"))
 
 
 def _mptcp_without_subflow(lab: Lab) -> Iterator[Measured]:
@@ -80,8 +80,8 @@ def _mptcp_without_subflow(lab: Lab) -> Iterator[Measured]:
         a.connect(door.getsockname())
         b, _ = door.accept()
         place.open.append(b)
-        for one, other in ((a, b), (b, a)):  # data both ways completes the handshake of MPTCP
-            one.sendall(b"hello")
+        for sender, other in ((a, b), (b, a)):  # data both ways completes the handshake of MPTCP
+            sender.sendall(b"hello")
             other.recv(5)
         port = a.getsockname()[1]
         place.ns.run("ss", "-K", "-t", "-n", "state", "established", f"sport = :{port}")

@@ -37,17 +37,23 @@ def _accept_queue(lab: Lab) -> Iterator[Measured]:
     with Place(lab) as place:
         door, a = place.listener(), place.fresh()
         a.connect(door.getsockname())
-        here, there = a.getsockname()[1], door.getsockname()[1]
+        client_port, server_port = a.getsockname()[1], door.getsockname()[1]
         yield seen(
-            "a connection that waits for accept()", row_of(place.ns, there, here), "ESTABLISHED", held=False
+            "a connection that waits for accept()",
+            row_of(place.ns, server_port, client_port),
+            "ESTABLISHED",
+            held=False,
         )
         a.close()
-        until(lambda: in_state(row_of(place.ns, there, here), "CLOSE_WAIT"), "CLOSE_WAIT")
+        until(lambda: in_state(row_of(place.ns, server_port, client_port), "CLOSE_WAIT"), "CLOSE_WAIT")
         yield seen(
-            "the same after its client closed", row_of(place.ns, there, here), "CLOSE_WAIT", held=False
+            "the same after its client closed",
+            row_of(place.ns, server_port, client_port),
+            "CLOSE_WAIT",
+            held=False,
         )
         queue = next(
-            (row.rqueue for row in rows(place.ns) if row.state == "LISTEN" and row.sport == there), None
+            (row.rqueue for row in rows(place.ns) if row.state == "LISTEN" and row.sport == server_port), None
         )
         yield equal("the listener's Recv-Q", 1, queue)
 
@@ -77,6 +83,21 @@ def _queue_overflow(lab: Lab) -> Iterator[Measured]:
             errors = [error_of(client) for client in clients]
             yield equal(f"clients reset, tcp_abort_on_overflow={flag}", resets, errors.count("ECONNRESET"))
             yield seen("the FIN_WAIT2 beside them", beside.at_a(), "FIN_WAIT2", timer=0, held=True)
+            if not flag:
+                yield equal(
+                    "data that waited for room, once the program accepts", [b"x"] * 4, _taken(door, 4)
+                )
+
+
+def _taken(door: socket.socket, count: int) -> list[bytes]:
+    """Return what connections bring that are accepted one after the other, each once it has got into the queue."""
+    door.settimeout(20)
+    result = []
+    for _ in range(count):
+        with door.accept()[0] as taken:
+            taken.settimeout(20)
+            result.append(taken.recv(1))
+    return result
 
 
 def _accepted(ns: Netns, port: int) -> int:
@@ -111,5 +132,5 @@ def reset_at(place: Place, pair: Pair, listening: socket.socket) -> None:
 
 QUEUES: Final[tuple[Proof, ...]] = (
     Proof("accept-queue", ("X16",), 0.2, NET, _accept_queue),
-    Proof("queue-overflow", ("S11",), 2, NFT, _queue_overflow),
+    Proof("queue-overflow", ("S11",), 4, NFT, _queue_overflow),
 )

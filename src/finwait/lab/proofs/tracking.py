@@ -14,8 +14,8 @@ from finwait.lab.proofs.instruments import (
     NFT,
     Measured,
     Place,
+    ProcRow,
     Proof,
-    Row,
     by_scenario,
     equal,
     error_of,
@@ -31,7 +31,7 @@ from finwait.lab.topology import Lab
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from finwait.lab.actor import Conn
+    from finwait.lab.actor import ProgramSocket
     from finwait.lab.topology import Netns, Translated
 
 __all__ = ["TRACKING"]
@@ -57,27 +57,27 @@ def _conntrack_locked(lab: Lab) -> Iterator[Measured]:
             yield equal(f"mode of {name} in a namespace", "0o444", oct(mode))
 
 
-def _end(conn: Conn) -> Row | None:
+def _end(conn: ProgramSocket) -> ProcRow | None:
     return row_of(conn.actor.netns, conn.sport, conn.dport)
 
 
-def _entry(gateway: Netns, conn: Conn) -> list[str]:
+def _entry(gateway: Netns, conn: ProgramSocket) -> list[str]:
     """The words of a flow's entry in the gateway's conntrack; empty when it has none."""
     return gateway.run("conntrack", "-L", "-p", "tcp", "--sport", str(conn.sport)).split()
 
 
-def _probe(conn: Conn, *, idle: int = 1) -> None:
+def _probe(conn: ProgramSocket, *, idle: int = 1) -> None:
     for name, value in ((socket.TCP_KEEPIDLE, idle), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 5)):
         conn.actor.setsockopt([conn], socket.IPPROTO_TCP, name, value)
     conn.actor.setsockopt([conn], socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def _half_close_through(nat: Translated, count: int) -> tuple[list[Conn], list[Conn]]:
+def _half_close_through(nat: Translated, count: int) -> tuple[list[ProgramSocket], list[ProgramSocket]]:
     """Connections of which the backend has sent its FIN and the client has read it."""
     near, far = meet(nat.client, nat.address, nat.backend, nat.door, count)
     nat.backend.shutdown(far, "WR")
     nat.client.read_to_end(near)
-    until(lambda: all(in_state(_end(one), "FIN_WAIT2") for one in far), "FIN_WAIT2 at the backend")
+    until(lambda: all(in_state(_end(conn), "FIN_WAIT2") for conn in far), "FIN_WAIT2 at the backend")
     return near, far
 
 
@@ -98,9 +98,12 @@ def _flows_are_not_sockets(lab: Lab) -> Iterator[Measured]:
     yield seen("the client's end meanwhile", _end(near), "CLOSE_WAIT")
     time.sleep(4)
     words = _entry(nat.gateway, near)
-    left = int(words[2]) if len(words) > 2 and words[2].isdigit() else 0
+    remaining_s = int(words[2]) if len(words) > 2 and words[2].isdigit() else 0
     yield Measured(
-        "the entry 4 s after lowering its timeout from 60 to 3", "40 s or more left", f"{left} s", left >= 40
+        "the entry 4 s after lowering its timeout from 60 to 3",
+        "40 s or more left",
+        f"{remaining_s} s",
+        remaining_s >= 40,
     )
 
 
@@ -112,7 +115,7 @@ def _probes_and_expired_entries(lab: Lab) -> Iterator[Measured]:
     _probe(kept[0])
     nat.backend.shutdown(far, "WR")
     nat.client.read_to_end(near)
-    until(lambda: not any(_entry(nat.gateway, one) for one in near[1:]), "three entries have expired")
+    until(lambda: not any(_entry(nat.gateway, conn) for conn in near[1:]), "three entries have expired")
     time.sleep(2)
     yield Measured(
         "the entry of the one probed every second",
@@ -141,8 +144,8 @@ def _probes_and_expired_entries(lab: Lab) -> Iterator[Measured]:
     )
 
 
-def _gone_or(what: str, row: Row | None, state: str) -> Measured:
-    return Measured(what, f"gone or {state}", shown(row), row is None or row.state == state)
+def _gone_or(subject: str, row: ProcRow | None, state: str) -> Measured:
+    return Measured(subject, f"gone or {state}", shown(row), row is None or row.state == state)
 
 
 def _window_rules_do_not_help(lab: Lab) -> Iterator[Measured]:
@@ -166,8 +169,8 @@ def _window_rules_do_not_help(lab: Lab) -> Iterator[Measured]:
 def _deleted_entries(lab: Lab) -> Iterator[Measured]:
     nat = lab.translated()
     near, far = meet(nat.client, nat.address, nat.backend, nat.door, 2)
-    for one in near:
-        nat.gateway.run("conntrack", "-D", "-p", "tcp", "--sport", str(one.sport))
+    for conn in near:
+        nat.gateway.run("conntrack", "-D", "-p", "tcp", "--sport", str(conn.sport))
     nat.client.send([near[0]], "ping")
     yield equal("bytes that arrive after conntrack -D", 4, nat.backend.recv([far[0]], 4))
     yield Measured(

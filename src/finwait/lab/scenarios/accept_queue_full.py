@@ -29,9 +29,10 @@ def build(lab: Lab) -> Situation:
     client.reset(checks)
     return Situation(
         lab,
-        "`stuck-server` does not accept. Five health checks have filled the queue of port 8080 (its backlog is 4), "
-        "and gave up with a reset: there is no connection left, and the queue is full all the same. On port 8081 "
-        "three clients still wait, and no other gets in. On port 8082 there is room yet; `working-server` accepts.",
+        "`stuck-server` does not accept. Five health checks filled the queue of port 8080 (its backlog is "
+        "4) and gave up with a reset. No connection is left, but the queue is still full. On port 8081 "
+        "three clients still wait, and no other client gets in. The queue of port 8082 still has room. "
+        "`working-server` accepts.",
         expected=listening("accept-queue-full", [dead], 5) + listening("accept-queue-full", [alive], 3),
         others=queued("never-accepted", stuck, [*waiting, *few], "ESTABLISHED", 0),
         healthy=listening("", [roomy], 2)
@@ -43,7 +44,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="accept-queue-full",
     title="an accept queue that is full of connections that have ended",
-    story="No connection is left to be seen, and no client gets in: the listener itself shows why.",
+    story="No connection is left in the table, and no client gets in. The listener itself shows why.",
     claims=("C6b", "X16"),
     needs=("netns",),
     seconds=0.4,

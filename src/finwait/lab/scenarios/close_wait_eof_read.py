@@ -28,9 +28,9 @@ def build(lab: Lab) -> Situation:
     leaky.read_to_end([*far, *far6])
     return Situation(
         lab,
-        "Eight clients have closed. `leaky-server` read everything including the end-of-file on seven of the "
-        "connections and forgot to close them: CLOSE_WAIT with an empty receive queue. No timer ends that, "
-        "ever. On the eighth it never read at all.",
+        "Eight clients have closed. On seven of the connections, `leaky-server` read everything including "
+        "the end-of-file and forgot to close. They are in CLOSE_WAIT with an empty receive queue, and no "
+        "timer ever ends that. On the eighth it never read at all.",
         expected=expect("close-wait-eof-read", [*far, *far6], "CLOSE_WAIT", rqueue=0),
         others=expect("close-wait-eof-unread", [unread], "CLOSE_WAIT", rqueue=1),
         healthy=orphan("fin-wait2-orphan", [*near, *near6, quick], "FIN_WAIT2", timer=3),
@@ -39,8 +39,8 @@ def build(lab: Lab) -> Situation:
 
 SCENARIO = Scenario(
     name="close-wait-eof-read",
-    title="a program that read the end-of-file and does not close",
-    story="The peer is done, the program knows it, and its descriptor leaks.",
+    title="a program read the end-of-file and does not close",
+    story="The peer is done, the program knows it, and the descriptor leaks.",
     claims=("C4", "X17"),
     needs=("netns",),
     seconds=0.4,

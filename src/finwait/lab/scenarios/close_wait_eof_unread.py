@@ -28,9 +28,9 @@ def build(lab: Lab) -> Situation:
     pool.read_to_end([read])
     return Situation(
         lab,
-        "`server` closed six idle connections. `app` keeps them in a pool and does not look: on three only "
-        "the FIN is unread (receive queue 1), on two there is a last message as well (receive queue 6). One "
-        "it did read and kept all the same.",
+        "`server` closed six idle connections. `app` keeps them in a pool and does not read. On three, "
+        "only the FIN is unread (receive queue 1). On two, there is also a last message (receive queue 6). "
+        "On the sixth, `app` read the end-of-file and still kept the connection.",
         expected=expect("close-wait-eof-unread", idle, "CLOSE_WAIT", rqueue=1)
         + expect("close-wait-eof-unread", [busy, louder], "CLOSE_WAIT", rqueue=6),
         others=expect("close-wait-eof-read", [read], "CLOSE_WAIT", rqueue=0),
@@ -41,7 +41,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="close-wait-eof-unread",
     title="an idle pool that does not notice that the server closed",
-    story="The receive queue tells: an unread FIN counts one.",
+    story="The receive queue shows it, because an unread FIN counts 1.",
     claims=("C5", "X09"),
     needs=("netns",),
     seconds=0.4,

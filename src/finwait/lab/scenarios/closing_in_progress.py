@@ -28,8 +28,9 @@ def build(lab: Lab) -> Situation:
     source.trickle(far, "line\n", 0.05)
     return Situation(
         lab,
-        "`asker` has sent its FIN on four connections; `slow-source` still answers on three of them, a line every "
-        "50 ms. CLOSE_WAIT, and not leaked: between two looks bytes were acknowledged. On the fourth nothing moves.",
+        "`asker` has sent its FIN on four connections; `slow-source` still answers on three of them, with "
+        "a line every 50 ms. They are in CLOSE_WAIT but not leaked, because bytes were acknowledged "
+        "between two looks. On the fourth, nothing moves.",
         expected=expect("closing-in-progress", far, "CLOSE_WAIT", rqueue=0),
         others=expect("fin-wait2-streaming", near, "FIN_WAIT2")
         + expect("fin-wait2-held", [silent], "FIN_WAIT2", timer=0)
@@ -39,8 +40,11 @@ def build(lab: Lab) -> Situation:
 
 SCENARIO = Scenario(
     name="closing-in-progress",
-    title="CLOSE_WAIT with the answer still going out (healthy)",
-    story="The same state as close-wait-eof-read, told apart by bytes that are acknowledged between two looks.",
+    title="CLOSE_WAIT while the answer still goes out (healthy)",
+    story=(
+        "The same state as close-wait-eof-read. The difference is that bytes are acknowledged between "
+        "two looks."
+    ),
     claims=("C20",),
     needs=("netns",),
     seconds=0.4,

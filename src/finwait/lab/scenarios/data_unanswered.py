@@ -24,22 +24,22 @@ def build(lab: Lab) -> Situation:
     backend = lab.actor(server, "backend")
     door, other = backend.listen(lost.b4, 8080), backend.listen(works.b4, 8080)
     near, far = meet(app, lost.b4, backend, door, 3)
-    (told,), (left,) = meet(app, lost.b4, backend, door)
+    (close_wait,), (orphaned,) = meet(app, lost.b4, backend, door)
     well, fine = meet(app, works.b4, backend, other, 2)
-    backend.leave([left])
-    app.read_to_end([told])
+    backend.leave([orphaned])
+    app.read_to_end([close_wait])
     lost.cut()
-    app.send([*near, told, *well], "are you there?")
+    app.send([*near, close_wait, *well], "are you there?")
     backend.recv(fine, 14)
     return Situation(
         lab,
-        "The path to `backend` went dead without a word, then `app` sent something on four connections. "
-        "The kernel sends it again and again (timer 1, retransmits rising, doubling from 0.2 s to 120 s) "
-        f"and gives up after some {_LIFE} (tcp_retries2). Keepalive does not run meanwhile. Two "
-        "connections over another link are well.",
+        "The path to `backend` went dead silently, and then `app` sent data on four connections. The "
+        "kernel retransmits it (timer 1, retransmits rising, the interval doubling from 0.2 s to 120 s) "
+        f"and gives up after about {_LIFE} (tcp_retries2). Keepalive does not run meanwhile. Two "
+        "connections over another link are healthy.",
         expected=expect("data-unanswered", near, "ESTABLISHED", timer=1, retrans=2)
-        + expect("data-unanswered", [told], "CLOSE_WAIT", timer=1, retrans=2),
-        healthy=orphan("fin-wait2-orphan", [left], "FIN_WAIT2", timer=3)
+        + expect("data-unanswered", [close_wait], "CLOSE_WAIT", timer=1, retrans=2),
+        healthy=orphan("fin-wait2-orphan", [orphaned], "FIN_WAIT2", timer=3)
         + expect("", far, "ESTABLISHED")
         + expect("", [*well, *fine], "ESTABLISHED"),
     )
@@ -48,7 +48,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="data-unanswered",
     title="data in flight over a path that went dead",
-    story="Retransmitting into nothing; keepalive does not run while data is queued.",
+    story="The kernel retransmits and nothing answers. Keepalive does not run while data is queued.",
     claims=("C10", "X20"),
     needs=("netns", "tool:nft"),
     seconds=1.0,

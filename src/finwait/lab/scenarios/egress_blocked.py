@@ -21,10 +21,10 @@ def build(lab: Lab) -> Situation:
     backend = lab.actor(server, "backend")
     door, other = backend.listen(barred.b4, 8080), backend.listen(cut.b4, 8080)
     first, waiting = meet(app, barred.b4, backend, door, 3)
-    last, left = meet(app, barred.b4, backend, door, 2)
+    last, orphaned = meet(app, barred.b4, backend, door, 2)
     (held, sending, idle), rest = meet(app, barred.b4, backend, door, 3)
     (lost,), (unaware,) = meet(app, cut.b4, backend, other)
-    backend.leave(left)
+    backend.leave(orphaned)
     app.read_to_end(last)
     cut.cut()
     barred.refuse(a=True)
@@ -33,25 +33,25 @@ def build(lab: Lab) -> Situation:
     app.shutdown([held], "WR")
     return Situation(
         lab,
-        "The firewall of `client` drops what leaves for the server. `app` does not know: it closed five "
-        "connections, shut one down and sends on another. None of it gets out: the windows are open, nothing is in "
-        "flight, and the kernel tries again by the timer of window probes (timer 4). An idle connection is not "
-        "concerned yet; on another link, where the path is dead and the own machine does not object, the FIN is out "
-        "and retransmitted (timer 1).",
+        "The firewall of `client` drops everything that leaves for the server. `app` does not know this: "
+        "it closed five connections, shut one down and sends on another. Nothing gets out. The windows are "
+        "open, nothing is in flight, and the kernel tries again on the window probe timer (timer 4). An "
+        "idle connection is not affected yet. On another link the path is dead but this machine drops "
+        "nothing; there, the FIN is out and is retransmitted (timer 1).",
         expected=orphan("egress-blocked", first, "FIN_WAIT1", timer=4, probes=1)
         + orphan("egress-blocked", last, "LAST_ACK", timer=4, probes=1)
         + expect("egress-blocked", [held], "FIN_WAIT1", timer=4, probes=1)
         + expect("egress-blocked", [sending], "ESTABLISHED", timer=4, probes=1),
         others=orphan("fin-unanswered-orphan", [lost], "FIN_WAIT1", timer=1, retrans=1),
-        healthy=orphan("fin-wait2-orphan", left, "FIN_WAIT2", timer=3)
+        healthy=orphan("fin-wait2-orphan", orphaned, "FIN_WAIT2", timer=3)
         + expect("", [idle, *waiting, *rest, unaware], "ESTABLISHED"),
     )
 
 
 SCENARIO = Scenario(
     name="egress-blocked",
-    title="closed, and a firewall rule of this machine lets nothing out",
-    story="No answer is missing here, and no window is closed: the segments never leave.",
+    title="closed, but a firewall rule of this machine lets nothing out",
+    story="No answer is missing and no window is closed: the segments never leave.",
     claims=("C18",),
     needs=("netns", "tool:nft"),
     seconds=0.8,

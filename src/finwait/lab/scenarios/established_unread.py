@@ -29,9 +29,9 @@ def build(lab: Lab) -> Situation:
     works.send([answered], "what was asked for")
     return Situation(
         lab,
-        "`hung-backend` accepted twelve connections of `proxy`, and its only thread hangs: the requests lie unread, "
-        "and both kernels call the connections well. `working-backend` reads. One of its answers `proxy` has not read "
-        "yet: that is its own affair, and only a notice.",
+        "`hung-backend` accepted twelve connections from `proxy`, and its only thread hangs. The requests "
+        "stay unread, and both kernels consider the connections healthy. `working-backend` reads. `proxy` "
+        "has not yet read one of its answers; that is up to `proxy`, and only a notice.",
         expected=expect("established-unread", unread, "ESTABLISHED", rqueue=18),
         others=expect("established-unread", [slow], "ESTABLISHED", rqueue=18),
         healthy=expect("", [*asking, well, read, answered], "ESTABLISHED"),
@@ -40,7 +40,7 @@ def build(lab: Lab) -> Situation:
 
 SCENARIO = Scenario(
     name="established-unread",
-    title="a backend that hangs, with the requests of its clients unread",
+    title="a backend hangs and leaves the requests of its clients unread",
     story="Every row is ESTABLISHED, and no client gets an answer.",
     claims=("C21",),
     needs=("netns",),

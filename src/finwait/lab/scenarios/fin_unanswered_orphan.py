@@ -24,10 +24,10 @@ def build(lab: Lab) -> Situation:
     backend = lab.actor(server, "backend")
     door, other = backend.listen(lost.b4, 8080), backend.listen(one_way.b4, 8080)
     first, waiting = meet(app, lost.b4, backend, door, 3)
-    last, left = meet(app, lost.b4, backend, door, 2)
+    last, orphaned = meet(app, lost.b4, backend, door, 2)
     (held,), (kept,) = meet(app, lost.b4, backend, door)
     (crossing,), (crossed,) = meet(app, one_way.b4, backend, other)
-    backend.leave(left)
+    backend.leave(orphaned)
     app.read_to_end(last)
     lost.cut()
     one_way.cut(a=False)
@@ -36,17 +36,17 @@ def build(lab: Lab) -> Situation:
     backend.close([crossed])
     return Situation(
         lab,
-        "The path went dead, then `app` closed. Its FINs are sent again and again without an answer "
-        "(timer 1, no inode): FIN_WAIT1 where it closed first, LAST_ACK where the server had closed "
-        "before, CLOSING where both closed and only the server's FIN got through. The kernel gives such "
-        f"orphans up after some {_LIFE} (tcp_orphan_retries). One FIN_WAIT1 still has its owner, and far "
-        "more time.",
+        "The path went dead, and then `app` closed. The kernel retransmits its FINs without an answer "
+        "(timer 1, no inode). The state is FIN_WAIT1 where `app` closed first, LAST_ACK where the server "
+        "had closed before, and CLOSING where both closed and only the server's FIN got through. The "
+        f"kernel gives up such orphans after about {_LIFE} (tcp_orphan_retries). One FIN_WAIT1 still has an "
+        "owner, and much more time.",
         expected=orphan("fin-unanswered-orphan", first, "FIN_WAIT1", timer=1, retrans=1)
         + orphan("fin-unanswered-orphan", last, "LAST_ACK", timer=1, retrans=1)
         + orphan("fin-unanswered-orphan", [crossing], "CLOSING", timer=1, retrans=1)
         + orphan("fin-unanswered-orphan", [crossed], "FIN_WAIT1", timer=1, retrans=1),
         others=expect("fin-unanswered-held", [held], "FIN_WAIT1", timer=1, retrans=1),
-        healthy=orphan("fin-wait2-orphan", left, "FIN_WAIT2", timer=3)
+        healthy=orphan("fin-wait2-orphan", orphaned, "FIN_WAIT2", timer=3)
         + expect("", [*waiting, kept], "ESTABLISHED"),
     )
 
@@ -54,7 +54,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="fin-unanswered-orphan",
     title="closed, but nobody acknowledges the FIN",
-    story="An orphan retransmits its FIN into nothing; the kernel gives up by itself.",
+    story="An orphan retransmits its FIN and nothing answers. The kernel gives up by itself.",
     claims=("C11", "S21", "X04"),
     needs=("netns", "tool:nft"),
     seconds=0.6,

@@ -22,23 +22,23 @@ def build(lab: Lab) -> Situation:
     door = backend.listen("::", 8080)
     near, far = [], []
     for host, count in ((link.b4, 13), (link.b6, 6), (f"::ffff:{link.b4}", 4)):
-        some, others = meet(poller, host, backend, door, count)
-        near += some
+        batch, others = meet(poller, host, backend, door, count)
+        near += batch
         far += others
-    (leaving,), (left,) = meet(poller, link.b4, backend, door)
+    (leaving,), (orphaned,) = meet(poller, link.b4, backend, door)
     poller.send(near, "GET /\r\n")
     backend.recv(far, 7)
     poller.shutdown(near, "WR")
     poller.leave([leaving])
-    backend.read_to_end([*far, left])
+    backend.read_to_end([*far, orphaned])
     return Situation(
         lab,
-        "`poller` sent a request on each of 23 connections and then shutdown(SHUT_WR): no more from me, I "
-        "wait for the answer. `backend` read the end-of-file and neither answers nor closes. The kernel "
-        "has no timer for this: tcp_fin_timeout counts only once the last descriptor is closed. A 24th "
-        "connection was closed with close(): that one is an orphan, and leaves within tcp_fin_timeout.",
+        "`poller` sent a request on each of 23 connections, called shutdown(SHUT_WR) and waits for the "
+        "answer. `backend` read the end-of-file, and neither answers nor closes. The kernel has no timer "
+        "for this, because tcp_fin_timeout counts only once the last descriptor is closed. A 24th "
+        "connection was closed with close(). It is an orphan, and ends within tcp_fin_timeout.",
         expected=expect("fin-wait2-held", near, "FIN_WAIT2", timer=0),
-        others=expect("close-wait-eof-read", [*far, left], "CLOSE_WAIT", rqueue=0),
+        others=expect("close-wait-eof-read", [*far, orphaned], "CLOSE_WAIT", rqueue=0),
         healthy=orphan("fin-wait2-orphan", [leaving], "FIN_WAIT2", timer=3),
     )
 
@@ -46,8 +46,8 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="fin-wait2-held",
     title="23 half-closed connections that a program keeps open",
-    story="A client half-closes and waits for a server that never closes: FIN_WAIT2 for ever, whatever "
-    "tcp_fin_timeout says.",
+    story="A client half-closes and waits for a server that never closes. It stays in FIN_WAIT2 for ever, "
+    "whatever tcp_fin_timeout says.",
     claims=("C1", "S03", "S06"),
     needs=("netns",),
     seconds=0.4,

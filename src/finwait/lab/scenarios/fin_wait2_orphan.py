@@ -30,7 +30,8 @@ def build(lab: Lab) -> Situation:
         lab,
         "`browser` closed five connections; `backend` has not closed its side yet. The kernel keeps a "
         "small record of each for tcp_fin_timeout seconds (timer 3, no inode) and then forgets it. The "
-        "sixth connection was only half-closed and still has a descriptor: no such clock runs there.",
+        "sixth connection was only half-closed and still has a descriptor, so that clock does not run for "
+        "it.",
         expected=orphan("fin-wait2-orphan", [*near, *near6], "FIN_WAIT2", timer=3),
         others=expect("fin-wait2-held", [held], "FIN_WAIT2", timer=0)
         + expect("close-wait-eof-read", [*far, *far6, kept], "CLOSE_WAIT", rqueue=0),

@@ -34,10 +34,10 @@ def build(lab: Lab) -> Situation:
     backend.read_to_end([*far, *far_too, *kept])
     return Situation(
         lab,
-        "Four connections were closed with more than 60 s to wait: two by TCP_LINGER2=120, two by "
-        "tcp_fin_timeout=120. Such an orphan stays a full socket (timer 2, no inode) for the part above 60 s "
-        "and is then kept as a small record for as long again. A fifth has the usual 60 s (timer 3), and a "
-        "sixth shows timer 2 too, but because of SO_KEEPALIVE: it has an owner.",
+        "Four connections were closed with more than 60 s to wait, two because of TCP_LINGER2=120 and two "
+        "because of tcp_fin_timeout=120. Such an orphan stays a full socket (timer 2, no inode) for the "
+        "part above 60 s. Then the kernel keeps it as a small record for as long again. A fifth has the "
+        "usual 60 s (timer 3). A sixth also shows timer 2, but because of SO_KEEPALIVE: it has an owner.",
         expected=orphan("fin-wait2-orphan-long", [*near, *by_sysctl], "FIN_WAIT2", timer=2),
         others=expect("fin-wait2-held", [probed], "FIN_WAIT2", timer=2)
         + expect("close-wait-eof-read", [*far, *far_too, *kept], "CLOSE_WAIT", rqueue=0),
@@ -48,7 +48,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="fin-wait2-orphan-long",
     title="orphans that stay longer than a minute",
-    story="tcp_fin_timeout or TCP_LINGER2 above 60 s: the orphan borrows the keepalive timer first.",
+    story="With tcp_fin_timeout or TCP_LINGER2 above 60 s, the orphan first uses the keepalive timer.",
     claims=("C2b", "X01", "X05"),
     needs=("netns",),
     seconds=0.4,

@@ -29,9 +29,9 @@ def build(lab: Lab) -> Situation:
     backend.read_to_end([*far, *far6, kept])
     return Situation(
         lab,
-        "`caller` called shutdown(SHUT_RDWR) on four connections and kept the descriptors. To the peer that "
-        "is a plain half-close. The kernel waits for the peer's FIN without any clock, even with "
-        "tcp_fin_timeout=2 as here: that one starts with close() only.",
+        "`caller` called shutdown(SHUT_RDWR) on four connections and kept the descriptors. The peer sees a "
+        "plain half-close. The kernel waits for the peer's FIN without any clock, even with "
+        "tcp_fin_timeout=2 as here, because that clock starts only with close().",
         expected=expect("fin-wait2-shut-both", [*near, *near6], "FIN_WAIT2", timer=0),
         others=expect("fin-wait2-held", [one_way], "FIN_WAIT2", timer=0)
         + expect("close-wait-eof-read", [*far, *far6, kept], "CLOSE_WAIT", rqueue=0),
@@ -41,7 +41,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="fin-wait2-shut-both",
     title="shutdown(SHUT_RDWR) without close()",
-    story="Shut in both directions and never closed: tcp_fin_timeout does not apply to it either.",
+    story="Shut down in both directions and never closed: tcp_fin_timeout does not apply here either.",
     claims=("C1c", "X11"),
     needs=("netns",),
     seconds=0.4,

@@ -31,8 +31,8 @@ def build(lab: Lab) -> Situation:
     return Situation(
         lab,
         "`log-reader` sent its request and half-closed, as `ssh`, `nc -N` and many RPC protocols do; "
-        "`log-source` sends a line every 50 ms on three of the connections. That is a half-close in proper "
-        "use: ending it would cut the answer off. On the fourth nothing comes.",
+        "`log-source` sends a line every 50 ms on three of the connections. This is a proper use of "
+        "half-close, and ending it would cut off the answer. On the fourth, nothing comes.",
         expected=expect("fin-wait2-streaming", near, "FIN_WAIT2"),
         others=expect("fin-wait2-held", [silent], "FIN_WAIT2", timer=0)
         + expect("close-wait-eof-read", [kept], "CLOSE_WAIT", rqueue=0),
@@ -42,8 +42,8 @@ def build(lab: Lab) -> Situation:
 
 SCENARIO = Scenario(
     name="fin-wait2-streaming",
-    title="half-closed connections with the answer still arriving (healthy)",
-    story="The same state as fin-wait2-held, told apart by bytes that arrive between two looks.",
+    title="half-closed connections whose answer still arrives (healthy)",
+    story="The same state as fin-wait2-held. The difference is that bytes arrive between two looks.",
     claims=("C1b",),
     needs=("netns",),
     seconds=0.4,

@@ -26,13 +26,13 @@ def build(lab: Lab) -> Situation:
         "table inet careless {\n chain arriving {\n type filter hook input priority 0\n"
         f" tcp sport {door.sport} tcp flags & (syn | ack) == ack drop\n }}\n}}"
     )
-    again = [client.dial(link.b4, door.sport, source=one.src, sport=one.sport) for one in near]
+    again = [client.dial(link.b4, door.sport, source=conn.src, sport=conn.sport) for conn in near]
     return Situation(
         lab,
-        "`mount-client` lost power (nothing was sent) and opens its connections again, from the same ports. "
-        "`file-server` still has the old ones, and answers each SYN with a challenge ACK; the RST that this draws "
-        "would clear the way. A filter of the client's host drops ACKs that belong to no connection it knows: "
-        "both sides wait.",
+        "`mount-client` lost power (nothing was sent) and opens its connections again, from the same "
+        "ports. `file-server` still has the old ones, and answers each SYN with a challenge ACK. The "
+        "client would answer that with a RST, which would clear the way. But a filter on the client's host "
+        "drops ACKs that belong to no connection it knows, so both sides wait.",
         expected=expect("half-open", far, "ESTABLISHED", timer=0)
         + expect("half-open", again, "SYN_SENT", timer=1, retrans=1),
         healthy=expect("", [kept, fine], "ESTABLISHED"),
@@ -41,8 +41,8 @@ def build(lab: Lab) -> Situation:
 
 SCENARIO = Scenario(
     name="half-open",
-    title="a client that lost its memory and comes back on the same port",
-    story="ESTABLISHED on one side, SYN_SENT on the other: one of the two cannot be true any more.",
+    title="a client lost its memory and comes back on the same port",
+    story="One side is ESTABLISHED and the other is in SYN_SENT. One of the two is no longer true.",
     claims=("C9b", "X56"),
     needs=("netns", "tool:nft"),
     seconds=1.5,

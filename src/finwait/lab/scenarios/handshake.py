@@ -22,12 +22,13 @@ def build(lab: Lab) -> Situation:
     backend.listen(link.b4, 8080)
     link.cut(b=False)
     opening = [
-        replace(one, dst=link.b4, dport=8080) for one in caller.connect_many(3, link.b4, 8080, wait=False)
+        replace(conn, dst=link.b4, dport=8080) for conn in caller.connect_many(3, link.b4, 8080, wait=False)
     ]
     return Situation(
         lab,
-        "`caller` opens three connections. Its SYNs reach `backend`, whose answers get lost: SYN_SENT here, "
-        "SYN_RECV there, both on a timer with few retries. Nothing is open yet that could close.",
+        "`caller` opens three connections. Its SYNs reach `backend`, but the answers get lost. The state "
+        "is SYN_SENT at `caller` and SYN_RECV at `backend`, both with a timer and few retries. Nothing is "
+        "open yet that could close.",
         expected=expect("handshake", opening, "SYN_SENT", timer=1)
         + queued("handshake", backend, opening, "SYN_RECV", 0),
     )
@@ -36,7 +37,10 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="handshake",
     title="connections that are being opened (healthy)",
-    story="Every state but ESTABLISHED and LISTEN wants an explanation; this is that of SYN_SENT and SYN_RECV.",
+    story=(
+        "Every state except ESTABLISHED and LISTEN needs an explanation. This one explains SYN_SENT and "
+        "SYN_RECV."
+    ),
     claims=("C19",),
     needs=("netns", "tool:nft"),
     seconds=0.4,

@@ -29,9 +29,9 @@ def build(lab: Lab) -> Situation:
     return Situation(
         lab,
         "Five clients reset their connections. `leaky-server` got ECONNRESET and kept the descriptors. No "
-        "row of any table shows them any more, nor does `ss`; only /proc/PID/fd does, and the global "
-        "`alloc` of /proc/net/sockstat. Its two living connections, its listener, a UDP socket and a Unix "
-        "socket are no leak.",
+        "socket table shows them any more, and neither does `ss`. Only /proc/PID/fd and the global `alloc` "
+        "of /proc/net/sockstat do. Its two live connections, its listener, a UDP socket and a Unix socket "
+        "are not a leak.",
         expected=leaked("hidden-leak", [*far, *far6]),
         healthy=expect("", [*well, *fine], "ESTABLISHED"),
     )
@@ -40,7 +40,10 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="hidden-leak",
     title="descriptors whose connection is gone",
-    story="Reset (or destroyed) and never closed: nothing in the socket tables, and the leak goes on.",
+    story=(
+        "The connections were reset (or destroyed) and never closed. The socket tables show nothing, and "
+        "the leak goes on."
+    ),
     claims=("C16", "X50"),
     needs=("netns",),
     seconds=0.4,

@@ -38,10 +38,11 @@ def build(lab: Lab) -> Situation:
     lab.vanish(doomed)
     return Situation(
         lab,
-        "`pod` was deleted together with its network: the link went first, so no FIN and no RST got out. "
-        "`app` has nothing in flight and no keepalive on five of its six connections to it; nothing will "
-        "ever tell it. One has SO_KEEPALIVE and will find out. The connection to `living` looks just the "
-        "same, and is well: only a probe tells them apart, or the other end when it is on this machine.",
+        "`pod` was deleted together with its network. The link went first, so no FIN and no RST got out. "
+        "On five of its six connections to `pod`, `app` has nothing in flight and no keepalive, so nothing "
+        "will ever tell it. The sixth has SO_KEEPALIVE and will find out. The connection to `living` looks "
+        "the same and is healthy. Only a probe can tell them apart, or the other end if it is on this "
+        "machine.",
         expected=expect("idle-unprobed", idle, "ESTABLISHED", timer=0),
         others=expect("fin-wait2-held", half, "FIN_WAIT2", timer=0, also=("idle-unprobed",)),
         healthy=expect("", [probed], "ESTABLISHED", timer=2)
@@ -52,7 +53,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="idle-unprobed",
     title="connections to a pod that vanished, without keepalive",
-    story="The peer went away without a word and nobody asks after it.",
+    story="The peer vanished silently, and nothing checks whether it is alive.",
     claims=("C9", "X37"),
     needs=("netns",),
     seconds=0.4,

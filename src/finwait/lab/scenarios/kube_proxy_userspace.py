@@ -44,10 +44,10 @@ def build(lab: Lab) -> Situation:
     ends = backend.accept_many(target, 8)
     client.send([*leaving, *staying], "GET / HTTP/1.0\r\n\r\n")
     backend.recv(ends, 18)
-    ours = {conn.sport for conn in leaving}
+    leaving_ports = {conn.sport for conn in leaving}
     legs = proxy.legs(door)
-    stuck = [pair for pair in legs if pair[0].dport in ours]
-    alive = [conn for pair in legs if pair[0].dport not in ours for conn in pair]
+    stuck = [pair for pair in legs if pair[0].dport in leaving_ports]
+    alive = [conn for pair in legs if pair[0].dport not in leaving_ports for conn in pair]
     ports = {outer.sport for _, outer in stuck}
     held = [conn for conn in ends if conn.dport in ports]
     client.leave(leaving)
@@ -57,12 +57,11 @@ def build(lab: Lab) -> Situation:
     backend.read_to_end([checked])
     return Situation(
         lab,
-        "`kube-proxy` relays a Service's connections to `backend`. Seven clients have finished and "
-        "closed; the proxy passed that on (FIN_WAIT2 to the backend) and waits for the backend's "
-        "end-of-file before it lets go of the client's leg (CLOSE_WAIT). `backend` never closes. Both "
-        "legs stay for ever, with a keepalive that the live backend keeps answering. A health check that "
-        "the proxy closed properly stands beside them as an orphan FIN_WAIT2: the kernel takes that one "
-        "away within a minute.",
+        "`kube-proxy` relays a Service's connections to `backend`. Seven clients have finished and closed. "
+        "The proxy passed that on (FIN_WAIT2 to the backend) and waits for the backend's end-of-file "
+        "before it closes the client's leg (CLOSE_WAIT). `backend` never closes. Both legs stay for ever, "
+        "with a keepalive that the live backend keeps answering. Beside them is a health check that the "
+        "proxy closed properly: an orphan in FIN_WAIT2, which the kernel removes within a minute.",
         expected=expect("relay-pair", [inner for inner, _ in stuck], "CLOSE_WAIT", rqueue=0, timer=2)
         + expect("relay-pair", [outer for _, outer in stuck], "FIN_WAIT2", timer=2),
         others=expect("close-wait-eof-read", [*held, checked], "CLOSE_WAIT", rqueue=0),
@@ -75,7 +74,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="kube-proxy-userspace",
     title="the classic: FIN_WAIT2 in kube-proxy, to a backend that never closes",
-    story="The incident that the popular advice about tcp_fin_timeout comes from, built again.",
+    story="This rebuilds the incident behind the popular advice about tcp_fin_timeout.",
     claims=("C3", "S01", "S05", "S23"),
     needs=("netns",),
     seconds=0.4,

@@ -35,10 +35,10 @@ def build(lab: Lab) -> Situation:
     server.read_to_end([*far[:2], fallen_back])
     return Situation(
         lab,
-        "`client` half-closed two MPTCP connections. MPTCP says so with a DATA_FIN and leaves the TCP "
-        "subflows alone: `ss -t` shows them ESTABLISHED at both ends, and only `ss -M` shows FIN_WAIT2 "
-        "and CLOSE_WAIT. A third is in use. A fourth client speaks plain TCP to the same listener: an "
-        "ordinary half-close.",
+        "`client` half-closed two MPTCP connections. MPTCP sends a DATA_FIN for this and leaves the TCP "
+        "subflows alone. `ss -t` shows them ESTABLISHED at both ends, and only `ss -M` shows FIN_WAIT2 and "
+        "CLOSE_WAIT. A third connection is in use. A fourth client speaks plain TCP to the same listener, "
+        "and its half-close is an ordinary one.",
         expected=expect("mptcp-half-close", near[:2], "FIN_WAIT2", protocol=socket.IPPROTO_MPTCP)
         + expect("mptcp-half-close", far[:2], "CLOSE_WAIT", protocol=socket.IPPROTO_MPTCP),
         others=expect("fin-wait2-held", [plain], "FIN_WAIT2")
@@ -51,7 +51,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="mptcp-half-close",
     title="half-closed MPTCP connections whose subflows look ESTABLISHED",
-    story="The TCP rows are the subflows; the state of the connection is in MPTCP's own table.",
+    story="The TCP rows are the subflows. The state of the connection is in MPTCP's own table.",
     claims=("C17", "X49"),
     needs=("netns", "mptcp", "tool:ss"),
     seconds=0.4,

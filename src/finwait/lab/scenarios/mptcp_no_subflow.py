@@ -32,9 +32,9 @@ def build(lab: Lab) -> Situation:
         outside.run("ss", "-K", "-t", "-n", "state", "established", f"sport = :{conn.sport}")
     return Situation(
         lab,
-        "`client` and `server` speak MPTCP over one path. On two connections that path was reset: their subflows are "
-        "gone at both ends, and MPTCP waits for another one, a minute by default. Neither program is told. The third "
-        "connection has its subflow.",
+        "`client` and `server` speak MPTCP over one path. On two connections that path was reset. Their "
+        "subflows are gone at both ends, and MPTCP waits for another one, for a minute by default. Neither "
+        "program notices. The third connection still has its subflow.",
         expected=expect(
             "mptcp-no-subflow", [*near[:2], *far[:2]], "ESTABLISHED", protocol=socket.IPPROTO_MPTCP
         ),
@@ -46,7 +46,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="mptcp-no-subflow",
     title="MPTCP connections whose only path is gone",
-    story="ESTABLISHED at both ends, and not one segment can pass.",
+    story="Both ends are ESTABLISHED, and no segment can pass.",
     claims=("C17b", "X57"),
     needs=("netns", "mptcp", "tool:ss"),
     seconds=0.4,

@@ -47,9 +47,9 @@ def build(lab: Lab) -> Situation:
         "A gateway translates a Service address to `backend`. On three connections `backend` had "
         "half-closed, and with nf_conntrack_tcp_timeout_close_wait=1 the gateway forgot them a second "
         "later; on two idle ones the entry for an established flow expired. Then `client` closed. A FIN "
-        "cannot create an entry, so it is not translated and goes nowhere: `client` repeats it (LAST_ACK, "
-        "FIN_WAIT1), `backend` stays in FIN_WAIT2 or ESTABLISHED for ever. On the sixth the entry is "
-        "alive: an ordinary half-close.",
+        "cannot create an entry, so it is not translated and goes nowhere. `client` repeats it (LAST_ACK, "
+        "FIN_WAIT1), and `backend` stays in FIN_WAIT2 or ESTABLISHED for ever. On the sixth connection the "
+        "entry is alive, and the half-close is an ordinary one.",
         expected=expect("nat-entry-gone", answered, "FIN_WAIT2")
         + expect("nat-entry-gone", waiting, "ESTABLISHED")
         + orphan("nat-entry-gone", half, "LAST_ACK", timer=1, retrans=1)

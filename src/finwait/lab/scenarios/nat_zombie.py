@@ -28,11 +28,11 @@ def build(lab: Lab) -> Situation:
     backend.close(killed)
     return Situation(
         lab,
-        "One late segment of `backend` on each of two connections lay above the window. conntrack called "
-        "it INVALID and passed it on untranslated; the client's kernel knew no such connection and "
-        "answered RST, which killed the connection at `backend`. `client` knows nothing of it, and "
-        "neither does conntrack: both say ESTABLISHED, for five days. Two other connections through the "
-        "gateway are well.",
+        "On each of two connections, one late segment of `backend` was above the window. conntrack called "
+        "it INVALID, and it was forwarded untranslated. The client's kernel knew no such connection and "
+        "answered with a RST, which killed the connection at `backend`. `client` does not know this, and "
+        "neither does conntrack: both say ESTABLISHED, conntrack for five days. Two other connections "
+        "through the gateway are healthy.",
         expected=expect("nat-zombie", doomed, "ESTABLISHED", timer=0),
         healthy=expect("", [*well, *fine], "ESTABLISHED", timer=0),
     )
@@ -41,7 +41,7 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="nat-zombie",
     title="a stray RST killed the server's end behind a gateway",
-    story="An INVALID packet is forwarded untranslated, the RST that answers it hits one end only.",
+    story="An INVALID packet is forwarded untranslated, and the RST that answers it reaches only one end.",
     claims=("C14", "X35", "X38"),
     needs=("netns", "tool:nft"),
     seconds=0.4,

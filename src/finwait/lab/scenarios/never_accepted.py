@@ -30,9 +30,9 @@ def build(lab: Lab) -> Situation:
     working.read_to_end([leaked])
     return Situation(
         lab,
-        "`stuck-server` listens and never calls accept(). The kernel completes the handshakes all the "
-        "same and takes in data; five connections wait in the queue without a descriptor (no inode). "
-        "Three clients have given up: CLOSE_WAIT. `working-server` accepts as it should.",
+        "`stuck-server` listens and never calls accept(). The kernel still completes the handshakes and "
+        "receives data. Five connections wait in the queue without a descriptor (no inode). Three clients "
+        "have given up, so their connections are in CLOSE_WAIT. `working-server` accepts as it should.",
         expected=queued("never-accepted", stuck, gone, "CLOSE_WAIT", 6)
         + queued("never-accepted", stuck, waiting, "ESTABLISHED", 5),
         others=expect("close-wait-eof-read", [leaked], "CLOSE_WAIT", rqueue=0),
@@ -44,7 +44,10 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="never-accepted",
     title="a listener that never calls accept()",
-    story="The client sees a connection, the server's program does not: it sits in the accept queue.",
+    story=(
+        "The client sees a connection and the server's program does not, because it waits in the accept "
+        "queue."
+    ),
     claims=("C6", "X16"),
     needs=("netns",),
     seconds=0.4,

@@ -27,10 +27,10 @@ def build(lab: Lab) -> Situation:
     ends = backend.accept_many(target, 5)
     client.send(leaving + staying, "hello")
     backend.recv(ends, 5)
-    ours = {conn.sport for conn in leaving}
+    leaving_ports = {conn.sport for conn in leaving}
     legs = relay.legs(door)
-    stuck = [pair for pair in legs if pair[0].dport in ours]
-    alive = [pair for pair in legs if pair[0].dport not in ours]
+    stuck = [pair for pair in legs if pair[0].dport in leaving_ports]
+    alive = [pair for pair in legs if pair[0].dport not in leaving_ports]
     stuck_ports = {outer.sport for _, outer in stuck}
     stuck_ends = [conn for conn in ends if conn.dport in stuck_ports]
     client.leave(leaving)
@@ -47,10 +47,10 @@ def build(lab: Lab) -> Situation:
     backend.read_to_end([asked])
     return Situation(
         lab,
-        "`relay` copies bytes both ways and passes half-closes on. Four clients have closed; the relay "
-        "read their end-of-file (CLOSE_WAIT) and told the backend so (FIN_WAIT2 on the other leg). "
-        "`backend` never closes, so the relay's second copy never ends and both legs stay, for ever. Two "
-        "other programs on the node hold one such leg each; they relay nothing.",
+        "`relay` copies bytes both ways and passes half-closes on. Four clients have closed. The relay "
+        "read their end-of-file (CLOSE_WAIT) and sent the backend a FIN (FIN_WAIT2 on the other leg). "
+        "`backend` never closes, so the relay's second copy loop never ends, and both legs stay for ever. "
+        "Two other programs on the node each hold one such leg, but relay nothing.",
         expected=expect("relay-pair", [inner for inner, _ in stuck], "CLOSE_WAIT", rqueue=0)
         + expect("relay-pair", [outer for _, outer in stuck], "FIN_WAIT2"),
         others=expect("close-wait-eof-read", [*stuck_ends, finished, asked], "CLOSE_WAIT", rqueue=0)
@@ -64,9 +64,9 @@ def build(lab: Lab) -> Situation:
 
 SCENARIO = Scenario(
     name="relay-pair",
-    title="a relay that waits for a backend that never closes",
-    story="A relay passes half-closes on and has no deadline for the second direction: CLOSE_WAIT to the "
-    "client, FIN_WAIT2 to the backend, both held by the same process.",
+    title="a relay waits for a backend that never closes",
+    story="A relay passes half-closes on and has no deadline for the second direction. The client's leg is "
+    "in CLOSE_WAIT and the backend's leg in FIN_WAIT2, and the same process holds both.",
     claims=("C3", "S01", "X52"),
     needs=("netns",),
     seconds=0.4,

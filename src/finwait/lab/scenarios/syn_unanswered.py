@@ -24,15 +24,15 @@ def build(lab: Lab) -> Situation:
     filling = caller.connect_many(2, link.b4, door.sport)
     dark.cut()
     late = [
-        replace(one, dst=link.b4, dport=8080) for one in caller.connect_many(2, link.b4, 8080, wait=False)
+        replace(conn, dst=link.b4, dport=8080) for conn in caller.connect_many(2, link.b4, 8080, wait=False)
     ]
     lost = [
-        replace(one, dst=dark.b4, dport=8081) for one in caller.connect_many(1, dark.b4, 8081, wait=False)
+        replace(conn, dst=dark.b4, dport=8081) for conn in caller.connect_many(1, dark.b4, 8081, wait=False)
     ]
     return Situation(
         lab,
-        "`stuck-server` does not accept, and its queue is full: the kernel drops the SYNs of two more clients of "
-        "`caller`. A third connects over a path that is dead. To all three it looks the same: no answer.",
+        "`stuck-server` does not accept, and its queue is full, so the kernel drops the SYNs of two more "
+        "clients of `caller`. A third connects over a dead path. All three see the same: no answer.",
         expected=expect("syn-unanswered", [*late, *lost], "SYN_SENT", timer=1, retrans=2),
         others=listening("accept-queue-full", [door], 2)
         + queued("never-accepted", stuck, filling, "ESTABLISHED", 0),
@@ -43,7 +43,10 @@ def build(lab: Lab) -> Situation:
 SCENARIO = Scenario(
     name="syn-unanswered",
     title="connect() to a full accept queue, and to nobody",
-    story="A SYN that is dropped draws no answer, whoever drops it; where the full queue is here it can be named.",
+    story=(
+        "A dropped SYN gets no answer, no matter what drops it. If the full queue is on this machine, "
+        "finwait can name it."
+    ),
     claims=("C19b", "X60"),
     needs=("netns", "tool:nft"),
     seconds=4,

@@ -26,8 +26,8 @@ def build(lab: Lab) -> Situation:
     backend.close(far)
     return Situation(
         lab,
-        "`cron` and `backend` have closed five connections, `cron` first. Its kernel keeps their names for 60 s, so "
-        "that late segments are not taken for those of a new connection. There is nothing to do about it.",
+        "`cron` and `backend` have closed five connections, `cron` first. Its kernel remembers them for 60 "
+        "s, so that late segments are not mistaken for those of a new connection. Nothing needs to be done.",
         expected=orphan("time-wait", near, "TIME_WAIT", timer=3),
         healthy=expect("", [used, serving], "ESTABLISHED"),
     )

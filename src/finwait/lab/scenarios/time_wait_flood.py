@@ -31,9 +31,10 @@ def build(lab: Lab) -> Situation:
     backend.close([*behind, *behind_few])
     return Situation(
         lab,
-        "`client` opens a connection for each request and closes it first: 4,000 connections to one server "
-        "are in TIME_WAIT. That is how TCP keeps late segments away from a new connection; each goes after "
-        "60 s, a constant. It matters only when local ports run out. `cron` has 20: nobody's business.",
+        "`client` opens a connection for each request and closes it first, so 4,000 connections to one "
+        "server are in TIME_WAIT. TCP does this to keep late segments away from a new connection. Each one "
+        "ends after 60 s, which is a constant. It matters only when local ports run out. `cron` has 20, "
+        "which is nothing to report.",
         expected=orphan("time-wait-flood", flood, "TIME_WAIT", timer=3),
         healthy=orphan("time-wait", few, "TIME_WAIT", timer=3),
     )
@@ -41,8 +42,8 @@ def build(lab: Lab) -> Situation:
 
 SCENARIO = Scenario(
     name="time-wait-flood",
-    title="4,000 TIME_WAIT at a client that never reuses a connection",
-    story="Legitimate, bounded, and untouched by tcp_fin_timeout.",
+    title="4,000 TIME_WAIT sockets at a client that never reuses a connection",
+    story="TIME_WAIT is legitimate and bounded, and tcp_fin_timeout does not affect it.",
     claims=("C15", "X03"),
     needs=("netns",),
     seconds=1.5,

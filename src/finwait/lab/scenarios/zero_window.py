@@ -36,10 +36,11 @@ def build(lab: Lab) -> Situation:
     sender.close(near[2:3])
     return Situation(
         lab,
-        "`stuck-reader` has stopped reading: its window is closed. `exporter` shut two of five full "
-        "connections down and closed one: state FIN_WAIT1, but the FIN was never sent, it waits behind the "
-        "data (timer 4, the window probe). The probes are answered, so no retry limit ends the held ones; "
-        f"the closed one is given up after some {_LIFE}. `reader` reads: its connection is well.",
+        "`stuck-reader` has stopped reading, so its window is closed. `exporter` shut down two of five "
+        "full connections and closed one. These are in FIN_WAIT1, but the FIN was never sent: it waits "
+        "behind the data (timer 4, the window probe). The peer answers the probes, so no retry limit ends "
+        f"the held connections; the kernel gives up the closed one after about {_LIFE}. `reader` reads, and "
+        "its connection is healthy.",
         expected=expect("zero-window", near[:2], "FIN_WAIT1", timer=4)
         + orphan("zero-window", near[2:3], "FIN_WAIT1", timer=4)
         + expect("zero-window", near[3:], "ESTABLISHED", timer=4),
@@ -50,8 +51,8 @@ def build(lab: Lab) -> Situation:
 
 SCENARIO = Scenario(
     name="zero-window",
-    title="a peer that stopped reading",
-    story="FIN_WAIT1 with a full send queue does not mean that a FIN was lost: it was never sent.",
+    title="a peer stopped reading",
+    story="FIN_WAIT1 with a full send queue does not mean that a FIN was lost. It was never sent.",
     claims=("C12", "X26", "X53"),
     needs=("netns",),
     seconds=0.4,

@@ -45,7 +45,7 @@ def split_address(text: str) -> tuple[str, str]:
     if host.startswith("[") and host.endswith("]"):
         return host[1:-1], port
     if ":" in host:
-        raise ValueError(f"`{text}`: an IPv6 address stands in brackets, as in [{host}]:{port}")
+        raise ValueError(f"`{text}`: write an IPv6 address in brackets, as in [{host}]:{port}")
     return host, port
 
 
@@ -78,7 +78,7 @@ def parse_listen(text: str) -> tuple[Listen, ...]:
     low = parse_port(first)
     high = parse_port(last, low) if dash else low
     if high - low > 1023:
-        raise ValueError(f"`{ports}` is {high - low + 1} ports; at most 1024 in one range")
+        raise ValueError(f"`{ports}` is {high - low + 1} ports; a range has at most 1024")
     if host in ("", "*"):
         return tuple(Listen("dual", "::", port) for port in range(low, high + 1))
     try:
@@ -103,7 +103,7 @@ def check_backend(text: str) -> None:
         if kind == "unix":
             check_path(rest)
         elif "\0" in rest:
-            raise ValueError("a path has no NUL")
+            raise ValueError("a path cannot contain a NUL byte")
         return
     host, port = split_address(rest if kind == "dns" else text)
     parse_port(port, 1)
@@ -121,13 +121,14 @@ def _check_name(name: str) -> None:
     try:
         plain = name if name.isascii() else name.encode("idna").decode("ascii")
     except UnicodeError:
-        raise ValueError(f"`{name}` is no name that the DNS could have") from None
+        raise ValueError(f"`{name}` cannot be a DNS name") from None
     labels = plain.removesuffix(".").split(".")
     if len(plain) > 253 or not all(0 < len(label) < 64 for label in labels):
         raise ValueError(
-            f"`{name}` is no name: each part between dots has 1 to 63 characters, all at most 253"
+            f"`{name}` cannot be a DNS name: each part between dots has 1 to 63 characters, and the whole "
+            "at most 253"
         )
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", plain):
         raise ValueError(
-            f"`{name}` is no name: it has a character other than letters, digits, `-`, `_` and `.`"
+            f"`{name}` cannot be a DNS name: it has a character other than letters, digits, `-`, `_` and `.`"
         )

@@ -36,7 +36,7 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
     for at, service in enumerate(config.service):
         path = f"service[{at}]"
         if service.name in names:
-            yield f"{path}.name", f"there are two services `{service.name}`"
+            yield f"{path}.name", f"two services are called `{service.name}`"
         names.add(service.name)
         for part, wrong in _service(service, taken, gives_up_root=bool(config.user)):
             yield f"{path}.{part}", wrong
@@ -55,7 +55,7 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
             yield "admin", str(error)
     for field in ("access_log", "user"):
         if "\0" in getattr(config, field):
-            yield field, "a name has no NUL"
+            yield field, "a name cannot contain a NUL byte"
 
 
 def _service(service: Service, taken: dict[Listen, str], *, gives_up_root: bool) -> Iterator[tuple[str, str]]:
@@ -70,11 +70,11 @@ def _service(service: Service, taken: dict[Listen, str], *, gives_up_root: bool)
     yield from _health(service)
     yield from _sides(service, gives_up_root=gives_up_root)
     if service.server.fast_open and service.pool.max_idle:
-        yield "pool", "a pool opens connections early, fast_open late: choose one"
+        yield "pool", "a pool opens connections early, and fast_open opens them late; choose one"
     if service.send_proxy and service.pool.max_idle:
         problem = (
-            "with send_proxy the server waits for the header of a client that is not there yet: "
-            "most count that as an error; choose one"
+            "with send_proxy, the server waits for the header of a client that is not there yet, and most "
+            "servers count that as an error; choose one"
         )
         yield "pool", problem
 
@@ -90,7 +90,7 @@ def _listen(service: Service, taken: dict[Listen, str]) -> Iterator[tuple[str, s
             continue
         for listen in parsed:
             if listen in taken and listen.port:
-                yield f"listen[{place}]", f"{listen} is taken by service `{taken[listen]}` already"
+                yield f"listen[{place}]", f"{listen} is already used by service `{taken[listen]}`"
             taken[listen] = service.name
 
 
@@ -114,9 +114,9 @@ def _health(service: Service) -> Iterator[tuple[str, str]]:
         try:
             probe_bytes(service.health.send)
         except ValueError:
-            yield "health.send", r"an escape is none of \r \n \t \xHH, or a character is no byte"
+            yield "health.send", r"an escape is not one of \r \n \t \xHH, or a character is not a byte"
     if service.send_proxy and service.health.send.startswith("PROXY "):
-        yield "health.send", "send_proxy puts a header before it already; leave the line PROXY … out"
+        yield "health.send", "send_proxy already puts a header before it; leave out the line PROXY …"
 
 
 def _sides(service: Service, *, gives_up_root: bool) -> Iterator[tuple[str, str]]:
@@ -136,7 +136,7 @@ def _sides(service: Service, *, gives_up_root: bool) -> Iterator[tuple[str, str]
             )
             yield side, problem
         if 0 < values.keepalive_idle < 1 or 0 < values.keepalive_interval < 1:
-            yield f"{side}.keepalive_idle", "the kernel counts keepalive in whole seconds, from 1"
+            yield f"{side}.keepalive_idle", "keepalive times are whole seconds, 1 or more"
 
 
 def probe_bytes(text: str) -> bytes:

@@ -8,14 +8,15 @@ What types cannot say is in `finwait.relay.config.check`.
 
 from __future__ import annotations
 
-import re
+import contextlib
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from finwait.errors import FinwaitError
-from finwait.relay.machine import Limits
+from finwait.relay.machine import RelayLimits
+from finwait.table import units
 
 __all__ = [
     "Affinity",
@@ -42,8 +43,6 @@ class ConfigError(FinwaitError):
         self.hint = hint
 
 
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
-
 _DURATION = {"type": ["number", "string"], "pattern": r"^[0-9.]+ *(ms|s|m|min|h|d)?$", "x-unit": "seconds"}
 
 _LONGEST: Final = 1e6
@@ -63,9 +62,8 @@ def parse_duration(value: float | str) -> float:
     """
     seconds = -1.0
     if isinstance(value, str):
-        match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) *(ms|s|min|m|h|d)?", value.strip(), re.ASCII)
-        if match is not None:
-            seconds = float(match[1]) * _UNITS[match[2] or ""]
+        with contextlib.suppress(ValueError):
+            seconds = units.parse_duration(value) / 1000
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LONGEST:
         seconds = float(value)
     if not 0 <= seconds <= _LONGEST:
@@ -77,7 +75,15 @@ def parse_duration(value: float | str) -> float:
 
 
 def _time(description: str, most: float = _LONGEST) -> Meta:
-    return Meta(ge=0, le=most, description=description, extra_json_schema=_DURATION, extra={"duration": True})
+    return Meta(ge=0, le=most, description=description, extra_json_schema=_DURATION, extra=_READ_DURATION)
+
+
+_READ_DURATION: Final = {
+    "read": parse_duration,
+    "unit": "duration",
+    "expects": 'it must be a duration, for example 5, "5s", "300ms" or "1h"',
+}
+_NETWORKS: Final = {"expects": 'it must be a list of text, for example ["10.0.0.0/8"]'}
 
 
 class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,7 +96,8 @@ class Timeouts(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connect: Annotated[
         float,
         _time(
-            "One try to reach a backend. Against a black hole, where SYNs vanish: the kernel alone would try 130 s."
+            "Time for one attempt to connect to a backend. Protects against a black hole where SYNs "
+            "vanish; the kernel alone would try for 130 s."
         ),
     ] = 5.0
     tries: Annotated[
@@ -98,62 +105,73 @@ class Timeouts(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=100,
-            description="Tries in all, each at another backend while there is one. Against one dead backend.",
+            description=(
+                "Attempts to connect in all, each to another backend while there is one. Protects "
+                "against one dead backend."
+            ),
         ),
     ] = 3
     header: Annotated[
-        float, _time("Until the PROXY header is complete. Against clients that connect and say nothing.")
+        float,
+        _time(
+            "Time until the PROXY header is complete. Protects against clients that connect and send nothing."
+        ),
     ] = 5.0
     first_byte: Annotated[
         float,
         _time(
-            "Until anyone says anything. Against connections opened only to hold a descriptor "
-            "(slowloris). Off, because "
-            "clients with pools open connections early."
+            "Time until either side sends its first byte. Protects against connections opened only to hold "
+            "a descriptor (slowloris). Off by default, because clients with pools open connections early."
         ),
     ] = 0.0
     idle: Annotated[
         float,
         _time(
-            "No byte in either direction while both are open. Against sessions whose user has left "
-            "but whose machine lives."
+            "Time without a byte in either direction while both are open. Protects against sessions whose "
+            "user has left but whose machine is alive."
         ),
     ] = 3600.0
     half_close: Annotated[
         float,
         _time(
-            "Half-closed, and no byte in the open direction. Against programs that never close, on "
-            "machines that live; the "
-            "dead are found by keepalive, long before."
+            "Time that a half-closed connection may go without a byte in the open direction. Protects "
+            "against programs that never close on machines that are alive; keepalive finds dead machines "
+            "long before."
         ),
     ] = 300.0
     lifetime: Annotated[
         float,
-        _time("The age at which a connection is cut whatever it does. For those who must rebalance; off."),
+        _time(
+            "Cut a connection at this age, whatever it does. For setups that must rebalance. Off by default."
+        ),
     ] = 0.0
     drain: Annotated[
         float,
         _time(
-            "From SIGTERM until what is left is cut by RST. Against a shutdown that waits for the last connection."
+            "Time from SIGTERM until a RST cuts the connections that are left. Protects against a shutdown "
+            "that waits for the last connection."
         ),
     ] = 30.0
     drain_half_close: Annotated[
-        float, _time("What half_close becomes while draining. Against waiting for what is probably dead.")
+        float,
+        _time(
+            "The value of half_close while draining. Protects against waiting for connections "
+            "that are probably dead."
+        ),
     ] = 5.0
     drain_spread: Annotated[
         float,
         Meta(
             ge=0,
             le=1,
-            description="Share of the drain time over which the cuts are spread at random. Against "
-            "all clients coming back "
-            "in the same instant.",
+            description="Share of the drain time over which the cuts are spread at random. Protects "
+            "against all clients coming back in the same instant.",
         ),
     ] = 0.0
 
-    def limits(self) -> Limits:
+    def limits(self) -> RelayLimits:
         """Return what the machine needs of it."""
-        return Limits(
+        return RelayLimits(
             header=self.header,
             connect=self.connect,
             tries=self.tries,
@@ -171,38 +189,36 @@ class SideOptions(_Options, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     keepalive_idle: Annotated[
         float,
         _time(
-            "Silence before the first probe (TCP_KEEPIDLE, whole seconds); 0 sends none. Finds peers "
-            "that are gone, and those "
-            "that closed fully behind a half-close; keeps conntrack entries alive.",
+            "Silence before the first probe (TCP_KEEPIDLE, whole seconds); 0 sends no probes. Finds peers "
+            "that are gone, and peers that closed fully behind a half-close. Keeps conntrack entries alive.",
             _MAX_KEEPALIVE,
         ),
     ] = 15.0
-    keepalive_interval: Annotated[float, _time("Between probes (TCP_KEEPINTVL).", _MAX_KEEPALIVE)] = 5.0
+    keepalive_interval: Annotated[float, _time("Time between probes (TCP_KEEPINTVL).", _MAX_KEEPALIVE)] = 5.0
     keepalive_count: Annotated[
         int,
-        Meta(ge=1, le=127, description="Unanswered probes before the peer is given up (TCP_KEEPCNT)."),
+        Meta(ge=1, le=127, description="Unanswered probes before the connection is dropped (TCP_KEEPCNT)."),
     ] = 3
     user_timeout: Annotated[
         float,
         _time(
-            "How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT). Without it a vanished "
-            "peer holds a sender for 15 "
-            "minutes. A peer that lives and keeps its window shut is not held to it."
+            "How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT). Without it, a vanished peer "
+            "holds a sender for 15 minutes. It does not apply to a peer that is alive and keeps its window "
+            "shut."
         ),
     ] = 30.0
     linger: Annotated[
         float,
         _time(
-            "After both sides have finished: how long the kernel may go on delivering to a reader "
-            "whose window is shut. "
-            "Against losing the tail of an answer to a slow reader."
+            "How long, after both sides have finished, the kernel may keep delivering to a reader whose "
+            "window is shut. Protects a slow reader from losing the end of an answer."
         ),
     ] = 300.0
     nodelay: Annotated[
         bool,
         Meta(
-            description="TCP_NODELAY: bytes go on at once. A relay that waits for more adds up to 40 "
-            "ms to a small request."
+            description="TCP_NODELAY: send bytes at once. A relay that waits for more adds up to 40 ms to "
+            "a small request."
         ),
     ] = True
     mark: Annotated[
@@ -211,9 +227,9 @@ class SideOptions(_Options, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     transparent: Annotated[
         bool,
         Meta(
-            description="IP_TRANSPARENT. Client side: take connections to addresses that are not "
-            "ours. Server side: connect "
-            "from the client's own address. Needs CAP_NET_ADMIN and routes that bring the answers back."
+            description="IP_TRANSPARENT. Client side: accept connections to addresses that are not this "
+            "machine's. Server side: connect from the client's own address. Needs "
+            "CAP_NET_ADMIN and routes that bring the answers back."
         ),
     ] = False
 
@@ -226,7 +242,9 @@ class ClientSide(SideOptions, frozen=True, kw_only=True, forbid_unknown_fields=T
         Meta(
             ge=0,
             le=_C_INT,
-            description="Length of the TCP Fast Open queue; 0 is off. Saves returning clients a round trip.",
+            description=(
+                "Length of the TCP Fast Open queue; 0 turns it off. Saves returning clients a round trip."
+            ),
         ),
     ] = 0
     backlog: Annotated[
@@ -238,7 +256,7 @@ class ClientSide(SideOptions, frozen=True, kw_only=True, forbid_unknown_fields=T
         ),
     ] = 4096
     device: Annotated[
-        str, Meta(description="SO_BINDTODEVICE: accept only what comes in by this interface.")
+        str, Meta(description="SO_BINDTODEVICE: accept only what arrives on this interface.")
     ] = ""
 
 
@@ -246,14 +264,14 @@ class ServerSide(SideOptions, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Options of the sockets towards backends."""
 
     bind: Annotated[
-        str, Meta(description="Source address of connections to backends; empty: the kernel chooses.")
+        str,
+        Meta(description="Source address of connections to backends. If it is empty, the kernel chooses."),
     ] = ""
     fast_open: Annotated[
         bool,
         Meta(
-            description="TCP_FASTOPEN_CONNECT: the SYN goes out with the client's first bytes. Only "
-            "for protocols where the "
-            "client speaks first: until then nothing is sent."
+            description="TCP_FASTOPEN_CONNECT: the SYN carries the client's first bytes. Only for "
+            "protocols in which the client sends first, because nothing is sent until then."
         ),
     ] = False
 
@@ -264,18 +282,20 @@ class BackendConfig(_Options, frozen=True, kw_only=True, forbid_unknown_fields=T
     address: Annotated[
         str,
         Meta(
-            description="`10.0.0.5:80`, `[2001:db8::5]:80`, `unix:/run/app.sock`, "
-            "`dns:app.example:80` (each address of the "
-            "name is a backend, asked for again and again) or `file:/etc/backends` (one address a line, watched)."
+            description="`10.0.0.5:80`, `[2001:db8::5]:80`, `unix:/run/app.sock`, `dns:app.example:80` "
+            "(each address of the name is a backend; the name is resolved again and again) or "
+            "`file:/etc/backends` (one address per line; the file is watched)."
         ),
     ]
-    weight: Annotated[int, Meta(ge=0, le=256, description="Share of new connections; 0 takes none.")] = 1
+    weight: Annotated[int, Meta(ge=0, le=256, description="Share of new connections; 0 gets none.")] = 1
     max_connections: Annotated[
         int,
         Meta(
             ge=0,
             le=_C_INT,
-            description="Connections to this backend at once; 0: no limit. Against drowning it.",
+            description=(
+                "Connections to this backend at once; 0 means no limit. Protects the backend from overload."
+            ),
         ),
     ] = 0
 
@@ -284,10 +304,15 @@ class Affinity(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether a source comes back to the same backend, as `sessionAffinity: ClientIP` of a Kubernetes Service."""
 
     timeout: Annotated[
-        float, _time("How long a source stays with its backend after its last connection; 0 is off.")
+        float, _time("How long a source stays with its backend after its last connection; 0 turns this off.")
     ] = 0.0
     max_sources: Annotated[
-        int, Meta(ge=1, le=_C_INT, description="Sources remembered; the oldest is forgotten. Bounds memory.")
+        int,
+        Meta(
+            ge=1,
+            le=_C_INT,
+            description="Sources to remember; beyond that, the oldest is forgotten. Bounds memory.",
+        ),
     ] = 65536
 
 
@@ -295,22 +320,39 @@ class Health(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Active checks: connect now and then, whether or not there is traffic."""
 
     interval: Annotated[
-        float, _time("Between checks of one backend; 0 is off. Finds the dead before a client does.")
+        float,
+        _time(
+            "Time between two checks of one backend; 0 turns checks off. Finds a dead backend "
+            "before a client does."
+        ),
     ] = 0.0
-    timeout: Annotated[float, _time("Of one check.")] = 2.0
+    timeout: Annotated[float, _time("How long one check may take.")] = 2.0
     rise: Annotated[
         int,
-        Meta(ge=1, le=_C_INT, description="Successes before a backend counts as up again. Against flapping."),
+        Meta(
+            ge=1,
+            le=_C_INT,
+            description=(
+                "Successful checks in a row before a backend counts as up again. Protects against flapping."
+            ),
+        ),
     ] = 2
     fall: Annotated[
-        int, Meta(ge=1, le=_C_INT, description="Failures before it counts as down. Against one lost packet.")
+        int,
+        Meta(
+            ge=1,
+            le=_C_INT,
+            description=(
+                "Failed checks in a row before a backend counts as down. Protects against one lost packet."
+            ),
+        ),
     ] = 3
     send: Annotated[str, Meta(description="Bytes to send after connecting, for example an HTTP request.")] = (
         ""
     )
-    expect: Annotated[str, Meta(description="What the answer must contain; empty: connecting is enough.")] = (
-        ""
-    )
+    expect: Annotated[
+        str, Meta(description="What the answer must contain. If it is empty, connecting is enough.")
+    ] = ""
 
 
 class Outlier(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -321,14 +363,17 @@ class Outlier(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=_C_INT,
-            description="Failures in a row (connect, or reset before its first byte) that eject a backend; 0 is off.",
+            description=(
+                "Failures in a row that eject a backend (a failed connect, or a reset before its "
+                "first byte); 0 turns this off."
+            ),
         ),
     ] = 3
     eject: Annotated[
         float,
         _time(
-            "How long it is left out. Doubles with each ejection, up to 300 s, and halves again with each such "
-            "interval that it is in use."
+            "How long an ejected backend is left out. The time doubles with each ejection, up to 300 s, "
+            "and halves again with each such interval that the backend is in use."
         ),
     ] = 10.0
     max_percent: Annotated[
@@ -336,7 +381,10 @@ class Outlier(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=100,
-            description="At most this share of the backends is left out. Against ejecting all in a bad minute.",
+            description=(
+                "At most this share of the backends is left out. Protects against ejecting all of "
+                "them in a bad minute."
+            ),
         ),
     ] = 50
 
@@ -349,74 +397,99 @@ class Pool(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=_C_INT,
-            description="Connections kept ready for each backend (and worker); 0 is off. Saves a "
-            "round trip to distant "
-            "backends. Each is used once: after a byte was sent a TCP connection cannot be used "
-            "again. Not for servers "
-            "that count or time out silent clients.",
+            description="Connections kept ready for each backend, in each worker; 0 turns this off. Saves "
+            "a round trip to distant backends. Each is used once, because a TCP connection "
+            "cannot be used again after a byte was sent. Not for servers that count silent "
+            "clients or time them out.",
         ),
     ] = 0
-    idle_timeout: Annotated[float, _time("After this long unused it is closed and opened anew.")] = 60.0
+    idle_timeout: Annotated[float, _time("An unused connection is closed and replaced after this long.")] = (
+        60.0
+    )
 
 
 class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Listeners, and the backends behind them."""
 
     name: Annotated[
-        str, Meta(description="For logs, metrics and the command line.", pattern=r"^[A-Za-z0-9_.-]+$")
+        str,
+        Meta(description="Name in logs, in metrics and on the command line.", pattern=r"^[A-Za-z0-9_.-]+$"),
     ] = "relay"
     listen: Annotated[
         tuple[str, ...],
         Meta(
             description="`0.0.0.0:80`, `[::]:80` (IPv6 only), `*:80` (both families), "
-            "`127.0.0.1:8000-8010` (a range), "
-            "`unix:/run/relay.sock`, `fd:NAME` (a socket that systemd passes; `fd:` alone takes all of them)."
+            "`127.0.0.1:8000-8010` (a range), `unix:/run/relay.sock`, `fd:NAME` (a socket that "
+            "systemd passes; `fd:` alone uses all of them).",
+            extra={"expects": 'it must be a list of text, for example ["*:8080"]'},
         ),
     ]
-    backend: Annotated[tuple[BackendConfig, ...], Meta(min_length=1, description="Where to.")]
+    backend: Annotated[
+        tuple[BackendConfig, ...],
+        Meta(
+            min_length=1,
+            description="Where to send connections.",
+            extra={
+                "expects": 'it must be a list of tables, for example backend = [{ address = "10.0.0.5:80" }]'
+            },
+        ),
+    ]
     balance: Annotated[
         Literal["round_robin", "least_connections", "source_hash"],
         Meta(
-            description="round_robin: in turn, by weight. least_connections: the one with fewest, by "
-            "weight; for long "
-            "connections. source_hash: by client address on a consistent ring, so that few move when backends change."
+            description="round_robin: in turn, by weight. least_connections: the backend with the fewest, "
+            "by weight; for long connections. source_hash: by client address on a consistent "
+            "ring, so that few clients move when backends change."
         ),
     ] = "round_robin"
     slow_start: Annotated[
         float,
         _time(
-            "A backend that comes back, or joins others, gets its full share only after this long. Against "
-            "crushing it cold."
+            "A backend that comes back or joins others gets its full share only after this long. Protects "
+            "it from full load while it is cold."
         ),
     ] = 0.0
     accept_proxy: Annotated[
         bool,
         Meta(
-            description="Clients begin with a PROXY protocol header (v1 or v2), and who does not is "
-            "cut off. Only where "
-            "nobody but a trusted proxy can connect: the header is believed."
+            description="Clients begin with a PROXY protocol header (v1 or v2); a client that does not is "
+            "cut off. Only where nobody but a trusted proxy can connect, because the header is "
+            "believed."
         ),
     ] = False
     send_proxy: Annotated[
         Literal["", "v1", "v2"],
-        Meta(description="Tell the backend who the client is; it must expect the header."),
+        Meta(
+            description=(
+                "Send the backend a PROXY protocol header that says who the client is. The "
+                "backend must expect it."
+            )
+        ),
     ] = ""
     allow: Annotated[
         tuple[str, ...],
         Meta(
-            description="Source networks that may connect; empty: all. Others get RST. `unix` stands for the "
-            "clients of Unix listeners, which have no address: a list without it turns them away."
+            description="Source networks that may connect. If it is empty, all may. Others get a RST. "
+            "`unix` stands for the clients of Unix listeners, which have no address; a list "
+            "without `unix` turns them away.",
+            extra=_NETWORKS,
         ),
     ] = ()
     deny: Annotated[
-        tuple[str, ...], Meta(description="Source networks that may not, or `unix`; goes before allow.")
+        tuple[str, ...],
+        Meta(
+            description="Source networks that may not connect, or `unix`. Overrides allow.", extra=_NETWORKS
+        ),
     ] = ()
     max_connections: Annotated[
         int,
         Meta(
             ge=0,
             le=_C_INT,
-            description="At once in this service; more wait in the kernel's queue. 0: only the global limit.",
+            description=(
+                "Connections at once in this service; more wait in the kernel's queue. 0 means "
+                "that only the global limit applies."
+            ),
         ),
     ] = 0
     max_per_source: Annotated[
@@ -424,14 +497,19 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=_C_INT,
-            description="At once from one source, by source_prefix_v4 and source_prefix_v6 (with accept_proxy: of "
-            "the client that the header names); more get RST. 0: no limit. Against one client taking all.",
+            description="Connections at once from one source, by source_prefix_v4 and source_prefix_v6 "
+            "(with accept_proxy, from the client that the header names); more get a RST. 0 "
+            "means no limit. Protects against one client taking all.",
         ),
     ] = 0
     source_prefix_v4: Annotated[
         int,
         Meta(
-            ge=1, le=32, description="For max_per_source, IPv4 addresses that agree in so many bits are one."
+            ge=1,
+            le=32,
+            description=(
+                "For max_per_source, IPv4 addresses that agree in their first N bits are one source."
+            ),
         ),
     ] = 32
     source_prefix_v6: Annotated[
@@ -439,8 +517,9 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=128,
-            description="For max_per_source, IPv6 addresses that agree in so many bits are one: a client usually has "
-            "a whole /64 to connect from. Link-local addresses count one by one.",
+            description="For max_per_source, IPv6 addresses that agree in their first N bits are one "
+            "source; a client usually has a whole /64 to connect from. Link-local addresses "
+            "count one by one.",
         ),
     ] = 64
     timeouts: Timeouts = Timeouts()
@@ -461,7 +540,7 @@ class Config(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=1024,
-            description="Processes that move bytes, each with sockets of its own (SO_REUSEPORT).",
+            description="Processes that move bytes, each with its own sockets (SO_REUSEPORT).",
         ),
     ] = 1
     max_connections: Annotated[
@@ -469,21 +548,37 @@ class Config(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=_C_INT,
-            description="At once in the whole relay, each worker its share; more wait in the kernel's queue. "
-            "Bounds memory and descriptors.",
+            description="Connections at once in the whole relay; each worker gets its share. More wait in "
+            "the kernel's queue. Bounds memory and descriptors.",
         ),
     ] = 9000
     user: Annotated[
         str,
         Meta(
-            description="Become this user (and its groups) once the listeners are bound; no privilege is kept."
+            description=(
+                "Switch to this user (and its groups) once the listeners are bound. No privilege is kept."
+            )
         ),
     ] = ""
     admin: Annotated[
-        str, Meta(description="Unix socket for `finwait relay ls|show|close|drain`; empty: none. Mode 0600.")
+        str,
+        Meta(
+            description=(
+                "Unix socket for `finwait relay ls|show|close|drain|stats`, with mode 0600. "
+                "If it is empty, there is none."
+            )
+        ),
     ] = ""
-    metrics: Annotated[str, Meta(description="Address on which Prometheus finds /metrics; empty: none.")] = ""
+    metrics: Annotated[
+        str, Meta(description="Address where Prometheus finds /metrics. If it is empty, there is none.")
+    ] = ""
     access_log: Annotated[
-        str, Meta(description="File for one JSON line per ended connection, `-` for stdout; empty: none.")
+        str,
+        Meta(
+            description=(
+                "File that gets one JSON line per ended connection; `-` is stdout. If it is "
+                "empty, there is none."
+            )
+        ),
     ] = ""
-    resolve_interval: Annotated[float, _time("Between two questions for each `dns:` backend.")] = 10.0
+    resolve_interval: Annotated[float, _time("Time between two lookups of each `dns:` backend.")] = 10.0

@@ -2,57 +2,39 @@
 
 from __future__ import annotations
 
-import types
-import typing
-from typing import TYPE_CHECKING, Annotated, Any
-
-import msgspec
-from msgspec import Meta
+from typing import TYPE_CHECKING, Any
 
 from finwait.relay.config.model import Config
+from finwait.toml.declared import declared_keys
+from finwait.toml.declared import json_schema as declared_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import msgspec
+
 __all__ = ["json_schema", "options", "tables"]
 
 
-def options(kind: type[msgspec.Struct] = Config, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+def options() -> Iterator[tuple[str, Any, Any, str]]:
     """Yield each option: path, type, default (`msgspec.NODEFAULT` where it must be given), description."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for field in msgspec.structs.fields(kind):
-        hint = hints[field.name]
-        notes: tuple[Any, ...] = ()
-        if typing.get_origin(hint) is Annotated:
-            hint, *rest = typing.get_args(hint)
-            notes = tuple(rest)
-        text = " ".join(note.description for note in notes if isinstance(note, Meta) and note.description)
-        path = f"{prefix}{field.name}"
-        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
-            yield from options(inner, f"{path}.")
-            continue
-        if isinstance(hint, types.GenericAlias) and typing.get_origin(hint) is tuple:
-            hint = tuple
-        if any(isinstance(note, Meta) and (note.extra or {}).get("duration") for note in notes):
-            hint = "duration"
-        yield path, hint, field.default, text
+    for key in declared_keys(Config):
+        if key.table is None:
+            kind = key.unit or (tuple if key.many else key.type)
+            yield key.path, kind, key.default, key.description
 
 
-def tables(kind: type[msgspec.Struct] = Config, path: str = "") -> Iterator[tuple[str, type[msgspec.Struct]]]:
+def tables() -> Iterator[tuple[str, type[msgspec.Struct]]]:
     """Yield each table of the configuration: its path, empty for the top level, and its declaration."""
-    yield path, kind
-    for name, hint in typing.get_type_hints(kind).items():
-        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
-            yield from tables(inner, f"{path}.{name}" if path else name)
+    yield "", Config
+    for key in declared_keys(Config):
+        if key.table is not None:
+            yield key.path, key.table
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of the TOML file."""
-    schema: dict[str, Any] = msgspec.json.schema(Config)
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "finwait relay"
+    schema = declared_schema(Config, "finwait relay")
     for part in schema["$defs"].values():
         for field in part.get("properties", {}).values():
             if field.get("x-unit") == "seconds":

@@ -161,7 +161,7 @@ def audit(name: str, data: bytes, knowledge: Knowledge, *, kind: str | None = No
     if kind is not None and kind not in KINDS:
         raise ValueError(f"no kind of file is called {kind!r}; there are {', '.join(KINDS)}")
     judge = Judge(name, knowledge)
-    packed = next((how for magic, how in _PACKED.items() if data.startswith(magic)), None)
+    packed = next((packing for magic, packing in _PACKED.items() if data.startswith(magic)), None)
     if packed is not None:
         judge.problem(1, f"not read: it is packed ({packed}); unpack it")
         return AuditReport(name, "", 0, (), tuple(judge.problems))
@@ -169,15 +169,15 @@ def audit(name: str, data: bytes, knowledge: Knowledge, *, kind: str | None = No
     if text is None:
         judge.problem(1, "not a text file: it has NUL bytes")
         return AuditReport(name, "", 0, (), tuple(judge.problems))
-    found = kind or detect(name, text)
-    plain = text if found in ("code", "markdown", "yaml") else without_actions(text)
-    _scan(judge, found, plain, 1, 0, certain=kind is not None or detect(name, "") == found)
+    form = kind or detect(name, text)
+    plain = text if form in ("code", "markdown", "yaml") else without_actions(text)
+    _scan(judge, form, plain, 1, 0, certain=kind is not None or detect(name, "") == form)
     findings = sorted(judge.findings, key=lambda f: (f.line, SEVERITY.index(f.verdict), f.rule))
     lines = text.count("\n") + (not text.endswith("\n") and bool(text))
     problems = {Problem(name, min(p.line, max(lines, 1)), p.reason) for p in judge.problems}
     return AuditReport(
         name,
-        found,
+        form,
         lines,
         tuple(findings),
         tuple(sorted(problems)),
@@ -190,16 +190,16 @@ def audit(name: str, data: bytes, knowledge: Knowledge, *, kind: str | None = No
 def _mentions(judge: Judge, text: str) -> tuple[int, ...]:
     """Return the lines that name a setting and of which nothing was recognised."""
     known = {line for line, _ in judge.statements}
-    found: list[int] = []
+    lines: list[int] = []
     line, at = 1, 0
     for match in _NAMED.finditer(text):
         line += text.count("\n", at, match.start())
         at = match.start()
-        if line not in known and found[-1:] != [line]:
-            found.append(line)
-            if len(found) == _MOST_MENTIONS:
+        if line not in known and lines[-1:] != [line]:
+            lines.append(line)
+            if len(lines) == _MOST_MENTIONS:
                 break
-    return tuple(found)
+    return tuple(lines)
 
 
 def _scan(judge: Judge, kind: str, text: str, first_line: int, depth: int, *, certain: bool = False) -> None:

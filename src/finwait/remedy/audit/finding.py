@@ -92,6 +92,8 @@ class Problem:
     file: str
     line: int
     reason: str
+    cause: str = ""
+    """What kept the whole file from being read, without saying that it was not."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
@@ -177,9 +179,9 @@ class Judge:
     def not_known(self, line: int, claim: str, reason: str, *, subject: str = "") -> None:
         """Note a setting, the subject, whose value the file does not say."""
         self.recognise(line, subject or claim)
-        one = Unjudged(self.file, max(line, 1), " ".join(claim.split())[:_SNIPPET], reason)
-        if one not in self.unjudged[-20:]:
-            self.unjudged.append(one)
+        entry = Unjudged(self.file, max(line, 1), " ".join(claim.split())[:_SNIPPET], reason)
+        if entry not in self.unjudged[-20:]:
+            self.unjudged.append(entry)
 
     @property
     def _full(self) -> bool:
@@ -353,8 +355,10 @@ class Judge:
         self._values[name] = value
         for remark in remarks(self._values):
             if remark.verdict is Verdict.HARMFUL and name in remark.keys and len(remark.keys) > 1:
-                told = ", ".join(f"{k.rpartition('.')[2]} = {self._values[k]}" for k in remark.keys)
-                self._say(line, self._opinion(told, "harmful", _sentence(remark.text), remark.ledger), text)
+                assignments = ", ".join(f"{k.rpartition('.')[2]} = {self._values[k]}" for k in remark.keys)
+                self._say(
+                    line, self._opinion(assignments, "harmful", _sentence(remark.text), remark.ledger), text
+                )
 
     def _exists(self, name: str) -> bool:
         head, _, last = name.rpartition(".")

@@ -294,18 +294,18 @@ _NETWORKS = ("network_mode", "network", "net")
 
 def _container_sysctls(judge: Judge, node: Node, path: tuple[str, ...], kinds: dict[int, str]) -> None:
     """Judge the settings of a service of compose, or of a container that Ansible starts; a node's have no image."""
-    found = node.get("sysctls")
-    if found is None or not (path[:1] == ("services",) or any(node.get(key) for key in _OF_A_CONTAINER)):
+    sysctls = node.get("sysctls")
+    if sysctls is None or not (path[:1] == ("services",) or any(node.get(key) for key in _OF_A_CONTAINER)):
         return
     host = any(node.word(key) == "host" for key in _NETWORKS)
     within = Within.HOST_CONTAINER if host else Within.CONTAINER
-    pairs = [(key.line, key.text or "", value.text) for key, value in found.pairs or ()]
-    for item in found.items or ():
+    pairs = [(key.line, key.text or "", value.text) for key, value in sysctls.pairs or ()]
+    for item in sysctls.items or ():
         if item.text is not None:
             name, _, value = item.text.partition("=")
             pairs.append((item.line, name.strip(), value.strip()))
             kinds[id(item)] = "word"
-    kinds[id(found)] = "judged"
+    kinds[id(sysctls)] = "judged"
     for line, name, setting in pairs:
         if name.startswith(("net.", "net/")) or UNKNOWN in name:
             judge.sysctl(line, name, setting, f"{name}: {setting or ''}", within=within)
@@ -316,7 +316,7 @@ _LOOPS = ("loop", "with_items", "with_list", "with_dict", "with_flattened")
 
 def _loop(node: Node, kinds: dict[int, str]) -> None:
     """Mark what a loop of Ansible goes over with literal items: those are judged, where they stand."""
-    over = next((found for key in _LOOPS if (found := node.get(key)) is not None), None)
+    over = next((child for key in _LOOPS if (child := node.get(key)) is not None), None)
     if over is None:
         return
     whole = bool(over.items) and all(_named_setting(item) for item in over.items or ())
@@ -336,7 +336,7 @@ def _named_setting(node: Node) -> bool:
 
 def _name_and_value(judge: Judge, node: Node, path: tuple[str, ...], *, looped: bool) -> None:
     name = next((word for key in _NAMES if (word := node.word(key))), "")
-    value = next((found for key in _VALUES if (found := node.get(key)) is not None), None)
+    value = next((child for key in _VALUES if (child := node.get(key)) is not None), None)
     computed = not looped and UNKNOWN in name and "sysctl" in "".join(path[-1:]).lower()
     if (computed or name.startswith(("net.", "net/"))) and value is not None and value.text is not None:
         judge.sysctl(node.line, name, value.text, f"{name}: {value.text}")
@@ -381,11 +381,11 @@ def _salt(judge: Judge, node: Node, path: tuple[str, ...]) -> None:
         if key.text not in ("sysctl.present", "sysctl") or value.items is None:
             continue
         entries = {k.text: v for item in value.items for k, v in item.pairs or ()}
-        named, wanted = entries.get("name"), entries.get("value")
+        named, setting = entries.get("name"), entries.get("value")
         name = named.text if named is not None and named.text else path[-1] if path else ""
-        if name.startswith(("net.", "net/")) and wanted is not None and wanted.text is not None:
+        if name.startswith(("net.", "net/")) and setting is not None and setting.text is not None:
             line = named.line if named is not None else key.line
-            judge.sysctl(line, name, wanted.text, f"{name}: {wanted.text}")
+            judge.sysctl(line, name, setting.text, f"{name}: {setting.text}")
 
 
 def _node_configuration(judge: Judge, node: Node) -> None:
@@ -407,8 +407,8 @@ def _node_configuration(judge: Judge, node: Node) -> None:
 
 
 def _items(node: Node, key: str) -> list[Node]:
-    found = node.get(key)
-    return (found.items or []) if found is not None else []
+    child = node.get(key)
+    return (child.items or []) if child is not None else []
 
 
 def _is_kube_proxy(node: Node) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from finwait.remedy.audit.finding import Within
 from finwait.remedy.audit.flags import allowed_unsafe, kube_proxy_flags
-from finwait.remedy.audit.shell import spoken
+from finwait.remedy.audit.shell import goes_on, spoken
 from finwait.remedy.audit.template import UNKNOWN
 from finwait.remedy.settings.catalogue import by_letters
 
@@ -29,6 +29,7 @@ __all__ = [
     "heredocs",
     "logical_lines",
     "markdown_code",
+    "quoted_lines",
     "scan_code",
     "scan_conf",
     "scan_words",
@@ -39,7 +40,7 @@ _ASSIGN = re.compile(
     r"""\s*=(?![=~])\s*["']?([^\s"'`;|&)#,<>]*)"""
 )
 _PROC_WRITE = re.compile(
-    r"""\b(?:echo|printf)\s+(?:-\w+\s+)*["']?(?P<a>-?[\w${}]+)(?:\\n)?["']?\s*"""
+    r"""\b(?:echo|printf)\s+(?:-\w+\s+)*["']?(?P<a>-?[\w${}]+)(?:\\n)?\s{0,9}["']?\s*"""
     r"""(?:>{1,2}|\|\s*(?:sudo\s+)?tee\s+(?:-a\s+|--append\s+)?)\s*["']?(?P<b>/proc/sys/net/[\w./-]+)"""
     r"""|\btee\s+(?:-a\s+)?["']?(?P<c>/proc/sys/net/[\w./-]+)["']?\s*<<<\s*["']?(?P<d>-?[\w${}]+)"""
 )
@@ -91,19 +92,51 @@ class Logical:
 
 
 def logical_lines(rows: Iterable[tuple[int, str]]) -> Iterator[Logical]:
-    """Join lines that end in a backslash, up to 60 of them and 2000 characters."""
+    """Join lines that end in a backslash, up to 60 of them and 2000 characters; as in a shell, with nothing between."""
     text = ""
     starts: list[tuple[int, int]] = []
     for number, row in rows:
         starts.append((len(text), number))
         joined = row.rstrip()
         if joined.endswith("\\") and len(starts) < _MOST_JOINED and len(text) < _LONGEST:
-            text += joined[:-1] + " "
+            text += joined[:-1]
             continue
         yield Logical((text + row)[:_LONGEST], tuple(starts))
         text, starts = "", []
     if starts:
         yield Logical(text[:_LONGEST], tuple(starts))
+
+
+def quoted_lines(lines: Iterable[Logical]) -> Iterator[Logical]:
+    """Join lines of a script between which a quoted argument of ``echo``, ``sysctl`` and the like goes on.
+
+    A quote that is not closed within as many lines as are joined at most is none.
+    """
+    rest = list(lines)
+    at = 0
+    while at < len(rest):
+        first = rest[at]
+        after = _closed_after(rest, at) if any(quote in first.text for quote in "\"'") else at + 1
+        text, starts = first.text, [*first.starts]
+        for line in rest[at + 1 : after]:
+            starts += [(len(text) + 1 + start, number) for start, number in line.starts]
+            text += "\n" + line.text
+        yield Logical(text, tuple(starts)) if after > at + 1 else first
+        at = after
+
+
+def _closed_after(lines: list[Logical], at: int) -> int:
+    """Return behind which line the quote is closed that is open at the end of this one; the next one where none is."""
+    text = lines[at].text
+    if not goes_on(text):
+        return at + 1
+    for after in range(at + 1, min(len(lines), at + _MOST_JOINED)):
+        text += "\n" + lines[after].text
+        if len(text) > _LONGEST:
+            break
+        if not goes_on(text):
+            return after + 1
+    return at + 1
 
 
 def scan_words(judge: Judge, words: list[tuple[int, str]]) -> None:
@@ -113,7 +146,7 @@ def scan_words(judge: Judge, words: list[tuple[int, str]]) -> None:
         starts.append((len(text), number))
         text += (word if " " not in word else f"'{word}'") + " "
     logical = Logical(text[:_LONGEST], tuple(starts))
-    _one(judge, logical, commands=True)
+    _judge_line(judge, logical, commands=True)
     _of_line(judge, logical)
 
 
@@ -132,9 +165,10 @@ def scan_code(
     if not kept:
         return
     nomad = _of_nomad(kept)
-    for logical in logical_lines(kept):
+    lines = logical_lines(kept)
+    for logical in quoted_lines(lines) if commands else lines:
         if _WORTH.search(logical.text):
-            _one(judge, logical, commands=commands, nomad=logical.starts[0][1] in nomad)
+            _judge_line(judge, logical, commands=commands, nomad=logical.starts[0][1] in nomad)
     _over_lines(judge, kept)
     _patterns(judge, kept)
 
@@ -147,26 +181,26 @@ def _of_nomad(rows: list[tuple[int, str]]) -> frozenset[int]:
     """Return the lines inside of ``sysctl { … }`` of a Nomad task that runs a container."""
     if not any("driver" in text and _NOMAD_DRIVER.match(text) for _, text in rows):
         return frozenset()
-    found: set[int] = set()
+    numbers: set[int] = set()
     inside = False
     for number, text in rows:
         inside = inside or ("sysctl" in text and _NOMAD_SYSCTL.match(text) is not None)
         if inside:
-            found.add(number)
+            numbers.add(number)
             inside = "}" not in text
-    return frozenset(found)
+    return frozenset(numbers)
 
 
-def _one(judge: Judge, logical: Logical, *, commands: bool, nomad: bool = False) -> None:
+def _judge_line(judge: Judge, logical: Logical, *, commands: bool, nomad: bool = False) -> None:
     # A line break that `echo -e` or printf writes parts words.
     text = logical.text.replace("\\n", "  ").replace("\\t", "  ")
     if commands:
         text = spoken(text)
     written = set()
     for match in _PROC_WRITE.finditer(text):
-        which, value = ("b", "a") if match["b"] else ("c", "d")
-        written.add(match[which])
-        judge.sysctl(logical.line(match.start(which)), match[which].rstrip("."), match[value], match[0])
+        key, value = ("b", "a") if match["b"] else ("c", "d")
+        written.add(match[key])
+        judge.sysctl(logical.line(match.start(key)), match[key].rstrip("."), match[value], match[0])
     for match in _ASSIGN.finditer(text):
         within = Within.CONTAINER if nomad else _within(text, match.start())
         judge.sysctl(logical.line(match.start(1)), match[1], match[2] or None, match[0], within=within)
@@ -187,8 +221,10 @@ def _one(judge: Judge, logical: Logical, *, commands: bool, nomad: bool = False)
             judge.sysctl(logical.line(match.start()), match[1].rstrip("."), None, match[0])
     for match in _SYSCTL_READ.finditer(text):
         judge.sysctl(logical.line(match.start(1)), match[1].rstrip("."), None, match[0])
-    if (found := _KUBE_PROXY.search(text)) and not _OTHER_COMMAND.search(text, 0, found.start() + 1):
-        kube_proxy_flags(judge, _words(logical, found.start(1), found.end(1)))
+    if (proxy_match := _KUBE_PROXY.search(text)) and not _OTHER_COMMAND.search(
+        text, 0, proxy_match.start() + 1
+    ):
+        kube_proxy_flags(judge, _words(logical, proxy_match.start(1), proxy_match.end(1)))
     for match in _ARGS_VARIABLE.finditer(text):
         kube_proxy_flags(judge, _words(logical, match.start(1), match.end(1)))
 

@@ -71,7 +71,7 @@ def scan_prose(judge: Judge, rows: Iterable[tuple[int, str]]) -> None:
         if "net" not in lowered and "tcp_" not in lowered and "conntrack" not in lowered:
             continue
         for sentence in _sentences(text):
-            _one(judge, part, text, sentence)
+            _judge_sentence(judge, part, text, sentence)
 
 
 def _sentences(text: str) -> Iterator[tuple[int, str]]:
@@ -83,9 +83,9 @@ def _sentences(text: str) -> Iterator[tuple[int, str]]:
     yield start, text[start:]
 
 
-def _one(judge: Judge, part: list[tuple[int, str]], text: str, sentence: tuple[int, str]) -> None:
-    start, said = sentence
-    flat = said.replace("\n", " ")
+def _judge_sentence(judge: Judge, part: list[tuple[int, str]], text: str, sentence: tuple[int, str]) -> None:
+    start, words = sentence
+    flat = words.replace("\n", " ")
     for pattern in (_ASSIGNED, _TOLD):
         for match in pattern.finditer(flat):
             clause = max(flat.rfind(c, 0, match.start()) for c in ",:(")

@@ -98,12 +98,12 @@ def _haproxy_line(judge: Judge, section: _Section, number: int, line: str) -> No
 def _unbounded(judge: Judge, section: _Section) -> None:
     if section.mode != "tcp" and "tunnel" not in section.times:
         return
-    wanted = {"frontend": _FIN[:1], "backend": _FIN[1:], "listen": _FIN}[section.kind]
-    missing = [f"`timeout {name}`" for name in wanted if name not in section.times]
+    required = {"frontend": _FIN[:1], "backend": _FIN[1:], "listen": _FIN}[section.kind]
+    missing = [f"`timeout {name}`" for name in required if name not in section.times]
     if missing:
         named = f"{section.kind} {section.name[:40]}".strip()
-        told = f"`{named}` has no {' and no '.join(missing)}. "
-        judge.advice(section.line, "haproxy-no-fin-timeout", named, detail=told)
+        detail = f"`{named}` has no {' and no '.join(missing)}. "
+        judge.advice(section.line, "haproxy-no-fin-timeout", named, detail=detail)
 
 
 _NGINX_TIME = re.compile(r"(?:\d+(?:ms|[smhdwMy]))*(?:\d+)?\Z")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["spoken"]
+__all__ = ["goes_on", "spoken"]
 
 _SEARCHES = frozenset(("grep", "egrep", "fgrep", "zgrep", "rg", "ag", "ack"))
 _SAYS = frozenset(
@@ -28,6 +28,7 @@ _BEFORE = frozenset(
     ("sudo", "doas", "env", "exec", "command", "builtin", "time", "nohup", "nice", "ionice", "if", "elif", "while",
      "until", "then", "else", "do", "!", "{", "(", "RUN", "-", "$", "#", "timeout", "setsid")
 )  # fmt: skip
+_SETS = frozenset(("sysctl", "tee"))
 _END = re.compile(r"&&|\|\||;;|\|&|[;|&\n()]")
 _REDIRECT = re.compile(r"(?<![0-9&>])(?:1)?>{1,2}\|?(?!&)\s*(?P<to>[^\s;|&)]+)")
 _NOWHERE = re.compile(r"""["']?/dev/(?:null|stderr|stdout|tty|fd/[12])""")
@@ -45,7 +46,7 @@ class _Command:
 
 def _commands(text: str) -> list[_Command]:
     """Cut a line at what ends a command, outside of quotes."""
-    found: list[_Command] = []
+    commands: list[_Command] = []
     start = at = 0
     while at < len(text):
         c = text[at]
@@ -57,12 +58,12 @@ def _commands(text: str) -> list[_Command]:
             continue
         end = _END.match(text, at)
         if end and not (c == "&" and at and text[at - 1] in "><") and not text.startswith("&>", at):
-            found.append(_Command(start, at, end[0] in ("|", "|&")))
+            commands.append(_Command(start, at, end[0] in ("|", "|&")))
             start = at = end.end()
             continue
         at += 1
-    found.append(_Command(start, len(text), piped=False))
-    return found
+    commands.append(_Command(start, len(text), piped=False))
+    return commands
 
 
 def _closing(text: str, at: int) -> int:
@@ -76,6 +77,30 @@ def _closing(text: str, at: int) -> int:
             return end + 1
         end += 1
     return at + 1
+
+
+def goes_on(text: str) -> bool:
+    """Return whether a command that says or sets something has a quote that is still open where the text ends.
+
+    Of other commands that is not asked: in prose and in other languages an apostrophe opens nothing.
+    """
+    start = at = 0
+    while at < len(text):
+        c = text[at]
+        if c == "\\":
+            at += 2
+        elif c in "\"'":
+            after = _closing(text, at)
+            if after == at + 1:  # not closed
+                return _name(text[start:at]) in _SAYS | _SETS
+            at = after
+        elif c == "#" and (not at or text[at - 1].isspace()):
+            return False  # a comment
+        elif end := _END.match(text, at):
+            start = at = end.end()
+        else:
+            at += 1
+    return False
 
 
 def _words(text: str) -> list[re.Match[str]]:

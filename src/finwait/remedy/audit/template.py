@@ -24,7 +24,7 @@ def is_template(text: str) -> bool:
 
 
 def _actions(text: str) -> list[tuple[int, int]]:
-    found, at = [], 0
+    actions, at = [], 0
     missing: set[str] = set()
     for match in _OPEN.finditer(text):
         if match.start() < at or match[0] in missing:
@@ -34,8 +34,8 @@ def _actions(text: str) -> list[tuple[int, int]]:
             missing.add(match[0])  # it is looked for once, or hostile text would cost its square
             continue
         at = end + 2
-        found.append((match.start(), at))
-    return found
+        actions.append((match.start(), at))
+    return actions
 
 
 def without_actions(text: str) -> str:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import msgspec
 
 from finwait.errors import DecodeError
+from finwait.toml.document import TomlDocument, TomlMistake
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["VERDICTS", "Advice", "Claim", "Knowledge", "Names", "parse_knowledge"]
+__all__ = ["VERDICTS", "AdvicePattern", "Claim", "Knowledge", "SettingNames", "parse_knowledge"]
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=msgspec.Struct)
 ClaimVerdict = Literal["true", "conditional", "false", "no-effect", "harmful", "misread"]
 Evidence = Literal["measured", "source", "reported"]
 
@@ -54,7 +55,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The demonstration that `finwait lab prove` runs for it; empty where there is none."""
 
 
-class Advice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AdvicePattern(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Something to recognise in a file, and what to say of it."""
 
     id: str
@@ -101,11 +102,11 @@ class _ClaimsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _AdviceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    advice: tuple[Advice, ...]
+    advice: tuple[AdvicePattern, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class SettingNames:
     """The TCP and conntrack sysctls and the kube-proxy flags and fields that exist."""
 
     sysctls: frozenset[str]
@@ -126,11 +127,11 @@ class Knowledge:
 
     claims: Mapping[str, Claim]
     """By id, in the ledger's order."""
-    advice: Mapping[str, Advice]
+    advice: Mapping[str, AdvicePattern]
     """By id."""
-    patterns: tuple[tuple[Advice, re.Pattern[str]], ...]
+    patterns: tuple[tuple[AdvicePattern, re.Pattern[str]], ...]
     """The advice that a regex recognises, compiled."""
-    names: Names
+    names: SettingNames
 
     def cited(self, ids: tuple[str, ...]) -> tuple[Claim, ...]:
         """Return the claims of these ids, in that order."""
@@ -139,9 +140,9 @@ class Knowledge:
 
 def _decode(name: str, data: bytes, kind: type[_T]) -> _T:
     try:
-        return msgspec.toml.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DecodeError(f"knowledge file {name}", 0, data, str(error)) from error
+        return TomlDocument(data, name).typed(kind)
+    except TomlMistake as mistake:
+        raise DecodeError("knowledge file", 0, b"", str(mistake)) from None
 
 
 def parse_knowledge(files: Mapping[str, bytes]) -> Knowledge:
@@ -154,9 +155,9 @@ def parse_knowledge(files: Mapping[str, bytes]) -> Knowledge:
         claim.
     """
     claims: dict[str, Claim] = {}
-    advice: dict[str, Advice] = {}
-    names: Names | None = None
-    patterns: list[tuple[Advice, re.Pattern[str]]] = []
+    advice: dict[str, AdvicePattern] = {}
+    names: SettingNames | None = None
+    patterns: list[tuple[AdvicePattern, re.Pattern[str]]] = []
     for name, data in sorted(files.items()):
         if name == "names.toml":
             names = _names(_decode(name, data, _NamesFile))
@@ -192,11 +193,11 @@ def _insert(name: str, data: bytes, into: dict[str, _T], key: str, value: _T) ->
     into[key] = value
 
 
-def _names(raw: _NamesFile) -> Names:
+def _names(raw: _NamesFile) -> SettingNames:
     sysctls = {f"net.ipv4.tcp_{name}" for name in raw.sysctl.tcp.split()}
     sysctls |= {f"net.netfilter.nf_conntrack_{name}" for name in raw.sysctl.conntrack.split()}
     proxy = raw.kube_proxy
-    return Names(
+    return SettingNames(
         frozenset(sysctls),
         raw.sysctl.gone,
         frozenset(raw.sysctl.pod.safe.split()),

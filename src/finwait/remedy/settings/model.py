@@ -164,7 +164,7 @@ class Setting:
         for candidate in self.bands:
             if candidate.covers(value, reference):
                 return candidate
-        return Band(Verdict.NO_EFFECT, "nothing that is known about this value bears on closing")
+        return Band(Verdict.NO_EFFECT, "nothing known about this value affects closing")
 
 
 def of_namespace(
@@ -213,7 +213,10 @@ IP_SYSCTL = "Documentation/networking/ip-sysctl.rst"
 
 CT_SYSCTL = "Documentation/networking/nf_conntrack-sysctl.rst"
 
-PODS = "a pod has its own value: set it by securityContext.sysctls, a change on the node does not reach it"
+PODS = (
+    "a pod has its own value; set it with securityContext.sysctls, because a change on the node does not "
+    "reach it"
+)
 
 
 def fin_wait2_text(timeout_s: int) -> str:
@@ -221,12 +224,12 @@ def fin_wait2_text(timeout_s: int) -> str:
 
 
 def orphan_text(retries: int, rto_max_ms: int = forecast.DEFAULTS.rto_max_ms) -> str:
-    limits = forecast.Limits(orphan_retries=retries, rto_max_ms=rto_max_ms)
-    return forecast.text(forecast.orphan(limits).seconds)
+    limits = forecast.NamespaceLimits(orphan_retries=retries, rto_max_ms=rto_max_ms)
+    return forecast.span(forecast.orphan(limits))
 
 
 def held_text(retries: int) -> str:
-    return forecast.text(forecast.retransmission(forecast.Limits(retries2=retries)).seconds)
+    return forecast.span(forecast.retransmission(forecast.NamespaceLimits(retries2=retries)))
 
 
 def ends(rule: str, why: str) -> RuleEffect:

@@ -41,30 +41,30 @@ FIN_TIMEOUT = of_namespace(
         " when its timer fires"
     ),
     traps=(
-        "it counts from the close() of the last descriptor: a socket that any process holds is never touched",
+        "it starts when the last descriptor is closed; a socket that any process holds is never affected",
         (
             f"values above 60 do not mean what they say: an orphan lives 2*(T-60) s, so 62 gives {fin_wait2_text(62)},"
             f" 80 gives {fin_wait2_text(80)}, 200 gives {fin_wait2_text(200)}, and only 120 gives 120 s"
         ),
-        "values above 120 are cut to 120 for TCP_LINGER2, and TIME_WAIT is 60 s whatever is set here",
-        "negative values are taken without an error",
+        "values above 120 are reduced to 120 for TCP_LINGER2; TIME_WAIT lasts 60 s whatever is set here",
+        "the kernel accepts negative values without an error",
         PODS,
     ),
     bands=(
         Band(
             Verdict.HARMFUL,
-            "a negative time is accepted by the kernel and means nothing sensible",
+            "the kernel accepts a negative time, which means nothing sensible",
             ("S12",),
             high=-1,
             instead="leave it at 60",
         ),
         Band(
             Verdict.HARMFUL,
-            "an orphan has almost no time to receive the peer's FIN: the peer's late data draws a reset",
+            "an orphan has almost no time to receive the peer's FIN; late data from the peer draws a reset",
             ("X13",),
             low=0,
             high=4,
-            instead="leave it at 60; go no lower than a few round trips",
+            instead="leave it at 60; do not go below a few round trips",
         ),
         Band(
             Verdict.HARMFUL,
@@ -77,16 +77,16 @@ FIN_TIMEOUT = of_namespace(
         Band(Verdict.NO_EFFECT, "60 is the default", ("S12",), low=60, high=60),
         Band(
             Verdict.NO_EFFECT,
-            "sockets that a process holds never look at it, and orphans that are there keep the"
-            " countdown they started with; only later orphans leave sooner",
+            "sockets that a process holds never use it, and existing orphans keep their countdown; only "
+            "later orphans go away sooner",
             ("S12", "S03", "X02"),
             low=5,
             high=59,
-            instead="find who holds the socket (`finwait`); bound half-closes in that program",
+            instead="find who holds the socket (`finwait`); limit half-closes in that program",
         ),
         Band(
             Verdict.ONLY_WHEN,
-            "orphans are kept for 120 s: as full sockets first, then as minisocks",
+            "orphans are kept for 120 s, first as full sockets, then as minisocks",
             ("X01",),
             low=120,
             high=120,
@@ -103,8 +103,8 @@ FIN_TIMEOUT = of_namespace(
     effects=(
         by_direction(
             "fin-wait2-orphan",
-            (Effect.BOUNDS_NEW, "orphans that are there keep their countdown; later ones get the new one"),
-            (Effect.NO_EFFECT, "orphans that are there keep their countdown; later ones stay longer"),
+            (Effect.BOUNDS_NEW, "existing orphans keep their countdown; later ones get the new one"),
+            (Effect.NO_EFFECT, "existing orphans keep their countdown; later ones stay longer"),
         ),
         by_direction(
             "fin-wait2-orphan-long",
@@ -130,32 +130,32 @@ MAX_ORPHANS = Setting(
     "sockets",
     -2_147_483_648,
     INT_MAX,
-    "orphans in FIN_WAIT1, LAST_ACK and CLOSING of the whole machine; FIN_WAIT2 minisocks are not counted",
+    "orphans in FIN_WAIT1, LAST_ACK and CLOSING on the whole machine; FIN_WAIT2 minisocks are not counted",
     (
         "global: absent from /proc/sys in every namespace but the initial one",
         "the default grows with memory (131072 at 24 GB), so a fixed number often lowers it",
-        "the kernel's documentation asks not to lower it",
+        "the kernel's documentation advises against lowering it",
         (
-            "at the limit the kernel logs `TCP: too many orphaned sockets`, counts TCPAbortOnMemory and resets the"
-            " orphan; one whose peer has been silent for long counts double or fourfold"
+            "at the limit the kernel logs `TCP: too many orphaned sockets`, counts TCPAbortOnMemory and "
+            "resets the orphan; an orphan whose peer has been silent for long counts double or fourfold"
         ),
-        "how many there are: `orphan` in /proc/net/sockstat, the same number in every namespace",
+        "the current count is `orphan` in /proc/net/sockstat, the same number in every namespace",
     ),
     (
         Band(
             Verdict.HARMFUL,
-            "it lowers the limit in force: orphans above it are reset, their last data lost",
+            "it lowers the current limit; orphans above it are reset and lose their last data",
             ("S20", "X55"),
             below_current=True,
             instead="leave the kernel's own value",
         ),
         Band(
             Verdict.ONLY_WHEN,
-            "where orphans in FIN_WAIT1, LAST_ACK or CLOSING are at the limit (`too many orphaned sockets` in the"
-            " kernel's log) a higher one lets them deliver their last data instead of being reset; it limits nothing"
-            " in FIN_WAIT2: those are minisocks and count as TIME_WAIT",
+            "if orphans in FIN_WAIT1, LAST_ACK or CLOSING are at the limit (`too many orphaned sockets` in "
+            "the kernel's log), a higher limit lets them deliver their last data instead of being reset; it "
+            "limits nothing in FIN_WAIT2: those are minisocks and count as TIME_WAIT",
             ("S20", "X55", "X40"),
-            instead="leave the kernel's own value unless the limit is met",
+            instead="leave the kernel's own value unless the limit is reached",
         ),
     ),
     (
@@ -164,10 +164,10 @@ MAX_ORPHANS = Setting(
             (Effect.HARMFUL, "a lower limit resets orphans whose last data is still on its way"),
             (
                 Effect.NO_EFFECT,
-                "it ends none of them; where they are at the limit, it keeps the kernel from resetting later ones",
+                "it ends none of them; if they are at the limit, it keeps the kernel from resetting later ones",
             ),
         ),
-        none_of("fin-wait2-orphan", "FIN_WAIT2 minisocks are not orphans to this limit"),
+        none_of("fin-wait2-orphan", "this limit does not count FIN_WAIT2 minisocks as orphans"),
     ),
     f"{IP_SYSCTL}; ipv4_table in sysctl_net_ipv4.c; tcp_too_many_orphans(), tcp_out_of_resources(), tcp_init()",
     ("S20", "X40", "X55"),
@@ -180,13 +180,15 @@ ORPHAN_RETRIES = of_namespace(
     0,
     "retransmissions",
     (0, 255),
-    "orphans in FIN_WAIT1, LAST_ACK and CLOSING, and orphans facing a closed window; those that are"
-    " there as well, at"
-    " their next retransmission",
+    "orphans in FIN_WAIT1, LAST_ACK and CLOSING, and orphans facing a closed window; existing ones too, at "
+    "their next retransmission",
     traps=(
         f"0 is the default and means 8 (about {orphan_text(0)} to a silent peer on a fast path)",
-        "the number stands for a time, that of so many retransmissions with an RTO of 200 ms: see tcp_retries2",
-        "with a small tcp_rto_max_ms the rule changes: 0 then really is 0",
+        (
+            "the number stands for a time: the time that this many retransmissions take with an RTO of 200 ms; "
+            "see tcp_retries2"
+        ),
+        "a small tcp_rto_max_ms changes the rule: 0 then really is 0",
         "sockets that a process holds obey tcp_retries2 instead",
         PODS,
     ),
@@ -209,13 +211,13 @@ ORPHAN_RETRIES = of_namespace(
         ),
         Band(
             Verdict.ONLY_WHEN,
-            f"orphans whose FIN nobody acknowledges leave sooner than after {orphan_text(0)}; sockets that a"
-            " process holds do not",
+            f"orphans with an unacknowledged FIN go away sooner than after {orphan_text(0)}; sockets that a "
+            "process holds do not",
             ("S21", "X25"),
             low=2,
             high=7,
         ),
-        Band(Verdict.NO_EFFECT, "8 is what the default means", ("S21",), low=8, high=8),
+        Band(Verdict.NO_EFFECT, "8 means the same as the default", ("S21",), low=8, high=8),
         Band(
             Verdict.HARMFUL,
             "orphans of dead peers are kept longer than by default",
@@ -229,19 +231,19 @@ ORPHAN_RETRIES = of_namespace(
             "fin-unanswered-orphan",
             (
                 Effect.ENDS,
-                "a value of 1 to 7 ends them at their next retransmission once the count is reached; 0 means 8",
+                "a value of 1 to 7 ends them at their next retransmission after the count is reached; 0 means 8",
             ),
-            (Effect.HARMFUL, "they stay longer than they would; 0 means 8"),
+            (Effect.HARMFUL, "they stay longer than before; 0 means 8"),
         ),
         by_direction(
             "zero-window",
-            (Effect.ENDS, "only the orphans among them; one that a process holds stays"),
-            (Effect.HARMFUL, "the orphans among them stay longer than they would"),
+            (Effect.ENDS, "only the orphans among them; a socket that a process holds stays"),
+            (Effect.HARMFUL, "the orphans among them stay longer than before"),
         ),
         by_direction(
             "egress-blocked",
             (Effect.ENDS, "only the orphans among them; a held one obeys tcp_retries2"),
-            (Effect.HARMFUL, "the orphans among them stay longer than they would"),
+            (Effect.HARMFUL, "the orphans among them stay longer than before"),
         ),
         none_of("fin-unanswered-held", "a held socket obeys tcp_retries2"),
     ),
@@ -257,12 +259,12 @@ RFC1337 = of_namespace(
     "flag",
     (0, 255),
     "TIME_WAIT only",
-    traps=("a minisock in FIN_WAIT2 is removed by a RST whatever is set here", PODS),
+    traps=("a RST removes a minisock in FIN_WAIT2 whatever is set here", PODS),
     bands=(
         Band(Verdict.NO_EFFECT, "0 is the default", ("S22",), low=0, high=0),
         Band(
             Verdict.NO_EFFECT,
-            "it only keeps TIME_WAIT alive against a RST; it ends nothing and does not touch FIN_WAIT2",
+            "it only keeps TIME_WAIT alive against a RST; it ends nothing and does not affect FIN_WAIT2",
             ("S22",),
             instead="leave it out",
         ),
@@ -280,14 +282,14 @@ MAX_TW_BUCKETS = of_namespace(
     (-2_147_483_648, INT_MAX),
     "connections that would become a minisock after the change",
     traps=(
-        "above the limit an orphan in FIN_WAIT2 vanishes without a word and its peer stays in CLOSE_WAIT",
+        "above the limit an orphan in FIN_WAIT2 is removed silently and its peer stays in CLOSE_WAIT",
         "the default is computed from the machine's memory",
         PODS,
     ),
     bands=(
         Band(
             Verdict.HARMFUL,
-            "above the limit orphans vanish silently and strand their peers in CLOSE_WAIT",
+            "above the limit orphans are removed silently and strand their peers in CLOSE_WAIT",
             ("X40",),
             below_current=True,
             instead="leave the kernel's own value",
@@ -298,12 +300,12 @@ MAX_TW_BUCKETS = of_namespace(
         by_direction(
             "time-wait-flood",
             (Effect.HARMFUL, "a lower limit drops minisocks silently"),
-            (Effect.NO_EFFECT, "raising it changes nothing that is stuck"),
+            (Effect.NO_EFFECT, "a higher limit changes nothing for stuck connections"),
         ),
         by_direction(
             "fin-wait2-orphan",
             (Effect.HARMFUL, "a lower limit drops later orphans silently and strands their peers"),
-            (Effect.NO_EFFECT, "they carry their own countdown, set when they became orphans"),
+            (Effect.NO_EFFECT, "they have their own countdown, set when they became orphans"),
         ),
     ),
     source=f"{IP_SYSCTL}; inet_twsk_alloc(), tcp_time_wait(), tcp_sk_init()",
@@ -313,7 +315,7 @@ MAX_TW_BUCKETS = of_namespace(
 
 TW_REUSE = of_namespace(
     "net.ipv4.tcp_tw_reuse",
-    "whether connect() may take over the port of a TIME_WAIT",
+    "whether connect() may reuse the port of a TIME_WAIT",
     2,
     "mode",
     (0, 2),
@@ -321,15 +323,15 @@ TW_REUSE = of_namespace(
     traps=(
         "outgoing connections only, with timestamps, and not before tcp_tw_reuse_delay (1 s)",
         "the default 2 means loopback only",
-        "it does not free ports that a held FIN_WAIT2 pins",
+        "it does not free ports that a held FIN_WAIT2 occupies",
         PODS,
     ),
     bands=(
         Band(Verdict.NO_EFFECT, "2 is the default: loopback only", ("X41",), low=2, high=2),
         Band(
             Verdict.ONLY_WHEN,
-            "lets connect() reuse a port of a TIME_WAIT after a second; for clients that run out of"
-            " ports, and for nothing else",
+            "lets connect() reuse the port of a TIME_WAIT after one second; it helps only clients that run "
+            "out of ports",
             ("X41", "X42"),
             low=1,
             high=1,
@@ -342,7 +344,7 @@ TW_REUSE = of_namespace(
             "time-wait-flood",
             "connect() may reuse their ports after tcp_tw_reuse_delay; the rows themselves stay",
         ),
-        none_of("fin-wait2-held", "reuse looks at TIME_WAIT only; a held FIN_WAIT2 keeps its port"),
+        none_of("fin-wait2-held", "reuse applies only to TIME_WAIT; a held FIN_WAIT2 keeps its port"),
     ),
     source=f"{IP_SYSCTL}; tcp_twsk_unique()",
     ledger=("X41", "X42"),
@@ -350,7 +352,7 @@ TW_REUSE = of_namespace(
 
 TW_REUSE_DELAY = of_namespace(
     "net.ipv4.tcp_tw_reuse_delay",
-    "how old a TIME_WAIT must be before tcp_tw_reuse takes its port",
+    "how old a TIME_WAIT must be before tcp_tw_reuse reuses its port",
     1000,
     "milliseconds",
     (1, 60_000),
@@ -360,8 +362,8 @@ TW_REUSE_DELAY = of_namespace(
         Band(Verdict.NO_EFFECT, "1000 is the default", ("X41",), low=1000, high=1000),
         Band(
             Verdict.ONLY_WHEN,
-            "a shorter wait before reuse; below the peer's clock resolution a late packet of the old"
-            " connection can hurt the new one",
+            "a shorter wait before reuse; below the resolution of the peer's clock, a late packet of the old "
+            "connection can harm the new one",
             ("X41",),
             low=1,
             high=999,

@@ -28,8 +28,7 @@ __all__ = [
 ]
 
 _KEEPALIVE_ACTS = (
-    "sockets with SO_KEEPALIVE and no TCP_KEEP* option of their own; Go, and many"
-    " others, set their own (15 s)"
+    "sockets with SO_KEEPALIVE and no TCP_KEEP* option of their own; Go and many others set their own (15 s)"
 )
 
 _KEEPALIVE_NEW = (
@@ -39,7 +38,7 @@ _KEEPALIVE_NEW = (
             Effect.BOUNDS_NEW,
             "none of these has keepalive armed; a program that sets SO_KEEPALIVE uses the value on later connections",
         ),
-        (Effect.NO_EFFECT, "none of these has keepalive armed; later connections would be asked even later"),
+        (Effect.NO_EFFECT, "none of these has keepalive armed; later connections would be probed even later"),
     ),
     by_direction(
         "nat-zombie",
@@ -55,7 +54,7 @@ _KEEPALIVE_NEW = (
     none_of("relay-pair", "both kernels answer probes for ever; the relay has to close"),
     none_of(
         "close-wait-eof-read",
-        "a probe helps only if the peer's socket is gone, and the descriptor stays open",
+        "a probe helps only if the peer's socket is gone, and the descriptor still stays open",
     ),
     none_of("data-unanswered", "keepalive does not run while data is unacknowledged"),
     none_of("zero-window", "keepalive does not run while data is unacknowledged"),
@@ -67,59 +66,59 @@ KEEPALIVE_TIME = of_namespace(
     7200,
     "seconds",
     (-1, SECONDS_MAX),
-    _KEEPALIVE_ACTS + "; a timer that is armed keeps its old time",
+    _KEEPALIVE_ACTS + "; an armed timer keeps its old time",
     traps=(
-        "it switches nothing on: a program must set SO_KEEPALIVE",
+        "it turns nothing on; a program must set SO_KEEPALIVE",
         (
-            "an armed timer is not shortened (7199 s were still to run after setting 3 s); switching"
-            " SO_KEEPALIVE off and"
-            " on again re-arms it, also from outside through pidfd_getfd"
+            "an armed timer is not shortened (it still had 7199 s left after setting 3 s); turning "
+            "SO_KEEPALIVE off and on again re-arms it, also from outside through pidfd_getfd"
         ),
-        "a live peer in CLOSE_WAIT answers for ever: keepalive never ends a half-closed pair",
+        "a live peer in CLOSE_WAIT answers for ever, so keepalive never ends a half-closed pair",
         PODS + " (a safe sysctl since Kubernetes 1.29)",
     ),
     bands=(
         Band(
             Verdict.HARMFUL,
-            "a value below 1 is accepted and means nothing sensible",
+            "the kernel accepts a value below 1, which means nothing sensible",
             ("S18",),
             high=0,
             instead="300 or less, but not below 10",
         ),
         Band(
             Verdict.ONLY_WHEN,
-            "every idle connection with SO_KEEPALIVE sends a packet this often; finds dead peers"
-            " quickly, and only those",
+            "every idle connection with SO_KEEPALIVE sends a packet this often; this finds dead peers "
+            "quickly, and only those",
             ("S18",),
             low=1,
             high=9,
-            instead="60 is quick enough for most",
+            instead="60 is short enough for most uses",
         ),
         Band(
             Verdict.ONLY_WHEN,
-            "finds dead peers, and keeps NAT entries alive, for sockets with SO_KEEPALIVE armed after the"
-            " change; does nothing for a half-closed pair whose peer lives",
+            "finds dead peers and keeps NAT entries alive, for sockets with SO_KEEPALIVE armed after the "
+            "change; has no effect on a half-closed pair whose peer is alive",
             ("S18", "S19", "X33"),
             low=10,
             high=340,
-            instead="set SO_KEEPALIVE with TCP_KEEPIDLE, _INTVL and _CNT in the program, and TCP_USER_TIMEOUT, if at"
-            " all, to idle + interval * count: it takes the place of the count",
+            instead=(
+                "set SO_KEEPALIVE with TCP_KEEPIDLE, _INTVL and _CNT in the program; if you set TCP_USER_TIMEOUT "
+                "too, use idle + interval * count, because it replaces the count"
+            ),
         ),
         Band(
             Verdict.ONLY_WHEN,
-            "dead peers are found sooner than by default, for sockets with SO_KEEPALIVE armed after"
-            " the change;"
-            " too late for the idle limits of common cloud NAT (350 s) and, above 900, of IPVS; nothing for a"
-            " half-closed pair whose peer lives",
+            "finds dead peers sooner than the default, for sockets with SO_KEEPALIVE armed after the change; "
+            "too late for the idle limits of common cloud NAT (350 s) and, above 900, of IPVS; no effect on "
+            "a half-closed pair whose peer is alive",
             ("S18", "S19", "X33"),
             low=341,
             high=7199,
-            instead="below the shortest idle limit on the path, for example 300, and better in the program",
+            instead="below the shortest idle limit on the path, for example 300, preferably set in the program",
         ),
         Band(Verdict.NO_EFFECT, "7200 is the default", ("S18",), low=7200, high=7200),
         Band(
             Verdict.HARMFUL,
-            "longer than the default: dead peers are found even later",
+            "longer than the default; dead peers are found even later",
             ("S18",),
             low=7201,
             instead="300",
@@ -133,7 +132,7 @@ KEEPALIVE_TIME = of_namespace(
                 Effect.BOUNDS_NEW,
                 "an interval below the entry's timeout keeps later half-closed flows translated",
             ),
-            (Effect.NO_EFFECT, "probes that come later keep no entry alive"),
+            (Effect.NO_EFFECT, "later probes keep no entry alive"),
         ),
     ),
     source=f"{IP_SYSCTL}; keepalive_time_when(), tcp_set_keepalive(), tcp_keepalive_timer()",
@@ -151,7 +150,7 @@ KEEPALIVE_INTVL = of_namespace(
     bands=(
         Band(
             Verdict.HARMFUL,
-            "a value below 1 is accepted and means nothing sensible",
+            "the kernel accepts a value below 1, which means nothing sensible",
             ("S19",),
             high=0,
             instead="15",
@@ -159,8 +158,8 @@ KEEPALIVE_INTVL = of_namespace(
         Band(Verdict.NO_EFFECT, "75 is the default", ("S19",), low=75, high=75),
         Band(
             Verdict.ONLY_WHEN,
-            "with keepalive armed, a dead peer is found after time + intvl * probes; a live one is"
-            " never disturbed and never closed",
+            "with keepalive armed, a dead peer is found after time + intvl * probes; a live one is never "
+            "disturbed or closed",
             ("S19",),
             low=1,
             high=74,
@@ -181,15 +180,15 @@ KEEPALIVE_PROBES = of_namespace(
     _KEEPALIVE_ACTS,
     traps=(
         (
-            "TCP_USER_TIMEOUT on a socket replaces this count, in both directions: up to idle + interval one lost"
-            " probe ends the connection, and idle + interval * count is what the count means"
+            "TCP_USER_TIMEOUT on a socket replaces this count, in both directions: up to idle + interval, "
+            "one lost probe ends the connection; idle + interval * count means the same as the count"
         ),
         PODS,
     ),
     bands=(
         Band(
             Verdict.HARMFUL,
-            "no probe may be lost: one lost packet can end a live connection",
+            "no probe may be lost; one lost packet can end a live connection",
             ("S19",),
             low=0,
             high=1,
@@ -205,7 +204,7 @@ KEEPALIVE_PROBES = of_namespace(
         ),
         Band(
             Verdict.NO_EFFECT,
-            "more probes only lengthen the time until a dead peer is found",
+            "more probes only increase the time until a dead peer is found",
             ("S19",),
             low=10,
         ),
@@ -217,7 +216,7 @@ KEEPALIVE_PROBES = of_namespace(
 
 ABORT_ON_OVERFLOW = of_namespace(
     "net.ipv4.tcp_abort_on_overflow",
-    "whether a handshake that meets a full accept queue is reset",
+    "whether the kernel resets a handshake that finds the accept queue full",
     0,
     "flag",
     (0, 255),
@@ -227,14 +226,14 @@ ABORT_ON_OVERFLOW = of_namespace(
         Band(Verdict.NO_EFFECT, "0 is the default", ("S11",), low=0, high=0),
         Band(
             Verdict.HARMFUL,
-            "it cleans up nothing: it resets new clients whenever a listener is slow for a moment",
+            "it cleans up nothing; it resets new clients whenever a listener is slow for a moment",
             ("S11",),
-            instead="leave it 0; make the program accept, or raise its backlog",
+            instead="leave it at 0; make the program accept, or increase its backlog",
         ),
     ),
     effects=(
         harms("never-accepted", "connections in the queue stay; new clients are reset instead of retrying"),
-        harms("accept-queue-full", "no place becomes free; new clients are reset instead of retrying"),
+        harms("accept-queue-full", "it frees no place; new clients are reset instead of retrying"),
     ),
     source=f"{IP_SYSCTL}; tcp_check_req()",
     ledger=("S11",),
@@ -246,21 +245,20 @@ RETRIES2 = of_namespace(
     15,
     "retransmissions",
     (0, 255),
-    "held sockets with unacknowledged data or FIN, those that are there as well",
+    "held sockets with unacknowledged data or an unacknowledged FIN, including existing ones",
     traps=(
         (
-            "the number stands for a time, that of so many retransmissions with an RTO of 200 ms: 15 is about"
-            f" {held_text(15)}, 8 about {held_text(8)}, and a slow path gets there with fewer"
+            "the number stands for a time: the time that this many retransmissions take with an RTO of 200 "
+            f"ms. 15 is about {held_text(15)}, 8 about {held_text(8)}, and a slow path gets there with fewer"
         ),
-        "it does not bound a closed window: every answer to a probe starts the count again",
+        "it does not limit a closed window; every answer to a probe restarts the count",
         PODS,
     ),
     bands=(
         Band(Verdict.NO_EFFECT, f"15 is the default, about {held_text(15)}", ("X53",), low=15, high=15),
         Band(
             Verdict.HARMFUL,
-            "a short loss of the path ends every connection on it; RFC 1122 asks for at least 100 s,"
-            " which is 8",
+            "a short outage of the path ends every connection on it; RFC 1122 asks for at least 100 s, which is 8",
             ("X53",),
             low=0,
             high=7,
@@ -268,12 +266,12 @@ RETRIES2 = of_namespace(
         ),
         Band(
             Verdict.ONLY_WHEN,
-            "a dead peer is noticed sooner when data is on its way to it, or a FIN of a held socket;"
-            " it caps the back-off of window probes, so a peer that stopped reading gets more of them",
+            "a dead peer is noticed sooner if data, or a FIN of a held socket, is on its way to it; it also "
+            "caps the back-off of window probes, so a peer that stopped reading gets more of them",
             ("X53", "X25"),
             low=8,
             high=14,
-            instead="TCP_USER_TIMEOUT in the program bounds both cases",
+            instead="TCP_USER_TIMEOUT in the program limits both cases",
         ),
         Band(Verdict.HARMFUL, "dead peers are held longer than by default", ("X53",), low=16, instead="15"),
     ),
@@ -281,10 +279,10 @@ RETRIES2 = of_namespace(
         *(
             by_direction(
                 rule,
-                (Effect.ENDS, "the limit is read at every retransmission"),
+                (Effect.ENDS, "the kernel reads the limit at every retransmission"),
                 (
                     Effect.HARMFUL,
-                    "the limit is read at every retransmission: they stay longer than they would",
+                    "the kernel reads the limit at every retransmission; they stay longer than before",
                 ),
             )
             for rule in ("data-unanswered", "fin-unanswered-held")
@@ -292,7 +290,7 @@ RETRIES2 = of_namespace(
         by_direction(
             "egress-blocked",
             (Effect.ENDS, "only those that a process holds; orphans obey tcp_orphan_retries"),
-            (Effect.HARMFUL, "those that a process holds stay longer than they would"),
+            (Effect.HARMFUL, "those that a process holds stay longer than before"),
         ),
         by_direction(
             "zero-window",
@@ -300,7 +298,7 @@ RETRIES2 = of_namespace(
                 Effect.HARMFUL,
                 "a lower value caps the back-off: more probes, and still no end (578 packets in 480 s)",
             ),
-            (Effect.NO_EFFECT, "each answer to a window probe starts the count again"),
+            (Effect.NO_EFFECT, "each answer to a window probe restarts the count"),
         ),
         none_of("idle-unprobed", "nothing is unacknowledged on an idle connection"),
         none_of("fin-unanswered-orphan", "orphans obey tcp_orphan_retries"),
@@ -315,15 +313,14 @@ RTO_MAX = of_namespace(
     120_000,
     "milliseconds",
     (1000, 120_000),
-    "sockets created after the change; existing ones keep theirs",
+    "sockets created after the change; existing ones keep their value",
     traps=(
         (
-            "it changes the rule and not just the clock: an orphan whose timer has reached the maximum"
-            " counts as not alive,"
-            " and tcp_orphan_retries=0 then means 0 instead of 8: with 1000,"
-            f" {orphan_text(0, 1000)} instead of {orphan_text(0)}"
+            "it changes the rule, not just the clock: an orphan whose timer has reached the maximum counts "
+            "as not alive, and tcp_orphan_retries=0 then means 0 instead of 8. With 1000 that gives "
+            f"{orphan_text(0, 1000)} instead of {orphan_text(0)}"
         ),
-        "tcp_retries2 counts against a shorter time as well: a short loss of the path ends connections",
+        "tcp_retries2 then counts against a shorter time as well, so a short outage of the path ends connections",
         "absent from Linux 6.12; present in 6.18",
         PODS,
     ),
@@ -331,8 +328,8 @@ RTO_MAX = of_namespace(
         Band(Verdict.NO_EFFECT, "120000 is the default", ("X53",), low=120_000, high=120_000),
         Band(
             Verdict.HARMFUL,
-            "orphans get almost no time for their last data: tcp_orphan_retries=0 then means 0, and a"
-            f" FIN nobody answers lives {orphan_text(0, 1000)} (with 1000) to {orphan_text(0, 4999)} (with 4999)",
+            "orphans get almost no time for their last data: tcp_orphan_retries=0 then means 0, and an "
+            f"unanswered FIN lives {orphan_text(0, 1000)} (with 1000) to {orphan_text(0, 4999)} (with 4999)",
             ("S21",),
             low=1000,
             high=4999,
@@ -340,8 +337,7 @@ RTO_MAX = of_namespace(
         ),
         Band(
             Verdict.ONLY_WHEN,
-            "sockets created after the change give up dead peers sooner, at the price of the same"
-            " for live ones behind a bad path",
+            "sockets created after the change give up dead peers sooner, but also live peers behind a bad path",
             ("S21",),
             low=5000,
             high=119_999,
@@ -354,7 +350,10 @@ RTO_MAX = of_namespace(
             "sockets created later give up sooner, far sooner with tcp_orphan_retries=0",
         ),
         bounds_new("fin-unanswered-held", "sockets created later back off less and give up sooner"),
-        bounds_new("zero-window", "only orphans created later; one that a process holds is probed for ever"),
+        bounds_new(
+            "zero-window",
+            "only orphans created later; the kernel probes for ever on a socket that a process holds",
+        ),
     ),
     source=(
         "tcp_init_sock(), tcp_write_timeout(); TCP_RTO_MAX_MS read on sockets made before and"

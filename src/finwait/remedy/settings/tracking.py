@@ -30,11 +30,11 @@ __all__ = [
     "CT_MINOR",
 ]
 
-_CT_ACTS = "flows whose state changes after the change: the time is written with each packet"
+_CT_ACTS = "flows whose state changes after the change; each packet writes the time into its entry"
 
 _CT_TRAPS = (
-    "conntrack closes no socket: when an entry goes, the address translation of that flow goes",
-    "kept per network namespace; it matters in the one that translates, usually the node's",
+    "conntrack closes no socket; when an entry goes, the address translation of that flow goes",
+    "kept per network namespace; the one that translates matters, usually the node's",
 )
 
 
@@ -69,18 +69,20 @@ CT_CLOSE_WAIT = _ct_timeout(
     (
         Band(
             Verdict.HARMFUL,
-            "a half-closed flow that is idle this long loses its translation; the last FIN is then"
-            " INVALID, never arrives, and a held FIN_WAIT2 stays for ever",
+            "a half-closed flow that is idle this long loses its translation; the last FIN is then INVALID "
+            "and never arrives, and a held FIN_WAIT2 stays for ever",
             ("S31", "S32", "X28"),
             high=59,
-            instead="3600, kube-proxy's default (--conntrack-tcp-timeout-close-wait), and bound half-closes"
-            " in the programs",
+            instead=(
+                "3600, kube-proxy's default (--conntrack-tcp-timeout-close-wait); also limit half-closes in the "
+                "programs"
+            ),
             tracking=True,
         ),
         Band(
             Verdict.HARMFUL,
-            "60 is the kernel's default and too short behind NAT: kube-proxy raises it to 3600 because"
-            " half-closed flows broke",
+            "60 is the kernel's default and too short behind NAT; kube-proxy raises it to 3600 because "
+            "half-closed flows broke",
             ("S31",),
             low=60,
             high=60,
@@ -122,7 +124,7 @@ CT_CLOSE_WAIT = _ct_timeout(
             by_direction(
                 rule,
                 (Effect.HARMFUL, "lowering it makes half-closes behind NAT permanent"),
-                (Effect.NO_EFFECT, "raising it ends nothing: conntrack closes no socket"),
+                (Effect.NO_EFFECT, "raising it ends nothing; conntrack closes no socket"),
             )
             for rule in ("fin-wait2-held", "relay-pair")
         ),
@@ -134,8 +136,8 @@ CT_CLOSE_WAIT = _ct_timeout(
     ),
     traps=(
         (
-            "conntrack's CLOSE_WAIT means a FIN was seen and acknowledged, at either end; it is not the"
-            " socket's state"
+            "conntrack's CLOSE_WAIT means that a FIN was seen and acknowledged, from either end; it is not "
+            "the socket's state"
         ),
     ),
 )
@@ -147,11 +149,11 @@ CT_ESTABLISHED = _ct_timeout(
     (
         Band(
             Verdict.HARMFUL,
-            "shorter than the two hours of default keepalive: idle connections lose their translation"
-            " and become zombies when the server speaks first",
+            "shorter than the default keepalive of two hours; idle connections lose their translation and "
+            "become zombies if the server sends first",
             ("X35",),
             high=7199,
-            instead="86400, kube-proxy's default, or keepalive below it in every program",
+            instead="86400, kube-proxy's default, or keepalive shorter than it in every program",
             tracking=True,
         ),
         Band(
@@ -174,9 +176,9 @@ CT_ESTABLISHED = _ct_timeout(
         by_direction(
             "idle-unprobed",
             (Effect.HARMFUL, "lowering it turns idle connections behind NAT into zombies"),
-            (Effect.NO_EFFECT, "no timer is armed on it; conntrack closes no socket"),
+            (Effect.NO_EFFECT, "no timer is running on it; conntrack closes no socket"),
         ),
-        none_of("nat-zombie", "the entry is there; it is one of the ends that is gone"),
+        none_of("nat-zombie", "the entry exists; one of the ends is gone"),
     ),
 )
 
@@ -192,14 +194,16 @@ def _ct_minor(
             Band(Verdict.NO_EFFECT, f"{default} is the default", ledger, low=default, high=default),
             Band(
                 Verdict.HARMFUL,
-                f"shorter than the retransmissions it has to outlive; {why}",
+                f"shorter than the retransmissions that it has to outlive; {why}",
                 ledger,
                 high=harm_below - 1,
                 instead=str(default),
                 tracking=True,
             ),
             Band(
-                Verdict.NO_EFFECT, f"conntrack entries leave earlier or later; no socket does; {why}", ledger
+                Verdict.NO_EFFECT,
+                f"conntrack entries go away earlier or later; no socket does; {why}",
+                ledger,
             ),
         ),
         ledger,
@@ -219,7 +223,7 @@ CT_MINOR = (
         "last_ack",
         "how long a flow waits for the acknowledgement of its second FIN",
         30,
-        "a repeated FIN needs the entry",
+        "a retransmitted FIN needs the entry",
         10,
         ("S29",),
     ),
@@ -239,13 +243,13 @@ CT_MINOR = (
         1,
         ("S29",),
     ),
-    _ct_minor("syn_sent", "how long an unanswered SYN is kept", 120, "it concerns opening", 10, ("S29",)),
-    _ct_minor("syn_recv", "how long a half-open flow is kept", 60, "it concerns opening", 10, ("S29",)),
+    _ct_minor("syn_sent", "how long an unanswered SYN is kept", 120, "it only affects opening", 10, ("S29",)),
+    _ct_minor("syn_recv", "how long a half-open flow is kept", 60, "it only affects opening", 10, ("S29",)),
     _ct_minor(
         "max_retrans",
         "how long a flow is kept after nf_conntrack_tcp_max_retrans repeats",
         300,
-        "an entry that goes while the ends still retransmit strands them",
+        "if an entry goes while the ends still retransmit, it strands them",
         120,
         ("S29",),
     ),
@@ -253,7 +257,7 @@ CT_MINOR = (
         "unacknowledged",
         "how long a flow with unacknowledged data is kept",
         300,
-        "an entry that goes while the ends still retransmit strands them",
+        "if an entry goes while the ends still retransmit, it strands them",
         120,
         ("S29", "X32"),
     ),
@@ -269,23 +273,20 @@ CT_MAX = Setting(
     INT_MAX,
     "new flows: when the table is full, packets that would start one are dropped",
     (
-        (
-            "kube-proxy sets it itself from conntrack.maxPerCore (32768) and min (131072), and sets it"
-            " again at each start"
-        ),
-        "raise nf_conntrack_buckets with it: long chains cost every packet",
+        ("kube-proxy sets it from conntrack.maxPerCore (32768) and min (131072), again at each start"),
+        "raise nf_conntrack_buckets with it, because long chains slow down every packet",
     ),
     (
         Band(
             Verdict.HARMFUL,
-            "it lowers the limit in force: new connections are dropped when the table is full",
+            "it lowers the current limit; new connections are dropped when the table is full",
             ("S36",),
             below_current=True,
             instead="conntrack.maxPerCore in KubeProxyConfiguration",
         ),
         Band(
             Verdict.NO_EFFECT,
-            "it bounds the number of flows; it closes no connection, and kube-proxy overwrites it",
+            "it limits the number of flows; it closes no connection, and kube-proxy overwrites it",
             ("S36",),
             instead="conntrack.maxPerCore in KubeProxyConfiguration",
         ),
@@ -312,12 +313,12 @@ CT_BUCKETS = Setting(
     (
         Band(
             Verdict.HARMFUL,
-            "it shrinks the hash table in force: longer chains for every packet",
+            "it shrinks the current hash table; longer chains slow down every packet",
             ("S36",),
             below_current=True,
-            instead="leave it, or a quarter of nf_conntrack_max and more",
+            instead="leave it, or use at least a quarter of nf_conntrack_max",
         ),
-        Band(Verdict.NO_EFFECT, "it concerns the speed of lookups; it closes no connection", ("S36",)),
+        Band(Verdict.NO_EFFECT, "it affects the speed of lookups; it closes no connection", ("S36",)),
     ),
     (),
     f"{CT_SYSCTL}; nf_conntrack_init_start()",
@@ -337,13 +338,13 @@ CT_LIBERAL = of_namespace(
             "it prevents the reset that one out-of-window packet causes (nat-zombie); it does not bring"
             " back an expired entry"
         ),
-        "kube-proxy has --conntrack-tcp-be-liberal and then leaves its INVALID drop rule out",
+        "kube-proxy has --conntrack-tcp-be-liberal, and then omits its INVALID drop rule",
     ),
     bands=(
         Band(Verdict.NO_EFFECT, "0 is the default", ("X38",), low=0, high=0),
         Band(
             Verdict.ONLY_WHEN,
-            "prevents zombies by out-of-window packets; does not save half-closes whose entry is gone",
+            "prevents zombies caused by out-of-window packets; does not save half-closes whose entry is gone",
             ("X38", "X29"),
             low=1,
             high=1,
@@ -359,17 +360,17 @@ CT_LIBERAL = of_namespace(
 
 CT_LOOSE = of_namespace(
     "net.netfilter.nf_conntrack_tcp_loose",
-    "whether a flow may be picked up in the middle",
+    "whether conntrack may start tracking a flow in the middle",
     1,
     "flag",
     (0, 1),
     "packets without an entry that arrive after the change",
-    traps=("also with 1 a FIN cannot create an entry: a half-close whose entry is gone stays lost",),
+    traps=("even with 1, a FIN cannot create an entry; a half-close whose entry is gone stays lost",),
     bands=(
         Band(Verdict.NO_EFFECT, "1 is the default", ("X28",), low=1, high=1),
         Band(
             Verdict.HARMFUL,
-            "a flow whose entry is gone cannot be picked up even by data: its connections hang",
+            "a flow whose entry is gone cannot be picked up again, not even by data; its connections hang",
             ("X34", "X28"),
             low=0,
             high=0,
@@ -377,7 +378,7 @@ CT_LOOSE = of_namespace(
         ),
     ),
     effects=(
-        harms("nat-entry-gone", "0 takes away the one thing that revives a flow: data or a keepalive probe"),
+        harms("nat-entry-gone", "0 removes the only thing that revives a flow: data or a keepalive probe"),
     ),
     source=f"{CT_SYSCTL}; nf_conntrack_tcp_packet()",
     ledger=("X28", "X34"),
@@ -393,9 +394,7 @@ CT_MAX_RETRANS = of_namespace(
     traps=("a small value shortens the entry of every connection that loses packets",),
     bands=(
         Band(Verdict.NO_EFFECT, "3 is the default", ("S29",), low=3, high=3),
-        Band(
-            Verdict.NO_EFFECT, "it decides which timeout an entry gets; no socket is closed by it", ("S29",)
-        ),
+        Band(Verdict.NO_EFFECT, "it decides which timeout an entry gets; it closes no socket", ("S29",)),
     ),
     source=f"{CT_SYSCTL}; nf_conntrack_tcp_packet()",
     ledger=("S29",),

@@ -1,0 +1,380 @@
+"""The looker's side of the process that faces the network: where it listens, what it is told, and that it runs.
+
+The address is bound here, by the process that may bind it; the other one gets the socket. It is told who may read on
+its standard input, a line now and one after each change, for a command line can be read by everybody.
+
+Where the two run in two containers the looker cannot start the other process. Then `finwait agent serve` becomes it
+(`become_face`), and asks at a Unix socket that is for it alone (`ServeSocket`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn, Self
+
+from finwait import files
+from finwait.agent import confined
+from finwait.agent.client import not_bound
+from finwait.errors import DecodeError, FileRefused, Gap, KernelError
+from finwait.kernel import procfs
+from finwait.relay.listeners import bind_metrics, remove_stale
+from finwait.table.units import printable
+from finwait.uapi.proc import parse_stat
+
+__all__ = ["UNIX", "FaceProcess", "ServeSocket", "become_face", "bound", "say"]
+
+UNIX: Final = "unix:"
+"""How an address begins that is a path."""
+_FACE: Final = (
+    sys.executable,
+    "-P",  # else a module that somebody left in the working directory runs with our rights
+    "-m",
+    "finwait.agent.face",
+)
+_FACE_PAUSE_S: Final = 5.0
+_LONGEST_PAUSE_S: Final = 300.0
+_HEALTHY_S: Final = 60.0
+"""One that was seen to run for so long ended for a new reason."""
+_WELL_S: Final = 10.0
+"""One that runs for so long serves."""
+
+
+def say(text: str) -> None:
+    """Write lines to standard error."""
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in f"finwait agent: {text}".split("\n")))
+    sys.stderr.flush()
+
+
+def bound(path: str, *, shared: bool = False) -> socket.socket:
+    """Return a Unix socket that listens, which only root and its group can open.
+
+    Args:
+        path: where.
+        shared: whether others may write to the folder, as who asks there sees for itself who answers.
+
+    Raises:
+        FileRefused: others could put a socket of their own in its place.
+        KernelError: it cannot be bound.
+    """
+    above = os.path.dirname(path) or "."
+    with files.folder(above, make=True) as folder:
+        reason = "" if folder.sticky or shared else folder.alone
+        if reason := reason or folder.way:
+            option = "--serve-socket" if shared else "--socket"
+            raise FileRefused(
+                path, f"{reason}, who could answer in place of the agent", hint=f"name another `{option}`"
+            )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o117)
+    try:
+        remove_stale(path)
+        sock.bind(path)
+        sock.listen(16)
+    except OSError as error:
+        sock.close()
+        raise not_bound(error, path) from None
+    finally:
+        os.umask(mask)
+    return sock
+
+
+def _end_old_face(fd: int) -> None:
+    """End the process that an agent which was killed has left behind, which holds its address.
+
+    Raises:
+        KernelError: we may not.
+    """
+    words = os.pread(fd, 200, 0).split() if fd >= 0 else []
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        return
+    pid = int(words[0])
+    end = time.monotonic() + 2.0
+    number = signal.SIGTERM
+    while _began(pid) == int(words[1]) and b"finwait.agent.face" in (
+        procfs.read(f"/proc/{pid}/cmdline") or b""
+    ):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        except PermissionError:  # it has another user: an agent without CAP_KILL may not
+            raise KernelError(
+                errno.EPERM,
+                f"end pid {pid}, which an agent that was killed has left and which still serves the page",
+                hint=f"`kill {pid}`, or give the agent CAP_KILL; by itself it ends after ten minutes",
+            ) from None
+        if time.monotonic() > end:
+            number = signal.SIGKILL
+        time.sleep(0.02)
+
+
+def _began(pid: int) -> int:
+    """Return when a process began, in ticks since boot: with the pid it names one; −1 where it is over."""
+    try:
+        stat = parse_stat(procfs.read(f"/proc/{pid}/stat") or b"")
+    except DecodeError:
+        return -1
+    return -1 if stat.state in ("Z", "X", "x") else stat.start_ticks
+
+
+class ServeSocket:
+    """A Unix socket for a process that faces the network and that somebody else has started; a context manager.
+
+    One is served at a time: what is answered costs a share of the looking.
+
+    Args:
+        serve: answers its questions until it goes; it is called in a thread.
+        path: of the socket.
+    """
+
+    def __init__(self, serve: Callable[[socket.socket], None], path: str) -> None:
+        self._serve = serve
+        self._path = path
+        self._listener: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        """Bind it.
+
+        Raises:
+            FileRefused: others could put another folder in the place of its own.
+            KernelError: it cannot be bound.
+        """
+        self._listener = bound(self._path, shared=True)
+        threading.Thread(
+            target=self._accept, args=(self._listener,), name="finwait-serve", daemon=True
+        ).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            self._serve(client)
+
+
+def become_face(
+    path: str, listen: str, token: str, interval_s: float, tls: tuple[str, str] | None
+) -> NoReturn:
+    """Become the process that faces the network, which asks at a Unix socket; return never.
+
+    Args:
+        path: of the looker's `ServeSocket`. It may come and go.
+        listen: where it listens.
+        token: what who reads the page must show; empty for nothing.
+        interval_s: seconds between two looks.
+        tls: certificate and key in PEM; None for no TLS.
+
+    Raises:
+        KernelError: the address cannot be bound.
+    """
+    FaceProcess(socket.socket.close, listen, token, interval_s, -1, tls=tls).become(path)
+
+
+class FaceProcess:
+    """The process that faces the network, started again when it ends.
+
+    Args:
+        serve: answers its questions, on our end of a socket pair, until it goes; it is called in a thread.
+        listen: where it listens.
+        token: what who reads the page must show; empty for nothing.
+        interval_s: seconds between two looks.
+        lock: descriptor of the file that the running agent holds, which names it for the next agent; −1 for none.
+        tls: certificate and key in PEM; None for no TLS.
+    """
+
+    def __init__(
+        self,
+        serve: Callable[[socket.socket], None],
+        listen: str,
+        token: str,
+        interval_s: float,
+        lock: int,
+        tls: tuple[str, str] | None = None,
+    ) -> None:
+        self._tls = tls
+        self._serve = serve
+        self._lock = lock
+        self._interval_s = interval_s
+        self._listen = self._where = listen
+        self._token = token
+        self._process: subprocess.Popen[bytes] | None = None
+        self._due = self._begun = self._lasted_s = 0.0
+        self._failures = 0
+        self._listener: socket.socket | None = None
+
+    def start(self) -> None:
+        """Bind, and start it.
+
+        Raises:
+            KernelError: the address cannot be bound.
+        """
+        _end_old_face(self._lock)
+        self._bind()
+        self.check()
+
+    def become(self, path: str) -> NoReturn:
+        """Bind, and turn this process into it, which asks at a Unix socket; return never.
+
+        Raises:
+            KernelError: the address cannot be bound.
+        """
+        self._bind()
+        assert self._listener is not None
+        with os.fdopen(os.memfd_create("options"), "wb", buffering=0) as file:
+            file.write(self._options())
+            file.seek(0)
+            os.dup2(file.fileno(), 0)
+        os.set_inheritable(self._listener.fileno(), True)
+        os.execv(sys.executable, [*_FACE, path, str(self._listener.fileno())])  # noqa: S606 - no shell is meant
+
+    def _bind(self) -> None:
+        if self._listen.startswith(UNIX):
+            self._listener = bound(self._listen.removeprefix(UNIX))
+        else:
+            self._listener = bind_metrics(self._listen, [])
+            self._listener.listen(64)
+            host, port = self._listener.getsockname()[:2]
+            self._where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if self._listen.endswith(":0"):
+                say(f"serving at {self._url}")
+            self._say_who_reads()
+
+    @property
+    def _guarded(self) -> bool:
+        """Whether not everybody who reaches the network can reach it."""
+        assert self._listener is not None
+        if self._listener.family == socket.AF_UNIX:
+            return True
+        return ipaddress.ip_address(self._listener.getsockname()[0]).is_loopback
+
+    @property
+    def _url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://{self._where}/"
+
+    def _say_who_reads(self) -> None:
+        if not (self._guarded or self._tls):
+            token = "the token and " if self._token else ""
+            say(
+                f"no TLS at {self._where}: who can listen to that network can read {token}all that is served there; "
+                "`--tls-cert` and `--tls-key` prevent it"
+            )
+        if self._token:
+            return
+        say(
+            f"every user of this machine can read the page at {self._url}; `--token-file` limits it"
+            if self._guarded
+            else f"{self._where} serves only /metrics and /healthz: the page needs `--token-file` there"
+        )
+
+    def _options(self) -> bytes:
+        """Return what the process is told; of the token only its hash, and on no command line."""
+        hashed = ""
+        if self._token:
+            import hashlib
+
+            hashed = hashlib.sha256(self._token.encode()).hexdigest()
+        served = self._guarded or bool(self._token)
+        members = {"interval_s": self._interval_s, "token": hashed, "served": served}
+        if self._tls is not None:
+            members |= {"certificate": self._tls[0], "key": self._tls[1]}
+        return json.dumps(members).encode() + b"\n"
+
+    def change(self, token: str, tls: tuple[str, str] | None = None) -> None:
+        """Tell it who may read from now on, and with which certificate; who reads already goes on."""
+        opened = bool(self._token) and not token
+        self._token = token
+        self._tls = tls
+        if opened and not self._listen.startswith(UNIX):
+            self._say_who_reads()
+        process = self._process
+        if process is None or process.stdin is None or process.poll() is not None:
+            return
+        try:
+            if os.write(process.stdin.fileno(), self._options()) != len(self._options()):
+                raise BlockingIOError
+        except OSError:  # it does not take it: `check` starts another one, which does
+            confined.send_signal(process, signal.SIGKILL)
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """What says that nothing is served: it ended again and again."""
+        process = self._process
+        if self._failures < 2 or process is None:
+            return ()
+        if process.poll() is None and self._lasted_s >= _WELL_S:
+            return ()
+        doing = f"serve it: its process ended {self._failures} times in a row (status {process.returncode})"
+        return (Gap("the page and the metrics", doing, "what it wrote to standard error says"),)
+
+    def check(self) -> None:
+        """Start it where it does not run."""
+        if self._process is not None and self._process.poll() is None:
+            self._lasted_s = time.monotonic() - self._begun
+            return
+        if self._listener is None:
+            return
+        if time.monotonic() < self._due:
+            return
+        pause = _FACE_PAUSE_S
+        if self._process is not None:
+            self._failures = 1 if self._lasted_s >= _HEALTHY_S else self._failures + 1
+            pause = min(_FACE_PAUSE_S * 2 ** min(self._failures - 1, 10), _LONGEST_PAUSE_S)
+            say(
+                f"the process that serves the page ended (status {self._process.returncode}); starting it again"
+            )
+        self._begun, self._lasted_s = time.monotonic(), 0.0
+        self._due = self._begun + pause
+        own_end, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with other_end:
+            descriptors = other_end.fileno(), self._listener.fileno()
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.close()
+            process = self._process = confined.start(
+                "finwait.agent.face", tuple(map(str, descriptors)), pass_fds=descriptors
+            )
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):  # nobody else has written into it: it takes all at once
+                os.write(process.stdin.fileno(), self._options())
+        if self._lock >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._lock, 0)
+                os.pwrite(self._lock, f"{self._process.pid} {_began(self._process.pid)}\n".encode(), 0)
+        threading.Thread(target=self._serve, args=(own_end,), name="finwait-face", daemon=True).start()
+
+    def end(self) -> None:
+        """End it."""
+        if self._listener is not None:
+            self._listener.close()
+            if self._listen.startswith(UNIX):
+                with contextlib.suppress(OSError):
+                    os.unlink(self._listen.removeprefix(UNIX))
+        process = self._process
+        if process is None or process.stdin is None:
+            return
+        with contextlib.suppress(OSError):
+            os.write(process.stdin.fileno(), b'{"end":true}\n')
+        if confined.end(process):
+            return
+        say(
+            f"the process that serves the page (pid {process.pid}) does not end, and may not be killed without CAP_KILL"
+        )

@@ -1,0 +1,192 @@
+"""Connections beside the names of a cluster: which pod has each end, and through which Service they meet.
+
+A row's pod is that of the cgroup in which its socket was made, or of its holder. What has no cgroup (an orphan in
+FIN_WAIT2, a TIME_WAIT) has the pod whose network namespace it is in, or whose address it has. Its peer's pod is that of
+the row at the other end, else the one that the API server gives the peer's address, after translation as far as
+connection tracking tells it.
+
+A Service shows where a client asked for one of its addresses: in the client's own row, or in the conntrack entry. A
+server's row alone does not tell which of the Services that lead to it was asked, or whether any was; that is `None`,
+"not known", and never a guess. Of a headless Service the address is the pod's own; it is named where it is the only
+Service there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finwait.table.sockets import address_text
+from finwait.uapi.cluster import ClusterNames, Pod
+
+if TYPE_CHECKING:
+    from finwait.attribution.container import Workload
+    from finwait.table.flows import FlowTable
+    from finwait.table.sockets import SocketTable
+
+__all__ = ["RowNames", "asked_at", "names_of_rows"]
+
+U64 = NDArray[np.uint64]
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True, slots=True)
+class RowNames:
+    """One entry a row."""
+
+    pod: Sequence[Pod | None]
+    peer: Sequence[Pod | str | None]
+    """The pod at the other end; of one on another node its path."""
+    service: Sequence[str | None]
+    """``NAMESPACE/NAME`` of the Service between the ends; empty for none, None where that is not known."""
+
+
+def asked_at(sockets: SocketTable, flow: NDArray[np.int64], flows: FlowTable | None) -> U64:
+    """Return where the client of each connection asked before anything was translated.
+
+    Args:
+        sockets: the rows.
+        flow: of each row its conntrack entry, −1 for none.
+        flows: the entries.
+
+    Returns:
+        Two words of an address and a port, as uint64 of shape (rows, 3); port 0 where no entry tells.
+    """
+    asked = np.zeros((len(sockets), 3), np.uint64)
+    if flows is None or not len(flows):
+        return asked
+    known = np.flatnonzero(flow >= 0)
+    at = flow[known]
+    asked[known, :2] = flows.orig_dst[at]
+    asked[known, 2] = flows.orig_dport[at]
+    return asked
+
+
+def names_of_rows(
+    sockets: SocketTable,
+    names: ClusterNames,
+    *,
+    workload: NDArray[np.int32],
+    workloads: Sequence[Workload],
+    other: NDArray[np.int64],
+    peer: U64,
+    asked: U64,
+) -> RowNames:
+    """Join rows with the names of a cluster.
+
+    Args:
+        sockets: the rows.
+        names: the names.
+        workload: of each row its place in ``workloads``, −1 for none.
+        workloads: what cgroups tell.
+        other: row of the other end, −1 for none here.
+        peer: address of the other end after translation, two words a row.
+        asked: as `asked_at` returns it.
+    """
+    n = len(sockets)
+    if not names.as_of:
+        nothing = [None] * n
+        return RowNames(nothing, nothing, nothing)
+    uid_of = [*(work.pod_uid for work in workloads), ""]
+    pod_of = [names.pod(uid) if uid else None for uid in uid_of]
+    numbers = workload.tolist()
+    uids, pods = [uid_of[k] for k in numbers], [pod_of[k] for k in numbers]
+    _by_namespace(sockets, uids, pods, names)
+    at_source = _holders(sockets.src, names)
+    for row, (pod, uid) in enumerate(zip(pods, uids, strict=True)):
+        if pod is None and not uid:
+            holder = at_source[row]
+            pods[row] = holder if isinstance(holder, Pod) else None
+    others = other.tolist()
+    at_peer = _holders(peer, names)
+    peers: list[Pod | str | None] = [
+        pods[end] if end >= 0 and pods[end] is not None else at_peer[row] for row, end in enumerate(others)
+    ]
+    return RowNames(pods, peers, _services(sockets, names, others, asked))
+
+
+def _different(words: NDArray[Any]) -> tuple[list[str], list[int]]:
+    """Return the different addresses of a column as text, and which of them each row has."""
+    order = np.lexsort((words[:, 1], words[:, 0]))
+    ordered = words[order]
+    new = np.ones(len(words), np.bool_)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    at = np.empty(len(words), np.int64)
+    at[order] = np.cumsum(new) - 1
+    return [address_text(high, low) for high, low in ordered[new].tolist()], at.tolist()
+
+
+def _holders(words: NDArray[Any], names: ClusterNames) -> list[Pod | str | None]:
+    """Return who has each address of a column, each different one looked up once."""
+    texts, at = _different(words)
+    holders = [names.pod_at(text) for text in texts]
+    return [holders[k] for k in at]
+
+
+def _by_namespace(
+    sockets: SocketTable, uids: Sequence[str], pods: list[Pod | None], names: ClusterNames
+) -> None:
+    """Give rows without a cgroup the pod that all others of their network namespace belong to."""
+    owners: dict[int, set[str]] = {}
+    spaces = sockets.netns.tolist()
+    for space, uid in zip(spaces, uids, strict=True):
+        if uid:
+            owners.setdefault(space, set()).add(uid)
+    single = {space: names.pod(next(iter(of))) for space, of in owners.items() if len(of) == 1}
+    for row, space in enumerate(spaces):
+        if not uids[row] and (pod := single.get(space)) is not None and not pod.host_network:
+            pods[row] = pod
+
+
+def _services(
+    sockets: SocketTable, names: ClusterNames, others: Sequence[int], asked: U64
+) -> list[str | None]:
+    """Return the Service between each row and its other end (−1: not here); see `RowNames.service`."""
+    remote = sockets.dst, sockets.dport
+    nowhere: tuple[str, ...] = ()
+    doors = _looked_up(*remote, names.door_addresses, names.service_at, "")
+    at_door = _looked_up(asked[:, :2], asked[:, 2], names.door_addresses, names.service_at, "")
+    behind_remote = _looked_up(*remote, names.endpoint_addresses, names.services_behind, nowhere)
+    behind_local = _looked_up(
+        sockets.src, sockets.sport, names.endpoint_addresses, names.services_behind, nowhere
+    )
+    # A headless Service has no address of its own.
+    headless = {service.path for service in names.services if not service.addresses}
+    services: list[str | None] = []
+    for row, end in enumerate(others):
+        ends = (row,) if end < 0 else (row, end)
+        shown = next((door for k in ends if (door := doors[k] or at_door[k])), "")
+        behind = next((paths for k in ends if (paths := behind_remote[k])), ())
+        if shown or not behind:
+            # What serves: its client's row or entry would tell, and is elsewhere.
+            services.append(shown or (None if end < 0 and behind_local[row] else ""))
+        else:
+            # Asked directly, or translated within connect(), as eBPF data paths do: the row looks the same.
+            services.append(behind[0] if len(behind) == 1 and behind[0] in headless else None)
+    return services
+
+
+def _looked_up(
+    words: NDArray[Any],
+    ports: NDArray[Any],
+    known: frozenset[str],
+    look: Callable[[str, int], _Found],
+    nothing: _Found,
+) -> list[_Found]:
+    """Return what is known of each address and port: of few addresses there is anything."""
+    texts, at = _different(words)
+    answers = [nothing] * len(at)
+    places = np.array([text in known for text in texts], np.bool_)
+    if not places.any():
+        return answers
+    memo: dict[tuple[int, int], _Found] = {}
+    for row in np.flatnonzero(places[at]).tolist():
+        key = at[row], int(ports[row])
+        if key not in memo:
+            memo[key] = look(texts[key[0]], key[1])
+        answers[row] = memo[key]
+    return answers

@@ -1,0 +1,556 @@
+"""What a Kubernetes API server answers → values, of the fields that names need and of no other.
+
+Mirrors core/v1 (Pod, Service, Namespace), discovery.k8s.io/v1 and v1beta1 (EndpointSlice), and what surrounds them:
+lists, watch events, Status, APIGroup. The objects of a list are read one by one, so that the whole of it never exists
+twice, and one that cannot be read costs its own name only.
+
+The surprise: a list is believed only if it says that it is one. An empty JSON object would otherwise read as "there is
+nothing any more", and whatever answers with status 200 in place of an API server could empty all names.
+
+Whose pod it is comes from its owner, without a right to read owners: a ReplicaSet of a Deployment is named for it and
+for the label ``pod-template-hash``; a Job of a CronJob ends in the time at which it was due, in minutes (in seconds
+before Kubernetes 1.21). A static pod is owned by its Node, which is no workload.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from finwait.errors import DecodeError
+from finwait.uapi.cluster import Endpoint, KubeService, Pod, ServicePort
+
+__all__ = [
+    "EVENT_MOST",
+    "RESOURCES",
+    "EndpointSlice",
+    "EventLines",
+    "KubeList",
+    "KubeNamespace",
+    "KubeObject",
+    "Resource",
+    "WatchEvent",
+    "decode_event",
+    "decode_list",
+    "discovery_version",
+]
+
+Resource = Literal["pods", "services", "endpointslices", "namespaces"]
+RESOURCES: Final[tuple[Resource, ...]] = ("pods", "services", "endpointslices", "namespaces")
+
+EVENT_MOST: Final = 8 << 20
+"""Bytes in the line of an event. etcd refuses objects above 1.5 MB unless it is told otherwise."""
+_SLICE_MOST: Final = 20_000
+"""Endpoints of one slice that are spelled out. The API allows 1,000 addresses and 100 ports."""
+_VERSION_MOST: Final = 128
+_Decoded = TypeVar("_Decoded")
+_Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+
+
+class KubeNamespace(msgspec.Struct, frozen=True, gc=False):
+    """A namespace, and whether its annotation ``finwait.io/exclude`` keeps policies off its pods."""
+
+    name: str
+    excluded: bool = False
+
+
+class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
+    """Where a Service leads, or a part of that."""
+
+    endpoints: tuple[Endpoint, ...] = ()
+    total: int = 0
+    """How many endpoints it has; more than `endpoints` where those are too many to be spelled out."""
+
+
+class KubeObject(msgspec.Struct, frozen=True, gc=False):
+    """An object, as far as names need it."""
+
+    uid: str
+    value: Pod | KubeService | EndpointSlice | KubeNamespace
+    version: str = ""
+    """The ``resourceVersion`` of this state of it."""
+    host: tuple[str, ...] = ()
+    """Of a pod the addresses of its node."""
+
+
+class KubeList(msgspec.Struct, frozen=True):
+    """All objects of a resource, as of one version."""
+
+    objects: tuple[KubeObject, ...]
+    version: str
+    """The ``resourceVersion`` from which on to watch."""
+    unread: int = 0
+    """How many objects could not be read."""
+
+
+class WatchEvent(msgspec.Struct, frozen=True):
+    """What became of an object, or of the watch."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+    object: KubeObject | None = None
+    """Of the first three types."""
+    version: str = ""
+    """From which on to watch next; empty for an error."""
+    code: int = 0
+    """The HTTP status that an error stands for; 410 means that the history was compacted."""
+
+
+class _Wanted(msgspec.Struct, gc=False):
+    """The fields of an object that are wanted; no cycle can come of JSON, so that there is nothing to collect."""
+
+
+class _Owner(_Wanted):
+    kind: str = ""
+    name: str = ""
+    controller: bool | None = None
+
+
+class _Notes(_Wanted):
+    """The annotations that count; others can be 256 kB."""
+
+    exclude: str | None = msgspec.field(default=None, name="finwait.io/exclude")
+    config_hash: str | None = msgspec.field(default=None, name="kubernetes.io/config.hash")
+
+
+class _Meta(_Wanted, rename="camel"):
+    name: str
+    uid: str
+    namespace: str = ""
+    resource_version: str = ""
+    annotations: _Notes | None = None
+
+
+class _PodMeta(_Meta, rename="camel"):
+    labels: dict[str, str] | None = None
+    owner_references: list[_Owner] | None = None
+
+
+class _Address(_Wanted):
+    ip: str = ""
+
+
+class _PodSpec(_Wanted, rename="camel"):
+    node_name: str = ""
+    host_network: bool | None = None
+
+
+class _Terminated(_Wanted):
+    id: str = msgspec.field(default="", name="containerID")
+
+
+class _ContainerState(_Wanted):
+    terminated: _Terminated | None = None
+
+
+class _ContainerStatus(_Wanted, rename="camel"):
+    name: str
+    id: str = msgspec.field(default="", name="containerID")
+    last_state: _ContainerState | None = None
+
+
+_Statuses = list[_ContainerStatus] | None
+
+
+class _PodStatus(_Wanted, rename="camel"):
+    phase: str = ""
+    pod_ip: str = msgspec.field(default="", name="podIP")
+    pod_ips: list[_Address] | None = msgspec.field(default=None, name="podIPs")
+    host_ip: str = msgspec.field(default="", name="hostIP")
+    host_ips: list[_Address] | None = msgspec.field(default=None, name="hostIPs")
+    container_statuses: _Statuses = None
+    init_container_statuses: _Statuses = None
+    ephemeral_container_statuses: _Statuses = None
+
+
+class _Pod(_Wanted):
+    metadata: _PodMeta
+    spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
+    status: _PodStatus = msgspec.field(default_factory=_PodStatus)
+
+
+class _ServicePort(_Wanted, rename="camel"):
+    port: _Port
+    node_port: _Port | None = None
+    protocol: str = "TCP"
+    name: str = ""
+
+
+class _ServiceSpec(_Wanted, rename="camel"):
+    cluster_ip: str = msgspec.field(default="", name="clusterIP")
+    cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
+    external_ips: list[str] | None = msgspec.field(default=None, name="externalIPs")
+    ports: list[_ServicePort] | None = None
+
+
+class _LoadBalancer(_Wanted):
+    ingress: list[_Address] | None = None
+
+
+class _ServiceStatus(_Wanted, rename="camel"):
+    load_balancer: _LoadBalancer | None = None
+
+
+class _Service(_Wanted):
+    metadata: _Meta
+    spec: _ServiceSpec = msgspec.field(default_factory=_ServiceSpec)
+    status: _ServiceStatus | None = None
+
+
+class _SliceLabels(_Wanted):
+    service: str = msgspec.field(default="", name="kubernetes.io/service-name")
+
+
+class _SliceMeta(_Meta, rename="camel"):
+    labels: _SliceLabels | None = None
+
+
+class _Topology(_Wanted):
+    """Of v1beta1, in place of ``nodeName``."""
+
+    node: str = msgspec.field(default="", name="kubernetes.io/hostname")
+
+
+class _Target(_Wanted):
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+
+
+class _Conditions(_Wanted):
+    ready: bool | None = None
+
+
+class _Endpoint(_Wanted, rename="camel"):
+    addresses: list[str] | None = None
+    conditions: _Conditions | None = None
+    target_ref: _Target | None = None
+    node_name: str | None = None
+    topology: _Topology | None = None
+
+
+class _SlicePort(_Wanted):
+    port: _Port | None = None
+    protocol: str | None = None
+
+
+class _Slice(_Wanted, rename="camel"):
+    metadata: _SliceMeta
+    address_type: str = ""
+    endpoints: list[_Endpoint] | None = None
+    ports: list[_SlicePort] | None = None
+
+
+class _Namespace(_Wanted):
+    metadata: _Meta
+
+
+class _ListMeta(_Wanted, rename="camel"):
+    resource_version: str
+    more: str | None = msgspec.field(default=None, name="continue")
+
+
+class _List(_Wanted):
+    kind: str
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+class _Event(_Wanted):
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+    object: msgspec.Raw
+
+
+class _BookmarkMeta(_Wanted, rename="camel"):
+    resource_version: str
+
+
+class _Bookmark(_Wanted):
+    metadata: _BookmarkMeta
+
+
+class _Status(_Wanted):
+    code: int = 0
+    slug: str = msgspec.field(default="", name="reason")
+    """CamelCase, for programs: ``Expired``, ``Forbidden``."""
+
+
+class _GroupVersion(_Wanted):
+    version: str
+
+
+class _Group(_Wanted):
+    versions: list[_GroupVersion]
+
+
+_KINDS: Final[dict[str, str]] = {
+    "pods": "PodList",
+    "services": "ServiceList",
+    "endpointslices": "EndpointSliceList",
+    "namespaces": "NamespaceList",
+}
+_OBJECTS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
+    "pods": msgspec.json.Decoder(_Pod),
+    "services": msgspec.json.Decoder(_Service),
+    "endpointslices": msgspec.json.Decoder(_Slice),
+    "namespaces": msgspec.json.Decoder(_Namespace),
+}
+_LIST: Final = msgspec.json.Decoder(_List)
+_EVENT: Final = msgspec.json.Decoder(_Event)
+_BOOKMARK: Final = msgspec.json.Decoder(_Bookmark)
+_STATUS: Final = msgspec.json.Decoder(_Status)
+_GROUP: Final = msgspec.json.Decoder(_Group)
+
+_PLAIN_IPV4: Final = re.compile(
+    r"(?:(?:[1-9]?\d|1\d\d|2[0-4]\d|25[0-5])\.){3}(?:[1-9]?\d|1\d\d|2[0-4]\d|25[0-5])", re.ASCII
+)
+_CRON_END: Final = re.compile(r"(.+)-(?:\d{8}|\d{10})", re.ASCII | re.DOTALL)
+_GONE: Final = frozenset({"Expired", "Gone"})
+
+
+def _decoded(
+    decoder: msgspec.json.Decoder[_Decoded], data: bytes | bytearray | msgspec.Raw, subject: str
+) -> _Decoded:
+    """Return what JSON says.
+
+    Raises:
+        DecodeError: it is no JSON, or lacks what it must have.
+    """
+    try:
+        return decoder.decode(data)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(subject, 0, bytes(memoryview(data)[:16]), str(error)[:200]) from None
+
+
+def _checked(version: str, subject: str) -> str:
+    """Return a ``resourceVersion``; it is sent back in a request.
+
+    Raises:
+        DecodeError: it is empty, or longer than any.
+    """
+    if not 0 < len(version) <= _VERSION_MOST:
+        raise DecodeError(subject, 0, version[:16].encode(), "a resourceVersion that cannot be asked for")
+    return version
+
+
+def _addresses(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return addresses as `ipaddress` writes them, each once; what is none (``None``, a host name) is left out."""
+    if len(texts) == 1 and _PLAIN_IPV4.fullmatch(texts[0]):
+        return (texts[0],)
+    written: dict[str, None] = {}
+    for text in texts:
+        if _PLAIN_IPV4.fullmatch(text):
+            written[text] = None
+        elif ":" in text:
+            try:
+                written[str(ip_address(text))] = None
+            except ValueError:
+                continue
+    return tuple(written)
+
+
+def _excludes(notes: _Notes | None) -> bool:
+    """Whether the annotation is there; only ``false`` says that it does not count."""
+    return notes is not None and notes.exclude is not None and notes.exclude.strip().lower() != "false"
+
+
+def _workload(owners: Iterable[_Owner], labels: dict[str, str]) -> tuple[str, str]:
+    """Return kind and name of what a pod is part of; both empty for nothing."""
+    owner = next((owner for owner in owners if owner.controller), None)
+    if owner is None or owner.kind == "Node":
+        return "", ""
+    if owner.kind == "ReplicaSet":
+        end = f"-{labels.get('pod-template-hash', '')}"
+        if len(end) > 1 and owner.name.endswith(end) and owner.name != end:
+            return "Deployment", owner.name.removesuffix(end)
+    if owner.kind == "Job" and (cron := _CRON_END.fullmatch(owner.name)):
+        return "CronJob", cron[1]
+    return owner.kind, owner.name
+
+
+def _containers(status: _PodStatus) -> dict[str, str]:
+    """Return ids of containers, the one before the last restart too: it may have left connections behind."""
+    named: dict[str, str] = {}
+    everyone = (
+        *(status.init_container_statuses or ()),
+        *(status.container_statuses or ()),
+        *(status.ephemeral_container_statuses or ()),
+    )
+    for container in everyone:
+        before = container.last_state.terminated if container.last_state else None
+        for text in (before.id if before else "", container.id):
+            if number := text.rpartition("://")[2]:
+                named[number] = container.name
+    return named
+
+
+def _pod_object(pod: _Pod) -> KubeObject:
+    meta, spec, status = pod.metadata, pod.spec, pod.status
+    labels = meta.labels or {}
+    kind, owner = _workload(meta.owner_references or (), labels)
+    # The address of a pod that has ended belongs to the next one that gets it.
+    ended = status.phase in ("Succeeded", "Failed")
+    own = () if ended else (status.pod_ip, *(address.ip for address in status.pod_ips or ()))
+    config_hash = meta.annotations.config_hash if meta.annotations else None
+    value = Pod(
+        uid=meta.uid,
+        namespace=meta.namespace,
+        name=meta.name,
+        node=spec.node_name,
+        kind=kind,
+        owner=owner,
+        cgroup_uid=config_hash if config_hash and config_hash != meta.uid else "",
+        host_network=bool(spec.host_network),
+        addresses=_addresses(own),
+        containers=_containers(status),
+        labels=labels,
+        excluded=_excludes(meta.annotations),
+    )
+    host = _addresses((status.host_ip, *(address.ip for address in status.host_ips or ())))
+    return KubeObject(meta.uid, value, meta.resource_version, host)
+
+
+def _service_object(service: _Service) -> KubeObject:
+    meta, spec = service.metadata, service.spec
+    balancer = service.status.load_balancer if service.status else None
+    addresses = _addresses(
+        (
+            spec.cluster_ip,
+            *(spec.cluster_ips or ()),
+            *(spec.external_ips or ()),
+            *(ingress.ip for ingress in (balancer.ingress if balancer else None) or ()),
+        )
+    )
+    ports = tuple(ServicePort(p.port, p.node_port or 0, p.protocol, p.name) for p in spec.ports or ())
+    return KubeObject(
+        meta.uid, KubeService(meta.namespace, meta.name, addresses, ports), meta.resource_version
+    )
+
+
+def _slice_object(part: _Slice) -> KubeObject:
+    meta = part.metadata
+    name = meta.labels.service if meta.labels else ""
+    # A slice of no Service leads nowhere that has a name; one of host names has no addresses; no port means any.
+    ports = [port for port in part.ports or () if port.port is not None] if name else []
+    reached = part.endpoints or [] if part.address_type != "FQDN" else []
+    total = len(ports) * sum(len(endpoint.addresses or ()) for endpoint in reached)
+    if not 0 < total <= _SLICE_MOST:
+        return KubeObject(meta.uid, EndpointSlice((), total), meta.resource_version)
+    service = f"{meta.namespace}/{name}"
+    endpoints = []
+    for endpoint in reached:
+        target = endpoint.target_ref
+        pod = ""
+        if target is not None and target.kind == "Pod" and target.name:
+            pod = f"{target.namespace or meta.namespace}/{target.name}"
+        node = endpoint.node_name or (endpoint.topology.node if endpoint.topology else "")
+        ready = endpoint.conditions is None or endpoint.conditions.ready is not False
+        endpoints += [
+            Endpoint(service, address, port.port or 0, port.protocol or "TCP", pod, node, ready)
+            for address in _addresses(endpoint.addresses or ())
+            for port in ports
+        ]
+    return KubeObject(meta.uid, EndpointSlice(tuple(endpoints), len(endpoints)), meta.resource_version)
+
+
+def _object(resource: Resource, data: bytes | msgspec.Raw) -> KubeObject:
+    """Return an object.
+
+    Raises:
+        DecodeError: it is none of the resource.
+    """
+    raw = _decoded(_OBJECTS[resource], data, f"an object of {resource}")
+    match raw:
+        case _Pod():
+            return _pod_object(raw)
+        case _Service():
+            return _service_object(raw)
+        case _Slice():
+            return _slice_object(raw)
+    return KubeObject(
+        raw.metadata.uid,
+        KubeNamespace(raw.metadata.name, _excludes(raw.metadata.annotations)),
+        raw.metadata.resource_version,
+    )
+
+
+def decode_list(resource: Resource, data: bytes | bytearray) -> KubeList:
+    """Return what a request for all objects of a resource was answered.
+
+    Raises:
+        DecodeError: it is no such list, or only a part of one.
+    """
+    subject = f"a list of {resource}"
+    answer = _decoded(_LIST, data, subject)
+    if answer.kind != _KINDS[resource]:
+        raise DecodeError(subject, 0, bytes(data[:16]), f"it says that it is {answer.kind[:80]!r}")
+    if answer.metadata.more:
+        raise DecodeError(subject, 0, bytes(data[:16]), "it is only a part")
+    version = _checked(answer.metadata.resource_version, subject)
+    objects, unread = [], 0
+    for item in answer.items or ():
+        try:
+            objects.append(_object(resource, item))
+        except DecodeError:
+            unread += 1
+    return KubeList(tuple(objects), version, unread)
+
+
+def decode_event(resource: Resource, line: bytes) -> WatchEvent:
+    """Return a line of a watch.
+
+    Raises:
+        DecodeError: it is none, or its object cannot be read.
+    """
+    subject = f"an event of {resource}"
+    event = _decoded(_EVENT, line, subject)
+    if event.type == "ERROR":
+        status = _decoded(_STATUS, event.object, subject)
+        return WatchEvent(event.type, code=status.code or (410 if status.slug in _GONE else 500))
+    if event.type == "BOOKMARK":
+        mark = _decoded(_BOOKMARK, event.object, subject)
+        return WatchEvent(event.type, version=_checked(mark.metadata.resource_version, subject))
+    changed = _object(resource, event.object)
+    return WatchEvent(event.type, changed, _checked(changed.version, subject))
+
+
+def discovery_version(data: bytes | bytearray) -> str:
+    """Return the newest version of discovery.k8s.io that is understood and served: ``v1``, ``v1beta1`` or nothing.
+
+    Raises:
+        DecodeError: it is no APIGroup.
+    """
+    group = _decoded(_GROUP, data, "an APIGroup")
+    served = {version.version for version in group.versions}
+    return next((version for version in ("v1", "v1beta1") if version in served), "")
+
+
+class EventLines:
+    """Puts the lines of a watch together from pieces of any size."""
+
+    def __init__(self, most: int = EVENT_MOST) -> None:
+        self._most = most
+        self._pending = bytearray()
+        self._searched = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that a piece ends, without empty ones.
+
+        Raises:
+            DecodeError: a line is too long.
+        """
+        self._pending += data
+        end = self._pending.rfind(b"\n", self._searched)
+        self._searched = len(self._pending)
+        lines: list[bytes] = []
+        if end >= 0:
+            lines = [line for line in bytes(self._pending[:end]).split(b"\n") if line.strip()]
+            del self._pending[: end + 1]
+            self._searched = len(self._pending)
+        longest = max(map(len, lines), default=0)
+        if max(longest, len(self._pending)) > self._most:
+            raise DecodeError("an event", self._most, bytes(self._pending[:16]), "a line without an end")
+        return lines

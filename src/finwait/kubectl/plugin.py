@@ -1,0 +1,281 @@
+"""``kubectl finwait``: the command line.
+
+Without a command it shows what does not finish closing on all nodes, as one table; ``list`` shows connections. What
+acts or draws (``explain``, ``clear``, ``top``) goes to the agent of one node as it is typed, with that node's guards
+and journal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from finwait.errors import FinwaitError, Gap, UsageError
+from finwait.kubectl import merging
+from finwait.kubectl.agents import AgentPod, Kubectl
+from finwait.kubectl.selection import filter_words, pod_of
+from finwait.table.units import printable
+from finwait.version import __version__
+
+__all__ = ["build_parser", "main"]
+
+COMMANDS: Final = ("diagnose", "list", "explain", "clear", "top", "page", "debug")
+_UNSEEN: Final = 3
+_NO_AGENT: Final = "install the chart there, or look once: `kubectl finwait debug NODE --image IMAGE`"
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("cluster")
+    group.add_argument("--context", metavar="NAME", help="context of the kubeconfig")
+    group.add_argument("--kubeconfig", metavar="FILE", help="the kubeconfig")
+    group.add_argument(
+        "--agents", metavar="NS", default="", help="namespace of the agents (default: all are searched)"
+    )
+    group.add_argument(
+        "--timeout", type=float, default=30.0, metavar="SECONDS", help="for each node (default 30)"
+    )
+
+
+def _selecting(parser: argparse.ArgumentParser, *, one_node: bool) -> None:
+    group = parser.add_argument_group("which connections")
+    group.add_argument(
+        "-n", "--namespace", metavar="NS", help="of pods in this namespace (default: the context's)"
+    )
+    group.add_argument(
+        "-A", "--all-namespaces", action="store_true", help="of all pods, and of what is in no pod"
+    )
+    group.add_argument("-l", "--selector", metavar="SELECTOR", default="", help="of pods with these labels")
+    group.add_argument(
+        "--node", metavar="NODE", required=one_node, help="on this node" + ("" if one_node else " only")
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="kubectl finwait",
+        description="TCP connections that do not finish closing, on all nodes of a cluster: asks the agents of the "
+        "DaemonSet by kubectl. Without a command: `diagnose`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kubectl-finwait {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, about in (
+        ("diagnose", "what is wrong, with its cause, workload and whose move it is"),
+        ("list", "the connections themselves"),
+    ):
+        command = commands.add_parser(name, help=about, description=f"Show {about}.", allow_abbrev=False)
+        _selecting(command, one_node=False)
+        _common(command)
+        command.add_argument("-o", "--output", choices=("text", "json"), default="text", help="format")
+        command.add_argument(
+            "-w",
+            "--watch",
+            type=float,
+            nargs="?",
+            const=5.0,
+            metavar="SECONDS",
+            help="again and again (default 5 s)",
+        )
+        command.add_argument("filter", nargs="*", metavar="FILTER", help="as of `finwait list`")
+    explain = commands.add_parser(
+        "explain", help="why the connections of a pod do not close", allow_abbrev=False
+    )
+    explain.add_argument("pod", metavar="pod/NAME")
+    explain.add_argument("-n", "--namespace", metavar="NS", help="of the pod (default: the context's)")
+    explain.add_argument("filter", nargs="*", metavar="FILTER", help="only these of its connections")
+    _common(explain)
+    clear = commands.add_parser(
+        "clear", help="end connections on a node: shows a plan unless --yes is given", allow_abbrev=False
+    )
+    _selecting(clear, one_node=True)
+    clear.add_argument("--yes", action="store_true", help="do it")
+    clear.add_argument("filter", nargs="*", metavar="FILTER", help="which")
+    _common(clear)
+    top = commands.add_parser("top", help="the live view of a node", allow_abbrev=False)
+    top.add_argument("--node", metavar="NODE", required=True)
+    _common(top)
+    page = commands.add_parser("page", help="forward the page of a node to this machine", allow_abbrev=False)
+    page.add_argument("--node", metavar="NODE", required=True)
+    page.add_argument(
+        "--port", type=int, default=9944, metavar="PORT", help="here, and in the pod (default 9944)"
+    )
+    _common(page)
+    debug = commands.add_parser("debug", help="look once on a node without an agent", allow_abbrev=False)
+    debug.add_argument("node", metavar="NODE")
+    debug.add_argument("--image", required=True, metavar="IMAGE", help="that has finwait")
+    debug.add_argument("-o", "--output", choices=("text", "json"), default="text", help="format")
+    debug.add_argument("filter", nargs="*", metavar="FILTER", help="which connections")
+    _common(debug)
+    return parser
+
+
+class _Plugin:
+    """One run."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        options: list[str] = []
+        for name in ("context", "kubeconfig"):
+            if value := getattr(args, name):
+                options += [f"--{name}", value]
+        self.kubectl = Kubectl(options, args.timeout)
+
+    def _words(self) -> list[str]:
+        args = self.args
+        namespace = "" if args.all_namespaces else args.namespace or self.kubectl.namespace()
+        return filter_words(namespace, args.selector, args.filter)
+
+    def _agent(self, node: str) -> AgentPod:
+        for agent in self.kubectl.agents(self.args.agents):
+            if agent.node == node:
+                return agent
+        failure = FinwaitError(f"no agent runs on node `{node}`")
+        failure.hint = _NO_AGENT
+        raise failure
+
+    def _asked(self) -> tuple[list[AgentPod], list[Gap]]:
+        """Return the agents to ask, and the nodes that have none."""
+        agents = self.kubectl.agents(self.args.agents)
+        if self.args.node:
+            return [self._agent(self.args.node)], []
+        if not agents:
+            failure = FinwaitError("no agent runs in this cluster, or none that you may see")
+            failure.hint = _NO_AGENT
+            raise failure
+        nodes, gaps = self.kubectl.nodes()
+        present = {agent.node for agent in agents}
+        without = [
+            Gap(f"node {node}", "ask its agent: none runs there", _NO_AGENT)
+            for node in nodes
+            if node not in present
+        ]
+        return agents, [*gaps, *without]
+
+    def look(self) -> int:
+        """Ask all agents, and show one answer."""
+        args = self.args
+        listed = args.command == "list"
+        words = self._words()
+        agents, missing = self._asked()
+        answers = self.kubectl.ask_all(agents, args.command, "-o", "json", "--", *words)
+        gaps = [*missing, *merging.gaps_of(answers)]
+        merged = merging.connections(answers, gaps) if listed else merging.diagnosis(answers, gaps)
+        _print(args.output, merged, answers, listed=listed)
+        _tell(gaps if args.output == "text" else ())
+        if not any(answer.document is not None for answer in answers):
+            return 1
+        return _UNSEEN if gaps else 0
+
+    def debug(self) -> int:
+        """Look once where no agent runs."""
+        args = self.args
+        answers = [self.kubectl.debug(args.node, args.image, "diagnose", "-o", "json", "--", *args.filter)]
+        gaps = merging.gaps_of(answers)
+        _print(args.output, merging.diagnosis(answers, gaps), answers, listed=False)
+        _tell(gaps if args.output == "text" else ())
+        return 1 if answers[0].document is None else _UNSEEN if gaps else 0
+
+    def explain(self) -> NoReturn:
+        """Explain the connections of a pod, where it is."""
+        args = self.args
+        namespace = args.namespace or self.kubectl.namespace()
+        name = pod_of(args.pod)
+        words = [f'pod = "{namespace}/{name}"']
+        if args.filter:
+            words = [f"( {words[0]} ) and ( {' '.join(args.filter)} )"]
+        agent = self._agent(self.kubectl.node_of(name, namespace))
+        _become(self.kubectl.exec_words(agent, "explain", "--", *words))
+
+    def clear(self) -> NoReturn:
+        """End connections on one node: its plan, its guards, its journal."""
+        if not self.args.filter:
+            raise UsageError("`clear` needs a FILTER", hint="such as `rule = fin-wait2-held`")
+        mode = ("--yes",) if self.args.yes else ("--dry-run",)
+        _become(self.kubectl.exec_words(self._agent(self.args.node), "clear", *mode, "--", *self._words()))
+
+    def top(self) -> NoReturn:
+        """Draw the live view."""
+        _become(self.kubectl.exec_words(self._agent(self.args.node), "top", "--agent", typing=True))
+
+    def page(self) -> NoReturn:
+        """Forward the page."""
+        agent = self._agent(self.args.node)
+        sys.stderr.write(
+            f"finwait: the page of {printable(agent.node)}: http://127.0.0.1:{self.args.port}/\n"
+        )
+        sys.stderr.flush()
+        port = str(self.args.port)
+        _become(
+            self.kubectl.command("port-forward", "-n", agent.namespace, f"pod/{agent.name}", f"{port}:9944")
+        )
+
+
+def _become(command: Sequence[str]) -> NoReturn:
+    sys.stdout.flush()
+    os.execv(command[0], list(command))  # noqa: S606 - no shell is meant
+
+
+def _print(
+    output: str, merged: dict[str, Any], answers: Sequence[merging.NodeAnswer], *, listed: bool
+) -> None:
+    if output == "json":
+        sys.stdout.write(msgspec.json.encode(merged).decode() + "\n")
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in merging.table(answers, listed=listed)))
+    sys.stdout.flush()
+
+
+def _tell(gaps: Sequence[Gap]) -> None:
+    for gap in gaps:
+        sys.stderr.write(f"finwait: not seen: {gap}\n")
+
+
+def _with_command(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with ``diagnose`` where no command is among them."""
+    if argv[:1] and argv[0] in (*COMMANDS, "-h", "--help", "--version"):
+        return list(argv)
+    return ["diagnose", *argv]
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Return what the command line says; options may stand before, behind and within a FILTER."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(_with_command(argv))
+    if rest and (not hasattr(args, "filter") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.filter = [*args.filter, *rest]
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; return the exit status: that of finwait, see finwait(8)."""
+    args = _parsed(sys.argv[1:] if argv is None else argv)
+    try:
+        plugin = _Plugin(args)
+        run: Callable[[], int] = (
+            plugin.look if args.command in ("diagnose", "list") else getattr(plugin, args.command)
+        )
+        while True:
+            status = run()
+            seconds = getattr(args, "watch", None)
+            if seconds is None:
+                return status
+            time.sleep(max(1.0, seconds))
+            sys.stdout.write("\n")
+    except FinwaitError as error:
+        sys.stderr.write(f"finwait: error: {printable(str(error))}\n")
+        if hint := getattr(error, "hint", ""):
+            sys.stderr.write(f"hint: {printable(hint)}\n")
+        return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130

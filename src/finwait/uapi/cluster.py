@@ -1,0 +1,291 @@
+"""Names that a cluster gives to processes and addresses: pods, their workloads, and Services. Values only.
+
+A process belongs to a pod by the uid in its cgroup's path, an address by what the API server says of it. A pod in its
+node's network (``hostNetwork``) shares its address with the node, and so has a name by cgroup only. Static pods have
+two uids: the API server's, and the hash of their manifest, by which the kubelet names their cgroup.
+
+What follows the API server is `finwait.kube`; what is joined with connections is `finwait.attribution.named`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+__all__ = [
+    "JOINED_FROM",
+    "KUBE_PARTS_MOST",
+    "NO_NAMES",
+    "ClusterEvent",
+    "ClusterNames",
+    "Endpoint",
+    "EventReason",
+    "KubeService",
+    "Pod",
+    "ServicePort",
+    "merged",
+]
+
+KUBE_PARTS_MOST: Final = 1000
+"""Labels, addresses, containers or ports of one object that are kept."""
+KubeText = Annotated[str, msgspec.Meta(max_length=512)]
+"""A name, address, id or label: the longest that Kubernetes allows is the key of a label, 317 characters."""
+
+
+class Pod(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A pod, and what it is part of."""
+
+    uid: KubeText
+    """As the API server spells it."""
+    namespace: KubeText
+    name: KubeText
+    node: KubeText = ""
+    kind: KubeText = ""
+    """What its workload is: ``Deployment``, ``StatefulSet``, ``DaemonSet``, ``Job``, ``CronJob`` or another kind;
+    empty for a pod that nothing owns."""
+    owner: KubeText = ""
+    """The name of that."""
+    cgroup_uid: KubeText = ""
+    """The uid in its cgroup's path, where it is another: of static pods."""
+    host_network: bool = False
+    addresses: Annotated[tuple[KubeText, ...], msgspec.Meta(max_length=KUBE_PARTS_MOST)] = ()
+    """Its addresses as the API server writes them; of a ``hostNetwork`` pod those of its node."""
+    containers: Annotated[dict[KubeText, KubeText], msgspec.Meta(max_length=KUBE_PARTS_MOST)] = {}
+    """Id of a container, without its runtime's name → its name."""
+    labels: Annotated[dict[KubeText, KubeText], msgspec.Meta(max_length=KUBE_PARTS_MOST)] = {}
+    excluded: bool = False
+    """The annotation ``finwait.io/exclude`` of the pod or of its namespace says that a policy leaves it alone."""
+    gone_s: float = 0.0
+    """When it was deleted, in seconds since 1970; 0 while it is there."""
+
+    @property
+    def workload(self) -> str:
+        """``NAMESPACE/NAME`` of what owns it, else of the pod itself."""
+        return f"{self.namespace}/{self.owner or self.name}"
+
+    @property
+    def path(self) -> str:
+        """``NAMESPACE/NAME``."""
+        return f"{self.namespace}/{self.name}"
+
+
+class ServicePort(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A port of a Service."""
+
+    port: int
+    node_port: int = 0
+    """On which every node answers for it as well; 0 for none."""
+    protocol: KubeText = "TCP"
+    name: KubeText = ""
+
+
+class KubeService(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A Service."""
+
+    namespace: KubeText
+    name: KubeText
+    addresses: Annotated[tuple[KubeText, ...], msgspec.Meta(max_length=KUBE_PARTS_MOST)] = ()
+    """Its cluster addresses, external ones, and those of its load balancer; none of a headless one."""
+    ports: Annotated[tuple[ServicePort, ...], msgspec.Meta(max_length=KUBE_PARTS_MOST)] = ()
+
+    @property
+    def path(self) -> str:
+        """``NAMESPACE/NAME``."""
+        return f"{self.namespace}/{self.name}"
+
+
+class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One address and port to which a Service leads."""
+
+    service: KubeText
+    """``NAMESPACE/NAME`` of the Service."""
+    address: KubeText
+    port: int
+    protocol: KubeText = "TCP"
+    pod: KubeText = ""
+    """``NAMESPACE/NAME`` of the pod that has it; empty where it is none."""
+    node: KubeText = ""
+    ready: bool = True
+
+
+EventReason = Literal["ConnectionsNotClosing", "ConnectionsCleared"]
+
+
+class ClusterEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """News about a workload."""
+
+    news: EventReason
+    """What Kubernetes calls its reason."""
+    namespace: KubeText
+    kind: KubeText
+    """``Deployment`` and the like; ``Pod`` for a pod that nothing owns."""
+    name: KubeText
+    rule: KubeText
+    """Of the diagnosis; news of another rule is another Event."""
+    message: Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
+    """Everything with a name, as of one moment."""
+
+    node: str = ""
+    """The node that this machine is; its pods are all here, of other nodes only those behind Services."""
+    pods: tuple[Pod, ...] = ()
+    services: tuple[KubeService, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    node_addresses: tuple[str, ...] = ()
+    """Addresses of this node, at which NodePorts answer."""
+    as_of: dict[str, float] = {}
+    """What was listed (``pods``, ``services``, ``endpointslices``, ``namespaces``) → when that was known to be right,
+    in seconds since 1970. What is missing here was never listed; without ``namespaces`` no namespace's
+    ``finwait.io/exclude`` is known."""
+
+    @cached_property
+    def _by_uid(self) -> dict[str, Pod]:
+        # An annotation, which anybody may write, never takes the name of a pod away.
+        named = {pod.cgroup_uid: pod for pod in self.pods if pod.cgroup_uid}
+        return named | {pod.uid: pod for pod in self.pods}
+
+    @cached_property
+    def _by_path(self) -> dict[str, Pod]:
+        return {pod.path: pod for pod in sorted(self.pods, key=lambda pod: pod.gone_s == 0)}
+
+    @cached_property
+    def _by_address(self) -> dict[str, Pod | str]:
+        """Address → a pod of this node, or the path of one elsewhere; of one that is gone while nobody else has it."""
+        owners: dict[str, Pod | str] = {}
+        reached = [pod for pod in self.pods if not pod.host_network]
+        for pod in sorted((pod for pod in reached if pod.gone_s), key=lambda pod: pod.gone_s):
+            owners |= dict.fromkeys(pod.addresses, pod)
+        present = {pod.path for pod in self.pods if not pod.gone_s}
+        elsewhere: dict[str, str] = {}
+        shared: set[str] = set()
+        for endpoint in self.endpoints:
+            if not endpoint.pod or endpoint.pod in present:
+                continue
+            if elsewhere.setdefault(endpoint.address, endpoint.pod) != endpoint.pod:
+                shared.add(endpoint.address)
+        # An address of several pods is that of their node, and anybody's there.
+        owners |= elsewhere
+        for address in shared:
+            del owners[address]
+        for pod in reached:
+            if not pod.gone_s:
+                owners |= dict.fromkeys(pod.addresses, pod)
+        return owners
+
+    @cached_property
+    def _doors(self) -> dict[tuple[str, int], str]:
+        """Address and TCP port at which a Service is asked → its path."""
+        doors: dict[tuple[str, int], str] = {}
+        for service in self.services:
+            for port in service.ports:
+                if port.protocol != "TCP":
+                    continue
+                doors |= {(address, port.port): service.path for address in service.addresses}
+                if port.node_port:
+                    doors |= {(address, port.node_port): service.path for address in self.node_addresses}
+        return doors
+
+    @cached_property
+    def _behind(self) -> dict[tuple[str, int], tuple[str, ...]]:
+        behind: dict[tuple[str, int], tuple[str, ...]] = {}
+        for endpoint in self.endpoints:
+            if endpoint.protocol == "TCP":
+                place = endpoint.address, endpoint.port
+                behind[place] = tuple(sorted({*behind.get(place, ()), endpoint.service}))
+        return behind
+
+    @cached_property
+    def door_addresses(self) -> frozenset[str]:
+        """Addresses at which Services are asked."""
+        return frozenset(address for address, _ in self._doors)
+
+    @cached_property
+    def endpoint_addresses(self) -> frozenset[str]:
+        """Addresses to which Services lead."""
+        return frozenset(address for address, _ in self._behind)
+
+    def pod(self, uid: str) -> Pod | None:
+        """Return the pod that a cgroup's path names, also one that was deleted not long ago."""
+        return self._by_uid.get(uid)
+
+    def pod_called(self, path: str) -> Pod | None:
+        """Return the pod of this node of a path; where a new one has the name of one that is gone, the new one."""
+        return self._by_path.get(path)
+
+    def pod_at(self, address: str) -> Pod | str | None:
+        """Return who has an address: a pod of this node, the path of one elsewhere, or None where that is not known.
+
+        Args:
+            address: as `ipaddress` writes it.
+        """
+        return self._by_address.get(address)
+
+    def service_at(self, address: str, port: int) -> str:
+        """Return the path of the Service that is asked at a place; empty for none."""
+        return self._doors.get((address, port), "")
+
+    def services_behind(self, address: str, port: int) -> tuple[str, ...]:
+        """Return the paths of the Services that lead to a place: of a headless one that is all that is seen."""
+        return self._behind.get((address, port), ())
+
+    def about(self, addresses: Collection[str]) -> ClusterNames:
+        """Return all pods of the node, and what else concerns some addresses: a cluster may have many Services.
+
+        Args:
+            addresses: as `ipaddress` writes them.
+        """
+        asked = set(addresses)
+        led = {e.service for e in self.endpoints if e.address in asked}
+        local = bool(asked & set(self.node_addresses))  # where every NodePort answers
+        return msgspec.structs.replace(
+            self,
+            services=tuple(
+                service
+                for service in self.services
+                if service.path in led
+                or asked & set(service.addresses)
+                or (local and any(port.node_port for port in service.ports))
+            ),
+            endpoints=tuple(e for e in self.endpoints if e.address in asked),
+        )
+
+    def taking_over(self, earlier: ClusterNames) -> ClusterNames:
+        """Return itself, with what was joined already in earlier names from the very same parts."""
+        for joined, parts in JOINED_FROM.items():
+            if joined in earlier.__dict__ and all(getattr(self, p) is getattr(earlier, p) for p in parts):
+                self.__dict__[joined] = earlier.__dict__[joined]
+        return self
+
+
+JOINED_FROM: Final[Mapping[str, tuple[str, ...]]] = {
+    "_by_uid": ("pods",),
+    "_by_path": ("pods",),
+    "_by_address": ("pods", "endpoints"),
+    "_doors": ("services", "node_addresses"),
+    "_behind": ("endpoints",),
+    "door_addresses": ("services", "node_addresses"),
+    "endpoint_addresses": ("endpoints",),
+}
+"""What `ClusterNames` joins when it is asked for → the fields that it is joined from."""
+
+NO_NAMES: Final = ClusterNames()
+"""Nothing is known of a cluster."""
+
+
+def merged(parts: Sequence[ClusterNames]) -> ClusterNames:
+    """Return what several answers about one cluster say together (`ClusterNames.about` of different addresses)."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0] if parts else NO_NAMES
+    return msgspec.structs.replace(
+        first,
+        services=tuple({service.path: service for part in parts for service in part.services}.values()),
+        endpoints=tuple(
+            {(e.service, e.address, e.port, e.protocol): e for part in parts for e in part.endpoints}.values()
+        ),
+    )

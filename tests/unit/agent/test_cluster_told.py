@@ -1,0 +1,179 @@
+"""What the process that follows a cluster tells, and what the looker keeps of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finwait.agent.cluster_told import (
+    LENGTH,
+    FollowRequest,
+    NamesMessage,
+    about_pods,
+    bounded,
+    decode_message,
+    decode_request,
+    encode_message,
+    encode_request,
+    framed,
+    known_pods,
+    nameable,
+    taken,
+)
+from finwait.errors import DecodeError
+from finwait.uapi.cluster import NO_NAMES, ClusterNames, Endpoint, KubeService, Pod
+
+CART = Pod("u1", "shop", "cart-1", "n1", "Deployment", "cart", addresses=("10.1.0.5",))
+DB = Pod("u2", "shop", "db-0", "n1", "StatefulSet", "db")
+SERVICE = KubeService("shop", "db", ("10.96.0.7",))
+END = Endpoint("shop/db", "10.1.0.6", 5432)
+ALL = {"pods": 100.0, "services": 100.0, "endpointslices": 100.0, "namespaces": 100.0}
+FULL = NamesMessage(
+    node="n1",
+    url="https://a:1",
+    pods=(CART, DB),
+    services=(SERVICE,),
+    endpoints=(END,),
+    node_addresses=("192.0.2.1",),
+    as_of=ALL,
+)
+
+
+def body(message: NamesMessage) -> bytes:
+    return encode_message(message)[LENGTH:]
+
+
+def test_a_message_and_a_request_arrive_as_they_are() -> None:
+    assert decode_message(body(FULL)) == FULL
+    request = FollowRequest(kubernetes="auto", parent=7, node="n1")
+    assert decode_request(encode_request(request)) == request
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_none(data: bytes) -> None:
+    try:
+        decode_message(data)
+    except DecodeError:
+        return
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [
+        (msgspec.structs.replace(CART, owner="shop/else"),),
+        (msgspec.structs.replace(CART, namespace=""),),
+        (msgspec.structs.replace(CART, name="a\nb"),),
+        (msgspec.structs.replace(CART, uid="../x"),),
+        (msgspec.structs.replace(CART, cgroup_uid="a b"),),
+    ],
+)
+def test_a_name_that_no_object_has_is_no_message(pods: Any) -> None:
+    with pytest.raises(DecodeError):
+        decode_message(body(msgspec.structs.replace(FULL, pods=pods)))
+
+
+def test_an_owner_that_a_pod_made_up_is_left_out_before_it_is_told() -> None:
+    wild = msgspec.structs.replace(CART, owner="x/y\n")
+    (pod, same) = nameable((wild, DB))
+    assert (pod.workload, pod.kind, same) == ("shop/cart-1", "", DB)
+    right = (CART, DB)
+    assert nameable(right) is right
+
+
+def test_what_did_not_change_stays_the_very_same() -> None:
+    names = taken(NO_NAMES, FULL, 100.0)
+    later = taken(names, NamesMessage(as_of={**ALL, "pods": 130.0}, node_addresses=("192.0.2.1",)), 130.0)
+    assert later.pods is names.pods
+    assert later.services is names.services
+    assert later.as_of["pods"] == 130.0
+    assert later.node == "n1"
+
+
+def test_a_process_that_has_listed_nothing_takes_no_name_away() -> None:
+    names = taken(NO_NAMES, FULL, 100.0)
+    empty = NamesMessage(node="n1", pods=(), services=(), endpoints=(), as_of={})
+    assert taken(names, empty, 200.0) == names
+    partly = NamesMessage(node="n1", pods=(), services=(), endpoints=(), as_of={"services": 200.0})
+    later = taken(names, partly, 200.0)
+    assert (later.pods, later.services, later.endpoints) == (names.pods, (), names.endpoints)
+    assert later.as_of == {**ALL, "services": 200.0}, "of the rest it is told how old it is"
+
+
+def test_pods_that_went_while_nobody_followed_keep_their_names_for_ten_minutes() -> None:
+    names = taken(NO_NAMES, FULL, 100.0)
+    later = taken(names, msgspec.structs.replace(FULL, pods=(DB,)), 200.0)
+    gone = later.pod("u1")
+    assert gone is not None
+    assert (gone.workload, gone.gone_s) == ("shop/cart", 200.0)
+    again = taken(later, msgspec.structs.replace(FULL, pods=(DB,)), 799.0)
+    assert again.pod("u1") == gone
+    assert taken(again, msgspec.structs.replace(FULL, pods=(DB,)), 801.0).pod("u1") is None
+
+
+def test_pods_without_what_their_namespaces_say_are_not_known_to_be_free() -> None:
+    names = taken(NO_NAMES, FULL, 100.0)
+    assert known_pods(names, 150.0)
+    alone = NamesMessage(node="n1", pods=(CART,), as_of={"pods": 140.0})
+    assert not known_pods(taken(names, alone, 150.0), 150.0)
+    both = NamesMessage(node="n1", pods=(CART,), as_of={"pods": 140.0, "namespaces": 140.0})
+    assert known_pods(taken(names, both, 150.0), 150.0)
+
+
+@pytest.mark.parametrize(("now", "known"), [(100.0, True), (700.0, True), (701.0, False), (-501.0, False)])
+def test_names_that_nothing_has_confirmed_are_not_acted_by(now: float, known: bool) -> None:
+    assert known_pods(taken(NO_NAMES, FULL, 100.0), now) is known
+    assert not known_pods(NO_NAMES, now)
+
+
+def test_a_diagnosis_gets_services_only_where_somebody_asks_for_them() -> None:
+    names = ClusterNames(node="n1", pods=(CART,), services=(SERVICE,), endpoints=(END,), as_of=ALL)
+    assert about_pods(names, services=True) is names
+    less = about_pods(names, services=False)
+    assert (less.pods, less.services, less.endpoints) == ((CART,), (), ())
+    assert set(less.as_of) == {"pods", "namespaces"}, "a Service is then not known, and not none"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"gaps": [["", "", ""]] * 51},
+        {"as_of": {"secrets": 1.0}},
+        {"node_addresses": ["10.0.0.1"] * 1001},
+        {"services": [{"namespace": "a", "name": "b"}] * 100_001},
+    ],
+    ids=["gaps", "as_of", "addresses", "services"],
+)
+def test_more_than_is_ever_told_is_refused_before_it_is_kept(message: dict[str, Any]) -> None:
+    """Each small thing takes forty times its bytes in memory."""
+    with pytest.raises(DecodeError):
+        decode_message(msgspec.msgpack.encode(message))
+
+
+def test_a_pod_with_more_parts_than_are_kept_does_not_keep_the_names_of_others_away() -> None:
+    many = msgspec.structs.replace(CART, labels={f"k{k}": "v" for k in range(1500)})
+    wide = msgspec.structs.replace(
+        SERVICE, addresses=tuple(f"10.0.{k // 250}.{k % 250}" for k in range(1200))
+    )
+    message = NamesMessage(pods=nameable((many, DB)), services=bounded((wide,)), as_of=ALL)
+    back = decode_message(encode_message(message)[LENGTH:])
+    assert back.pods is not None
+    assert len(back.pods[0].labels) == 1000
+    assert back.pods[1] == DB
+    with pytest.raises(DecodeError):
+        decode_message(encode_message(NamesMessage(pods=(many,)))[LENGTH:])
+
+
+def test_what_is_too_long_for_one_message_comes_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = NamesMessage(
+        pods=(CART, DB), services=(SERVICE,), endpoints=(END,), as_of=ALL, gaps=(("a", "b", "c"),)
+    )
+    assert len(framed(whole)) == 1
+    monkeypatch.setattr("finwait.agent.cluster_told.FRAME_MOST", len(encode_message(whole)) - LENGTH - 1)
+    names = NO_NAMES
+    for data in framed(whole):
+        names = taken(names, decode_message(data[LENGTH:]), 100.0)
+    assert (names.pods, names.services, names.endpoints) == (whole.pods, whole.services, whole.endpoints)

@@ -1,0 +1,250 @@
+"""Connections beside the names of a cluster: pods, Services, and what cannot be known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finwait.diagnosis import catalogue, engine
+from finwait.diagnosis.context import ViewContext
+from finwait.diagnosis.view import View
+from finwait.errors import FilterError
+from finwait.report.columns import Cells
+from finwait.report.json import connections, objects
+from finwait.selecting import parse_filter
+from finwait.table.sockets import pack_address
+from finwait.uapi import tcp
+from finwait.uapi.cluster import NO_NAMES, ClusterNames, Endpoint, KubeService, Pod, ServicePort, merged
+from tests.output import mistakes
+from tests.unit.diagnosis.views import socket, view
+
+CART, DB, STATIC = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222", "0" * 32
+BOX = "c" * 64
+CGROUPS = {
+    1: f"/kubepods/burstable/pod{CART}/{BOX}",
+    2: f"/kubepods/pod{DB}",
+    3: f"/kubepods/burstable/pod{STATIC}",
+    4: "/system.slice/sshd.service",
+}
+NAMES = ClusterNames(
+    node="n1",
+    pods=(
+        Pod(
+            CART, "shop", "cart-7d9-x", "n1", "Deployment", "cart", addresses=("10.1.0.5",),
+            containers={BOX: "app"}, labels={"app": "cart", "tier": "front"},
+        ),
+        Pod(DB, "shop", "db-0", "n1", "StatefulSet", "db", addresses=("10.1.0.6", "fd00::6")),
+        Pod(
+            "33333333-3333-4333-8333-333333333333", "kube-system", "proxy", "n1", cgroup_uid=STATIC, host_network=True,
+            addresses=("192.0.2.1",),
+        ),
+    ),
+    services=(
+        KubeService("shop", "db", ("10.96.0.7", "fd01::7"), (ServicePort(5432, 30007),)),
+        KubeService("shop", "db-all", (), (ServicePort(5432),)),
+        KubeService("shop", "queue", ("10.96.0.8",), (ServicePort(53, protocol="UDP"), ServicePort(5672))),
+    ),
+    endpoints=(
+        Endpoint("shop/db", "10.1.0.6", 5432, pod="shop/db-0", node="n1"),
+        Endpoint("shop/queue", "10.2.0.9", 5672, pod="shop/queue-1", node="n2"),
+        Endpoint("shop/alone", "10.2.0.10", 80, pod="shop/alone-0", node="n2"),
+    ),
+    node_addresses=("192.0.2.1",),
+    as_of={"pods": 1.0, "services": 1.0, "endpointslices": 1.0},
+)  # fmt: skip
+
+
+def row(**cells: Any) -> dict[str, Any]:
+    return socket(**{"state": tcp.FIN_WAIT2, "inode": 50, "cookie": 9} | cells)
+
+
+def named(*rows: dict[str, Any], names: ClusterNames = NAMES, **how: Any) -> View:
+    return replace(view(*rows, cgroup_paths=CGROUPS, **how), names=names)
+
+
+def column(v: View, name: str) -> list[Any]:
+    return Cells(v, np.arange(len(v))).column(name)
+
+
+CLIENT = row(netns=5, src="10.1.0.5", dst="10.96.0.7", sport=40000, dport=5432, cgroup_id=1)
+SERVER = row(
+    state=tcp.CLOSE_WAIT, inode=60, cookie=10, netns=6, src="10.1.0.6", dst="10.1.0.5", sport=5432, dport=40000,
+    cgroup_id=2,
+)  # fmt: skip
+
+
+def test_a_pod_its_workload_and_the_service_that_it_asked() -> None:
+    v = named(CLIENT)
+    assert {
+        name: column(v, name)[0] for name in ("pod", "namespace", "container", "workload", "node", "service")
+    } == {
+        "pod": "shop/cart-7d9-x",
+        "namespace": "shop",
+        "container": "app",
+        "workload": "shop/cart",
+        "node": "n1",
+        "service": "shop/db",
+    }
+
+
+def test_what_has_no_cgroup_has_the_pod_of_its_namespace_or_of_its_address() -> None:
+    orphan = CLIENT | {"inode": 0, "cookie": 11, "cgroup_id": 0, "sport": 40001}
+    inside = orphan | {"src": "127.0.0.1", "dst": "127.0.0.1", "cookie": 12}
+    assert column(named(CLIENT, orphan, inside), "pod") == ["shop/cart-7d9-x"] * 3
+    assert column(named(orphan, inside), "pod") == ["shop/cart-7d9-x", None]
+    other = CLIENT | {"cookie": 13, "cgroup_id": 2}  # two pods in one network namespace
+    assert column(named(CLIENT, other, inside), "pod")[2] is None
+
+
+def test_a_pod_in_its_node_s_network_is_found_by_cgroup_only() -> None:
+    proxy = row(src="192.0.2.1", cgroup_id=3)
+    daemon = row(src="192.0.2.1", cgroup_id=4, cookie=14)
+    orphan = row(src="192.0.2.1", cgroup_id=0, cookie=15)
+    assert column(named(proxy, daemon, orphan), "pod") == ["kube-system/proxy", None, None]
+    assert column(named(proxy), "workload") == ["kube-system/proxy"]
+
+
+def test_the_peer_behind_a_translation_is_a_pod() -> None:
+    v = named(CLIENT)
+    assert column(v, "peer_pod") == [None]
+    translated = replace(v, peer=np.array([pack_address("10.1.0.6")], np.uint64))
+    assert column(translated, "peer_pod") == ["shop/db-0"]
+    assert column(translated, "peer_workload") == ["shop/db"]
+    elsewhere = replace(v, peer=np.array([pack_address("10.2.0.9")], np.uint64))
+    assert column(elsewhere, "peer_pod") == ["shop/queue-1"]
+    assert column(elsewhere, "peer_workload") == [None]
+
+
+def test_a_service_is_named_where_its_client_shows_it_and_else_not_known() -> None:
+    at = {"netns": 6, "sport": 40000, "src": "10.1.0.5", "cgroup_id": 1}
+    node_port = row(**at | {"dst": "192.0.2.1", "dport": 30007})
+    direct = row(**at | {"dst": "10.1.0.6", "dport": 5432})
+    headless = row(**at | {"dst": "10.2.0.10", "dport": 80})
+    elsewhere = row(**at | {"dst": "198.51.100.1", "dport": 80})
+    udp = row(**at | {"dst": "10.96.0.8", "dport": 53})
+    alone = (*NAMES.services, KubeService("shop", "alone"))
+    names = ClusterNames(
+        pods=NAMES.pods,
+        services=alone,
+        endpoints=NAMES.endpoints,
+        node_addresses=("192.0.2.1",),
+        as_of={"pods": 1.0},
+    )
+
+    def services(*rows: dict[str, Any]) -> list[str | None]:
+        return list(named(*rows, names=names).row_names.service)
+
+    assert services(node_port) == ["shop/db"]
+    assert services(direct) == [None]  # an eBPF data path translates within connect()
+    assert services(headless) == ["shop/alone"]
+    assert services(elsewhere) == [""]
+    assert services(udp) == [""]
+    assert services(SERVER | {"dst": "198.51.100.1"}) == [None]  # its client is elsewhere
+    v = named(SERVER, names=names)
+    asked = np.array([[*pack_address("10.96.0.7"), 5432]], np.uint64)
+    assert list(replace(v, asked=asked).row_names.service) == ["shop/db"]  # its entry tells
+    both = replace(named(CLIENT, SERVER, names=names), other=np.array([1, 0]))
+    assert list(both.row_names.service) == ["shop/db", "shop/db"]
+    assert column(both, "peer_pod") == ["shop/db-0", "shop/cart-7d9-x"]
+
+
+def test_dual_stack() -> None:
+    v6 = CLIENT | {"family": 10, "dst": "fd01::7"}
+    assert column(named(v6), "service") == ["shop/db"]
+    assert column(named(CLIENT | {"family": 10, "src": "fd00::6", "cgroup_id": 0}), "pod") == ["shop/db-0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [
+        ("pod = shop/cart-7d9-x", [0]),
+        ("pod = cart-*", [0]),
+        (f"pod = {CART}", [0]),
+        ("pod != shop/cart-7d9-x", [1, 2]),
+        ("workload = shop/cart", [0]),
+        ("workload = cart", [0]),
+        ("workload = other/cart", []),
+        ("workload != shop/cart", [1, 2]),
+        ("namespace = shop", [0, 1]),
+        ("namespace = kube-*", []),
+        ("service = shop/db", [0]),
+        ("service = db", [0]),
+        ("service != shop/db", [2]),  # of the server's row it is not known
+        ("label = app=cart", [0]),
+        ("label = tier", [0]),
+        ("label = app=*", [0]),
+        ("label app=cart", [0]),
+        ("label = app=web,app=cart,other", [0]),
+        ('label = "app=cart"', [0]),
+        ("label = app=cart and namespace = shop", [0]),
+        ("label != tier", [1, 2]),
+        ("container = app", [0]),
+    ],
+)
+def test_a_filter_by_names(words: str, rows: list[int]) -> None:
+    sshd = row(src="192.0.2.1", dst="198.51.100.1", cgroup_id=4, cookie=16, netns=1)
+    v = named(CLIENT, SERVER, sshd)
+    asked = parse_filter([words])
+    mask = asked.mask(v.sockets, ViewContext(v))
+    assert np.flatnonzero(mask).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    "words", ["workload = shop/cart", "service = shop/db", "namespace = shop", "label = app"]
+)
+def test_without_names_a_filter_by_them_cannot_be_answered(words: str) -> None:
+    v = named(CLIENT, names=NO_NAMES)
+    with pytest.raises((FilterError, ValueError), match="names"):
+        parse_filter([words]).mask(v.sockets, ViewContext(v))
+    assert parse_filter([f"pod = {CART}"]).mask(v.sockets, ViewContext(v)).tolist() == [True]
+
+
+def test_json_says_it_where_names_are_known() -> None:
+    v = named(CLIENT, SERVER)
+    first, second = (json.loads(text) for text in connections(v, np.arange(2)))
+    assert first["kubernetes"]["workload_kind"] == "Deployment"
+    assert first["kubernetes"]["service"] == "shop/db"
+    assert second["kubernetes"]["service"] is None
+    assert [one["kubernetes"] for one in objects(v, np.arange(2))] == [
+        first["kubernetes"],
+        second["kubernetes"],
+    ]
+    plain = named(CLIENT, names=NO_NAMES)
+    assert "kubernetes" not in json.loads(connections(plain, np.arange(1))[0])
+    document = {"apiVersion": "finwait/v1", "kind": "ConnectionList", "items": [], "gaps": []}
+    assert mistakes(document) == []
+
+
+def test_a_report_names_the_pod() -> None:
+    from finwait.report import text
+    from finwait.report.style import Style
+
+    v = named(CLIENT | {"snd_wnd": 10}, holders={50: [7]})
+    found = engine.diagnose(v, catalogue.rules())
+    said = "".join(text.diagnosis(v, found, (), "n1", style=Style(100, False)))
+    assert "shop/cart-7d9-x" in said
+
+
+def test_only_what_concerns_some_addresses_is_handed_on() -> None:
+    part = NAMES.about(["10.96.0.7", "10.1.0.6"])
+    assert [service.path for service in part.services] == ["shop/db"]
+    assert len(part.pods) == 3
+    assert len(part.endpoints) == 1
+    assert {s.path for s in NAMES.about(["192.0.2.1"]).services} == {"shop/db"}  # a NodePort of this node
+    again = merged([NAMES.about(["10.96.0.7"]), NAMES.about(["10.96.0.8"])])
+    assert {service.path for service in again.services} == {"shop/db", "shop/queue"}
+
+
+def test_a_new_pod_of_a_name_takes_the_place_of_one_that_is_gone() -> None:
+    old = Pod("a", "shop", "db-0", addresses=("10.1.0.6",), gone_s=5.0)
+    new = Pod("b", "shop", "db-0", addresses=("10.1.0.6",))
+    names = ClusterNames(pods=(new, old), as_of={"pods": 1.0})
+    found = names.pod_called("shop/db-0")
+    assert found is not None
+    assert found.uid == "b"
+    assert names.pod_at("10.1.0.6") == new
+    assert names.pod("a") == old

@@ -1,0 +1,276 @@
+"""``kubectl finwait`` with a kubectl of the tests' own, which answers from files, hangs, fails and writes for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finwait.errors import UsageError
+from finwait.kubectl.merging import NodeAnswer, gaps_of, table
+from finwait.kubectl.plugin import main
+from finwait.kubectl.selection import filter_words, label_words, pod_of
+from finwait.selecting import parse_filter
+
+FAKE = """#!{python}
+import json, os, sys, time
+words = sys.argv[1:]
+here = {here!r}
+with open(os.path.join(here, "calls"), "a") as file:
+    file.write(json.dumps(words) + "\\n")
+if words[:2] == ["get", "pods"] or "pods" in words and words[0] == "get":
+    print(open(os.path.join(here, "pods.json")).read())
+elif words[0] == "get" and "nodes" in words:
+    path = os.path.join(here, "nodes.json")
+    if not os.path.exists(path):
+        sys.exit("Error from server (Forbidden): nodes is forbidden")
+    print(open(path).read())
+elif words[0] == "get":
+    print(json.dumps({{"metadata": {{"name": "x"}}, "spec": {{"nodeName": "n1"}}}}))
+elif words[0] == "config":
+    print("shop", end="")
+elif words[0] in ("exec", "debug"):
+    node = words[words.index("-n") + 2] if words[0] == "exec" else "debug"
+    path = os.path.join(here, node)
+    if not os.path.exists(path):
+        time.sleep(600)
+    text = open(path).read()
+    if text == "fail":
+        sys.exit("error: unable to upgrade connection\\ncommand terminated with exit code 1")
+    if text == "flood":
+        while True:
+            os.write(1, b"x" * 65536)
+    print(text)
+    sys.exit(3)
+"""
+
+
+def answer(**more: Any) -> dict[str, Any]:
+    socket = {
+        "state": "FIN_WAIT2", "src": "10.1.0.5", "sport": 40000, "dst": "fd00::1", "dport": 80, "owners": [
+            {"pid": 7, "comm": "evil\x1b[31m"}
+        ],
+        "age_s": {"at_least": 3600.0, "at_most": None}, "kubernetes": {"workload": "shop/cart", "pod": "shop/cart-1"},
+    }  # fmt: skip
+    finding = {
+        "rule": "fin-wait2-held", "primary": True, "severity": "problem", "count": 3,
+        "move": {"whose": "peer", "act": "close()"}, "sockets": [socket],
+    }  # fmt: skip
+    healthy = finding | {"severity": "healthy", "rule": "time-wait"}
+    base = {
+        "apiVersion": "finwait/v1",
+        "kind": "Diagnosis",
+        "findings": [finding, healthy],
+        "items": [socket],
+        "gaps": [],
+    }
+    return base | more
+
+
+def pod(node: str, phase: str = "Running") -> dict[str, Any]:
+    return {
+        "metadata": {"name": f"finwait-{node}", "namespace": "observe"},
+        "spec": {"nodeName": node, "containers": [{"name": "looker"}, {"name": "server"}]},
+        "status": {"phase": phase},
+    }
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "bin" / "kubectl"
+    program.parent.mkdir()
+    program.write_text(FAKE.format(python=sys.executable, here=str(tmp_path)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    (tmp_path / "pods.json").write_text(json.dumps({"items": [pod("n1"), pod("n2"), pod("n4", "Pending")]}))
+    (tmp_path / "nodes.json").write_text(
+        json.dumps({"items": [{"metadata": {"name": name}} for name in ("n1", "n2", "n3", "n4")]})
+    )
+    for node in ("n1", "n2"):
+        (tmp_path / f"finwait-{node}").write_text(json.dumps(answer()))
+    return tmp_path
+
+
+def calls(cluster: Path, verb: str) -> list[list[str]]:
+    lines = [json.loads(line) for line in (cluster / "calls").read_text().splitlines()]
+    return [words for words in lines if words[0] == verb]
+
+
+def test_one_table_of_all_nodes_and_those_without_an_agent_are_gaps(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([]) == 3
+    out, err = capsys.readouterr()
+    head, *rows = out.splitlines()
+    assert head.split()[:3] == ["NODE", "SEVERITY", "#"]
+    assert [row.split()[0] for row in rows] == ["n1", "n2"]
+    assert all("shop/cart" in row and "60 min" in row and "peer: close()" in row for row in rows)
+    assert "node n3" in err
+    assert "node n4" in err
+    (first, second) = calls(cluster, "exec")
+    assert sorted(words[words.index("-c") + 1] for words in (first, second)) == ["looker", "looker"]
+    assert first[-1] == 'namespace = "shop"'  # the context's
+
+
+def test_what_is_asked_and_as_what(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cluster / "nodes.json").write_text(
+        json.dumps({"items": [{"metadata": {"name": "n1"}}, {"metadata": {"name": "n2"}}]})
+    )
+    assert (
+        main(["list", "-A", "-l", "app=cart,!old", "--context", "c1", "-o", "json", "age", ">", "10m"]) == 0
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert [item["node"] for item in document["items"]] == ["n1", "n2"]
+    assert document["kind"] == "ClusterConnectionList"
+    words = calls(cluster, "exec")[0]
+    assert words[1:3] == ["--context", "c1"]
+    assert words[words.index("finwait") :] == [
+        "finwait", "list", "-o", "json", "--", '( label = "app=cart" and label != "old" ) and ( age > 10m )',
+    ]  # fmt: skip
+    assert main(["list", "-n", "other", "--node", "n2"]) == 0
+    assert calls(cluster, "exec")[-1][-1] == 'namespace = "other"'
+    assert "evil" in (out := capsys.readouterr().out)
+    assert "\x1b" not in out
+    assert "[fd00::1]:80" in out
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("fail", "unable to upgrade connection"), ("no JSON", "status 3"), ("{}", "status 3")],
+)
+def test_a_node_that_says_nothing_is_a_gap(
+    cluster: Path, capsys: pytest.CaptureFixture[str], said: str, reason: str
+) -> None:
+    (cluster / "finwait-n2").write_text(said)
+    assert main(["-A"]) == 3
+    out, err = capsys.readouterr()
+    assert "n1" in out
+    assert "node n2: could not ask its agent" in err
+    assert reason in err
+
+
+def test_a_node_that_hangs_keeps_nobody_waiting(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cluster / "finwait-n2").unlink()
+    assert main(["-A", "--timeout", "1"]) == 3
+    out, err = capsys.readouterr()
+    assert "n1" in out
+    assert "no answer within 1 s" in err
+
+
+def test_a_node_that_writes_for_ever_takes_no_memory(
+    cluster: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finwait.kubectl.agents._ANSWER_MOST", 1 << 20)
+    (cluster / "finwait-n2").write_text("flood")
+    assert main(["-A"]) == 3
+    assert "longer than 1 MiB" in capsys.readouterr().err
+
+
+def test_nobody_answers(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for node in ("n1", "n2"):
+        (cluster / f"finwait-{node}").write_text("fail")
+    assert main(["-A"]) == 1
+    assert "0 nodes" in capsys.readouterr().out  # never "nothing is stuck" alone
+    (cluster / "pods.json").write_text('{"items": []}')
+    assert main(["-A"]) == 1
+    assert "no agent runs" in capsys.readouterr().err
+    (cluster / "pods.json").write_text("nonsense")
+    assert main(["-A"]) == 1
+    assert "did not print what it should" in capsys.readouterr().err
+
+
+def test_without_the_right_to_list_nodes_that_is_said(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cluster / "nodes.json").unlink()
+    assert main(["-A"]) == 3
+    assert "the right to list nodes" in capsys.readouterr().err
+
+
+def test_a_look_on_a_node_without_an_agent_leaves_no_pod(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cluster / "debug").write_text(json.dumps(answer()))
+    (cluster / "pods.json").write_text('{"items": []}')
+    assert main(["debug", "n3", "--image", "finwait:1"]) == 0
+    assert "fin-wait2-held" in capsys.readouterr().out
+    (words,) = calls(cluster, "debug")
+    assert words[:2] == ["debug", "node/n3"]
+    assert "--profile=sysadmin" in words
+
+
+@pytest.mark.parametrize(
+    ("argv", "remote"),
+    [
+        (["explain", "pod/cart-1"], ["explain", "--", 'pod = "shop/cart-1"']),
+        (
+            ["explain", "cart-1", "-n", "x", "state", "fin-wait-2"],
+            ["explain", "--", '( pod = "x/cart-1" ) and ( state fin-wait-2 )'],
+        ),
+        (["clear", "--node", "n1", "-A", "rule", "=", "x"], ["clear", "--dry-run", "--", "rule", "=", "x"]),
+        (["clear", "--node", "n1", "-A", "--", "--yes"], ["clear", "--dry-run", "--", "--yes"]),
+        (
+            ["clear", "--node", "n1", "--yes", "age > 1h"],
+            ["clear", "--yes", "--", '( namespace = "shop" ) and ( age > 1h )'],
+        ),
+        (["top", "--node", "n1"], ["top", "--agent"]),
+    ],
+)
+def test_what_acts_goes_to_one_node_as_it_is_typed(cluster: Path, argv: list[str], remote: list[str]) -> None:
+    program = "import sys; from finwait.kubectl.plugin import main; sys.exit(main(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", program, *argv], check=False, capture_output=True, timeout=60)
+    (words,) = calls(cluster, "exec")
+    assert words[words.index("finwait") + 1 :] == remote
+    assert ("-t" in words) == (argv[0] == "top")
+
+
+def test_wrong_arguments(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-l", "app in (a, b)"]) == 2
+    assert "key=value" in capsys.readouterr().err
+    assert main(["explain", "deploy/x"]) == 2
+    assert not (cluster / "calls").exists() or not calls(cluster, "exec")
+    with pytest.raises(SystemExit):
+        main(["clear", "-A", "rule = x"])  # on which node?
+    with pytest.raises(SystemExit):
+        main(["list", "-A", "--frobnicate"])
+    assert main(["clear", "--node", "n1", "-A"]) == 2
+
+
+def test_without_kubectl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["-A"]) == 1
+    assert "no `kubectl`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("selector", ["app=cart", "app!=cart", "!app", "a.b/c", "a=b,c=d", "k="])
+def test_a_selector_is_a_filter_that_can_be_read(selector: str) -> None:
+    parse_filter([" and ".join(label_words(selector))])
+
+
+@pytest.mark.parametrize("selector", ["", "a b", "a=b c", 'a="b"', "a in (b)", "!a=b", "a=b)or(c", "-a"])
+def test_what_is_no_selector_is_refused(selector: str) -> None:
+    with pytest.raises(UsageError):
+        label_words(selector)
+
+
+def test_names_that_are_none_are_refused() -> None:
+    for text in ("a b", "../x", 'x"', "pod/", "svc/x", "X"):
+        with pytest.raises(UsageError):
+            pod_of(text)
+    with pytest.raises(UsageError):
+        filter_words('a" or "', "", ())
+    assert filter_words("", "", ("age", ">", "1h")) == ["age", ">", "1h"]
+
+
+@pytest.mark.parametrize(
+    "document", [{"findings": 5}, {"findings": [5, {"primary": True}]}, {"gaps": [1, {}]}, {"items": {}}]
+)
+def test_what_another_machine_says_may_have_any_shape(document: dict[str, Any]) -> None:
+    for listed in (False, True):
+        list(table([NodeAnswer("n", document)], listed=listed))
+    gaps_of([NodeAnswer("n", document)])
