@@ -44,8 +44,8 @@ demo: $(STAMP) system ## build the classic FIN_WAIT2 leak in a private namespace
 demo-agent: $(STAMP) system ## the agent in a private namespace: a leak, its curve, kill -9, a restart, and ages that go on
 	@$(BIN)/python examples/agent/demo.py
 
-test: $(STAMP) system ## every test, three at once (TESTS_AT_ONCE=3)
-	@$(BIN)/pytest -q -n $(TESTS_AT_ONCE)
+test: $(STAMP) system ## every test, three at once (TESTS_AT_ONCE=3); what fails is tried once more alone, and named
+	@.ci/tests $(TESTS_AT_ONCE)
 
 check-page: $(STAMP) system ## the agent's page in Chromium: views, keys, dark, 360 px to 4K, names, contrast, policy; half a minute
 	@$(BIN)/pytest -q tests/e2e/test_page.py tests/unit/web

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ast
 import errno
-import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -61,26 +59,12 @@ for line in sys.stdin:
 """
 
 
-STORMS: Final = (
-    "test_a_storm_switches_it_off_and_it_comes_back",
-    "test_a_storm_takes_no_memory_and_lost_records_are_counted",
-    "test_records_that_the_kernel_overwrote_are_a_gap",
-)
-
-
-@pytest.fixture(autouse=True)
-def no_storm_beside(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The kernel traces the whole machine: a storm of one test is a storm to every recorder that runs meanwhile."""
-    with open(Path(tempfile.gettempdir(), f"finwait-tests-{os.getuid()}.storm"), "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if request.node.name in STORMS else fcntl.LOCK_SH)
-        yield
-
-
 def test_every_storm_is_alone() -> None:
     here = ast.parse(Path(__file__).read_text())
     for made in [node for node in here.body if isinstance(node, ast.FunctionDef)]:
         tells = re.findall(r"tell\(['\"]storm (\d+)", ast.unparse(made))
-        assert not [n for n in tells if int(n) > 1000] or made.name in STORMS
+        alone = any("storm" in ast.unparse(decorator) for decorator in made.decorator_list)
+        assert alone or not [n for n in tells if int(n) > 1000]
 
 
 def needs_tracefs() -> None:
@@ -230,6 +214,7 @@ def test_whoever_does_not_want_it_gets_none(scene: Scene) -> None:  # noqa: F811
 
 
 @pytest.mark.usefixtures("scene")
+@pytest.mark.storm
 def test_a_storm_switches_it_off_and_it_comes_back(scene: Scene) -> None:  # noqa: F811
     needs_tracefs()
     scene.agent("--record-rate", "3000")
@@ -302,7 +287,7 @@ def test_who_shut_a_connection_down_has_a_name(program: Leaking) -> None:
 def test_the_instance_goes_with_it_and_one_that_was_left_is_removed() -> None:
     needs_tracefs()
     with tracefs.Root() as root:
-        stale = f"{tracefs.PREFIX}{2**22 - 1}-1"
+        stale = f"{tracefs.PREFIX}{2**22 - 1}-1-p{os.stat('/proc/self/ns/pid').st_ino}"
         os.mkdir(f"{root.path}/instances/{stale}")
         with TraceRecorder(share=1.0):
             assert stale not in os.listdir(f"{root.path}/instances"), (
@@ -371,6 +356,7 @@ def off_at_once(governor: Governor, now_s: float, events: int, cpu_s: float) -> 
     return False
 
 
+@pytest.mark.storm
 def test_a_storm_takes_no_memory_and_lost_records_are_counted(program: Leaking) -> None:
     with TraceRecorder(rate=50, share=1.0) as source:
         program.tell("storm 3000")
@@ -384,6 +370,7 @@ def test_a_storm_takes_no_memory_and_lost_records_are_counted(program: Leaking) 
         assert source.status(0, 0).events == events, "nothing is read while it is off"
 
 
+@pytest.mark.storm
 def test_records_that_the_kernel_overwrote_are_a_gap(program: Leaking) -> None:
     with TraceRecorder(rate=1e6, share=1.0) as source:
         with source._lock:  # nobody reads meanwhile

@@ -112,14 +112,18 @@ def gather(
     tables: list[TransitionTable] = []
     high, low = pack_address(host)
     deadline = time.monotonic() + seconds
+    lost = 0
     while True:
-        rows = following.step(0.2).rows
+        told = following.step(0.2)
+        rows, lost = told.rows, lost + told.lost
         mine = (rows.src[:, 0] == high) & (rows.src[:, 1] == low)
         tables.append(rows.select(mine))
         whole = TransitionTable.concatenate(tables)
         if wanted(whole):
             return whole
-        assert time.monotonic() < deadline, f"saw only {dict(pairs(whole))}"
+        assert time.monotonic() < deadline, (
+            f"saw only {dict(pairs(whole))}; {lost} lost, {following.waiting} wait; {following.statistics()}"
+        )
 
 
 def pairs(rows: TransitionTable) -> Counter[tuple[int, int]]:
@@ -132,7 +136,7 @@ def instances() -> list[str]:
         return os.listdir(f"{root.path}/instances")
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.storm])])
 def test_a_known_script_gives_exactly_its_transitions_and_none_is_lost(count):
     with traffic(count) as script, Following() as following:
         assert following.mode == "tracing"
@@ -359,6 +363,60 @@ def test_what_a_killed_finwait_left_is_removed_by_the_next_start_and_nothing_els
         living.send_signal(signal.SIGINT)
         living.wait(10)
     assert other not in instances()
+
+
+SWEEPS = """
+from finwait.kernel import tracefs
+print(flush=True)
+with tracefs.Root() as root:
+    while True:
+        tracefs.remove_leavings(root)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_finwait_in_another_pid_namespace_takes_nobody_s_instance_away():
+    apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", SWEEPS]
+    with subprocess.Popen(apart, stdout=subprocess.PIPE, text=True) as sweeping:
+        assert sweeping.stdout is not None
+        if not sweeping.stdout.readline():
+            _missing("no pid namespace to be had")
+        try:
+            for _ in range(100):
+                with tracefs.Tracing(["sock/inet_sock_set_state"], buffer_kb=64) as tracing:
+                    assert tracing.name in instances()
+        finally:
+            sweeping.kill()
+    assert not [n for n in instances() if n.startswith(f"finwait-{os.getpid()}-")]
+
+
+OLD = """
+import sys
+from finwait.kernel import tracefs
+tracefs._MADE_S = float(sys.argv[1])
+tracefs.os.listdir = lambda path: [sys.argv[2]]  # no instance of anybody else
+with tracefs.Root() as root:
+    print(*tracefs.remove_leavings(root))
+"""
+
+
+def test_what_was_left_in_another_pid_namespace_goes_when_it_is_old():
+    def swept(name: str, seconds: float) -> bool:
+        apart = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", OLD, str(seconds), name]
+        done = subprocess.run(apart, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            _missing("no pid namespace to be had")
+        return done.stdout.split() == [name]
+
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True) as left:
+        assert left.stdout is not None
+        name = left.stdout.readline().strip()
+        assert not swept(name, 0), "it has a file open"
+        left.kill()
+        left.wait(10)
+        assert not swept(name, 3600), "it may be about to open one"
+        assert swept(name, 0) or name not in instances(), "by this one or by another"
+    assert name not in instances()
 
 
 UNMOUNTED = """

@@ -1,9 +1,11 @@
 """A private tracefs instance: tracepoints enabled for us alone, and gone when we are.
 
 Theory of operation. A directory made under ``instances/`` is a ring buffer of its own: events, filters and
-options set in it touch no other tracer. It is named ``finwait-<pid>-<starttime>``, so that after a SIGKILL
-the next start knows the leavings of a dead predecessor from the instance of a living neighbour (whose open
-``trace_pipe_raw`` also makes the kernel answer EBUSY).
+options set in it touch no other tracer. It is named ``finwait-<pid>-<starttime>-p<pid namespace>``, so that
+after a SIGKILL the next start knows the leavings of a dead predecessor from the instance of a living neighbour.
+Whether a process of another pid namespace lives cannot be seen: its instance is a leaving when it is a minute
+old and nobody has a file of it open (the kernel answers EBUSY otherwise; a living one has its
+``trace_pipe_raw`` open, soon after it is made).
 
 Where tracefs is not mounted we do not mount it for everybody: ``fsopen``/``fsmount`` (Linux 5.2) give a
 mount that only our descriptor leads to.
@@ -45,7 +47,8 @@ __all__ = ["PREFIX", "Drained", "RingStatistics", "Root", "Tracing", "leavings",
 LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 
 PREFIX: Final = "finwait-"
-_NAME = re.compile(r"finwait-(\d{1,10})-(\d{1,20})(?:-\d+)?")
+_NAME = re.compile(r"finwait-(\d{1,10})-(\d{1,20})-p(\d{1,20})(?:-\d+)?")
+_MADE_S: Final = 60.0  # so long after it was made, an instance has a file open or nobody who uses it
 _CLOCK: Final = (
     "mono"  # what the kernel calls CLOCK_MONOTONIC; the one clock of both tracefs and clock_gettime
 )
@@ -230,25 +233,43 @@ def _start_time(pid: int) -> int | None:
         return None
 
 
-def leavings(root: Root) -> list[str]:
-    """Return the instances that a finwait made whose process is gone."""
+def _pid_namespace() -> int:
+    """Return the inode of our pid namespace; 0 when it cannot be told."""
     try:
-        names = os.listdir(f"{root.path}/instances")
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def leavings(root: Root) -> list[str]:
+    """Return the instances that a finwait made whose process is gone, or that are old and of another pid namespace."""
+    instances = f"{root.path}/instances"
+    try:
+        names = os.listdir(instances)
     except OSError as error:
         raise _explain(error, "list the tracing instances") from None
-    stale = []
+    own, now, stale = _pid_namespace(), time.time(), []
     for name in sorted(names):
         match = _NAME.fullmatch(name)
-        if match and _start_time(int(match[1])) != int(match[2]):
-            stale.append(name)
+        if match is None:
+            continue
+        if own and int(match[3]) == own:
+            if _start_time(int(match[1])) == int(match[2]):
+                continue
+        else:
+            try:
+                if now - os.stat(f"{instances}/{name}").st_mtime < _MADE_S:
+                    continue
+            except OSError:
+                continue
+        stale.append(name)
     return stale
 
 
 def remove_leavings(root: Root) -> list[str]:
     """Remove the instances of dead predecessors; return the names of those removed.
 
-    One that is in use (by a finwait in another pid namespace, whose process we cannot see) makes the kernel
-    answer EBUSY, and stays.
+    One that is in use (by a finwait in another pid namespace, whose process we cannot see) stays: EBUSY.
     """
     removed = []
     for name in leavings(root):
@@ -347,7 +368,9 @@ class Tracing:
 
         pid = os.getpid()
         serial = next(_serial)
-        self.name = f"{PREFIX}{pid}-{_start_time(pid)}" + (f"-{serial}" if serial > 1 else "")
+        self.name = f"{PREFIX}{pid}-{_start_time(pid)}-p{_pid_namespace()}" + (
+            f"-{serial}" if serial > 1 else ""
+        )
         path = f"{root.path}/instances/{self.name}"
         try:
             os.mkdir(path)
