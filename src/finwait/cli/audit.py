@@ -1,4 +1,4 @@
-"""``finwait audit``: judge the advice in files that people have."""
+"""``finwait audit``: judge the advice in files that people have, or what a cluster runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _LARGEST = 64 << 20
+_MOST_SHOWN = 200  # objects that are fetched once more for their lines
 _FAIL_ON = ("harmful", "false", "no-effect", "conditional", "misread")
 _KINDS = ("sysctl", "shell", "markdown", "text", "yaml", "haproxy", "nginx", "code")
 _EPILOG = """\
@@ -22,10 +23,11 @@ examples:
   finwait audit /etc/sysctl.conf /etc/sysctl.d/*.conf
   kubectl -n kube-system get cm kube-proxy -o yaml | finwait audit --kind yaml -
   finwait audit -o sarif deploy/*.yaml docs/*.md > audit.sarif
+  finwait audit --cluster --context production
 
 exit status:
   0  no verdict that --fail-on names    1  at least one
-  2  wrong usage                        3  a file or a place in one was not read
+  2  wrong usage                        3  a file, an object or a place in one was not read
 """
 
 
@@ -49,11 +51,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "Jinja\ntemplates), HAProxy, nginx and Envoy configurations. Judge each piece of "
         "advice on closing\nconnections, with the reason, the source and what to do instead. "
         "For each file, say what\nwas recognised in it, that nothing was recognised, or that "
-        "it was not read.",
+        "it was not read.\n\nWith --cluster: judge what a Kubernetes cluster runs, read by your own kubectl: "
+        "kube-proxy's\nand the kubelet's configuration, sysctls of pods, time-outs of Envoy, Istio and "
+        "ingress-nginx.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a file; `-` for standard input")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="a file; `-` for standard input")
+    cluster = parser.add_argument_group("a cluster")
+    cluster.add_argument("--cluster", action="store_true", help="judge what a cluster runs (by kubectl)")
+    cluster.add_argument("--context", metavar="NAME", help="context of the kubeconfig")
+    cluster.add_argument("--kubeconfig", metavar="FILE", help="the kubeconfig")
     parser.add_argument(
         "-o", "--output", choices=("text", "json", "sarif"), default="text", help="format (default text)"
     )
@@ -71,10 +79,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out and return its exit status."""
-    from finwait.remedy.audit.finding import Problem
+    from finwait.errors import UsageError
     from finwait.shipped import knowledge
 
+    if bool(args.files) == args.cluster:
+        raise UsageError("name files to read, or --cluster", hint="one of both")
+    if (args.context or args.kubeconfig) and not args.cluster:
+        raise UsageError("--context and --kubeconfig are for --cluster")
     known = knowledge()
+    reports, unread = _of_cluster(args, known) if args.cluster else _of_files(args, known)
+    _show(args, reports, known, unread)
+    if any(f.verdict in args.fail_on for report in reports for f in report.findings):
+        return 1
+    return 3 if unread or any(report.problems for report in reports) else 0
+
+
+def _of_files(args: argparse.Namespace, known: Knowledge) -> tuple[list[AuditReport], list[Problem]]:
+    from finwait.remedy.audit.finding import Problem
+
     reports: list[AuditReport] = []
     unread: list[Problem] = []
     for name in dict.fromkeys(args.files):
@@ -83,10 +105,32 @@ def run(args: argparse.Namespace) -> int:
             unread.append(data)
         else:
             reports.append(_judge(name, data, known, args.kind))
-    _show(args, reports, known, unread)
-    if any(f.verdict in args.fail_on for report in reports for f in report.findings):
-        return 1
-    return 3 if unread or any(report.problems for report in reports) else 0
+    return reports, unread
+
+
+def _of_cluster(args: argparse.Namespace, known: Knowledge) -> tuple[list[AuditReport], list[Problem]]:
+    """Judge the objects of a cluster; one of which something is said, as kubectl shows it: then its lines are right."""
+    from finwait.kube.configuration import as_shown, read
+    from finwait.kube.kubectl import Kubectl
+    from finwait.remedy.audit.finding import Problem
+
+    options = [(f"--{name}", value) for name in ("context", "kubeconfig") if (value := getattr(args, name))]
+    kubectl = Kubectl([word for option in options for word in option])
+    found = read(kubectl)
+    unread = [Problem(gap.where, 1, f"could not {gap.doing}", gap.doing) for gap in found.gaps]
+    reports: list[AuditReport] = []
+    for item in found.objects:
+        report = _judge(item.title, item.text, known, "yaml")
+        if report.status != "nothing" and len(reports) < _MOST_SHOWN:
+            shown = as_shown(kubectl, item)
+            report = report if shown is None else _judge(item.title, shown, known, "yaml")
+        if report.status != "nothing":
+            reports.append(report)
+    print(
+        f"finwait: read {len(found.objects)} objects of the cluster, and recognised something in {len(reports)}",
+        file=sys.stderr,
+    )
+    return reports, unread
 
 
 def _judge(name: str, data: bytes, known: Knowledge, kind: str | None) -> AuditReport:

@@ -18,22 +18,27 @@ import msgspec
 
 from finwait.errors import FinwaitError, Gap, UsageError
 from finwait.kubectl import merging
-from finwait.kubectl.agents import AgentPod, Kubectl
+from finwait.kubectl.agents import AgentPod, Agents
 from finwait.kubectl.selection import filter_words, pod_of
 from finwait.table.units import printable
 from finwait.version import __version__
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS: Final = ("diagnose", "list", "explain", "clear", "top", "page", "debug")
+COMMANDS: Final = ("diagnose", "list", "explain", "clear", "top", "page", "debug", "audit")
 _UNSEEN: Final = 3
 _NO_AGENT: Final = "install the chart there, or look once: `kubectl finwait debug NODE --image IMAGE`"
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _which(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("cluster")
     group.add_argument("--context", metavar="NAME", help="context of the kubeconfig")
     group.add_argument("--kubeconfig", metavar="FILE", help="the kubeconfig")
+    return group
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    group = _which(parser)
     group.add_argument(
         "--agents", metavar="NS", default="", help="namespace of the agents (default: all are searched)"
     )
@@ -113,6 +118,14 @@ def build_parser() -> argparse.ArgumentParser:
     debug.add_argument("-o", "--output", choices=("text", "json"), default="text", help="format")
     debug.add_argument("filter", nargs="*", metavar="FILTER", help="which connections")
     _common(debug)
+    audit = commands.add_parser(
+        "audit",
+        help="judge the settings that the cluster runs: kube-proxy, pods, proxies",
+        allow_abbrev=False,
+    )
+    audit.add_argument("-o", "--output", choices=("text", "json", "sarif"), default="text", help="format")
+    audit.add_argument("--all", action="store_true", help="in text, also show what is right")
+    _which(audit)
     return parser
 
 
@@ -125,7 +138,7 @@ class _Plugin:
         for name in ("context", "kubeconfig"):
             if value := getattr(args, name):
                 options += [f"--{name}", value]
-        self.kubectl = Kubectl(options, args.timeout)
+        self.kubectl = Agents(options, getattr(args, "timeout", 30.0))
 
     def _words(self) -> list[str]:
         args = self.args
@@ -199,6 +212,15 @@ class _Plugin:
             raise UsageError("`clear` needs a FILTER", hint="such as `rule = fin-wait2-held`")
         mode = ("--yes",) if self.args.yes else ("--dry-run",)
         _become(self.kubectl.exec_words(self._agent(self.args.node), "clear", *mode, "--", *self._words()))
+
+    def audit(self) -> int:
+        """Judge what the cluster runs: the command of finwait that does."""
+        from finwait.cli import main as finwait
+
+        args = self.args
+        named = [(f"--{name}", value) for name in ("context", "kubeconfig") if (value := getattr(args, name))]
+        options = [word for option in named for word in option]
+        return finwait(["audit", "--cluster", *options, "-o", args.output, *(("--all",) if args.all else ())])
 
     def top(self) -> NoReturn:
         """Draw the live view."""

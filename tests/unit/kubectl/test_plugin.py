@@ -165,7 +165,7 @@ def test_a_node_that_hangs_keeps_nobody_waiting(cluster: Path, capsys: pytest.Ca
 def test_a_node_that_writes_for_ever_takes_no_memory(
     cluster: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finwait.kubectl.agents._ANSWER_MOST", 1 << 20)
+    monkeypatch.setattr("finwait.kube.kubectl._ANSWER_MOST", 1 << 20)
     (cluster / "finwait-n2").write_text("flood")
     assert main(["-A"]) == 3
     assert "longer than 1 MiB" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from finwait.remedy.audit.flags import (
     kube_proxy_flags,
     kube_proxy_timeout,
 )
+from finwait.remedy.audit.proxies import ingress_nginx
 from finwait.remedy.audit.template import UNKNOWN
 from finwait.remedy.settings.catalogue import by_letters
 
@@ -271,6 +272,9 @@ def _mapping(judge: Judge, node: Node, path: tuple[str, ...], kinds: dict[int, s
         ]
         kube_proxy_flags(judge, [(line, word) for line, text in words for word in (text.split() or [text])])
     _relay(judge, node)
+    if node.word("kind") == "ConfigMap":
+        for key, value in (data.pairs or ()) if (data := node.get("data")) is not None else ():
+            ingress_nginx(judge, key.line, key.text or "", value.text or "")
 
 
 _CONTEXTS = ("securityContext", "podSecurityContext")

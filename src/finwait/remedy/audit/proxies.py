@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from finwait.remedy.audit.finding import Judge
 
-__all__ = ["haproxy_ms", "nginx_s", "scan_haproxy", "scan_nginx"]
+__all__ = ["haproxy_ms", "ingress_nginx", "nginx_s", "scan_haproxy", "scan_nginx"]
 
 _HA_SECTION = re.compile(
     r"^(global|defaults|frontend|backend|listen|peers|resolvers|userlist|mailers|cache|ring"
@@ -125,9 +125,9 @@ def nginx_s(text: str) -> float | None:
     return sum(int(n) * _NGINX_UNITS[unit or "s"] for n, unit in _NGINX_PART.findall(text))
 
 
-def _directives(judge: Judge, text: str) -> Iterator[tuple[int, tuple[str, ...], list[str]]]:
+def _directives(judge: Judge, text: str, first_line: int) -> Iterator[tuple[int, tuple[str, ...], list[str]]]:
     """Yield (line, enclosing blocks, words) for each simple directive."""
-    line, start = 1, 1
+    line = start = first_line
     blocks: list[str] = []
     words: list[str] = []
     for token in _NGINX_TOKEN.finditer(text):
@@ -156,9 +156,15 @@ def _directives(judge: Judge, text: str) -> Iterator[tuple[int, tuple[str, ...],
         judge.problem(line, f"the block `{blocks[-1][:40]}` is not closed")
 
 
-def scan_nginx(judge: Judge, text: str) -> None:
-    """Look through an nginx configuration for what bounds, or does not bound, half-closed connections."""
-    for line, blocks, words in _directives(judge, text):
+def scan_nginx(judge: Judge, text: str, first_line: int = 1) -> None:
+    """Look through an nginx configuration for what bounds, or does not bound, half-closed connections.
+
+    Args:
+        judge: takes the findings.
+        text: the configuration, or a piece of one.
+        first_line: the number of its first line in the file that it is part of.
+    """
+    for line, blocks, words in _directives(judge, text, first_line):
         name, value = words[0], words[1] if len(words) > 1 else ""
         shown = " ".join(words)[:120]
         if name == "proxy_half_close" and value == "on":
@@ -171,3 +177,14 @@ def scan_nginx(judge: Judge, text: str) -> None:
             judge.advice(line, "nginx-lingering-off", shown)
         elif name == "reset_timedout_connection" and value == "on":
             judge.advice(line, "nginx-reset-timedout", shown)
+
+
+def ingress_nginx(judge: Judge, line: int, key: str, value: str) -> None:
+    """Judge a key of ingress-nginx's ConfigMap that becomes a time-out of nginx.
+
+    Source: ingress-nginx, docs/user-guide/nginx-configuration/configmap.md.
+    """
+    if key == "proxy-stream-timeout":
+        seconds = nginx_s(value)
+        if seconds is not None and seconds > _NGINX_DEFAULT_S:
+            judge.advice(line, "nginx-proxy-timeout", f"{key}: {value}")
