@@ -116,10 +116,10 @@ def _of_cluster(args: argparse.Namespace, known: Knowledge) -> tuple[list[AuditR
 
     options = [(f"--{name}", value) for name in ("context", "kubeconfig") if (value := getattr(args, name))]
     kubectl = Kubectl([word for option in options for word in option])
-    found = read(kubectl)
-    unread = [Problem(gap.where, 1, f"could not {gap.doing}", gap.doing) for gap in found.gaps]
+    cluster = read(kubectl)
+    unread = [Problem(gap.where, 1, f"could not {gap.doing}", gap.doing) for gap in cluster.gaps]
     reports: list[AuditReport] = []
-    for item in found.objects:
+    for item in cluster.objects:
         report = _judge(item.title, item.text, known, "yaml")
         if report.status != "nothing" and len(reports) < _MOST_SHOWN:
             shown = as_shown(kubectl, item)
@@ -127,7 +127,7 @@ def _of_cluster(args: argparse.Namespace, known: Knowledge) -> tuple[list[AuditR
         if report.status != "nothing":
             reports.append(report)
     print(
-        f"finwait: read {len(found.objects)} objects of the cluster, and recognised something in {len(reports)}",
+        f"finwait: read {len(cluster.objects)} objects of the cluster, and recognised something in {len(reports)}",
         file=sys.stderr,
     )
     return reports, unread

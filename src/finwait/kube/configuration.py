@@ -78,7 +78,7 @@ def read(kubectl: Kubectl) -> ClusterObjects:
     Raises:
         FinwaitError: there is no kubectl, or nothing at all could be listed.
     """
-    found = ClusterObjects()
+    cluster = ClusterObjects()
     done = kubectl.run("api-resources", "--verbs=list", "-o", "name")
     present = {line.strip() for line in done.out.decode("utf-8", "replace").splitlines()} | _ALWAYS
     for kind in KINDS:
@@ -87,20 +87,20 @@ def read(kubectl: Kubectl) -> ClusterObjects:
         try:
             listed = kubectl.decoded(dict[str, Any], "get", kind, "-A")
         except FinwaitError as error:
-            found.gaps.append(Gap(kind, f"list them: {error}", f"the right to list {kind}"))
+            cluster.gaps.append(Gap(kind, f"list them: {error}", f"the right to list {kind}"))
             continue
-        found.objects.extend(_objects(kind, listed))
-    if len(found.gaps) >= len(_ALWAYS) and not found.objects:
-        raise FinwaitError(f"nothing of the cluster could be read: {found.gaps[0].doing}")
+        cluster.objects.extend(_objects(kind, listed))
+    if len(cluster.gaps) >= len(_ALWAYS) and not cluster.objects:
+        raise FinwaitError(f"nothing of the cluster could be read: {cluster.gaps[0].doing}")
     if done.status != 0:
-        found.gaps.append(
+        cluster.gaps.append(
             Gap(
                 "the cluster",
                 f"list which kinds of objects it has: {done.said}",
                 "an API server that answers",
             )
         )
-    return found
+    return cluster
 
 
 def _objects(kind: str, listed: dict[str, Any]) -> Iterator[ClusterObject]:
@@ -125,13 +125,13 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def as_shown(kubectl: Kubectl, found: ClusterObject) -> bytes | None:
+def as_shown(kubectl: Kubectl, shown: ClusterObject) -> bytes | None:
     """Return an object as ``kubectl get -o yaml`` prints it; None where it is gone, or cannot be read any more.
 
     The annotation that holds the object once more is blanked; the lines stay where they are.
     """
-    place = ("-n", found.namespace) if found.namespace else ()
-    done = kubectl.run("get", found.kind, found.name, *place, "-o", "yaml")
+    place = ("-n", shown.namespace) if shown.namespace else ()
+    done = kubectl.run("get", shown.kind, shown.name, *place, "-o", "yaml")
     if done.status != 0:
         return None
     lines = done.out.split(b"\n")

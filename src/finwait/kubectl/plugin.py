@@ -61,34 +61,8 @@ def _selecting(parser: argparse.ArgumentParser, *, one_node: bool) -> None:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="kubectl finwait",
-        description="TCP connections that do not finish closing, on all nodes of a cluster: asks the agents of the "
-        "DaemonSet by kubectl. Without a command: `diagnose`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"kubectl-finwait {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, about in (
-        ("diagnose", "what is wrong, with its cause, workload and whose move it is"),
-        ("list", "the connections themselves"),
-    ):
-        command = commands.add_parser(name, help=about, description=f"Show {about}.", allow_abbrev=False)
-        _selecting(command, one_node=False)
-        _common(command)
-        command.add_argument("-o", "--output", choices=("text", "json"), default="text", help="format")
-        command.add_argument(
-            "-w",
-            "--watch",
-            type=float,
-            nargs="?",
-            const=5.0,
-            metavar="SECONDS",
-            help="again and again (default 5 s)",
-        )
-        command.add_argument("filter", nargs="*", metavar="FILTER", help="as of `finwait list`")
+def _of_one_node(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register what is asked of one node, and of none."""
     explain = commands.add_parser(
         "explain", help="why the connections of a pod do not close", allow_abbrev=False
     )
@@ -126,6 +100,37 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("-o", "--output", choices=("text", "json", "sarif"), default="text", help="format")
     audit.add_argument("--all", action="store_true", help="in text, also show what is right")
     _which(audit)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="kubectl finwait",
+        description="TCP connections that do not finish closing, on all nodes of a cluster: asks the agents of the "
+        "DaemonSet by kubectl. Without a command: `diagnose`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kubectl-finwait {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, about in (
+        ("diagnose", "what is wrong, with its cause, workload and whose move it is"),
+        ("list", "the connections themselves"),
+    ):
+        command = commands.add_parser(name, help=about, description=f"Show {about}.", allow_abbrev=False)
+        _selecting(command, one_node=False)
+        _common(command)
+        command.add_argument("-o", "--output", choices=("text", "json"), default="text", help="format")
+        command.add_argument(
+            "-w",
+            "--watch",
+            type=float,
+            nargs="?",
+            const=5.0,
+            metavar="SECONDS",
+            help="again and again (default 5 s)",
+        )
+        command.add_argument("filter", nargs="*", metavar="FILTER", help="as of `finwait list`")
+    _of_one_node(commands)
     return parser
 
 

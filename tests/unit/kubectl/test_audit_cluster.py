@@ -137,7 +137,7 @@ def test_what_a_cluster_runs_is_judged_once_and_with_the_lines_that_kubectl_show
     assert texts == {"proxy-stream-timeout: 24h", "proxy_half_close on"}
     assert "read 5 objects" in err
     calls = [json.loads(line) for line in (cluster / "calls").read_text().splitlines()]
-    assert all(words[1:3] == ["--context", "c1"] for words in calls)
+    assert all(words[1:3] == ["--context", "c1"] for words in calls[:-1])  # the last is this test's
     assert not any("secrets" in words for words in calls)
 
 
