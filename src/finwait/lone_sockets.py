@@ -123,30 +123,35 @@ def hidden_descriptors(
     return tuple(hidden), [Gap.of_processes(why, doing, _right_to_ask(numbers, capable=capable))]
 
 
-def closed_already(asked: LoneSockets) -> frozenset[tuple[int, int, int]]:
+def closed_already(asked: LoneSockets) -> dict[tuple[int, int, int], int]:
     """Return ``(pid, fd, inode)`` of those whose connection was gone at this look, or of which that is not known.
 
-    Where it is not known, what a later look finds is not held against them any less.
+    Each with the bytes that could still be read from it; 0 where that is not known. Where the state is not known, what
+    a later look finds is not held against them any less.
     """
-    return frozenset(
-        triple
+    return {
+        triple: lone.unread
         for triple in asked.triples
         if (lone := asked.said.get(triple[2])) is not None
         and (not lone.state or (lone.state == tcp.CLOSE and lone.used))
-    )
+    }
 
 
 def hidden_before(
-    hidden: tuple[HiddenDescriptor, ...], before: frozenset[tuple[int, int, int]]
+    hidden: tuple[HiddenDescriptor, ...], before: Mapping[tuple[int, int, int], int]
 ) -> tuple[HiddenDescriptor, ...]:
     """Return those of descriptors without a connection that were so at an earlier look as well (`closed_already`).
 
     A server whose clients cancel has such descriptors at every moment, and closes each of them a little later. That a
     descriptor was in no dump at the earlier look is not enough: it may have been made while that look went on, or not
-    have been connected yet.
+    have been connected yet. One from which something was read meanwhile is in use: its program reads what came before
+    the end.
     """
     return tuple(
-        descriptor for descriptor in hidden if (descriptor.pid, descriptor.fd, descriptor.inode) in before
+        descriptor
+        for descriptor in hidden
+        if (unread := before.get((descriptor.pid, descriptor.fd, descriptor.inode))) is not None
+        and unread <= descriptor.unread
     )
 
 

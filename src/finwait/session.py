@@ -248,8 +248,11 @@ class _Watched:
     """How long the first one took."""
     ran: Mapping[int, bool] = field(default_factory=dict)
     """As `View.ran`."""
-    closed: frozenset[tuple[int, int, int]] | None = None
-    """``(pid, fd, inode)`` whose connection was gone at the first look; None where there was none, or nobody asked."""
+    closed: Mapping[tuple[int, int, int], int] | None = None
+    """``(pid, fd, inode)`` whose connection was gone at the first look, with its unread bytes.
+
+    None where there was no such look, or nobody asked.
+    """
 
 
 def _watch(machine: Machine, how: Look, plan: LookPlan) -> _Watched:
@@ -285,7 +288,7 @@ def _watch(machine: Machine, how: Look, plan: LookPlan) -> _Watched:
 
 def _closed(
     machine: Machine, first: Observation, plan: LookPlan, sockets: SocketTable
-) -> frozenset[tuple[int, int, int]] | None:
+) -> Mapping[tuple[int, int, int], int] | None:
     """Ask at the first look which descriptors refer to connections that are gone; None where that is not asked."""
     listed = first.descriptors
     if not listed.searched or not _all_states(first, plan):

@@ -21,7 +21,7 @@ a call that it would have ended does not wait for this connection.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -170,6 +170,16 @@ class WaitedOn:
     """Threads of its holders that ran, or changed what they did, while they were read."""
     others: bool = False
     """Whether processes that could not be inspected may hold it, too: all is about the holders that were found."""
+    ran: bool = False
+    """Whether it is unknown for no other reason than that threads ran: none was seen to wait for it."""
+
+    @property
+    def for_data(self) -> bool | None:
+        """Whether somebody waits for data of it, or will be told of it; None where that is not known."""
+        if self.kind == "unknown":
+            return False if self.ran else None
+        data = any(not (w.sending or w.only_errors or w.only_fin or w.only_urgent) for w in self.threads)
+        return data or any(loop.for_data for loop in self.loops)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -273,6 +283,13 @@ class Waits:
             return WaitedOn("unknown", why="no process is known to hold it", others=doubt)
         return self._answer(int(self._inodes[row]), held, int(self._readable[row]))
 
+    def each(self, row: int) -> Iterator[tuple[int, WaitedOn]]:
+        """Yield who waits for a row in each of the processes that hold it, with its pid."""
+        held = self._holders.of(row)
+        for pid in dict.fromkeys(pid for pid, _ in held):
+            own = [pair for pair in held if pair[0] == pid]
+            yield pid, self._answer(int(self._inodes[row]), own, int(self._readable[row]))
+
     @cached_property
     def answers(self) -> tuple[tuple[WaitedOn, NDArray[np.int64]], ...]:
         """Each answer, with the rows that were asked for and have it: a handful, however many rows there are."""
@@ -374,14 +391,15 @@ class Waits:
             threads = [waiter for waiter in threads if waiter not in contrary]
             doubt = doubt or _contrary(contrary[0], readable)
         kind = _kind(threads, loops, why=bool(why or doubt), maybe=maybe, silent=silent)
+        ran = False
         if halted and not threads:
             kind, why = "unknown", halted
         elif kind == "nobody" and unsteady:
-            kind, why = "unknown", _ran(unsteady)
+            kind, why, ran = "unknown", _ran(unsteady), True
         if kind == "unknown" and not (why := why or doubt):
             why = _RUNTIME_TELLS_NOTHING if silent else "the two readings differ"
         return WaitedOn(
-            kind, tuple(threads), tuple(loops), why if kind == "unknown" else "", unsteady, others
+            kind, tuple(threads), tuple(loops), why if kind == "unknown" else "", unsteady, others, ran
         )
 
     def _loop(self, pid: int, process: _Process, loop: LoopWatch, events: int) -> EventLoop:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.process import ProcessView
-from finwait.attribution.waiting import SENDING
+from finwait.attribution.waiting import SENDING, WaitedOn
 from finwait.table.schema import Mask
 from finwait.uapi import tcp
 from finwait.uapi.eventpoll import EPOLLOUT
@@ -37,6 +37,8 @@ __all__ = [
     "ignored",
     "sending",
     "stopped",
+    "streaming",
+    "unattended",
     "waiting_elsewhere",
 ]
 
@@ -179,17 +181,44 @@ def ignored(view: View) -> Mask:
     Between two looks bytes came, some lay there all the time, and none was read. Whoever waits for them would have been
     woken, unless it waits for more (MSG_WAITALL, SO_RCVLOWAT), or pauses.
     """
-    unread = view.moved & (view.sockets.rqueue > 0) & (view.queue_before > 0)
-    return view.in_state(tcp.FIN_WAIT2) & view.held & unread & ~view.read & ~view.other_reads
+    return view.moved & _left(view)
 
 
-def loops_left(view: View) -> Mask:
-    """Return rows that event loops watch for reading and nobody is at: their threads are known to do something else.
+def _left(view: View) -> Mask:
+    """Return rows in FIN_WAIT2 on which bytes lay all the time between two looks, or came while all was stopped."""
+    left = (view.sockets.rqueue > 0) & ((view.queue_before > 0) | view.halted) & ~view.read
+    return view.in_state(tcp.FIN_WAIT2) & view.held & left
+
+
+def streaming(view: View) -> Mask:
+    """Return rows in FIN_WAIT2 whose answer comes and is wanted, as far as two looks tell.
+
+    That the other end still reads what was sent shows that it is at work; nothing comes of it where the program at this
+    end leaves what it has already.
+    """
+    left = _left(view)
+    awaited = view.other_reads & ~left
+    if (perhaps := view.other_reads & left & ~view.ignored).any():
+        awaited |= perhaps & ~view.halted & ~unattended(view, perhaps)
+    return view.in_state(tcp.FIN_WAIT2) & view.held & (view.moved | view.read | awaited) & ~view.ignored
+
+
+def unattended(view: View, rows: Mask) -> Mask:
+    """Return which of some rows nobody waits for to read them: each holder is stopped, or does something else.
 
     A thread that sleeps in epoll_wait() beside unread bytes waits for more (SO_RCVLOWAT), or was told of them already
-    (EPOLLET).
+    (EPOLLET). A one-shot registration that has fired, one without EPOLLIN, and a thread that runs and does not read,
+    wait for nothing.
     """
-    alone = np.zeros(len(view), np.bool_)
-    for wait, rows in view.waits.answers:
-        alone[rows] = wait.kind == "loop" and all(loop.asleep is False for loop in wait.loops)
-    return alone
+    out = np.zeros(len(view), np.bool_)
+    for wait, of in view.waits.answers:
+        out[of] = _not_for_data(wait)
+    for row in np.flatnonzero(rows & ~out & view.holders.several_processes()).tolist():
+        out[row] = all(pid in view.stopped_pids or _not_for_data(wait) for pid, wait in view.waits.each(row))
+    return rows & out
+
+
+def _not_for_data(wait: WaitedOn) -> bool:
+    if wait.kind == "loop" and all(loop.asleep is False for loop in wait.loops):
+        return True
+    return wait.for_data is False

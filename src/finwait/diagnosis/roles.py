@@ -23,8 +23,9 @@ __all__ = [
     "clients",
     "given_ports",
     "left_without_listener",
-    "listening_program",
+    "listening_pids",
     "listening_programs",
+    "programs_at_door",
     "runs_what_its_parent_runs",
     "servers",
     "strangers",
@@ -81,17 +82,28 @@ _EVERY_ADDRESS: Final = (0, 0)
 """``::``."""
 
 
-def listening_programs(view: View) -> dict[Door, str]:
-    """Return by door the program that all listeners there belong to; empty where that is not known."""
+def listening_programs(view: View) -> dict[Door, frozenset[str]]:
+    """Return by door the programs that have a listener there; empty where one of them is not known.
+
+    There are several where a supervisor keeps the listener that it has handed over (socket activation).
+    """
     s = view.sockets
-    programs: dict[Door, str] = {}
+    programs: dict[Door, set[str]] = {}
     for row in np.flatnonzero(s.state == tcp.LISTEN).tolist():
-        port = _door_of(view, row)
         pids = {pid for pid, _ in view.holders.of(row)} or {-1}
         names = {_current(view.processes[pid].exe) if pid in view.processes else "" for pid in pids}
-        names |= {programs[port]} if port in programs else set()
-        programs[port] = names.pop() if len(names) == 1 else ""
-    return programs
+        programs.setdefault(_door_of(view, row), set()).update(names)
+    return {door: frozenset(() if "" in names else names) for door, names in programs.items()}
+
+
+def listening_pids(view: View) -> dict[tuple[int, int], frozenset[int]]:
+    """Return by network namespace and port the processes that have a listener there."""
+    s = view.sockets
+    pids: dict[tuple[int, int], set[int]] = {}
+    for row in np.flatnonzero(s.state == tcp.LISTEN).tolist():
+        place = int(s.netns[row]), int(s.sport[row])
+        pids.setdefault(place, set()).update(pid for pid, _ in view.holders.of(row))
+    return {place: frozenset(holders) for place, holders in pids.items()}
 
 
 def _door_of(view: View, row: int) -> Door:
@@ -123,10 +135,10 @@ def listening_door(view: View, row: int) -> Door | None:
     return None
 
 
-def listening_program(view: View, row: int) -> str:
-    """Return the program that listens where a connection was accepted; empty where that is not known."""
+def programs_at_door(view: View, row: int) -> frozenset[str]:
+    """Return the programs that listen where a connection was accepted; empty where that is not known."""
     door = listening_door(view, row)
-    return "" if door is None else view.listening_programs[door]
+    return frozenset() if door is None else view.listening_programs[door]
 
 
 def taken_over(view: View, row: int) -> bool:
@@ -147,11 +159,17 @@ def taken_over(view: View, row: int) -> bool:
 
 
 def another_program(view: View, row: int) -> bool:
-    """Return whether none of those that hold a row runs the program that listens on its port, where all are known."""
-    program = listening_program(view, row)
+    """Return whether none of those that hold a row runs a program that listens on its port, where all are known.
+
+    One that has a listener on that port itself, on whatever address or device, may have accepted it.
+    """
+    programs = programs_at_door(view, row)
     pids = {pid for pid, _ in view.holders.of(row)}
     names = {_current(view.processes[pid].exe) if pid in view.processes else "" for pid in pids}
-    return bool(program and names) and not names & {program, ""}
+    if not programs or not names or names & (programs | {""}):
+        return False
+    s = view.sockets
+    return not pids & view.listening_pids.get((int(s.netns[row]), int(s.sport[row])), frozenset())
 
 
 def _current(exe: str) -> str:

@@ -283,7 +283,8 @@ class View:
         """Return after how many ms the sockets themselves tell that they are so old; −1: never, however long one waits.
 
         Nothing tells how long a FIN waits behind data. An answered keepalive probe sets last_ack_recv anew, by which
-        the age of a half-close is known. Retransmissions tell what is over of their waits, each twice the one before.
+        the age of a half-close is known; so does whatever arrives, also where nobody reads it. Retransmissions tell
+        what is over of their waits, each twice the one before.
 
         Args:
             rows: which.
@@ -298,7 +299,7 @@ class View:
         wait[repeated & (wait > 0)] += age_ms + first_ms[repeated & (wait > 0)]
         probed = (s.timer[rows] == _KEEPALIVE) & np.isin(s.state[rows], (tcp.FIN_WAIT2, tcp.CLOSE_WAIT))
         probed &= s.expires_ms[rows].astype(np.int64) < wait + _TO_LOOK_MS
-        return np.where((clock < 0) | (probed & (wait > 0)), -1, wait)
+        return np.where((clock < 0) | ((probed | self.ignored[rows]) & (wait > 0)), -1, wait)
 
     @cached_property
     def relay_legs(self) -> RelayLegs:
@@ -558,9 +559,14 @@ class View:
         return roles.servers(self)
 
     @cached_property
-    def listening_programs(self) -> Mapping[roles.Door, str]:
-        """By door the program that listens there; empty for several, or where that is not known."""
+    def listening_programs(self) -> Mapping[roles.Door, frozenset[str]]:
+        """By door the programs that listen there; empty where one of them is not known."""
         return roles.listening_programs(self)
+
+    @cached_property
+    def listening_pids(self) -> Mapping[tuple[int, int], frozenset[int]]:
+        """By network namespace and port the processes that have a listener there."""
+        return roles.listening_pids(self)
 
     @cached_property
     def strays(self) -> Mask:

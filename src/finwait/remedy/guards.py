@@ -232,12 +232,31 @@ def _handed_over(view: View, row: int, limits: Limits) -> str | None:  # noqa: A
 def _unread(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
     s = view.sockets
     open_ = s.state[row] == tcp.ESTABLISHED and s.rqueue[row] > 0
-    if not open_ or not view.held[row] or not view.servers[row] or view.halted[row] or taken_over(view, row):
+    if (
+        not open_
+        or not view.held[row]
+        or not view.servers[row]
+        or view.halted[row]
+        or _never_served(view, row)
+    ):
         return None
     return (
         f"open, with {int(s.rqueue[row])} bytes that its program may still read and answer: a program busy with one "
         "long piece of work looks like one that hangs, and the client would be reset"
     )
+
+
+def _never_served(view: View, row: int) -> bool:
+    """Return whether nothing in the holders of a row waits for it, and nothing was sent on it since they were started.
+
+    That another program listens shows only that the connection was inherited or handed over: whom it was handed over
+    to may serve it.
+    """
+    if not view.waits.rows("nobody")[row] or not taken_over(view, row):
+        return False
+    ages = [view.processes[pid].age_ms for pid, _ in view.holders.of(row) if pid in view.processes]
+    sent = int(silence(view, "last_data_sent_ms")[row])
+    return bool(ages) and min(ages) >= 0 and sent > max(ages) + inherited_descriptor.SLACK_MS
 
 
 def _holder_unknown(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
@@ -353,6 +372,8 @@ def _untold(view: View, row: int, limits: Limits) -> str:
     """Return why waiting does not show that a young connection is old enough; empty where it does."""
     if _wait_ms(view, row, limits):
         return ""
+    if view.ignored[row]:
+        return ", and whatever arrives sets the clock of that back"
     if view.clock_ms[row] >= 0:
         return ", and each answered keepalive probe sets the clock of that back"
     return ", and only watching it tells its age"
@@ -400,6 +421,7 @@ AT_OTHER_END: Final = (
     "paused",
     "min-age",
     "handed-over",
+    "unread",
     "holder-unknown",
     "protected",
 )

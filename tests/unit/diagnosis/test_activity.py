@@ -10,7 +10,7 @@ import pytest
 
 from finwait.attribution.process import ProcessView
 from finwait.diagnosis import catalogue, engine
-from finwait.diagnosis.roles import clients, listening_program
+from finwait.diagnosis.roles import clients, programs_at_door
 from finwait.diagnosis.view import NamespaceView, View
 from finwait.remedy.guards import Limits, guard_other_end, guard_rows
 from finwait.uapi import tcp
@@ -247,7 +247,9 @@ def test_a_request_that_may_be_read_is_not_reset() -> None:
     }
     row = unread(1)[0]
     v = seen([DOOR, row], [DOOR, row], holders=door, processes=programs)
-    assert guard_rows(v, 1, allowed) is None, "who holds it did not accept it, and will not read it"
+    verdict = guard_rows(v, 1, allowed)
+    assert verdict is not None, "it may have been handed over to who holds it, and be read"
+    assert verdict.guard == "unread"
 
 
 def relayed(
@@ -575,7 +577,7 @@ def test_a_listener_on_all_ipv4_addresses_accepts_no_ipv6() -> None:
     v = view(
         v6, v4, row, holders={5: [9], 6: [8], 90: [9]}, processes=programs, waits={9: ProcessWaits((wait,))}
     )
-    assert listening_program(v, 2) == "/bin/app"
+    assert programs_at_door(v, 2) == {"/bin/app"}
     assert not v.strays.any()
 
 
@@ -658,7 +660,7 @@ def test_a_listener_for_ipv6_only_accepts_no_ipv4(only: int, program: str) -> No
     door = DOOR | {"family": 10, "src": "::", "v6only": only}
     programs = SERVICE | {8: ProcessView(8, "other", exe="/bin/other", age_ms=95_000)}
     v = view(door, row, holders={5: [8], 90: [9]}, processes=programs)
-    assert listening_program(v, 1) == program
+    assert programs_at_door(v, 1) == ({program} if program else frozenset())
 
 
 def test_an_older_listener_on_another_address_has_not_accepted_it() -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.activity import loops_left
+from finwait.diagnosis.activity import streaming, unattended
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Severity, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
@@ -64,8 +64,7 @@ _CLOSED = (tcp.FIN_WAIT1, tcp.LAST_ACK, tcp.CLOSING)
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
-    active = (view.moved | view.read | view.other_reads) & ~view.ignored
-    return view.in_state(tcp.FIN_WAIT2) & view.held & (view.sockets.shutdown != 3) & ~active
+    return view.in_state(tcp.FIN_WAIT2) & view.held & (view.sockets.shutdown != 3) & ~streaming(view)
 
 
 def _unread(view: View) -> NDArray[np.bool_]:
@@ -101,7 +100,7 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
 
 def _perhaps_ignored(view: View) -> NDArray[np.bool_]:
     """Return rows that receive what nobody has read, where it is not known whether somebody waits for more of it."""
-    return view.ignored & ~view.halted & ~view.waits.rows("nobody") & ~loops_left(view)
+    return view.ignored & ~view.halted & ~unattended(view, view.ignored)
 
 
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:

@@ -17,22 +17,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from finwait.diagnosis.activity import streaming
 from finwait.diagnosis.finding import Advice, Confidence, Remedy, Turn
 from finwait.diagnosis.rule import Clue, Rule
-from finwait.diagnosis.rules import certain
+from finwait.diagnosis.rules import certain, look_again
 from finwait.diagnosis.view import View
-from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
 
 
 def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
-    active = view.moved | view.read | view.other_reads
-    return view.in_state(tcp.FIN_WAIT2) & view.held & active & ~view.ignored
+    return streaming(view)
 
 
-def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:  # noqa: ARG001
+def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    if (view.moved & (view.sockets.rqueue > 0) & ~view.read)[rows].any():
+        return look_again(
+            "the first bytes arrived between the two looks, and none is read yet; check again with `--for 5s`"
+        )
     return certain(f"bytes arrived, or were read, within {view.watched_ms / 1000:.1f} s of watching")
 
 

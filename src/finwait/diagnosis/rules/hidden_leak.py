@@ -45,7 +45,9 @@ def matches(view: View) -> list[Match]:
         spaces.setdefault(item.pid, item.netns)
         ports.setdefault(item.pid, Counter())[item.sport] += 1
     of = view.services
-    together = Counter(of.get(item.pid, item.pid) for item in view.hidden)
+    # Workers that were forked have copies of one socket: it counts once, but for each of them as its own.
+    sockets = {(of.get(item.pid, item.pid), item.inode or (item.pid, item.fd)) for item in view.hidden}
+    together = Counter(service for service, _ in sockets)
     result = []
     for pid, fds in sorted(by_pid.items()):
         if (whole := together[of.get(pid, pid)]) < view.options.hidden:
@@ -76,12 +78,12 @@ def _descriptors(pid: int, fds: list[int], whole: int) -> Iterator[Evidence]:
         f"/proc/{pid}/fd, system.sockprotoname, TCP_INFO",
         "TCP sockets that are in no dump: they are in state CLOSE after sending or receiving segments",
     )
-    if whole > len(fds):
+    if whole != len(fds):
         yield Evidence(
             "service",
-            f"{whole} descriptors",
+            f"{whole} sockets",
             "/proc/PID/fd of its processes",
-            "the total over all its workers",
+            "the total over all its workers; a socket of which several have a copy counts once",
         )
 
 

@@ -31,7 +31,7 @@ from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy, Seve
 from finwait.diagnosis.moves import Move
 from finwait.diagnosis.roles import (
     left_without_listener,
-    listening_program,
+    programs_at_door,
     runs_what_its_parent_runs,
     taken_over,
 )
@@ -61,6 +61,9 @@ SHARED = (tcp.FIN_WAIT2, tcp.CLOSE_WAIT)
 
 _FORGOTTEN = (*Move,).index(Move.FORGOTTEN)
 
+SEVERAL = 3
+"""So many unread requests are no single conversation that takes its time."""
+
 SLACK_MS = 20
 """Process start times are told in clock ticks (10 ms), socket times in jiffies (up to 10 ms)."""
 
@@ -71,7 +74,7 @@ def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:
     silent = np.where(
         _left_unread(view),
         silence(view, "last_data_sent_ms"),
-        silence(view, "last_data_sent_ms", "last_data_recv_ms"),
+        _silence(view),
     )
     out = np.zeros(len(view), np.bool_)
     for pid, rows in view.pid_rows(candidates).items():
@@ -88,6 +91,11 @@ def _unused_by_its_holders(view: View) -> NDArray[np.bool_]:
         ages = [view.processes[pid].age_ms if pid in view.processes else -1 for pid, _ in holders]
         out[row] = all(age >= 0 and silent[row] > age + SLACK_MS for age in ages)
     return out
+
+
+def _silence(view: View) -> NDArray[np.int64]:
+    """Return how long no data has passed, in ms; −1 where that is not known."""
+    return silence(view, "last_data_sent_ms", "last_data_recv_ms")
 
 
 def _left_unread(view: View) -> NDArray[np.bool_]:
@@ -112,12 +120,14 @@ def _accepted_by_another_program(view: View) -> NDArray[np.bool_]:
     """
     out = view.connections_in(*SHARED) & view.holder_found & view.accepted & (view.moves == _FORGOTTEN)
     out &= ~view.holders.several_processes()
-    quiet = silence(view, "last_data_sent_ms", "last_data_recv_ms") >= RECENT_MS
-    stray = view.strays & view.waits.rows("nobody") & quiet
+    # What a client goes on sending, and nobody reads, shows no use by the holder.
+    coming = np.where(_left_unread(view), silence(view, "last_data_sent_ms"), _silence(view))
+    stray = view.strays & view.waits.rows("nobody") & (coming >= RECENT_MS)
     for row in np.flatnonzero(out).tolist():
         out[row] = taken_over(view, row)
-    out |= stray
-    out &= ~view.moved & ~view.sent & ~view.read
+    out &= ~view.moved
+    out |= stray & (~view.moved | _left_unread(view))
+    out &= ~view.sent & ~view.read
     for row in np.flatnonzero(out).tolist():
         out[row] = all(fd > 2 for _, fd in view.holders.of(row))
     return out
@@ -159,12 +169,25 @@ def _established(view: View) -> NDArray[np.bool_]:
 
 
 def _stray(view: View) -> NDArray[np.bool_]:
-    """Return open connections that nothing shows but that their holder is a stranger and does not wait for them."""
-    return _established(view) & ~_unused_by_its_holders(view)
+    """Return connections that nothing shows but that their holder is a stranger and does not wait for them.
+
+    They may have been handed over, or their holder accepted them when it was itself that listened.
+    """
+    alone = ~view.holders.several_processes() | _established(view)
+    return alone & ~_unused_by_its_holders(view)
 
 
 def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
-    return "notice" if _established(view)[rows].all() else "problem"
+    if not _established(view)[rows].all():
+        return "problem"
+    # Clients that go on sending wait for an answer that a stranger cannot give.
+    waiting = _established(view) & _stray(view) & _left_unread(view) & watched_long(view)
+    if not waiting[rows].any():
+        return "notice"
+    # Each child holds the one that it inherited: of one server they count together.
+    s, first = view.sockets, rows[0]
+    of_server = waiting & match(view) & (s.netns == s.netns[first]) & (s.sport == s.sport[first])
+    return "problem" if int(of_server.sum()) >= SEVERAL else "notice"
 
 
 def _unjudged(view: View) -> list[Gap]:
@@ -199,7 +222,7 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
             "two or more processes hold the same socket; it is unknown whether they share one descriptor "
             "table (kcmp)"
         )
-    if _stray(view)[rows].all():
+    if (_established(view) & _stray(view))[rows].all():
         door = (
             "nobody listens on its port any more"
             if left_without_listener(view)[rows].all()
@@ -265,18 +288,26 @@ def _accepted_by(view: View, rows: NDArray[np.int64]) -> list[Evidence]:
                 f"listener on port {port}",
                 "none",
                 "sock_diag",
-                "what accepted it is gone, or listens no more; its holder is another program",
+                "what accepted it is gone, or listens no more; " + _of_parent(view, int(taken[0])),
             )
         ]
     return [
         Evidence(
             f"listener on port {port}",
-            listening_program(view, int(taken[0])),
+            ", ".join(sorted(programs_at_door(view, int(taken[0])))),
             "/proc/PID/fd and exe",
             "another program than that of the holder; its process is the "
             + ("older one" if taken_over(view, int(taken[0])) else "younger one"),
         )
     ]
+
+
+def _of_parent(view: View, row: int) -> str:
+    """Return whether the holder of a row is of another program than what started it."""
+    parents = {runs_what_its_parent_runs(view, pid) for pid, _ in view.holders.of(row)}
+    if parents == {False}:
+        return "its holder runs another program than its parent"
+    return "whether its holder is of the same program is not known"
 
 
 _END = Remedy("end the child that holds it, or close its descriptor there")
@@ -348,7 +379,7 @@ RULE = Rule(
     flags=True,
     cases=(
         Case(
-            title="a program that did not accept the connection holds it, and waits for nothing on it",
+            title="a program that does not listen on its port holds the connection, and waits for nothing on it",
             rows=_stray,
             clues=_CLUES,
             ends=(_END, _NOT_EITHER),
