@@ -650,6 +650,8 @@ def test_mptcp_that_receives_what_nobody_reads_is_not_fine(
     v = seen([row], [earlier], holders={90: [9]}, processes={9: ProcessView(9, "app", state=process)})
     found = [f for f in engine.diagnose(v, catalogue.rules()) if f.rule == "mptcp-half-close"]
     assert [f.confidence.level for f in found] == [confidence] * bool(confidence)
+    if confidence and after > before:
+        assert [f.turn.whose for f in found] == ["holder"]
     soon = engine.diagnose(replace(v, watched_ms=500), catalogue.rules())
     assert all(f.confidence.look_again for f in soon if f.rule == "mptcp-half-close")
 

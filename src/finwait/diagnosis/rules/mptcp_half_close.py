@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy, Turn
-from finwait.diagnosis.rule import Clue, Rule
+from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
     CLOSE_AT_PEER,
     NOT_FIN_TIMEOUT,
@@ -104,6 +104,8 @@ def _unlisted(view: View) -> list[Gap]:
 
 
 def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
+    if _ignored(view)[rows].all():
+        return (_READ, _END)
     if peer_missing(view)[rows].all():
         return (_END,)
     if peer_unseen(view)[rows].any():
@@ -115,11 +117,21 @@ _PROBE = Remedy(
     "set keepalive in its program (`finwait probe` acts on single TCP connections); keepalive runs on the "
     "subflows: if the peer is gone they end, and the connection ends after `net.mptcp.close_timeout`",
 )
+_READ = Remedy("make this program read everything, or close the connection here")
 _END = Remedy(
     "send a FIN from its CLOSE_WAIT end if that is on this machine, otherwise a reset (MPTCP fast close) "
     "through the descriptor; SOCK_DESTROY does not support MPTCP",
     "destructive",
     "finwait clear mptcp-half-close",
+)
+
+_CLUES = (
+    Clue("protocol", "262: the MPTCP connection itself, not one of its subflows"),
+    Clue("state", "the state of the data level in which it is stuck"),
+    Clue("inode", "not 0: a descriptor refers to it"),
+    Clue("mptcp_subflows", "additional subflows, each with its own TCP row"),
+    Clue("mptcp_bytes_received", "bytes received on all subflows"),
+    Clue("rqueue", "memory taken by unread data"),
 )
 
 RULE = Rule(
@@ -132,14 +144,7 @@ RULE = Rule(
     means="by-state",
     beyond_sysctls="the MPTCP connection has to close, not its subflows",
     claims=("C17", "X49"),
-    clues=(
-        Clue("protocol", "262: the MPTCP connection itself, not one of its subflows"),
-        Clue("state", "the state of the data level in which it is stuck"),
-        Clue("inode", "not 0: a descriptor refers to it"),
-        Clue("mptcp_subflows", "additional subflows, each with its own TCP row"),
-        Clue("mptcp_bytes_received", "bytes received on all subflows"),
-        Clue("rqueue", "memory taken by unread data"),
-    ),
+    clues=_CLUES,
     ends=(_PROBE, CLOSE_AT_PEER, _END, PREVENT_SILENCE),
     does_not=(
         Advice(
@@ -153,4 +158,14 @@ RULE = Rule(
     match=match,
     unjudged=_unlisted,
     remedies=_remedies,
+    cases=(
+        Case(
+            title="an MPTCP connection is half-closed and held: this program leaves unread what arrives",
+            turn=Turn("holder", "read, close()"),
+            rows=_ignored,
+            clues=_CLUES,
+            ends=(_READ, _END),
+            does_not=(NOT_FIN_TIMEOUT,),
+        ),
+    ),
 )
