@@ -72,6 +72,7 @@ def typed(situation: Situation, scenario: Scenario, state: Path, command: str, *
         # As documented, but for what takes long: nobody waits for half a minute here.
         options += ["--yes", "--min-age", "0", "--share", "1", "--user-timeout", "1s"]
         options += ["--override", "handed-over"]  # which lasts for ten minutes
+        options += ["--override", "unread"]  # on a busy machine it may not be known that nobody waits
     done = subprocess.run(
         [sys.executable, "-m", "finwait", words[0], *options, *more, *words[1:]],
         capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=ROOT,
