@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,7 +31,7 @@ def _lines(call: Callable[[], object]) -> tuple[object, int]:
     """Return what a call returns, and how many lines of Python it ran."""
     count = 0
 
-    def trace(_frame: object, event: str, _argument: object) -> object:
+    def trace(_frame: FrameType, event: str, _argument: object) -> Any:
         nonlocal count
         count += event == "line"
         return trace
