@@ -62,11 +62,12 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def bound(path: str, *, shared: bool = False) -> socket.socket:
+def bound(path: str, option: str = "--socket", *, shared: bool = False) -> socket.socket:
     """Return a Unix socket that listens, which only root and its group can open.
 
     Args:
         path: where.
+        option: which names it.
         shared: whether others may write to the folder, as who asks there sees for itself who answers.
 
     Raises:
@@ -77,7 +78,6 @@ def bound(path: str, *, shared: bool = False) -> socket.socket:
     with files.folder(above, make=True) as folder:
         reason = "" if folder.sticky or shared else folder.alone
         if reason := reason or folder.way:
-            option = "--serve-socket" if shared else "--socket"
             raise FileRefused(
                 path, f"{reason}, who could answer in place of the agent", hint=f"name another `{option}`"
             )
@@ -156,7 +156,7 @@ class ServeSocket:
             FileRefused: others could put another folder in the place of its own.
             KernelError: it cannot be bound.
         """
-        self._listener = bound(self._path, shared=True)
+        self._listener = bound(self._path, "--serve-socket", shared=True)
         threading.Thread(
             target=self._accept, args=(self._listener,), name="finwait-serve", daemon=True
         ).start()
@@ -321,7 +321,7 @@ class FaceProcess:
         """Bind, and turn this process into it, which asks at a Unix socket; return never.
 
         Raises:
-            KernelError: the address cannot be bound.
+            KernelError: the address cannot be bound, or the interpreter not be started.
         """
         self._bind()
         assert self._listener is not None
@@ -330,11 +330,14 @@ class FaceProcess:
             file.seek(0)
             os.dup2(file.fileno(), 0)
         os.set_inheritable(self._listener.fileno(), True)
-        os.execv(sys.executable, [*_FACE, path, str(self._listener.fileno())])  # noqa: S606 - no shell is meant
+        try:
+            os.execv(sys.executable, [*_FACE, path, str(self._listener.fileno())])  # noqa: S606 - no shell is meant
+        except OSError as error:
+            raise KernelError(error.errno or 0, f"start `{sys.executable}`, which serves the page") from None
 
     def _bind(self) -> None:
         if self._listen.startswith(UNIX):
-            self._listener = bound(self._listen.removeprefix(UNIX))
+            self._listener = bound(self._listen.removeprefix(UNIX), "--listen")
         else:
             self._listener = bind_metrics(self._listen, [])
             self._listener.listen(64)

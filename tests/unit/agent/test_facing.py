@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from finwait.agent import confined, facing, service
+from finwait.errors import FileRefused
 from tests.unit.agent.test_metrics import PICTURE
 
 _BEGINNING = """
@@ -203,3 +204,31 @@ os._exit(12)
         pytest.skip("needs root, which becomes a user of its own")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (11, b"")
+
+
+def test_a_socket_in_a_folder_of_others_is_refused_with_the_option_that_names_it(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o777)
+    face = facing.FaceProcess(lambda *_: None, f"unix:{folder}/page.sock", "", 15.0, -1)
+    with pytest.raises(FileRefused) as caught:
+        face.start()
+    assert caught.value.hint == "name another `--listen`"
+
+
+def test_an_interpreter_that_cannot_be_started_is_named() -> None:
+    program = """
+import os, sys
+from finwait.agent import facing
+from finwait.errors import KernelError
+sys.executable = "/proc/self/status"
+try:
+    facing.become_face("/nonexistent/s", "127.0.0.1:0", "", 15.0, None)
+except KernelError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "`/proc/self/status`, which serves the page" in done.stdout
+    assert "EACCES" in done.stdout
