@@ -52,6 +52,8 @@ class Sock:
     """Uid of the pod that it is of."""
     waiting: int = 0
     """Of a listener: connections in its accept queue."""
+    turned: bool = False
+    """Whether it has the addresses of the others the other way round."""
 
     @property
     def door(self) -> ListenerQueue:
@@ -74,8 +76,8 @@ def table(socks: Sequence[Sock], now_ns: int) -> SocketTable:
             "family": [2] * len(socks),
             "state": [s.state for s in socks],
             "timer": [0 if s.held or s.state == tcp.ESTABLISHED else 3 for s in socks],
-            "src": [(0, MAPPED | 0x0A000001)] * len(socks),
-            "dst": [(0, MAPPED | 0x0A000002)] * len(socks),
+            "src": [(0, MAPPED | 0x0A000002 - (not s.turned)) for s in socks],
+            "dst": [(0, MAPPED | 0x0A000001 + (not s.turned)) for s in socks],
             "sport": [s.sport for s in socks],
             "dport": [s.dport for s in socks],
             "cookie": np.array([s.cookie for s in socks], np.uint64),

@@ -112,7 +112,7 @@ def _page(looker: Looker, question: protocol.AskPage) -> protocol.AgentAnswer:
     if question.known == picture.rounds:
         return protocol.AgentAnswer(unchanged=True)
     with looker.source(_parsed(question.filter), _PATIENCE_S) as source:
-        groups, dropped, stuck, problems = page.page_groups(source)
+        groups, dropped, stuck, problems, undiagnosed = page.page_groups(source)
         limits = page.by_urgency(source.limits)[:_LIMITS_MOST]
     made = AgentPage(
         at=telling.when_text(picture.at_ns),
@@ -125,7 +125,7 @@ def _page(looker: Looker, question: protocol.AskPage) -> protocol.AgentAnswer:
         filter=question.filter,
         stuck=stuck,
         problems=problems,
-        undiagnosed=picture.undiagnosed,
+        undiagnosed=undiagnosed if source.row_filter is not None else picture.undiagnosed,
         groups=groups,
         groups_dropped=dropped,
         sockets=picture.sockets,

@@ -42,6 +42,8 @@ _AGE_S: Final = 30.0
 """How often it says how old its names are, where nothing changes."""
 _REQUEST_MOST: Final = 64 << 10
 _LINES_MOST: Final = 100
+_THREADS: Final = 64
+"""More than it starts: one for each list that it follows, and one that tells Events."""
 
 
 def access_of(request: FollowRequest, environment: Mapping[str, str]) -> KubeAccess:
@@ -226,7 +228,7 @@ def main() -> int:
         refusal = error
     try:
         group = group_of(access.token_file) if access is not None and access.token_file else 0
-        confine(own_user(1), group)
+        confine(own_user(1), group, threads=_THREADS)
     except OSError as error:
         sys.stderr.write(
             f"finwait agent: the process that follows the cluster could not give up its rights: {error}\n"

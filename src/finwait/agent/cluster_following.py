@@ -265,7 +265,7 @@ class ClusterFollowing:
         """Wait for one that does not end and may not be killed: there is never a second one beside it."""
         self._said = f"does not end (pid {process.pid}), and may not be killed without CAP_KILL"
         self._say(f"the process that follows the cluster {self._said}; no other one is started")
-        while process.poll() is None and not self._ending.wait(_OUTLIVED_S):
+        while not confined.over(process) and not self._ending.wait(_OUTLIVED_S):
             pass
 
     def _message(self, fd: int) -> bool:

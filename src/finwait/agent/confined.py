@@ -5,6 +5,10 @@ Whatever reads what a network sends runs so: the page's server (`finwait.agent.f
 
 What it inherits is what it is given: standard input and descriptors by number. It is in a session of its own, so that
 nothing can be typed into the looker's terminal, and what it says goes through the looker, a little of it and printable.
+
+Somebody may have taken it over. Then it could start others, end, and leave them what it had, again and again. So the
+kernel lets it start none beyond what it needs, and where it does all the same, its process group ends with it, and what
+they say is read no longer.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import errno
 import grp
 import os
 import pwd
+import resource
+import select
 import signal
 import subprocess
 import sys
@@ -25,7 +31,7 @@ from typing import IO, Final
 
 from finwait.table.units import printable
 
-__all__ = ["NOBODY", "confine", "die_with", "end", "environment", "own_user", "send_signal", "start"]
+__all__ = ["NOBODY", "confine", "die_with", "end", "environment", "over", "own_user", "send_signal", "start"]
 
 NOBODY: Final = 65534
 _PYTHON: Final = (
@@ -40,6 +46,9 @@ _SAID_EVERY_S: Final = 60.0
 _PAGE: Final = 1 << 16
 _REST_S: Final = 0.05
 _LONG_REST_S: Final = 1.0
+_WAKE_MS: Final = 1000
+"""After so long without a word it is looked whether who could say one has ended."""
+_WAIT_S: Final = 0.01
 _NEEDED: Final = frozenset({"PATH", "LANG", "TZ", "HOME", "LD_LIBRARY_PATH"})
 _NEEDED_KINDS: Final = ("LC_", "PYTHON")
 """Beginnings of further ones: by which an interpreter finds what it runs."""
@@ -54,12 +63,14 @@ _CAP_VERSION_3: Final = 0x20080522
 # ── in the process ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def confine(user: int = NOBODY, group: int = 0) -> None:
+def confine(user: int = NOBODY, group: int = 0, *, threads: int = 0) -> None:
     """Give up every right, for good; root becomes a user that nothing else runs as, where there are other users.
 
     Args:
         user: that user; see `own_user`.
         group: the only group that it has afterwards; 0 for the one of the user's number.
+        threads: how many threads and processes it may start from now on. The kernel counts those of a user together:
+            some are only bounded where the user is its own.
 
     Raises:
         OSError: some could not be given up.
@@ -76,6 +87,8 @@ def confine(user: int = NOBODY, group: int = 0) -> None:
     prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     if os.geteuid() == 0:
         _change_user(user, group or user)
+    if not threads or os.getuid() == user != NOBODY:
+        resource.setrlimit(resource.RLIMIT_NPROC, (threads + 1, threads + 1))
     header = (ctypes.c_uint32 * 2)(_CAP_VERSION_3, 0)
     if libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
         raise OSError(ctypes.get_errno(), "capset")
@@ -184,7 +197,7 @@ def start(
     assert process.stdin is not None
     assert process.stderr is not None
     name = f"{module.rpartition('.')[2]}-says"
-    threading.Thread(target=_pass_on, args=(process.stderr,), name=name, daemon=True).start()
+    threading.Thread(target=_pass_on, args=(process,), name=name, daemon=True).start()
     os.set_blocking(process.stdin.fileno(), False)  # one that hangs must not hang the looking
     return process
 
@@ -209,27 +222,48 @@ def end(process: subprocess.Popen[bytes]) -> bool:
     for number, seconds in _LADDER:
         if number is not None:
             send_signal(process, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+        until = time.monotonic() + seconds
+        while not (ended := over(process)) and time.monotonic() < until:
+            time.sleep(_WAIT_S)
+        if ended:
             return True
     return False
 
 
-def send_signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal, if we may."""
-    with contextlib.suppress(PermissionError):  # it has another user, and we may have no CAP_KILL
+def over(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether one has ended; what it has left in its process group is ended, if we may."""
+    with _reaping:
+        if process.returncode is None:
+            with contextlib.suppress(OSError):
+                if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    return False
+                os.killpg(process.pid, signal.SIGKILL)  # until it is reaped, its number is nobody else's
+        return process.poll() is not None
+
+
+_reaping: Final = threading.Lock()
+
+
+def send_signal(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Send a signal; return whether we may."""
+    try:
         process.send_signal(number)
+    except PermissionError:  # it has another user, and we may have no CAP_KILL
+        return False
+    return True
 
 
-def _pass_on(stream: IO[bytes]) -> None:
+def _pass_on(process: subprocess.Popen[bytes]) -> None:
     """Write what a process says, made printable, to our standard error: a little of it, and at little cost.
 
     What comes too fast stays in the pipe, where it keeps who writes it waiting: we read a page at a time, and rest.
+    When the process has ended, the pipe is read once more, and closed: others may hold its other end.
     """
+    assert process.stderr is not None
     remaining, begun = _SAID_MOST, time.monotonic()
     pending = b""
-    with stream:
-        while data := stream.read(_PAGE):
+    with process.stderr as stream:
+        while data := _said(process, stream):
             *lines, pending = (pending + data).split(b"\n")
             if len(pending) > _LINE_MOST:
                 lines, pending = [*lines, pending], b""
@@ -238,8 +272,22 @@ def _pass_on(stream: IO[bytes]) -> None:
             for line in lines[:remaining]:
                 sys.stderr.write(f"{printable(line[:_LINE_MOST].decode('utf-8', 'replace'))}\n")
             sys.stderr.flush()
+            if process.returncode is not None:
+                break
             remaining = max(0, remaining - len(lines))
             time.sleep(_REST_S if remaining else _LONG_REST_S)
     if pending and remaining:
         sys.stderr.write(f"{printable(pending.decode('utf-8', 'replace'))}\n")
         sys.stderr.flush()
+
+
+def _said(process: subprocess.Popen[bytes], stream: IO[bytes]) -> bytes:
+    """Return what a process says next; nothing where all ends are closed, or it has ended and the pipe is empty."""
+    waiting = select.poll()
+    waiting.register(stream, select.POLLIN)
+    ended = False
+    while not waiting.poll(0 if ended else _WAKE_MS):
+        if ended:
+            return b""
+        ended = over(process)
+    return stream.read(_PAGE)

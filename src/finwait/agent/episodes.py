@@ -41,6 +41,7 @@ from finwait.agent.episode_values import (
     Place,
     once,
 )  # fmt: skip
+from finwait.agent.pairing import paired
 from finwait.diagnosis.ages import ages
 from finwait.table.sockets import SocketTable, endpoint_text
 from finwait.uapi import inet_diag, tcp
@@ -201,9 +202,12 @@ class Book:
         return int(self._rows["opened"].sum())
 
     def columns(self, *names: str) -> tuple[NDArray[Any], ...]:
-        """Return columns of the open episodes, in the order of their cookies; ``cause`` indexes `causes`."""
-        opened = self._rows["opened"]
-        return tuple(self._rows[name][opened] for name in names)
+        """Return columns of the open episodes, in the order of their cookies; ``cause`` indexes `causes`.
+
+        ``other`` is also that of rows that no diagnosis has seen, where addresses tell it.
+        """
+        rows = self._rows[self._rows["opened"]]
+        return tuple(paired(rows) if name == "other" else rows[name] for name in names)
 
     def at(self, places: NDArray[np.int64]) -> list[Episode]:
         """Return open episodes by their places in what `columns` gives."""

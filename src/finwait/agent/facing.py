@@ -32,7 +32,7 @@ from finwait.relay.listeners import bind_metrics, remove_stale
 from finwait.table.units import printable
 from finwait.uapi.proc import parse_stat
 
-__all__ = ["UNIX", "FaceProcess", "ServeSocket", "become_face", "bound", "say"]
+__all__ = ["UNIX", "FaceProcess", "Pulse", "ServeSocket", "become_face", "bound", "say"]
 
 UNIX: Final = "unix:"
 """How an address begins that is a path."""
@@ -48,6 +48,12 @@ _HEALTHY_S: Final = 60.0
 """One that was seen to run for so long ended for a new reason."""
 _WELL_S: Final = 10.0
 """One that runs for so long serves."""
+_SILENT_S: Final = 60.0
+"""One that asks nothing for so long hangs, for by itself it asks every five seconds …"""
+_STARTING_S: Final = 180.0
+"""… once it has begun."""
+_CHECK_MOST_S: Final = 20.0
+"""What one check adds to that: between two the machine may have stood still, and both processes with it."""
 
 
 def say(text: str) -> None:
@@ -56,11 +62,12 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def bound(path: str, *, shared: bool = False) -> socket.socket:
+def bound(path: str, option: str = "--socket", *, shared: bool = False) -> socket.socket:
     """Return a Unix socket that listens, which only root and its group can open.
 
     Args:
         path: where.
+        option: which names it.
         shared: whether others may write to the folder, as who asks there sees for itself who answers.
 
     Raises:
@@ -71,7 +78,6 @@ def bound(path: str, *, shared: bool = False) -> socket.socket:
     with files.folder(above, make=True) as folder:
         reason = "" if folder.sticky or shared else folder.alone
         if reason := reason or folder.way:
-            option = "--serve-socket" if shared else "--socket"
             raise FileRefused(
                 path, f"{reason}, who could answer in place of the agent", hint=f"name another `{option}`"
             )
@@ -150,7 +156,7 @@ class ServeSocket:
             FileRefused: others could put another folder in the place of its own.
             KernelError: it cannot be bound.
         """
-        self._listener = bound(self._path, shared=True)
+        self._listener = bound(self._path, "--serve-socket", shared=True)
         threading.Thread(
             target=self._accept, args=(self._listener,), name="finwait-serve", daemon=True
         ).start()
@@ -187,11 +193,83 @@ def become_face(
     Raises:
         KernelError: the address cannot be bound.
     """
-    FaceProcess(socket.socket.close, listen, token, interval_s, -1, tls=tls).become(path)
+    FaceProcess(lambda end, _: end.close(), listen, token, interval_s, -1, tls=tls).become(path)
+
+
+class Pulse:
+    """When a process asks, told by the thread that answers it.
+
+    Attributes:
+        questions: how many it has asked.
+        waits: whether it waits for an answer.
+    """
+
+    def __init__(self) -> None:
+        self.questions = 0
+        self.waits = False
+
+    def asked(self) -> None:
+        """Enter a question."""
+        self.questions += 1
+        self.waits = True
+
+    def answered(self) -> None:
+        """Enter that it has the answer."""
+        self.waits = False
+
+
+class _Conversation:
+    """Our end of the socket pair of one process, and the thread that answers there.
+
+    Args:
+        serve: answers until the process goes, or we let go; it closes the socket.
+        own_end: of the pair.
+    """
+
+    def __init__(self, serve: Callable[[socket.socket, Pulse], None], own_end: socket.socket) -> None:
+        self._own_end = own_end
+        self._pulse = Pulse()
+        self._known = 0
+        self._silent_s = 0.0
+        self._thread = threading.Thread(
+            target=serve, args=(own_end, self._pulse), name="finwait-face", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the thread does: it ends within a moment of `let_go`, or after the answer that it is making."""
+        return self._thread.is_alive()
+
+    def let_go(self) -> None:
+        """Answer no more, whoever still holds the other end."""
+        with contextlib.suppress(OSError):
+            self._own_end.shutdown(socket.SHUT_RDWR)
+
+    def silent_s(self, elapsed_s: float) -> float:
+        """Return for how long nothing was asked while nothing waited for an answer of ours.
+
+        Args:
+            elapsed_s: since this was asked last.
+        """
+        pulse = self._pulse
+        if pulse.questions != self._known or (pulse.waits and self.runs):
+            self._known, self._silent_s = pulse.questions, 0.0
+        else:
+            self._silent_s += min(elapsed_s, _CHECK_MOST_S)
+        return self._silent_s
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was asked."""
+        return self._pulse.questions > 0
 
 
 class FaceProcess:
-    """The process that faces the network, started again when it ends.
+    """The process that faces the network, started again when it ends, or asks nothing any more.
+
+    There is never a second one beside it: before the next one starts, the socket of the one before is let go, and the
+    thread that answered there has ended.
 
     Args:
         serve: answers its questions, on our end of a socket pair, until it goes; it is called in a thread.
@@ -204,7 +282,7 @@ class FaceProcess:
 
     def __init__(
         self,
-        serve: Callable[[socket.socket], None],
+        serve: Callable[[socket.socket, Pulse], None],
         listen: str,
         token: str,
         interval_s: float,
@@ -218,8 +296,15 @@ class FaceProcess:
         self._listen = self._where = listen
         self._token = token
         self._process: subprocess.Popen[bytes] | None = None
-        self._due = self._begun = self._lasted_s = 0.0
+        self._conversation: _Conversation | None = None
+        self._due = self._begun = self._lasted_s = self._checked = 0.0
         self._failures = 0
+        self._status: int | None = None
+        self._hung = 0
+        """Pid of the last one, where that hung; the next one may run already."""
+        self._hanging: subprocess.Popen[bytes] | None = None
+        self._refused = False
+        """Whether it may not be ended by us."""
         self._listener: socket.socket | None = None
 
     def start(self) -> None:
@@ -236,7 +321,7 @@ class FaceProcess:
         """Bind, and turn this process into it, which asks at a Unix socket; return never.
 
         Raises:
-            KernelError: the address cannot be bound.
+            KernelError: the address cannot be bound, or the interpreter not be started.
         """
         self._bind()
         assert self._listener is not None
@@ -245,11 +330,14 @@ class FaceProcess:
             file.seek(0)
             os.dup2(file.fileno(), 0)
         os.set_inheritable(self._listener.fileno(), True)
-        os.execv(sys.executable, [*_FACE, path, str(self._listener.fileno())])  # noqa: S606 - no shell is meant
+        try:
+            os.execv(sys.executable, [*_FACE, path, str(self._listener.fileno())])  # noqa: S606 - no shell is meant
+        except OSError as error:
+            raise KernelError(error.errno or 0, f"start `{sys.executable}`, which serves the page") from None
 
     def _bind(self) -> None:
         if self._listen.startswith(UNIX):
-            self._listener = bound(self._listen.removeprefix(UNIX))
+            self._listener = bound(self._listen.removeprefix(UNIX), "--listen")
         else:
             self._listener = bind_metrics(self._listen, [])
             self._listener.listen(64)
@@ -307,7 +395,7 @@ class FaceProcess:
         if opened and not self._listen.startswith(UNIX):
             self._say_who_reads()
         process = self._process
-        if process is None or process.stdin is None or process.poll() is not None:
+        if process is None or process.stdin is None or confined.over(process):
             return
         try:
             if os.write(process.stdin.fileno(), self._options()) != len(self._options()):
@@ -317,49 +405,87 @@ class FaceProcess:
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """What says that nothing is served: it ended again and again."""
+        """What says that nothing is served: it hangs, or ended again and again."""
         process = self._process
-        if self._failures < 2 or process is None:
+        if process is None:
             return ()
-        if process.poll() is None and self._lasted_s >= _WELL_S:
+        hangs = self._hanging is process
+        if not hangs and process.returncode is None and self._lasted_s >= _WELL_S:
             return ()
-        doing = f"serve it: its process ended {self._failures} times in a row (status {process.returncode})"
-        return (Gap("the page and the metrics", doing, "what it wrote to standard error says"),)
+        needs = "what it wrote to standard error says"
+        if self._hung:
+            doing = f"serve it: its process (pid {self._hung}) asks nothing, and hangs"
+            needs = "CAP_KILL" if hangs and self._refused else needs
+        elif self._failures < 2:
+            return ()
+        else:
+            doing = f"serve it: its process ended {self._failures} times in a row (status {self._status})"
+        return (Gap("the page and the metrics", doing, needs),)
 
     def check(self) -> None:
-        """Start it where it does not run."""
-        if self._process is not None and self._process.poll() is None:
-            self._lasted_s = time.monotonic() - self._begun
+        """Start it where it does not run, and end it where it hangs."""
+        process, now = self._process, time.monotonic()
+        if process is not None and not confined.over(process):
+            self._lasted_s = now - self._begun
+            self._end_hanging(process, now)
             return
-        if self._listener is None:
+        if self._conversation is not None:
+            self._conversation.let_go()
+        if process is not None:
+            self._status = process.returncode
+        if self._listener is None or now < self._due:
             return
-        if time.monotonic() < self._due:
+        if self._conversation is not None and self._conversation.runs:  # it is in the middle of an answer
             return
         pause = _FACE_PAUSE_S
-        if self._process is not None:
+        if process is not None:
             self._failures = 1 if self._lasted_s >= _HEALTHY_S else self._failures + 1
             pause = min(_FACE_PAUSE_S * 2 ** min(self._failures - 1, 10), _LONGEST_PAUSE_S)
-            say(
-                f"the process that serves the page ended (status {self._process.returncode}); starting it again"
-            )
-        self._begun, self._lasted_s = time.monotonic(), 0.0
-        self._due = self._begun + pause
+            say(f"the process that serves the page ended (status {self._status}); starting it again")
+            if self._hanging is not process:
+                self._hung = 0
+        self._begun = self._checked = now
+        self._lasted_s = 0.0
+        self._due = now + pause
+        self._start(self._listener)
+
+    def _end_hanging(self, process: subprocess.Popen[bytes], now: float) -> None:
+        """End it where it asks nothing any more."""
+        assert self._conversation is not None
+        silent_s = self._conversation.silent_s(now - self._checked)
+        self._checked = now
+        if silent_s < (_SILENT_S if self._conversation.begun else _STARTING_S):
+            if self._hanging is process:  # it goes on, before it could be ended
+                self._hanging, self._hung = None, 0
+            return
+        if self._hanging is not process:
+            self._hanging, self._hung = process, process.pid
+            say(f"the process that serves the page (pid {process.pid}) asks nothing, and hangs; ending it")
+        self._refused = not confined.send_signal(process, signal.SIGKILL)
+
+    def _start(self, listener: socket.socket) -> None:
+        """Start one."""
+        before = self._process
+        if before is not None and before.stdin is not None:
+            before.stdin.close()
         own_end, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with other_end:
-            descriptors = other_end.fileno(), self._listener.fileno()
-            if self._process is not None and self._process.stdin is not None:
-                self._process.stdin.close()
-            process = self._process = confined.start(
-                "finwait.agent.face", tuple(map(str, descriptors)), pass_fds=descriptors
-            )
+            descriptors = other_end.fileno(), listener.fileno()
+            try:
+                process = self._process = confined.start(
+                    "finwait.agent.face", tuple(map(str, descriptors)), pass_fds=descriptors
+                )
+            except OSError:
+                own_end.close()
+                raise
             assert process.stdin is not None
             with contextlib.suppress(OSError):  # nobody else has written into it: it takes all at once
                 os.write(process.stdin.fileno(), self._options())
         if self._lock >= 0:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._lock, 0)
-                os.pwrite(self._lock, f"{self._process.pid} {_began(self._process.pid)}\n".encode(), 0)
-        threading.Thread(target=self._serve, args=(own_end,), name="finwait-face", daemon=True).start()
+                os.pwrite(self._lock, f"{process.pid} {_began(process.pid)}\n".encode(), 0)
+        self._conversation = _Conversation(self._serve, own_end)
 
     def end(self) -> None:
         """End it."""
@@ -373,7 +499,10 @@ class FaceProcess:
             return
         with contextlib.suppress(OSError):
             os.write(process.stdin.fileno(), b'{"end":true}\n')
-        if confined.end(process):
+        ended = confined.end(process)
+        if self._conversation is not None:
+            self._conversation.let_go()
+        if ended:
             return
         say(
             f"the process that serves the page (pid {process.pid}) does not end, and may not be killed without CAP_KILL"

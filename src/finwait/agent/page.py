@@ -137,8 +137,10 @@ def _selected(source: PageSource) -> NDArray[np.bool_]:
     )
 
 
-def page_groups(source: PageSource) -> tuple[list[GroupItem], int, int, int]:
+def page_groups(source: PageSource) -> tuple[list[GroupItem], int, int, int, int]:
     """Return the groups by harm and age, how many were left out, and the connections in all and in problems.
+
+    The last number is that of ends of these connections that no diagnosis has seen.
 
     Raises:
         FilterError: the FILTER asks for something that an episode does not know.
@@ -147,7 +149,9 @@ def page_groups(source: PageSource) -> tuple[list[GroupItem], int, int, int]:
     items = _items(source, hits)
     stuck = sum(item.count for item in items)
     problems = sum(item.count for item in items if item.severity == "problem")
-    return items[:GROUPS_MOST], max(0, len(items) - GROUPS_MOST), stuck, problems
+    (diagnosed,) = source.book.columns("diagnosed")
+    undiagnosed = int((~diagnosed[hits.places]).sum())
+    return items[:GROUPS_MOST], max(0, len(items) - GROUPS_MOST), stuck, problems, undiagnosed
 
 
 def _items(source: PageSource, hits: _Grouped) -> list[GroupItem]:

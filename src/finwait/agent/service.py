@@ -16,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
+import select
 import selectors
 import signal
 import socket
@@ -37,11 +39,12 @@ from finwait.agent.client import SOCKET, status_command
 from finwait.agent.config_file import interval_ms_of, share_of
 from finwait.agent.configured import Configured
 from finwait.agent.edge import Running
-from finwait.agent.facing import FaceProcess, ServeSocket, bound, say
+from finwait.agent.facing import FaceProcess, Pulse, ServeSocket, bound, say
 from finwait.agent.loop import Looker
 from finwait.agent.option_texts import KILL_SWITCH
 from finwait.agent.store import LOCK, Store, store_path
 from finwait.agent.story_keeper import StoryKeeper
+from finwait.agent.textfile import write_textfile
 from finwait.agent.tracing import RATE, TraceRecorder
 from finwait.errors import FileRefused, FinwaitError, Gap, KernelError, UsageError
 from finwait.kernel.interruption import Stop
@@ -152,6 +155,8 @@ class AnswerSocket:
         self._listener: socket.socket | None = None
         self._encoded: tuple[protocol.RoundPicture | None, bool, bytes] = (None, True, b"")
         self._said_at = float("-inf")
+        self._face_turn = threading.Lock()
+        self._face_due = float("-inf")
 
     def __enter__(self) -> Self:
         """Bind the socket.
@@ -190,26 +195,44 @@ class AnswerSocket:
         finally:
             self._slots.release()
 
-    def serve(self, client: socket.socket, *, idle_s: float | None) -> None:
+    def serve(self, client: socket.socket, *, idle_s: float | None, pulse: Pulse | None = None) -> None:
         """Answer one client until it goes; its socket is closed.
 
         Args:
             client: connected to who asks.
             idle_s: how long it may ask nothing; None for our own process that faces the network: it may do that as
                 long as it likes, and its questions are answered five times a second at most, and at the price of a
-                share of a processor: after a costly one it waits.
+                share of a processor: after a costly one it waits. Of several such processes, and of one that comes
+                again, the questions count together.
+            pulse: takes when it asks.
         """
         of_face = idle_s is None
         with client, contextlib.suppress(OSError, ValueError):
             for line in _lines(client, idle_s):
-                begun = time.thread_time()
-                data = self._answer_to(line, of_face=of_face)
-                spent = time.thread_time() - begun
+                if pulse is not None:
+                    pulse.asked()
+                if of_face:
+                    with self._face_turn:
+                        if not self._wait_for_face(client):
+                            return
+                        begun = time.thread_time()
+                        data = self._answer_to(line, of_face=True)
+                        spent = time.thread_time() - begun
+                        self._face_due = time.monotonic() + max(_FACE_EVERY_S, _FACE_PAUSES * spent)
+                else:
+                    data = self._answer_to(line, of_face=False)
                 # Our own other process may be slow on a busy machine; hanging up would tell it that we have ended.
                 client.settimeout(12 * _PATIENCE_S if of_face else _PATIENCE_S)
                 client.sendall(data)
-                if of_face:
-                    time.sleep(max(_FACE_EVERY_S, _FACE_PAUSES * spent))
+                if pulse is not None:
+                    pulse.answered()
+
+    def _wait_for_face(self, client: socket.socket) -> bool:
+        """Wait until questions of that process may be answered again; return whether it still waits for an answer."""
+        while (pause_s := self._face_due - time.monotonic()) > 0:
+            if _hung_up(client, pause_s):
+                return False
+        return True
 
     def _answer_to(self, line: bytes, *, of_face: bool) -> bytes:
         try:
@@ -269,6 +292,13 @@ class AnswerSocket:
             config = self._configured.status if self._configured is not None else None
             return protocol.AgentAnswer(status=msgspec.structs.replace(looker.status, config=config))
         return answers.answer(looker, question)
+
+
+def _hung_up(client: socket.socket, seconds: float) -> bool:
+    """Wait so long, or until a client is gone, or was let go; return whether it is."""
+    waiting = select.poll()
+    waiting.register(client, 0)  # of an end without the other one, poll(2) tells unasked
+    return bool(waiting.poll(math.ceil(seconds * 1000)))
 
 
 def _with_config(picture: protocol.RoundPicture, configured: Configured | None) -> protocol.RoundPicture:
@@ -521,8 +551,8 @@ def run(options: AgentOptions) -> int:
         )
         face = None
 
-        def serve(own_end: socket.socket) -> None:
-            answering.serve(own_end, idle_s=None)
+        def serve(own_end: socket.socket, pulse: Pulse | None = None) -> None:
+            answering.serve(own_end, idle_s=None, pulse=pulse)
 
         if options.serve_socket and not options.once:
             stack.enter_context(ServeSocket(serve, options.serve_socket))
@@ -638,7 +668,7 @@ def _rounds(
         notify("WATCHDOG=1")
         if options.textfile and looker.picture is not None:
             picture = _with_config(looker.picture, options.configured)
-            textfile_failed = _textfile(options.textfile, picture, textfile_failed)
+            textfile_failed = not write_textfile(options.textfile, picture, quiet=textfile_failed)
         now_said = looker.status.store_said if looker.status is not None else ""
         if now_said != statement:
             say(f"the history: {now_said or 'it is written again'}; looking goes on")
@@ -660,27 +690,3 @@ def _reloaded(options: AgentOptions, face: FaceProcess | None) -> AgentOptions:
     if face is not None:
         face.change(options.token, options.tls)
     return options
-
-
-def _textfile(directory: str, picture: protocol.RoundPicture, failed: bool) -> bool:
-    """Write the metrics for node_exporter, beside and then in place; return whether that failed."""
-    from finwait.agent.metrics import render
-
-    path = os.path.join(directory, "finwait.prom")
-    try:
-        new = files.new_file(path, 0o644)
-        try:
-            with os.fdopen(os.dup(new.fd), "wb") as file:
-                file.write(render(picture)[0])
-                file.flush()
-                os.fsync(file.fileno())
-            new.publish()
-        finally:
-            os.close(new.fd)
-            new.discard()
-    except (OSError, FinwaitError) as error:
-        if not failed:  # of an OSError the words alone: its path is relative to a folder
-            reason = error.strerror if isinstance(error, OSError) else error
-            say(f"`{path}` cannot be written, looking goes on: {reason}")
-        return True
-    return False

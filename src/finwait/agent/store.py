@@ -437,7 +437,7 @@ class Store(HistoryRows):
 
     def _failed(self, error: BaseException) -> None:
         self.errors += 1
-        self.said = str(error)
+        self.said = " ".join(str(error).split())  # SQLite breaks lines
         self._retry_at = self._clock() + _RETRY_S
         if self._db is None:
             return

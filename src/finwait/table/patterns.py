@@ -14,15 +14,74 @@ __all__ = ["MATCHERS", "cgroup_path", "could_be_name", "glob"]
 
 
 def glob(pattern: str) -> Callable[[str], bool]:
-    """Return a test for a pattern in which ``*`` is any text and ``?`` any character."""
-    if "*" not in pattern and "?" not in pattern:
-        return pattern.__eq__
-    parts = (
-        ".*" if c[0] == "*" else "." if c == "?" else re.escape(c)
-        for c in re.findall(r"\*+|.", pattern, re.DOTALL)
+    """Return a test for a pattern in which ``*`` is any text and ``?`` any character.
+
+    Anybody may write the pattern, so the time of the test grows as the text, whatever the pattern is: what stands
+    between two ``*`` is searched once, from the left, and where it stands first leaves most room for the rest.
+    """
+    first, *others = re.sub(r"\*+", "*", pattern).split("*")
+    if not others:
+        return pattern.__eq__ if "?" not in pattern else lambda text: _same(first, text)
+    last = others.pop()
+    searches = tuple(map(_search, others))
+    least, before, after = len(pattern) - pattern.count("*"), len(first), len(last)
+
+    def matches(text: str) -> bool:
+        end = len(text) - after
+        if len(text) < least or not (_same(first, text[:before]) and _same(last, text[end:])):
+            return False
+        place = before
+        for search in searches:
+            place = search(text, place, end)
+            if place < 0:
+                return False
+        return True
+
+    return matches
+
+
+def _same(piece: str, text: str) -> bool:
+    """Return whether a text is like a piece, in which ``?`` is any character."""
+    if piece == text:
+        return True
+    return (
+        "?" in piece
+        and len(piece) == len(text)
+        and all(p in ("?", c) for p, c in zip(piece, text, strict=True))
     )
-    compiled = re.compile("".join(parts), re.DOTALL)
-    return lambda text: compiled.fullmatch(text) is not None
+
+
+def _search(piece: str) -> Callable[[str, int, int], int]:
+    """Return what searches a piece in a text between two places: where the first that is like it ends, −1 for none."""
+    size = len(piece)
+    if "?" not in piece:
+
+        def find(text: str, begin: int, end: int) -> int:
+            place = text.find(piece, begin, end)
+            return place + size if place >= 0 else -1
+
+        return find
+    # One bit for each beginning of the piece that the text up to here ends with (Baeza-Yates and Gonnet's Shift-And):
+    # a step for each character, where a regular expression would begin again at each place.
+    anything = 0
+    alike: dict[str, int] = {}
+    for k, p in enumerate(piece):
+        if p == "?":
+            anything |= 1 << k
+        else:
+            alike[p] = alike.get(p, 0) | 1 << k
+    bits = {p: places | anything for p, places in alike.items()}
+    whole = 1 << (size - 1)
+
+    def step_through(text: str, begin: int, end: int) -> int:
+        begun = 0
+        for place in range(begin, end):
+            begun = (begun << 1 | 1) & bits.get(text[place], anything)
+            if begun & whole:
+                return place + 1
+        return -1
+
+    return step_through
 
 
 def _pod(pattern: str) -> Callable[[str], bool]:

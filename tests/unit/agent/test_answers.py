@@ -77,6 +77,16 @@ def test_a_filter_selects_connections_by_either_end(bench: Bench, row_filter: st
     assert made.filter == row_filter
 
 
+def test_a_filter_narrows_what_is_not_diagnosed_yet(bench: Bench) -> None:
+    bench.world.diagnosis_s = 300
+    for _ in range(3):
+        bench.world.add(tcp.CLOSE_WAIT, pid=7, netns=3)
+    bench.run(60)
+    assert page(bench).undiagnosed == 3
+    assert page(bench, "netns = 3").undiagnosed == 3
+    assert page(bench, "netns = 2").undiagnosed == 0
+
+
 @pytest.mark.parametrize(
     "row_filter", ["state nosuch", "rqueue > 5", "(", "(" * 1900, "user = root", "rule = nosuch"]
 )

@@ -195,6 +195,8 @@ def test_check_ends_with_1_where_one_of_them_is_wrong(config: Path, tmp_path: Pa
 def test_a_process_that_does_not_take_what_is_changed_is_started_again() -> None:
     class Hung:
         killed = False
+        returncode = None
+        pid = os.getpid()  # no child of ours
 
         def __init__(self) -> None:
             read, write = os.pipe2(os.O_NONBLOCK)
@@ -211,7 +213,7 @@ def test_a_process_that_does_not_take_what_is_changed_is_started_again() -> None
         def send_signal(self, number: int) -> None:
             self.killed = number == signal.SIGKILL
 
-    face = facing.FaceProcess(lambda _: None, "127.0.0.1:0", "", 15.0, -1)
+    face = facing.FaceProcess(lambda *_: None, "127.0.0.1:0", "", 15.0, -1)
     hung: Any = Hung()
     face._process, face._listener = hung, SimpleNamespace(family=1)  # type: ignore[assignment]
     face.change("t" * 20)
@@ -277,7 +279,7 @@ def test_an_address_that_others_reach_without_tls_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(facing.FaceProcess, "check", lambda _: None)
-    face = facing.FaceProcess(lambda _: None, listen, token, 15.0, -1, tls=tls)
+    face = facing.FaceProcess(lambda *_: None, listen, token, 15.0, -1, tls=tls)
     face.start()
     face.end()
     told = capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_what_floods_its_standard_error_costs_next_to_nothing(
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, bufsize=0) as flooding:
         assert flooding.stderr is not None
         before = resource.getrusage(resource.RUSAGE_SELF)
-        reader = threading.Thread(target=confined._pass_on, args=(flooding.stderr,))
+        reader = threading.Thread(target=confined._pass_on, args=(flooding,))
         reader.start()
         time.sleep(2)
         after = resource.getrusage(resource.RUSAGE_SELF)
@@ -56,7 +56,7 @@ def test_the_last_words_are_passed_on(capfd: pytest.CaptureFixture[str]) -> None
     program = "import sys; sys.stderr.write('first\\nand \\x1b[31mlast')"
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, bufsize=0) as done:
         assert done.stderr is not None
-        confined._pass_on(done.stderr)
+        confined._pass_on(done)
     said = capfd.readouterr().err
     assert said.startswith("first\nand ")
     assert "\x1b" not in said

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import socket
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,23 +90,67 @@ def test_what_faces_the_network_is_told_a_bounded_history_and_no_ages(looker: An
     assert stories.error == "not asked for here"
 
 
-def test_a_costly_answer_is_followed_by_a_long_pause(looker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    spent = iter([0.0, 0.5, 0.5, 0.5])
-    monkeypatch.setattr("time.sleep", slept.append)
+@pytest.fixture
+def paused(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have a clock that stands still but where somebody waits, and return the pauses."""
+    pauses: list[float] = []
+    clock = [1000.0]
+
+    def hung_up(_: socket.socket, seconds: float) -> bool:
+        pauses.append(round(seconds, 6))
+        clock[0] += seconds
+        return False
+
+    monkeypatch.setattr(service, "_hung_up", hung_up)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    return pauses
+
+
+def test_a_costly_answer_is_followed_by_a_long_pause(
+    looker: Any, paused: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = iter([0.0, 0.5, 0.5, 0.5, 0.5, 0.5])
     monkeypatch.setattr("time.thread_time", lambda: next(spent))
-    asked(looker, *[b'{"ask":"picture"}\n'] * 2, idle_s=None)
-    assert slept[:2] == [0.5 * service._FACE_PAUSES, service._FACE_EVERY_S]
+    asked(looker, *[b'{"ask":"picture"}\n'] * 3, idle_s=None)
+    assert paused == [0.5 * service._FACE_PAUSES, service._FACE_EVERY_S]
 
 
-def test_its_questions_are_answered_at_a_bounded_rate(looker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr("time.sleep", slept.append)
+def test_its_questions_are_answered_at_a_bounded_rate(looker: Any, paused: list[float]) -> None:
     asked(looker, *[b'{"ask":"picture"}\n'] * 4, idle_s=None)
-    assert slept[:3] == [service._FACE_EVERY_S] * 3
-    slept.clear()
+    assert paused == [service._FACE_EVERY_S] * 3
+    paused.clear()
     asked(looker, *[b'{"ask":"picture"}\n'] * 4)
-    assert slept == []
+    assert paused == []
+
+
+def test_one_that_comes_again_pays_for_what_the_one_before_it_asked(
+    looker: Any, paused: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = iter([0.0, 0.5, 0.5, 0.5])
+    monkeypatch.setattr("time.thread_time", lambda: next(spent))
+    answering = service.AnswerSocket(looker, "")
+    for _ in range(2):
+        ours, theirs = socket.socketpair()
+        thread = threading.Thread(target=answering.serve, args=(theirs,), kwargs={"idle_s": None})
+        thread.start()
+        with ours, ours.makefile("rb") as file:
+            ours.sendall(b'{"ask":"picture"}\n')
+            file.readline()
+        thread.join()
+    assert paused == [0.5 * service._FACE_PAUSES]
+
+
+def test_who_is_let_go_waits_no_longer_for_an_answer(looker: Any) -> None:
+    answering = service.AnswerSocket(looker, "")
+    answering._face_due = float(1 << 20) + time.monotonic()
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=answering.serve, args=(theirs,), kwargs={"idle_s": None})
+    with ours:
+        thread.start()
+        ours.sendall(b'{"ask":"picture"}\n')
+        theirs.shutdown(socket.SHUT_RDWR)
+        thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_a_question_that_fails_ends_no_conversation(
@@ -218,7 +263,7 @@ def test_a_second_agent_is_told_how_to_ask_the_first_at_its_socket(tmp_path: Pat
 
 def test_the_port_that_the_kernel_chose_is_told(capsys: pytest.CaptureFixture[str], looker: Any) -> None:
     answering = service.AnswerSocket(looker, "")
-    face = facing.FaceProcess(lambda end: answering.serve(end, idle_s=None), "127.0.0.1:0", "", 15.0, -1)
+    face = facing.FaceProcess(lambda end, _: answering.serve(end, idle_s=None), "127.0.0.1:0", "", 15.0, -1)
     face.start()
     assert face._listener is not None
     port = face._listener.getsockname()[1]

@@ -25,7 +25,7 @@ def test_a_module_in_the_working_directory_is_not_run_by_what_faces_the_network(
     monkeypatch.chdir(tmp_path)
     looker: Any = SimpleNamespace(picture=None, status=None)
     answering = service.AnswerSocket(looker, "")
-    face = facing.FaceProcess(lambda end: answering.serve(end, idle_s=None), "127.0.0.1:0", "", 15.0, -1)
+    face = facing.FaceProcess(lambda end, _: answering.serve(end, idle_s=None), "127.0.0.1:0", "", 15.0, -1)
     face.start()
     try:
         assert face._listener is not None

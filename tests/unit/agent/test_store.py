@@ -219,13 +219,13 @@ def test_after_a_failure_it_waits_a_minute_and_then_writes_what_came_since(
 
     def full(*_: object) -> None:
         tries.append(1)
-        raise sqlite3.OperationalError("database or disk is full")
+        raise sqlite3.OperationalError("database or disk is full\nof this machine")
 
     monkeypatch.setattr(Store, "_write", full)
     assert not store.round([ended(1)], [], moment(200))
     assert not store.round([ended(2)], [], moment(201))
     assert len(tries) == 1
-    assert store.said == "database or disk is full"
+    assert store.said == "database or disk is full of this machine", "in one line"
     monkeypatch.setattr(Store, "_write", whole)
     clock.now += 61
     assert store.round([ended(3)], [], moment(262))
