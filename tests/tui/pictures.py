@@ -149,8 +149,8 @@ async def settle(pilot: Pilot[None], app: Top) -> None:
     await pilot.pause()
 
 
-async def play(scene: Scene, words: Sequence[str] = ()) -> str:
-    """Press the keys of a scene; return the screen as SVG."""
+async def play(scene: Scene, words: Sequence[str] = (), until: str = "") -> str:
+    """Press the keys of a scene; return the screen as SVG, as soon as it shows a text, where one is awaited."""
     wanted = parse_filter(words) if words else None
     path = str(CAPTURES / f"{scene.recording}.finwait")
     feed = Leak(path) if scene.leak else RecordedPictures(open_recording(path), wanted, refresh=0.01)
@@ -164,7 +164,13 @@ async def play(scene: Scene, words: Sequence[str] = ()) -> str:
         for key in scene.keys:
             await pilot.press({" ": "space"}.get(key, key))
             await pilot.pause()
-        return app.export_screenshot(title="finwait top")
+        drawn = app.export_screenshot(title="finwait top")
+        for _ in range(500 if until else 0):  # on a busy machine not all of it may be drawn yet
+            if text_of(drawn) == until:
+                break
+            await pilot.pause(0.01)
+            drawn = app.export_screenshot(title="finwait top")
+        return drawn
 
 
 def text_of(svg: str) -> str:

@@ -137,8 +137,9 @@ def test_groups_are_named(diagnosis: session.Diagnosis) -> None:
 
 @pytest.mark.parametrize("name", SCENES)
 def test_a_screen_shows_what_its_picture_shows(name: str) -> None:
-    shown = text_of(asyncio.run(play(SCENES[name])))
-    assert shown == text_of((FOLDER / f"{name}.svg").read_text()), "`python -m tests.tui.pictures` draws it"
+    picture = text_of((FOLDER / f"{name}.svg").read_text())
+    shown = text_of(asyncio.run(play(SCENES[name], until=picture)))
+    assert shown == picture, "`python -m tests.tui.pictures` draws it"
 
 
 def test_a_picture_fits_its_terminal() -> None:
