@@ -405,6 +405,23 @@ def test_a_token_that_is_replaced_is_used_from_then_on(tmp_path: Path) -> None:
             agree(watcher, server)
 
 
+def test_a_new_token_ends_the_long_pause_after_an_old_one_was_refused(tmp_path: Path) -> None:
+    certificate, key = certificates.made(tmp_path, "api")
+    path = tmp_path / "token"
+    pacing = replace(QUICK, first_s=3600.0, most_s=0.05, refused_most_s=3600.0, token_s=0.02)
+    with ApiServer(tls=(str(certificate), str(key)), tokens={"new"}) as server:
+        fill(server)
+        written(path, "old\n")
+        with watcher_of(server, pacing, token_file=str(path), ca_file=str(certificate)) as watcher:
+            the_gap(watcher, "pods, services, endpointslices and namespaces", "status 401")
+            refused = watcher.requests.refused
+            path.unlink()  # that there is none for a moment is no new one
+            written(path, "old\n")
+            assert watcher.requests.refused == refused
+            written(path, "new\n")
+            agree(watcher, server)
+
+
 def test_a_pod_follows_its_cluster_by_what_the_kubelet_gives_it(tmp_path: Path) -> None:
     certificate, key = certificates.made(tmp_path, "ca")
     written(tmp_path / "token", "secret")

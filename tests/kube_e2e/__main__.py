@@ -56,9 +56,8 @@ def _inside(args: argparse.Namespace) -> int:
         version = args.image.name.split("-")[1]
         world = checks.World(cluster, f"localhost/finwait:{version}")
         wanted = args.only.split(",") if args.only else None
-        for check in checks.CHECKS:
-            if wanted is None or check.__name__ in wanted:
-                results.append(_tried(world, check))
+        chosen = [check for check in checks.CHECKS if wanted is None or check.__name__ in wanted]
+        results.extend(_tried(world, check) for check in chosen)
     except (Failed, OSError, subprocess.SubprocessError) as error:
         results.append(
             {"check": "cluster", "title": "The cluster comes up", "right": False, "seen": str(error)}

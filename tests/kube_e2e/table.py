@@ -20,8 +20,8 @@ def page() -> str:
         "# On a real Kubernetes node",
         "",
         (
-            f"What `make kube-e2e` saw on {measured['date']}: {versions}. One node, all of it in namespaces of its own; "
-            "kube-proxy in iptables mode, `bridge` as the network plugin."
+            f"What `make kube-e2e` saw on {measured['date']}: {versions}. One node, all of it in namespaces of its "
+            "own; kube-proxy in iptables mode, `bridge` as the network plugin."
         ),
         "[How to install it](../how-to/install-on-kubernetes.md).",
         "",
