@@ -680,6 +680,14 @@ def kernels_page() -> str:
     return page(measured(ROOT / "tests/guest/measured"))
 
 
+def real_kubernetes_page() -> str:
+    """Return the page of what was seen on a real Kubernetes node."""
+    sys.path.insert(0, str(ROOT))
+    from tests.kube_e2e.table import page
+
+    return page()
+
+
 POLICY = """# The policy file
 
 `finwait agent --policy FILE` reads TOML; `finwait policy check FILE` says whether it is right, with the line, and
@@ -773,6 +781,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/cli.md": cli_page,
     "docs/reference/settings.md": lambda: settings_page(CATALOGUE),
     "docs/reference/kernels.md": kernels_page,
+    "docs/reference/real-kubernetes.md": real_kubernetes_page,
     "docs/reference/ledger.md": lambda: ledger_page(knowledge()),
     "docs/reference/proofs.md": lambda: proofs_page(
         catalogue.rules(), {name: proof.claims for name, proof in proofs().items()}

@@ -57,7 +57,7 @@ class World:
     def rows(self, *words: str) -> list[dict[str, Any]]:
         """Return connections as `kubectl finwait list` has them."""
         listed = json.loads(self.finwait("list", "-o", "json", *words))
-        items: list[dict[str, Any]] = listed["connections"]
+        items: list[dict[str, Any]] = listed["items"]
         return items
 
     def agent_pod(self) -> dict[str, Any]:
@@ -258,12 +258,12 @@ def stopped(world: World) -> str:
     gap = until(
         120, "a gap about the cluster", lambda: [g for g in world.gaps() if "Kubernetes API" in g] or None
     )
-    old = until(120, "names older than 30 s", lambda: age if (age := world.names_age()) > 30 else None)
+    old = until(120, "names older than 80 s", lambda: age if (age := world.names_age()) > 80 else None)
     if not [group for group in world.groups() if "shop/cart" in json.dumps(group)]:
         raise Failed("the page has no names any more")
     cluster.start_apiserver()
     began = time.monotonic()
-    until(120, "young names again", lambda: world.names_age() < 30 or None)
+    until(120, "young names again", lambda: world.names_age() < 75 or None)
     until(
         120,
         "no gap about the cluster",
@@ -330,7 +330,7 @@ def rotated(world: World) -> str:
     cluster.start_kubelet()  # has no tokens in memory, and writes new ones
     began = time.monotonic()
     until(420, "no gap that says 401", lambda: not [g for g in world.gaps() if "Kubernetes API" in g] or None)
-    until(60, "young names", lambda: world.names_age() < 30 or None)
+    until(60, "young names", lambda: world.names_age() < 75 or None)
     took = time.monotonic() - began
     after = world.agent_pod()
     restarts = sum(status["restartCount"] for status in after["status"]["containerStatuses"])
@@ -384,7 +384,7 @@ def userspace(world: World) -> str:
         )
         states: dict[str, int] = {}
         for row in rows:
-            owners = row.get("processes") or []
+            owners = row.get("owners") or []
             who = _named(row).get("workload") or (owners[0].get("comm") if owners else "no process")
             if row["state"] in ("FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "CLOSING"):
                 key = f"{who} {row['state']}"
