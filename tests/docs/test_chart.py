@@ -158,6 +158,11 @@ def test_the_plain_manifests_are_of_this_chart_and_version() -> None:
     assert image == {f"localhost/finwait:{__version__}"}
 
 
+def test_the_plain_manifests_say_which_servers_know_their_fields() -> None:
+    assert "appArmorProfile" in PLAIN.container("looker")["securityContext"]  # since 1.30
+    assert "# For Kubernetes 1.30 and later." in MANIFEST.read_text()
+
+
 @pytest.mark.parametrize("path", COPIES, ids=[path.name for path in COPIES])
 def test_a_copy_in_the_chart_equals_its_source(path: Path) -> None:
     assert path.read_bytes() == COPIES[path].read_bytes(), "stale: `make manifests`"
