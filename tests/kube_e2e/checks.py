@@ -344,7 +344,8 @@ def rotated(world: World) -> str:
 def policy(world: World) -> str:
     """A policy in dry run says what it would do, and does nothing."""
     text = (
-        'name = "e2e"\nmode = "dry-run"\n[[rule]]\nname = "shop"\nfindings = ["fin-wait2-held"]\n'
+        'name = "e2e"\nmode = "dry-run"\n[[rule]]\nname = "shop"\n'
+        'findings = ["fin-wait2-held", "close-wait-eof-read", "close-wait-eof-unread"]\n'
         'where = "namespace = shop"\nwith = ["destroy"]\nmin_age = "10m"\n'
     )
     file = world.cluster.run / "policy.yaml"
@@ -356,7 +357,7 @@ def policy(world: World) -> str:
         "the pod with the policy is ready",
         lambda: ((p := world.ready()) and p["metadata"]["uid"] != old) or None,
     )
-    before = len(world.rows("-n", SHOP, "state", "=", "fin-wait-2"))
+    before = len(world.rows("-n", SHOP, "state", "=", "close-wait"))
 
     def would() -> list[tuple[dict[str, str], float]] | None:
         return [
@@ -364,10 +365,10 @@ def policy(world: World) -> str:
         ] or None
 
     done = until(840, "acts that the policy would do", would)
-    after = len(world.rows("-n", SHOP, "state", "=", "fin-wait-2"))
+    after = len(world.rows("-n", SHOP, "state", "=", "close-wait"))
     if after < before:
         raise Failed(f"{before} connections before, {after} after a dry run")
-    return f"`would` {sum(value for _, value in done):.0f}; {after} in FIN_WAIT2, {before} before"
+    return f"`would` {sum(value for _, value in done):.0f}; {after} in CLOSE_WAIT, {before} before"
 
 
 def userspace(world: World) -> str:
