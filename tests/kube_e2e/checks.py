@@ -228,9 +228,9 @@ def event(world: World) -> str:
     about = item["involvedObject"]
     if about["kind"] != "Deployment" or about["name"] not in ("cart", "web"):
         raise Failed(f"the Event is about {about}")
-    described = world.cluster.kubectl("describe", "deployment", about["name"], "-n", SHOP)
-    if "ConnectionsNotClosing" not in described:
-        raise Failed("`kubectl describe deployment` does not show it")
+    shown = world.cluster.kubectl("events", "--for", f"deployment/{about['name']}", "-n", SHOP)
+    if "ConnectionsNotClosing" not in shown:
+        raise Failed("`kubectl events --for` does not show it")
     return f"on Deployment `{about['name']}`: {item['message']}"
 
 

@@ -207,10 +207,10 @@ def test_a_look_on_a_node_without_an_agent_leaves_no_pod(
 @pytest.mark.parametrize(
     ("argv", "remote"),
     [
-        (["explain", "pod/cart-1"], ["explain", "--", 'pod = "shop/cart-1"']),
+        (["explain", "pod/cart-1"], ["diagnose", "--detail", "--", 'pod = "shop/cart-1"']),
         (
             ["explain", "cart-1", "-n", "x", "state", "fin-wait-2"],
-            ["explain", "--", '( pod = "x/cart-1" ) and ( state fin-wait-2 )'],
+            ["diagnose", "--detail", "--", '( pod = "x/cart-1" ) and ( state fin-wait-2 )'],
         ),
         (["clear", "--node", "n1", "-A", "rule", "=", "x"], ["clear", "--dry-run", "--", "rule", "=", "x"]),
         (["clear", "--node", "n1", "-A", "--", "--yes"], ["clear", "--dry-run", "--", "--yes"]),
