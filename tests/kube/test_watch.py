@@ -489,6 +489,25 @@ def test_nothing_stays_open(server: ApiServer) -> None:
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
+def test_a_quiet_server_without_bookmarks_is_trusted_again_while_its_watch_is_open(server: ApiServer) -> None:
+    server.bookmark_s = 3600.0  # as one that was started and has seen no change of a resource since
+    pacing = replace(PATIENT, watch_s=(3600, 3600), healthy_s=0.2)
+    down = api.with_status(503)
+    server.fail("services", "list", *[down] * 6)
+    with watcher_of(server, pacing) as watcher:
+        until(lambda: watcher.requests.failed >= 6)
+        agree(watcher, server)
+
+
+def test_a_quiet_watch_in_which_nothing_came_is_followed_by_a_list(server: ApiServer) -> None:
+    server.bookmark_s = 3600.0
+    with watcher_of(server, replace(PATIENT, watch_s=(1, 1), healthy_s=0.1)) as watcher:
+        agree(watcher, server)
+        before = dict(watcher.names().as_of)
+        until(lambda: all(at > before[name] for name, at in watcher.names().as_of.items()))
+        assert watcher.requests.failed == watcher.requests.expired == 0
+
+
 def test_a_server_that_sent_bookmarks_and_falls_silent_is_noticed(server: ApiServer) -> None:
     patient = replace(QUICK, watch_s=(3000, 3600), grace_s=30.0)
     with watcher_of(server, patient) as watcher:

@@ -231,7 +231,7 @@ class _Follower:
     def __init__(self, watcher: Watcher, resource: Resource) -> None:
         self.resource = resource
         self.counts = RequestCounts()
-        self.trouble: _Trouble | None = _Trouble("waiting", "", "", watcher.clock())
+        self._trouble: _Trouble | None = _Trouble("waiting", "", "", watcher.clock())
         self._watcher = watcher
         self._pacing = watcher.pacing
         self._back_off = BackOff(self._pacing.first_s, self._pacing.most_s, watcher.chance.random)
@@ -240,10 +240,28 @@ class _Follower:
         """From which on to watch; empty where a list is due."""
         self._expired = 0
         """How often in a row the history was compacted."""
+        self._open_since = 0.0
+        """Since when a watch is open, by a clock that does not go back; 0 while none is."""
         self._shown = ""
         """The token of the last round."""
         self._unaccepted = False
         """Whether the last answer was 401."""
+
+    @property
+    def trouble(self) -> _Trouble | None:
+        """Why it is not followed; None while it is.
+
+        A watch that is open for so long is one that is served, also where nothing happens and no bookmark comes: an API
+        server sends none of a resource that has not changed since it started.
+        """
+        since = self._open_since
+        if since and time.monotonic() - since >= self._pacing.healthy_s:
+            return None
+        return self._trouble
+
+    @trouble.setter
+    def trouble(self, trouble: _Trouble | None) -> None:
+        self._trouble = trouble
 
     def run(self) -> None:
         """Follow it until nobody wants it any more."""
@@ -371,7 +389,9 @@ class _Follower:
             if self._back_off.failures < _SUSPECT:
                 self.trouble = None
             begun, lines = time.monotonic(), EventLines()
+            heard = self.counts.bookmarks + self.counts.events
             try:
+                self._open_since = begun
                 while piece := self._read(response, channel):
                     self.counts.received_bytes += len(piece)
                     for line in lines.feed(piece):
@@ -381,8 +401,12 @@ class _Follower:
                 healthy = time.monotonic() - begun >= min(self._pacing.healthy_s, seconds / 2)
                 if healthy:
                     self._back_off.healthy()
+                    self.trouble = None
+                self._open_since = 0.0
         if not healthy:
             raise _WatchEnded
+        if self.counts.bookmarks + self.counts.events == heard:
+            self._version = ""  # nothing has said that what is known is right: list again
 
     def _read(self, response: http.client.HTTPResponse, channel: Channel) -> bytes:
         """Return the next piece of a watch; a server that has sent bookmarks is silent for minutes only if it hangs."""
