@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,7 @@ def _inside(args: argparse.Namespace) -> int:
         cluster.prepare()
         cluster.up([args.image])
         version = args.image.name.split("-")[1]
-        world = checks.World(cluster, f"localhost/finwait:{version}")
+        world = checks.World(cluster, f"localhost/finwait:{version}", args.policy_seconds)
         wanted = args.only.split(",") if args.only else None
         chosen = [check for check in checks.CHECKS if wanted is None or check.__name__ in wanted]
         results.extend(_tried(world, check) for check in chosen)
@@ -138,6 +139,8 @@ def _outside(args: argparse.Namespace) -> int:
     logs = _ROOT / "build/kube-e2e"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
+    for number in (signal.SIGTERM, signal.SIGINT):  # also where it was started with one of them ignored
+        signal.signal(number, lambda *_: sys.exit(1))
     instances = _instances()
     run = Path(tempfile.mkdtemp(prefix="fw-kube-"))
     words = [
@@ -152,7 +155,16 @@ def _outside(args: argparse.Namespace) -> int:
     shell = ["sh", "-c", '"$@"; exit $?', "sh"]
     try:
         done = subprocess.run(
-            [*_UNSHARE, *shell, sys.executable, "-m", "tests.kube_e2e", *words, f"--only={args.only}"],
+            [
+                *_UNSHARE,
+                *shell,
+                sys.executable,
+                "-m",
+                "tests.kube_e2e",
+                *words,
+                f"--only={args.only}",
+                f"--policy-seconds={args.policy_seconds}",
+            ],
             cwd=_ROOT,
         )
     finally:
@@ -196,6 +208,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kube_e2e")
     parser.add_argument("--only", default="", help="names of checks, with commas between")
     parser.add_argument("--keep", action="store_true", help="write the table's data")
+    parser.add_argument(
+        "--policy-seconds", type=float, default=1500.0, help="to wait for the policy (default 1500)"
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     for name in ("run", "logs", "cache", "tools", "image"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)

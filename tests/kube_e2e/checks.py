@@ -25,6 +25,8 @@ _ROOT = Path(__file__).parents[2]
 _CHART = _ROOT / "deploy/helm/finwait"
 _TOKEN = "e2e-0123456789abcdef"
 _PLACE = "finwait"
+_DUE_S = 1500.0
+"""Within which a policy of ten minutes has to find something."""
 _METRIC = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
@@ -34,10 +36,11 @@ class World:
     Args:
         cluster: which is up.
         image: the name of finwait's image in it.
+        policy_s: how long to wait for what a policy would do.
     """
 
-    def __init__(self, cluster: Cluster, image: str) -> None:
-        self.cluster, self.image = cluster, image
+    def __init__(self, cluster: Cluster, image: str, policy_s: float) -> None:
+        self.cluster, self.image, self.policy_s = cluster, image, policy_s
         self.plugin = str(Path(sys.executable).with_name("kubectl-finwait"))
         self.address = ""
         self.values = [
@@ -375,11 +378,20 @@ def policy(world: World) -> str:
             s for s in world.metrics("finwait_policy_actions_total") if s[0]["outcome"] == "would"
         ] or None
 
-    done = until(840, "acts that the policy would do", would)
+    ((_, budget),) = until(60, "a budget", lambda: world.metrics("finwait_policy_budget_remaining") or None)
+    try:
+        done = sum(value for _, value in until(world.policy_s, "acts that the policy would do", would))
+        text = f"`would` {done:.0f}"
+    except Failed:
+        if world.policy_s >= _DUE_S:
+            raise
+        text = f"nothing was due within {world.policy_s:.0f} s (`min_age` is 10 minutes, in three looks)"
+    if others := [s for s in world.metrics("finwait_policy_actions_total") if s[0]["outcome"] != "would"]:
+        raise Failed(f"a dry run did something: {others}")
     after = len(world.rows("-n", SHOP, "state", "=", "close-wait"))
     if after < before:
         raise Failed(f"{before} connections before, {after} after a dry run")
-    return f"`would` {sum(value for _, value in done):.0f}; {after} in CLOSE_WAIT, {before} before"
+    return f"in force, budget {budget:.0f}; {text}; {after} in CLOSE_WAIT, {before} before"
 
 
 def userspace(world: World) -> str:

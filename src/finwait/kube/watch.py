@@ -71,7 +71,7 @@ _GONE: Final = 410
 _REFUSED: Final = (401, 403)
 _NO_SUCH: Final = 404
 _SUSPECT: Final = 3
-"""After so many failures a server is trusted again when it has said something, and not for opening a watch."""
+"""After so many failures a server is trusted again when it has said something or its watch stayed open, not at once."""
 _ANSWERS: Final = "an API server that answers"
 
 
