@@ -117,8 +117,8 @@ class EventWriter:
             del self._counts[next(iter(self._counts))]
 
     def _name(self, event: ClusterEvent) -> str:
-        parts = (event.news, event.rule, event.kind, event.namespace, event.name, self._access.node)
-        parts += (event.uid,) if event.uid else ()
+        parts = [event.news, event.rule, event.kind, event.namespace, event.name, self._access.node]
+        parts += [event.uid] if event.uid else []
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
         return f"{event.name[:_NAME_MOST].lower()}.finwait-{digest}"
 
