@@ -286,7 +286,7 @@ def stopped(world: World) -> str:
         world.no_gap,
     )
     took = time.monotonic() - began
-    said = json.loads(gap[0])
+    said = json.loads(gap[0])["doing"]
     return f"after {old:.0f} s: names shown, gap `{said}`; right {took:.0f} s after the server was back"
 
 
@@ -352,7 +352,7 @@ def rotated(world: World) -> str:
     restarts = sum(status["restartCount"] for status in after["status"]["containerStatuses"])
     if after["metadata"]["uid"] != before["metadata"]["uid"] or restarts:
         raise Failed(f"the agent was restarted ({restarts} times)")
-    return f"`{json.loads(gap[0])}`; right {took:.0f} s after the kubelet's start, no restart"
+    return f"`{json.loads(gap[0])['doing']}`; right {took:.0f} s after the kubelet's start, no restart"
 
 
 def policy(world: World) -> str:
@@ -364,8 +364,8 @@ def policy(world: World) -> str:
     )
     file = world.cluster.run / "policy.yaml"
     file.write_text(json.dumps({"policy": {"toml": text}}))
-    world.helm("upgrade", "finwait", str(_CHART), *world.values, "--values", str(file))
     old = world.agent_pod()["metadata"]["uid"]
+    world.helm("upgrade", "finwait", str(_CHART), *world.values, "--values", str(file))
     until(
         120,
         "the pod with the policy is ready",
