@@ -158,7 +158,7 @@ def server_dry_run(world: World) -> str:
 
 def install(world: World) -> str:
     """Helm installs the chart, and the pod is Ready."""
-    world.cluster.apply(workloads.secret(_PLACE, f"{_PLACE}-token", _TOKEN))
+    world.cluster.apply(workloads.namespace(_PLACE), workloads.secret(_PLACE, f"{_PLACE}-token", _TOKEN))
     world.helm("install", "finwait", str(_CHART), *world.values)
     began = time.monotonic()
     until(180, "the agent's pod is ready", world.ready)
