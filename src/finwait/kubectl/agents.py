@@ -30,7 +30,8 @@ SELECTOR: Final = "app.kubernetes.io/name=finwait"
 _AT_ONCE: Final = 16
 _ANSWER_MOST: Final = 256 << 20
 _SAID_MOST: Final = 4096
-_ERROR: Final = "finwait: error: "
+_SAID_LINES: Final = 4
+"""An error of ours has three: what, in which FILTER, a hint."""
 _LOOKER: Final = "looker"
 """The container that looks, where a pod has one of that name."""
 
@@ -278,10 +279,6 @@ def _answer(node: str, done: _Done) -> NodeAnswer:
 
 
 def _last_lines(text: str) -> str:
-    """Return what finwait says is wrong, and its hint; else the last two lines, of which the last one is kubectl's."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = next((n for n, line in enumerate(lines) if line.startswith(_ERROR)), None)
-    if said is None:
-        return "; ".join(lines[-2:])[:500]
-    hints = [line for line in lines[said + 1 :] if line.startswith("hint: ")]
-    return "; ".join([lines[said].removeprefix(_ERROR), *hints[:1]])[:500]
+    """Return the last lines: what is wrong and where, a hint, and what kubectl adds about the exit status."""
+    lines = [line.strip() for line in text.splitlines() if any(map(str.isalnum, line))]
+    return "; ".join(lines[-_SAID_LINES:])[:500]

@@ -148,7 +148,7 @@ def test_what_is_asked_and_as_what(cluster: Path, capsys: pytest.CaptureFixture[
         ("fail", "unable to upgrade connection"),
         ("no JSON", "status 3"),
         ("{}", "status 3"),
-        ("mistake", "a FILTER lacks something; hint: see finwait(8)"),
+        ("mistake", "a FILTER lacks something; state all and; hint: see finwait(8); command"),
     ],
 )
 def test_a_node_that_says_nothing_is_a_gap(
