@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.kube_e2e import workloads
-from tests.kube_e2e.cluster import NODE, Cluster, Failed, until
+from tests.kube_e2e.cluster import NODE, Cluster, Failed, NotTried, until
 from tests.kube_e2e.workloads import SHOP
 
 __all__ = ["CHECKS", "World"]
@@ -400,6 +400,12 @@ def userspace(world: World) -> str:
     cluster.stop("kube-proxy")
     cluster.output(str(cluster.cache / "bin/kube-proxy"), "--cleanup", allowed=(0, 1))
     cluster.start_proxy("userspace")
+    time.sleep(5)
+    if (
+        cluster.running["kube-proxy"].poll() is not None
+    ):  # it raises RLIMIT_NOFILE, which not every machine allows
+        log = max(cluster.logs.glob("kube-proxy-*.log"), key=lambda path: path.stat().st_mtime).read_text()
+        raise NotTried(f"kube-proxy ended at its start: `{log.strip().splitlines()[-1].rpartition('] ')[2]}`")
     cluster.kubectl("rollout", "restart", "deployment/web", "deployment/cart", "-n", SHOP)
     cluster.kubectl("rollout", "status", "deployment/web", "-n", SHOP, "--timeout=120s")
     time.sleep(75)  # longer than an orphan of FIN_WAIT2 stays

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from tests.kube_e2e.images import PAUSE, write_pause
 
-__all__ = ["ADDRESS", "CGROUP", "NODE", "Cluster", "Failed", "until"]
+__all__ = ["ADDRESS", "CGROUP", "NODE", "Cluster", "Failed", "NotTried", "until"]
 
 ADDRESS = "10.99.0.1"
 NODE = "node-a"
@@ -78,6 +78,10 @@ _T = TypeVar("_T")
 
 class Failed(Exception):
     """Something did not happen in time, or a program failed; the text says which."""
+
+
+class NotTried(Exception):
+    """Something cannot be tried on this machine; the text says why."""
 
 
 def until(seconds: float, what: str, ask: Callable[[], _T | None]) -> _T:

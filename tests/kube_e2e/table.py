@@ -10,6 +10,9 @@ __all__ = ["MEASURED", "page"]
 MEASURED = Path(__file__).with_name("measured.json")
 
 
+_WORDS = {True: "right", False: "**wrong**", None: "not tried"}
+
+
 def page(file: Path = MEASURED) -> str:
     """Return the page in Markdown."""
     measured = json.loads(file.read_text())
@@ -30,7 +33,7 @@ def page(file: Path = MEASURED) -> str:
     ]
     for result in measured["results"]:
         seen = " ".join(result["seen"].split()).replace("|", "\\|")
-        lines.append(f"| {result['title']} | {'right' if result['right'] else '**wrong**'} | {seen} |")
+        lines.append(f"| {result['title']} | {_WORDS[result['right']]} | {seen} |")
     if not measured["results"]:
         lines.append("| nothing | **wrong** | the run ended before the first check |")
     left = ", ".join(f"`{item}`" for item in measured["left"]) or "nothing"
