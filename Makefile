@@ -137,7 +137,7 @@ kernels-smoke: $(STAMP) ## the shortest proof that it works on 5.10, half a minu
 guest: # what boots a guest, installed when we are root
 	@$(MAKE) --no-print-directory system APT="$(APT) qemu-system-x86 squashfs-tools busybox-static kmod cpio zstd"
 
-kube-e2e: $(STAMP) ## the chart on a real Kubernetes 1.20 node, built from Debian's sources the first time (half an hour), then a quarter of an hour
+kube-e2e: $(STAMP) ## the chart on a real Kubernetes 1.20 node, built from Debian's sources the first time (half an hour); then half an hour
 	@$(BIN)/python -m tests.kube_e2e --keep || [ $$? = 77 ]
 
 fuzz: $(STAMP) ## fuzz the decoders, a minute in all (FUZZ_SECONDS=60)

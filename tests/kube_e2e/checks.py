@@ -379,6 +379,7 @@ def policy(world: World) -> str:
         ] or None
 
     ((_, budget),) = until(60, "a budget", lambda: world.metrics("finwait_policy_budget_remaining") or None)
+    done = None
     try:
         done = sum(value for _, value in until(world.policy_s, "acts that the policy would do", would))
         text = f"`would` {done:.0f}"
@@ -391,7 +392,10 @@ def policy(world: World) -> str:
     after = len(world.rows("-n", SHOP, "state", "=", "close-wait"))
     if after < before:
         raise Failed(f"{before} connections before, {after} after a dry run")
-    return f"in force, budget {budget:.0f}; {text}; {after} in CLOSE_WAIT, {before} before"
+    seen = f"in force, budget {budget:.0f}; {text}; {after} in CLOSE_WAIT, {before} before"
+    if done is None:
+        raise NotTried(seen)
+    return seen
 
 
 def userspace(world: World) -> str:
