@@ -18,7 +18,7 @@ TESTS_AT_ONCE ?= 3
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml $(LOCK)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -137,6 +137,9 @@ kernels-smoke: $(STAMP) ## the shortest proof that it works on 5.10, half a minu
 guest: # what boots a guest, installed when we are root
 	@$(MAKE) --no-print-directory system APT="$(APT) qemu-system-x86 squashfs-tools busybox-static kmod cpio zstd"
 
+kube-e2e: $(STAMP) ## the chart on a real Kubernetes 1.20 node, built from Debian's sources the first time (half an hour); then half an hour
+	@$(BIN)/python -m tests.kube_e2e --keep || [ $$? = 77 ]
+
 fuzz: $(STAMP) ## fuzz the decoders, a minute in all (FUZZ_SECONDS=60)
 	@$(PIP) --require-hashes -r $(FUZZ_LOCK) && $(BIN)/python -m fuzz --seconds $${FUZZ_SECONDS:-60}
 
@@ -146,4 +149,4 @@ fuzz-quick: $(STAMP)
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help venv system demo demo-agent test check-page check-metrics chart manifests image dist test-latest test-pythons lock format lint types imports docs rule site check bench mutants soak sequences kernels kernels-restricted kernels-smoke guest fuzz fuzz-quick clean
+.PHONY: help venv system demo demo-agent test check-page check-metrics chart manifests image dist test-latest test-pythons lock format lint types imports docs rule site check bench mutants soak sequences kernels kernels-restricted kernels-smoke guest kube-e2e fuzz fuzz-quick clean

@@ -30,6 +30,7 @@ NAMESPACE: Final = "finwait"
 HEADER: Final = """\
 # finwait on every node, without Helm: kubectl apply -f finwait.yaml
 # Before that, replace localhost/finwait by the place of your image, and read docs/how-to/install-on-kubernetes.md.
+# For Kubernetes 1.30 and later. Before that remove the line with appArmorProfile, or install with Helm.
 # Made by `make manifests` from the chart with the digest
 # {digest}
 """

@@ -598,9 +598,11 @@ never looks: it shows the last finished round, and `finwait_look_last_success_ti
 [How to run it](../how-to/agent.md).
 
 - `rule` is a [rule](rules.md), `undiagnosed` for what no diagnosis has seen yet, `unexplained` for what none explains.
-- `workload` is `pod/UID`, a systemd unit, `container/ID`, or the name of the program; never a pid. The 200 workloads
-  with the most connections have series of their own, the rest is `other`.
-- `namespace` is the Kubernetes namespace; empty, for names are not asked for yet.
+- `workload` is the Deployment or the like that a pod is part of, where the names of its cluster are known; else
+  `pod/UID`, a systemd unit, `container/ID`, or the name of the program; never a pid. The 200 workloads with the most
+  connections have series of their own, the rest is `other`.
+- `namespace` is the Kubernetes namespace; empty outside a cluster, and where
+  [its names](../how-to/agent.md#names-from-kubernetes) are not known.
 - A connection counts once, though both of its ends are on this machine; counters of episodes count each end.
 - `policy` and `rule` of the policy's metrics are names in [the policy file](policy.md); its `outcome` is `ended`,
   `left-before`, `changed-meanwhile`, `still-there`, `set`, `failed`, `refused` or, in a dry run, `would`.
@@ -676,6 +678,14 @@ def kernels_page() -> str:
     from tests.guest.page import measured, page
 
     return page(measured(ROOT / "tests/guest/measured"))
+
+
+def real_kubernetes_page() -> str:
+    """Return the page of what was seen on a real Kubernetes node."""
+    sys.path.insert(0, str(ROOT))
+    from tests.kube_e2e.table import page
+
+    return page()
 
 
 POLICY = """# The policy file
@@ -771,6 +781,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/cli.md": cli_page,
     "docs/reference/settings.md": lambda: settings_page(CATALOGUE),
     "docs/reference/kernels.md": kernels_page,
+    "docs/reference/real-kubernetes.md": real_kubernetes_page,
     "docs/reference/ledger.md": lambda: ledger_page(knowledge()),
     "docs/reference/proofs.md": lambda: proofs_page(
         catalogue.rules(), {name: proof.claims for name, proof in proofs().items()}

@@ -19,7 +19,7 @@ import yaml
 from deploy.render import COPIES, chart_digest, manifest
 
 from finwait import __version__
-from finwait.agent.config_file import read_config
+from finwait.agent.config_file import ConfigTable, read_config
 from finwait.agent.policy_file import parse_policy
 from tests import chart
 from tests.chart import CHART, MANIFEST, Objects, helm, rendered
@@ -133,6 +133,12 @@ def check_rights_of_the_pod(objects: Objects) -> None:
                 assert all("subPath" in m for m in of.values() if m["name"] == volume["name"])
 
 
+def follows_and_tells(data: dict[str, str]) -> tuple[bool, bool]:
+    """Return whether the agent of a ConfigMap follows the API server, and whether it writes Events."""
+    table = read_config(data["finwait.toml"].encode(), "finwait.toml").typed(ConfigTable).agent
+    return table.kubernetes != "off", table.kube_events
+
+
 # ── without Helm ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -152,6 +158,11 @@ def test_the_plain_manifests_are_of_this_chart_and_version() -> None:
     assert image == {f"localhost/finwait:{__version__}"}
 
 
+def test_the_plain_manifests_say_which_servers_know_their_fields() -> None:
+    assert "appArmorProfile" in PLAIN.container("looker")["securityContext"]  # since 1.30
+    assert "# For Kubernetes 1.30 and later." in MANIFEST.read_text()
+
+
 @pytest.mark.parametrize("path", COPIES, ids=[path.name for path in COPIES])
 def test_a_copy_in_the_chart_equals_its_source(path: Path) -> None:
     assert path.read_bytes() == COPIES[path].read_bytes(), "stale: `make manifests`"
@@ -168,6 +179,7 @@ def test_the_configuration_is_right_and_nothing_acts() -> None:
     data = PLAIN.only("ConfigMap")["data"]
     table = read_config(data["finwait.toml"].encode(), "finwait.toml").tables["agent"]
     assert table["no_act"] is True
+    assert follows_and_tells(data) == (True, True), "a right that nothing uses"
     assert parse_policy(data["policy.toml"].encode(), "policy.toml").mode == "observe"
     looker = {m["mountPath"]: m for m in PLAIN.container("looker")["volumeMounts"]}
     assert looker[table["policy"]]["subPath"] == "policy.toml"
@@ -305,6 +317,7 @@ def test_whatever_is_chosen_the_pod_gets_no_more_rights(values: dict[str, Any]) 
     (data,) = (c["data"] for c in objects.of("ConfigMap") if "finwait.toml" in c["data"])
     table = read_config(data["finwait.toml"].encode(), "finwait.toml").tables["agent"]
     assert table["no_act"] is not values.get("policy", {}).get("allowActs", False)
+    assert follows_and_tells(data) == (api["enabled"], api["enabled"] and api["events"])
 
 
 @pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)

@@ -405,6 +405,23 @@ def test_a_token_that_is_replaced_is_used_from_then_on(tmp_path: Path) -> None:
             agree(watcher, server)
 
 
+def test_a_new_token_ends_the_long_pause_after_an_old_one_was_refused(tmp_path: Path) -> None:
+    certificate, key = certificates.made(tmp_path, "api")
+    path = tmp_path / "token"
+    pacing = replace(QUICK, first_s=3600.0, most_s=0.05, refused_most_s=3600.0, token_s=0.02)
+    with ApiServer(tls=(str(certificate), str(key)), tokens={"new"}) as server:
+        fill(server)
+        written(path, "old\n")
+        with watcher_of(server, pacing, token_file=str(path), ca_file=str(certificate)) as watcher:
+            the_gap(watcher, "pods, services, endpointslices and namespaces", "status 401")
+            refused = watcher.requests.refused
+            path.unlink()  # that there is none for a moment is no new one
+            written(path, "old\n")
+            assert watcher.requests.refused == refused
+            written(path, "new\n")
+            agree(watcher, server)
+
+
 def test_a_pod_follows_its_cluster_by_what_the_kubelet_gives_it(tmp_path: Path) -> None:
     certificate, key = certificates.made(tmp_path, "ca")
     written(tmp_path / "token", "secret")
@@ -470,6 +487,25 @@ def test_nothing_stays_open(server: ApiServer) -> None:
         agree(watcher, server)
     server.stop()
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_quiet_server_without_bookmarks_is_trusted_again_while_its_watch_is_open(server: ApiServer) -> None:
+    server.bookmark_s = 3600.0  # as one that was started and has seen no change of a resource since
+    pacing = replace(PATIENT, watch_s=(3600, 3600), healthy_s=0.2)
+    down = api.with_status(503)
+    server.fail("services", "list", *[down] * 6)
+    with watcher_of(server, pacing) as watcher:
+        until(lambda: watcher.requests.failed >= 6)
+        agree(watcher, server)
+
+
+def test_a_quiet_watch_in_which_nothing_came_is_followed_by_a_list(server: ApiServer) -> None:
+    server.bookmark_s = 3600.0
+    with watcher_of(server, replace(PATIENT, watch_s=(1, 1), healthy_s=0.1)) as watcher:
+        agree(watcher, server)
+        before = dict(watcher.names().as_of)
+        until(lambda: all(at > before[name] for name, at in watcher.names().as_of.items()))
+        assert watcher.requests.failed == watcher.requests.expired == 0
 
 
 def test_a_server_that_sent_bookmarks_and_falls_silent_is_noticed(server: ApiServer) -> None:

@@ -72,7 +72,9 @@ class EventPace:
         self._recent = [at for at in self._recent if now_s - at < AGAIN_S]
         due = [key for key in news if now_s - self._told.get(key, float("-inf")) >= AGAIN_S]
         due.sort(key=lambda key: (self._told.get(key, float("-inf")), -news[key][0], key))
-        kinds = {pod.workload: pod.kind or "Pod" for pod in names.pods}
+        kinds = {
+            pod.workload: (pod.kind, pod.owner_uid) if pod.kind else ("Pod", pod.uid) for pod in names.pods
+        }
         chosen = [key for key in due if key[2] in kinds][: max(0, MOST - len(self._recent))]
         for key in chosen:
             self._told.pop(key, None)
@@ -88,7 +90,8 @@ class EventPace:
             ClusterEvent(
                 news=reason,
                 namespace=workload.partition("/")[0],
-                kind=kinds[workload],
+                kind=kinds[workload][0],
+                uid=kinds[workload][1],
                 name=workload.partition("/")[2],
                 rule=rule,
                 message=news[reason, rule, workload][1],

@@ -232,8 +232,9 @@ def _check(message: NamesMessage) -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"`{printable(name[:60])}` is no name of an object")
     for pod in message.pods or ():
-        if not _UID.fullmatch(pod.uid) or not _UID.fullmatch(pod.cgroup_uid or "-"):
-            raise ValueError(f"`{printable(pod.uid[:60])}` is no uid")
+        for uid in (pod.uid, pod.cgroup_uid or "-", pod.owner_uid or "-"):
+            if not _UID.fullmatch(uid):
+                raise ValueError(f"`{printable(uid[:60])}` is no uid")
     if not all(0 <= at < 1e11 for at in message.as_of.values()):
         raise ValueError("a time that is none")
 
@@ -259,7 +260,7 @@ def _nameable(pod: Pod) -> Pod:
     return (
         pod
         if not pod.owner or _NAME.fullmatch(pod.owner)
-        else msgspec.structs.replace(pod, owner="", kind="")
+        else msgspec.structs.replace(pod, owner="", owner_uid="", kind="")
     )
 
 

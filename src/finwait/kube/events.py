@@ -117,7 +117,8 @@ class EventWriter:
             del self._counts[next(iter(self._counts))]
 
     def _name(self, event: ClusterEvent) -> str:
-        parts = (event.news, event.rule, event.kind, event.namespace, event.name, self._access.node)
+        parts = [event.news, event.rule, event.kind, event.namespace, event.name, self._access.node]
+        parts += [event.uid] if event.uid else []
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
         return f"{event.name[:_NAME_MOST].lower()}.finwait-{digest}"
 
@@ -136,6 +137,7 @@ class EventWriter:
                 "kind": event.kind,
                 "namespace": event.namespace,
                 "name": event.name,
+                **({"uid": event.uid} if event.uid else {}),
             },
             "reason": event.news,
             "message": event.message[:_MESSAGE_MOST],

@@ -22,6 +22,8 @@ __all__ = ["Done", "Kubectl"]
 
 _ANSWER_MOST: Final = 256 << 20
 _SAID_MOST: Final = 4096
+_SAID_LINES: Final = 4
+"""An error of ours has three: what, in which FILTER, a hint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,6 @@ class Kubectl:
 
 
 def _last_lines(text: str) -> str:
-    """Return the last two lines: what is wrong, and what kubectl adds about the exit status."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "; ".join(lines[-2:])[:500]
+    """Return the last lines: what is wrong and where, a hint, and what kubectl adds about the exit status."""
+    lines = [line.strip() for line in text.splitlines() if any(map(str.isalnum, line))]
+    return "; ".join(lines[-_SAID_LINES:])[:500]

@@ -106,6 +106,7 @@ class _Wanted(msgspec.Struct, gc=False):
 class _Owner(_Wanted):
     kind: str = ""
     name: str = ""
+    uid: str = ""
     controller: bool | None = None
 
 
@@ -357,18 +358,18 @@ def _excludes(notes: _Notes | None) -> bool:
     return notes is not None and notes.exclude is not None and notes.exclude.strip().lower() != "false"
 
 
-def _workload(owners: Iterable[_Owner], labels: dict[str, str]) -> tuple[str, str]:
-    """Return kind and name of what a pod is part of; both empty for nothing."""
+def _workload(owners: Iterable[_Owner], labels: dict[str, str]) -> tuple[str, str, str]:
+    """Return kind, name and uid of what a pod is part of; empty for nothing, and a uid that the pod does not say."""
     owner = next((owner for owner in owners if owner.controller), None)
     if owner is None or owner.kind == "Node":
-        return "", ""
+        return "", "", ""
     if owner.kind == "ReplicaSet":
         end = f"-{labels.get('pod-template-hash', '')}"
         if len(end) > 1 and owner.name.endswith(end) and owner.name != end:
-            return "Deployment", owner.name.removesuffix(end)
+            return "Deployment", owner.name.removesuffix(end), ""
     if owner.kind == "Job" and (cron := _CRON_END.fullmatch(owner.name)):
-        return "CronJob", cron[1]
-    return owner.kind, owner.name
+        return "CronJob", cron[1], ""
+    return owner.kind, owner.name, owner.uid
 
 
 def _containers(status: _PodStatus) -> dict[str, str]:
@@ -390,7 +391,7 @@ def _containers(status: _PodStatus) -> dict[str, str]:
 def _pod_object(pod: _Pod) -> KubeObject:
     meta, spec, status = pod.metadata, pod.spec, pod.status
     labels = meta.labels or {}
-    kind, owner = _workload(meta.owner_references or (), labels)
+    kind, owner, owner_uid = _workload(meta.owner_references or (), labels)
     # The address of a pod that has ended belongs to the next one that gets it.
     ended = status.phase in ("Succeeded", "Failed")
     own = () if ended else (status.pod_ip, *(address.ip for address in status.pod_ips or ()))
@@ -402,6 +403,7 @@ def _pod_object(pod: _Pod) -> KubeObject:
         node=spec.node_name,
         kind=kind,
         owner=owner,
+        owner_uid=owner_uid,
         cgroup_uid=config_hash if config_hash and config_hash != meta.uid else "",
         host_network=bool(spec.host_network),
         addresses=_addresses(own),

@@ -14,6 +14,8 @@ Implementation
     does. Heads, lines and lists are bounded. Redirects are answers like any other that is not 200, and no proxy is
     asked, whatever the environment says: the token goes to the configured host only.
 
+    After 401 the pauses get long, but the kubelet may renew the token in the middle of one: that ends it.
+
     A watch that ends soon after it began counts as a failure, or a server that ends each at once would be asked again
     and again without a pause.
 
@@ -69,7 +71,7 @@ _GONE: Final = 410
 _REFUSED: Final = (401, 403)
 _NO_SUCH: Final = 404
 _SUSPECT: Final = 3
-"""After so many failures a server is trusted again when it has said something, and not for opening a watch."""
+"""After so many failures a server is trusted again when it has said something or its watch stayed open, not at once."""
 _ANSWERS: Final = "an API server that answers"
 
 
@@ -84,6 +86,8 @@ class KubePacing:
     most_s: float = 30.0
     refused_most_s: float = 300.0
     """The longest pause after 401 and 403, which seldom mend themselves."""
+    token_s: float = 5.0
+    """After 401, how often to look whether there is another token, which is then tried at once."""
     told_most_s: float = 120.0
     """The longest pause that a server may ask for (``Retry-After``)."""
     healthy_s: float = 20.0
@@ -227,7 +231,7 @@ class _Follower:
     def __init__(self, watcher: Watcher, resource: Resource) -> None:
         self.resource = resource
         self.counts = RequestCounts()
-        self.trouble: _Trouble | None = _Trouble("waiting", "", "", watcher.clock())
+        self._trouble: _Trouble | None = _Trouble("waiting", "", "", watcher.clock())
         self._watcher = watcher
         self._pacing = watcher.pacing
         self._back_off = BackOff(self._pacing.first_s, self._pacing.most_s, watcher.chance.random)
@@ -236,11 +240,34 @@ class _Follower:
         """From which on to watch; empty where a list is due."""
         self._expired = 0
         """How often in a row the history was compacted."""
+        self._open_since = 0.0
+        """Since when a watch is open, by a clock that does not go back; 0 while none is."""
+        self._shown = ""
+        """The token of the last round."""
+        self._unaccepted = False
+        """Whether the last answer was 401."""
+
+    @property
+    def trouble(self) -> _Trouble | None:
+        """Why it is not followed; None while it is.
+
+        A watch that is open for so long is one that is served, also where nothing happens and no bookmark comes: an API
+        server sends none of a resource that has not changed since it started.
+        """
+        since = self._open_since
+        if since and time.monotonic() - since >= self._pacing.healthy_s:
+            return None
+        return self._trouble
+
+    @trouble.setter
+    def trouble(self, trouble: _Trouble | None) -> None:
+        self._trouble = trouble
 
     def run(self) -> None:
         """Follow it until nobody wants it any more."""
         pause = self._watcher.chance.random() * self._pacing.start_s
-        while not self._watcher.ending.wait(pause):
+        while not self._ended(pause):
+            self._shown, self._unaccepted = self._token(), False
             try:
                 pause = self._round()
             except NotWanted:
@@ -248,6 +275,23 @@ class _Follower:
             except Exception as error:  # noqa: BLE001 - a thread that ended would leave names that nobody renews
                 self._version = ""  # what was being read is lost
                 pause = self._failed(f"{type(error).__name__}: {error}"[:200])
+
+    def _ended(self, pause: float) -> bool:
+        """Wait, and return whether nobody wants it any more; another token than one that was refused ends the wait."""
+        ending, end = self._watcher.ending, time.monotonic() + pause
+        while self._unaccepted and time.monotonic() + self._pacing.token_s < end:
+            if ending.wait(self._pacing.token_s):
+                return True
+            if self._token() not in ("", self._shown):
+                return False
+        return ending.wait(max(0.0, end - time.monotonic()))
+
+    def _token(self) -> str:
+        """Return the token as it is in its file now; empty where there is none."""
+        try:
+            return self._watcher.access.headers().get("Authorization", "")
+        except (OSError, FinwaitError):
+            return ""
 
     def _round(self) -> float:
         """List if that is due, and watch; return how many seconds to pause."""
@@ -345,7 +389,9 @@ class _Follower:
             if self._back_off.failures < _SUSPECT:
                 self.trouble = None
             begun, lines = time.monotonic(), EventLines()
+            heard = self.counts.bookmarks + self.counts.events
             try:
+                self._open_since = begun
                 while piece := self._read(response, channel):
                     self.counts.received_bytes += len(piece)
                     for line in lines.feed(piece):
@@ -355,8 +401,12 @@ class _Follower:
                 healthy = time.monotonic() - begun >= min(self._pacing.healthy_s, seconds / 2)
                 if healthy:
                     self._back_off.healthy()
+                    self.trouble = None
+                self._open_since = 0.0
         if not healthy:
             raise _WatchEnded
+        if self.counts.bookmarks + self.counts.events == heard:
+            self._version = ""  # nothing has said that what is known is right: list again
 
     def _read(self, response: http.client.HTTPResponse, channel: Channel) -> bytes:
         """Return the next piece of a watch; a server that has sent bookmarks is silent for minutes only if it hangs."""
@@ -396,6 +446,7 @@ class _Follower:
                 else f"the right to list and watch {self.resource} in the cluster"
             )
             self._note("refused", f"status {status}", needs)
+            self._unaccepted = status == _REFUSED[0]
             return self._back_off.pause(most=self._pacing.refused_most_s)
         if status == _NO_SUCH and self.resource == "endpointslices":
             self._path = self._version = ""  # another version may be served from now on

@@ -201,7 +201,7 @@ class _Plugin:
         return 1 if answers[0].document is None else _UNSEEN if gaps else 0
 
     def explain(self) -> NoReturn:
-        """Explain the connections of a pod, where it is."""
+        """Explain the connections of a pod, however many, where it is."""
         args = self.args
         namespace = args.namespace or self.kubectl.namespace()
         name = pod_of(args.pod)
@@ -209,7 +209,7 @@ class _Plugin:
         if args.filter:
             words = [f"( {words[0]} ) and ( {' '.join(args.filter)} )"]
         agent = self._agent(self.kubectl.node_of(name, namespace))
-        _become(self.kubectl.exec_words(agent, "explain", "--", *words))
+        _become(self.kubectl.exec_words(agent, "diagnose", "--detail", "--", *words))
 
     def clear(self) -> NoReturn:
         """End connections on one node: its plan, its guards, its journal."""

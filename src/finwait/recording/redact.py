@@ -225,6 +225,7 @@ def _cluster(cluster: ClusterNames, names: Pseudonyms) -> ClusterNames:
             msgspec.structs.replace(
                 pod,
                 uid=names.hexadecimal(pod.uid),
+                owner_uid=names.hexadecimal(pod.owner_uid),
                 cgroup_uid=names.hexadecimal(pod.cgroup_uid),
                 namespace=names.name(pod.namespace, "namespace"),
                 name=called(pod.name),

@@ -48,6 +48,8 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     empty for a pod that nothing owns."""
     owner: KubeText = ""
     """The name of that."""
+    owner_uid: KubeText = ""
+    """The uid of that; empty for a Deployment and a CronJob, whose pods name what is between only."""
     cgroup_uid: KubeText = ""
     """The uid in its cgroup's path, where it is another: of static pods."""
     host_network: bool = False
@@ -123,6 +125,8 @@ class ClusterEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kind: KubeText
     """``Deployment`` and the like; ``Pod`` for a pod that nothing owns."""
     name: KubeText
+    uid: KubeText = ""
+    """Of the workload; empty where it is not known. `kubectl describe` shows Events with the uid only."""
     rule: KubeText
     """Of the diagnosis; news of another rule is another Event."""
     message: Annotated[str, msgspec.Meta(max_length=4096)]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from finwait.agent.cluster_events import AGAIN_S, MOST, EventPace
@@ -195,6 +196,24 @@ def test_an_event_is_created_once_and_then_patched(api: EventApi, writer: Callab
     api.events.clear()
     assert again.write(EVENT)
     assert [event["count"] for event in api.events.values()] == [1], "what the server forgot is created anew"
+
+
+def test_an_event_has_the_uid_that_kubectl_describe_asks_for(
+    api: EventApi, writer: Callable[[], EventWriter]
+) -> None:
+    pods = (
+        Pod("u1", "shop", "lone"),
+        Pod("u2", "shop", "db-0", kind="StatefulSet", owner="db", owner_uid="s1"),
+    )
+    names = ClusterNames(pods=pods, as_of={"pods": 1.0})
+    news = EventPace().due([group(workload="lone"), group(workload="db")], {}, names, 0.0)
+    made = writer()
+    assert all(made.write(event) for event in news)
+    about = {event["involvedObject"]["name"]: event["involvedObject"] for event in api.events.values()}
+    assert {name: item["uid"] for name, item in about.items()} == {"lone": "u1", "db": "s1"}
+    anew = [msgspec.structs.replace(event, uid="s2") for event in news if event.name == "db"]
+    assert made.write(anew[0])
+    assert len(api.events) == 3, "one of that name that was made anew is another"
 
 
 def test_without_the_right_there_is_a_gap_until_it_is_given(

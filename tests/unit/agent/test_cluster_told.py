@@ -69,6 +69,7 @@ def test_any_bytes_are_a_message_or_none(data: bytes) -> None:
         (msgspec.structs.replace(CART, name="a\nb"),),
         (msgspec.structs.replace(CART, uid="../x"),),
         (msgspec.structs.replace(CART, cgroup_uid="a b"),),
+        (msgspec.structs.replace(CART, owner_uid="a b"),),
     ],
 )
 def test_a_name_that_no_object_has_is_no_message(pods: Any) -> None:

@@ -83,6 +83,13 @@ def test_a_workload_is_known_from_owners_alone(
     assert (value.kind, value.owner) == workload
 
 
+def test_the_uid_of_an_owner_is_that_of_the_workload_only_where_it_is_one() -> None:
+    labels = {"pod-template-hash": "7d9f"}
+    assert pod(cluster.pod(owner=("StatefulSet", "db"))).owner_uid == "o"
+    for owner in (("ReplicaSet", "cart-7d9f"), ("Job", "night-27000000"), None):
+        assert pod(cluster.pod(owner=owner, labels=labels)).owner_uid == ""
+
+
 def test_an_owner_that_does_not_control_the_pod_is_none() -> None:
     item = cluster.pod()
     item["metadata"]["ownerReferences"][0]["controller"] = False

@@ -42,6 +42,9 @@ elif words[0] in ("exec", "debug"):
     text = open(path).read()
     if text == "fail":
         sys.exit("error: unable to upgrade connection\\ncommand terminated with exit code 1")
+    if text == "mistake":
+        sys.exit("finwait: error: a FILTER lacks something\\n  state all and\\nhint: see finwait(8)\\n"
+                 "command terminated with exit code 2")
     if text == "flood":
         while True:
             os.write(1, b"x" * 65536)
@@ -141,7 +144,12 @@ def test_what_is_asked_and_as_what(cluster: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     ("said", "reason"),
-    [("fail", "unable to upgrade connection"), ("no JSON", "status 3"), ("{}", "status 3")],
+    [
+        ("fail", "unable to upgrade connection"),
+        ("no JSON", "status 3"),
+        ("{}", "status 3"),
+        ("mistake", "a FILTER lacks something; state all and; hint: see finwait(8); command"),
+    ],
 )
 def test_a_node_that_says_nothing_is_a_gap(
     cluster: Path, capsys: pytest.CaptureFixture[str], said: str, reason: str
@@ -207,10 +215,10 @@ def test_a_look_on_a_node_without_an_agent_leaves_no_pod(
 @pytest.mark.parametrize(
     ("argv", "remote"),
     [
-        (["explain", "pod/cart-1"], ["explain", "--", 'pod = "shop/cart-1"']),
+        (["explain", "pod/cart-1"], ["diagnose", "--detail", "--", 'pod = "shop/cart-1"']),
         (
             ["explain", "cart-1", "-n", "x", "state", "fin-wait-2"],
-            ["explain", "--", '( pod = "x/cart-1" ) and ( state fin-wait-2 )'],
+            ["diagnose", "--detail", "--", '( pod = "x/cart-1" ) and ( state fin-wait-2 )'],
         ),
         (["clear", "--node", "n1", "-A", "rule", "=", "x"], ["clear", "--dry-run", "--", "rule", "=", "x"]),
         (["clear", "--node", "n1", "-A", "--", "--yes"], ["clear", "--dry-run", "--", "--yes"]),
