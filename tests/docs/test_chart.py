@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 import yaml
 from deploy.render import COPIES, chart_digest, manifest
@@ -21,6 +22,7 @@ from deploy.render import COPIES, chart_digest, manifest
 from finwait import __version__
 from finwait.agent.config_file import read_config
 from finwait.agent.policy_file import parse_policy
+from finwait.kubectl.agents import SELECTOR, LabelledObject, pods_of_agents
 from tests import chart
 from tests.chart import CHART, MANIFEST, Objects, helm, rendered
 
@@ -188,6 +190,28 @@ def test_labels_select_what_they_should() -> None:
     ):
         assert selector.items() <= pod.items()
     assert "app.kubernetes.io/version" not in PLAIN.only("DaemonSet")["spec"]["selector"]["matchLabels"]
+
+
+@pytest.mark.parametrize("values", [None, {"nameOverride": "obs", "fullnameOverride": "watcher"}])
+def test_the_plugin_finds_the_agents_whatever_their_name_is(values: dict[str, Any] | None) -> None:
+    """By a label of its own, and by what else an agent has."""
+    objects = PLAIN if values is None else rendered(values)
+    daemon_set = objects.only("DaemonSet")
+    key, _, value = SELECTOR.partition("=")
+    template = daemon_set["spec"]["template"]
+    for labels in (daemon_set["metadata"]["labels"], template["metadata"]["labels"]):
+        assert labels[key] == value
+    assert key not in daemon_set["spec"]["selector"]["matchLabels"]  # which cannot be changed by an upgrade
+    daemon_set["metadata"]["uid"] = "u"
+    owner = {"kind": "DaemonSet", "uid": "u", "controller": True}
+    pod = {
+        "kind": "Pod",
+        "metadata": {"name": "p", "namespace": "finwait", "ownerReferences": [owner]},
+        "spec": template["spec"] | {"nodeName": "n1"},
+        "status": {"phase": "Running"},
+    }
+    found = pods_of_agents(msgspec.convert([daemon_set, pod], list[LabelledObject]))
+    assert [agent.path for agent in found.one_a_node] == ["finwait/p"]
 
 
 def merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

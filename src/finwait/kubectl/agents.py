@@ -2,14 +2,19 @@
 
 Whoever may ask is decided by the API server, as for any ``kubectl exec``. One that does not answer keeps nobody
 waiting.
+
+The surprise: a label alone makes no agent. Anybody who may make a pod somewhere could give it that label, and then
+silence a node, or get what `clear` was meant for. So a pod counts only where a DaemonSet with that label controls it,
+which is in one namespace, and has what an agent cannot do without and only who owns the nodes may ask for
+(``hostPID``). Where several namespaces have such a DaemonSet, the user says which.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -19,41 +24,66 @@ from finwait.kube.kubectl import Done, Kubectl
 from finwait.kubectl.merging import NodeAnswer
 from finwait.report.shape import API_VERSION
 
-__all__ = ["SELECTOR", "AgentPod", "Agents"]
+__all__ = ["NO_AGENT", "SELECTOR", "AgentPod", "AgentPods", "Agents", "LabelledObject", "pods_of_agents"]
 
-SELECTOR: Final = "app.kubernetes.io/name=finwait"
-"""Labels of the pods of the chart's DaemonSet."""
+SELECTOR: Final = "finwait.io/agent=true"
+"""The label of the chart's DaemonSet and of its pods, which no value of the chart changes."""
+NO_AGENT: Final = "install the chart there, or look once: `kubectl finwait debug NODE --image IMAGE`"
+"""What helps where none runs."""
 _AT_ONCE: Final = 16
 _LOOKER: Final = "looker"
-"""The container that looks, where a pod has one of that name."""
+"""The container that looks."""
 
 
-class _Meta(msgspec.Struct):
+class _Owner(msgspec.Struct):
+    kind: str = ""
+    uid: str = ""
+    controller: bool | None = None
+
+
+class _Meta(msgspec.Struct, rename="camel"):
     name: str = ""
     namespace: str = ""
+    uid: str = ""
+    deletion_timestamp: str | None = None
+    owner_references: list[_Owner] | None = None
 
 
 class _Container(msgspec.Struct):
     name: str = ""
 
 
-class _Spec(msgspec.Struct, rename="camel"):
-    node_name: str = ""
+class _PodSpec(msgspec.Struct):
+    host_pid: bool | None = msgspec.field(default=None, name="hostPID")
     containers: list[_Container] = []
+
+
+class _Template(msgspec.Struct):
+    spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
+
+
+class _Spec(_PodSpec, rename="camel"):
+    """Of a pod, or of a DaemonSet, which has a template."""
+
+    node_name: str = ""
+    template: _Template | None = None
 
 
 class _PodStatus(msgspec.Struct):
     phase: str = ""
 
 
-class _Object(msgspec.Struct):
+class LabelledObject(msgspec.Struct):
+    """A DaemonSet or a pod, as far as it counts here."""
+
     metadata: _Meta
+    kind: str = ""
     spec: _Spec = msgspec.field(default_factory=_Spec)
     status: _PodStatus = msgspec.field(default_factory=_PodStatus)
 
 
 class _ObjectList(msgspec.Struct):
-    items: list[_Object] = []
+    items: list[LabelledObject]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +95,127 @@ class AgentPod:
     name: str
     container: str
 
+    @property
+    def path(self) -> str:
+        """``NAMESPACE/NAME``."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPods:
+    """The agents of a cluster."""
+
+    one_a_node: tuple[AgentPod, ...] = ()
+    """By the name of the node."""
+    several: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Node → paths of its agents, where it is not known which one counts."""
+    alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Node → paths of pods that have the label of an agent, and are none."""
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """The nodes that are not asked, because several agents are on them."""
+        return tuple(
+            Gap(f"node {node}", f"ask its agent: several are there: {', '.join(paths)}", "one of them")
+            for node, paths in sorted(self.several.items())
+        )
+
+    def on(self, node: str, *, named: bool) -> AgentPod:
+        """Return the agent of a node, which is to do something.
+
+        Args:
+            node: which.
+            named: whether the user said in which namespace the agents are.
+
+        Raises:
+            FinwaitError: there is none, or it is not beyond doubt which one that is.
+        """
+        if paths := self.several.get(node):
+            raise FinwaitError(f"several agents run on node `{node}`: {', '.join(paths)}")
+        agent = next((agent for agent in self.one_a_node if agent.node == node), None)
+        if agent is None:
+            failure = FinwaitError(f"no agent runs on node `{node}`")
+            failure.hint = NO_AGENT
+            raise failure
+        if not named and (paths := self.alike.get(node)):
+            refusal = FinwaitError(
+                f"besides the agent {agent.path}, other pods on node `{node}` have its label: {', '.join(paths[:5])}"
+            )
+            refusal.hint = f"if {agent.path} is yours, name its namespace: `--agents {agent.namespace}`"
+            raise refusal
+        return agent
+
+
+def _has_an_agent(spec: _PodSpec) -> bool:
+    return bool(spec.host_pid) and any(container.name == _LOOKER for container in spec.containers)
+
+
+def pods_of_agents(objects: Iterable[LabelledObject]) -> AgentPods:
+    """Return which pods are agents.
+
+    Args:
+        objects: DaemonSets and pods that have the label.
+
+    Raises:
+        FinwaitError: several namespaces have a DaemonSet of agents.
+    """
+    pods, sets = [], {}
+    for item in objects:
+        about = item.metadata
+        if item.kind == "Pod" and item.status.phase == "Running" and item.spec.node_name:
+            pods.append(item)
+        template = item.spec.template
+        if item.kind == "DaemonSet" and about.uid and template is not None and _has_an_agent(template.spec):
+            sets[about.namespace, about.uid] = f"{about.namespace}/{about.name}"
+    if len({namespace for namespace, _ in sets}) > 1:
+        refusal = FinwaitError(
+            f"several namespaces have agents: DaemonSets {', '.join(sorted(sets.values())[:10])}"
+        )
+        refusal.hint = "say in which namespace those are that you trust: `--agents NS`"
+        raise refusal
+    agents: dict[str, list[AgentPod]] = {}
+    alike: dict[str, list[str]] = {}
+    for pod in pods:
+        about, node = pod.metadata, pod.spec.node_name
+        owners = {
+            (about.namespace, owner.uid)
+            for owner in about.owner_references or ()
+            if owner.controller and owner.kind == "DaemonSet"
+        }
+        agent = AgentPod(node, about.namespace, about.name, _LOOKER)
+        if not owners & sets.keys() or not _has_an_agent(pod.spec):
+            alike.setdefault(node, []).append(agent.path)
+        elif about.deletion_timestamp is None:  # else the next one of its DaemonSet is about to start
+            agents.setdefault(node, []).append(agent)
+    return AgentPods(
+        tuple(agents[node][0] for node in sorted(agents) if len(agents[node]) == 1),
+        {node: tuple(sorted(a.path for a in of)) for node, of in agents.items() if len(of) > 1},
+        {node: tuple(sorted(paths)) for node, paths in alike.items()},
+    )
+
 
 class Agents(Kubectl):
     """The agents of a cluster, asked by kubectl."""
 
-    def agents(self, namespace: str = "") -> list[AgentPod]:
-        """Return the agents that run, one a node.
+    def agents(self, namespace: str = "") -> AgentPods:
+        """Return the agents that run.
 
         Args:
-            namespace: in which they are; empty for all.
+            namespace: in which they are; empty for the one that has a DaemonSet of them.
 
         Raises:
-            FinwaitError: kubectl failed.
+            FinwaitError: kubectl failed, or several namespaces have one.
         """
         place = ("-n", namespace) if namespace else ("-A",)
-        pods = self.decoded(_ObjectList, "get", "pods", *place, "-l", SELECTOR)
-        by_node: dict[str, AgentPod] = {}
-        for pod in pods.items:
-            if pod.status.phase != "Running" or not pod.spec.node_name:
-                continue
-            names = [container.name for container in pod.spec.containers] or [""]
-            container = _LOOKER if _LOOKER in names else names[0]
-            by_node.setdefault(
-                pod.spec.node_name,
-                AgentPod(pod.spec.node_name, pod.metadata.namespace, pod.metadata.name, container),
-            )
-        return [by_node[node] for node in sorted(by_node)]
+        try:
+            found = self.decoded(_ObjectList, "get", "daemonsets.apps,pods", *place, "-l", SELECTOR)
+        except FinwaitError as error:
+            if not namespace:
+                error.hint = (
+                    "if you may not list those of all namespaces, name that of the agents: `--agents NS`"
+                )
+            raise
+        return pods_of_agents(found.items)
 
     def nodes(self) -> tuple[list[str], tuple[Gap, ...]]:
         """Return the nodes of the cluster, and what says that they may not be listed."""
@@ -107,7 +232,7 @@ class Agents(Kubectl):
             FinwaitError: there is no such pod, or it runs nowhere yet.
         """
         place = ("-n", namespace) if namespace else ()
-        node = str(self.decoded(_Object, "get", "pod", pod, *place).spec.node_name)
+        node = str(self.decoded(LabelledObject, "get", "pod", pod, *place).spec.node_name)
         if not node:
             raise FinwaitError(f"pod `{pod}` is on no node yet")
         return node

@@ -18,7 +18,7 @@ import msgspec
 
 from finwait.errors import FinwaitError, Gap, UsageError
 from finwait.kubectl import merging
-from finwait.kubectl.agents import AgentPod, Agents
+from finwait.kubectl.agents import NO_AGENT, AgentPod, Agents
 from finwait.kubectl.selection import filter_words, pod_of
 from finwait.table.units import printable
 from finwait.version import __version__
@@ -27,7 +27,6 @@ __all__ = ["build_parser", "main"]
 
 COMMANDS: Final = ("diagnose", "list", "explain", "clear", "top", "page", "debug", "audit")
 _UNSEEN: Final = 3
-_NO_AGENT: Final = "install the chart there, or look once: `kubectl finwait debug NODE --image IMAGE`"
 
 
 def _which(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -40,7 +39,7 @@ def _which(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def _common(parser: argparse.ArgumentParser) -> None:
     group = _which(parser)
     group.add_argument(
-        "--agents", metavar="NS", default="", help="namespace of the agents (default: all are searched)"
+        "--agents", metavar="NS", default="", help="namespace of the agents (default: the one that has them)"
     )
     group.add_argument(
         "--timeout", type=float, default=30.0, metavar="SECONDS", help="for each node (default 30)"
@@ -151,30 +150,26 @@ class _Plugin:
         return filter_words(namespace, args.selector, args.filter)
 
     def _agent(self, node: str) -> AgentPod:
-        for agent in self.kubectl.agents(self.args.agents):
-            if agent.node == node:
-                return agent
-        failure = FinwaitError(f"no agent runs on node `{node}`")
-        failure.hint = _NO_AGENT
-        raise failure
+        """Return the agent of a node, where nothing else looks like one."""
+        return self.kubectl.agents(self.args.agents).on(node, named=bool(self.args.agents))
 
     def _asked(self) -> tuple[list[AgentPod], list[Gap]]:
-        """Return the agents to ask, and the nodes that have none."""
-        agents = self.kubectl.agents(self.args.agents)
+        """Return the agents to ask, and the nodes that have none, or several."""
+        found = self.kubectl.agents(self.args.agents)
         if self.args.node:
-            return [self._agent(self.args.node)], []
-        if not agents:
+            return [found.on(self.args.node, named=True)], []
+        if not found.one_a_node and not found.several:
             failure = FinwaitError("no agent runs in this cluster, or none that you may see")
-            failure.hint = _NO_AGENT
+            failure.hint = NO_AGENT
             raise failure
         nodes, gaps = self.kubectl.nodes()
-        present = {agent.node for agent in agents}
+        present = {agent.node for agent in found.one_a_node} | found.several.keys()
         without = [
-            Gap(f"node {node}", "ask its agent: none runs there", _NO_AGENT)
+            Gap(f"node {node}", "ask its agent: none runs there", NO_AGENT)
             for node in nodes
             if node not in present
         ]
-        return agents, [*gaps, *without]
+        return list(found.one_a_node), [*gaps, *without, *found.gaps]
 
     def look(self) -> int:
         """Ask all agents, and show one answer."""

@@ -23,8 +23,14 @@ words = sys.argv[1:]
 here = {here!r}
 with open(os.path.join(here, "calls"), "a") as file:
     file.write(json.dumps(words) + "\\n")
-if words[:2] == ["get", "pods"] or "pods" in words and words[0] == "get":
-    print(open(os.path.join(here, "pods.json")).read())
+if words[0] == "get" and "daemonsets.apps,pods" in words:
+    assert words[-4:-2] == ["-l", "finwait.io/agent=true"], words
+    text = open(os.path.join(here, "pods.json")).read()
+    if "-n" in words and text.startswith("{{"):
+        place = words[words.index("-n") + 1]
+        items = json.loads(text)["items"]
+        text = json.dumps({{"items": [item for item in items if item["metadata"]["namespace"] == place]}})
+    print(text)
 elif words[0] == "get" and "nodes" in words:
     path = os.path.join(here, "nodes.json")
     if not os.path.exists(path):
@@ -72,12 +78,41 @@ def answer(**more: Any) -> dict[str, Any]:
     return base | more
 
 
-def pod(node: str, phase: str = "Running") -> dict[str, Any]:
+SPEC = {"hostPID": True, "containers": [{"name": "looker"}, {"name": "server"}]}
+
+
+def daemon_set(namespace: str = "observe", uid: str = "d1", **spec: Any) -> dict[str, Any]:
     return {
-        "metadata": {"name": f"finwait-{node}", "namespace": "observe"},
-        "spec": {"nodeName": node, "containers": [{"name": "looker"}, {"name": "server"}]},
+        "kind": "DaemonSet",
+        "metadata": {"name": "finwait", "namespace": namespace, "uid": uid},
+        "spec": {"template": {"spec": SPEC | spec}},
+    }
+
+
+def pod(
+    node: str,
+    phase: str = "Running",
+    *,
+    namespace: str = "observe",
+    owner: str | None = "d1",
+    name: str = "",
+    **spec: Any,
+) -> dict[str, Any]:
+    owners = [{"kind": "DaemonSet", "name": "finwait", "uid": owner, "controller": True}] if owner else None
+    return {
+        "kind": "Pod",
+        "metadata": {
+            "name": name or f"finwait-{node}",
+            "namespace": namespace,
+            "ownerReferences": owners,
+        },
+        "spec": {"nodeName": node} | SPEC | spec,
         "status": {"phase": phase},
     }
+
+
+def stored(cluster: Path, *objects: dict[str, Any]) -> None:
+    (cluster / "pods.json").write_text(json.dumps({"items": objects}))
 
 
 @pytest.fixture
@@ -87,7 +122,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(FAKE.format(python=sys.executable, here=str(tmp_path)))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    (tmp_path / "pods.json").write_text(json.dumps({"items": [pod("n1"), pod("n2"), pod("n4", "Pending")]}))
+    stored(tmp_path, daemon_set(), pod("n1"), pod("n2"), pod("n4", "Pending"))
     (tmp_path / "nodes.json").write_text(
         json.dumps({"items": [{"metadata": {"name": name}} for name in ("n1", "n2", "n3", "n4")]})
     )
@@ -274,3 +309,98 @@ def test_what_another_machine_says_may_have_any_shape(document: dict[str, Any]) 
     for listed in (False, True):
         list(table([NodeAnswer("n", document)], listed=listed))
     gaps_of([NodeAnswer("n", document)])
+
+
+# ── which pods are agents ────────────────────────────────────────────────────────────────────────────────
+
+NO_AGENTS = {
+    "of nobody": pod("n1", namespace="aaa", name="x", owner=None),
+    "of nobody, in the agents' namespace": pod("n1", name="aaa", owner=None),
+    "that names the DaemonSet of another namespace": pod("n1", namespace="aaa", name="x"),
+    "of a DaemonSet that nobody knows": pod("n1", name="aaa", owner="d9"),
+    "that cannot see the node": pod("n1", name="aaa", hostPID=False),
+    "without the container that looks": pod("n1", name="aaa", containers=[{"name": "x"}]),
+}
+
+
+@pytest.mark.parametrize("other", NO_AGENTS.values(), ids=NO_AGENTS)
+def test_a_pod_that_has_the_label_only_is_never_asked(
+    cluster: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any]
+) -> None:
+    stored(cluster, other, daemon_set(), pod("n1"), pod("n2"))
+    (cluster / other["metadata"]["name"]).write_text(json.dumps(answer(findings=[], items=[])))
+    assert main(["-A"]) == 3
+    assert [row.split()[0] for row in capsys.readouterr().out.splitlines()[1:]] == ["n1", "n2"]
+    asked = {(words[words.index("-n") + 1], words[words.index("-n") + 2]) for words in calls(cluster, "exec")}
+    assert asked == {("observe", "finwait-n1"), ("observe", "finwait-n2")}
+
+
+@pytest.mark.parametrize("other", NO_AGENTS.values(), ids=NO_AGENTS)
+def test_alone_it_is_no_agent_either(
+    cluster: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any]
+) -> None:
+    stored(cluster, other, daemon_set())
+    assert main(["-A"]) == 1
+    assert "no agent runs in this cluster" in capsys.readouterr().err
+    for command in (["clear", "--yes", "-A", "age > 1h"], ["top"], ["page"], ["list", "-A"]):
+        assert main([command[0], "--node", "n1", *command[1:]]) == 1
+        assert "no agent runs on node `n1`" in capsys.readouterr().err
+    assert not calls(cluster, "exec")
+
+
+@pytest.mark.parametrize("other", NO_AGENTS.values(), ids=NO_AGENTS)
+def test_what_acts_asks_which_namespace_is_meant_where_another_pod_has_the_label(
+    cluster: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any]
+) -> None:
+    stored(cluster, other, daemon_set(), pod("n1"), pod("n2"))
+    for command in (["clear", "--yes", "-A", "age > 1h"], ["top"], ["page"], ["explain", "pod/cart-1"]):
+        where = ["--node", "n1"] if command[0] != "explain" else []
+        assert main([command[0], *where, *command[1:]]) == 1
+        err = capsys.readouterr().err
+        assert f"{other['metadata']['namespace']}/{other['metadata']['name']}" in err
+        assert "--agents observe" in err
+    assert not calls(cluster, "exec")
+    run = "import sys; from finwait.kubectl.plugin import main; sys.exit(main(sys.argv[1:]))"
+    words = ["clear", "--node", "n1", "-A", "--agents", "observe", "age > 1h"]
+    subprocess.run([sys.executable, "-c", run, *words], check=False, capture_output=True, timeout=60)
+    (words,) = calls(cluster, "exec")
+    assert words[words.index("-n") + 2] == "finwait-n1"
+
+
+def test_agents_of_several_namespaces_are_those_that_the_user_names(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = pod("n1", namespace="aaa", name="x", owner="d2")
+    stored(cluster, daemon_set("aaa", "d2"), theirs, daemon_set(), pod("n1"), pod("n2"))
+    (cluster / "x").write_text(json.dumps(answer(findings=[])))
+    for command in (["-A"], ["list", "-A", "--node", "n1"], ["clear", "--node", "n1", "-A", "age > 1h"]):
+        assert main(command) == 1
+        err = capsys.readouterr().err
+        assert "aaa/finwait, observe/finwait" in err
+        assert "--agents NS" in err
+    assert not (cluster / "calls").exists() or not calls(cluster, "exec")
+    assert main(["-A", "--agents", "observe"]) == 3
+    assert {words[words.index("-n") + 2] for words in calls(cluster, "exec")} == {"finwait-n1", "finwait-n2"}
+
+
+def test_two_agents_on_a_node_are_told_and_neither_is_asked(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaving = pod("n2", name="leaving")
+    leaving["metadata"]["deletionTimestamp"] = "2024-01-01T00:00:00Z"
+    second = daemon_set(uid="d2")
+    stored(cluster, daemon_set(), second, pod("n1"), pod("n1", name="b", owner="d2"), pod("n2"), leaving)
+    assert main(["-A"]) == 3
+    out, err = capsys.readouterr()
+    assert [row.split()[0] for row in out.splitlines()[1:]] == ["n2"]
+    assert "several are there: observe/b, observe/finwait-n1" in err
+    assert main(["clear", "--node", "n1", "-A", "age > 1h"]) == 1
+    assert "several agents run on node `n1`" in capsys.readouterr().err
+
+
+def test_without_the_right_to_see_all_namespaces_the_hint_says_what_to_type(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cluster / "pods.json").unlink()
+    assert main(["-A"]) == 1
+    assert "--agents NS" in capsys.readouterr().err
