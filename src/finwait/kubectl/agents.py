@@ -15,21 +15,32 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from finwait.errors import FinwaitError, Gap
 from finwait.kube.kubectl import Done, Kubectl
+from finwait.kubectl.answers import KINDS, check
 from finwait.kubectl.merging import NodeAnswer
-from finwait.report.shape import API_VERSION
 
-__all__ = ["NO_AGENT", "SELECTOR", "AgentPod", "AgentPods", "Agents", "LabelledObject", "pods_of_agents"]
+__all__ = [
+    "NO_AGENT",
+    "SELECTOR",
+    "AgentPod",
+    "AgentPods",
+    "Agents",
+    "LabelledObject",
+    "answer_of",
+    "pods_of_agents",
+]
 
 SELECTOR: Final = "finwait.io/agent=true"
 """The label of the chart's DaemonSet and of its pods, which no value of the chart changes."""
 NO_AGENT: Final = "install the chart there, or look once: `kubectl finwait debug NODE --image IMAGE`"
 """What helps where none runs."""
+_ANSWERED: Final = (0, 3)
+"""How finwait ends when it has answered; with 3 something could not be seen."""
 _AT_ONCE: Final = 16
 _LOOKER: Final = "looker"
 """The container that looks."""
@@ -244,11 +255,11 @@ class Agents(Kubectl):
         return self.command("exec", *options, *place, "--", "finwait", *words)
 
     def ask(self, agent: AgentPod, *words: str) -> NodeAnswer:
-        """Return what finwait prints beside an agent, as JSON."""
+        """Return what finwait prints beside an agent, as JSON: a command of `KINDS`, and its arguments."""
         done = self.run(
             "exec", "-n", agent.namespace, agent.name, "-c", agent.container, "--", "finwait", *words
         )
-        return _answer(agent.node, done)
+        return answer_of(agent.node, KINDS[words[0]], done)
 
     def ask_all(self, agents: Sequence[AgentPod], *words: str) -> list[NodeAnswer]:
         """Ask several agents at once."""
@@ -281,7 +292,7 @@ class Agents(Kubectl):
             gone = self.run("delete", "pod", "-n", place, name, "--wait=false")
             if gone.status != 0:
                 gaps.append(Gap(f"pod {place}/{name}", f"remove it: {gone.said}", "the right to delete pods"))
-        answer = _answer(node, done)
+        answer = answer_of(node, KINDS[words[0]], done)
         return NodeAnswer(answer.node, answer.document, answer.failure, tuple(gaps))
 
     def _debuggers(self, node: str) -> set[tuple[str, str]]:
@@ -296,11 +307,20 @@ class Agents(Kubectl):
         return set()
 
 
-def _answer(node: str, done: Done) -> NodeAnswer:
+def answer_of(node: str, kind: str, done: Done) -> NodeAnswer:
+    """Return what a finwait printed, if that is what was asked for.
+
+    Args:
+        node: where it ran.
+        kind: of the document that was asked for.
+        done: what the call came to.
+    """
+    if done.status not in _ANSWERED:
+        return NodeAnswer(node, None, done.said or f"kubectl ended with status {done.status}")
     try:
-        document = msgspec.json.decode(done.out)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        document = None
-    if isinstance(document, dict) and document.get("apiVersion") == API_VERSION:
-        return NodeAnswer(node, document)
-    return NodeAnswer(node, None, done.said or f"kubectl ended with status {done.status}")
+        document = msgspec.json.decode(done.out, type=dict[str, Any])
+        check(kind, document)
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as error:
+        said = f"; it said: {done.said}" if done.said else ""
+        return NodeAnswer(node, None, f"it did not print what this version reads: {error}{said}")
+    return NodeAnswer(node, document)

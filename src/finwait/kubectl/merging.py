@@ -1,7 +1,7 @@
 """Answers of several nodes as one: a document, and the lines of a table. Pure.
 
-What a node says is another machine's: text is made printable, and what has not the shape that is expected is left out,
-with a gap that says so.
+What a node says is another machine's: text is made printable. What is not of the shape that is read is no answer and
+never comes here (`finwait.kubectl.answers`); should it, it is left out.
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ def gaps_of(answers: Iterable[NodeAnswer]) -> list[Gap]:
         if answer.failure:
             gaps.append(Gap(where, f"ask its agent: {printable(answer.failure)[:300]}", ""))
         gaps += answer.gaps
+        if count := sum(map(_count, _objects((answer.document or {}).get("unjudged")))):
+            gaps.append(
+                Gap(
+                    where, f"judge {count:,} connections by the FILTER", "what it asks for is not known there"
+                )
+            )
         for gap in _objects((answer.document or {}).get("gaps")):
             place, doing, needs = (printable(text)[:300] for text in _texts(gap, "where", "doing", "needs"))
             gaps.append(Gap(f"{where}: {place}", doing, needs))

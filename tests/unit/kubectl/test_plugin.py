@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 
+from finwait.cli import main as finwait
 from finwait.errors import UsageError
+from finwait.kube.kubectl import Done
+from finwait.kubectl.agents import answer_of
+from finwait.kubectl.answers import KINDS
 from finwait.kubectl.merging import NodeAnswer, gaps_of, table
 from finwait.kubectl.plugin import main
 from finwait.kubectl.selection import filter_words, label_words, pod_of
 from finwait.selecting import parse_filter
+from tests.captures.make import HERE
 
 FAKE = """#!{python}
 import json, os, sys, time
@@ -46,6 +51,11 @@ elif words[0] in ("exec", "debug"):
     if not os.path.exists(path):
         time.sleep(600)
     text = open(path).read()
+    if text.startswith("{{") and "list" in words[words.index("finwait"):][:2]:
+        text = text.replace('"Diagnosis"', '"ConnectionList"')
+    if text == "status 1":
+        print(open(os.path.join(here, "finwait-n1")).read())
+        sys.exit(1)
     if text == "fail":
         sys.exit("error: unable to upgrade connection\\ncommand terminated with exit code 1")
     if text == "flood":
@@ -58,7 +68,7 @@ elif words[0] in ("exec", "debug"):
 
 def answer(**more: Any) -> dict[str, Any]:
     socket = {
-        "state": "FIN_WAIT2", "src": "10.1.0.5", "sport": 40000, "dst": "fd00::1", "dport": 80, "owners": [
+        "state": "FIN_WAIT2", "inode": 7, "src": "10.1.0.5", "sport": 40000, "dst": "fd00::1", "dport": 80, "owners": [
             {"pid": 7, "comm": "evil\x1b[31m"}
         ],
         "age_s": {"at_least": 3600.0, "at_most": None}, "kubernetes": {"workload": "shop/cart", "pod": "shop/cart-1"},
@@ -72,6 +82,7 @@ def answer(**more: Any) -> dict[str, Any]:
         "apiVersion": "finwait/v1",
         "kind": "Diagnosis",
         "findings": [finding, healthy],
+        "unjudged": [],
         "items": [socket],
         "gaps": [],
     }
@@ -174,9 +185,41 @@ def test_what_is_asked_and_as_what(cluster: Path, capsys: pytest.CaptureFixture[
     assert "[fd00::1]:80" in out
 
 
+FINDING = answer()["findings"][0]
+NO_ANSWERS = (
+    "no JSON",
+    "{}",
+    '{"apiVersion": "finwait/v1"}',
+    *(
+        json.dumps(answer(**change))
+        for change in (
+            {"apiVersion": "finwait/v2"},
+            {"kind": "Audit"},
+            {"kind": 1},
+            {"findings": None},
+            {"findings": {"a": FINDING}},
+            {"findings": [FINDING | {"primary": 1}]},
+            {"findings": [{key: value for key, value in FINDING.items() if key != "primary"}]},
+            {"findings": [FINDING | {"severity": "none"}]},
+            {"findings": [FINDING | {"count": "3"}]},
+            {"findings": [FINDING | {"sockets": [{"state": []}]}]},
+            {"findings": [], "gaps": "x"},
+            {"findings": [], "gaps": [{"where": 1}]},
+            {"findings": [], "unjudged": None},
+        )
+    ),
+    json.dumps({key: value for key, value in answer(findings=[]).items() if key != "gaps"}),
+    json.dumps(answer(findings=[], kind="ConnectionList")),
+)
+
+
 @pytest.mark.parametrize(
     ("said", "reason"),
-    [("fail", "unable to upgrade connection"), ("no JSON", "status 3"), ("{}", "status 3")],
+    [
+        ("fail", "unable to upgrade connection"),
+        ("status 1", "kubectl ended with status 1"),
+        *((text, "did not print what this version reads") for text in NO_ANSWERS),
+    ],
 )
 def test_a_node_that_says_nothing_is_a_gap(
     cluster: Path, capsys: pytest.CaptureFixture[str], said: str, reason: str
@@ -187,6 +230,43 @@ def test_a_node_that_says_nothing_is_a_gap(
     assert "n1" in out
     assert "node n2: could not ask its agent" in err
     assert reason in err
+
+
+@pytest.mark.parametrize("said", [*NO_ANSWERS, "status 1"])
+def test_what_is_no_answer_is_never_an_all_clear(
+    cluster: Path, capsys: pytest.CaptureFixture[str], said: str
+) -> None:
+    (cluster / "finwait-n1").write_text(json.dumps(answer(findings=[])))
+    (cluster / "finwait-n2").write_text(said)
+    assert main(["-A", "--node", "n2"]) == 1
+    assert "node n2: could not ask its agent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("items", [None, {}, [1], [{"state": "FIN_WAIT2"}]])
+def test_a_list_of_no_connections_is_no_list(
+    cluster: Path, capsys: pytest.CaptureFixture[str], items: Any
+) -> None:
+    (cluster / "finwait-n2").write_text(json.dumps(answer(items=items)))
+    assert main(["list", "-A", "--node", "n2"]) == 1
+    assert "did not print what this version reads" in capsys.readouterr().err
+
+
+def test_what_a_filter_could_not_judge_there_is_a_gap(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cluster / "finwait-n2").write_text(json.dumps(answer(findings=[], unjudged=[FINDING])))
+    assert main(["-A", "--node", "n2"]) == 3
+    assert "could not judge 3 connections by the FILTER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "recording", sorted((HERE / "linux-6.18").glob("*held*.finwait")), ids=lambda p: p.stem
+)
+def test_what_this_version_prints_is_an_answer(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, kind in KINDS.items():
+        finwait([command, "--from", str(recording), "-o", "json"])
+        done = Done(0, capsys.readouterr().out.encode(), "")
+        assert answer_of("n", kind, done).failure == ""
 
 
 def test_a_node_that_hangs_keeps_nobody_waiting(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
