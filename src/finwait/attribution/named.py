@@ -1,7 +1,9 @@
 """Connections beside the names of a cluster: which pod has each end, and through which Service they meet.
 
-A row's pod is that of the cgroup in which its socket was made, or of its holder. What has no cgroup (an orphan in
-FIN_WAIT2, a TIME_WAIT) has the pod whose network namespace it is in, or whose address it has. Its peer's pod is that of
+A row's pod is that of the cgroup in which its socket was made, or of its holder. What has neither a cgroup that is known
+nor a holder (an orphan in FIN_WAIT2, a TIME_WAIT) has the pod whose network namespace it is in, or whose address it has.
+A row with a cgroup that is no pod's has none: a service of the node may enter a pod's namespace, as containerd does for
+each `kubectl port-forward`, and its connections are not the pod's. Its peer's pod is that of
 the row at the other end, else the one that the API server gives the peer's address, after translation as far as
 connection tracking tells it.
 
@@ -95,10 +97,11 @@ def names_of_rows(
     pod_of = [names.pod(uid) if uid else None for uid in uid_of]
     numbers = workload.tolist()
     uids, pods = [uid_of[k] for k in numbers], [pod_of[k] for k in numbers]
-    _by_namespace(sockets, uids, pods, names)
+    nobodys = ((workload < 0) & (sockets.inode == 0)).tolist()
+    _by_namespace(sockets, uids, nobodys, pods, names)
     at_source = _holders(sockets.src, names)
-    for row, (pod, uid) in enumerate(zip(pods, uids, strict=True)):
-        if pod is None and not uid:
+    for row, pod in enumerate(pods):
+        if pod is None and nobodys[row]:
             holder = at_source[row]
             pods[row] = holder if isinstance(holder, Pod) else None
     others = other.tolist()
@@ -128,9 +131,13 @@ def _holders(words: NDArray[Any], names: ClusterNames) -> list[Pod | str | None]
 
 
 def _by_namespace(
-    sockets: SocketTable, uids: Sequence[str], pods: list[Pod | None], names: ClusterNames
+    sockets: SocketTable,
+    uids: Sequence[str],
+    nobodys: Sequence[bool],
+    pods: list[Pod | None],
+    names: ClusterNames,
 ) -> None:
-    """Give rows without a cgroup the pod that all others of their network namespace belong to."""
+    """Give rows of nobody that is known the pod that all others of their network namespace belong to."""
     owners: dict[int, set[str]] = {}
     spaces = sockets.netns.tolist()
     for space, uid in zip(spaces, uids, strict=True):
@@ -138,7 +145,7 @@ def _by_namespace(
             owners.setdefault(space, set()).add(uid)
     single = {space: names.pod(next(iter(of))) for space, of in owners.items() if len(of) == 1}
     for row, space in enumerate(spaces):
-        if not uids[row] and (pod := single.get(space)) is not None and not pod.host_network:
+        if nobodys[row] and (pod := single.get(space)) is not None and not pod.host_network:
             pods[row] = pod
 
 

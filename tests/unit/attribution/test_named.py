@@ -100,6 +100,18 @@ def test_what_has_no_cgroup_has_the_pod_of_its_namespace_or_of_its_address() -> 
     assert column(named(CLIENT, other, inside), "pod")[2] is None
 
 
+def test_what_a_service_of_the_node_does_within_a_pod_is_not_the_pods() -> None:
+    """As containerd's at each `kubectl port-forward`, or by nsenter: in the namespace and by the address."""
+    service = CLIENT | {"cgroup_id": 4, "cookie": 17, "sport": 40002}
+    orphan = service | {"inode": 0, "cookie": 18}
+    unknown = service | {"cgroup_id": 0, "cookie": 19}  # whoever holds it cannot be seen
+    v = named(CLIENT, service, orphan, unknown)
+    assert column(v, "pod") == ["shop/cart-7d9-x", None, None, None]
+    for words in ("workload = shop/cart", "namespace = shop", "label = app=cart"):
+        assert parse_filter([words]).mask(v.sockets, ViewContext(v)).tolist() == [True, False, False, False]
+    assert column(named(service, orphan), "pod") == [None, None]
+
+
 def test_a_pod_in_its_node_s_network_is_found_by_cgroup_only() -> None:
     proxy = row(src="192.0.2.1", cgroup_id=3)
     daemon = row(src="192.0.2.1", cgroup_id=4, cookie=14)
@@ -155,7 +167,9 @@ def test_a_service_is_named_where_its_client_shows_it_and_else_not_known() -> No
 def test_dual_stack() -> None:
     v6 = CLIENT | {"family": 10, "dst": "fd01::7"}
     assert column(named(v6), "service") == ["shop/db"]
-    assert column(named(CLIENT | {"family": 10, "src": "fd00::6", "cgroup_id": 0}), "pod") == ["shop/db-0"]
+    assert column(named(CLIENT | {"family": 10, "src": "fd00::6", "cgroup_id": 0, "inode": 0}), "pod") == [
+        "shop/db-0"
+    ]
 
 
 @pytest.mark.parametrize(

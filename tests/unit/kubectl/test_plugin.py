@@ -186,28 +186,26 @@ def test_what_is_asked_and_as_what(cluster: Path, capsys: pytest.CaptureFixture[
 
 
 FINDING = answer()["findings"][0]
+WRONG_PARTS: tuple[dict[str, Any], ...] = (
+    {"apiVersion": "finwait/v2"},
+    {"kind": "Audit"},
+    {"kind": 1},
+    {"findings": None},
+    {"findings": {"a": FINDING}},
+    {"findings": [FINDING | {"primary": 1}]},
+    {"findings": [{key: value for key, value in FINDING.items() if key != "primary"}]},
+    {"findings": [FINDING | {"severity": "none"}]},
+    {"findings": [FINDING | {"count": "3"}]},
+    {"findings": [FINDING | {"sockets": [{"state": []}]}]},
+    {"findings": [], "gaps": "x"},
+    {"findings": [], "gaps": [{"where": 1}]},
+    {"findings": [], "unjudged": None},
+)
 NO_ANSWERS = (
     "no JSON",
     "{}",
     '{"apiVersion": "finwait/v1"}',
-    *(
-        json.dumps(answer(**change))
-        for change in (
-            {"apiVersion": "finwait/v2"},
-            {"kind": "Audit"},
-            {"kind": 1},
-            {"findings": None},
-            {"findings": {"a": FINDING}},
-            {"findings": [FINDING | {"primary": 1}]},
-            {"findings": [{key: value for key, value in FINDING.items() if key != "primary"}]},
-            {"findings": [FINDING | {"severity": "none"}]},
-            {"findings": [FINDING | {"count": "3"}]},
-            {"findings": [FINDING | {"sockets": [{"state": []}]}]},
-            {"findings": [], "gaps": "x"},
-            {"findings": [], "gaps": [{"where": 1}]},
-            {"findings": [], "unjudged": None},
-        )
-    ),
+    *(json.dumps(answer(**change)) for change in WRONG_PARTS),
     json.dumps({key: value for key, value in answer(findings=[]).items() if key != "gaps"}),
     json.dumps(answer(findings=[], kind="ConnectionList")),
 )
