@@ -10,7 +10,6 @@ only because a list does not have them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, Final
@@ -21,7 +20,9 @@ from finwait.errors import DecodeError, Gap
 from finwait.table.units import printable
 from finwait.uapi.cluster import (
     KUBE_PARTS_MOST,
+    NAME,
     NO_NAMES,
+    UID,
     ClusterEvent,
     ClusterNames,
     Endpoint,
@@ -67,9 +68,6 @@ PARTS_MOST: Final = 100_000
 """Pods, Services and endpoints in a message, each; `finwait.kube.names` keeps no more."""
 Listed = Annotated[str, msgspec.Meta(pattern=r"\A(pods|services|endpointslices|namespaces)\Z")]
 _TEXT_MOST: Final = 500
-_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:~-]{0,252})", re.ASCII)
-"""Of objects and namespaces: no slash, which is ours, and nothing that does not print."""
-_UID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
 
 class FollowRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -228,11 +226,16 @@ def _check(message: NamesMessage) -> None:
     names += [name for service in message.services or () for name in (service.namespace, service.name)]
     if message.node:
         names.append(message.node)
+    for end in message.endpoints or ():  # `NAMESPACE/NAME`, or empty where there is none
+        paths = [path.partition("/") for path in (end.service, end.pod) if path]
+        names += [name for namespace, _, name in paths for name in (namespace, name)]
+        names += filter(None, (end.node,))
+    names += [pod.kind for pod in message.pods or () if pod.kind]
     for name in names:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ValueError(f"`{printable(name[:60])}` is no name of an object")
     for pod in message.pods or ():
-        if not _UID.fullmatch(pod.uid) or not _UID.fullmatch(pod.cgroup_uid or "-"):
+        if not UID.fullmatch(pod.uid) or not UID.fullmatch(pod.cgroup_uid or "-"):
             raise ValueError(f"`{printable(pod.uid[:60])}` is no uid")
     if not all(0 <= at < 1e11 for at in message.as_of.values()):
         raise ValueError("a time that is none")
@@ -258,7 +261,7 @@ def _nameable(pod: Pod) -> Pod:
         )
     return (
         pod
-        if not pod.owner or _NAME.fullmatch(pod.owner)
+        if not pod.owner or (NAME.fullmatch(pod.owner) and NAME.fullmatch(pod.kind))
         else msgspec.structs.replace(pod, owner="", kind="")
     )
 

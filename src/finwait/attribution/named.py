@@ -1,11 +1,11 @@
 """Connections beside the names of a cluster: which pod has each end, and through which Service they meet.
 
-A row's pod is that of the cgroup in which its socket was made, or of its holder. What has neither a cgroup that is known
-nor a holder (an orphan in FIN_WAIT2, a TIME_WAIT) has the pod whose network namespace it is in, or whose address it has.
-A row with a cgroup that is no pod's has none: a service of the node may enter a pod's namespace, as containerd does for
-each `kubectl port-forward`, and its connections are not the pod's. Its peer's pod is that of
-the row at the other end, else the one that the API server gives the peer's address, after translation as far as
-connection tracking tells it.
+A row's pod is that of the cgroup in which its socket was made, or of its holder. What has neither a cgroup that is
+known nor a holder (an orphan in FIN_WAIT2, a TIME_WAIT) has the pod whose network namespace it is in, or whose address
+it has. A row with a cgroup that is no pod's has none: a service of the node may enter a pod's namespace, as containerd
+does for each `kubectl port-forward`, and its connections are not the pod's. Its peer's pod is that of the row at the
+other end, else the one that the API server gives the peer's address, after translation as far as connection tracking
+tells it.
 
 A Service shows where a client asked for one of its addresses: in the client's own row, or in the conntrack entry. A
 server's row alone does not tell which of the Services that lead to it was asked, or whether any was; that is `None`,

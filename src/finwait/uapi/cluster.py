@@ -9,6 +9,7 @@ What follows the API server is `finwait.kube`; what is joined with connections i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Final, Literal
@@ -18,7 +19,10 @@ import msgspec
 __all__ = [
     "JOINED_FROM",
     "KUBE_PARTS_MOST",
+    "NAME",
     "NO_NAMES",
+    "TEXT_MOST",
+    "UID",
     "ClusterEvent",
     "ClusterNames",
     "Endpoint",
@@ -31,7 +35,12 @@ __all__ = [
 
 KUBE_PARTS_MOST: Final = 1000
 """Labels, addresses, containers or ports of one object that are kept."""
-KubeText = Annotated[str, msgspec.Meta(max_length=512)]
+TEXT_MOST: Final = 512
+"""Characters of a text that is kept."""
+NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:~-]{0,252})", re.ASCII)
+"""Of objects and namespaces: no slash, which is ours, and nothing that does not print."""
+UID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+KubeText = Annotated[str, msgspec.Meta(max_length=TEXT_MOST)]
 """A name, address, id or label: the longest that Kubernetes allows is the key of a label, 317 characters."""
 
 
@@ -145,8 +154,17 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
 
     @cached_property
     def _by_uid(self) -> dict[str, Pod]:
-        # An annotation, which anybody may write, never takes the name of a pod away.
-        named = {pod.cgroup_uid: pod for pod in self.pods if pod.cgroup_uid}
+        # Anybody may write an annotation. It never takes the name of a pod away, and two pods with one hash are one
+        # that is not known; the object of a static pod that was made anew is still that pod.
+        static: dict[str, Pod] = {}
+        taken: set[str] = set()
+        for pod in sorted(
+            (pod for pod in self.pods if pod.cgroup_uid), key=lambda pod: (pod.gone_s > 0, -pod.gone_s)
+        ):
+            first = static.setdefault(pod.cgroup_uid, pod)
+            if first.path != pod.path and (first.gone_s > 0) == (pod.gone_s > 0):
+                taken.add(pod.cgroup_uid)
+        named = {uid: pod for uid, pod in static.items() if uid not in taken}
         return named | {pod.uid: pod for pod in self.pods}
 
     @cached_property

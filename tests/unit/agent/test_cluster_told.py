@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from finwait.agent.cluster_told import (
     LENGTH,
@@ -74,6 +75,20 @@ def test_any_bytes_are_a_message_or_none(data: bytes) -> None:
 def test_a_name_that_no_object_has_is_no_message(pods: Any) -> None:
     with pytest.raises(DecodeError):
         decode_message(body(msgspec.structs.replace(FULL, pods=pods)))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        replace(END, pod="shop/db-0\nFIN_WAIT2  0  0  forged row"),
+        replace(END, pod="db-0"),
+        replace(END, service="shop/db/x"),
+        replace(END, node="a b"),
+    ],
+)
+def test_an_endpoint_of_a_name_that_no_object_has_is_no_message(end: Endpoint) -> None:
+    with pytest.raises(DecodeError):
+        decode_message(body(replace(FULL, endpoints=(end,))))
 
 
 def test_an_owner_that_a_pod_made_up_is_left_out_before_it_is_told() -> None:

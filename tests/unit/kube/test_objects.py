@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from finwait.agent.cluster_told import LENGTH, NamesMessage, decode_message, encode_message
 from finwait.errors import DecodeError
+from finwait.kube.names import NameKeeper
 from finwait.kube.objects import (
     EndpointSlice,
     EventLines,
@@ -64,7 +66,7 @@ def test_a_pod_of_a_deployment() -> None:
         (("ReplicaSet", "cart-7d9f"), {"pod-template-hash": "7d9f"}, ("Deployment", "cart")),
         (("ReplicaSet", "cart-7d9f"), {}, ("ReplicaSet", "cart-7d9f")),
         (("ReplicaSet", "cart-7d9f"), {"pod-template-hash": "other"}, ("ReplicaSet", "cart-7d9f")),
-        (("ReplicaSet", "-7d9f"), {"pod-template-hash": "7d9f"}, ("ReplicaSet", "-7d9f")),
+        (("ReplicaSet", "-7d9f"), {"pod-template-hash": "7d9f"}, ("", "")),
         (("Job", "backup-29384756"), {}, ("CronJob", "backup")),
         (("Job", "backup-1609459200"), {}, ("CronJob", "backup")),
         (("Job", "backup-2"), {}, ("Job", "backup-2")),
@@ -91,9 +93,16 @@ def test_an_owner_that_does_not_control_the_pod_is_none() -> None:
 
 
 def test_a_static_pod_has_the_uid_of_its_cgroup_too() -> None:
-    item = cluster.pod(owner=("Node", "node-a"), annotations={"kubernetes.io/config.hash": "ab" * 16})
-    assert pod(item).cgroup_uid == "ab" * 16
-    assert pod(cluster.pod(annotations={"kubernetes.io/config.hash": UID})).cgroup_uid == ""
+    notes = {"kubernetes.io/config.hash": "ab" * 16, "kubernetes.io/config.mirror": "ab" * 16}
+    node = ("Node", "node-a")
+    assert pod(cluster.pod(owner=node, annotations=notes)).cgroup_uid == "ab" * 16
+    assert pod(cluster.pod(annotations=notes)).cgroup_uid == "", "only of what a Node owns"
+    assert pod(cluster.pod(owner=None, annotations=notes)).cgroup_uid == ""
+    for wild in ("hello world", "x" * 600, "../x"):
+        wrong = dict.fromkeys(notes, wild)
+        assert pod(cluster.pod(owner=node, annotations=wrong)).cgroup_uid == ""
+    alone = {"kubernetes.io/config.hash": "ab" * 16}
+    assert pod(cluster.pod(owner=node, annotations=alone)).cgroup_uid == ""
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
@@ -302,3 +311,55 @@ def test_a_line_has_a_length_that_is_too_long(data: bytes) -> None:
     lines = EventLines(most=10)
     with pytest.raises(DecodeError):
         lines.feed(data)
+
+
+LONG = "x" * 600
+
+
+def crossed(pods: list[dict[str, Any]], slices: list[dict[str, Any]]) -> NamesMessage:
+    """Return what the looker takes of objects, as the follower tells them."""
+    keeper = NameKeeper("node-a")
+    lists: dict[Resource, tuple[str, list[dict[str, Any]]]] = {
+        "pods": ("PodList", pods), "endpointslices": ("EndpointSliceList", slices)
+    }  # fmt: skip
+    for resource, (kind, items) in lists.items():
+        for k, item in enumerate(items):
+            item["metadata"] |= {"uid": f"{UID[:-2]}{k:02}", "resourceVersion": "7"}
+        whole = {"kind": kind, "metadata": {"resourceVersion": "9"}, "items": items}
+        keeper.listed(resource, decode_list(resource, json.dumps(whole).encode()), 1.0)
+    names = keeper.names(1.0)
+    message = NamesMessage(node="node-a", pods=names.pods, endpoints=names.endpoints, as_of=names.as_of)
+    return decode_message(encode_message(message)[LENGTH:])
+
+
+@pytest.mark.parametrize("wild", [LONG, "a b", "x\n/y", "\x1b[31m", "a/b", ""])
+def test_what_anybody_may_write_costs_nobody_else_a_name(wild: str) -> None:
+    """A pod's owner and annotations, and all of an EndpointSlice: the API server checks none of it."""
+    evil = [
+        cluster.pod("evil", owner=(wild, "x")),
+        cluster.pod("evil", owner=("Job", wild)),
+        cluster.pod("evil", owner=("Node", "n"), annotations={
+            "kubernetes.io/config.hash": wild, "kubernetes.io/config.mirror": wild
+        }),
+    ]  # fmt: skip
+    slices = [
+        cluster.endpoint_slice(addresses=[("10.244.1.9", wild)]),
+        cluster.endpoint_slice(of=wild),
+        cluster.endpoint_slice(node=wild),
+        cluster.endpoint_slice() | {"ports": [{"port": 1, "protocol": wild}]},
+        cluster.endpoint_slice(),
+    ]
+    message = crossed([cluster.pod(), *evil], slices)
+    assert message.pods is not None
+    assert message.endpoints is not None
+    assert message.pods[0].workload == "shop/cart"
+    assert len(message.pods) == 4
+    assert Endpoint("shop/db", "10.244.1.4", 5432, "TCP", "shop/db-0", "node-b") in message.endpoints
+    assert all(end.pod in ("", "shop/db-0") and end.protocol == "TCP" for end in message.endpoints)
+
+
+def test_a_slice_names_pods_of_its_own_namespace_only() -> None:
+    item = cluster.endpoint_slice(namespace="guest", addresses=[("203.0.113.9", "payments-0")])
+    item["endpoints"][0]["targetRef"]["namespace"] = "bank"
+    (end,) = read("endpointslices", item).value.endpoints  # type: ignore[union-attr]
+    assert (end.service, end.pod) == ("guest/db", "")

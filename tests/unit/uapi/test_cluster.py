@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from msgspec.structs import replace
+
 from finwait.uapi.cluster import JOINED_FROM, ClusterNames, Endpoint, KubeService, Pod, ServicePort
 
 OURS = Pod("u1", "shop", "db-0", node="node-a", addresses=("10.0.0.7",))
@@ -39,6 +41,19 @@ def test_an_annotation_takes_no_cgroup_from_another_pod() -> None:
         names = ClusterNames(pods=pods)
         assert names.pod("u1") == OURS
         assert names.pod("ab12") == names.pod("u5") == static
+
+
+def test_two_pods_with_the_hash_of_one_static_pod_have_no_name_by_it() -> None:
+    server = Pod("u5", "kube-system", "kube-apiserver-n1", cgroup_uid="ab12")
+    evil = Pod("u9", "guest", "evil", cgroup_uid="ab12")
+    for pods in ((server, evil), (evil, server)):
+        names = ClusterNames(pods=pods)
+        assert names.pod("ab12") is None
+        assert names.pod("u5") == server
+    gone = replace(evil, gone_s=5.0)
+    assert ClusterNames(pods=(gone, server)).pod("ab12") == server
+    anew = Pod("u6", "kube-system", "kube-apiserver-n1", cgroup_uid="ab12")
+    assert ClusterNames(pods=(anew, replace(server, gone_s=5.0))).pod("ab12") == anew
 
 
 def test_a_pod_of_the_nodes_network_has_no_address_of_its_own() -> None:
