@@ -20,7 +20,7 @@ import yaml
 from deploy.render import COPIES, chart_digest, manifest
 
 from finwait import __version__
-from finwait.agent.config_file import read_config
+from finwait.agent.config_file import ConfigTable, read_config
 from finwait.agent.policy_file import parse_policy
 from finwait.kubectl.agents import SELECTOR, LabelledObject, pods_of_agents
 from tests import chart
@@ -35,7 +35,6 @@ PLAIN = Objects(MANIFEST.read_text())
 EVERYTHING: dict[str, Any] = {
     "namespace": {"create": True},
     "serve": {"tokenSecret": {"name": "finwait-token"}, "tlsSecret": {"name": "finwait-tls"}},
-    "kubernetesApi": {"nodeCondition": True},
     "serviceMonitor": {"create": True, "labels": {"release": "p"}, "tlsConfig": {"insecureSkipVerify": True}},
     "prometheusRule": {"create": True, "labels": {"release": "p"}},
     "grafanaDashboard": {"create": True},
@@ -315,8 +314,6 @@ def test_whatever_is_chosen_the_pod_gets_no_more_rights(values: dict[str, Any]) 
     allowed = set(RIGHTS if api["enabled"] else ())
     if not api["events"]:
         allowed -= {("", "events", "create"), ("", "events", "patch")}
-    if api["nodeCondition"]:
-        allowed.add(("", "nodes/status", "patch"))
     assert rights(objects) == allowed
     for binding in objects.of("ClusterRoleBinding"):
         assert binding["roleRef"]["name"] == objects.only("ClusterRole")["metadata"]["name"]
@@ -329,6 +326,24 @@ def test_whatever_is_chosen_the_pod_gets_no_more_rights(values: dict[str, Any]) 
     (data,) = (c["data"] for c in objects.of("ConfigMap") if "finwait.toml" in c["data"])
     table = read_config(data["finwait.toml"].encode(), "finwait.toml").tables["agent"]
     assert table["no_act"] is not values.get("policy", {}).get("allowActs", False)
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+def test_what_the_values_say_reaches_the_agent(values: dict[str, Any]) -> None:
+    """Each right that is granted is used, and what is switched off is not tried."""
+    objects, whole = rendered(values), merged(DEFAULTS, values)
+    (data,) = (c["data"] for c in objects.of("ConfigMap") if "finwait.toml" in c["data"])
+    table = read_config(data["finwait.toml"].encode(), "finwait.toml").typed(ConfigTable).agent
+    agent, api = whole["agent"], whole["kubernetesApi"]
+    assert (table.share, table.interval) == (agent["share"], agent["interval"])
+    assert (table.record_states, table.record_rate) == (agent["recordStates"], agent["recordRate"])
+    assert table.no_act is not whole["policy"]["allowActs"]
+    assert table.kubernetes == ("auto" if api["enabled"] else "off")
+    assert table.kube_events is (api["enabled"] and api["events"])
+    assert (("", "events", "create") in rights(objects)) is table.kube_events
+    assert ("SETUID" in objects.container("looker")["securityContext"]["capabilities"]["add"]) is api[
+        "enabled"
+    ]
 
 
 @pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)
