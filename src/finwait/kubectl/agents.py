@@ -11,7 +11,9 @@ which is in one namespace, and has what an agent cannot do without and only who 
 
 from __future__ import annotations
 
-import contextlib
+import json
+import secrets
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +44,9 @@ NO_AGENT: Final = "install the chart there, or look once: `kubectl finwait debug
 _ANSWERED: Final = (0, 3)
 """How finwait ends when it has answered; with 3 something could not be seen."""
 _AT_ONCE: Final = 16
+_AGAIN_S: Final = 0.5
+_PAGE: Final = "metrics"
+"""The port at which the page is served, too."""
 _LOOKER: Final = "looker"
 """The container that looks."""
 
@@ -60,8 +65,23 @@ class _Meta(msgspec.Struct, rename="camel"):
     owner_references: list[_Owner] | None = None
 
 
-class _Container(msgspec.Struct):
+class _Port(msgspec.Struct, rename="camel"):
     name: str = ""
+    container_port: int = 0
+
+
+class _Get(msgspec.Struct):
+    scheme: str = "HTTP"
+
+
+class _Probe(msgspec.Struct, rename="camel"):
+    http_get: _Get | None = None
+
+
+class _Container(msgspec.Struct, rename="camel"):
+    name: str = ""
+    ports: list[_Port] | None = None
+    readiness_probe: _Probe | None = None
 
 
 class _PodSpec(msgspec.Struct):
@@ -80,8 +100,26 @@ class _Spec(_PodSpec, rename="camel"):
     template: _Template | None = None
 
 
-class _PodStatus(msgspec.Struct):
+class _Terminated(msgspec.Struct, rename="camel"):
+    exit_code: int = -1
+
+
+class _Waiting(msgspec.Struct):
+    reason: str = ""
+
+
+class _State(msgspec.Struct):
+    terminated: _Terminated | None = None
+    waiting: _Waiting | None = None
+
+
+class _ContainerStatus(msgspec.Struct):
+    state: _State = msgspec.field(default_factory=_State)
+
+
+class _PodStatus(msgspec.Struct, rename="camel"):
     phase: str = ""
+    container_statuses: list[_ContainerStatus] | None = None
 
 
 class LabelledObject(msgspec.Struct):
@@ -105,6 +143,9 @@ class AgentPod:
     namespace: str
     name: str
     container: str
+    port: int = 0
+    """At which its page is served; 0 for none."""
+    tls: bool = False
 
     @property
     def path(self) -> str:
@@ -161,6 +202,18 @@ def _has_an_agent(spec: _PodSpec) -> bool:
     return bool(spec.host_pid) and any(container.name == _LOOKER for container in spec.containers)
 
 
+def _page(spec: _PodSpec) -> tuple[int, bool]:
+    """Return the port at which a pod serves the page, 0 for none, and whether by TLS."""
+    for container in spec.containers:
+        for port in container.ports or ():
+            if port.name == _PAGE:
+                probe = container.readiness_probe
+                return port.container_port, bool(
+                    probe and probe.http_get and probe.http_get.scheme == "HTTPS"
+                )
+    return 0, False
+
+
 def pods_of_agents(objects: Iterable[LabelledObject]) -> AgentPods:
     """Return which pods are agents.
 
@@ -193,7 +246,8 @@ def pods_of_agents(objects: Iterable[LabelledObject]) -> AgentPods:
             for owner in about.owner_references or ()
             if owner.controller and owner.kind == "DaemonSet"
         }
-        agent = AgentPod(node, about.namespace, about.name, _LOOKER)
+        port, tls = _page(pod.spec)
+        agent = AgentPod(node, about.namespace, about.name, _LOOKER, port, tls)
         if not owners & sets.keys() or not _has_an_agent(pod.spec):
             alike.setdefault(node, []).append(agent.path)
         elif about.deletion_timestamp is None:  # else the next one of its DaemonSet is about to start
@@ -269,42 +323,88 @@ class Agents(Kubectl):
     def debug(self, node: str, image: str, *words: str) -> NodeAnswer:
         """Look once on a node without an agent, in a pod that is removed afterwards.
 
+        The pod has a name that nobody else can have, so that no other one is ever removed in its place.
+
         Args:
             node: which.
             image: that has finwait.
-            words: arguments of finwait.
-        """
-        before = self._debuggers(node)
-        done = self.run(
-            "debug",
-            f"node/{node}",
-            "--image",
-            image,
-            "--profile=sysadmin",
-            "--attach",
-            "--quiet",
-            "--",
-            "finwait",
-            *words,
-        )
-        gaps = []
-        for place, name in sorted(self._debuggers(node) - before):
-            gone = self.run("delete", "pod", "-n", place, name, "--wait=false")
-            if gone.status != 0:
-                gaps.append(Gap(f"pod {place}/{name}", f"remove it: {gone.said}", "the right to delete pods"))
-        answer = answer_of(node, KINDS[words[0]], done)
-        return NodeAnswer(answer.node, answer.document, answer.failure, tuple(gaps))
+            words: a command of `KINDS`, and its arguments.
 
-    def _debuggers(self, node: str) -> set[tuple[str, str]]:
-        """Return the pods that ``kubectl debug`` has made for a node."""
-        with contextlib.suppress(FinwaitError):
-            pods = self.decoded(_ObjectList, "get", "pods")
-            return {
-                (pod.metadata.namespace, pod.metadata.name)
-                for pod in pods.items
-                if pod.metadata.name.startswith(f"node-debugger-{node}-") and pod.spec.node_name in ("", node)
-            }
-        return set()
+        Raises:
+            FinwaitError: it is not known in which namespace; nothing was made.
+        """
+        namespace = self.namespace()
+        name = f"finwait-look-{secrets.token_hex(8)}"
+        overrides = json.dumps(_look(node, image, words, int(self.timeout_s) + 60))
+        place = ("-n", namespace)
+        try:
+            done = self.run(
+                "run",
+                name,
+                *place,
+                "--image",
+                image,
+                "--restart=Never",
+                "--overrides",
+                overrides,
+                "-o",
+                "name",
+            )
+            if done.status == 0:
+                done = self._ended(name, place)
+            answer = answer_of(node, KINDS[words[0]], done)
+        finally:
+            # Also where it is not known whether it was made: a call that took too long may have come through.
+            gone = self.run("delete", "pod", name, *place, "--ignore-not-found", "--wait=false")
+        if gone.status == 0:
+            return answer
+        gap = Gap(
+            f"pod {namespace}/{name}",
+            f"remove it: {gone.said}",
+            f"`kubectl delete pod -n {namespace} {name}`",
+        )
+        return NodeAnswer(answer.node, answer.document, answer.failure, (gap,))
+
+    def _ended(self, name: str, place: tuple[str, str]) -> Done:
+        """Wait for the end of a pod, and return what it printed and how it ended."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                status = self.decoded(LabelledObject, "get", "pod", name, *place).status
+            except FinwaitError as error:
+                return Done(-1, b"", str(error))
+            state = status.container_statuses[0].state if status.container_statuses else _State()
+            if status.phase in ("Succeeded", "Failed"):
+                break
+            if time.monotonic() >= deadline:
+                why = f": {state.waiting.reason}" if state.waiting is not None else ""
+                return Done(-1, b"", f"its pod did not end within {self.timeout_s:g} s{why}")
+            time.sleep(_AGAIN_S)
+        said = self.run("logs", name, *place)
+        if said.status != 0 or state.terminated is None:
+            return Done(said.status or -1, b"", said.said or f"its pod ended as {status.phase}")
+        return Done(state.terminated.exit_code, said.out, said.said)
+
+
+def _look(node: str, image: str, words: Sequence[str], seconds: int) -> dict[str, Any]:
+    """Return what makes a pod look at its node: all rights, as a debugging pod of the profile ``sysadmin`` has."""
+    container = {
+        "name": _LOOKER,
+        "image": image,
+        "command": ["finwait", *words],
+        "securityContext": {"privileged": True, "runAsUser": 0},
+    }
+    spec = {
+        "nodeName": node,
+        "hostPID": True,
+        "hostNetwork": True,
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": seconds,
+        "automountServiceAccountToken": False,
+        "tolerations": [{"operator": "Exists"}],
+        "containers": [container],
+    }
+    return {"apiVersion": "v1", "spec": spec}
 
 
 def answer_of(node: str, kind: str, done: Done) -> NodeAnswer:

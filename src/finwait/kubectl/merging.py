@@ -72,19 +72,20 @@ def diagnosis(answers: Sequence[NodeAnswer], gaps: Iterable[Gap]) -> dict[str, A
 def connections(answers: Sequence[NodeAnswer], gaps: Iterable[Gap]) -> dict[str, Any]:
     """Return lists of connections as one document; each has its node."""
     items = [
-        {"node": answer.node, **item}
+        {"node": answer.node} | dict(item) | {"node": answer.node}
         for answer in answers
         for item in _objects((answer.document or {}).get("items"))
     ]
     return document("ClusterConnectionList", {"items": items}, gaps)
 
 
-def table(answers: Sequence[NodeAnswer], *, listed: bool) -> Iterator[str]:
+def table(answers: Sequence[NodeAnswer], *, listed: bool, scope: str = "") -> Iterator[str]:
     """Return the lines of a table: of connections, or of what is wrong.
 
     Args:
         answers: of the nodes.
         listed: whether they are lists of connections.
+        scope: what was asked about, as the end of a sentence; empty for everything.
     """
     if listed:
         rows = [
@@ -100,7 +101,9 @@ def table(answers: Sequence[NodeAnswer], *, listed: bool) -> Iterator[str]:
     ]
     if not groups:
         asked = sum(answer.document is not None for answer in answers)
-        yield f"nothing is stuck on {asked} node{'s' if asked != 1 else ''} that answered"
+        where = f"{printable(scope)[:200]} " if scope else ""
+        rest = "; `kubectl finwait -A` asks about everything" if scope else ""
+        yield f"nothing {where}is stuck on {asked} node{'s' if asked != 1 else ''} that answered{rest}"
         return
     order = sorted(groups, key=lambda group: (_rank(group[1]), -_count(group[1]), group[0]))
     yield from _lines(_GROUPS, [_group(node, finding) for node, finding in order])

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from finwait.cli import main as finwait
 from finwait.errors import UsageError
 from finwait.kube.kubectl import Done
-from finwait.kubectl.agents import answer_of
+from finwait.kubectl.agents import Agents, answer_of
 from finwait.kubectl.answers import KINDS
 from finwait.kubectl.merging import NodeAnswer, gaps_of, table
 from finwait.kubectl.plugin import main
@@ -41,17 +43,23 @@ elif words[0] == "get" and "nodes" in words:
     if not os.path.exists(path):
         sys.exit("Error from server (Forbidden): nodes is forbidden")
     print(open(path).read())
+elif words[0] == "get" and words[2].startswith("finwait-look-"):
+    print(open(os.path.join(here, "look.json")).read())
 elif words[0] == "get":
     print(json.dumps({{"metadata": {{"name": "x"}}, "spec": {{"nodeName": "n1"}}}}))
 elif words[0] == "config":
+    if os.path.exists(os.path.join(here, "no-context")):
+        sys.exit("error: current-context must exist in order to minify")
     print("shop", end="")
-elif words[0] in ("exec", "debug"):
+elif words[0] in ("run", "delete") and os.path.exists(os.path.join(here, "no-" + words[0])):
+    sys.exit("Error from server (Forbidden): no " + words[0])
+elif words[0] in ("exec", "logs"):
     node = words[words.index("-n") + 2] if words[0] == "exec" else "debug"
     path = os.path.join(here, node)
     if not os.path.exists(path):
         time.sleep(600)
     text = open(path).read()
-    if text.startswith("{{") and "list" in words[words.index("finwait"):][:2]:
+    if "finwait" in words and words[words.index("finwait") + 1] == "list":
         text = text.replace('"Diagnosis"', '"ConnectionList"')
     if text == "status 1":
         print(open(os.path.join(here, "finwait-n1")).read())
@@ -306,15 +314,165 @@ def test_without_the_right_to_list_nodes_that_is_said(
 
 
 def test_a_look_on_a_node_without_an_agent_leaves_no_pod(
-    cluster: Path, capsys: pytest.CaptureFixture[str]
+    cluster: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (cluster / "debug").write_text(json.dumps(answer()))
-    (cluster / "pods.json").write_text('{"items": []}')
+    looked(cluster, "Succeeded", {"terminated": {"exitCode": 0}})
+    monkeypatch.setattr("finwait.kubectl.agents.Agents.run", ends_well(Agents.run))
     assert main(["debug", "n3", "--image", "finwait:1"]) == 0
     assert "fin-wait2-held" in capsys.readouterr().out
-    (words,) = calls(cluster, "debug")
-    assert words[:2] == ["debug", "node/n3"]
-    assert "--profile=sysadmin" in words
+    (made,) = calls(cluster, "run")
+    (gone,) = calls(cluster, "delete")
+    name = made[1]
+    assert name.startswith("finwait-look-")
+    assert gone[1:5] == ["pod", name, "-n", "shop"]
+    spec = json.loads(made[made.index("--overrides") + 1])["spec"]
+    assert spec["nodeName"] == "n3"
+    assert spec["containers"][0]["command"] == ["finwait", "diagnose", "-o", "json", "--"]
+    assert not [words for words in calls(cluster, "get") if words[1:3] == ["pods", "-o"]], (
+        "no other pod is looked at"
+    )
+
+
+def looked(cluster: Path, phase: str, state: dict[str, Any]) -> None:
+    status = {"phase": phase, "containerStatuses": [{"state": state}]}
+    (cluster / "look.json").write_text(json.dumps({"metadata": {"name": "x"}, "status": status}))
+
+
+def ends_well(run: Any) -> Any:
+    """Return `Kubectl.run` whose logs end with status 0, as kubectl's do: the tests' program ends with 3."""
+
+    def ran(self: Agents, *words: str) -> Done:
+        done: Done = run(self, *words)
+        return replace(done, status=0) if words[0] == "logs" else done
+
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("no-run", "no run"),
+        ("image", "did not end within 1 s: ImagePullBackOff"),
+        ("failed", "did not print what this version reads"),
+        ("no-delete", "could not remove it"),
+    ],
+)
+def test_whatever_goes_wrong_the_pod_of_a_look_is_removed_or_named(
+    cluster: Path,
+    capsys: pytest.CaptureFixture[str],
+    trouble: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("finwait.kubectl.agents.Agents.run", ends_well(Agents.run))
+    (cluster / "debug").write_text("Traceback" if trouble == "failed" else json.dumps(answer(findings=[])))
+    looked(cluster, "Succeeded", {"terminated": {"exitCode": 0}})
+    if trouble == "image":
+        looked(cluster, "Pending", {"waiting": {"reason": "ImagePullBackOff"}})
+    if trouble.startswith("no-"):
+        (cluster / trouble).touch()
+    status = main(["debug", "n3", "--image", "x", "--timeout", "1" if trouble == "image" else "30"])
+    assert status == (3 if trouble == "no-delete" else 1)
+    err = capsys.readouterr().err
+    assert said in err
+    (gone,) = calls(cluster, "delete")
+    assert gone[2] == calls(cluster, "run")[0][1]
+    assert trouble != "no-delete" or f"pod shop/{gone[2]}" in err
+
+
+def test_without_a_namespace_nothing_is_asked(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cluster / "no-context").touch()
+    for words in ([], ["list"], ["debug", "n3", "--image", "x"], ["clear", "--node", "n1", "age > 1h"]):
+        assert main(words) == 1
+        err = capsys.readouterr().err
+        assert "could not learn the namespace of your context: error: current-context" in err
+        assert "-n NS" in err
+    assert not calls(cluster, "exec") + calls(cluster, "run")
+    assert main(["-n", "shop"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-A"], "nothing is stuck on 1 node that answered\n"),
+        (
+            [],
+            "nothing in namespace shop is stuck on 1 node that answered; `kubectl finwait -A` asks about everything\n",
+        ),
+        (
+            ["-n", "x", "-l", "a=b", "age > 1h"],
+            "nothing in namespace x of pods with a=b that matches `age > 1h` is",
+        ),
+    ],
+)
+def test_an_all_clear_says_of_what(
+    cluster: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    (cluster / "finwait-n1").write_text(json.dumps(answer(findings=[])))
+    assert main(["--node", "n1", *words]) == 0
+    assert capsys.readouterr().out.startswith(said)
+
+
+def test_a_filter_stands_by_itself(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Within parentheses of ours, this would leave the namespace."""
+    words = "state = fin-wait-2 ) or ( state = close-wait"
+    for command in (["list", "-n", "shop"], ["clear", "--node", "n1", "-n", "shop"], ["explain", "pod/x"]):
+        assert main([*command, words]) == 2
+        capsys.readouterr()
+    assert not (cluster / "calls").exists() or not calls(cluster, "exec")
+
+
+def test_a_row_is_of_the_node_that_was_asked(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    item = answer()["items"][0] | {"node": "n1"}
+    (cluster / "finwait-n2").write_text(json.dumps(answer(items=[item])))
+    assert main(["list", "-A", "--node", "n2", "-o", "json"]) == 0
+    assert [item["node"] for item in json.loads(capsys.readouterr().out)["items"]] == ["n2"]
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "0", "x", "1e300"])
+def test_a_time_that_nobody_can_wait_for_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--timeout", seconds], ["-w", seconds], ["page", "--node", "n", "--port", "99999"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        assert "usage" in capsys.readouterr().err
+
+
+def test_a_watch_outlives_a_look_that_fails(
+    cluster: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = []
+
+    def sleep(_: float) -> None:
+        rounds.append(1)
+        if len(rounds) == 1:
+            stored(cluster, daemon_set(), pod("n1"))
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("finwait.kubectl.plugin.time", SimpleNamespace(sleep=sleep))
+    (cluster / "pods.json").write_text("nonsense")
+    assert main(["-A", "-w", "1"]) == 130
+    out, err = capsys.readouterr()
+    assert "did not print what it should" in err
+    assert "fin-wait2-held" in out
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("HTTPS", 9955), ("HTTP", 9944)])
+def test_the_page_is_where_the_pod_serves_it(cluster: Path, scheme: str, port: int) -> None:
+    server = {
+        "name": "server",
+        "ports": [{"name": "metrics", "containerPort": port}],
+        "readinessProbe": {"httpGet": {"scheme": scheme}},
+    }
+    stored(cluster, daemon_set(), pod("n1", containers=[{"name": "looker"}, server]))
+    run = "import sys; from finwait.kubectl.plugin import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", run, "page", "--node", "n1", "--port", "8000"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+    assert f"{scheme.lower()}://127.0.0.1:8000/" in done.stderr
+    (forward,) = calls(cluster, "port-forward")
+    assert forward[-1] == f"8000:{port}"
 
 
 @pytest.mark.parametrize(
@@ -325,8 +483,10 @@ def test_a_look_on_a_node_without_an_agent_leaves_no_pod(
             ["explain", "cart-1", "-n", "x", "state", "fin-wait-2"],
             ["explain", "--", '( pod = "x/cart-1" ) and ( state fin-wait-2 )'],
         ),
-        (["clear", "--node", "n1", "-A", "rule", "=", "x"], ["clear", "--dry-run", "--", "rule", "=", "x"]),
-        (["clear", "--node", "n1", "-A", "--", "--yes"], ["clear", "--dry-run", "--", "--yes"]),
+        (
+            ["clear", "--node", "n1", "-A", "rule", "=", "fin-wait2-held"],
+            ["clear", "--dry-run", "--", "rule", "=", "fin-wait2-held"],
+        ),
         (
             ["clear", "--node", "n1", "--yes", "age > 1h"],
             ["clear", "--yes", "--", '( namespace = "shop" ) and ( age > 1h )'],
@@ -352,6 +512,7 @@ def test_wrong_arguments(cluster: Path, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main(["list", "-A", "--frobnicate"])
     assert main(["clear", "--node", "n1", "-A"]) == 2
+    assert main(["clear", "--node", "n1", "-A", "--", "--yes"]) == 2  # no FILTER, and no option of the node's
 
 
 def test_without_kubectl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
