@@ -72,7 +72,7 @@ class EventPace:
         self._recent = [at for at in self._recent if now_s - at < AGAIN_S]
         due = [key for key in news if now_s - self._told.get(key, float("-inf")) >= AGAIN_S]
         due.sort(key=lambda key: (self._told.get(key, float("-inf")), -news[key][0], key))
-        kinds = {pod.workload: pod.kind or "Pod" for pod in names.pods}
+        kinds = _kinds(names)
         chosen = [key for key in due if key[2] in kinds][: max(0, MOST - len(self._recent))]
         for key in chosen:
             self._told.pop(key, None)
@@ -95,6 +95,14 @@ class EventPace:
             )
             for reason, rule, workload in chosen
         ]
+
+
+def _kinds(names: ClusterNames) -> dict[str, str]:
+    """Return of each workload what it is; of those whose name two have, such as a Deployment and a Job, nothing."""
+    kinds: dict[str, set[str]] = {}
+    for pod in names.pods:
+        kinds.setdefault(pod.workload, set()).add(pod.kind or "Pod")
+    return {workload: of.pop() for workload, of in kinds.items() if len(of) == 1}
 
 
 def _span(seconds: float) -> str:

@@ -9,8 +9,9 @@ tells it.
 
 A Service shows where a client asked for one of its addresses: in the client's own row, or in the conntrack entry. A
 server's row alone does not tell which of the Services that lead to it was asked, or whether any was; that is `None`,
-"not known", and never a guess. Of a headless Service the address is the pod's own; it is named where it is the only
-Service there.
+"not known", and never a guess. So it is at the port of a NodePort of an address that is no pod's: of another node, as
+far as is known here; and while Services or EndpointSlices were never listed. Of a headless Service the address is the
+pod's own; it is named where it is the only Service there.
 """
 
 from __future__ import annotations
@@ -155,14 +156,17 @@ def _services(
     """Return the Service between each row and its other end (−1: not here); see `RowNames.service`."""
     remote = sockets.dst, sockets.dport
     nowhere: tuple[str, ...] = ()
-    doors = _looked_up(*remote, names.door_addresses, names.service_at, "")
-    at_door = _looked_up(asked[:, :2], asked[:, 2], names.door_addresses, names.service_at, "")
+    closed: str | None = ""
+    doors = _looked_up(*remote, names.door_addresses, names.service_at, closed)
+    at_door = _looked_up(asked[:, :2], asked[:, 2], names.door_addresses, names.service_at, closed)
     behind_remote = _looked_up(*remote, names.endpoint_addresses, names.services_behind, nowhere)
     behind_local = _looked_up(
         sockets.src, sockets.sport, names.endpoint_addresses, names.services_behind, nowhere
     )
     # A headless Service has no address of its own.
     headless = {service.path for service in names.services if not service.addresses}
+    elsewhere = _at_node_ports(sockets, names)
+    all_known = {"services", "endpointslices"} <= names.as_of.keys()
     services: list[str | None] = []
     for row, end in enumerate(others):
         ends = (row,) if end < 0 else (row, end)
@@ -170,11 +174,24 @@ def _services(
         behind = next((paths for k in ends if (paths := behind_remote[k])), ())
         if shown or not behind:
             # What serves: its client's row or entry would tell, and is elsewhere.
-            services.append(shown or (None if end < 0 and behind_local[row] else ""))
+            unsure = not all_known or any(
+                doors[k] is None or at_door[k] is None or elsewhere[k] for k in ends
+            )
+            services.append(shown or (None if unsure or (end < 0 and behind_local[row]) else ""))
         else:
             # Asked directly, or translated within connect(), as eBPF data paths do: the row looks the same.
             services.append(behind[0] if len(behind) == 1 and behind[0] in headless else None)
     return services
+
+
+def _at_node_ports(sockets: SocketTable, names: ClusterNames) -> list[bool]:
+    """Return whether each row's remote end may be a NodePort of another node, whose addresses are not known here."""
+    if not names.node_ports:
+        return [False] * len(sockets)
+    at_port = np.isin(sockets.dport, np.array(sorted(names.node_ports), sockets.dport.dtype)).tolist()
+    return [
+        there and holder is None for there, holder in zip(at_port, _holders(sockets.dst, names), strict=True)
+    ]
 
 
 def _looked_up(

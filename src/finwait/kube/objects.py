@@ -11,14 +11,16 @@ Nobody checks what a pod says of its owner, its annotations, or to what an Endpo
 make one can write anything there. What has not the shape of its field is left out, and costs nobody else a name.
 
 Whose pod it is comes from its owner, without a right to read owners: a ReplicaSet of a Deployment is named for it and
-for the label ``pod-template-hash``. A static pod is owned by its Node, which is no workload; the annotation that names
-its cgroup counts for such pods only.
+for the label ``pod-template-hash``; a Job of a CronJob ends in the minute at which it was due, since 1970, and its pods
+are made then. (Before Kubernetes 1.21 it ended in seconds: those are Jobs here.) A static pod is owned by its Node,
+which is no workload; the annotation that names its cgroup counts for such pods only.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from ipaddress import ip_address
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -130,6 +132,7 @@ class _Meta(_Wanted, rename="camel"):
 
 
 class _PodMeta(_Meta, rename="camel"):
+    creation_timestamp: str | None = None
     labels: dict[str, str] | None = None
     owner_references: list[_Owner] | None = None
 
@@ -312,7 +315,9 @@ _GROUP: Final = msgspec.json.Decoder(_Group)
 _PLAIN_IPV4: Final = re.compile(
     r"(?:(?:[1-9]?\d|1\d\d|2[0-4]\d|25[0-5])\.){3}(?:[1-9]?\d|1\d\d|2[0-4]\d|25[0-5])", re.ASCII
 )
-_CRON_END: Final = re.compile(r"(.+)-(?:\d{8}|\d{10})", re.ASCII | re.DOTALL)
+_CRON_END: Final = re.compile(r"(.+)-(\d{8})", re.ASCII | re.DOTALL)
+_CRON_LATE_S: Final = 86_400.0
+"""A pod of a CronJob is made so long after its minute at most: it may be tried again, or the controller be away."""
 _KIND: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,127}", re.ASCII)
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}", re.ASCII)
 """Of a container."""
@@ -383,8 +388,22 @@ def _excludes(notes: _Notes | None) -> bool:
     return notes is not None and notes.exclude is not None and notes.exclude.strip().lower() != "false"
 
 
-def _workload(owners: Iterable[_Owner], labels: dict[str, str]) -> tuple[str, str]:
-    """Return kind and name of what a pod is part of; both empty for nothing."""
+def _made_s(meta: _PodMeta) -> float:
+    """Return when a pod was made, in seconds since 1970; 0 where it does not say."""
+    try:
+        return datetime.fromisoformat(meta.creation_timestamp or "").timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _workload(owners: Iterable[_Owner], labels: dict[str, str], made_s: float) -> tuple[str, str]:
+    """Return kind and name of what a pod is part of; both empty for nothing.
+
+    Args:
+        owners: as the pod names them.
+        labels: of the pod.
+        made_s: when it was made, in seconds since 1970.
+    """
     owner = next((owner for owner in owners if owner.controller), None)
     if (
         owner is None
@@ -396,7 +415,9 @@ def _workload(owners: Iterable[_Owner], labels: dict[str, str]) -> tuple[str, st
         end = f"-{labels.get('pod-template-hash', '')}"
         if len(end) > 1 and owner.name.endswith(end) and owner.name != end:
             return "Deployment", owner.name.removesuffix(end)
-    if owner.kind == "Job" and (cron := _CRON_END.fullmatch(owner.name)):
+    # A person may name a Job with a date, which read as minutes is many years ago.
+    cron = _CRON_END.fullmatch(owner.name) if owner.kind == "Job" else None
+    if cron is not None and -60.0 <= made_s - 60.0 * int(cron[2]) <= _CRON_LATE_S:
         return "CronJob", cron[1]
     return owner.kind, owner.name
 
@@ -432,7 +453,7 @@ def _pod_object(pod: _Pod) -> KubeObject:
     labels = {
         key: value for key, value in (meta.labels or {}).items() if max(len(key), len(value)) <= TEXT_MOST
     }
-    kind, owner = _workload(meta.owner_references or (), labels)
+    kind, owner = _workload(meta.owner_references or (), labels, _made_s(meta))
     # The address of a pod that has ended belongs to the next one that gets it.
     ended = status.phase in ("Succeeded", "Failed")
     own = () if ended else (status.pod_ip, *(address.ip for address in status.pod_ips or ()))
@@ -458,21 +479,18 @@ def _service_object(service: _Service) -> KubeObject:
     meta, spec = service.metadata, service.spec
     _identity(meta, "a Service")
     balancer = service.status.load_balancer if service.status else None
-    addresses = _addresses(
-        (
-            spec.cluster_ip,
-            *(spec.cluster_ips or ()),
-            *(spec.external_ips or ()),
-            *(ingress.ip for ingress in (balancer.ingress if balancer else None) or ()),
-        )
-    )
+    assigned = (spec.cluster_ip, *(spec.cluster_ips or ()))
+    ingress = (balancer.ingress if balancer else None) or ()
+    addresses = _addresses((*assigned, *(spec.external_ips or ()), *(place.ip for place in ingress)))
     ports = tuple(
         ServicePort(p.port, p.node_port or 0, p.protocol, _shaped(NAME, p.name))
         for p in spec.ports or ()
         if p.protocol in _PROTOCOLS
     )
     return KubeObject(
-        meta.uid, KubeService(meta.namespace, meta.name, addresses, ports), meta.resource_version
+        meta.uid,
+        KubeService(meta.namespace, meta.name, addresses, ports, len(_addresses(assigned))),
+        meta.resource_version,
     )
 
 

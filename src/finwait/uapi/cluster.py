@@ -99,6 +99,8 @@ class KubeService(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     addresses: Annotated[tuple[KubeText, ...], msgspec.Meta(max_length=KUBE_PARTS_MOST)] = ()
     """Its cluster addresses, external ones, and those of its load balancer; none of a headless one."""
     ports: Annotated[tuple[ServicePort, ...], msgspec.Meta(max_length=KUBE_PARTS_MOST)] = ()
+    assigned: int = 0
+    """How many of its addresses, the first ones, the cluster gave it; who makes a Service chooses the others."""
 
     @property
     def path(self) -> str:
@@ -196,17 +198,30 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         return owners
 
     @cached_property
-    def _doors(self) -> dict[tuple[str, int], str]:
-        """Address and TCP port at which a Service is asked → its path."""
-        doors: dict[tuple[str, int], str] = {}
+    def _doors(self) -> dict[tuple[str, int], str | None]:
+        """Address and TCP port at which a Service is asked → its path; None where several say that it is theirs.
+
+        Where one has its cluster address, that is asked first, as by kube-proxy.
+        """
+        chosen: dict[tuple[str, int], str | None] = {}
+        given: dict[tuple[str, int], str | None] = {}
         for service in self.services:
             for port in service.ports:
                 if port.protocol != "TCP":
                     continue
-                doors |= {(address, port.port): service.path for address in service.addresses}
+                for k, address in enumerate(service.addresses):
+                    doors = given if k < service.assigned else chosen
+                    if doors.setdefault((address, port.port), service.path) != service.path:
+                        doors[address, port.port] = None
                 if port.node_port:
-                    doors |= {(address, port.node_port): service.path for address in self.node_addresses}
-        return doors
+                    given |= {(address, port.node_port): service.path for address in self.node_addresses}
+        return chosen | given
+
+    @cached_property
+    def node_ports(self) -> frozenset[int]:
+        """TCP ports at which every node answers for a Service."""
+        ports = (port for service in self.services for port in service.ports)
+        return frozenset(port.node_port for port in ports if port.node_port and port.protocol == "TCP")
 
     @cached_property
     def _behind(self) -> dict[tuple[str, int], tuple[str, ...]]:
@@ -243,8 +258,8 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         """
         return self._by_address.get(address)
 
-    def service_at(self, address: str, port: int) -> str:
-        """Return the path of the Service that is asked at a place; empty for none."""
+    def service_at(self, address: str, port: int) -> str | None:
+        """Return the path of the Service that is asked at a place; empty for none, None where it is not known."""
         return self._doors.get((address, port), "")
 
     def services_behind(self, address: str, port: int) -> tuple[str, ...]:
@@ -259,7 +274,6 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         """
         asked = set(addresses)
         led = {e.service for e in self.endpoints if e.address in asked}
-        local = bool(asked & set(self.node_addresses))  # where every NodePort answers
         return msgspec.structs.replace(
             self,
             services=tuple(
@@ -267,7 +281,7 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
                 for service in self.services
                 if service.path in led
                 or asked & set(service.addresses)
-                or (local and any(port.node_port for port in service.ports))
+                or any(port.node_port for port in service.ports)  # at an address of any node
             ),
             endpoints=tuple(e for e in self.endpoints if e.address in asked),
         )
@@ -285,6 +299,7 @@ JOINED_FROM: Final[Mapping[str, tuple[str, ...]]] = {
     "_by_path": ("pods",),
     "_by_address": ("pods", "endpoints"),
     "_doors": ("services", "node_addresses"),
+    "node_ports": ("services",),
     "_behind": ("endpoints",),
     "door_addresses": ("services", "node_addresses"),
     "endpoint_addresses": ("endpoints",),

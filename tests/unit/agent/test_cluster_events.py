@@ -53,6 +53,16 @@ def test_news_of_one_kind_is_told_every_five_minutes() -> None:
     assert len(pace.due([group(rule="fin-wait2-held")], {}, KNOWN, AGAIN_S + 1)) == 1
 
 
+def test_of_two_workloads_with_one_name_it_is_not_known_which_one_is_meant() -> None:
+    first, second = (
+        Pod(f"u{k}", "shop", f"cart-{k}", kind=kind, owner="cart")
+        for k, kind in ((1, "Deployment"), (2, "Job"))
+    )
+    for pods in ((first, second), (second, first)):
+        assert EventPace().due([group()], {}, ClusterNames(pods=pods), 0.0) == []
+    assert len(EventPace().due([group()], {}, ClusterNames(pods=(first, first)), 0.0)) == 1
+
+
 @pytest.mark.parametrize(
     "more",
     [{"severity": "notice"}, {"namespace": ""}, {"count": 0}, {"oldest_s": 59.0}, {"workload": "gone"}],

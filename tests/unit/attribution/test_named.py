@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -56,6 +57,10 @@ NAMES = ClusterNames(
     node_addresses=("192.0.2.1",),
     as_of={"pods": 1.0, "services": 1.0, "endpointslices": 1.0},
 )  # fmt: skip
+
+
+def replace_names(**change: Any) -> ClusterNames:
+    return msgspec.structs.replace(NAMES, **change)
 
 
 def row(**cells: Any) -> dict[str, Any]:
@@ -144,7 +149,7 @@ def test_a_service_is_named_where_its_client_shows_it_and_else_not_known() -> No
         services=alone,
         endpoints=NAMES.endpoints,
         node_addresses=("192.0.2.1",),
-        as_of={"pods": 1.0},
+        as_of=NAMES.as_of,
     )
 
     def services(*rows: dict[str, Any]) -> list[str | None]:
@@ -162,6 +167,24 @@ def test_a_service_is_named_where_its_client_shows_it_and_else_not_known() -> No
     both = replace(named(CLIENT, SERVER, names=names), other=np.array([1, 0]))
     assert list(both.row_names.service) == ["shop/db", "shop/db"]
     assert column(both, "peer_pod") == ["shop/db-0", "shop/cart-7d9-x"]
+
+
+@pytest.mark.parametrize("missing", ["services", "endpointslices"])
+def test_no_service_is_said_only_where_services_are_known(missing: str) -> None:
+    elsewhere = CLIENT | {"dst": "198.51.100.1", "dport": 80}
+    assert list(named(elsewhere).row_names.service) == [""]
+    less = replace_names(as_of={name: at for name, at in NAMES.as_of.items() if name != missing})
+    assert list(named(elsewhere, names=less).row_names.service) == [None]
+
+
+def test_a_node_port_of_another_node_may_be_that_of_a_service() -> None:
+    other_node = CLIENT | {"dst": "192.0.2.2", "dport": 30007}
+    for names in (NAMES, NAMES.about(["192.0.2.2"])):
+        v = named(other_node, names=names)
+        assert list(v.row_names.service) == [None]
+        assert not parse_filter(["service != shop/db"]).mask(v.sockets, ViewContext(v)).any()
+    assert list(named(other_node | {"dport": 30008}).row_names.service) == [""]
+    assert list(named(other_node | {"dst": "10.1.0.5"}).row_names.service) == [""], "a pod is no node"
 
 
 def test_dual_stack() -> None:

@@ -67,8 +67,6 @@ def test_a_pod_of_a_deployment() -> None:
         (("ReplicaSet", "cart-7d9f"), {}, ("ReplicaSet", "cart-7d9f")),
         (("ReplicaSet", "cart-7d9f"), {"pod-template-hash": "other"}, ("ReplicaSet", "cart-7d9f")),
         (("ReplicaSet", "-7d9f"), {"pod-template-hash": "7d9f"}, ("", "")),
-        (("Job", "backup-29384756"), {}, ("CronJob", "backup")),
-        (("Job", "backup-1609459200"), {}, ("CronJob", "backup")),
         (("Job", "backup-2"), {}, ("Job", "backup-2")),
         (("Job", "backup"), {}, ("Job", "backup")),
         (("StatefulSet", "db"), {}, ("StatefulSet", "db")),
@@ -82,6 +80,28 @@ def test_a_workload_is_known_from_owners_alone(
     owner: tuple[str, str] | None, labels: dict[str, str], workload: tuple[str, str]
 ) -> None:
     value = pod(cluster.pod(owner=owner, labels=labels))
+    assert (value.kind, value.owner) == workload
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "workload"),
+    [
+        ("backup-28882980", "2024-11-30T15:00:04Z", ("CronJob", "backup")),
+        ("backup-28882980", "2024-12-01T14:00:00Z", ("CronJob", "backup")),
+        ("backup-28882980", "2025-11-30T15:00:04Z", ("Job", "backup-28882980")),
+        ("backup-28882980", None, ("Job", "backup-28882980")),
+        ("backup-28882980", "soon", ("Job", "backup-28882980")),
+        ("report-20241130", "2024-11-30T15:00:04Z", ("Job", "report-20241130")),
+        ("migrate-1732978800", "2024-11-30T15:00:04Z", ("Job", "migrate-1732978800")),
+        ("db-12345678", "2024-11-30T15:00:04Z", ("Job", "db-12345678")),
+    ],
+)
+def test_a_job_is_of_a_cronjob_only_if_it_ends_in_the_minute_in_which_it_was_due(
+    name: str, made: str | None, workload: tuple[str, str]
+) -> None:
+    item = cluster.pod(owner=("Job", name))
+    item["metadata"]["creationTimestamp"] = made
+    value = pod(item)
     assert (value.kind, value.owner) == workload
 
 
@@ -161,6 +181,7 @@ def test_a_service_has_every_address_at_which_it_is_asked() -> None:
         "db",
         ("10.96.0.10", "fd00::10", "192.0.2.7", "198.51.100.1"),
         (ServicePort(5432, 30432, "TCP", "sql"),),
+        2,
     )
 
 
@@ -218,7 +239,7 @@ def a_list(**change: Any) -> bytes:
 def test_a_list_is_its_objects_and_a_version() -> None:
     answer = decode_list("services", a_list())
     assert [item.value for item in answer.objects] == [
-        KubeService("shop", "db", ("10.96.0.10",), (ServicePort(5432, name="sql"),))
+        KubeService("shop", "db", ("10.96.0.10",), (ServicePort(5432, name="sql"),), 1)
     ]
     assert (answer.version, answer.unread) == ("9", 0)
     assert decode_list("services", a_list(items=None)).objects == ()

@@ -56,6 +56,18 @@ def test_two_pods_with_the_hash_of_one_static_pod_have_no_name_by_it() -> None:
     assert ClusterNames(pods=(anew, replace(server, gone_s=5.0))).pod("ab12") == anew
 
 
+def test_nobody_takes_the_cluster_address_of_another_service() -> None:
+    port = (ServicePort(80),)
+    ours = KubeService("shop", "db", ("10.96.0.10",), port, 1)
+    thief = KubeService("guest", "zzz", ("10.96.0.99", "10.96.0.10", "192.0.2.7"), port, 1)
+    other = KubeService("guest", "yyy", ("192.0.2.7",), port)
+    for services in ((ours, thief, other), (other, thief, ours)):
+        names = ClusterNames(services=services)
+        assert names.service_at("10.96.0.10", 80) == "shop/db"
+        assert names.service_at("192.0.2.7", 80) is None, "two say that it is theirs"
+        assert names.service_at("192.0.2.7", 81) == ""
+
+
 def test_a_pod_of_the_nodes_network_has_no_address_of_its_own() -> None:
     pod = Pod("u1", "x", "agent", host_network=True, addresses=("192.0.2.10",))
     assert ClusterNames(pods=(pod,)).pod_at("192.0.2.10") is None
