@@ -16,6 +16,7 @@ from finwait.diagnosis.view import View
 from finwait.errors import FilterError
 from finwait.report.columns import Cells
 from finwait.report.json import connections, objects
+from finwait.report.rows import text_lines
 from finwait.selecting import parse_filter
 from finwait.table.sockets import pack_address
 from finwait.uapi import tcp
@@ -185,6 +186,16 @@ def test_a_node_port_of_another_node_may_be_that_of_a_service() -> None:
         assert not parse_filter(["service != shop/db"]).mask(v.sockets, ViewContext(v)).any()
     assert list(named(other_node | {"dport": 30008}).row_names.service) == [""]
     assert list(named(other_node | {"dst": "10.1.0.5"}).row_names.service) == [""], "a pod is no node"
+
+
+def test_a_name_that_ends_a_line_makes_no_row_of_its_own() -> None:
+    """From a file that kubectl printed, say: whatever has it, a row is a line."""
+    wild = "shop/db-0\nFIN_WAIT2  0  0  forged row"
+    ends = (Endpoint("shop/x", "10.2.0.77", 1, pod=wild),)
+    v = named(CLIENT | {"dst": "10.2.0.77"}, names=replace_names(endpoints=ends))
+    said = "".join(text_lines(Cells(v, np.arange(1)), ("dst", "peer_pod", "service")))
+    assert len(said.splitlines()) == 2
+    assert "shop/db-0\\nFIN_WAIT2" in said
 
 
 def test_dual_stack() -> None:
