@@ -20,7 +20,7 @@ import yaml
 from deploy.render import COPIES, chart_digest, manifest
 
 from finwait import __version__
-from finwait.agent.config_file import ConfigTable, read_config
+from finwait.agent.config_file import ConfigTable, interval_ms_of, read_config, share_of
 from finwait.agent.policy_file import parse_policy
 from finwait.kubectl.agents import SELECTOR, LabelledObject, pods_of_agents
 from tests import chart
@@ -266,7 +266,51 @@ WRONG: dict[str, dict[str, Any]] = {
     "a label that is no text": {"podLabels": {"a": 1}},
     "two agents on one node at once": {"updateStrategy": {"rollingUpdate": {"maxSurge": 1}}},
     "a list for a map": {"nodeSelector": ["linux"]},
+    "more than there is": {"agent": {"share": "200%"}},
+    "nothing of it": {"agent": {"share": "0%"}},
+    "no pause": {"agent": {"interval": "0s"}},
+    "a pause that is too long": {"agent": {"interval": "6m"}},
+    "an address without brackets": {"serve": {"address": "::"}},
+    "a name with a space": {"nameOverride": "Foo Bar"},
+    "a name that no Service has": {"fullnameOverride": "Foo_Bar"},
+    "a label of the selector": {"podLabels": {"app.kubernetes.io/name": "x"}},
+    "a label of the chart": {"commonLabels": {"app.kubernetes.io/instance": "x"}},
+    "the label of the agents": {"podLabels": {"finwait.io/agent": "false"}},
+    "egress to everywhere": {"networkPolicy": {"apiPorts": []}},
 }
+
+
+@pytest.mark.parametrize(
+    "text", ["0.01%", "0.05", "0.5%", "1%", "10", "99.5 %", "100%", "0.005%", "0%", "100.5%"]
+)
+def test_the_schema_takes_the_shares_that_the_agent_takes(text: str) -> None:
+    right = jsonschema.Draft7Validator(SCHEMA["properties"]["agent"]["properties"]["share"]).is_valid(text)
+    try:
+        share_of(text)
+    except ValueError:
+        assert not right
+    else:
+        assert right
+
+
+@pytest.mark.parametrize(
+    "text", ["1s", "15s", "1.5s", "299 s", "300s", "300.5s", "5m", "1 m", "0s", "0.5s", "301s", "6m", "x"]
+)
+def test_the_schema_takes_the_intervals_that_the_agent_takes(text: str) -> None:
+    right = jsonschema.Draft7Validator(SCHEMA["properties"]["agent"]["properties"]["interval"]).is_valid(text)
+    try:
+        interval_ms_of(text)
+    except ValueError:
+        assert not right
+    else:
+        assert right
+
+
+def test_ports_that_are_taken_away_leave_no_egress_to_everywhere() -> None:
+    values = copy.deepcopy(DEFAULTS)
+    del values["networkPolicy"]["apiPorts"]  # as Helm does with null
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, SCHEMA)
 
 
 @pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)
