@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from finwait.agent.cluster_events import AGAIN_S, MOST, EventPace
@@ -221,6 +222,42 @@ def test_without_the_right_there_is_a_gap_until_it_is_given(
     api.stop()
     assert not made.write(EVENT)
     assert made.gap is not None
+
+
+def test_what_fails_for_another_reason_asks_for_no_right(
+    api: EventApi, writer: Callable[[], EventWriter]
+) -> None:
+    made = writer()
+    for status in (422, 429, 500):
+        api.status = status
+        assert not made.write(EVENT)
+        assert made.gap is not None
+        assert (made.gap.needs, f"status {status}" in made.gap.doing) == ("", True)
+
+
+def test_an_event_of_a_namespace_that_has_gone_is_no_gap(
+    api: EventApi, writer: Callable[[], EventWriter]
+) -> None:
+    made = writer()
+    api.status = 404
+    assert not made.write(EVENT)
+    assert made.gap is None
+
+
+def test_a_failure_is_not_told_for_ever(api: EventApi, writer: Callable[[], EventWriter]) -> None:
+    times = [1000.0]
+    made = EventWriter(writer()._access, writer()._wake, lambda: times[0])
+    api.status = 500
+    assert not made.write(EVENT)
+    assert made.gap is not None
+    times[0] += 601.0
+    assert made.gap is None
+
+
+def test_a_name_that_is_cut_ends_as_a_name_does(api: EventApi, writer: Callable[[], EventWriter]) -> None:
+    assert writer().write(msgspec.structs.replace(EVENT, name="a" * 199 + "-" + "b" * 20))
+    ((place, _),) = api.events.items()
+    assert f"/{'a' * 199}.finwait-" in place
 
 
 def test_the_process_tells_what_the_looker_wants_to_be_told(api: EventApi) -> None:
