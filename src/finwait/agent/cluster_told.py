@@ -268,9 +268,9 @@ class Pieces:
             return message
         parts = {}
         for name in ("pods", "services", "endpoints"):
-            told = [part for piece in begun if (part := getattr(piece, name)) is not None]
-            parts[name] = tuple(item for part in told for item in part) if told else None
-            if told and len(parts[name] or ()) > PARTS_MOST:
+            chunks = [part for piece in begun if (part := getattr(piece, name)) is not None]
+            parts[name] = tuple(item for part in chunks for item in part) if chunks else None
+            if chunks and len(parts[name] or ()) > PARTS_MOST:
                 raise DecodeError("names of a cluster", 0, b"", f"more {name} than are ever told")
         return msgspec.structs.replace(message, **parts)
 

@@ -190,7 +190,8 @@ def _at_node_ports(sockets: SocketTable, names: ClusterNames) -> list[bool]:
         return [False] * len(sockets)
     at_port = np.isin(sockets.dport, np.array(sorted(names.node_ports), sockets.dport.dtype)).tolist()
     return [
-        there and holder is None for there, holder in zip(at_port, _holders(sockets.dst, names), strict=True)
+        matches and holder is None
+        for matches, holder in zip(at_port, _holders(sockets.dst, names), strict=True)
     ]
 
 

@@ -61,14 +61,14 @@ def names_of(data: bytes, now: float) -> tuple[ClusterNames, tuple[Gap, ...]]:
         single = _KINDS.get(document.kind.removesuffix("List"))
         # `kubectl get pod NAME` prints the object itself.
         alone = document.items is None and document.kind in _KINDS
-        found = [msgspec.Raw(data)] if alone else document.items or []
-        for item in found:
+        objects = [msgspec.Raw(data)] if alone else document.items or []
+        for item in objects:
             resource = single or _KINDS.get(msgspec.json.decode(item, type=_Typed).kind)
             if resource is not None:
                 of_kind.setdefault(resource, []).append(bytes(item))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError("a document of kubectl", 0, data[:64], str(error)[:200]) from None
-    if not of_kind and (found or document.items is None):
+    if not of_kind and (objects or document.items is None):
         raise DecodeError("a document of kubectl", 0, data[:64], "it has no pods, Services or EndpointSlices")
     keeper = NameKeeper()
     for resource, items in of_kind.items():

@@ -273,14 +273,14 @@ class Agents(Kubectl):
         """
         place = ("-n", namespace) if namespace else ("-A",)
         try:
-            found = self.decoded(_ObjectList, "get", "daemonsets.apps,pods", *place, "-l", SELECTOR)
+            listing = self.decoded(_ObjectList, "get", "daemonsets.apps,pods", *place, "-l", SELECTOR)
         except FinwaitError as error:
             if not namespace:
                 error.hint = (
                     "if you may not list those of all namespaces, name that of the agents: `--agents NS`"
                 )
             raise
-        return pods_of_agents(found.items)
+        return pods_of_agents(listing.items)
 
     def nodes(self) -> tuple[list[str], tuple[Gap, ...]]:
         """Return the nodes of the cluster, and what says that they may not be listed."""
@@ -380,10 +380,10 @@ class Agents(Kubectl):
                 why = f": {state.waiting.reason}" if state.waiting is not None else ""
                 return Done(-1, b"", f"its pod did not end within {self.timeout_s:g} s{why}")
             time.sleep(_AGAIN_S)
-        said = self.run("logs", name, *place)
-        if said.status != 0 or state.terminated is None:
-            return Done(said.status or -1, b"", said.said or f"its pod ended as {status.phase}")
-        return Done(state.terminated.exit_code, said.out, said.said)
+        logs = self.run("logs", name, *place)
+        if logs.status != 0 or state.terminated is None:
+            return Done(logs.status or -1, b"", logs.said or f"its pod ended as {status.phase}")
+        return Done(state.terminated.exit_code, logs.out, logs.said)
 
 
 def _look(node: str, image: str, words: Sequence[str], seconds: int) -> dict[str, Any]:
@@ -421,6 +421,6 @@ def answer_of(node: str, kind: str, done: Done) -> NodeAnswer:
         document = msgspec.json.decode(done.out, type=dict[str, Any])
         check(kind, document)
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as error:
-        said = f"; it said: {done.said}" if done.said else ""
-        return NodeAnswer(node, None, f"it did not print what this version reads: {error}{said}")
+        tail = f"; it said: {done.said}" if done.said else ""
+        return NodeAnswer(node, None, f"it did not print what this version reads: {error}{tail}")
     return NodeAnswer(node, document)

@@ -189,21 +189,21 @@ class _Plugin:
 
     def _asked(self) -> tuple[list[AgentPod], list[Gap]]:
         """Return the agents to ask, and the nodes that have none, or several."""
-        found = self.kubectl.agents(self.args.agents)
+        agents = self.kubectl.agents(self.args.agents)
         if self.args.node:
-            return [found.on(self.args.node, named=True)], []
-        if not found.one_a_node and not found.several:
+            return [agents.on(self.args.node, named=True)], []
+        if not agents.one_a_node and not agents.several:
             failure = FinwaitError("no agent runs in this cluster, or none that you may see")
             failure.hint = NO_AGENT
             raise failure
         nodes, gaps = self.kubectl.nodes()
-        present = {agent.node for agent in found.one_a_node} | found.several.keys()
+        present = {agent.node for agent in agents.one_a_node} | agents.several.keys()
         without = [
             Gap(f"node {node}", "ask its agent: none runs there", NO_AGENT)
             for node in nodes
             if node not in present
         ]
-        return list(found.one_a_node), [*gaps, *without, *found.gaps]
+        return list(agents.one_a_node), [*gaps, *without, *agents.gaps]
 
     def look(self) -> int:
         """Ask all agents, and show one answer."""

@@ -204,18 +204,18 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         Where one has its cluster address, that is asked first, as by kube-proxy.
         """
         chosen: dict[tuple[str, int], str | None] = {}
-        given: dict[tuple[str, int], str | None] = {}
+        assigned: dict[tuple[str, int], str | None] = {}
         for service in self.services:
             for port in service.ports:
                 if port.protocol != "TCP":
                     continue
                 for k, address in enumerate(service.addresses):
-                    doors = given if k < service.assigned else chosen
+                    doors = assigned if k < service.assigned else chosen
                     if doors.setdefault((address, port.port), service.path) != service.path:
                         doors[address, port.port] = None
                 if port.node_port:
-                    given |= {(address, port.node_port): service.path for address in self.node_addresses}
-        return chosen | given
+                    assigned |= {(address, port.node_port): service.path for address in self.node_addresses}
+        return chosen | assigned
 
     @cached_property
     def node_ports(self) -> frozenset[int]:
