@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 import yaml
 from deploy.render import COPIES, chart_digest, manifest
 
 from finwait import __version__
-from finwait.agent.config_file import ConfigTable, read_config
+from finwait.agent.config_file import ConfigTable, interval_ms_of, read_config, share_of
 from finwait.agent.policy_file import parse_policy
+from finwait.kubectl.agents import SELECTOR, LabelledObject, pods_of_agents
 from tests import chart
 from tests.chart import CHART, MANIFEST, Objects, helm, rendered
 
@@ -33,7 +35,6 @@ PLAIN = Objects(MANIFEST.read_text())
 EVERYTHING: dict[str, Any] = {
     "namespace": {"create": True},
     "serve": {"tokenSecret": {"name": "finwait-token"}, "tlsSecret": {"name": "finwait-tls"}},
-    "kubernetesApi": {"nodeCondition": True},
     "serviceMonitor": {"create": True, "labels": {"release": "p"}, "tlsConfig": {"insecureSkipVerify": True}},
     "prometheusRule": {"create": True, "labels": {"release": "p"}},
     "grafanaDashboard": {"create": True},
@@ -202,6 +203,28 @@ def test_labels_select_what_they_should() -> None:
     assert "app.kubernetes.io/version" not in PLAIN.only("DaemonSet")["spec"]["selector"]["matchLabels"]
 
 
+@pytest.mark.parametrize("values", [None, {"nameOverride": "obs", "fullnameOverride": "watcher"}])
+def test_the_plugin_finds_the_agents_whatever_their_name_is(values: dict[str, Any] | None) -> None:
+    """By a label of its own, and by what else an agent has."""
+    objects = PLAIN if values is None else rendered(values)
+    daemon_set = objects.only("DaemonSet")
+    key, _, value = SELECTOR.partition("=")
+    template = daemon_set["spec"]["template"]
+    for labels in (daemon_set["metadata"]["labels"], template["metadata"]["labels"]):
+        assert labels[key] == value
+    assert key not in daemon_set["spec"]["selector"]["matchLabels"]  # which cannot be changed by an upgrade
+    daemon_set["metadata"]["uid"] = "u"
+    owner = {"kind": "DaemonSet", "uid": "u", "controller": True}
+    pod = {
+        "kind": "Pod",
+        "metadata": {"name": "p", "namespace": "finwait", "ownerReferences": [owner]},
+        "spec": template["spec"] | {"nodeName": "n1"},
+        "status": {"phase": "Running"},
+    }
+    found = pods_of_agents(msgspec.convert([daemon_set, pod], list[LabelledObject]))
+    assert [agent.path for agent in found.one_a_node] == ["finwait/p"]
+
+
 def merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """Return values as Helm merges them."""
     result = copy.deepcopy(values)
@@ -255,7 +278,51 @@ WRONG: dict[str, dict[str, Any]] = {
     "a label that is no text": {"podLabels": {"a": 1}},
     "two agents on one node at once": {"updateStrategy": {"rollingUpdate": {"maxSurge": 1}}},
     "a list for a map": {"nodeSelector": ["linux"]},
+    "more than there is": {"agent": {"share": "200%"}},
+    "nothing of it": {"agent": {"share": "0%"}},
+    "no pause": {"agent": {"interval": "0s"}},
+    "a pause that is too long": {"agent": {"interval": "6m"}},
+    "an address without brackets": {"serve": {"address": "::"}},
+    "a name with a space": {"nameOverride": "Foo Bar"},
+    "a name that no Service has": {"fullnameOverride": "Foo_Bar"},
+    "a label of the selector": {"podLabels": {"app.kubernetes.io/name": "x"}},
+    "a label of the chart": {"commonLabels": {"app.kubernetes.io/instance": "x"}},
+    "the label of the agents": {"podLabels": {"finwait.io/agent": "false"}},
+    "egress to everywhere": {"networkPolicy": {"apiPorts": []}},
 }
+
+
+@pytest.mark.parametrize(
+    "text", ["0.01%", "0.05", "0.5%", "1%", "10", "99.5 %", "100%", "0.005%", "0%", "100.5%"]
+)
+def test_the_schema_takes_the_shares_that_the_agent_takes(text: str) -> None:
+    right = jsonschema.Draft7Validator(SCHEMA["properties"]["agent"]["properties"]["share"]).is_valid(text)
+    try:
+        share_of(text)
+    except ValueError:
+        assert not right
+    else:
+        assert right
+
+
+@pytest.mark.parametrize(
+    "text", ["1s", "15s", "1.5s", "299 s", "300s", "300.5s", "5m", "1 m", "0s", "0.5s", "301s", "6m", "x"]
+)
+def test_the_schema_takes_the_intervals_that_the_agent_takes(text: str) -> None:
+    right = jsonschema.Draft7Validator(SCHEMA["properties"]["agent"]["properties"]["interval"]).is_valid(text)
+    try:
+        interval_ms_of(text)
+    except ValueError:
+        assert not right
+    else:
+        assert right
+
+
+def test_ports_that_are_taken_away_leave_no_egress_to_everywhere() -> None:
+    values = copy.deepcopy(DEFAULTS)
+    del values["networkPolicy"]["apiPorts"]  # as Helm does with null
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, SCHEMA)
 
 
 @pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)
@@ -303,8 +370,6 @@ def test_whatever_is_chosen_the_pod_gets_no_more_rights(values: dict[str, Any]) 
     allowed = set(RIGHTS if api["enabled"] else ())
     if not api["events"]:
         allowed -= {("", "events", "create"), ("", "events", "patch")}
-    if api["nodeCondition"]:
-        allowed.add(("", "nodes/status", "patch"))
     assert rights(objects) == allowed
     for binding in objects.of("ClusterRoleBinding"):
         assert binding["roleRef"]["name"] == objects.only("ClusterRole")["metadata"]["name"]
@@ -318,6 +383,24 @@ def test_whatever_is_chosen_the_pod_gets_no_more_rights(values: dict[str, Any]) 
     table = read_config(data["finwait.toml"].encode(), "finwait.toml").tables["agent"]
     assert table["no_act"] is not values.get("policy", {}).get("allowActs", False)
     assert follows_and_tells(data) == (api["enabled"], api["enabled"] and api["events"])
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
+def test_what_the_values_say_reaches_the_agent(values: dict[str, Any]) -> None:
+    """Each right that is granted is used, and what is switched off is not tried."""
+    objects, whole = rendered(values), merged(DEFAULTS, values)
+    (data,) = (c["data"] for c in objects.of("ConfigMap") if "finwait.toml" in c["data"])
+    table = read_config(data["finwait.toml"].encode(), "finwait.toml").typed(ConfigTable).agent
+    agent, api = whole["agent"], whole["kubernetesApi"]
+    assert (table.share, table.interval) == (agent["share"], agent["interval"])
+    assert (table.record_states, table.record_rate) == (agent["recordStates"], agent["recordRate"])
+    assert table.no_act is not whole["policy"]["allowActs"]
+    assert table.kubernetes == ("auto" if api["enabled"] else "off")
+    assert table.kube_events is (api["enabled"] and api["events"])
+    assert (("", "events", "create") in rights(objects)) is table.kube_events
+    assert ("SETUID" in objects.container("looker")["securityContext"]["capabilities"]["add"]) is api[
+        "enabled"
+    ]
 
 
 @pytest.mark.parametrize("values", WRONG.values(), ids=WRONG)

@@ -21,7 +21,7 @@ from tests import certificates
 from tests.kube import api_server as api
 from tests.kube import cluster
 from tests.kube.api_server import ApiServer
-from tests.kube.following import PATIENT, QUICK, agree, fill, until, watcher_of, written
+from tests.kube.following import PATIENCE_S, PATIENT, QUICK, agree, fill, until, watcher_of, written
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -186,6 +186,15 @@ def test_a_stopped_server_keeps_names_and_it_is_said_since_when(server: ApiServe
         a_change(server)
         server.compact()
         server.start()
+        agree(watcher, server)
+
+
+def test_a_busy_cluster_is_not_followed_one_event_at_a_time(server: ApiServer) -> None:
+    """An API server sends each event as a chunk of its own; gathering is for those that come together."""
+    with watcher_of(server, replace(QUICK, gather_s=PATIENCE_S / 10)) as watcher:
+        agree(watcher, server)
+        for k in range(100):
+            server.put("services", cluster.service(f"busy-{k}"))
         agree(watcher, server)
 
 

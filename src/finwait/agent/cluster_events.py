@@ -72,9 +72,7 @@ class EventPace:
         self._recent = [at for at in self._recent if now_s - at < AGAIN_S]
         due = [key for key in news if now_s - self._told.get(key, float("-inf")) >= AGAIN_S]
         due.sort(key=lambda key: (self._told.get(key, float("-inf")), -news[key][0], key))
-        kinds = {
-            pod.workload: (pod.kind, pod.owner_uid) if pod.kind else ("Pod", pod.uid) for pod in names.pods
-        }
+        kinds = _kinds(names)
         chosen = [key for key in due if key[2] in kinds][: max(0, MOST - len(self._recent))]
         for key in chosen:
             self._told.pop(key, None)
@@ -98,6 +96,15 @@ class EventPace:
             )
             for reason, rule, workload in chosen
         ]
+
+
+def _kinds(names: ClusterNames) -> dict[str, tuple[str, str]]:
+    """Return of each workload its kind and uid; nothing of a name that two have, such as a Deployment and a Job."""
+    kinds: dict[str, dict[str, str]] = {}
+    for pod in names.pods:
+        kind, uid = (pod.kind, pod.owner_uid) if pod.kind else ("Pod", pod.uid)
+        kinds.setdefault(pod.workload, {})[kind] = uid
+    return {workload: of.popitem() for workload, of in kinds.items() if len(of) == 1}
 
 
 def _span(seconds: float) -> str:

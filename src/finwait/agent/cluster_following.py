@@ -27,6 +27,7 @@ from finwait.agent.cluster_told import (
     UNCONFINED,
     ClusterStatus,
     FollowRequest,
+    Pieces,
     decode_message,
     encode_events,
     encode_request,
@@ -107,6 +108,7 @@ class ClusterFollowing:
         """By the process that runs."""
         self._spoke = False
         """Whether that has said anything."""
+        self._pieces = Pieces()
         self._said = self._needs = ""
         self._restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -221,6 +223,7 @@ class ClusterFollowing:
     def _once(self) -> str:
         """Run one process to its end; return how that came."""
         self._spoke = False
+        self._pieces = Pieces()
         with self._lock:
             if self._ending.is_set():
                 return ""
@@ -281,7 +284,9 @@ class ClusterFollowing:
         length = int.from_bytes(head, "big")
         if length > FRAME_MOST:
             raise _Nonsense(f"a message of {length} bytes")
-        message = decode_message(_bytes(fd, length, _MESSAGE_S))
+        message = self._pieces.put(decode_message(_bytes(fd, length, _MESSAGE_S)))
+        if message is None:
+            return True
         self._names = taken(self._names, message, self._clock())
         self._url = message.url or self._url
         self._told = message.reasons

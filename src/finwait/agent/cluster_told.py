@@ -1,6 +1,7 @@
 """What the process that follows a cluster tells the looker, and what the looker keeps of it. Pure.
 
-A message is a part of the names, whole, or nothing of it: of 5,000 Services nothing crosses while pods come and go. The
+A message is a part of the names, whole, or nothing of it: of 5,000 Services nothing crosses while pods come and go. A
+part that is too long for one message comes in several, and counts when the last of them is there. The
 bytes are msgpack behind their length; what does not decode by types, is too long, or has a name that no object of
 Kubernetes has, is a `DecodeError`, and nothing else of it is believed.
 
@@ -10,7 +11,7 @@ only because a list does not have them.
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, Final
@@ -21,7 +22,9 @@ from finwait.errors import DecodeError, Gap
 from finwait.table.units import printable
 from finwait.uapi.cluster import (
     KUBE_PARTS_MOST,
+    NAME,
     NO_NAMES,
+    UID,
     ClusterEvent,
     ClusterNames,
     Endpoint,
@@ -33,11 +36,13 @@ __all__ = [
     "FRAME_MOST",
     "GAPS_MOST",
     "LENGTH",
+    "PIECES_MOST",
     "TRUSTED_S",
     "UNCONFINED",
     "ClusterStatus",
     "FollowRequest",
     "NamesMessage",
+    "Pieces",
     "about_pods",
     "bounded",
     "decode_events",
@@ -54,6 +59,10 @@ __all__ = [
 
 FRAME_MOST: Final = 12 << 20
 """Bytes of a message. Each small thing in it takes thirty times as much in memory."""
+PIECES_MOST: Final = 4
+"""Messages in which a part of the names may come."""
+_HEADS: Final = 1024
+"""Bytes of a message for the name and the length of its part, and for what says that something was left out."""
 LENGTH: Final = 4
 """Bytes of the length before a message, the highest first."""
 UNCONFINED: Final = 77
@@ -67,9 +76,6 @@ PARTS_MOST: Final = 100_000
 """Pods, Services and endpoints in a message, each; `finwait.kube.names` keeps no more."""
 Listed = Annotated[str, msgspec.Meta(pattern=r"\A(pods|services|endpointslices|namespaces)\Z")]
 _TEXT_MOST: Final = 500
-_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:~-]{0,252})", re.ASCII)
-"""Of objects and namespaces: no slash, which is ours, and nothing that does not print."""
-_UID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
 
 class FollowRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,6 +113,8 @@ class NamesMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """As of `ClusterNames`."""
     gaps: Annotated[tuple[tuple[str, str, str], ...], msgspec.Meta(max_length=GAPS_MOST)] = ()
     """Where, doing, needs."""
+    more: bool = False
+    """Its part is only a piece: the next message has more of it, and nothing of it counts before."""
 
     @property
     def reasons(self) -> tuple[Gap, ...]:
@@ -187,19 +195,84 @@ def encode_message(message: NamesMessage) -> bytes:
 
 
 def framed(message: NamesMessage) -> list[bytes]:
-    """Return a message behind its length, or as several, a part of the names each, where it is too long for one.
+    """Return a message behind its length, or as several where it is too long for one.
 
-    Raises:
-        ValueError: a part is too long.
+    A part of the names then comes in as many pieces as it needs, `PIECES_MOST` at most. What has no room in them is
+    left out, and a gap says how much that is.
     """
-    try:
+    with contextlib.suppress(ValueError):
         return [encode_message(message)]
-    except ValueError:
-        alone = msgspec.structs.replace(message, pods=None, services=None, endpoints=None)
-        parts = {name: getattr(message, name) for name in ("pods", "services", "endpoints")}
-        return [
-            encode_message(msgspec.structs.replace(alone, **{name: part})) for name, part in parts.items()
+    alone = msgspec.structs.replace(message, pods=None, services=None, endpoints=None)
+    room = FRAME_MOST - len(msgspec.msgpack.encode(alone)) - _HEADS
+    pieces: list[NamesMessage] = []
+    gaps: list[tuple[str, str, str]] = []
+    for name, noun in (("pods", "pods"), ("services", "Services"), ("endpoints", "endpoints")):
+        part: tuple[Pod | KubeService | Endpoint, ...] | None = getattr(message, name)
+        if part is None:
+            continue
+        split = _split(part, room)
+        if left_out := len(part) - sum(map(len, split)):
+            doing = f"keep all {noun}: {len(part) - left_out:,} are kept, {left_out:,} take too much room"
+            gaps.append(("names from Kubernetes", doing, ""))
+        last = len(split) - 1
+        pieces += [
+            msgspec.structs.replace(alone, gaps=(), more=k < last, **{name: piece})
+            for k, piece in enumerate(split)
         ]
+    pieces = pieces or [alone]
+    pieces[-1] = msgspec.structs.replace(
+        pieces[-1], gaps=(*message.gaps[: GAPS_MOST - len(gaps)], *(gaps[:GAPS_MOST]))
+    )
+    return [encode_message(piece) for piece in pieces]
+
+
+def _split(
+    part: tuple[Pod | KubeService | Endpoint, ...], room: int
+) -> list[tuple[Pod | KubeService | Endpoint, ...]]:
+    """Return a part in pieces, each of at most so many bytes; without what finds no room in `PIECES_MOST`."""
+    pieces: list[list[Pod | KubeService | Endpoint]] = [[]]
+    used = 0
+    for item in part:
+        size = len(msgspec.msgpack.encode(item))
+        if size > room:
+            continue
+        if used + size > room:
+            if len(pieces) == PIECES_MOST:
+                break
+            pieces.append([])
+            used = 0
+        pieces[-1].append(item)
+        used += size
+    return [tuple(piece) for piece in pieces]
+
+
+class Pieces:
+    """Puts messages together that came in several."""
+
+    def __init__(self) -> None:
+        self._begun: list[NamesMessage] = []
+
+    def put(self, message: NamesMessage) -> NamesMessage | None:
+        """Take a message; return it with all that came before it, or None while there is more to come.
+
+        Raises:
+            DecodeError: more came than is ever told.
+        """
+        self._begun.append(message)
+        if message.more:
+            if len(self._begun) >= PIECES_MOST:
+                raise DecodeError("names of a cluster", 0, b"", "it has no end")
+            return None
+        begun, self._begun = self._begun, []
+        if len(begun) == 1:
+            return message
+        parts = {}
+        for name in ("pods", "services", "endpoints"):
+            chunks = [part for piece in begun if (part := getattr(piece, name)) is not None]
+            parts[name] = tuple(item for part in chunks for item in part) if chunks else None
+            if chunks and len(parts[name] or ()) > PARTS_MOST:
+                raise DecodeError("names of a cluster", 0, b"", f"more {name} than are ever told")
+        return msgspec.structs.replace(message, **parts)
 
 
 def decode_message(data: bytes | bytearray) -> NamesMessage:
@@ -228,12 +301,17 @@ def _check(message: NamesMessage) -> None:
     names += [name for service in message.services or () for name in (service.namespace, service.name)]
     if message.node:
         names.append(message.node)
+    for end in message.endpoints or ():  # `NAMESPACE/NAME`, or empty where there is none
+        paths = [path.partition("/") for path in (end.service, end.pod) if path]
+        names += [name for namespace, _, name in paths for name in (namespace, name)]
+        names += filter(None, (end.node,))
+    names += [pod.kind for pod in message.pods or () if pod.kind]
     for name in names:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ValueError(f"`{printable(name[:60])}` is no name of an object")
     for pod in message.pods or ():
         for uid in (pod.uid, pod.cgroup_uid or "-", pod.owner_uid or "-"):
-            if not _UID.fullmatch(uid):
+            if not UID.fullmatch(uid):
                 raise ValueError(f"`{printable(uid[:60])}` is no uid")
     if not all(0 <= at < 1e11 for at in message.as_of.values()):
         raise ValueError("a time that is none")
@@ -259,7 +337,7 @@ def _nameable(pod: Pod) -> Pod:
         )
     return (
         pod
-        if not pod.owner or _NAME.fullmatch(pod.owner)
+        if not pod.owner or (NAME.fullmatch(pod.owner) and NAME.fullmatch(pod.kind))
         else msgspec.structs.replace(pod, owner="", owner_uid="", kind="")
     )
 

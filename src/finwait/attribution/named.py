@@ -1,14 +1,17 @@
 """Connections beside the names of a cluster: which pod has each end, and through which Service they meet.
 
-A row's pod is that of the cgroup in which its socket was made, or of its holder. What has no cgroup (an orphan in
-FIN_WAIT2, a TIME_WAIT) has the pod whose network namespace it is in, or whose address it has. Its peer's pod is that of
-the row at the other end, else the one that the API server gives the peer's address, after translation as far as
-connection tracking tells it.
+A row's pod is that of the cgroup in which its socket was made, or of its holder. What has neither a cgroup that is
+known nor a holder (an orphan in FIN_WAIT2, a TIME_WAIT) has the pod whose network namespace it is in, or whose address
+it has. A row with a cgroup that is no pod's has none: a service of the node may enter a pod's namespace, as containerd
+does for each `kubectl port-forward`, and its connections are not the pod's. Its peer's pod is that of the row at the
+other end, else the one that the API server gives the peer's address, after translation as far as connection tracking
+tells it.
 
 A Service shows where a client asked for one of its addresses: in the client's own row, or in the conntrack entry. A
 server's row alone does not tell which of the Services that lead to it was asked, or whether any was; that is `None`,
-"not known", and never a guess. Of a headless Service the address is the pod's own; it is named where it is the only
-Service there.
+"not known", and never a guess. So it is at the port of a NodePort of an address that is no pod's: of another node, as
+far as is known here; and while Services or EndpointSlices were never listed. Of a headless Service the address is the
+pod's own; it is named where it is the only Service there.
 """
 
 from __future__ import annotations
@@ -95,10 +98,11 @@ def names_of_rows(
     pod_of = [names.pod(uid) if uid else None for uid in uid_of]
     numbers = workload.tolist()
     uids, pods = [uid_of[k] for k in numbers], [pod_of[k] for k in numbers]
-    _by_namespace(sockets, uids, pods, names)
+    nobodys = ((workload < 0) & (sockets.inode == 0)).tolist()
+    _by_namespace(sockets, uids, nobodys, pods, names)
     at_source = _holders(sockets.src, names)
-    for row, (pod, uid) in enumerate(zip(pods, uids, strict=True)):
-        if pod is None and not uid:
+    for row, pod in enumerate(pods):
+        if pod is None and nobodys[row]:
             holder = at_source[row]
             pods[row] = holder if isinstance(holder, Pod) else None
     others = other.tolist()
@@ -128,9 +132,13 @@ def _holders(words: NDArray[Any], names: ClusterNames) -> list[Pod | str | None]
 
 
 def _by_namespace(
-    sockets: SocketTable, uids: Sequence[str], pods: list[Pod | None], names: ClusterNames
+    sockets: SocketTable,
+    uids: Sequence[str],
+    nobodys: Sequence[bool],
+    pods: list[Pod | None],
+    names: ClusterNames,
 ) -> None:
-    """Give rows without a cgroup the pod that all others of their network namespace belong to."""
+    """Give rows of nobody that is known the pod that all others of their network namespace belong to."""
     owners: dict[int, set[str]] = {}
     spaces = sockets.netns.tolist()
     for space, uid in zip(spaces, uids, strict=True):
@@ -138,7 +146,7 @@ def _by_namespace(
             owners.setdefault(space, set()).add(uid)
     single = {space: names.pod(next(iter(of))) for space, of in owners.items() if len(of) == 1}
     for row, space in enumerate(spaces):
-        if not uids[row] and (pod := single.get(space)) is not None and not pod.host_network:
+        if nobodys[row] and (pod := single.get(space)) is not None and not pod.host_network:
             pods[row] = pod
 
 
@@ -148,14 +156,17 @@ def _services(
     """Return the Service between each row and its other end (−1: not here); see `RowNames.service`."""
     remote = sockets.dst, sockets.dport
     nowhere: tuple[str, ...] = ()
-    doors = _looked_up(*remote, names.door_addresses, names.service_at, "")
-    at_door = _looked_up(asked[:, :2], asked[:, 2], names.door_addresses, names.service_at, "")
+    closed: str | None = ""
+    doors = _looked_up(*remote, names.door_addresses, names.service_at, closed)
+    at_door = _looked_up(asked[:, :2], asked[:, 2], names.door_addresses, names.service_at, closed)
     behind_remote = _looked_up(*remote, names.endpoint_addresses, names.services_behind, nowhere)
     behind_local = _looked_up(
         sockets.src, sockets.sport, names.endpoint_addresses, names.services_behind, nowhere
     )
     # A headless Service has no address of its own.
     headless = {service.path for service in names.services if not service.addresses}
+    elsewhere = _at_node_ports(sockets, names)
+    all_known = {"services", "endpointslices"} <= names.as_of.keys()
     services: list[str | None] = []
     for row, end in enumerate(others):
         ends = (row,) if end < 0 else (row, end)
@@ -163,11 +174,25 @@ def _services(
         behind = next((paths for k in ends if (paths := behind_remote[k])), ())
         if shown or not behind:
             # What serves: its client's row or entry would tell, and is elsewhere.
-            services.append(shown or (None if end < 0 and behind_local[row] else ""))
+            unsure = not all_known or any(
+                doors[k] is None or at_door[k] is None or elsewhere[k] for k in ends
+            )
+            services.append(shown or (None if unsure or (end < 0 and behind_local[row]) else ""))
         else:
             # Asked directly, or translated within connect(), as eBPF data paths do: the row looks the same.
             services.append(behind[0] if len(behind) == 1 and behind[0] in headless else None)
     return services
+
+
+def _at_node_ports(sockets: SocketTable, names: ClusterNames) -> list[bool]:
+    """Return whether each row's remote end may be a NodePort of another node, whose addresses are not known here."""
+    if not names.node_ports:
+        return [False] * len(sockets)
+    at_port = np.isin(sockets.dport, np.array(sorted(names.node_ports), sockets.dport.dtype)).tolist()
+    return [
+        matches and holder is None
+        for matches, holder in zip(at_port, _holders(sockets.dst, names), strict=True)
+    ]
 
 
 def _looked_up(

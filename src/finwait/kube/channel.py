@@ -62,6 +62,8 @@ class Channel:
         self.deadline = deadline
         self._silent_until = math.inf
         self._wake = wake
+        self.waited = False
+        """Whether it has waited for something to read since this was last set back."""
         self._socket: socket.socket | None = None
 
     def dial(self, access: KubeAccess) -> None:
@@ -168,6 +170,7 @@ class Channel:
 
     def _wait(self, events: int) -> None:
         sock, poll = self._open(), select.poll()
+        self.waited |= events == select.POLLIN
         poll.register(sock, events)
         poll.register(self._wake, select.POLLIN)
         ready = dict(poll.poll(1000 * self._check()))

@@ -6,6 +6,7 @@ are those of all nodes, so that every address of a pod has a name.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,7 @@ from finwait import files
 from finwait.errors import DecodeError, FinwaitError, Gap
 from finwait.kube.names import NameKeeper
 from finwait.kube.objects import Resource, decode_list
+from finwait.table.units import duration_text
 
 if TYPE_CHECKING:
     from finwait.uapi.cluster import ClusterNames
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["names_of", "read_names"]
 
 _MOST: Final = 512 << 20
+_FRESH_S: Final = 600.0
+"""As long as names of deleted pods are kept."""
 _KINDS: Final[dict[str, Resource]] = {
     "Pod": "pods",
     "Service": "services",
@@ -37,7 +41,8 @@ class _Typed(msgspec.Struct):
 
 class _Document(msgspec.Struct):
     kind: str = ""
-    items: list[msgspec.Raw] = []
+    items: list[msgspec.Raw] | None = None
+    """None of a single object, which is no list."""
 
 
 def names_of(data: bytes, now: float) -> tuple[ClusterNames, tuple[Gap, ...]]:
@@ -54,13 +59,16 @@ def names_of(data: bytes, now: float) -> tuple[ClusterNames, tuple[Gap, ...]]:
         document = msgspec.json.decode(data, type=_Document)
         of_kind: dict[Resource, list[bytes]] = {}
         single = _KINDS.get(document.kind.removesuffix("List"))
-        for item in document.items:
+        # `kubectl get pod NAME` prints the object itself.
+        alone = document.items is None and document.kind in _KINDS
+        objects = [msgspec.Raw(data)] if alone else document.items or []
+        for item in objects:
             resource = single or _KINDS.get(msgspec.json.decode(item, type=_Typed).kind)
             if resource is not None:
                 of_kind.setdefault(resource, []).append(bytes(item))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError("a document of kubectl", 0, data[:64], str(error)[:200]) from None
-    if not of_kind and document.items:
+    if not of_kind and (objects or document.items is None):
         raise DecodeError("a document of kubectl", 0, data[:64], "it has no pods, Services or EndpointSlices")
     keeper = NameKeeper()
     for resource, items in of_kind.items():
@@ -88,6 +96,14 @@ def _as_list(resource: Resource, items: list[bytes]) -> bytes:
     )
 
 
+def _old(path: str, age_s: float) -> tuple[Gap, ...]:
+    """Return what says that names are of a while ago: addresses of pods of then are those of others now."""
+    if age_s <= _FRESH_S:
+        return ()
+    age = duration_text(round(1000 * age_s))
+    return (Gap(f"`{path}`", f"know the names of now: it is {age} old", "`kubectl get` again"),)
+
+
 def read_names(path: str) -> tuple[ClusterNames, tuple[Gap, ...]]:
     """Return the names that a file gives, and what it does not.
 
@@ -101,7 +117,10 @@ def read_names(path: str) -> tuple[ClusterNames, tuple[Gap, ...]]:
         data = sys.stdin.buffer.read(_MOST + 1) if path == "-" else files.read(path, _MOST)
         if len(data) > _MOST:
             raise FinwaitError(f"what kubectl printed is longer than {_MOST >> 20} MiB")
-        return names_of(data, time.time())
+        now = time.time()
+        made = now if path == "-" else min(now, os.stat(path).st_mtime)
+        names, gaps = names_of(data, made)
+        return names, (*gaps, *_old(path, now - made))
     except OSError as error:
         raise FinwaitError(f"could not read `{path}`: the kernel said {error.strerror}") from None
     except DecodeError as error:

@@ -31,6 +31,8 @@ _ANSWER_MOST: Final = 1 << 20
 _MESSAGE_MOST: Final = 1000
 _NAME_MOST: Final = 200
 _KNOWN_MOST: Final = 2000
+_TOLD_S: Final = 600.0
+"""For how long a failure is told: an Event comes again after half of that where there is one to be written."""
 _GROUPS: Final = {
     "Deployment": "apps/v1",
     "StatefulSet": "apps/v1",
@@ -58,8 +60,6 @@ class EventWriter:
         wake: a descriptor that becomes readable, or is hung up, when nobody waits any more.
         clock: seconds since 1970.
 
-    Attributes:
-        gap: what keeps it from writing; None where the last one was written.
     """
 
     def __init__(self, access: KubeAccess, wake: int, clock: Callable[[], float] = time.time) -> None:
@@ -67,7 +67,13 @@ class EventWriter:
         self._wake = wake
         self._clock = clock
         self._counts: dict[str, int] = {}
-        self.gap: Gap | None = None
+        self._gap: Gap | None = None
+        self._failed_at = 0.0
+
+    @property
+    def gap(self) -> Gap | None:
+        """What keeps it from writing; None where the last one was written, or nothing has failed for a while."""
+        return self._gap if abs(self._clock() - self._failed_at) < _TOLD_S else None
 
     def write(self, event: ClusterEvent) -> bool:
         """Tell an Event; return whether that was done. One that was not is not tried again: news comes again.
@@ -81,15 +87,17 @@ class EventWriter:
             self._fail(str(error)[:200] or type(error).__name__, "an API server that answers")
             return False
         if 200 <= status < 300:
-            self.gap = None
+            self._gap = None
             return True
-        needs = "the right to create and patch events" if status in _REFUSED else "an API server that answers"
-        self._fail(f"status {status}", needs)
+        if status != _NO_SUCH:  # else its namespace has gone, and with it all that there was to tell
+            needs = "the right to create and patch events" if status in _REFUSED else ""
+            self._fail(f"the API server answered with status {status}", needs)
         return False
 
     def _fail(self, reason: str, needs: str) -> None:
         where = f"Kubernetes API at {self._access.url}"
-        self.gap = Gap(where, f"tell Events about workloads: {reason}", needs)
+        self._gap = Gap(where, f"tell Events about workloads: {reason}", needs)
+        self._failed_at = self._clock()
 
     def _write(self, event: ClusterEvent) -> int:
         name = self._name(event)
@@ -120,7 +128,7 @@ class EventWriter:
         parts = [event.news, event.rule, event.kind, event.namespace, event.name, self._access.node]
         parts += [event.uid] if event.uid else []
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-        return f"{event.name[:_NAME_MOST].lower()}.finwait-{digest}"
+        return f"{event.name[:_NAME_MOST].lower().rstrip('-.')}.finwait-{digest}"
 
     def _place(self, event: ClusterEvent, name: str = "") -> str:
         path = f"/api/v1/namespaces/{quote(event.namespace, safe='')}/events"

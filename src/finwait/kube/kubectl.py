@@ -36,7 +36,10 @@ class Done:
 
 
 class _Reader(threading.Thread):
-    """Reads what a process writes, and ends one that writes too much."""
+    """Reads what a process writes, and ends one that writes too much.
+
+    The descriptor is its own, and closed by nobody else: what the number stood for next would be somebody else's.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], stream: IO[bytes]) -> None:
         super().__init__(daemon=True)
@@ -46,12 +49,13 @@ class _Reader(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while more := os.read(self._stream.fileno(), 1 << 16):
-            self.data += more
-            if len(self.data) > _ANSWER_MOST:
-                self.too_much = True
-                self._process.kill()
-                return
+        with self._stream:
+            while more := os.read(self._stream.fileno(), 1 << 16):
+                self.data += more
+                if len(self.data) > _ANSWER_MOST:
+                    self.too_much = True
+                    self._process.kill()
+                    return
 
 
 class Kubectl:
@@ -64,7 +68,8 @@ class Kubectl:
 
     def __init__(self, options: Sequence[str] = (), timeout_s: float = 30.0) -> None:
         self._options = tuple(options)
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
+        """For each call, in seconds."""
 
     def command(self, *words: str) -> list[str]:
         """Return a command line.
@@ -81,20 +86,23 @@ class Kubectl:
 
     def run(self, *words: str) -> Done:
         """Run it; what it writes is bounded."""
-        with subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            out, errors = _Reader(process, process.stdout), _Reader(process, process.stderr)
-            try:
-                status = process.wait(self._timeout_s)
-            except subprocess.TimeoutExpired:
-                return Done(-1, b"", f"no answer within {self._timeout_s:g} s")
-            finally:
-                process.kill()  # nothing happens to one that has ended
-            for reader in (out, errors):
-                reader.join(self._timeout_s)
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out, errors = _Reader(process, process.stdout), _Reader(process, process.stderr)
+        try:
+            status = process.wait(self.timeout_s)
+        except subprocess.TimeoutExpired:
+            return Done(-1, b"", f"no answer within {self.timeout_s:g} s")
+        finally:
+            process.kill()  # nothing happens to one that has ended
+            process.wait()
+        for reader in (out, errors):
+            reader.join(self.timeout_s)
+        if out.is_alive():  # a child of its own still holds the other end
+            return Done(-1, b"", f"its answer has no end within {self.timeout_s:g} s")
         if out.too_much:
             return Done(-1, b"", f"the answer is longer than {_ANSWER_MOST >> 20} MiB")
         text = bytes(errors.data[-_SAID_MOST:]).decode("utf-8", "replace")
@@ -121,13 +129,19 @@ class Kubectl:
             ) from None
 
     def namespace(self) -> str:
-        """Return the namespace of the user's context."""
+        """Return the namespace of the user's context; ``default`` where it names none, as kubectl takes it.
+
+        Raises:
+            FinwaitError: it cannot be learned.
+        """
         done = self.run("config", "view", "--minify", "-o", "jsonpath={..namespace}")
-        return (
-            done.out.decode("utf-8", "replace").strip()
-            if done.status == 0 and done.out.strip()
-            else "default"
-        )
+        if done.status != 0:
+            failure = FinwaitError(
+                f"could not learn the namespace of your context: {done.said or f'status {done.status}'}"
+            )
+            failure.hint = "name one: `-n NS`, or take all: `-A`"
+            raise failure
+        return done.out.decode("utf-8", "replace").strip() or "default"
 
 
 def _last_lines(text: str) -> str:

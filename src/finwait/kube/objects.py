@@ -7,22 +7,27 @@ twice, and one that cannot be read costs its own name only.
 The surprise: a list is believed only if it says that it is one. An empty JSON object would otherwise read as "there is
 nothing any more", and whatever answers with status 200 in place of an API server could empty all names.
 
+Nobody checks what a pod says of its owner, its annotations, or to what an EndpointSlice leads, so that anybody who may
+make one can write anything there. What has not the shape of its field is left out, and costs nobody else a name.
+
 Whose pod it is comes from its owner, without a right to read owners: a ReplicaSet of a Deployment is named for it and
-for the label ``pod-template-hash``; a Job of a CronJob ends in the time at which it was due, in minutes (in seconds
-before Kubernetes 1.21). A static pod is owned by its Node, which is no workload.
+for the label ``pod-template-hash``; a Job of a CronJob ends in the minute at which it was due, since 1970, and its pods
+are made then. (Before Kubernetes 1.21 it ended in seconds: those are Jobs here.) A static pod is owned by its Node,
+which is no workload; the annotation that names its cgroup counts for such pods only.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from ipaddress import ip_address
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from finwait.errors import DecodeError
-from finwait.uapi.cluster import Endpoint, KubeService, Pod, ServicePort
+from finwait.uapi.cluster import NAME, TEXT_MOST, UID, Endpoint, KubeService, Pod, ServicePort
 
 __all__ = [
     "EVENT_MOST",
@@ -115,6 +120,8 @@ class _Notes(_Wanted):
 
     exclude: str | None = msgspec.field(default=None, name="finwait.io/exclude")
     config_hash: str | None = msgspec.field(default=None, name="kubernetes.io/config.hash")
+    config_mirror: str | None = msgspec.field(default=None, name="kubernetes.io/config.mirror")
+    """Of the object that stands for a static pod: the hash as well."""
 
 
 class _Meta(_Wanted, rename="camel"):
@@ -126,6 +133,7 @@ class _Meta(_Wanted, rename="camel"):
 
 
 class _PodMeta(_Meta, rename="camel"):
+    creation_timestamp: str | None = None
     labels: dict[str, str] | None = None
     owner_references: list[_Owner] | None = None
 
@@ -308,7 +316,14 @@ _GROUP: Final = msgspec.json.Decoder(_Group)
 _PLAIN_IPV4: Final = re.compile(
     r"(?:(?:[1-9]?\d|1\d\d|2[0-4]\d|25[0-5])\.){3}(?:[1-9]?\d|1\d\d|2[0-4]\d|25[0-5])", re.ASCII
 )
-_CRON_END: Final = re.compile(r"(.+)-(?:\d{8}|\d{10})", re.ASCII | re.DOTALL)
+_CRON_END: Final = re.compile(r"(.+)-(\d{8})", re.ASCII | re.DOTALL)
+_CRON_LATE_S: Final = 86_400.0
+"""A pod of a CronJob is made so long after its minute at most: it may be tried again, or the controller be away."""
+_KIND: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,127}", re.ASCII)
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}", re.ASCII)
+"""Of a container."""
+_HASH: Final = re.compile(r"[0-9a-f-]{1,64}", re.ASCII)
+_PROTOCOLS: Final = frozenset({"TCP", "UDP", "SCTP"})
 _GONE: Final = frozenset({"Expired", "Gone"})
 
 
@@ -324,6 +339,22 @@ def _decoded(
         return decoder.decode(data)
     except (ValueError, RecursionError) as error:
         raise DecodeError(subject, 0, bytes(memoryview(data)[:16]), str(error)[:200]) from None
+
+
+def _shaped(shape: re.Pattern[str], text: str) -> str:
+    """Return a text that has the shape of its field; empty for any other."""
+    return text if shape.fullmatch(text) else ""
+
+
+def _identity(meta: _Meta, subject: str, *, namespaced: bool = True) -> None:
+    """Refuse an object without a name of the shape that the API server demands: it comes from no API server.
+
+    Raises:
+        DecodeError: it is such a one.
+    """
+    names = (meta.name, meta.namespace) if namespaced else (meta.name,)
+    if not all(map(NAME.fullmatch, names)) or not UID.fullmatch(meta.uid):
+        raise DecodeError(subject, 0, meta.name[:16].encode(), "a name that no object has")
 
 
 def _checked(version: str, subject: str) -> str:
@@ -358,18 +389,38 @@ def _excludes(notes: _Notes | None) -> bool:
     return notes is not None and notes.exclude is not None and notes.exclude.strip().lower() != "false"
 
 
-def _workload(owners: Iterable[_Owner], labels: dict[str, str]) -> tuple[str, str, str]:
-    """Return kind, name and uid of what a pod is part of; empty for nothing, and a uid that the pod does not say."""
+def _made_s(meta: _PodMeta) -> float:
+    """Return when a pod was made, in seconds since 1970; 0 where it does not say."""
+    try:
+        return datetime.fromisoformat(meta.creation_timestamp or "").timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _workload(owners: Iterable[_Owner], labels: dict[str, str], made_s: float) -> tuple[str, str, str]:
+    """Return kind, name and uid of what a pod is part of; empty for nothing, and a uid that the pod does not say.
+
+    Args:
+        owners: as the pod names them.
+        labels: of the pod.
+        made_s: when it was made, in seconds since 1970.
+    """
     owner = next((owner for owner in owners if owner.controller), None)
-    if owner is None or owner.kind == "Node":
+    if (
+        owner is None
+        or owner.kind == "Node"
+        or not (_KIND.fullmatch(owner.kind) and NAME.fullmatch(owner.name))
+    ):
         return "", "", ""
     if owner.kind == "ReplicaSet":
         end = f"-{labels.get('pod-template-hash', '')}"
         if len(end) > 1 and owner.name.endswith(end) and owner.name != end:
             return "Deployment", owner.name.removesuffix(end), ""
-    if owner.kind == "Job" and (cron := _CRON_END.fullmatch(owner.name)):
+    # A person may name a Job with a date, which read as minutes is many years ago.
+    cron = _CRON_END.fullmatch(owner.name) if owner.kind == "Job" else None
+    if cron is not None and -60.0 <= made_s - 60.0 * int(cron[2]) <= _CRON_LATE_S:
         return "CronJob", cron[1], ""
-    return owner.kind, owner.name, owner.uid
+    return owner.kind, owner.name, owner.uid if UID.fullmatch(owner.uid) else ""
 
 
 def _containers(status: _PodStatus) -> dict[str, str]:
@@ -383,28 +434,39 @@ def _containers(status: _PodStatus) -> dict[str, str]:
     for container in everyone:
         before = container.last_state.terminated if container.last_state else None
         for text in (before.id if before else "", container.id):
-            if number := text.rpartition("://")[2]:
-                named[number] = container.name
+            if number := _shaped(_ID, text.rpartition("://")[2]):
+                named[number] = _shaped(NAME, container.name)
     return named
+
+
+def _cgroup_uid(meta: _PodMeta) -> str:
+    """Return the hash by which the kubelet names the cgroup of a static pod; empty for other pods."""
+    notes = meta.annotations
+    static = any(owner.controller and owner.kind == "Node" for owner in meta.owner_references or ())
+    if not static or notes is None or notes.config_hash is None or notes.config_hash != notes.config_mirror:
+        return ""
+    return _shaped(_HASH, notes.config_hash)
 
 
 def _pod_object(pod: _Pod) -> KubeObject:
     meta, spec, status = pod.metadata, pod.spec, pod.status
-    labels = meta.labels or {}
-    kind, owner, owner_uid = _workload(meta.owner_references or (), labels)
+    _identity(meta, "a pod")
+    labels = {
+        key: value for key, value in (meta.labels or {}).items() if max(len(key), len(value)) <= TEXT_MOST
+    }
+    kind, owner, owner_uid = _workload(meta.owner_references or (), labels, _made_s(meta))
     # The address of a pod that has ended belongs to the next one that gets it.
     ended = status.phase in ("Succeeded", "Failed")
     own = () if ended else (status.pod_ip, *(address.ip for address in status.pod_ips or ()))
-    config_hash = meta.annotations.config_hash if meta.annotations else None
     value = Pod(
         uid=meta.uid,
         namespace=meta.namespace,
         name=meta.name,
-        node=spec.node_name,
+        node=_shaped(NAME, spec.node_name),
         kind=kind,
         owner=owner,
         owner_uid=owner_uid,
-        cgroup_uid=config_hash if config_hash and config_hash != meta.uid else "",
+        cgroup_uid=_cgroup_uid(meta),
         host_network=bool(spec.host_network),
         addresses=_addresses(own),
         containers=_containers(status),
@@ -417,26 +479,33 @@ def _pod_object(pod: _Pod) -> KubeObject:
 
 def _service_object(service: _Service) -> KubeObject:
     meta, spec = service.metadata, service.spec
+    _identity(meta, "a Service")
     balancer = service.status.load_balancer if service.status else None
-    addresses = _addresses(
-        (
-            spec.cluster_ip,
-            *(spec.cluster_ips or ()),
-            *(spec.external_ips or ()),
-            *(ingress.ip for ingress in (balancer.ingress if balancer else None) or ()),
-        )
+    assigned = (spec.cluster_ip, *(spec.cluster_ips or ()))
+    ingress = (balancer.ingress if balancer else None) or ()
+    addresses = _addresses((*assigned, *(spec.external_ips or ()), *(place.ip for place in ingress)))
+    ports = tuple(
+        ServicePort(p.port, p.node_port or 0, p.protocol, _shaped(NAME, p.name))
+        for p in spec.ports or ()
+        if p.protocol in _PROTOCOLS
     )
-    ports = tuple(ServicePort(p.port, p.node_port or 0, p.protocol, p.name) for p in spec.ports or ())
     return KubeObject(
-        meta.uid, KubeService(meta.namespace, meta.name, addresses, ports), meta.resource_version
+        meta.uid,
+        KubeService(meta.namespace, meta.name, addresses, ports, len(_addresses(assigned))),
+        meta.resource_version,
     )
 
 
 def _slice_object(part: _Slice) -> KubeObject:
     meta = part.metadata
-    name = meta.labels.service if meta.labels else ""
+    _identity(meta, "an EndpointSlice")
+    name = _shaped(NAME, meta.labels.service) if meta.labels else ""
     # A slice of no Service leads nowhere that has a name; one of host names has no addresses; no port means any.
-    ports = [port for port in part.ports or () if port.port is not None] if name else []
+    ports = (
+        [p for p in part.ports or () if p.port is not None and (p.protocol or "TCP") in _PROTOCOLS]
+        if name
+        else []
+    )
     reached = part.endpoints or [] if part.address_type != "FQDN" else []
     total = len(ports) * sum(len(endpoint.addresses or ()) for endpoint in reached)
     if not 0 < total <= _SLICE_MOST:
@@ -446,9 +515,11 @@ def _slice_object(part: _Slice) -> KubeObject:
     for endpoint in reached:
         target = endpoint.target_ref
         pod = ""
-        if target is not None and target.kind == "Pod" and target.name:
-            pod = f"{target.namespace or meta.namespace}/{target.name}"
-        node = endpoint.node_name or (endpoint.topology.node if endpoint.topology else "")
+        # A slice speaks for its own namespace only: Kubernetes' own never name another.
+        own = target is not None and target.namespace in ("", meta.namespace)
+        if target is not None and own and target.kind == "Pod" and NAME.fullmatch(target.name):
+            pod = f"{meta.namespace}/{target.name}"
+        node = _shaped(NAME, endpoint.node_name or (endpoint.topology.node if endpoint.topology else ""))
         ready = endpoint.conditions is None or endpoint.conditions.ready is not False
         endpoints += [
             Endpoint(service, address, port.port or 0, port.protocol or "TCP", pod, node, ready)
@@ -472,6 +543,7 @@ def _object(resource: Resource, data: bytes | msgspec.Raw) -> KubeObject:
             return _service_object(raw)
         case _Slice():
             return _slice_object(raw)
+    _identity(raw.metadata, "a namespace", namespaced=False)
     return KubeObject(
         raw.metadata.uid,
         KubeNamespace(raw.metadata.name, _excludes(raw.metadata.annotations)),

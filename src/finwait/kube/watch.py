@@ -396,7 +396,9 @@ class _Follower:
                     self.counts.received_bytes += len(piece)
                     for line in lines.feed(piece):
                         self._event(line)
-                    self._watcher.ending.wait(self._pacing.gather_s)
+                    if channel.waited:  # not while there is more: each event is a piece of its own
+                        channel.waited = False
+                        self._watcher.ending.wait(self._pacing.gather_s)
             finally:
                 healthy = time.monotonic() - begun >= min(self._pacing.healthy_s, seconds / 2)
                 if healthy:

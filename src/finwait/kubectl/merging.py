@@ -1,7 +1,7 @@
 """Answers of several nodes as one: a document, and the lines of a table. Pure.
 
-What a node says is another machine's: text is made printable, and what has not the shape that is expected is left out,
-with a gap that says so.
+What a node says is another machine's: text is made printable. What is not of the shape that is read is no answer and
+never comes here (`finwait.kubectl.answers`); should it, it is left out.
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ def gaps_of(answers: Iterable[NodeAnswer]) -> list[Gap]:
         if answer.failure:
             gaps.append(Gap(where, f"ask its agent: {printable(answer.failure)[:300]}", ""))
         gaps += answer.gaps
+        if count := sum(map(_count, _objects((answer.document or {}).get("unjudged")))):
+            gaps.append(
+                Gap(
+                    where, f"judge {count:,} connections by the FILTER", "what it asks for is not known there"
+                )
+            )
         for gap in _objects((answer.document or {}).get("gaps")):
             place, doing, needs = (printable(text)[:300] for text in _texts(gap, "where", "doing", "needs"))
             gaps.append(Gap(f"{where}: {place}", doing, needs))
@@ -66,19 +72,20 @@ def diagnosis(answers: Sequence[NodeAnswer], gaps: Iterable[Gap]) -> dict[str, A
 def connections(answers: Sequence[NodeAnswer], gaps: Iterable[Gap]) -> dict[str, Any]:
     """Return lists of connections as one document; each has its node."""
     items = [
-        {"node": answer.node, **item}
+        {"node": answer.node} | dict(item) | {"node": answer.node}
         for answer in answers
         for item in _objects((answer.document or {}).get("items"))
     ]
     return document("ClusterConnectionList", {"items": items}, gaps)
 
 
-def table(answers: Sequence[NodeAnswer], *, listed: bool) -> Iterator[str]:
+def table(answers: Sequence[NodeAnswer], *, listed: bool, scope: str = "") -> Iterator[str]:
     """Return the lines of a table: of connections, or of what is wrong.
 
     Args:
         answers: of the nodes.
         listed: whether they are lists of connections.
+        scope: what was asked about, as the end of a sentence; empty for everything.
     """
     if listed:
         rows = [
@@ -94,7 +101,9 @@ def table(answers: Sequence[NodeAnswer], *, listed: bool) -> Iterator[str]:
     ]
     if not groups:
         asked = sum(answer.document is not None for answer in answers)
-        yield f"nothing is stuck on {asked} node{'s' if asked != 1 else ''} that answered"
+        where = f"{printable(scope)[:200]} " if scope else ""
+        rest = "; `kubectl finwait -A` asks about everything" if scope else ""
+        yield f"nothing {where}is stuck on {asked} node{'s' if asked != 1 else ''} that answered{rest}"
         return
     order = sorted(groups, key=lambda group: (_rank(group[1]), -_count(group[1]), group[0]))
     yield from _lines(_GROUPS, [_group(node, finding) for node, finding in order])

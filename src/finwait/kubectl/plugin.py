@@ -16,10 +16,11 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from finwait.errors import FinwaitError, Gap, UsageError
+from finwait.errors import FilterError, FinwaitError, Gap, UsageError
 from finwait.kubectl import merging
-from finwait.kubectl.agents import AgentPod, Agents
-from finwait.kubectl.selection import filter_words, pod_of
+from finwait.kubectl.agents import NO_AGENT, AgentPod, Agents
+from finwait.kubectl.selection import filter_words, pod_of, scope
+from finwait.selecting import parse_filter
 from finwait.table.units import printable
 from finwait.version import __version__
 
@@ -27,7 +28,35 @@ __all__ = ["build_parser", "main"]
 
 COMMANDS: Final = ("diagnose", "list", "explain", "clear", "top", "page", "debug", "audit")
 _UNSEEN: Final = 3
-_NO_AGENT: Final = "install the chart there, or look once: `kubectl finwait debug NODE --image IMAGE`"
+_WRONG: Final = (UsageError, FilterError)
+"""What is wrong in the command line."""
+_LONGEST_S: Final = 86_400.0
+
+
+def _seconds(text: str) -> float:
+    """Return a time in seconds.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none that can be waited for.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"write seconds, more than 0 and at most {_LONGEST_S:g}")
+    return seconds
+
+
+def _port(text: str) -> int:
+    """Return a port.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError("write a port from 1 to 65535")
+    return int(text)
 
 
 def _which(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -40,10 +69,10 @@ def _which(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def _common(parser: argparse.ArgumentParser) -> None:
     group = _which(parser)
     group.add_argument(
-        "--agents", metavar="NS", default="", help="namespace of the agents (default: all are searched)"
+        "--agents", metavar="NS", default="", help="namespace of the agents (default: the one that has them)"
     )
     group.add_argument(
-        "--timeout", type=float, default=30.0, metavar="SECONDS", help="for each node (default 30)"
+        "--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="for each node (default 30)"
     )
 
 
@@ -83,7 +112,7 @@ def _of_one_node(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     page = commands.add_parser("page", help="forward the page of a node to this machine", allow_abbrev=False)
     page.add_argument("--node", metavar="NODE", required=True)
     page.add_argument(
-        "--port", type=int, default=9944, metavar="PORT", help="here, and in the pod (default 9944)"
+        "--port", type=_port, default=9944, metavar="PORT", help="on this machine (default 9944)"
     )
     _common(page)
     debug = commands.add_parser("debug", help="look once on a node without an agent", allow_abbrev=False)
@@ -123,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "-w",
             "--watch",
-            type=float,
+            type=_seconds,
             nargs="?",
             const=5.0,
             metavar="SECONDS",
@@ -143,38 +172,38 @@ class _Plugin:
         for name in ("context", "kubeconfig"):
             if value := getattr(args, name):
                 options += [f"--{name}", value]
+        self.scope = ""
+        """What is asked about; empty for everything."""
         self.kubectl = Agents(options, getattr(args, "timeout", 30.0))
 
     def _words(self) -> list[str]:
+        """Return the FILTER, and note what it is about."""
         args = self.args
         namespace = "" if args.all_namespaces else args.namespace or self.kubectl.namespace()
+        self.scope = scope(namespace, args.selector, args.filter)
         return filter_words(namespace, args.selector, args.filter)
 
     def _agent(self, node: str) -> AgentPod:
-        for agent in self.kubectl.agents(self.args.agents):
-            if agent.node == node:
-                return agent
-        failure = FinwaitError(f"no agent runs on node `{node}`")
-        failure.hint = _NO_AGENT
-        raise failure
+        """Return the agent of a node, where nothing else looks like one."""
+        return self.kubectl.agents(self.args.agents).on(node, named=bool(self.args.agents))
 
     def _asked(self) -> tuple[list[AgentPod], list[Gap]]:
-        """Return the agents to ask, and the nodes that have none."""
+        """Return the agents to ask, and the nodes that have none, or several."""
         agents = self.kubectl.agents(self.args.agents)
         if self.args.node:
-            return [self._agent(self.args.node)], []
-        if not agents:
+            return [agents.on(self.args.node, named=True)], []
+        if not agents.one_a_node and not agents.several:
             failure = FinwaitError("no agent runs in this cluster, or none that you may see")
-            failure.hint = _NO_AGENT
+            failure.hint = NO_AGENT
             raise failure
         nodes, gaps = self.kubectl.nodes()
-        present = {agent.node for agent in agents}
+        present = {agent.node for agent in agents.one_a_node} | agents.several.keys()
         without = [
-            Gap(f"node {node}", "ask its agent: none runs there", _NO_AGENT)
+            Gap(f"node {node}", "ask its agent: none runs there", NO_AGENT)
             for node in nodes
             if node not in present
         ]
-        return agents, [*gaps, *without]
+        return list(agents.one_a_node), [*gaps, *without, *agents.gaps]
 
     def look(self) -> int:
         """Ask all agents, and show one answer."""
@@ -185,7 +214,7 @@ class _Plugin:
         answers = self.kubectl.ask_all(agents, args.command, "-o", "json", "--", *words)
         gaps = [*missing, *merging.gaps_of(answers)]
         merged = merging.connections(answers, gaps) if listed else merging.diagnosis(answers, gaps)
-        _print(args.output, merged, answers, listed=listed)
+        _print(args.output, merged, answers, listed=listed, scope=self.scope)
         _tell(gaps if args.output == "text" else ())
         if not any(answer.document is not None for answer in answers):
             return 1
@@ -196,7 +225,8 @@ class _Plugin:
         args = self.args
         answers = [self.kubectl.debug(args.node, args.image, "diagnose", "-o", "json", "--", *args.filter)]
         gaps = merging.gaps_of(answers)
-        _print(args.output, merging.diagnosis(answers, gaps), answers, listed=False)
+        about = scope("", "", args.filter)
+        _print(args.output, merging.diagnosis(answers, gaps), answers, listed=False, scope=about)
         _tell(gaps if args.output == "text" else ())
         return 1 if answers[0].document is None else _UNSEEN if gaps else 0
 
@@ -207,6 +237,7 @@ class _Plugin:
         name = pod_of(args.pod)
         words = [f'pod = "{namespace}/{name}"']
         if args.filter:
+            parse_filter(args.filter)  # by itself: within our parentheses it could come to mean more
             words = [f"( {words[0]} ) and ( {' '.join(args.filter)} )"]
         agent = self._agent(self.kubectl.node_of(name, namespace))
         _become(self.kubectl.exec_words(agent, "diagnose", "--detail", "--", *words))
@@ -234,14 +265,13 @@ class _Plugin:
     def page(self) -> NoReturn:
         """Forward the page."""
         agent = self._agent(self.args.node)
-        sys.stderr.write(
-            f"finwait: the page of {printable(agent.node)}: http://127.0.0.1:{self.args.port}/\n"
-        )
+        if not agent.port:
+            raise FinwaitError(f"the agent {agent.path} serves no page")
+        scheme, port = "https" if agent.tls else "http", self.args.port
+        sys.stderr.write(f"finwait: the page of {printable(agent.node)}: {scheme}://127.0.0.1:{port}/\n")
         sys.stderr.flush()
-        port = str(self.args.port)
-        _become(
-            self.kubectl.command("port-forward", "-n", agent.namespace, f"pod/{agent.name}", f"{port}:9944")
-        )
+        place = ("-n", agent.namespace, f"pod/{agent.name}")
+        _become(self.kubectl.command("port-forward", *place, f"{port}:{agent.port}"))
 
 
 def _become(command: Sequence[str]) -> NoReturn:
@@ -250,12 +280,12 @@ def _become(command: Sequence[str]) -> NoReturn:
 
 
 def _print(
-    output: str, merged: dict[str, Any], answers: Sequence[merging.NodeAnswer], *, listed: bool
+    output: str, merged: dict[str, Any], answers: Sequence[merging.NodeAnswer], *, listed: bool, scope: str
 ) -> None:
     if output == "json":
         sys.stdout.write(msgspec.json.encode(merged).decode() + "\n")
     else:
-        sys.stdout.write("".join(f"{line}\n" for line in merging.table(answers, listed=listed)))
+        sys.stdout.write("".join(f"{line}\n" for line in merging.table(answers, listed=listed, scope=scope)))
     sys.stdout.flush()
 
 
@@ -290,19 +320,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         run: Callable[[], int] = (
             plugin.look if args.command in ("diagnose", "list") else getattr(plugin, args.command)
         )
+        seconds = getattr(args, "watch", None)
+        if seconds is None:
+            return run()
         while True:
-            status = run()
-            seconds = getattr(args, "watch", None)
-            if seconds is None:
-                return status
+            _again(run)
             time.sleep(max(1.0, seconds))
             sys.stdout.write("\n")
     except FinwaitError as error:
-        sys.stderr.write(f"finwait: error: {printable(str(error))}\n")
-        if hint := getattr(error, "hint", ""):
-            sys.stderr.write(f"hint: {printable(hint)}\n")
-        return 2 if isinstance(error, UsageError) else 1
+        return _failed(error)
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _again(run: Callable[[], int]) -> None:
+    """Run once of many times; one that fails is told and ends nothing.
+
+    Raises:
+        UsageError: it would fail each time.
+        FilterError: so would this.
+    """
+    try:
+        run()
+    except _WRONG:
+        raise
+    except FinwaitError as error:
+        _failed(error)
+
+
+def _failed(error: FinwaitError) -> int:
+    """Tell an error; return the exit status."""
+    sys.stderr.write(f"finwait: error: {printable(str(error))}\n")
+    if hint := error.hint:
+        sys.stderr.write(f"hint: {printable(hint)}\n")
+    return 2 if isinstance(error, _WRONG) else 1

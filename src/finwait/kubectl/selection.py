@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from finwait.errors import UsageError
+from finwait.selecting import parse_filter
 
-__all__ = ["filter_words", "label_words", "pod_of"]
+__all__ = ["filter_words", "label_words", "pod_of", "scope"]
 
 _KEY: Final = r"[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?"
 _VALUE: Final = r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?"
@@ -46,7 +47,10 @@ def filter_words(namespace: str, selector: str, words: Sequence[str]) -> list[st
 
     Raises:
         UsageError: the namespace or the selector is none.
+        FilterError: the FILTER is none by itself; within parentheses of ours it could become one that means more.
     """
+    if words:
+        parse_filter(list(words))
     predicates = []
     if namespace:
         predicates.append(f'namespace = "{_named(namespace, "namespace")}"')
@@ -56,6 +60,14 @@ def filter_words(namespace: str, selector: str, words: Sequence[str]) -> list[st
         return list(words)
     chosen = " and ".join(predicates)
     return [f"( {chosen} ) and ( {' '.join(words)} )" if words else chosen]
+
+
+def scope(namespace: str, selector: str, words: Sequence[str]) -> str:
+    """Return what was asked about, as the end of a sentence; empty for everything."""
+    parts = [f"in namespace {namespace}"] if namespace else []
+    parts += [f"of pods with {selector}"] if selector else []
+    parts += [f"that matches `{' '.join(words)}`"] if words else []
+    return " ".join(parts)
 
 
 def pod_of(text: str) -> str:

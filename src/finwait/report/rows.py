@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from finwait.report.cells import padded, widest
-from finwait.table.units import csv_cells
+from finwait.table.units import csv_cells, printable
 from finwait.uapi import tcp
 from finwait.uapi.inet_diag import FAMILY_NAMES, PROTOCOL_NAMES
 
@@ -34,6 +34,8 @@ HEADINGS = {
 }  # fmt: skip
 _RIGHT = frozenset({"rqueue", "wqueue", "pid", "fd", "uid", "inode", "holders"})
 _CHUNK = 4096
+_BREAKS = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
+"""What begins a line or a column somewhere."""
 
 
 def _texts(cells: Cells, name: str) -> list[str]:
@@ -43,9 +45,14 @@ def _texts(cells: Cells, name: str) -> list[str]:
     kinds = set(map(type, values))
     if kinds == {int}:
         return list(map(str, values))
-    if kinds == {str} and "" not in values:
-        return values
-    return ["-" if v is None or v == "" else v if isinstance(v, str) else str(v) for v in values]
+    texts = values
+    if kinds != {str} or "" in values:
+        texts = ["-" if v is None or v == "" else v if isinstance(v, str) else str(v) for v in values]
+    # A name that somebody else chose may end a line, and go on as a row of its own.
+    whole = "".join(texts)
+    if whole.isprintable() or _BREAKS.isdisjoint(whole):
+        return texts
+    return [text if _BREAKS.isdisjoint(text) else printable(text) for text in texts]
 
 
 def text_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) -> Iterator[str]:

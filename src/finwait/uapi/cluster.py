@@ -9,6 +9,7 @@ What follows the API server is `finwait.kube`; what is joined with connections i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Final, Literal
@@ -18,7 +19,10 @@ import msgspec
 __all__ = [
     "JOINED_FROM",
     "KUBE_PARTS_MOST",
+    "NAME",
     "NO_NAMES",
+    "TEXT_MOST",
+    "UID",
     "ClusterEvent",
     "ClusterNames",
     "Endpoint",
@@ -31,7 +35,12 @@ __all__ = [
 
 KUBE_PARTS_MOST: Final = 1000
 """Labels, addresses, containers or ports of one object that are kept."""
-KubeText = Annotated[str, msgspec.Meta(max_length=512)]
+TEXT_MOST: Final = 512
+"""Characters of a text that is kept."""
+NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:~-]{0,252})", re.ASCII)
+"""Of objects and namespaces: no slash, which is ours, and nothing that does not print."""
+UID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+KubeText = Annotated[str, msgspec.Meta(max_length=TEXT_MOST)]
 """A name, address, id or label: the longest that Kubernetes allows is the key of a label, 317 characters."""
 
 
@@ -92,6 +101,8 @@ class KubeService(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     addresses: Annotated[tuple[KubeText, ...], msgspec.Meta(max_length=KUBE_PARTS_MOST)] = ()
     """Its cluster addresses, external ones, and those of its load balancer; none of a headless one."""
     ports: Annotated[tuple[ServicePort, ...], msgspec.Meta(max_length=KUBE_PARTS_MOST)] = ()
+    assigned: int = 0
+    """How many of its addresses, the first ones, the cluster gave it; who makes a Service chooses the others."""
 
     @property
     def path(self) -> str:
@@ -149,8 +160,17 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
 
     @cached_property
     def _by_uid(self) -> dict[str, Pod]:
-        # An annotation, which anybody may write, never takes the name of a pod away.
-        named = {pod.cgroup_uid: pod for pod in self.pods if pod.cgroup_uid}
+        # Anybody may write an annotation. It never takes the name of a pod away, and two pods with one hash are one
+        # that is not known; the object of a static pod that was made anew is still that pod.
+        static: dict[str, Pod] = {}
+        taken: set[str] = set()
+        for pod in sorted(
+            (pod for pod in self.pods if pod.cgroup_uid), key=lambda pod: (pod.gone_s > 0, -pod.gone_s)
+        ):
+            first = static.setdefault(pod.cgroup_uid, pod)
+            if first.path != pod.path and (first.gone_s > 0) == (pod.gone_s > 0):
+                taken.add(pod.cgroup_uid)
+        named = {uid: pod for uid, pod in static.items() if uid not in taken}
         return named | {pod.uid: pod for pod in self.pods}
 
     @cached_property
@@ -182,17 +202,30 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         return owners
 
     @cached_property
-    def _doors(self) -> dict[tuple[str, int], str]:
-        """Address and TCP port at which a Service is asked → its path."""
-        doors: dict[tuple[str, int], str] = {}
+    def _doors(self) -> dict[tuple[str, int], str | None]:
+        """Address and TCP port at which a Service is asked → its path; None where several say that it is theirs.
+
+        Where one has its cluster address, that is asked first, as by kube-proxy.
+        """
+        chosen: dict[tuple[str, int], str | None] = {}
+        assigned: dict[tuple[str, int], str | None] = {}
         for service in self.services:
             for port in service.ports:
                 if port.protocol != "TCP":
                     continue
-                doors |= {(address, port.port): service.path for address in service.addresses}
+                for k, address in enumerate(service.addresses):
+                    doors = assigned if k < service.assigned else chosen
+                    if doors.setdefault((address, port.port), service.path) != service.path:
+                        doors[address, port.port] = None
                 if port.node_port:
-                    doors |= {(address, port.node_port): service.path for address in self.node_addresses}
-        return doors
+                    assigned |= {(address, port.node_port): service.path for address in self.node_addresses}
+        return chosen | assigned
+
+    @cached_property
+    def node_ports(self) -> frozenset[int]:
+        """TCP ports at which every node answers for a Service."""
+        ports = (port for service in self.services for port in service.ports)
+        return frozenset(port.node_port for port in ports if port.node_port and port.protocol == "TCP")
 
     @cached_property
     def _behind(self) -> dict[tuple[str, int], tuple[str, ...]]:
@@ -229,8 +262,8 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         """
         return self._by_address.get(address)
 
-    def service_at(self, address: str, port: int) -> str:
-        """Return the path of the Service that is asked at a place; empty for none."""
+    def service_at(self, address: str, port: int) -> str | None:
+        """Return the path of the Service that is asked at a place; empty for none, None where it is not known."""
         return self._doors.get((address, port), "")
 
     def services_behind(self, address: str, port: int) -> tuple[str, ...]:
@@ -245,7 +278,6 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         """
         asked = set(addresses)
         led = {e.service for e in self.endpoints if e.address in asked}
-        local = bool(asked & set(self.node_addresses))  # where every NodePort answers
         return msgspec.structs.replace(
             self,
             services=tuple(
@@ -253,7 +285,7 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
                 for service in self.services
                 if service.path in led
                 or asked & set(service.addresses)
-                or (local and any(port.node_port for port in service.ports))
+                or any(port.node_port for port in service.ports)  # at an address of any node
             ),
             endpoints=tuple(e for e in self.endpoints if e.address in asked),
         )
@@ -271,6 +303,7 @@ JOINED_FROM: Final[Mapping[str, tuple[str, ...]]] = {
     "_by_path": ("pods",),
     "_by_address": ("pods", "endpoints"),
     "_doors": ("services", "node_addresses"),
+    "node_ports": ("services",),
     "_behind": ("endpoints",),
     "door_addresses": ("services", "node_addresses"),
     "endpoint_addresses": ("endpoints",),

@@ -54,6 +54,16 @@ def test_news_of_one_kind_is_told_every_five_minutes() -> None:
     assert len(pace.due([group(rule="fin-wait2-held")], {}, KNOWN, AGAIN_S + 1)) == 1
 
 
+def test_of_two_workloads_with_one_name_it_is_not_known_which_one_is_meant() -> None:
+    first, second = (
+        Pod(f"u{k}", "shop", f"cart-{k}", kind=kind, owner="cart")
+        for k, kind in ((1, "Deployment"), (2, "Job"))
+    )
+    for pods in ((first, second), (second, first)):
+        assert EventPace().due([group()], {}, ClusterNames(pods=pods), 0.0) == []
+    assert len(EventPace().due([group()], {}, ClusterNames(pods=(first, first)), 0.0)) == 1
+
+
 @pytest.mark.parametrize(
     "more",
     [{"severity": "notice"}, {"namespace": ""}, {"count": 0}, {"oldest_s": 59.0}, {"workload": "gone"}],
@@ -230,6 +240,42 @@ def test_without_the_right_there_is_a_gap_until_it_is_given(
     api.stop()
     assert not made.write(EVENT)
     assert made.gap is not None
+
+
+def test_what_fails_for_another_reason_asks_for_no_right(
+    api: EventApi, writer: Callable[[], EventWriter]
+) -> None:
+    made = writer()
+    for status in (422, 429, 500):
+        api.status = status
+        assert not made.write(EVENT)
+        assert made.gap is not None
+        assert (made.gap.needs, f"status {status}" in made.gap.doing) == ("", True)
+
+
+def test_an_event_of_a_namespace_that_has_gone_is_no_gap(
+    api: EventApi, writer: Callable[[], EventWriter]
+) -> None:
+    made = writer()
+    api.status = 404
+    assert not made.write(EVENT)
+    assert made.gap is None
+
+
+def test_a_failure_is_not_told_for_ever(api: EventApi, writer: Callable[[], EventWriter]) -> None:
+    times = [1000.0]
+    made = EventWriter(writer()._access, writer()._wake, lambda: times[0])
+    api.status = 500
+    assert not made.write(EVENT)
+    assert made.gap is not None
+    times[0] += 601.0
+    assert made.gap is None
+
+
+def test_a_name_that_is_cut_ends_as_a_name_does(api: EventApi, writer: Callable[[], EventWriter]) -> None:
+    assert writer().write(msgspec.structs.replace(EVENT, name="a" * 199 + "-" + "b" * 20))
+    ((place, _),) = api.events.items()
+    assert f"/{'a' * 199}.finwait-" in place
 
 
 def test_the_process_tells_what_the_looker_wants_to_be_told(api: EventApi) -> None:

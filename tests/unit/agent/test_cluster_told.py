@@ -8,11 +8,14 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from finwait.agent import cluster_told
 from finwait.agent.cluster_told import (
     LENGTH,
     FollowRequest,
     NamesMessage,
+    Pieces,
     about_pods,
     bounded,
     decode_message,
@@ -75,6 +78,20 @@ def test_any_bytes_are_a_message_or_none(data: bytes) -> None:
 def test_a_name_that_no_object_has_is_no_message(pods: Any) -> None:
     with pytest.raises(DecodeError):
         decode_message(body(msgspec.structs.replace(FULL, pods=pods)))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        replace(END, pod="shop/db-0\nFIN_WAIT2  0  0  forged row"),
+        replace(END, pod="db-0"),
+        replace(END, service="shop/db/x"),
+        replace(END, node="a b"),
+    ],
+)
+def test_an_endpoint_of_a_name_that_no_object_has_is_no_message(end: Endpoint) -> None:
+    with pytest.raises(DecodeError):
+        decode_message(body(replace(FULL, endpoints=(end,))))
 
 
 def test_an_owner_that_a_pod_made_up_is_left_out_before_it_is_told() -> None:
@@ -170,11 +187,69 @@ def test_a_pod_with_more_parts_than_are_kept_does_not_keep_the_names_of_others_a
 
 def test_what_is_too_long_for_one_message_comes_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = NamesMessage(
-        pods=(CART, DB), services=(SERVICE,), endpoints=(END,), as_of=ALL, gaps=(("a", "b", "c"),)
+        pods=tuple(replace(CART, uid=f"u{k}") for k in range(100)),
+        services=(SERVICE,),
+        endpoints=(END,),
+        as_of=ALL,
+        gaps=(("a", "b", "c"),),
     )
     assert len(framed(whole)) == 1
-    monkeypatch.setattr("finwait.agent.cluster_told.FRAME_MOST", len(encode_message(whole)) - LENGTH - 1)
-    names = NO_NAMES
+    monkeypatch.setattr("finwait.agent.cluster_told.FRAME_MOST", 6000)
+    assert len(framed(whole)) > 3
+    names, pieces = NO_NAMES, Pieces()
     for data in framed(whole):
-        names = taken(names, decode_message(data[LENGTH:]), 100.0)
+        message = pieces.put(decode_message(data[LENGTH:]))
+        names = taken(names, message, 100.0) if message is not None else names
     assert (names.pods, names.services, names.endpoints) == (whole.pods, whole.services, whole.endpoints)
+
+
+def told(message: NamesMessage) -> tuple[ClusterNames, NamesMessage]:
+    """Return what the looker has after a message, and the last whole one."""
+    names, pieces, last = NO_NAMES, Pieces(), NamesMessage()
+    for data in framed(message):
+        assert len(data) - LENGTH <= cluster_told.FRAME_MOST
+        whole = pieces.put(decode_message(data[LENGTH:]))
+        if whole is None:
+            assert not names.endpoints, "a piece of a part takes nothing away"
+            continue
+        names, last = taken(names, whole, 100.0), whole
+    return names, last
+
+
+def test_a_large_cluster_keeps_all_its_names() -> None:
+    """59,000 endpoints of ordinary names are 14 MiB."""
+    ends = tuple(
+        Endpoint(
+            "team-namespace-production/some-service-name-here", f"10.{k // 62500}.{k // 250 % 250}.{k % 250 + 1}", 8080,
+            "TCP", f"team-namespace-production/some-service-name-here-7d9f8b6c5d-{k:05}",
+            "ip-10-0-123-45.eu-west-1.compute.internal",
+        )
+        for k in range(59_000)
+    )  # fmt: skip
+    labels = {f"{'p' * 240}/{'k' * 57}{k:04}": "v" * 63 for k in range(1000)}
+    pods = tuple(replace(CART, uid=f"u{k}", labels=labels) for k in range(40))
+    names, last = told(replace(FULL, endpoints=ends, pods=pods))
+    assert names.endpoints == ends
+    assert names.pods == pods
+    assert not last.gaps
+
+
+def test_what_finds_no_room_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = tuple(replace(END, pod=f"shop/db-{k:04}") for k in range(2000))
+    monkeypatch.setattr(cluster_told, "FRAME_MOST", 8000)
+    names, last = told(replace(FULL, endpoints=ends, gaps=(("a", "b", "c"),)))
+    assert 0 < len(names.endpoints) < 2000
+    assert names.endpoints == ends[: len(names.endpoints)]
+    (first, second) = last.gaps
+    assert first == ("a", "b", "c")
+    assert (
+        f"{len(names.endpoints):,} are kept, {2000 - len(names.endpoints):,} take too much room" in second[1]
+    )
+
+
+def test_pieces_without_an_end_are_refused() -> None:
+    pieces, piece = Pieces(), NamesMessage(pods=(CART,), more=True)
+    for _ in range(cluster_told.PIECES_MOST - 1):
+        assert pieces.put(piece) is None
+    with pytest.raises(DecodeError):
+        pieces.put(piece)

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from finwait.diagnosis.view import View
 from finwait.errors import FilterError
 from finwait.report.columns import Cells
 from finwait.report.json import connections, objects
+from finwait.report.rows import text_lines
 from finwait.selecting import parse_filter
 from finwait.table.sockets import pack_address
 from finwait.uapi import tcp
@@ -56,6 +58,10 @@ NAMES = ClusterNames(
     node_addresses=("192.0.2.1",),
     as_of={"pods": 1.0, "services": 1.0, "endpointslices": 1.0},
 )  # fmt: skip
+
+
+def replace_names(**change: Any) -> ClusterNames:
+    return msgspec.structs.replace(NAMES, **change)
 
 
 def row(**cells: Any) -> dict[str, Any]:
@@ -100,6 +106,18 @@ def test_what_has_no_cgroup_has_the_pod_of_its_namespace_or_of_its_address() -> 
     assert column(named(CLIENT, other, inside), "pod")[2] is None
 
 
+def test_what_a_service_of_the_node_does_within_a_pod_is_not_the_pods() -> None:
+    """As containerd's at each `kubectl port-forward`, or by nsenter: in the namespace and by the address."""
+    service = CLIENT | {"cgroup_id": 4, "cookie": 17, "sport": 40002}
+    orphan = service | {"inode": 0, "cookie": 18}
+    unknown = service | {"cgroup_id": 0, "cookie": 19}  # whoever holds it cannot be seen
+    v = named(CLIENT, service, orphan, unknown)
+    assert column(v, "pod") == ["shop/cart-7d9-x", None, None, None]
+    for words in ("workload = shop/cart", "namespace = shop", "label = app=cart"):
+        assert parse_filter([words]).mask(v.sockets, ViewContext(v)).tolist() == [True, False, False, False]
+    assert column(named(service, orphan), "pod") == [None, None]
+
+
 def test_a_pod_in_its_node_s_network_is_found_by_cgroup_only() -> None:
     proxy = row(src="192.0.2.1", cgroup_id=3)
     daemon = row(src="192.0.2.1", cgroup_id=4, cookie=14)
@@ -132,7 +150,7 @@ def test_a_service_is_named_where_its_client_shows_it_and_else_not_known() -> No
         services=alone,
         endpoints=NAMES.endpoints,
         node_addresses=("192.0.2.1",),
-        as_of={"pods": 1.0},
+        as_of=NAMES.as_of,
     )
 
     def services(*rows: dict[str, Any]) -> list[str | None]:
@@ -152,10 +170,40 @@ def test_a_service_is_named_where_its_client_shows_it_and_else_not_known() -> No
     assert column(both, "peer_pod") == ["shop/db-0", "shop/cart-7d9-x"]
 
 
+@pytest.mark.parametrize("missing", ["services", "endpointslices"])
+def test_no_service_is_said_only_where_services_are_known(missing: str) -> None:
+    elsewhere = CLIENT | {"dst": "198.51.100.1", "dport": 80}
+    assert list(named(elsewhere).row_names.service) == [""]
+    less = replace_names(as_of={name: at for name, at in NAMES.as_of.items() if name != missing})
+    assert list(named(elsewhere, names=less).row_names.service) == [None]
+
+
+def test_a_node_port_of_another_node_may_be_that_of_a_service() -> None:
+    other_node = CLIENT | {"dst": "192.0.2.2", "dport": 30007}
+    for names in (NAMES, NAMES.about(["192.0.2.2"])):
+        v = named(other_node, names=names)
+        assert list(v.row_names.service) == [None]
+        assert not parse_filter(["service != shop/db"]).mask(v.sockets, ViewContext(v)).any()
+    assert list(named(other_node | {"dport": 30008}).row_names.service) == [""]
+    assert list(named(other_node | {"dst": "10.1.0.5"}).row_names.service) == [""], "a pod is no node"
+
+
+def test_a_name_that_ends_a_line_makes_no_row_of_its_own() -> None:
+    """From a file that kubectl printed, say: whatever has it, a row is a line."""
+    wild = "shop/db-0\nFIN_WAIT2  0  0  forged row"
+    ends = (Endpoint("shop/x", "10.2.0.77", 1, pod=wild),)
+    v = named(CLIENT | {"dst": "10.2.0.77"}, names=replace_names(endpoints=ends))
+    said = "".join(text_lines(Cells(v, np.arange(1)), ("dst", "peer_pod", "service")))
+    assert len(said.splitlines()) == 2
+    assert "shop/db-0\\nFIN_WAIT2" in said
+
+
 def test_dual_stack() -> None:
     v6 = CLIENT | {"family": 10, "dst": "fd01::7"}
     assert column(named(v6), "service") == ["shop/db"]
-    assert column(named(CLIENT | {"family": 10, "src": "fd00::6", "cgroup_id": 0}), "pod") == ["shop/db-0"]
+    assert column(named(CLIENT | {"family": 10, "src": "fd00::6", "cgroup_id": 0, "inode": 0}), "pod") == [
+        "shop/db-0"
+    ]
 
 
 @pytest.mark.parametrize(

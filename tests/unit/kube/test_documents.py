@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from finwait.cli import main
 from finwait.errors import DecodeError
-from finwait.kube.documents import names_of
+from finwait.kube.documents import names_of, read_names
 from finwait.recording import Replay, open_recording, record
 from finwait.recording.redact import redact
 from tests.captures.make import HERE
@@ -69,6 +71,24 @@ def test_a_command_takes_names_from_a_file(printed: Path, capsys: pytest.Capture
     assert "Service objects" in err + out
     assert main(["list", "--from", str(RECORDING), "workload", "=", "shop/cart"]) == 2
     assert "--kube-names" in capsys.readouterr().err
+
+
+def test_names_of_a_while_ago_say_so(printed: Path) -> None:
+    now = time.time()
+    names, gaps = read_names(str(printed))
+    assert "old" not in "".join(map(str, gaps))
+    os.utime(printed, (now, now - 90 * 86_400))
+    names, gaps = read_names(str(printed))
+    assert "it is 90 d old" in str(gaps[-1])
+    assert names.as_of["pods"] < now - 80 * 86_400
+
+
+def test_one_object_alone_is_taken_as_well() -> None:
+    pod = document()["items"][0]
+    names, _ = names_of(json.dumps(pod).encode(), 5.0)
+    assert [pod.path for pod in names.pods] == ["shop/cart-7d9f-x2x"]
+    with pytest.raises(DecodeError):
+        names_of(json.dumps(pod | {"kind": "Secret"}).encode(), 5.0)
 
 
 def test_names_are_in_a_recording_and_its_redaction_hides_them(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from finwait.agent.cluster_told import LENGTH, NamesMessage, decode_message, encode_message
 from finwait.errors import DecodeError
+from finwait.kube.names import NameKeeper
 from finwait.kube.objects import (
     EndpointSlice,
     EventLines,
@@ -64,9 +66,7 @@ def test_a_pod_of_a_deployment() -> None:
         (("ReplicaSet", "cart-7d9f"), {"pod-template-hash": "7d9f"}, ("Deployment", "cart")),
         (("ReplicaSet", "cart-7d9f"), {}, ("ReplicaSet", "cart-7d9f")),
         (("ReplicaSet", "cart-7d9f"), {"pod-template-hash": "other"}, ("ReplicaSet", "cart-7d9f")),
-        (("ReplicaSet", "-7d9f"), {"pod-template-hash": "7d9f"}, ("ReplicaSet", "-7d9f")),
-        (("Job", "backup-29384756"), {}, ("CronJob", "backup")),
-        (("Job", "backup-1609459200"), {}, ("CronJob", "backup")),
+        (("ReplicaSet", "-7d9f"), {"pod-template-hash": "7d9f"}, ("", "")),
         (("Job", "backup-2"), {}, ("Job", "backup-2")),
         (("Job", "backup"), {}, ("Job", "backup")),
         (("StatefulSet", "db"), {}, ("StatefulSet", "db")),
@@ -86,8 +86,30 @@ def test_a_workload_is_known_from_owners_alone(
 def test_the_uid_of_an_owner_is_that_of_the_workload_only_where_it_is_one() -> None:
     labels = {"pod-template-hash": "7d9f"}
     assert pod(cluster.pod(owner=("StatefulSet", "db"))).owner_uid == "o"
-    for owner in (("ReplicaSet", "cart-7d9f"), ("Job", "night-27000000"), None):
+    for owner in (("ReplicaSet", "cart-7d9f"), None):
         assert pod(cluster.pod(owner=owner, labels=labels)).owner_uid == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "workload"),
+    [
+        ("backup-28882980", "2024-11-30T15:00:04Z", ("CronJob", "backup")),
+        ("backup-28882980", "2024-12-01T14:00:00Z", ("CronJob", "backup")),
+        ("backup-28882980", "2025-11-30T15:00:04Z", ("Job", "backup-28882980")),
+        ("backup-28882980", None, ("Job", "backup-28882980")),
+        ("backup-28882980", "soon", ("Job", "backup-28882980")),
+        ("report-20241130", "2024-11-30T15:00:04Z", ("Job", "report-20241130")),
+        ("migrate-1732978800", "2024-11-30T15:00:04Z", ("Job", "migrate-1732978800")),
+        ("db-12345678", "2024-11-30T15:00:04Z", ("Job", "db-12345678")),
+    ],
+)
+def test_a_job_is_of_a_cronjob_only_if_it_ends_in_the_minute_in_which_it_was_due(
+    name: str, made: str | None, workload: tuple[str, str]
+) -> None:
+    item = cluster.pod(owner=("Job", name))
+    item["metadata"]["creationTimestamp"] = made
+    value = pod(item)
+    assert (value.kind, value.owner) == workload
 
 
 def test_an_owner_that_does_not_control_the_pod_is_none() -> None:
@@ -98,9 +120,16 @@ def test_an_owner_that_does_not_control_the_pod_is_none() -> None:
 
 
 def test_a_static_pod_has_the_uid_of_its_cgroup_too() -> None:
-    item = cluster.pod(owner=("Node", "node-a"), annotations={"kubernetes.io/config.hash": "ab" * 16})
-    assert pod(item).cgroup_uid == "ab" * 16
-    assert pod(cluster.pod(annotations={"kubernetes.io/config.hash": UID})).cgroup_uid == ""
+    notes = {"kubernetes.io/config.hash": "ab" * 16, "kubernetes.io/config.mirror": "ab" * 16}
+    node = ("Node", "node-a")
+    assert pod(cluster.pod(owner=node, annotations=notes)).cgroup_uid == "ab" * 16
+    assert pod(cluster.pod(annotations=notes)).cgroup_uid == "", "only of what a Node owns"
+    assert pod(cluster.pod(owner=None, annotations=notes)).cgroup_uid == ""
+    for wild in ("hello world", "x" * 600, "../x"):
+        wrong = dict.fromkeys(notes, wild)
+        assert pod(cluster.pod(owner=node, annotations=wrong)).cgroup_uid == ""
+    alone = {"kubernetes.io/config.hash": "ab" * 16}
+    assert pod(cluster.pod(owner=node, annotations=alone)).cgroup_uid == ""
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
@@ -159,6 +188,7 @@ def test_a_service_has_every_address_at_which_it_is_asked() -> None:
         "db",
         ("10.96.0.10", "fd00::10", "192.0.2.7", "198.51.100.1"),
         (ServicePort(5432, 30432, "TCP", "sql"),),
+        2,
     )
 
 
@@ -216,7 +246,7 @@ def a_list(**change: Any) -> bytes:
 def test_a_list_is_its_objects_and_a_version() -> None:
     answer = decode_list("services", a_list())
     assert [item.value for item in answer.objects] == [
-        KubeService("shop", "db", ("10.96.0.10",), (ServicePort(5432, name="sql"),))
+        KubeService("shop", "db", ("10.96.0.10",), (ServicePort(5432, name="sql"),), 1)
     ]
     assert (answer.version, answer.unread) == ("9", 0)
     assert decode_list("services", a_list(items=None)).objects == ()
@@ -309,3 +339,55 @@ def test_a_line_has_a_length_that_is_too_long(data: bytes) -> None:
     lines = EventLines(most=10)
     with pytest.raises(DecodeError):
         lines.feed(data)
+
+
+LONG = "x" * 600
+
+
+def crossed(pods: list[dict[str, Any]], slices: list[dict[str, Any]]) -> NamesMessage:
+    """Return what the looker takes of objects, as the follower tells them."""
+    keeper = NameKeeper("node-a")
+    lists: dict[Resource, tuple[str, list[dict[str, Any]]]] = {
+        "pods": ("PodList", pods), "endpointslices": ("EndpointSliceList", slices)
+    }  # fmt: skip
+    for resource, (kind, items) in lists.items():
+        for k, item in enumerate(items):
+            item["metadata"] |= {"uid": f"{UID[:-2]}{k:02}", "resourceVersion": "7"}
+        whole = {"kind": kind, "metadata": {"resourceVersion": "9"}, "items": items}
+        keeper.listed(resource, decode_list(resource, json.dumps(whole).encode()), 1.0)
+    names = keeper.names(1.0)
+    message = NamesMessage(node="node-a", pods=names.pods, endpoints=names.endpoints, as_of=names.as_of)
+    return decode_message(encode_message(message)[LENGTH:])
+
+
+@pytest.mark.parametrize("wild", [LONG, "a b", "x\n/y", "\x1b[31m", "a/b", ""])
+def test_what_anybody_may_write_costs_nobody_else_a_name(wild: str) -> None:
+    """A pod's owner and annotations, and all of an EndpointSlice: the API server checks none of it."""
+    evil = [
+        cluster.pod("evil", owner=(wild, "x")),
+        cluster.pod("evil", owner=("Job", wild)),
+        cluster.pod("evil", owner=("Node", "n"), annotations={
+            "kubernetes.io/config.hash": wild, "kubernetes.io/config.mirror": wild
+        }),
+    ]  # fmt: skip
+    slices = [
+        cluster.endpoint_slice(addresses=[("10.244.1.9", wild)]),
+        cluster.endpoint_slice(of=wild),
+        cluster.endpoint_slice(node=wild),
+        cluster.endpoint_slice() | {"ports": [{"port": 1, "protocol": wild}]},
+        cluster.endpoint_slice(),
+    ]
+    message = crossed([cluster.pod(), *evil], slices)
+    assert message.pods is not None
+    assert message.endpoints is not None
+    assert message.pods[0].workload == "shop/cart"
+    assert len(message.pods) == 4
+    assert Endpoint("shop/db", "10.244.1.4", 5432, "TCP", "shop/db-0", "node-b") in message.endpoints
+    assert all(end.pod in ("", "shop/db-0") and end.protocol == "TCP" for end in message.endpoints)
+
+
+def test_a_slice_names_pods_of_its_own_namespace_only() -> None:
+    item = cluster.endpoint_slice(namespace="guest", addresses=[("203.0.113.9", "payments-0")])
+    item["endpoints"][0]["targetRef"]["namespace"] = "bank"
+    (end,) = read("endpointslices", item).value.endpoints  # type: ignore[union-attr]
+    assert (end.service, end.pod) == ("guest/db", "")

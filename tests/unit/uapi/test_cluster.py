@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from msgspec.structs import replace
+
 from finwait.uapi.cluster import JOINED_FROM, ClusterNames, Endpoint, KubeService, Pod, ServicePort
 
 OURS = Pod("u1", "shop", "db-0", node="node-a", addresses=("10.0.0.7",))
@@ -39,6 +41,31 @@ def test_an_annotation_takes_no_cgroup_from_another_pod() -> None:
         names = ClusterNames(pods=pods)
         assert names.pod("u1") == OURS
         assert names.pod("ab12") == names.pod("u5") == static
+
+
+def test_two_pods_with_the_hash_of_one_static_pod_have_no_name_by_it() -> None:
+    server = Pod("u5", "kube-system", "kube-apiserver-n1", cgroup_uid="ab12")
+    evil = Pod("u9", "guest", "evil", cgroup_uid="ab12")
+    for pods in ((server, evil), (evil, server)):
+        names = ClusterNames(pods=pods)
+        assert names.pod("ab12") is None
+        assert names.pod("u5") == server
+    gone = replace(evil, gone_s=5.0)
+    assert ClusterNames(pods=(gone, server)).pod("ab12") == server
+    anew = Pod("u6", "kube-system", "kube-apiserver-n1", cgroup_uid="ab12")
+    assert ClusterNames(pods=(anew, replace(server, gone_s=5.0))).pod("ab12") == anew
+
+
+def test_nobody_takes_the_cluster_address_of_another_service() -> None:
+    port = (ServicePort(80),)
+    ours = KubeService("shop", "db", ("10.96.0.10",), port, 1)
+    thief = KubeService("guest", "zzz", ("10.96.0.99", "10.96.0.10", "192.0.2.7"), port, 1)
+    other = KubeService("guest", "yyy", ("192.0.2.7",), port)
+    for services in ((ours, thief, other), (other, thief, ours)):
+        names = ClusterNames(services=services)
+        assert names.service_at("10.96.0.10", 80) == "shop/db"
+        assert names.service_at("192.0.2.7", 80) is None, "two say that it is theirs"
+        assert names.service_at("192.0.2.7", 81) == ""
 
 
 def test_a_pod_of_the_nodes_network_has_no_address_of_its_own() -> None:

@@ -17,6 +17,11 @@ app.kubernetes.io/name: {{ include "finwait.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- /* By this label `kubectl finwait` finds the agents, whatever their name is. */}}
+{{- define "finwait.agent" -}}
+finwait.io/agent: "true"
+{{- end }}
+
 {{- define "finwait.labels" -}}
 {{ include "finwait.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
