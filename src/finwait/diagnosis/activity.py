@@ -186,8 +186,8 @@ def ignored(view: View) -> Mask:
 
 def _left(view: View) -> Mask:
     """Return rows in FIN_WAIT2 on which bytes lay all the time between two looks, or came while all was stopped."""
-    left = (view.sockets.rqueue > 0) & ((view.queue_before > 0) | view.halted) & ~view.read
-    return view.in_state(tcp.FIN_WAIT2) & view.held & left
+    lying = (view.sockets.rqueue > 0) & ((view.queue_before > 0) | view.halted) & ~view.read
+    return view.in_state(tcp.FIN_WAIT2) & view.held & lying
 
 
 def streaming(view: View) -> Mask:
@@ -196,9 +196,9 @@ def streaming(view: View) -> Mask:
     That the other end still reads what was sent shows that it is at work; nothing comes of it where the program at this
     end leaves what it has already.
     """
-    left = _left(view)
-    awaited = view.other_reads & ~left
-    if (perhaps := view.other_reads & left & ~view.ignored).any():
+    lying = _left(view)
+    awaited = view.other_reads & ~lying
+    if (perhaps := view.other_reads & lying & ~view.ignored).any():
         awaited |= perhaps & ~view.halted & ~unattended(view, perhaps)
     return view.in_state(tcp.FIN_WAIT2) & view.held & (view.moved | view.read | awaited) & ~view.ignored
 

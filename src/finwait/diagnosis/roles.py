@@ -6,7 +6,7 @@ A listener on the local port shows who accepted, while it is there. Ports show t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from finwait.diagnosis.view import View
 
 __all__ = [
+    "Listening",
     "another_program",
     "clients",
     "given_ports",
     "left_without_listener",
-    "listening_pids",
-    "listening_programs",
+    "listening",
     "programs_at_door",
     "runs_what_its_parent_runs",
     "servers",
@@ -82,28 +82,34 @@ _EVERY_ADDRESS: Final = (0, 0)
 """``::``."""
 
 
-def listening_programs(view: View) -> dict[Door, frozenset[str]]:
-    """Return by door the programs that have a listener there; empty where one of them is not known.
+class Listening(NamedTuple):
+    """Who listens."""
+
+    programs: dict[Door, frozenset[str]]
+    """By door; empty where one of them is not known.
 
     There are several where a supervisor keeps the listener that it has handed over (socket activation).
     """
+    pids: dict[tuple[int, int], frozenset[int]]
+    """By network namespace and port the processes that have a listener there."""
+
+
+def listening(view: View) -> Listening:
+    """Return who listens."""
     s = view.sockets
     programs: dict[Door, set[str]] = {}
-    for row in np.flatnonzero(s.state == tcp.LISTEN).tolist():
-        pids = {pid for pid, _ in view.holders.of(row)} or {-1}
-        names = {_current(view.processes[pid].exe) if pid in view.processes else "" for pid in pids}
-        programs.setdefault(_door_of(view, row), set()).update(names)
-    return {door: frozenset(() if "" in names else names) for door, names in programs.items()}
-
-
-def listening_pids(view: View) -> dict[tuple[int, int], frozenset[int]]:
-    """Return by network namespace and port the processes that have a listener there."""
-    s = view.sockets
     pids: dict[tuple[int, int], set[int]] = {}
     for row in np.flatnonzero(s.state == tcp.LISTEN).tolist():
-        place = int(s.netns[row]), int(s.sport[row])
-        pids.setdefault(place, set()).update(pid for pid, _ in view.holders.of(row))
-    return {place: frozenset(holders) for place, holders in pids.items()}
+        holders = {pid for pid, _ in view.holders.of(row)}
+        names = {
+            _current(view.processes[pid].exe) if pid in view.processes else "" for pid in holders or {-1}
+        }
+        programs.setdefault(_door_of(view, row), set()).update(names)
+        pids.setdefault((int(s.netns[row]), int(s.sport[row])), set()).update(holders)
+    return Listening(
+        {door: frozenset(() if "" in names else names) for door, names in programs.items()},
+        {place: frozenset(holders) for place, holders in pids.items()},
+    )
 
 
 def _door_of(view: View, row: int) -> Door:
@@ -130,7 +136,7 @@ def listening_door(view: View, row: int) -> Door | None:
         else ((*_EVERY_ADDRESS, True), (*_EVERY_ADDRESS, False))
     )
     for address in ((high, low, False), *every):
-        if (door := (*place, *address)) in view.listening_programs:
+        if (door := (*place, *address)) in view.listening.programs:
             return door
     return None
 
@@ -138,7 +144,7 @@ def listening_door(view: View, row: int) -> Door | None:
 def programs_at_door(view: View, row: int) -> frozenset[str]:
     """Return the programs that listen where a connection was accepted; empty where that is not known."""
     door = listening_door(view, row)
-    return frozenset() if door is None else view.listening_programs[door]
+    return frozenset() if door is None else view.listening.programs[door]
 
 
 def taken_over(view: View, row: int) -> bool:
@@ -169,7 +175,7 @@ def another_program(view: View, row: int) -> bool:
     if not programs or not names or names & (programs | {""}):
         return False
     s = view.sockets
-    return not pids & view.listening_pids.get((int(s.netns[row]), int(s.sport[row])), frozenset())
+    return not pids & view.listening.pids.get((int(s.netns[row]), int(s.sport[row])), frozenset())
 
 
 def _current(exe: str) -> str:

@@ -559,14 +559,9 @@ class View:
         return roles.servers(self)
 
     @cached_property
-    def listening_programs(self) -> Mapping[roles.Door, frozenset[str]]:
-        """By door the programs that listen there; empty where one of them is not known."""
-        return roles.listening_programs(self)
-
-    @cached_property
-    def listening_pids(self) -> Mapping[tuple[int, int], frozenset[int]]:
-        """By network namespace and port the processes that have a listener there."""
-        return roles.listening_pids(self)
+    def listening(self) -> roles.Listening:
+        """Who listens, by door and by port."""
+        return roles.listening(self)
 
     @cached_property
     def strays(self) -> Mask:
