@@ -186,7 +186,12 @@ def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
         return "notice"
     # Each child holds the one that it inherited: of one server they count together.
     s, first = view.sockets, rows[0]
-    of_server = waiting & match(view) & (s.netns == s.netns[first]) & (s.sport == s.sport[first])
+    of_server = (
+        waiting
+        & _accepted_by_another_program(view)
+        & (s.netns == s.netns[first])
+        & (s.sport == s.sport[first])
+    )
     return "problem" if int(of_server.sum()) >= SEVERAL else "notice"
 
 

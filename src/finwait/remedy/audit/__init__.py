@@ -292,9 +292,8 @@ def _inside(judge: Judge, node: Node, path: tuple[str, ...], depth: int) -> None
         rows = [(node.line, text) for text in inside.split("\n")]
         (scan_conf if detect("", inside) == "sysctl" else scan_code)(judge, rows)
         return
-    if path and path[-1].endswith(
-        "-snippet"
-    ):  # of ingress-nginx: in its ConfigMap, or an annotation of an Ingress
+    # Of ingress-nginx: in its ConfigMap, or an annotation of an Ingress.
+    if path and path[-1].endswith("-snippet"):
         scan_nginx(judge, inside, line)
         return
     if "\n" in inside and depth < _DEEPEST_TEXT:
