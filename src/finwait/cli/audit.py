@@ -110,10 +110,16 @@ def _of_files(args: argparse.Namespace, known: Knowledge) -> tuple[list[AuditRep
 
 def _of_cluster(args: argparse.Namespace, known: Knowledge) -> tuple[list[AuditReport], list[Problem]]:
     """Judge the objects of a cluster; one of which something is said, as kubectl shows it: then its lines are right."""
+    from importlib.util import find_spec
+
     from finwait.kube.configuration import as_shown, read
     from finwait.kube.kubectl import Kubectl
     from finwait.remedy.audit.finding import Problem
 
+    if find_spec("yaml") is None:  # said once, and not of each object
+        return [], [
+            Problem("the cluster", 1, "reading its objects needs PyYAML: pip install 'finwait[audit]'")
+        ]
     options = [(f"--{name}", value) for name in ("context", "kubeconfig") if (value := getattr(args, name))]
     kubectl = Kubectl([word for option in options for word in option])
     cluster = read(kubectl)

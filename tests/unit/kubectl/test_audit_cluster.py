@@ -173,6 +173,16 @@ def test_objects_of_any_shape_do_no_harm(cluster: Path, capsys: pytest.CaptureFi
     assert audited(capsys)[0] == 0
 
 
+def test_without_pyyaml_that_is_said_once_and_nothing_is_asked(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    status, document, err = audited(capsys)
+    assert (status, document["findings"]) == (3, [])
+    assert err.count("PyYAML") == 1
+    assert not (cluster / "calls").exists()
+
+
 @pytest.mark.usefixtures("cluster")
 def test_the_plugin_asks_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert plugin(["audit", "--context", "c1", "-o", "json"]) == 1
