@@ -8,11 +8,11 @@ import io
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from finwait import session
 from finwait.errors import FinwaitError

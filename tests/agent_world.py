@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
+from msgspec.structs import replace
 
 from finwait.agent.episodes import Cause, Diagnosed, Instant
 from finwait.agent.leak import Used

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import errno as _errno
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 __all__ = [
     "DecodeError",
@@ -40,8 +41,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Gap:
+class Gap(Struct, frozen=True, order=True):
     """A part of the machine we could not look at, and what would have let us."""
 
     where: str

@@ -11,10 +11,11 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.diagnosis.view import HiddenDescriptor
@@ -214,8 +215,7 @@ def _fairly(triples: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return [(pid, fd, inode) for _, pid, fd, inode in sorted(ranked)]
 
 
-@dataclass(frozen=True, slots=True)
-class LoneSockets:
+class LoneSockets(Struct, frozen=True):
     """What was asked, and what came of it."""
 
     triples: list[tuple[int, int, int]]

@@ -13,11 +13,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec import Struct
 
 from finwait import files
 from finwait.diagnosis.numbered import Numbered
@@ -49,8 +49,7 @@ class _Overview(msgspec.Struct, frozen=True):
     groups: tuple[Numbered, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(Struct, frozen=True):
     path: str
     why: str = ""
     """Why there is none."""

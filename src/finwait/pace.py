@@ -5,13 +5,12 @@ Pure: the caller reads the clocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 __all__ = ["Pace"]
 
 
-@dataclass(slots=True)
-class Pace:
+class Pace(Struct):
     """When something is due that may take no more than a share of one CPU."""
 
     refresh: float

@@ -8,11 +8,12 @@ what can be done here, plan. Nothing is printed, and nothing is done to any conn
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait import session
 from finwait.acting.identity import vanished
@@ -65,8 +66,7 @@ ANSWER_MS: Final = 600_000
 _TWO_LOOKS_MS: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(Struct, frozen=True):
     """A plan, and what could not be seen when it was made."""
 
     plan: Plan
@@ -284,8 +284,7 @@ def plan_again(plan: Plan, machine: Machine, look: Look, allowed: Limits) -> Pla
 # ── options of sockets ───────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class OptionTargets:
+class OptionTargets(Struct, frozen=True):
     """The connections that a FILTER selects for an act on their options."""
 
     steps: list[Step]
@@ -363,8 +362,7 @@ def _left_out(view: View, selected: Mask) -> dict[str, int]:
     return {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
 
 
-@dataclass(frozen=True, slots=True)
-class Predicted:
+class Predicted(Struct, frozen=True):
     """What options will do to connections, by index."""
 
     ends: dict[int, peer_gone.PeerGone]

@@ -7,9 +7,9 @@ have changed is not read again; only if a socket still has no holder is everythi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from finwait.diagnosis.rules.holder_not_found import suspects
 from finwait.kernel import procfs

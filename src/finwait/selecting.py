@@ -189,7 +189,7 @@ def narrowed(diagnosis: Diagnosis, row_filter: Filter, *, refuse: bool = True) -
     Raises:
         FinwaitError: the filter can match nothing, or asks for what is not known here.
     """
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from finwait import session
     from finwait.errors import FilterError

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.attribution import process
@@ -85,8 +86,7 @@ def live_machine() -> Machine:
     return Live()
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """How to look and what to make of it."""
 
     plan: LookPlan = field(default_factory=LookPlan)
@@ -107,8 +107,7 @@ class Look:
     recording has."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True, dict=True):
     """Every TCP connection of one look, joined with its owners and other ends.
 
     ``sockets`` has the columns of the reference page *columns*; ``view`` has the joins, cell by cell.
@@ -119,7 +118,7 @@ class Snapshot:
     flows: FlowTable | None
     view: View
     gaps: tuple[Gap, ...]
-    machine: Machine = field(repr=False)
+    machine: Machine
 
     def __len__(self) -> int:
         return len(self.sockets)
@@ -140,8 +139,7 @@ class Snapshot:
         return table(self.view, list(SocketTable.schema.names))
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Struct, frozen=True, dict=True):
     """What is wrong, what is healthy, and what could not be seen."""
 
     snapshot: Snapshot
@@ -234,8 +232,7 @@ def look(machine: Machine, how: Look) -> Snapshot:
     return _look(machine.begin(), how, again=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Watched:
+class _Watched(Struct, frozen=True):
     """The last look, and what the first one was like where there were several."""
 
     observation: Observation

@@ -21,11 +21,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait import session
@@ -78,8 +79,7 @@ MINUTES_S: Final = 300.0
 """Of the past, that a view shows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Circumstances:
+class Circumstances(Struct, frozen=True):
     """How a picture was come by, and what it lacks."""
 
     lost: int = 0
@@ -119,8 +119,7 @@ class Circumstances:
     """What the picture is narrowed to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+class Picture(Struct, frozen=True):
     """One moment."""
 
     counts: Mapping[int, int]
@@ -187,8 +186,7 @@ class Feed(Protocol):
         """Let `next` return soon."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(Struct, frozen=True):
     """What is wanted of a diagnosis."""
 
     of: session.Diagnosis

@@ -7,9 +7,10 @@ same sockets is what a newer one said, less what was added since. A minisocket's
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from finwait.uapi import inet_diag
 from finwait.uapi import netlink as nl

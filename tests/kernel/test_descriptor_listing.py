@@ -8,10 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from finwait.kernel import netns, procfs
 from tests.kernel.needs import missing, root_and

@@ -321,7 +321,7 @@ def test_a_look_that_could_not_see_is_told_also_when_nothing_was_traced(monkeypa
     plain = RunningMachine.observe
 
     def blind(self, plan):
-        from dataclasses import replace
+        from msgspec.structs import replace
 
         return replace(plain(self, plan), gaps=(Gap("netns 1", "enter it", "CAP_SYS_ADMIN"),))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from finwait.kube.access import KubeAccess
 from finwait.kube.watch import KubePacing, Watcher

@@ -7,10 +7,10 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from finwait.errors import Gap
 from finwait.kube.access import KubeAccess

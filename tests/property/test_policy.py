@@ -13,9 +13,10 @@ import os
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from finwait.agent.episodes import Instant
 from finwait.agent.policy import DAY_S, Decision, PastAct, PastResult, Standing, decide

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from finwait.errors import FinwaitError
 from finwait.report.agent_moment import AgentMoment

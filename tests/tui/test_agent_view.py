@@ -8,11 +8,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from math import isnan
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 pytest.importorskip("textual")
 

@@ -9,12 +9,12 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 pytest.importorskip("textual")
 

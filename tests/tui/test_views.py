@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 pytest.importorskip("textual")
 
@@ -102,7 +103,7 @@ def test_without_colours_a_screen_says_the_same(size: str) -> None:
 
 
 def test_no_color_sends_no_colour() -> None:
-    shades = colours_of(asyncio.run(play(replace(SHOTS["colourless-120x40"], leak=False))))
+    shades = colours_of(asyncio.run(play(dataclasses.replace(SHOTS["colourless-120x40"], leak=False))))
     assert len(set(shades) - {" ", "\n"}) <= 3  # as it is, dim, and reversed
 
 

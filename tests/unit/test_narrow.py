@@ -6,10 +6,10 @@ import argparse
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from finwait import session
 from finwait.attribution.process import ProcessView

@@ -137,7 +137,7 @@ def test_descriptors_without_a_row_are_known_by_their_process() -> None:
 
 
 def test_what_was_not_looked_at_is_no_end_of_a_group() -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from finwait.diagnosis.numbered import unseen
     from finwait.diagnosis.view import NamespaceView

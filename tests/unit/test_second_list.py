@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-
 import numpy as np
+from msgspec.structs import fields, replace
 
 from finwait.second_list import completed, unchanged
 from finwait.table.sockets import SocketTable

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from finwait.acting.identity import Key, key_of, reread, rows_by_cookie
 from finwait.kernel import tasks
@@ -20,8 +21,7 @@ def should_end_too(step: Step) -> bool:
     return step.sees in ("fin", "fin-then-reset", "reset", "reset-if-path")
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """A connection that is still there."""
 
     state: str

@@ -23,8 +23,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from finwait.acting.aftermath import Seen, open_descriptors, should_end_too, still_there, wait_gone
 from finwait.acting.borrowed import borrow, not_gone
@@ -116,8 +118,7 @@ def apply(
     return [outcomes[k] for k in range(len(plan.steps))]
 
 
-@dataclass(frozen=True, slots=True)
-class _Manner:
+class _Manner(Struct, frozen=True):
     """What a caller wants of all steps."""
 
     rate: float
@@ -203,8 +204,7 @@ def _answered(probes: Mapping[int, Probe], ids: Mapping[int, int]) -> dict[int, 
     return outcomes
 
 
-@dataclass(slots=True)
-class _Acts:
+class _Acts(Struct):
     """Acts that are written down, and are done now, but for those that ask peers."""
 
     steps: Mapping[int, Step]

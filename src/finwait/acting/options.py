@@ -9,10 +9,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.acting.borrowed import (
     STILL_THERE,
@@ -46,8 +47,7 @@ from finwait.remedy.plan import End, Step
 __all__ = ["SYSCTLS", "Claimed", "arm", "claimed", "given_back", "options_of", "set_for_good", "set_since"]
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(Struct, frozen=True):
     """Connections whose options are ours to change, and why the others' are not."""
 
     before: dict[int, dict[str, int]]
@@ -221,8 +221,7 @@ def _followed(netns: Iterable[int]) -> dict[int, dict[str, int]]:
     return ns_edge.visit(namespaces_of(netns), inside)[0]
 
 
-@dataclass(frozen=True, slots=True)
-class PutBack:
+class PutBack(Struct, frozen=True):
     """What came of putting options back."""
 
     failed: dict[int, str]

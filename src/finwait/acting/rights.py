@@ -6,10 +6,10 @@ SOCK_DESTROY is tried on sockets of our own; a descriptor of each holder is borr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from finwait.acting.identity import leads, namespaces_of
 from finwait.errors import FinwaitError, Refused, SubflowOnly, TargetGone

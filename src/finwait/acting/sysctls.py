@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from finwait.acting.cut_short import open_ones, origin, over_since
 from finwait.errors import KernelError, Refused
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Applied", "apply_plan", "roll_back"]
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(Struct, frozen=True):
     """What an act did."""
 
     act_id: int
@@ -109,8 +109,7 @@ def _or_put_back(written: Written | None, target: SysctlTarget | None) -> Iterat
         raise
 
 
-@dataclass(frozen=True, slots=True)
-class _DropIn:
+class _DropIn(Struct, frozen=True):
     """The sysctl.d file of a plan."""
 
     name: str

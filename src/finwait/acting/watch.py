@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from finwait.acting.aftermath import still_there
 from finwait.acting.borrowed import borrow
@@ -33,8 +34,7 @@ _JIFFIES_S: Final = 0.02
 """Timers and ages are counted in jiffies, of 10 ms at most: two of them may be missing."""
 
 
-@dataclass(slots=True)
-class _Watched:
+class _Watched(Struct):
     """What has been seen of one connection."""
 
     step: Step

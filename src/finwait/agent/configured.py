@@ -12,8 +12,10 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait import files
 from finwait.agent.config_file import (
@@ -41,8 +43,7 @@ _PEM_MOST: Final = 24 << 10
 _OWN_HINT: Final = "a configuration must be a file of yours that nobody else can write"
 
 
-@dataclass(frozen=True, slots=True)
-class Secrets:
+class Secrets(Struct, frozen=True):
     """What files hold that the settings name."""
 
     token: str = ""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec.structs import asdict
 
 from finwait.agent.cluster_told import about_pods
 from finwait.agent.diagnosing import DiagnosisProcess
@@ -107,7 +108,7 @@ class Running:
 
     def __init__(self, options: Options | None = None) -> None:
         self._machine: RunningMachine | None = None
-        self._options: dict[str, int] = {} if options is None else dataclasses.asdict(options)
+        self._options: dict[str, int] = {} if options is None else asdict(options)
         self._ways: tuple[list[Way], list[Way]] = ([], [])
         self._boot = procfs.facts().boot_id
         self._lookers_s = 0.0

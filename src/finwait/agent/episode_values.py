@@ -6,10 +6,10 @@ How they come about is in `finwait.agent.episodes`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 __all__ = ["UNDIAGNOSED", "Cause", "Diagnosed", "Episode", "How", "Instant", "Other", "Place", "once"]
@@ -32,8 +32,7 @@ class Instant(NamedTuple):
     """Since 1970 UTC; to be shown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(Struct, frozen=True):
     """What a diagnosis says of a connection; many share one."""
 
     rule: str = ""
@@ -65,8 +64,7 @@ class Cause:
 UNDIAGNOSED: Final = Cause()
 
 
-@dataclass(frozen=True, slots=True)
-class Other:
+class Other(Struct, frozen=True):
     """The other end as it was when it was first seen, for what tells of it (conntrack) forgets."""
 
     cookie: int = 0
@@ -84,8 +82,7 @@ Place = tuple[int, ...]
 """Addresses (two words each, ours first), ports and state, and no namespace."""
 
 
-@dataclass(frozen=True, slots=True)
-class Episode:
+class Episode(Struct, frozen=True):
     """One episode as a value."""
 
     boot: str
@@ -129,8 +126,7 @@ class Episode:
         return max(0, (now_boot_ns if self.ended is None else self.ended.boot_ns) - self.earliest_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosed:
+class Diagnosed(Struct, frozen=True):
     """What a diagnosis says of connections: one cell of each array is one of them."""
 
     cookie: NDArray[np.uint64]

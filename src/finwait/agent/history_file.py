@@ -15,9 +15,10 @@ import fcntl
 import os
 import sqlite3
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from finwait import files
 from finwait.agent.episode_values import Instant
@@ -181,8 +182,7 @@ def _newest(db: sqlite3.Connection) -> tuple[object, ...]:
     return (round_, *db.execute("SELECT max(id), count(*) FROM series").fetchone())
 
 
-@dataclass(slots=True)
-class SteadyClock:
+class SteadyClock(Struct):
     """For how long the wall clock has gone as the clock that nobody sets.
 
     By a wall clock that was set wrong for an hour nothing may be thrown away. It is trusted when it has not been set

@@ -18,8 +18,9 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 __all__ = ["MARK_S", "SURVIVES_S", "WINDOWS_S", "Growth", "Used", "WindowEnd", "reached_in_s"]
 
@@ -34,8 +35,7 @@ _LATE: Final = 0.2
 """A mark may be late by this part of a window, or one look and this part of it; later ones leave a hole."""
 
 
-@dataclass(frozen=True, slots=True)
-class WindowEnd:
+class WindowEnd(Struct, frozen=True):
     """What was so at the end of a window."""
 
     at_s: float
@@ -47,8 +47,7 @@ class WindowEnd:
     """… and ended again."""
 
 
-@dataclass(slots=True)
-class Growth:
+class Growth(Struct):
     """The survivors of one group, marked at the end of each window.
 
     Attributes:
@@ -103,8 +102,7 @@ def _rate(marks: deque[WindowEnd]) -> float:
     return net / (last.at_s - first.at_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
+class Used(Struct, frozen=True):
     """How much of a limit is used."""
 
     limit: str

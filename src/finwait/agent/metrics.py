@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Literal
+
+from msgspec import Struct
 
 from finwait.agent.protocol import DURATIONS_S, LOOKS_S, Histogram, RoundPicture
 
@@ -18,8 +19,7 @@ __all__ = ["METRICS", "Metric", "render"]
 Kind = Literal["gauge", "counter", "histogram"]
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(Struct, frozen=True):
     """One metric."""
 
     name: str

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.agent.causes import HEALTHY
@@ -56,8 +56,7 @@ def group_id(rule: str, workload: str) -> str:
     return hashlib.sha256(f"{rule}\0{workload}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class PageSource:
+class PageSource(Struct, frozen=True):
     """What groups are made of."""
 
     book: Book
@@ -71,8 +70,7 @@ class PageSource:
     row_filter: Filter | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Grouped:
+class _Grouped(Struct, frozen=True):
     """The ends that are shown, and which group each is in."""
 
     places: I64

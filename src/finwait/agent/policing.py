@@ -18,12 +18,12 @@ import contextlib
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 
 from finwait.agent.called_pods import CalledPods
 from finwait.agent.episodes import Book, Instant
@@ -150,8 +150,7 @@ def unexpected(outcome: Outcome) -> bool:
     return outcome.result == "failed" or (outcome.result == "still there" and not gentle)
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
+class _Look(Struct, frozen=True):
     """What one decision rests on."""
 
     decision: Decision

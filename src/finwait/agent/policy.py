@@ -24,8 +24,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from finwait.agent.episodes import Instant
 from finwait.agent.policy_file import Policy, PolicyRule
@@ -75,8 +76,7 @@ SparedBy = Literal[
 """Why a connection is left alone; the last six are budgets."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """A connection in a closing state, as the agent knows it."""
 
     netns: int
@@ -106,8 +106,7 @@ class Standing:
         return self.netns, self.cookie
 
 
-@dataclass(frozen=True, slots=True)
-class PastAct:
+class PastAct(Struct, frozen=True):
     """An act of a policy, as the journal has it."""
 
     rule: str
@@ -134,8 +133,7 @@ class PastAct:
         return max(0, now.wall_ns - self.at.wall_ns) / 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(Struct, frozen=True):
     """What an act on one connection takes from budgets."""
 
     rule: str
@@ -151,8 +149,7 @@ class Charge:
         return called((self.workload, *self.reached, *_of_pod(self.pod)), names)
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(Struct, frozen=True):
     """A connection that may be acted on."""
 
     standing: Standing
@@ -167,8 +164,7 @@ class Chosen:
         return Charge(self.rule.name, standing.workload, standing.processes, pod=standing.pod)
 
 
-@dataclass(frozen=True, slots=True)
-class Spared:
+class Spared(Struct, frozen=True):
     """A connection that is left alone, and why."""
 
     standing: Standing
@@ -177,8 +173,7 @@ class Spared:
     by: SparedBy
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """What a policy allows."""
 
     chosen: tuple[Chosen, ...]
@@ -190,8 +185,7 @@ class Decision:
     """Connections that no rule is about."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedCount:
+class OpenedCount(Struct, frozen=True):
     """Episodes that opened at about one time."""
 
     finding: str

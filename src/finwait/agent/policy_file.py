@@ -12,11 +12,10 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from finwait.diagnosis import catalogue
 from finwait.diagnosis.rule import Means
@@ -202,8 +201,7 @@ class PolicyError(UsageError):
     """A policy file is wrong; the message names file, line and key."""
 
 
-@dataclass(frozen=True, slots=True)
-class ActBudget:
+class ActBudget(Struct, frozen=True):
     """How many connections; each is a limit."""
 
     look: int
@@ -213,8 +211,7 @@ class ActBudget:
     workload: int
 
 
-@dataclass(frozen=True, slots=True)
-class TimeWindow:
+class TimeWindow(Struct, frozen=True):
     """A span of the day, in UTC, that begins on some days of the week; it may go on past midnight."""
 
     days: frozenset[int]
@@ -236,8 +233,7 @@ class TimeWindow:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyRule:
+class PolicyRule(Struct, frozen=True):
     """One rule, checked."""
 
     name: str
@@ -270,8 +266,7 @@ class PolicyRule:
         return not self.windows or any(window.has(wall_ns) for window in self.windows)
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """A policy, checked."""
 
     name: str

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+
+from msgspec import Struct
 
 from finwait.agent.episodes import Episode, Instant
 from finwait.agent.policy import PastAct, SparedBy, Standing, decide
@@ -44,8 +45,7 @@ TRIAL_GAPS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TrialAct:
+class TrialAct(Struct, frozen=True):
     """An act that would have been done."""
 
     wall_ns: int
@@ -56,8 +56,7 @@ class TrialAct:
     age_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyTrial:
+class PolicyTrial(Struct, frozen=True):
     """What a policy would have done."""
 
     policy: Policy

@@ -24,10 +24,10 @@ This knows no clock: times are CLOCK_MONOTONIC, as the trace has them, and what 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.agent.episode_values import How
@@ -222,8 +222,7 @@ def packet_rows(segments: Sequence[tuple[int, int, Any]]) -> NDArray[Any]:
 # ── the ring ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class StoryQuery:
+class StoryQuery(Struct, frozen=True):
     """Which connection in which state, and when it can have entered and left that; all times are CLOCK_BOOTTIME, ns."""
 
     words: tuple[int, int, int, int, int, int]
@@ -240,8 +239,7 @@ class StoryQuery:
     """By then it had left the state; −1 while it has not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """What the ring holds of a connection."""
 
     rows: NDArray[Any]

@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 __all__ = ["TICK_S", "CounterReading", "Purse", "Sweep", "Turns"]
 
@@ -46,8 +47,7 @@ _TICK_MOST_S: Final = 0.004
 _READ_GUESS_S: Final = 0.00005
 
 
-@dataclass(frozen=True, slots=True)
-class CounterReading:
+class CounterReading(Struct, frozen=True):
     """The counters of one network namespace at a tick."""
 
     netns: int
@@ -75,8 +75,7 @@ class CounterReading:
         return max(self.closing + self.established + self.timewait, int(least))
 
 
-@dataclass(slots=True)
-class Purse:
+class Purse(Struct):
     """Processor time that may be spent.
 
     Args:
@@ -123,8 +122,7 @@ class Purse:
         return max(0.0, -self.left_s / self.share)
 
 
-@dataclass(slots=True)
-class _Space:
+class _Space(Struct):
     reading: CounterReading
     since: float
     """When it was first read."""
@@ -151,8 +149,7 @@ class _Space:
         return max(0, self.reading.closing - (0 if self.seen is None else self.found))
 
 
-@dataclass(slots=True)
-class Sweep:
+class Sweep(Struct):
     """Whose counters to read at a tick.
 
     Args:

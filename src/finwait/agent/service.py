@@ -26,12 +26,12 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
+from msgspec import Struct
 
 from finwait import files
 from finwait.agent import answers, lean, protocol
@@ -70,8 +70,7 @@ _FACE_EPISODES: Final = 1000
 _SAID_EVERY_S: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class AgentOptions:
+class AgentOptions(Struct, frozen=True):
     """What the command line and the configuration file say."""
 
     state: str | None = None

@@ -14,10 +14,10 @@ What cannot be written yet waits, as many as fit. Without a recorder all of this
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.agent.episode_rows import signed

@@ -11,11 +11,11 @@ Pure. Who makes it is `finwait.agent.diagnoser`, who asks for it `finwait.agent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 import numpy as np
+from msgspec import Struct, field
 
 from finwait.agent.episode_values import Cause, Diagnosed, Instant
 from finwait.agent.leak import Used
@@ -47,8 +47,7 @@ ANSWER_MOST: Final = 1 << 26
 """Bytes of an answer: about 30 for a connection, of which 200,000 are kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+class Explained(Struct, frozen=True):
     """What one diagnosis said."""
 
     causes: Mapping[CauseKey, SaidCause] = field(default_factory=dict)
@@ -61,8 +60,7 @@ class Explained:
 _NOTHING_EXPLAINED: Final = Explained()
 
 
-@dataclass(frozen=True, slots=True)
-class DiagnosedLook:
+class DiagnosedLook(Struct, frozen=True):
     """What one diagnosis says."""
 
     said: Diagnosed
@@ -126,8 +124,7 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ways: tuple[list[Way], list[Way]] = ([], [])
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """An answer: a look, or why there is none."""
 
     look: DiagnosedLook | None

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,8 +39,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(Struct, frozen=True):
     """Who a cgroup belongs to, as far as its path tells; an empty string is "it does not tell"."""
 
     runtime: str = ""
@@ -58,8 +58,7 @@ NOWHERE: Final = Workload()
 """What the root cgroup, or a path that follows no convention, tells."""
 
 
-@dataclass(frozen=True, slots=True)
-class PathRule:
+class PathRule(Struct, frozen=True):
     """One naming convention for one path component.
 
     ``name`` matches the whole component; its groups ``pod``, ``qos``, ``id`` and ``unit`` are what it says.

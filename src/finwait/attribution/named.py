@@ -17,10 +17,10 @@ pod's own; it is named where it is the only Service there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.table.sockets import address_text
@@ -37,8 +37,7 @@ U64 = NDArray[np.uint64]
 _Found = TypeVar("_Found")
 
 
-@dataclass(frozen=True, slots=True)
-class RowNames:
+class RowNames(Struct, frozen=True):
     """One entry a row."""
 
     pod: Sequence[Pod | None]

@@ -18,10 +18,10 @@ of each other may hang on one host. What fits in a namespace of which it is not 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches, unique_match
@@ -44,8 +44,7 @@ I64 = NDArray[np.int64]
 Address = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class OtherEnds:
+class OtherEnds(Struct, frozen=True):
     """For each socket its partner and the conntrack entry that carries it."""
 
     row: I64

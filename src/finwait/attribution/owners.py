@@ -7,10 +7,10 @@ last two are kept apart by `HolderRows.complete`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.uapi.observation import Descriptors
@@ -19,8 +19,7 @@ from finwait.uapi.sets import distinct
 __all__ = ["HolderRows", "holders"]
 
 
-@dataclass(frozen=True, slots=True)
-class HolderRows:
+class HolderRows(Struct, frozen=True):
     """Holders in compressed rows: those of row *i* are ``pid[start[i]:start[i] + count[i]]``."""
 
     start: NDArray[np.int64]

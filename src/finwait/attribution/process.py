@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from finwait.errors import DecodeError
 from finwait.table.units import printable
@@ -25,8 +26,7 @@ Sigpipe = Literal["kills", "spares", "unknown"]
 _SIGPIPE: Final = 13
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessView:
+class ProcessView(Struct, frozen=True):
     """One process, as far as it could be read."""
 
     pid: int

@@ -7,10 +7,10 @@ machine, or in a namespace that was not inspected, says nothing, and is then not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches, unique_match
@@ -33,8 +33,7 @@ this machine that the entry's leads to; or not every namespace was inspected, so
 _CLOSING: Final = frozenset({"FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE"})
 
 
-@dataclass(frozen=True, slots=True)
-class Tracked:
+class Tracked(Struct, frozen=True):
     """Entries (TCP only) with the rows of their ends and a verdict each."""
 
     flow: NDArray[np.int64]

@@ -22,12 +22,12 @@ a call that it would have ended does not wait for this connection.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from finwait.attribution.owners import HolderRows
@@ -77,8 +77,7 @@ _DEEPEST: Final = 5
 """EP_MAX_NESTS of fs/eventpoll.c, and one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Waiter:
+class Waiter(Struct, frozen=True):
     """A thread that sleeps in a call on a connection."""
 
     pid: int
@@ -123,8 +122,7 @@ class Waiter:
         return bool(self.events & EPOLLRDHUP) and not self.events & DATA
 
 
-@dataclass(frozen=True, slots=True)
-class EventLoop:
+class EventLoop(Struct, frozen=True):
     """An event loop that watches a connection."""
 
     pid: int
@@ -157,8 +155,7 @@ class EventLoop:
         return bool(self.events & EPOLLONESHOT) and not self.events & ~PRIVATE
 
 
-@dataclass(frozen=True, slots=True)
-class WaitedOn:
+class WaitedOn(Struct, frozen=True):
     """Who waits for one connection."""
 
     kind: WaitKind
@@ -188,8 +185,7 @@ class WaitedOn:
         return tuple(dict.fromkeys([*(waiter.name for waiter in self.threads), *sleepers]))
 
 
-@dataclass(slots=True)
-class _Process:
+class _Process(Struct):
     """What a process waits for, by descriptor and by inode."""
 
     read: ProcessWaits

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from finwait.diagnosis.closing import CLOSED
 from finwait.table.flows import FlowTable
@@ -34,8 +34,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class CaptureTarget:
+class CaptureTarget(Struct, frozen=True):
     """One connection to capture."""
 
     netns: int
@@ -152,8 +151,7 @@ def choose(sockets: SocketTable, rows: Iterable[int], flows: FlowTable | None) -
     return chosen
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """What a line of a comment says."""
 
     forms: tuple[Tuple, ...]

@@ -13,9 +13,10 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import BinaryIO, Final, Self
+
+from msgspec import Struct, field
 
 from finwait import files as disk
 from finwait.capturing.chosen import End, read_note
@@ -257,8 +258,7 @@ class CaptureFile:
         return data
 
 
-@dataclass(slots=True)
-class FileRead:
+class FileRead(Struct):
     """What a capture file gave."""
 
     book: Closings = field(default_factory=Closings)

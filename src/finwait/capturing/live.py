@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from finwait.capturing.chosen import CaptureTarget, note, place_of
 from finwait.capturing.file import Writer
@@ -32,8 +34,7 @@ _GRACE_S: Final = 0.5  # the last ACK may still be on its way to us
 _LAST_LOOKS: Final = 3  # a connection on which there is always something is left as its packets show it
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(Struct, frozen=True):
     """What the kernel says of a connection's state."""
 
     name: str
@@ -50,8 +51,7 @@ class _State:
 _GONE: Final = _State(CLOSED)
 
 
-@dataclass(slots=True)
-class Recorder:
+class Recorder(Struct):
     """What a capture saw."""
 
     book: Closings = field(default_factory=Closings)

@@ -217,7 +217,7 @@ def _select(args: argparse.Namespace) -> tuple[Snapshot, list[int]]:
 
 def _named(chosen: list[CaptureTarget]) -> tuple[list[CaptureTarget], dict[int, NetNamespace]]:
     """Return the connections with the names of their interfaces, and their namespaces."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from finwait.kernel.capture import space_of
     from finwait.kernel.lookup import interfaces

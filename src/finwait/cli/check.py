@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from finwait.cli import options
 from finwait.selecting import parse_filter
@@ -166,8 +167,7 @@ def _look(args: argparse.Namespace) -> _Looks:
     return looks
 
 
-@dataclass(frozen=True, slots=True)
-class _Looks:
+class _Looks(Struct, frozen=True):
     """What was seen."""
 
     diagnosis: Diagnosis
@@ -258,8 +258,7 @@ def _severities(args: argparse.Namespace) -> tuple[str, ...]:
     return ("problem", "notice") if args.severity == "notice" else ("problem",)
 
 
-@dataclass(frozen=True, slots=True)
-class _Counted:
+class _Counted(Struct, frozen=True):
     """What is compared with the thresholds, and what stands beside it."""
 
     by_rule: dict[str, int]

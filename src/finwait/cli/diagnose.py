@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _once(args: argparse.Namespace) -> int:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     diagnosis = options.diagnose(args)
     narrowed = diagnosis.narrowed

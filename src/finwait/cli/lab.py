@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import textwrap
     import time
-    from dataclasses import replace
+
+    from msgspec.structs import replace
 
     from finwait import session
     from finwait.cli.printing import show

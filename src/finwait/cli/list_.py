@@ -48,9 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _once(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     import numpy as np
+    from msgspec.structs import replace
 
     from finwait import session
     from finwait.diagnosis import catalogue, engine, select

@@ -34,7 +34,7 @@ _SHOWN = ("ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "TI
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from finwait import session
     from finwait.report.shape import document, encoded

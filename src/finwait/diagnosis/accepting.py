@@ -14,10 +14,10 @@ connection that is new.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches
@@ -33,8 +33,7 @@ __all__ = ["Accepting", "accepting"]
 I64 = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Accepting:
+class Accepting(Struct, frozen=True):
     """What is known of each listener of a view; of other rows nothing is."""
 
     twice: Mask

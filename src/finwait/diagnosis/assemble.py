@@ -6,10 +6,11 @@ All joins happen here, once: holders, other ends, conntrack entries, ages, movem
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.attribution.join import matches, unique_match
@@ -51,8 +52,7 @@ def loopback(sockets: SocketTable) -> Mask:
     return v4 | v6 | (src == dst).all(axis=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Movement:
+class Movement(Struct, frozen=True):
     """What changed between two looks, row by row."""
 
     received: Mask
@@ -76,8 +76,7 @@ _CLOCK_SLACK_MS = 100
 """Clocks of sockets count in jiffies, and a namespace is dumped a little sooner or later within each look."""
 
 
-@dataclass(frozen=True, slots=True)
-class _TwoLooks:
+class _TwoLooks(Struct, frozen=True):
     """The rows of a look, and the same sockets in an earlier one."""
 
     sockets: SocketTable

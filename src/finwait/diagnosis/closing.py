@@ -16,8 +16,9 @@ This module has the values. `finwait.diagnosis.closings` makes them.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from finwait.diagnosis.stream import ResetStanding
 from finwait.uapi import tcp
@@ -75,8 +76,7 @@ class Ending(enum.Enum):
     RESET = "reset"
 
 
-@dataclass(frozen=True, slots=True)
-class Arrow:
+class Arrow(Struct, frozen=True):
     """One arrow of the diagram, or several of a kind in a row."""
 
     time_ns: int
@@ -98,8 +98,7 @@ class Arrow:
     """Of a RST: its receiver was done already."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndFacts:
+class EndFacts(Struct, frozen=True):
     """What is known of one end: yes, no, or None."""
 
     sent: bool | None
@@ -146,8 +145,7 @@ def said_by(state: str) -> EndFacts:
     return _FACTS.get(state, EndFacts(None, None, None, None))
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(Struct, frozen=True):
     """Something that would have come next."""
 
     what: Kind
@@ -156,8 +154,7 @@ class Missing:
     """Who would have sent it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
+class Reset(Struct, frozen=True):
     """A RST that ended something, as far as the capture shows."""
 
     time_ns: int
@@ -169,8 +166,7 @@ class Reset:
     """Its receiver was done already."""
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(Struct, frozen=True):
     """One end at the end of the capture."""
 
     end: End
@@ -197,8 +193,7 @@ class Side:
     probes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Closing:
+class Closing(Struct, frozen=True):
     """How one connection closed, as far as the capture shows."""
 
     a: Side

@@ -7,8 +7,10 @@ the first and the last arrows are kept, and those between are counted.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field, replace
 from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from finwait.diagnosis.closing import CLOSED, Arrow, End, Kind, Reset, possible
 from finwait.diagnosis.party import Party, facts_of, has_sent
@@ -31,8 +33,7 @@ _DATA: Final = {
 }
 
 
-@dataclass(slots=True)
-class Conversation:
+class Conversation(Struct):
     """What is kept of a connection."""
 
     a: End

@@ -17,11 +17,12 @@ are never turned into one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.diagnosis import moves
@@ -82,8 +83,7 @@ def diagnose(
     return aimed(view, sorted_findings(view, findings), asked)
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(Struct, frozen=True):
     """Rows that a rule explains in the same words and with the same severity."""
 
     rule: Rule

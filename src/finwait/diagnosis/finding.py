@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 __all__ = [
@@ -36,8 +36,7 @@ Certainty = Literal["certain", "likely", "possible"]
 RemedyClass = Literal["read-only", "reversible", "destructive", "advice"]
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """One observed value and what it says."""
 
     column: str
@@ -46,8 +45,7 @@ class Evidence:
     says: str
 
 
-@dataclass(frozen=True, slots=True)
-class Confidence:
+class Confidence(Struct, frozen=True):
     """How sure, and why."""
 
     level: Certainty
@@ -56,8 +54,7 @@ class Confidence:
     """Whether it may be healthy for all that one look can tell, and a second look some seconds later settles it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Struct, frozen=True):
     """Whose move it is, and what the move would be."""
 
     whose: Whose
@@ -65,8 +62,7 @@ class Turn:
     """For people: ``close()``; empty where nothing is to be done."""
 
 
-@dataclass(frozen=True, slots=True)
-class Remedy:
+class Remedy(Struct, frozen=True):
     """Something that really ends the connection."""
 
     text: str
@@ -88,8 +84,7 @@ class Remedy:
         return self.command.split()[:2] == ["finwait", "clear"]
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
+class Advice(Struct, frozen=True):
     """Something that people try although it does nothing here (or harm), and why."""
 
     text: str
@@ -103,8 +98,7 @@ def headline(title: str, severity: Severity) -> str:
     return f"{title}: healthy" if severity == "healthy" else title
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """A group of connections that share a cause, a namespace and a holder.
 
     ``rows`` index the sockets of the view; ``primary`` is False where a more specific finding names the

@@ -24,11 +24,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.diagnosis import wheel
@@ -93,8 +94,7 @@ _ANSWER_PAUSE_MS: Final = 500
 """tcp_invalid_ratelimit of the peer: it answers segments outside its window no more often."""
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceLimits:
+class NamespaceLimits(Struct, frozen=True):
     """Settings of a network namespace that decide; the kernel's defaults where they are not known."""
 
     retries2: int = 15
@@ -132,8 +132,7 @@ class NamespaceLimits:
 DEFAULTS: Final = NamespaceLimits()
 
 
-@dataclass(frozen=True, slots=True)
-class Expiry:
+class Expiry(Struct, frozen=True):
     """When the kernel gives a connection up."""
 
     seconds: float
@@ -517,8 +516,7 @@ def _base_ms(view: View, row: int) -> float:
     return min(max(FAST_RTO_MS, _RTO_MIN_MS + round_trip), float(limits.rto_max_ms))
 
 
-@dataclass(frozen=True, slots=True)
-class UnderWay:
+class UnderWay(Struct, frozen=True):
     """What waits already when a user timeout is set, and what becomes of it."""
 
     window_shut: bool

@@ -12,10 +12,11 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.attribution.waiting import KINDS
 from finwait.diagnosis.finding import Finding, Remedy
@@ -32,8 +33,7 @@ _SHORT = 4
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """What a diagnosis was asked for."""
 
     filter: Filter | None = None

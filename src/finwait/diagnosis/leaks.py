@@ -24,8 +24,11 @@ import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.uapi.perf_event import Sample
 from finwait.uapi.stacks import StackFrame, is_python_library
@@ -52,8 +55,7 @@ _RECENT: Final = 2000
 """Descriptors whose last calls keep their stacks as they came; of older ones they are compressed."""
 
 
-@dataclass(frozen=True, slots=True)
-class TracedCall:
+class TracedCall(Struct, frozen=True):
     """A system call on a descriptor of a process."""
 
     name: CallName
@@ -89,8 +91,7 @@ class Unmatched(enum.Enum):
     RECORDS_LOST = "no call for it was seen for certain, and records were lost"
 
 
-@dataclass(slots=True)
-class _Key:
+class _Key(Struct):
     """What is remembered of one descriptor."""
 
     opening: TracedCall | None = None
@@ -279,8 +280,7 @@ def _replaced(call: TracedCall | None, time_ns: int) -> TracedCall | None:
     return replace(call, replaced=True) if call is not None and call.sample.time_ns <= time_ns else call
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(Struct, frozen=True):
     """A connection that is there at the end, with a struct socket."""
 
     row: int
@@ -293,8 +293,7 @@ class Holding:
     """Whether it was there when the trace began."""
 
 
-@dataclass(frozen=True, slots=True)
-class Still:
+class Still(Struct, frozen=True):
     """A connection that is still there, and the calls on it."""
 
     connection: Holding
@@ -302,8 +301,7 @@ class Still:
     half_close: TracedCall | None
 
 
-@dataclass(frozen=True, slots=True)
-class Matching:
+class Matching(Struct, frozen=True):
     """What became of the connections that are there at the end."""
 
     still: tuple[Still, ...]
@@ -358,8 +356,7 @@ class CallStack:
         return -1 if 0 <= self.unclear <= place else place
 
 
-@dataclass(frozen=True, slots=True)
-class LeakGroup:
+class LeakGroup(Struct, frozen=True):
     """Connections that the same code opened, and the same code half-closed."""
 
     comm: str
@@ -367,7 +364,7 @@ class LeakGroup:
     opened: CallStack
     half_closed: CallStack | None
     """None where nobody is known to have half-closed them during the trace."""
-    still: tuple[Still, ...] = field(repr=False)
+    still: tuple[Still, ...]
     """Oldest first."""
 
     @property

@@ -18,10 +18,11 @@ than half of the backlog is handshakes the kernel drops old ones after as few as
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.diagnosis import wheel
 from finwait.diagnosis.forecast import DEFAULTS, Expiry, NamespaceLimits, model_ms
@@ -88,8 +89,7 @@ def expiry(limits: NamespaceLimits = DEFAULTS, user_timeout_ms: int = 0) -> Expi
     return Expiry(early[-1] / 1000, len(early) - 1, (fires[-1] + late_ms) / 1000)
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(Struct, frozen=True):
     """What is known of a connection in SYN_SENT."""
 
     since_ms: int
@@ -146,8 +146,7 @@ def answers_left_ms(retries: int, firings: int, rto_max_ms: int = DEFAULTS.rto_m
     return [min(_SYN_RTO_MS << min(n, 20), rto_max_ms) for n in range(firings + 1, retries + 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Handshake:
+class Handshake(Struct, frozen=True):
     """What is known of a handshake that a client has begun and not completed (SYN_RECV)."""
 
     least_ms: int

@@ -21,10 +21,10 @@ orphan never are: it has no descriptor. Where they were not, `why` says so, and 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.attribution.mptcp import MPTCP
@@ -51,8 +51,7 @@ _TIMED: Final = {
 """The states in which each timer runs, handshakes left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(Struct, frozen=True):
     """When, and by what, a connection ends if nobody acts."""
 
     ends: str

@@ -23,8 +23,9 @@ what X's own kernel says               is so, whatever the packets look like
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from finwait.diagnosis.closing import EndFacts, said_by
 from finwait.diagnosis.stream import Sender, at_or_behind
@@ -37,8 +38,7 @@ GONE_ON_NS: Final = 1_000_000_000
 _STOPPED: Final = 4  # retransmission intervals double; after four of the last the next is long overdue
 
 
-@dataclass(slots=True)
-class Stated:
+class Stated(Struct):
     """What the kernel of an end said of it, first and last."""
 
     forms: tuple[Tuple, ...]
@@ -53,8 +53,7 @@ class Stated:
     seen: bool = False
 
 
-@dataclass(slots=True)
-class Party:
+class Party(Struct):
     """What one end has sent, and what its kernel said."""
 
     stream: Sender = field(default_factory=Sender)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from finwait.diagnosis import wheel
 from finwait.diagnosis.forecast import DEFAULTS, NamespaceLimits, keepalive, retransmission
@@ -16,8 +17,7 @@ from finwait.diagnosis.forecast import DEFAULTS, NamespaceLimits, keepalive, ret
 __all__ = ["PeerGone", "peer_gone", "user_timeout_for"]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerGone:
+class PeerGone(Struct, frozen=True):
     """What ends a connection whose peer is gone, with the options that its socket has."""
 
     silence_s: float | None

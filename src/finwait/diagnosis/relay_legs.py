@@ -19,11 +19,11 @@ other (`RelaySet.fits`): then no partner is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.uapi import tcp
@@ -47,8 +47,7 @@ _SLACK: Final = 1
 """Bytes: so much may a SYN or a FIN make of a difference that nobody sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class RelaySet:
+class RelaySet(Struct, frozen=True):
     """Legs of one process among which pairs are: two legs of a known pair, or more."""
 
     wait: I64
@@ -83,8 +82,7 @@ class RelaySet:
         return np.sort(np.concatenate([self.wait, self.half]))
 
 
-@dataclass(frozen=True)
-class RelayLegs:
+class RelayLegs(Struct, frozen=True, dict=True):
     """The legs of all relays of a view."""
 
     sets: tuple[RelaySet, ...]
@@ -175,8 +173,7 @@ def _candidates(view: View) -> Iterator[tuple[int, I64, I64]]:
             yield pid, by_wait[pid], by_half[pid]
 
 
-@dataclass(frozen=True, slots=True)
-class _Clocks:
+class _Clocks(Struct, frozen=True):
     """What the legs' clocks tell, of each row."""
 
     quiet: I64

@@ -7,10 +7,10 @@ of the lowest `rank`, the more specific rule), and summarises the columns that t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Harm, Remedy, Severity, Turn, headline
@@ -23,16 +23,14 @@ Means = Literal["fin", "keepalive", "user-timeout", "reset", "destroy"]
 """What `finwait clear` can do to a connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Clue:
+class Clue(Struct, frozen=True):
     """A column that separates this cause from others, and what its value says."""
 
     column: str
     says: str
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Struct, frozen=True):
     """Rows of a rule that are the same pattern and are told in other words, because other means end them.
 
     A row is of the first case that has it, and of none where it is as the rule itself says. Rows of different
@@ -50,8 +48,7 @@ class Case:
     """Whose move it is, where that is not the rule's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Struct, frozen=True):
     """What a rule matched: rows, or subjects that have no rows (processes, namespaces)."""
 
     rows: NDArray[np.int64]
@@ -68,8 +65,7 @@ class Match:
     """Its own, where that is not the rule's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One cause.
 
     ``match`` returns the mask of rows it explains. A rule about something without rows gives ``matches``

@@ -9,10 +9,11 @@ it may be just what was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.attribution.container import Workload, workload_of_path
@@ -30,8 +31,7 @@ __all__ = ["KnownNames", "Narrowed", "by_owners", "judge", "nothing_like_it", "u
 _FIRST = np.zeros(1, np.intp)
 
 
-@dataclass(frozen=True, slots=True)
-class Narrowed:
+class Narrowed(Struct, frozen=True):
     """What a FILTER left of a diagnosis."""
 
     filter: Filter
@@ -124,8 +124,7 @@ def _word(work: Workload, name: str) -> str:
     return work.container_id if name == "container" else work.pod_uid
 
 
-@dataclass(frozen=True, slots=True)
-class KnownNames:
+class KnownNames(Struct, frozen=True):
     """What there is on a machine that a FILTER may name, beyond what a view holds."""
 
     alive: Callable[[Iterable[int]], Iterable[int]]

@@ -11,8 +11,10 @@ What was seen in one place and not in the other did not get from one to the othe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.diagnosis.closing import Closing, Kind, Side
 
@@ -21,8 +23,7 @@ __all__ = ["Also", "Sighting", "key", "sightings"]
 _FINS: Final = (Kind.FIN, Kind.FIN_AGAIN)
 
 
-@dataclass(frozen=True, slots=True)
-class Also:
+class Also(Struct, frozen=True):
     """The same connection in another place."""
 
     closing: Closing
@@ -33,8 +34,7 @@ class Also:
     """Connection tracking says that it is the same; otherwise its sequence numbers do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(Struct, frozen=True):
     """One connection, and where else it was seen."""
 
     closing: Closing

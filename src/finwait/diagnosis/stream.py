@@ -12,8 +12,9 @@ silent, so are we (`Nth.EITHER`).
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from finwait.uapi.segment import ACK, FIN, RST, SYN, Segment
 
@@ -45,8 +46,7 @@ class ResetStanding(enum.Enum):
     UNKNOWN = "the window is unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class _Hole:
+class _Hole(Struct, frozen=True):
     begins: int
     ends: int
     tsval: int | None
@@ -54,8 +54,7 @@ class _Hole:
     ip_id: int | None
 
 
-@dataclass(slots=True)
-class Sender:
+class Sender(Struct):
     """What one end has been seen to send."""
 
     packets: int = 0

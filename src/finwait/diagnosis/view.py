@@ -7,11 +7,11 @@ view says so (`HolderRows.complete`, `moved_known`, `swept`), and a rule that wo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from finwait.attribution.container import Workload, workloads_of_rows
@@ -80,8 +80,7 @@ def lived_of(sockets: SocketTable) -> I64:
     return lived
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """What counts as long, and as many."""
 
     idle_ms: int = 600_000
@@ -94,8 +93,7 @@ class Options:
     """So many unanswered retransmissions mean that nobody answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceView:
+class NamespaceView(Struct, frozen=True):
     """One namespace: names, settings and counters."""
 
     inode: int
@@ -132,8 +130,7 @@ class NamespaceView:
         return self.names[0] if self.names else f"netns {self.inode}"
 
 
-@dataclass(frozen=True, slots=True)
-class HiddenDescriptor:
+class HiddenDescriptor(Struct, frozen=True):
     """A descriptor of a TCP socket that no dump contains, for it is in TCP_CLOSE and has been in use."""
 
     pid: int
@@ -147,8 +144,7 @@ class HiddenDescriptor:
     """Bytes that can still be read from it."""
 
 
-@dataclass(frozen=True)
-class View:
+class View(Struct, frozen=True, dict=True):
     """Sockets and what is known about each."""
 
     sockets: SocketTable

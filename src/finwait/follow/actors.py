@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from finwait.errors import Gap
 from finwait.follow.bounds import LIST_S, MOST_REMEMBERED
@@ -38,8 +38,7 @@ _BY_DESCRIPTOR: Final = frozenset(
 """Changes that no packet makes and SOCK_DESTROY does not: connect(), shutdown(), close(), by who has a descriptor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Who:
+class Who(Struct, frozen=True):
     """Who had to do with rows that are handed out."""
 
     owners: dict[int, tuple[Owner, ...]]

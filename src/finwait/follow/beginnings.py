@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 import sys
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from finwait.diagnosis.leaks import CallName, Calls, TracedCall, Unmatched
 from finwait.table.sockets import SocketTable
@@ -29,8 +30,7 @@ _FAST_OPEN_NS: Final = 100_000_000
 """Within so long ``sendto()`` with MSG_FASTOPEN takes its socket to SYN_SENT."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
+class Ends(Struct, frozen=True):
     """Which connection it is, as changes of state tell of it."""
 
     local: tuple[bytes, int]

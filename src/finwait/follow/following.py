@@ -21,11 +21,11 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
+from msgspec import Struct, field
 
 from finwait.errors import FinwaitError, Gap, KernelError
 from finwait.follow.actors import Actors, Who
@@ -69,8 +69,7 @@ _SEES_NOT_POLLING: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(Struct, frozen=True):
     """What one round brought."""
 
     rows: tr.TransitionTable

@@ -18,11 +18,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
+from msgspec import Struct
 
 from finwait import session
 from finwait.diagnosis import catalogue, engine
@@ -129,8 +129,7 @@ _FILLS: Final = {
 _NOT_OPEN: Final = (tcp.LISTEN, tcp.TIME_WAIT, tcp.SYN_RECV)
 
 
-@dataclass(frozen=True, slots=True)
-class Leaks:
+class Leaks(Struct, frozen=True):
     """What a trace found."""
 
     groups: tuple[LeakGroup, ...]
@@ -148,8 +147,7 @@ class Leaks:
     gaps: tuple[Gap, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Fill:
+class _Fill(Struct, frozen=True):
     """A process fills a descriptor with something else."""
 
     pid: int

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.diagnosis.ages import ages
@@ -22,8 +22,7 @@ from finwait.table.trace_filter import asks_for_holders, judge
 __all__ = ["Staying", "Stuck"]
 
 
-@dataclass(frozen=True, slots=True)
-class Stuck:
+class Stuck(Struct, frozen=True):
     """A connection that stays in a closing state longer than asked."""
 
     key: int

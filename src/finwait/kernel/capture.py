@@ -25,11 +25,11 @@ import select
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
+from msgspec import Struct
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded
 from finwait.kernel import netns, procfs, rights
@@ -55,8 +55,7 @@ _LOOPBACK: Final = 1  # its index in every namespace
 _SOCKADDR_LL: Final = 48  # behind struct tpacket3_hdr
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
+class Packet(Struct, frozen=True):
     """One captured packet."""
 
     time_ns: int

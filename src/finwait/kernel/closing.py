@@ -23,10 +23,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from finwait.errors import Gap, KernelError, NotSupported
 from finwait.kernel import listening, netns, procfs, rights
@@ -45,8 +45,7 @@ _INFO: Final = inet_diag.extension_mask(inet_diag.INFO)
 """struct tcp_info: the clocks that ages come from."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(Struct, frozen=True):
     """Counters of one network namespace."""
 
     in_use: int
@@ -195,8 +194,7 @@ def parse_snmp_tcp(data: bytes) -> tuple[int, int]:
     return int(words[current]), int(words[received]) + int(words[sent])
 
 
-@dataclass(frozen=True, slots=True)
-class ClosingWalk:
+class ClosingWalk(Struct, frozen=True):
     """The rows of one namespace."""
 
     sockets: SocketTable

@@ -16,7 +16,8 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from finwait.errors import Gap, KernelError, NotSupported, PermissionNeeded
 from finwait.kernel import interruption, rights
@@ -37,8 +38,7 @@ _SO_COOKIE, _IP_FREEBIND = 57, 15
 _NOBODY = inet_diag.SocketId(1, 1, bytes(4), bytes(4), 0, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """One connection to end."""
 
     netns: int

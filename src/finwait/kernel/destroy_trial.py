@@ -24,9 +24,11 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from finwait.errors import FinwaitError, KernelError
 from finwait.kernel import rights
@@ -44,8 +46,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _DEADLINE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """What came of it; None where it is not known."""
 
     ends_orphans: bool | None = None

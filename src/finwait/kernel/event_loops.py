@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import DecodeError
@@ -169,8 +169,7 @@ def _gone(pid: int, fd: int) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Inner:
+class _Inner(Struct, frozen=True):
     """What an instance watches of other instances."""
 
     found: tuple[tuple[int, int, int], ...]

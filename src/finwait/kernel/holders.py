@@ -19,10 +19,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from finwait.errors import DecodeError
 from finwait.kernel import procfs, tasks
@@ -44,8 +44,7 @@ _MOST: Final = 200_000
 """Sockets that are remembered as asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(Struct, frozen=True):
     """A process that holds a socket."""
 
     pid: int
@@ -55,8 +54,7 @@ class Owner:
         return f"{self.comm}[{self.pid}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """Who holds one socket."""
 
     owners: tuple[Owner, ...]
@@ -65,8 +63,7 @@ class Held:
     """Whether every process that may be inspected was, since the socket was first asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Struct, frozen=True):
     """A thread, and the process that it belongs to."""
 
     tid: int

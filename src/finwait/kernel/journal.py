@@ -26,11 +26,11 @@ import pwd
 import sqlite3
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
+from msgspec import Struct
 
 from finwait.errors import FinwaitError, KernelError, PermissionNeeded
 from finwait.kernel import state_files
@@ -98,8 +98,7 @@ class _ActLike(Protocol):
     def decided_by(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """An act without a result that has a socket, so that no other may change its options."""
 
     act_id: int
@@ -117,8 +116,7 @@ class Taken:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
+class JournalEntry(Struct, frozen=True):
     """An act as it was written down."""
 
     id: int

@@ -16,9 +16,9 @@ import mmap
 import os
 import socket
 import struct
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded
@@ -98,8 +98,7 @@ class Arena:
         return np.frombuffer(self._map, np.uint8, count=self.used)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The datagrams that answered one dump: where they are in the arena, and whether it was disturbed."""
 
     starts: tuple[int, ...]

@@ -21,8 +21,10 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.errors import Gap, PermissionNeeded
 from finwait.kernel import pidfd, rights, tasks
@@ -59,8 +61,7 @@ class StopMark(Protocol):
         """Return whether it was told."""
 
 
-@dataclass(frozen=True, slots=True)
-class NetNamespace:
+class NetNamespace(Struct, frozen=True):
     """One network namespace and the ways that lead to it."""
 
     inode: int
@@ -70,7 +71,7 @@ class NetNamespace:
     pids: tuple[int, ...] = ()
     """Some of the processes in it, lowest first (at most eight)."""
     process_count: int = 0
-    paths: tuple[str, ...] = field(default=(), compare=False)
+    paths: tuple[str, ...] = ()
     """Files that open it, best first."""
 
 

@@ -25,9 +25,10 @@ import select
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
+
+from msgspec import Struct
 
 from finwait.errors import DecodeError, KernelError, NotSupported, PermissionNeeded
 from finwait.kernel import rights
@@ -59,8 +60,7 @@ def unwinds() -> bool:
     return platform.machine() == "x86_64"
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(Struct, frozen=True):
     """What was in the ring buffers, in the order of time."""
 
     samples: tuple[Sample, ...]
@@ -74,8 +74,7 @@ class Drawn:
     """CLOCK_MONOTONIC: what happened until then is in what was drained so far."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ring:
+class _Ring(Struct, frozen=True):
     """A ring buffer of one CPU."""
 
     memory: mmap.mmap

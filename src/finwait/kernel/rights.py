@@ -10,8 +10,9 @@ What is missing is not found out, only what is not: which policy it was, nobody 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from finwait.errors import Gap
 

@@ -12,8 +12,9 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from finwait.errors import KernelError
 from finwait.kernel import procfs, sysctl
@@ -29,8 +30,7 @@ _MOST_ENTRIES = 200_000
 """Entries that are dumped to see whether one is translated; more take too long for a side question."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(Struct, frozen=True):
     """Files and answers as they came; None for what is not there or could not be read."""
 
     sockstat: bytes | None

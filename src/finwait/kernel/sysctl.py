@@ -22,9 +22,10 @@ import socket
 import stat
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
+
+from msgspec import Struct
 
 from finwait import files
 from finwait.errors import FileRefused, Gap, KernelError, PermissionNeeded
@@ -83,8 +84,7 @@ def key_path(key: str) -> Path:
     return _PROC_SYS.joinpath(*parts)
 
 
-@dataclass(slots=True)
-class SysctlTarget:
+class SysctlTarget(Struct):
     """A network namespace, held open, with what identifies it. Close it, or use it as a context manager."""
 
     fd: int
@@ -311,8 +311,7 @@ def pod_target(uid: str) -> SysctlTarget:
     raise KernelError(errno.ENOENT, f"find a process of pod {plain}", hint="is the pod on this node?")
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Struct, frozen=True):
     """Sysctls as they were read."""
 
     values: Mapping[str, str]
@@ -368,8 +367,7 @@ def _put(path: Path, value: str) -> None:
         os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Struct, frozen=True):
     """What was set: the values before and after, by key."""
 
     before: Mapping[str, str]
@@ -479,8 +477,7 @@ def temporarily(changes: Mapping[str, str], target: SysctlTarget | None = None) 
         restore(applied.before, target)
 
 
-@dataclass(frozen=True, slots=True)
-class DropIn:
+class DropIn(Struct, frozen=True):
     """A file of sysctl.d that was written."""
 
     path: str

@@ -30,12 +30,12 @@ import select
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import KernelError, NotSupported, PermissionNeeded
@@ -59,8 +59,7 @@ _CLOEXEC: Final = 1
 _serial = itertools.count(1)
 
 
-@dataclass(frozen=True, slots=True)
-class RingStatistics:
+class RingStatistics(Struct, frozen=True):
     """``per_cpu/*/stats`` added up: what the ring buffer took, gave, and lost."""
 
     overrun: int
@@ -78,8 +77,7 @@ class RingStatistics:
         return self.overrun + self.commit_overrun + self.dropped
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
+class Drained(Struct, frozen=True):
     """Pages as read, and what they hold everything up to."""
 
     buffer: NDArray[np.uint8]

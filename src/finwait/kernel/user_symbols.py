@@ -23,8 +23,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Self
+
+from msgspec import Struct
 
 from finwait.errors import DecodeError
 from finwait.kernel import procfs
@@ -63,8 +64,7 @@ RUN_TIME_CODE: Final = "[run-time code]"
 """In place of a file, where code was made at run time and nobody names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(Struct, frozen=True):
     """A frame."""
 
     function: str
@@ -75,8 +75,7 @@ class Named:
     """In the file or the mapping, or the address itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(Struct, frozen=True):
     """Bytes that may be spent on files that others chose."""
 
     kept: int = 128 << 20
@@ -338,8 +337,7 @@ class _Image:
         return leaving.keeps_frame_pointer(self.code(bounds[0], min(_PROLOGUE, max(offset - bounds[0], 0))))
 
 
-@dataclass(slots=True)
-class _Process:
+class _Process(Struct):
     """What is known of a process while its stacks are named."""
 
     maps: Maps

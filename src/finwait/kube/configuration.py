@@ -8,10 +8,10 @@ one in the form, and with the lines, that a person sees when typing the command.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct, field
 
 from finwait.errors import FinwaitError, Gap
 from finwait.kube.kubectl import Kubectl
@@ -39,8 +39,7 @@ _NOT_MADE: Final = frozenset(("", "Node"))
 """The kinds of owners that stand for no other object with the same settings: nobody, and the node of a static pod."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterObject:
+class ClusterObject(Struct, frozen=True):
     """An object of the cluster."""
 
     kind: str
@@ -64,8 +63,7 @@ def _singular(kind: str) -> str:
     return short
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterObjects:
+class ClusterObjects(Struct, frozen=True):
     """What could be read, and what not."""
 
     objects: list[ClusterObject] = field(default_factory=list)

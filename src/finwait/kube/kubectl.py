@@ -10,10 +10,10 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import IO, Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from finwait.errors import FinwaitError
 from finwait.table.units import printable
@@ -26,8 +26,7 @@ _SAID_LINES: Final = 4
 """An error of ours has three: what, in which FILTER, a hint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """What one call came to."""
 
     status: int

@@ -34,10 +34,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Final, Literal, Self
 from urllib.parse import quote, urlencode
+
+from msgspec import Struct
+from msgspec.structs import fields
 
 from finwait.errors import DecodeError, FileRefused, FinwaitError, Gap
 from finwait.kube.access import KubeAccess
@@ -75,8 +77,7 @@ _SUSPECT: Final = 3
 _ANSWERS: Final = "an API server that answers"
 
 
-@dataclass(frozen=True, slots=True)
-class KubePacing:
+class KubePacing(Struct, frozen=True):
     """How long things may take, and how long to wait between them, in seconds."""
 
     start_s: float = 5.0
@@ -104,6 +105,9 @@ class KubePacing:
     """How much longer than that it may last."""
     gather_s: float = 0.2
     """After what came of a watch: events that come one by one cost more than several at once."""
+
+
+_USUAL: Final = KubePacing()
 
 
 class BackOff:
@@ -139,8 +143,7 @@ class BackOff:
         return min(longest, most or self._most) * (0.5 + 0.5 * self._chance())
 
 
-@dataclass(slots=True)
-class RequestCounts:
+class RequestCounts(Struct):
     """What was asked of an API server, and what came."""
 
     lists: int = 0
@@ -157,8 +160,7 @@ class RequestCounts:
     received_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Trouble:
+class _Trouble(Struct, frozen=True):
     """Why a resource is not followed."""
 
     kind: Literal["waiting", "failed", "refused", "unserved"]
@@ -490,7 +492,7 @@ class Watcher:
     """
 
     def __init__(
-        self, access: KubeAccess, *, pacing: KubePacing = KubePacing(), clock: Callable[[], float] = time.time
+        self, access: KubeAccess, *, pacing: KubePacing = _USUAL, clock: Callable[[], float] = time.time
     ) -> None:
         self.access = access
         self.pacing = pacing

@@ -16,10 +16,10 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct, field
 
 from finwait.errors import FinwaitError, Gap
 from finwait.kube.kubectl import Done, Kubectl
@@ -135,8 +135,7 @@ class _ObjectList(msgspec.Struct):
     items: list[LabelledObject]
 
 
-@dataclass(frozen=True, slots=True)
-class AgentPod:
+class AgentPod(Struct, frozen=True):
     """A pod in which an agent runs."""
 
     node: str
@@ -153,8 +152,7 @@ class AgentPod:
         return f"{self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class AgentPods:
+class AgentPods(Struct, frozen=True):
     """The agents of a cluster."""
 
     one_a_node: tuple[AgentPod, ...] = ()

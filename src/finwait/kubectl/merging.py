@@ -7,8 +7,9 @@ never comes here (`finwait.kubectl.answers`); should it, it is left out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from finwait.errors import Gap
 from finwait.report.shape import document
@@ -21,8 +22,7 @@ _GROUPS: Final = ("NODE", "SEVERITY", "#", "STATE", "CAUSE", "WORKLOAD", "AGE", 
 _LISTED: Final = ("NODE", "STATE", "LOCAL", "PEER", "POD", "SERVICE", "AGE", "OWNER")
 
 
-@dataclass(frozen=True, slots=True)
-class NodeAnswer:
+class NodeAnswer(Struct, frozen=True):
     """What the agent of a node said."""
 
     node: str

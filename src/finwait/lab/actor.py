@@ -17,10 +17,12 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.errors import FinwaitError, KernelError, TargetGone
 
@@ -53,8 +55,7 @@ def _spoken(host: str) -> tuple[socket.AddressFamily, str]:
     return socket.AF_INET, "0.0.0.0" if host == "::" else host.removeprefix("::ffff:")  # noqa: S104 - a namespace of ours
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramSocket:
+class ProgramSocket(Struct, frozen=True):
     """A socket as its program sees it."""
 
     actor: Actor

@@ -6,8 +6,9 @@ The rows of a scenario are all of its connections, so a rule on any other row, o
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from finwait.diagnosis.moves import Move
 from finwait.table.sockets import address_text
@@ -26,8 +27,7 @@ _SHOWN = 3
 Key = tuple[int, int, str, int, str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """A row whose primary cause is another one than expected."""
 
     row: str

@@ -18,9 +18,11 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from finwait.errors import FinwaitError
 from finwait.lab.actor import has_ipv6
@@ -76,8 +78,7 @@ class NotSettled(FinwaitError):  # names the condition, as TargetGone does
     hint = "is the machine very busy? try again"
 
 
-@dataclass(frozen=True, slots=True)
-class ScenarioRow:
+class ScenarioRow(Struct, frozen=True):
     """One line of ``/proc/net/tcp{,6}``, or an MPTCP connection as `ss` shows it."""
 
     netns: int
@@ -97,8 +98,7 @@ class ScenarioRow:
     """Probes without answer: of the timers 2 and 4."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(Struct, frozen=True):
     """A connection end that must be there, and the name of the rule that explains it.
 
     ``rule`` is "" for a row that no rule may mention. ``state`` is ``CLOSE`` for a descriptor whose socket
@@ -143,8 +143,7 @@ class Expected:
         )
 
 
-@dataclass(slots=True)
-class Situation:
+class Situation(Struct):
     """What a scenario has built; valid while its lab lives.
 
     Attributes:
@@ -216,8 +215,7 @@ class Situation:
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Scenario:
+class Scenario(Struct, frozen=True):
     """A failure on demand.
 
     Attributes:

@@ -31,9 +31,10 @@ import struct
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
+
+from msgspec import Struct
 
 from finwait.errors import FinwaitError, KernelError, NotSupported, PermissionNeeded
 from finwait.kernel import destroy_trial, rights
@@ -71,8 +72,7 @@ class LabError(FinwaitError):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """A veth pair between two namespaces, with an IPv4 /24 and an IPv6 /64 on it.
 
     On a kernel without IPv6 ``a6`` and ``b6`` are the IPv4 addresses: whoever connects to them is served all the same.
@@ -207,8 +207,7 @@ class Netns:
         self.fd = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Translated:
+class Translated(Struct, frozen=True):
     """A client and a backend with a gateway between them that translates a Service address (DNAT)."""
 
     gateway: Netns

@@ -24,12 +24,13 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import IO, Final, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait import files
@@ -89,8 +90,7 @@ class Manifest(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
+class _Content(Struct, frozen=True):
     """What a member held, and up to seven zeros after it."""
 
     data: NDArray[np.uint8]
@@ -322,8 +322,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, _Content]]:
     raise RecordingError(f"more than {MAX_MEMBERS} members, so this is not a recording of finwait")
 
 
-@dataclass(frozen=True, slots=True)
-class _Budget:
+class _Budget(Struct, frozen=True):
     """How much a member may become, by what was read of the file."""
 
     name: str

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.errors import DecodeError, Gap
@@ -54,8 +55,7 @@ class RecordingSource(Protocol):
     def remember(self, spaces: Iterable[tuple[int, int, int]]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(Struct, frozen=True):
     """What was recorded, and what could not be seen of it."""
 
     rows: int

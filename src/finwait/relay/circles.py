@@ -16,8 +16,9 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+from msgspec import Struct
 
 from finwait import files
 from finwait.errors import FileRefused
@@ -40,8 +41,7 @@ Row = list[Any]
 _HERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # as an address to connect to
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
+class Door(Struct, frozen=True):
     """An address on which a service takes connections; ``host`` is a path for ``unix``."""
 
     service: str

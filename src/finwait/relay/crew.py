@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from finwait.relay.child import end_of
 from finwait.relay.line import ControlLine
@@ -34,8 +34,7 @@ _FDS: Final = 200
 """Descriptors in one order; SCM_MAX_FD is 253, and a long range of ports goes in several."""
 
 
-@dataclass(frozen=True, slots=True)
-class CrewStanding:
+class CrewStanding(Struct, frozen=True):
     """How things stand, as a worker is told."""
 
     config: Config

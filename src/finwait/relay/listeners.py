@@ -15,8 +15,9 @@ import json
 import os
 import socket
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from finwait import files
 from finwait.errors import KernelError, PermissionNeeded
@@ -39,8 +40,7 @@ EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - where the configuration says so
 HANDED: Final = "FINWAIT_RELAY_SOCKETS"
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(Struct, frozen=True):
     """An address and its sockets: one for each worker, or one that all of them share."""
 
     key: str

@@ -58,9 +58,10 @@ peer that half-closed will ever read the answer: that is what the cap is for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Final
+
+from msgspec import Struct
 
 __all__ = [
     "ENDED_BY_FIN",
@@ -219,8 +220,7 @@ ENDED_BY_FIN: Final = frozenset({Reason.CLIENT_FIN_FIRST, Reason.SERVER_FIN_FIRS
 """The reasons of a connection that its two peers ended; all others end by RST."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableRow:
+class TableRow(Struct, frozen=True):
     """One line of the table: in any of ``states``, ``event`` leads to ``next`` by way of ``commands``.
 
     ``reason`` is None where the connection goes on; for the close after both FINs `RelayMachine` fills in which
@@ -464,8 +464,7 @@ class ImpossibleEvent(Exception):  # named for what it is
         super().__init__(f"{event.name} cannot happen in {state.name}")
 
 
-@dataclass(frozen=True, slots=True)
-class RelayLimits:
+class RelayLimits(Struct, frozen=True):
     """How long things may take, in seconds; 0 means no limit."""
 
     header: float = 5.0

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from finwait.errors import DecodeError
 
@@ -26,8 +27,7 @@ MAX_HEADER: Final = 16 + 4096
 _INET, _INET6 = 0x11, 0x21
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """What a header says. ``source`` is None where the proxy speaks for itself (LOCAL, UNKNOWN).
 
     An IPv4-mapped address is given as the IPv4 address that it is, so that a client has one name.

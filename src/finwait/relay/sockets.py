@@ -15,8 +15,9 @@ import os
 import socket
 import struct
 import sys
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
 
 __all__ = [
     "NO_ROOM",
@@ -149,8 +150,7 @@ def is_usable(fd: int) -> bool:
     return length > 0 or (length < 0 and ctypes.get_errno() == errno.EAGAIN)
 
 
-@dataclass(frozen=True, slots=True)
-class TcpInfo:
+class TcpInfo(Struct, frozen=True):
     """The fields of ``struct tcp_info`` that tell a slow peer from a dead one."""
 
     state: int

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from finwait.diagnosis import forecast
 from finwait.diagnosis.roles import taken_over
@@ -59,8 +60,7 @@ _MAY_BE_ROOT: Final = (0, -1, 65534)
 _PROTECTED_COMMS: Final = frozenset(name[:_COMM] for name in PROTECTED)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """What the caller allows."""
 
     max_connections: int = 100
@@ -80,8 +80,7 @@ class Limits:
     """Whether the plan was read from a file, which names no state: nobody knows why a connection is in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Abilities:
+class Abilities(Struct, frozen=True):
     """What cannot be done here, found out before anything is tried. Empty: everything can."""
 
     no_destroy: Mapping[tuple[int, int], str] = field(default_factory=dict)
@@ -94,8 +93,7 @@ class Abilities:
     """Whether this kernel refuses to destroy minisockets."""
 
 
-@dataclass(frozen=True, slots=True)
-class GuardVerdict:
+class GuardVerdict(Struct, frozen=True):
     """Why a connection (or the whole plan) is left alone."""
 
     guard: str

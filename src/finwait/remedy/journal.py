@@ -10,8 +10,9 @@ What is read back is not believed: `settings_act` returns only what finwait itse
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
+
+from msgspec import Struct, field
 
 from finwait.errors import Refused
 from finwait.remedy.settings.catalogue import by_key
@@ -32,8 +33,7 @@ _VALUE: Final = re.compile(r"-?\d{1,19}\Z")
 _DROP_IN: Final = re.compile(r"(?:.*/)?(90-finwait-[A-Za-z0-9_.-]+\.conf)", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Act:
+class Act(Struct, frozen=True):
     """Something that is about to be done to the machine."""
 
     kind: Kind
@@ -115,8 +115,7 @@ class Journal(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class SettingsAct:
+class SettingsAct(Struct, frozen=True):
     """What an act of kind ``sysctl`` changed, as far as finwait could have changed it."""
 
     netns: int

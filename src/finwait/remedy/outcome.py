@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from finwait.remedy.plan import Step
 
@@ -12,8 +13,7 @@ __all__ = ["EntryOutcome", "EntryResult", "Outcome", "Probe", "Result", "Verdict
 Result = Literal["ended", "left before", "changed meanwhile", "set", "still there", "failed"]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What came of one step."""
 
     step: Step
@@ -31,8 +31,7 @@ class Outcome:
 Verdict = Literal["alive", "reset", "dead", "not judged", "gone"]
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(Struct, frozen=True):
     """What a probe of one connection found out."""
 
     step: Step
@@ -49,8 +48,7 @@ class Probe:
 EntryResult = Literal["deleted", "gone before", "failed", "interrupted"]
 
 
-@dataclass(frozen=True, slots=True)
-class EntryOutcome:
+class EntryOutcome(Struct, frozen=True):
     """What came of the deletion of one connection tracking entry."""
 
     result: EntryResult

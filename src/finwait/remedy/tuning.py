@@ -12,11 +12,11 @@ Nothing here reads or writes a sysctl; `finwait.kernel.sysctl` does.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
 from finwait.diagnosis import forecast
 from finwait.diagnosis.catalogue import NAMES
@@ -63,8 +63,7 @@ _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@*-]*\Z")
 _VALUE = re.compile(r"-?\d{1,19}\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class TuningFacts:
+class TuningFacts(Struct, frozen=True):
     """What a machine and a namespace say beside their settings, where verdicts depend on it; None: not known."""
 
     translates: bool | None = None
@@ -113,8 +112,7 @@ class ProfileError(FinwaitError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """One wanted setting."""
 
     key: str
@@ -125,8 +123,7 @@ class Line:
     """sysctl.conf's leading ``-``: no error where the sysctl is missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(Struct, frozen=True):
     """A list of wanted settings."""
 
     name: str
@@ -248,8 +245,7 @@ class LineState(StrEnum):
     """finwait has no opinion on this sysctl and does not set it."""
 
 
-@dataclass(frozen=True, slots=True)
-class HereEffect:
+class HereEffect(Struct, frozen=True):
     """What a setting would do for connections that are stuck on this machine now."""
 
     rule: str
@@ -258,8 +254,7 @@ class HereEffect:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class PlanLine:
+class PlanLine(Struct, frozen=True):
     """One line of a plan."""
 
     key: str
@@ -275,8 +270,7 @@ class PlanLine:
     setting: Setting | None
 
 
-@dataclass(frozen=True, slots=True)
-class Remark:
+class Remark(Struct, frozen=True):
     """Something that follows from several settings together."""
 
     verdict: Verdict
@@ -285,8 +279,7 @@ class Remark:
     ledger: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ProfilePlan:
+class ProfilePlan(Struct, frozen=True):
     """What applying a profile would change, with a verdict on each line."""
 
     profile: Profile

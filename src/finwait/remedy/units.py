@@ -11,11 +11,11 @@ Means that end nothing by themselves (keepalive, a user timeout) know no units.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 
 from finwait.diagnosis.rule import Means
 from finwait.remedy.guards import GuardVerdict, Limits
@@ -35,8 +35,7 @@ TAKEN_IN: Final = f"not selected, but the other leg of a connection that is: {_W
 """Why a plan has a step for a connection that nobody selected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(Struct, frozen=True):
     """Legs that are ended together."""
 
     members: tuple[int, ...]

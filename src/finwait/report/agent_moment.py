@@ -5,16 +5,16 @@ Pure: who asks is `finwait.agent.watched`, who shows it is `finwait.tui.agent_vi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isnan
+
+from msgspec import Struct
 
 from finwait.report.agent_page import AgentPage, CountsDocument
 
 __all__ = ["AgentMoment", "levels", "per_minute", "resampled"]
 
 
-@dataclass(frozen=True, slots=True)
-class AgentMoment:
+class AgentMoment(Struct, frozen=True):
     """What is known of an agent."""
 
     page: AgentPage | None

@@ -10,10 +10,10 @@ is what `finwait.report.groups` makes, and it is as bad as the worst that is in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Finding, Harm, Severity
@@ -36,8 +36,7 @@ SORTS: Final = ("harm", "connections", "oldest", "new", "name")
 _RANKS: Final[tuple[Severity | None, ...]] = (None, "healthy", "notice", "problem")
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(Struct, frozen=True):
     """What a diagnosis says of each row."""
 
     rank: NDArray[np.int8]
@@ -64,8 +63,7 @@ def judged(view: View, findings: Sequence[Finding]) -> Judged:
     return Judged(rank, cause)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """A line of the board."""
 
     key: str

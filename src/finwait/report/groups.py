@@ -6,10 +6,10 @@ Made with columns: a quarter of a million connections in some thousand groups ta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.attribution.services import name_of
@@ -34,8 +34,7 @@ _STATES: Final = 256
 """``idiag_state`` is a byte, and a newer kernel may have states that we do not know."""
 
 
-@dataclass(frozen=True, slots=True)
-class Groups:
+class Groups(Struct, frozen=True):
     """Connections in groups."""
 
     by: Grouping

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import Struct
 
 from finwait.errors import FinwaitError
 from finwait.remedy.journal import settings_act
@@ -159,8 +159,7 @@ def would_do(entry: Entry) -> list[str]:
     return [printable(line) for line in lines]
 
 
-@dataclass(frozen=True, slots=True)
-class ActLine:
+class ActLine(Struct, frozen=True):
     """An act as a line of a table."""
 
     id: int

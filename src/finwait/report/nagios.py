@@ -12,7 +12,8 @@ Pure: numbers in, verdicts and text out. The command is `finwait.cli.check`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 __all__ = ["Threshold", "perfdata"]
 
@@ -21,8 +22,7 @@ _RANGE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Threshold:
+class Threshold(Struct, frozen=True):
     """The numbers that are alerted on: those outside of a range, or inside."""
 
     text: str

@@ -8,10 +8,10 @@ it in full.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from finwait.attribution.services import name_of
 from finwait.diagnosis import outlook
@@ -35,8 +35,7 @@ _Forms = tuple[str, ...]
 """What a column says of a group: in full first, then shorter where there is no room for that."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
+class _Column(Struct, frozen=True):
     """A column of the overview."""
 
     name: str

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from finwait.report.painted import Canvas, Line, plain
 from finwait.report.sparkline import sparkline
@@ -46,8 +47,7 @@ def _no_history(_state: int, _cells: int) -> Sequence[float | None]:
     return ()
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
+class Numbers(Struct, frozen=True):
     """What the diagram shows."""
 
     counts: Mapping[int, int]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from finwait.table.units import ink
 
@@ -13,8 +14,7 @@ __all__ = ["PLAIN", "Style", "wrap"]
 _COLORS = {"problem": "31;1", "notice": "33", "healthy": "32", "bold": "1", "dim": "2"}
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(Struct, frozen=True):
     """How to print: width in columns, and whether ANSI colours are wanted."""
 
     width: int = 100

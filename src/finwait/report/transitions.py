@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from finwait.report.json import addresses
@@ -61,8 +61,7 @@ CSV_COLUMNS: Final = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Mover:
+class Mover(Struct, frozen=True):
     """The task that moved a connection: a thread of a process, or one of the kernel's own."""
 
     tid: int
@@ -79,8 +78,7 @@ class Mover:
         return f"{self.thread or 'thread'} (thread {self.tid})"
 
 
-@dataclass(frozen=True, slots=True)
-class TransitionNames:
+class TransitionNames(Struct, frozen=True):
     """What the caller knows beyond the columns; all optional."""
 
     wall_offset_ns: int = 0
@@ -368,8 +366,7 @@ def _shaped_owners(owners: list[dict[str, Any]] | None) -> list[dict[str, Any]] 
     return None if owners is None else [owner(holder["pid"], None, holder["comm"]) for holder in owners]
 
 
-@dataclass(slots=True)
-class _End:
+class _End(Struct):
     """One end of a connection: a socket, from its first row to its last."""
 
     me: tuple[str, int]

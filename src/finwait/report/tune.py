@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.diagnosis.catalogue import NAMES
 from finwait.remedy.settings.catalogue import CATALOGUE
@@ -205,8 +207,7 @@ def show_text(
             yield from _wrap(line, 6)
 
 
-@dataclass(frozen=True, slots=True)
-class InForce:
+class InForce(Struct, frozen=True):
     """A setting of a namespace, and what is to be said of the value that is in force."""
 
     where: str

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.table.schema import Mask
@@ -63,8 +63,7 @@ _GONE: Final[Mapping[int, tuple[Edge, ...]]] = {
 """State → the arrow that a connection has passed that is not there any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Looked:
+class Looked(Struct, frozen=True):
     """What one look leaves for the comparison with the next."""
 
     identity: NDArray[np.uint64]
@@ -75,8 +74,7 @@ class Looked:
     """(rows, 6): namespace, both ports in one number, and two words of each address."""
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(Struct, frozen=True):
     """What is different between two looks."""
 
     passed: Mapping[Edge, int]

@@ -8,15 +8,15 @@ Arrow's types, and what a FILTER says of a name that it does not have. How a cel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+
+from msgspec import Struct
 
 __all__ = ["DERIVED", "Derived"]
 
 
-@dataclass(frozen=True, slots=True)
-class Derived:
+class Derived(Struct, frozen=True):
     """A column that no struct of the kernel has."""
 
     doc: str

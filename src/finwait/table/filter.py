@@ -18,10 +18,11 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import FilterError
@@ -154,16 +155,14 @@ def _asks_for(node: Node, state: int) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Pushed:
+class _Pushed(Struct, frozen=True):
     """A predicate that the kernel decides, and how it is told."""
 
     leaf: Leaf
     op: Op
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(Struct, frozen=True):
     """And or Or of what the kernel decides."""
 
     kind: type[And | Or]
@@ -432,7 +431,7 @@ def conjunction(first: Filter | None, second: Filter) -> Filter:
     for operand in (first, second):
         parts |= dict.fromkeys(operand.root.parts if isinstance(operand.root, And) else (operand.root,))
     joined = Filter(gather(And, parts))
-    return replace(joined, text=str(joined))
+    return Filter(joined.root, str(joined))
 
 
 def parse(

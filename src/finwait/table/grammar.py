@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from msgspec import field
 
 from finwait.errors import FilterError
 from finwait.table.derived import DERIVED
@@ -80,7 +80,6 @@ PRINTED: Final = {name: column.predicate for name, column in DERIVED.items() if 
 """Columns that are derived for a row that is printed, and no predicates → what asks for the same; empty for nothing."""
 
 
-@dataclass(slots=True)
 class _Grammar(Values):
     rules: Sequence[str]
     variants: Callable[[], Mapping[str, int]] | None = None

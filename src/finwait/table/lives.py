@@ -27,10 +27,10 @@ namespaces a connection is in when both hold the same four numbers, and any age 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.table.schema import Mask
@@ -56,8 +56,7 @@ _LIFE: Final = np.dtype(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Runs:
+class _Runs(Struct, frozen=True):
     """Events in runs of one socket address, those of a run in the order of time."""
 
     order: NDArray[np.int64]

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.table.patterns import MATCHERS, could_be_name, glob
@@ -64,8 +65,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Perhaps:
+class Perhaps(Struct, frozen=True):
     """Among the values that a row has there may be one of these: it is not known."""
 
     values: frozenset[str]
@@ -138,8 +138,7 @@ BC_DEV_COND, BC_MARK_COND, BC_CGROUP_COND = 9, 10, 13
 Resolver = Callable[[str], int | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(Struct, frozen=True):
     """What the caller can tell about the kernel that will run the bytecode."""
 
     ifindex: Resolver | None
@@ -147,8 +146,7 @@ class Kernel:
     net_admin: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
+class Op(Struct, frozen=True):
     """One instruction: true goes on behind it, false jumps. ``negated`` turns that round."""
 
     code: int
@@ -156,8 +154,7 @@ class Op:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RowFacts:
+class RowFacts(Struct, frozen=True):
     """A table and its context while a mask is computed; each context value is asked for once."""
 
     table: SocketTable
@@ -182,22 +179,19 @@ class RowFacts:
         return self.asked[name]
 
 
-@dataclass(frozen=True, slots=True)
-class And:
+class And(Struct, frozen=True):
     """All of the parts; without parts, every row."""
 
     parts: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Or:
+class Or(Struct, frozen=True):
     """One of the parts; without parts, no row."""
 
     parts: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Not:
+class Not(Struct, frozen=True):
     """Not the part."""
 
     part: Node
@@ -208,16 +202,15 @@ EVERYTHING: Final = And(())
 NOTHING: Final = Or(())
 
 
-class Leaf:
+class Leaf(Struct, frozen=True):
     """A predicate: a test of one row that knows its opposite, its text and its bytecode."""
 
-    __slots__ = ()
-    cost = 0
+    cost: ClassVar[int] = 0
     """0: a column; 1: a value in an array; 2: a Python call a row. Cheap ones go first."""
 
     def negated(self) -> Leaf:
         """Return the predicate that is true where this one is known to be false."""
-        return replace(self, op=_OPPOSITE[self.op])  # type: ignore[type-var, attr-defined]
+        return replace(self, op=_OPPOSITE[self.op])  # type: ignore[attr-defined]
 
     def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
         """Return which of the rows in ``index`` are known to match."""
@@ -257,8 +250,7 @@ def _compare(cells: NDArray[Any], op: str, value: float) -> Mask:
     return cells >= value
 
 
-@dataclass(frozen=True, slots=True)
-class States(Leaf):
+class States(Leaf, frozen=True):
     """The row's state is one of a set, bit *n* for state *n*."""
 
     states: int
@@ -280,8 +272,7 @@ class States(Leaf):
         return "state " + ",".join(names) if names else "exclude all"
 
 
-@dataclass(frozen=True, slots=True)
-class Port(Leaf):
+class Port(Leaf, frozen=True):
     """The local or remote port compares with a number."""
 
     side: str
@@ -317,8 +308,7 @@ def _host(family: int, prefix: int, address: bytes, port: int | None) -> bytes:
     return struct.pack("=BBxxi", family, prefix, -1 if port is None else port) + address
 
 
-@dataclass(frozen=True, slots=True)
-class Host(Leaf):
+class Host(Leaf, frozen=True):
     """The local or remote address lies in a prefix, and its port is the one given, if one is.
 
     An IPv4 prefix also covers ``::ffff:`` addresses of AF_INET6 sockets, an IPv6 prefix only AF_INET6
@@ -383,8 +373,7 @@ class Host(Leaf):
         return f"{self.side} {self.op} {host}" + (f":{self.port}" if self.port is not None else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Mark(Leaf):
+class Mark(Leaf, frozen=True):
     """SO_MARK under a mask; the value is not masked, as in the kernel."""
 
     op: str
@@ -408,8 +397,7 @@ class Mark(Leaf):
         return f"fwmark {self.op} {self.mark:#x}{mask}"
 
 
-@dataclass(frozen=True, slots=True)
-class Number(Leaf):
+class Number(Leaf, frozen=True):
     """A column of numbers compares with a number, in the unit of the column."""
 
     column: str
@@ -450,8 +438,7 @@ class Number(Leaf):
         return f"{self.column} {self.op} {shown}"
 
 
-@dataclass(frozen=True, slots=True)
-class Text(Leaf):
+class Text(Leaf, frozen=True):
     """A column of text is like a pattern."""
 
     column: str
@@ -473,8 +460,7 @@ class Text(Leaf):
         return f"{self.column} {self.op} {quoted(self.pattern)}"
 
 
-@dataclass(frozen=True, slots=True)
-class User(Leaf):
+class User(Leaf, frozen=True):
     """The user that made the socket, by number.
 
     Minisockets, and before Linux 6.16 orphans, report 0 whoever made them: not known.
@@ -493,8 +479,7 @@ class User(Leaf):
         return f"{'user' if self.op in {'=', '!='} else 'uid'} {self.op} {self.uid}"
 
 
-@dataclass(frozen=True, slots=True)
-class Known(Leaf):
+class Known(Leaf, frozen=True):
     """Something that the context knows about the row: one of its values is like a pattern."""
 
     name: str
@@ -556,8 +541,7 @@ class Known(Leaf):
         return f"{self.name} {self.op} {quoted(self.pattern, self.name)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Autobound(Leaf):
+class Autobound(Leaf, frozen=True):
     """The kernel chose the local port.
 
     The kernel only tells whether nobody chose the port *of this socket* (no SOCK_BINDPORT_LOCK), which is
@@ -587,8 +571,7 @@ class Autobound(Leaf):
         return "autobound" if self.wanted else "not autobound"
 
 
-@dataclass(frozen=True, slots=True)
-class Age(Leaf):
+class Age(Leaf, frozen=True):
     """The time in the present state, a range, compares for certain with a duration in microseconds."""
 
     op: str

@@ -7,10 +7,10 @@ tests. A column is the struct field without its prefix, with a unit where one co
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["Column", "Mask", "Schema"]
@@ -18,8 +18,7 @@ __all__ = ["Column", "Mask", "Schema"]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(Struct, frozen=True):
     """One column of a table.
 
     Args:

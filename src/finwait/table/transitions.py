@@ -11,10 +11,10 @@ This module touches bytes and columns only; the ring buffer's pages are taken ap
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import DecodeError
@@ -376,8 +376,7 @@ def _addresses(
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class SocketDump:
+class SocketDump(Struct, frozen=True):
     """One dump of all namespaces, and when it began and ended (CLOCK_MONOTONIC, ns)."""
 
     sockets: SocketTable

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from finwait.errors import FilterError
 from finwait.table.schema import Column
@@ -25,8 +25,7 @@ UNSET: Final = "is a variable of your script not set?"
 _MULTIPLES: Final = {"k": 1, "m": 2, "g": 3, "t": 4}
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct, frozen=True):
     """A word, an operator or a parenthesis, and where it stands."""
 
     kind: str
@@ -35,8 +34,7 @@ class Token:
     quoted: bool = False
 
 
-@dataclass(slots=True)
-class Values:
+class Values(Struct):
     """Reads the values of one FILTER.
 
     Args:

@@ -15,17 +15,15 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 __all__ = ["DeclaredKey", "declared_keys", "header", "json_schema", "reader_of", "table_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class DeclaredKey:
+class DeclaredKey(Struct, frozen=True):
     """A key that may be written: a value, a table, or a list of tables."""
 
     path: str

@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Final
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import BindingType

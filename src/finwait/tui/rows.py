@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
+from msgspec import Struct
 from rich.cells import cell_len, set_cell_size
 from textual.binding import Binding, BindingType
 from textual.events import Click
@@ -37,8 +37,7 @@ def _whole(cell: Cell) -> Whole:
     return clean(cell[0]), cell[1], clean(cell[2]) if len(cell) == 3 else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Titled:
+class Titled(Struct, frozen=True):
     """A column of a list."""
 
     title: str
@@ -55,8 +54,7 @@ class Titled:
     """Where some columns must be cut, those with a number are first, in this order; then the highest rank."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """What a list shows."""
 
     columns: tuple[Titled, ...]

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import DecodeError
@@ -176,8 +176,7 @@ _CPU_STATISTICS: Final[dict[int, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FlowTuple:
+class FlowTuple(Struct, frozen=True):
     """One direction of a flow whose protocol has ports: what ctnetlink finds an entry by.
 
     Addresses are 4 or 16 bytes in network order, as ``family`` (2 or 10) says.
@@ -348,8 +347,7 @@ def cpu_statistics(buffer: NDArray[np.uint8], messages: Messages) -> dict[int, d
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class TableStatistics:
+class TableStatistics(Struct, frozen=True):
     """How full the table of a namespace is."""
 
     entries: int

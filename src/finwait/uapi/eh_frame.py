@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.errors import DecodeError
 
@@ -32,8 +33,7 @@ _MOST_INSTRUCTIONS: Final = 4096
 _DEBUG_CIE: Final = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class FrameRule:
+class FrameRule(Struct, frozen=True):
     """How to come from a function to its caller."""
 
     register: int
@@ -46,8 +46,7 @@ class FrameRule:
     """Where the caller's frame pointer is saved; None where the register still has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableHeader:
+class TableHeader(Struct, frozen=True):
     """The beginning of ``.eh_frame_hdr``, whose table follows: pairs of ``int32``, from its own address."""
 
     SIZE: ClassVar[int] = 12
@@ -77,8 +76,7 @@ class TableHeader:
         return described
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(Struct, frozen=True):
     """Descriptions by the functions that they are of."""
 
     begin: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -212,8 +210,7 @@ class _Bytes:
         return number - (1 << bits) if number >> (bits - 1) & 1 else number
 
 
-@dataclass(slots=True)
-class _Common:
+class _Common(Struct):
     """What a CIE says for all descriptions that refer to it."""
 
     code_factor: int
@@ -307,8 +304,7 @@ def frame_rule(common: bytes, description: bytes, described_at: int, address: in
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(Struct, frozen=True):
     """What is known at one instruction; ``None`` of an offset is the register itself."""
 
     register: int = -1

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import DecodeError
@@ -39,8 +39,7 @@ MOST_NAME: Final = 1024
 _MOST_ALIASES: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class ElfHeader:
+class ElfHeader(Struct, frozen=True):
     """Of ``Elf64_Ehdr`` what leads on."""
 
     byteorder: Literal["<", ">"]
@@ -62,8 +61,7 @@ class ElfHeader:
         return self.sections * _SECTION_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class ElfSegment:
+class ElfSegment(Struct, frozen=True):
     """``Elf64_Phdr``: a piece of the file and the addresses that it is meant for."""
 
     kind: int
@@ -73,8 +71,7 @@ class ElfSegment:
     """Bytes in the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class ElfSection:
+class ElfSection(Struct, frozen=True):
     """``Elf64_Shdr``."""
 
     name_at: int
@@ -130,8 +127,7 @@ def parse_sections(data: bytes, header: ElfHeader) -> tuple[ElfSection, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
+class Function(Struct, frozen=True):
     """A function in a table of symbols."""
 
     begin: int

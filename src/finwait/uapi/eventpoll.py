@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import DecodeError
@@ -66,8 +66,7 @@ _NAMES: Final = (
 _WHAT: Final = "/proc/PID/fdinfo of an epoll descriptor"
 
 
-@dataclass(frozen=True, slots=True)
-class Registrations:
+class Registrations(Struct, frozen=True):
     """What one epoll instance watches: columns of equal length."""
 
     fd: NDArray[np.int64]

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.uapi import layout, netlink
@@ -110,8 +110,7 @@ EXT_ALL: Final = 0xFF
 """Everything that can be asked for; SHUTDOWN, MARK, CGROUP_ID, SOCKOPT, ULP_INFO come by themselves."""
 
 
-@dataclass(frozen=True, slots=True)
-class SocketId:
+class SocketId(Struct, frozen=True):
     """``struct inet_diag_sockid``: the tuple, interface and cookie of one socket.
 
     Addresses are 4 or 16 bytes in network order. ``cookie`` None means INET_DIAG_NOCOOKIE: any socket.

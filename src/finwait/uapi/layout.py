@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
@@ -52,8 +53,7 @@ def low_half_first(
     return (cells >> np.uint64(32)) | (cells << np.uint64(32))
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """What a kind of message looks like before one has seen it.
 
     Args:
@@ -67,8 +67,7 @@ class Shape:
     nests: frozenset[Path] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """Where the attributes of one shape of message are, relative to the netlink header."""
 
     places: dict[Path, tuple[int, int]]

@@ -15,8 +15,9 @@ This module touches bytes only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from finwait.uapi.eh_frame import BP, SP, FrameRule
 
@@ -56,8 +57,7 @@ class _Unclear(Exception):
     """It cannot be said what the instruction does to the stack."""
 
 
-@dataclass(slots=True)
-class _Path:
+class _Path(Struct):
     """How far one path has come."""
 
     at: int
@@ -75,8 +75,7 @@ class _Path:
     """Whether a branch was passed that is thought not to be taken."""
 
 
-@dataclass(slots=True)
-class _Code:
+class _Code(Struct):
     """An instruction without its prefixes."""
 
     data: bytes

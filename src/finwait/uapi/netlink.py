@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import DecodeError
@@ -100,8 +100,7 @@ def attributes(
         offset += align4(length)
 
 
-@dataclass(frozen=True, slots=True)
-class Messages:
+class Messages(Struct, frozen=True):
     """Where each message of many datagrams stands, as columns (one row a message, in order of arrival).
 
     ``offset`` is that of ``struct nlmsghdr`` in the buffer; ``chain`` the number of the datagram.

@@ -8,8 +8,9 @@ bare number is never both. Text only: what a name leads to is found in ``finwait
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from msgspec import Struct
 
 __all__ = ["NetnsName", "parse_netns_name"]
 
@@ -21,8 +22,7 @@ _LONGEST_NAME: Final = 255
 """NAME_MAX: a name of `ip netns` is that of a file."""
 
 
-@dataclass(frozen=True, slots=True)
-class NetnsName:
+class NetnsName(Struct, frozen=True):
     """A network namespace as somebody named it."""
 
     text: str

@@ -7,10 +7,10 @@ The seam between the edges and the core: `finwait.kernel.observe` fills it from 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from finwait.errors import Gap
@@ -38,8 +38,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """Which machine, when, and as whom."""
 
     kernel: str = ""
@@ -60,8 +59,7 @@ class Facts:
     """CapEff of the looking process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dump:
+class Dump(Struct, frozen=True):
     """One netlink dump: what was asked, and where the answering datagrams are in the buffer."""
 
     kind: str
@@ -71,8 +69,7 @@ class Dump:
     interrupted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Namespace:
+class Namespace(Struct, frozen=True):
     """One network namespace: its names, what was dumped in it, and the files read in it."""
 
     inode: int
@@ -88,8 +85,7 @@ class Namespace:
     """The same of namespaces that interfaces connect, also over others; None where nobody looked (older recordings)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessFiles:
+class ProcessFiles(Struct, frozen=True):
     """Files of one process, as read; an absent one could not be read."""
 
     stat: bytes | None = None
@@ -102,8 +98,7 @@ class ProcessFiles:
     denied: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptors:
+class Descriptors(Struct, frozen=True):
     """Every descriptor of a process that refers to a socket: three columns of equal length."""
 
     pid: NDArray[np.uint32]
@@ -145,8 +140,7 @@ class Descriptors:
         return {pid: tuple(fds[begin : begin + count]) for pid, begin, count in parts}
 
 
-@dataclass(frozen=True, slots=True)
-class LoneSocket:
+class LoneSocket(Struct, frozen=True):
     """A TCP socket that a descriptor names and no dump contains, as the socket itself says (`pidfd_getfd`)."""
 
     netns: int
@@ -163,8 +157,7 @@ class LoneSocket:
     """Bytes that its program can still read (SIOCINQ)."""
 
 
-@dataclass(frozen=True, slots=True)
-class SocketOptions:
+class SocketOptions(Struct, frozen=True):
     """Options that a program has set on a socket; None where it has no such option, or was not asked."""
 
     keepalive: bool | None = None
@@ -195,8 +188,7 @@ class SocketOptions:
     """Why it could not be asked; 0 where it was."""
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadWait:
+class ThreadWait(Struct, frozen=True):
     """What a thread was doing, by ``/proc/PID/task/TID`` read twice."""
 
     tid: int
@@ -235,8 +227,7 @@ _FREEZERS: Final = frozenset({"do_freezer_trap", "__refrigerator"})
 """Kernel functions in which threads of a frozen cgroup wait (v2: kernel/cgroup/freezer.c; v1: kernel/freezer.c)."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoopWatch:
+class LoopWatch(Struct, frozen=True):
     """An epoll instance, as one process knows it."""
 
     fd: int
@@ -252,8 +243,7 @@ class LoopWatch:
     """Whether all that may sleep in it is known: no other process has it, and what it is part of could be told."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessWaits:
+class ProcessWaits(Struct, frozen=True):
     """Who in a process waits for its sockets."""
 
     threads: tuple[ThreadWait, ...] = ()
@@ -272,8 +262,7 @@ class ProcessWaits:
     """(inode, pid): sockets of it that an event loop of another process watches, which may hold them or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Releasing:
+class Releasing(Struct, frozen=True):
     """A thread that is closing a socket of which no descriptor is left."""
 
     pid: int
@@ -297,8 +286,7 @@ a call on a descriptor that was closed meanwhile; and what was too large to be r
 all other processes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(Struct, frozen=True):
     """One look at the machine."""
 
     facts: Facts
@@ -333,8 +321,7 @@ ESTABLISHED_LIMIT: Final = 50_000
 """Namespaces with more sockets are dumped without the ESTABLISHED ones, unless asked otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
-class LookPlan:
+class LookPlan(Struct, frozen=True):
     """What to look at."""
 
     states: int = tcp.ALL_STATES
@@ -350,7 +337,7 @@ class LookPlan:
     descriptors: bool = True
     established_limit: int | None = ESTABLISHED_LIMIT
     """Dump ESTABLISHED only where at most so many sockets are; None for always."""
-    progress: Callable[[str], None] | None = field(default=None, compare=False)
+    progress: Callable[[str], None] | None = None
 
 
 def unseen(

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
+from msgspec import Struct
 
 from finwait.errors import DecodeError
 
@@ -295,8 +295,7 @@ class PacketReader:
         )  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Interface:
+class _Interface(Struct):
     link: int
     snaplen: int
     name: str = ""

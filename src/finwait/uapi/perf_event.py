@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from finwait.errors import DecodeError
 
@@ -49,8 +50,7 @@ _MOST_CHAIN: Final = 1024
 _WORD: Final = struct.Struct("=Q")
 
 
-@dataclass(frozen=True, slots=True)
-class Registers:
+class Registers(Struct, frozen=True):
     """Of x86-64, as the thread entered the kernel."""
 
     ip: int
@@ -58,8 +58,7 @@ class Registers:
     bp: int
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """A tracepoint fired."""
 
     pid: int
@@ -76,8 +75,7 @@ class Sample:
     """The user stack from the stack pointer on, as far as it was copied."""
 
 
-@dataclass(frozen=True, slots=True)
-class Executed:
+class Executed(Struct, frozen=True):
     """A process runs another program from now on."""
 
     pid: int
@@ -86,8 +84,7 @@ class Executed:
     """What it is called from now on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Renamed:
+class Renamed(Struct, frozen=True):
     """A process gave itself another name (``PR_SET_NAME`` in its main thread) and runs the same program."""
 
     pid: int
@@ -95,8 +92,7 @@ class Renamed:
     name: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """A thread ended; the process if it was its last."""
 
     pid: int
@@ -104,8 +100,7 @@ class Ended:
     time_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Forked:
+class Forked(Struct, frozen=True):
     """A new process; new threads are left out."""
 
     pid: int
@@ -115,8 +110,7 @@ class Forked:
     """The thread of the parent that made it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mapped:
+class Mapped(Struct, frozen=True):
     """A process maps code, or makes what it has mapped executable."""
 
     pid: int
@@ -135,8 +129,7 @@ ProcessRecord = Executed | Ended | Forked | Mapped | Renamed
 """What the kernel tells of processes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """Records for which the ring buffer had no room."""
 
     count: int

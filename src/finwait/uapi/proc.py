@@ -20,10 +20,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import DecodeError
@@ -109,8 +109,7 @@ def parse_sockstat(data: bytes) -> dict[str, int]:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class ProtocolUse:
+class ProtocolUse(Struct, frozen=True):
     """One line of ``/proc/net/protocols``."""
 
     sockets: int
@@ -327,8 +326,7 @@ def _endpoint(
     return port, address
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessStat:
+class ProcessStat(Struct, frozen=True):
     """What matters here of ``/proc/PID/stat``."""
 
     pid: int
@@ -381,8 +379,7 @@ def parse_stat(data: bytes) -> ProcessStat:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessStatus:
+class ProcessStatus(Struct, frozen=True):
     """What matters here of ``/proc/PID/status``."""
 
     name: str
@@ -465,8 +462,7 @@ def parse_cmdline(data: bytes) -> tuple[str, ...]:
     return tuple(_shown(word) for word in stripped.split(b"\0")) if stripped else ()
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupLine:
+class CgroupLine(Struct, frozen=True):
     """One line of ``/proc/PID/cgroup``: one hierarchy; that of cgroup v2 has number 0 and no controllers."""
 
     hierarchy: int
@@ -495,8 +491,7 @@ def parse_cgroup(data: bytes) -> tuple[CgroupLine, ...]:
     return tuple(result)
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Struct, frozen=True):
     """One line of ``/proc/PID/mountinfo``."""
 
     mount_id: int
@@ -565,8 +560,7 @@ def parse_mountinfo(data: bytes) -> tuple[Mount, ...]:
     return tuple(result)
 
 
-@dataclass(frozen=True, slots=True)
-class DescriptorInfo:
+class DescriptorInfo(Struct, frozen=True):
     """What matters here of ``/proc/PID/fdinfo/FD``."""
 
     flags: int
@@ -615,8 +609,7 @@ def parse_uptime(data: bytes) -> float:
     return float(match[0])
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Struct, frozen=True):
     """One line of ``/proc/PID/limits``; None means unlimited."""
 
     soft: int | None

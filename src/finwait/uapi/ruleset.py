@@ -9,8 +9,9 @@ tells whether an entry that goes away is missed at all.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 __all__ = ["TrackingRule", "filters_by_state", "tracking_rules", "translates"]
 
@@ -28,8 +29,7 @@ _NFT_STATE = re.compile(r"^(?!\s*(?:chain|table|comment|#)).*?\bct (?:state|stat
 _IPT_STATE = re.compile(r"^-A .*--(?:ct)?(?:state|status)\b", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class TrackingRule:
+class TrackingRule(Struct, frozen=True):
     """One rule and where it stands."""
 
     kind: Literal["notrack", "drop-invalid"]

@@ -9,10 +9,10 @@ This module reads text only. Running the tools is `finwait.kernel.stacks`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
+from msgspec import Struct
 
 __all__ = [
     "Runtime",
@@ -30,8 +30,7 @@ Runtime = Literal["python", "java", "go", "node", "native"]
 _MOST_FRAMES: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
-class StackFrame:
+class StackFrame(Struct, frozen=True):
     """A call, innermost first."""
 
     function: str
@@ -41,8 +40,7 @@ class StackFrame:
     """Whether it is of the program itself, not of its runtime or of a system library."""
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadStack:
+class ThreadStack(Struct, frozen=True):
     """A thread and what it is in."""
 
     tid: int
@@ -62,8 +60,7 @@ _BLIND: Final[dict[Runtime, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Stacks:
+class Stacks(Struct, frozen=True):
     """The stacks of a process, or why there are none."""
 
     pid: int

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from finwait.errors import DecodeError
 
@@ -28,8 +29,7 @@ CallKind = str
 wait for no argument tells), ``close`` (of a descriptor), ``restart`` (not known for what), ``other``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """What a system call waits for."""
 
     name: str
@@ -138,8 +138,7 @@ _LINE: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SleepingIn:
+class SleepingIn(Struct, frozen=True):
     """A system call that a thread is in."""
 
     number: int

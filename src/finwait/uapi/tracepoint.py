@@ -21,10 +21,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.errors import DecodeError
@@ -64,8 +64,7 @@ _HEADER_LINE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Struct, frozen=True):
     """One field of a record: what it is called and where it lies in the record's payload."""
 
     name: str
@@ -81,8 +80,7 @@ class Field:
     """``__data_loc``: the value is where the data is (low 16 bits: offset, high 16: length)."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventFormat:
+class EventFormat(Struct, frozen=True):
     """What a ``format`` file says: the number in ``common_type``, the fields, and names of values."""
 
     name: str
@@ -97,8 +95,7 @@ class EventFormat:
         return max((f.offset + f.size for f in self.fields.values()), default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class PageLayout:
+class PageLayout(Struct, frozen=True):
     """How a page and the header of a record are laid out (``header_page`` and ``header_event``)."""
 
     timestamp: int = 0
@@ -121,11 +118,10 @@ class PageLayout:
         return self.data + self.data_size
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
+class Records(Struct, frozen=True):
     """Where each record of many pages stands, as columns (page by page, in order within a page)."""
 
-    buffer: U8 = field(repr=False)
+    buffer: U8
     offset: I64
     """Of the payload (``common_type`` comes first) in the buffer."""
     length: I64

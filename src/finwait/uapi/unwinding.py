@@ -16,8 +16,9 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from finwait.uapi.eh_frame import BP, FrameRule
 from finwait.uapi.perf_event import Registers
@@ -32,8 +33,7 @@ BY_POINTER: Final = FrameRule(BP, 16, -8, -16)
 _LARGEST_STACK: Final = 1 << 26
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(Struct, frozen=True):
     """What a stack is found to be."""
 
     addresses: tuple[int, ...]

@@ -11,10 +11,10 @@ import hmac
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import msgspec
+from msgspec import Struct
 
 from finwait.report.agent_page import (
     AboutDocument,
@@ -91,8 +91,7 @@ class ApiSource(Protocol):
         """Return how the agent is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(Struct, frozen=True):
     """A parameter of a path or query."""
 
     name: str
@@ -101,8 +100,7 @@ class Parameter:
     place: Literal["query", "path"] = "query"
 
 
-@dataclass(frozen=True, slots=True)
-class ApiRoute:
+class ApiRoute(Struct, frozen=True):
     """A path, and what it gives."""
 
     path: str
@@ -153,8 +151,7 @@ ROUTES: Final = (
 """Every path of the API but ``openapi.json``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(Struct, frozen=True):
     """Who may ask.
 
     Attributes:

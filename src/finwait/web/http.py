@@ -27,6 +27,8 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl
 
+from msgspec import Struct
+
 from finwait.web import tls
 
 __all__ = ["PLAIN", "HttpReply", "HttpRequest", "HttpServer", "host_allowed", "own_names", "parsed"]
@@ -60,8 +62,7 @@ _ALWAYS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
+class HttpRequest(Struct, frozen=True):
     """A request that was understood."""
 
     method: str
@@ -75,8 +76,7 @@ class HttpRequest:
         return next((value for other, value in self.headers if other == name), "")
 
 
-@dataclass(frozen=True, slots=True)
-class HttpReply:
+class HttpReply(Struct, frozen=True):
     """An answer."""
 
     status: int

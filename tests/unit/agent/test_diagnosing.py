@@ -84,7 +84,7 @@ def test_what_is_said_arrives_as_it_is() -> None:
 
 
 def test_a_name_that_is_no_text_is_shown_as_far_as_it_can_be() -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     hostile = replace(LOOK, doors={9: "evil\udcff"})
     answer = decode_answer(encode_answer(hostile, ([], [])))
@@ -95,7 +95,7 @@ def test_a_name_that_is_no_text_is_shown_as_far_as_it_can_be() -> None:
 
 
 def broken() -> list[bytes]:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     said = LOOK.said
     return [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import replace as changed
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from finwait.agent.episodes import Book, Cause, Episode, Instant, once
 from finwait.uapi import tcp
@@ -109,7 +110,7 @@ def test_a_row_that_a_walk_misses_is_asked_for_before_anything_ends() -> None:
     assert book.take() == []
     asked = book.questions(10, 0)
     assert asked["cookie"].tolist() == [7]
-    answer(book, [replace(sock, state=tcp.TIME_WAIT, held=False)], at(1041))
+    answer(book, [changed(sock, state=tcp.TIME_WAIT, held=False)], at(1041))
     (ended,) = book.take()
     assert (ended.how, ended.ended, book.open) == ("closed", at(1041), 0)
     assert ended.at_least_ns(0) == 20 * S  # from its beginning until it was last seen
@@ -132,7 +133,7 @@ def test_a_namespace_that_cannot_be_asked_ends_nothing() -> None:
 def test_what_was_in_a_namespace_that_is_not_found_any_more_ends_at_its_last_sight_as_unknown() -> None:
     book, sock = opened()
     walk(book, [], at(900), (3,))
-    walk(book, [replace(sock, cookie=8, netns=3, sport=9, since_ns=950 * S)], at(1020), (3,))
+    walk(book, [changed(sock, cookie=8, netns=3, sport=9, since_ns=950 * S)], at(1020), (3,))
     assert book.namespaces == {NETNS, 3}
     book.forget_namespaces({2})
     first, second = sorted(book.take(), key=lambda e: e.cookie)
@@ -155,7 +156,7 @@ def test_the_next_state_is_an_episode_of_its_own() -> None:
 
 def test_a_cookie_with_other_ports_is_another_connection() -> None:
     book, sock = opened()
-    again = replace(
+    again = changed(
         sock, sport=50000, since_ns=1035 * S
     )  # the program disconnected it and connected it again
     walk(book, [again], at(1040))
@@ -167,7 +168,7 @@ def test_a_cookie_with_other_ports_is_another_connection() -> None:
 
 def test_ports_that_another_connection_has_now_do_not_keep_it() -> None:
     book, sock = opened()
-    answer(book, [replace(sock, cookie=8, since_ns=1030 * S)], at(1040))
+    answer(book, [changed(sock, cookie=8, since_ns=1030 * S)], at(1040))
     (ended,) = book.take()
     assert (ended.cookie, ended.how) == (7, "vanished")
 
@@ -178,7 +179,7 @@ def test_a_restart_goes_on_with_the_same_age() -> None:
     again = Book("b")
     again.restore([stored], at(5000))
     assert again.open == 1
-    answer(again, [replace(sock, since_ns=4990 * S)], at(5001))
+    answer(again, [changed(sock, since_ns=4990 * S)], at(5001))
     again.touch()
     episode = only(again)
     assert episode.latest_ns == stored.latest_ns
@@ -190,7 +191,7 @@ def test_a_history_that_can_be_read_late_only_gives_the_earlier_beginning() -> N
     book, sock = opened()
     stored = only(book)
     again = Book("b")
-    walk(again, [replace(sock, since_ns=4000 * S)], at(5000))
+    walk(again, [changed(sock, since_ns=4000 * S)], at(5000))
     again.restore([stored, replace(stored, state=tcp.FIN_WAIT1)], at(5100))
     assert again.open == 1
     assert only(again).first == stored.first
@@ -226,8 +227,8 @@ def test_a_wall_clock_that_jumps_changes_no_age() -> None:
 def test_a_socket_that_was_connected_again_on_the_same_addresses_is_another_connection() -> None:
     for late in (False, True):
         book, sock = opened()
-        book.diagnosed(said([replace(sock, other=9)], [cause_of(sock)]), at(1021), everything=True)
-        again = replace(sock, since_ns=2000 * S, entered_ns=2000 * S)
+        book.diagnosed(said([changed(sock, other=9)], [cause_of(sock)]), at(1021), everything=True)
+        again = changed(sock, since_ns=2000 * S, entered_ns=2000 * S)
         if late:  # the history can be read only after the connection was found anew
             (stored,) = book.changed()
             book = Book("b")
@@ -246,7 +247,7 @@ def test_a_socket_that_was_connected_again_on_the_same_addresses_is_another_conn
 
 def test_an_exact_answer_tells_of_a_connection_that_was_made_again_too() -> None:
     book, sock = opened()
-    again = replace(sock, since_ns=2000 * S, entered_ns=2000 * S)
+    again = changed(sock, since_ns=2000 * S, entered_ns=2000 * S)
     answer(book, [again], at(2060))
     (before,) = book.take()
     assert (before.how, before.last) == ("vanished", at(1020))
@@ -259,7 +260,7 @@ def test_clocks_that_stood_still_or_wrapped_round_end_nothing(asleep: bool) -> N
     days = 1 if asleep else 49.8
     now = at(1020 + days * 86400)
     book.asleep_ns = 86400 * S if asleep else 0
-    young = replace(sock, since_ns=now.boot_ns - 50 * S, entered_ns=now.boot_ns - 50 * S)
+    young = changed(sock, since_ns=now.boot_ns - 50 * S, entered_ns=now.boot_ns - 50 * S)
     walk(book, [young], now)
     assert book.take() == []
     book.touch()
@@ -278,10 +279,10 @@ def test_an_upper_bound_counts_the_time_that_the_machine_slept() -> None:
 def test_the_other_end_of_a_connection_that_was_made_again_is_the_new_one() -> None:
     """Of LAST_ACK the kernel tells no age: that it was made again cannot be seen, but its other end can."""
     book, sock = opened(tcp.LAST_ACK)
-    book.diagnosed(said([replace(sock, other=9)], [cause_of(sock)]), at(1021), everything=True)
+    book.diagnosed(said([changed(sock, other=9)], [cause_of(sock)]), at(1021), everything=True)
     new = Sock(12, tcp.CLOSE_WAIT, sport=80, other=7, since_ns=2000 * S)
     walk(book, [sock, new], at(2030))
-    socks = [replace(sock, other=12), new]
+    socks = [changed(sock, other=12), new]
     book.diagnosed(said(socks, [cause_of(s) for s in socks]), at(2031), everything=True)
     assert len(book.speaking(())[0]) == 1
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from finwait.agent.episodes import Instant
 from finwait.agent.policy import Decision, Ledger, OpenedCount, PastAct, Standing, decide, sped_up

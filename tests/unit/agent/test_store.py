@@ -8,10 +8,10 @@ import resource
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from finwait.agent.episode_rows import MIGRATIONS, VERSION
 from finwait.agent.episodes import Cause, Episode, Instant, Other
@@ -35,7 +35,7 @@ def episode(cookie: int, *, first: float = 100, **more: object) -> Episode:
         first=moment(first), last=moment(first + 15), latest_ns=int(first * S) - S, earliest_ns=-1, cause=CAUSE,
         words=(0, 0xFFFF0A000001, 2**64 - 1, 0xFFFF0A000002, 40000, 80, 3),
     )  # fmt: skip
-    return replace(e, **more)  # type: ignore[arg-type]
+    return replace(e, **more)
 
 
 def ended(cookie: int, *, first: float = 100, end: float = 200, **more: object) -> Episode:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from finwait.agent import telling
 from finwait.agent.episodes import Episode, Instant

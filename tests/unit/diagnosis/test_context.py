@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from finwait.attribution.process import ProcessView
 from finwait.diagnosis import catalogue, engine

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct
+from msgspec.structs import replace
 
 from finwait.diagnosis import opening, outlook
 from finwait.diagnosis.forecast import NamespaceLimits
@@ -186,8 +187,7 @@ def test_a_client_that_is_here_tells_how_often_its_syn_came_again() -> None:
     assert alone[1] > 62_000 > 61_500 > known[1]
 
 
-@dataclass
-class Request:
+class Request(Struct):
     """``reqsk_timer_handler`` and the part of ``tcp_check_req`` that a SYN which comes again reaches."""
 
     retries: int

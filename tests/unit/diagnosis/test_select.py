@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from finwait.attribution.process import ProcessView
 from finwait.diagnosis import catalogue, engine

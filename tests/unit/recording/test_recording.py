@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import finwait
 from finwait.attribution.container import workload_of_path
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_what_was_there_and_says_so(tmp_path: Path) -> None:
     path.write_text("before")
     code = (
         "import resource, signal, sys, numpy as np\n"
-        "from dataclasses import replace\n"
+        "from msgspec.structs import replace\n"
         "from finwait.errors import RecordingError\n"
         "from finwait.recording import read, write\n"
         "(look, *_) = read(sys.argv[1])[1]\n"

@@ -19,9 +19,8 @@ Reproduce     finwait lab run close-wait-eof-read
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from finwait.diagnosis.finding import Advice, Confidence, Remedy, Severity, Turn

@@ -12,9 +12,10 @@ import os
 import socket
 import struct
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
 
 from finwait.diagnosis.forecast import Expiry
 from finwait.errors import FinwaitError
@@ -65,8 +66,7 @@ TCP_REPAIR = 19
 _DEADLINE_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """One measurement: what the ledger expects, what was measured, and whether they agree."""
 
     what: str
@@ -75,8 +75,7 @@ class Measured:
     held: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(Struct, frozen=True):
     """A demonstration and the claims that it bears on."""
 
     name: str
@@ -88,8 +87,7 @@ class Proof:
     run: Callable[[Lab], Iterator[Measured]]
 
 
-@dataclass(frozen=True, slots=True)
-class ProofOutcome:
+class ProofOutcome(Struct, frozen=True):
     """What a proof measured on this kernel."""
 
     proof: Proof
@@ -103,8 +101,7 @@ class ProofOutcome:
         return all(measurement.held for measurement in self.measured)
 
 
-@dataclass(frozen=True, slots=True)
-class ProcRow:
+class ProcRow(Struct, frozen=True):
     """A line of /proc/net/tcp."""
 
     state: str
@@ -156,8 +153,7 @@ def shown(row: ProcRow | None) -> str:
     return "gone" if row is None else str(row)
 
 
-@dataclass(slots=True)
-class Pair:
+class Pair(Struct):
     """A connection on a namespace's loopback: ``a`` connected, ``b`` was accepted."""
 
     ns: Netns
@@ -284,8 +280,7 @@ _LATE_S = 0.15
 """What a timer of the kernel's may be late by, however short its time (a tick, and its wheel's grain)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Took:
+class Took(Struct, frozen=True):
     """How long something took, as far as looking now and then tells: on a busy machine we look late."""
 
     least: float

@@ -7,12 +7,12 @@ import errno
 import socket
 import struct
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from finwait.diagnosis import forecast, opening
 from finwait.lab.proofs.instruments import (

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from finwait.remedy.audit.template import UNKNOWN
 from finwait.remedy.settings.catalogue import CATALOGUE, by_key, canonical_key
@@ -66,8 +67,7 @@ _NO_NETWORK_OF_ITS_OWN = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AuditFinding:
+class AuditFinding(Struct, frozen=True):
     """One piece of advice, where it stands, and what is to be said of it."""
 
     file: str
@@ -85,8 +85,7 @@ class AuditFinding:
     """The place itself, shortened."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
+class Problem(Struct, frozen=True, order=True):
     """A place in a file that could not be understood."""
 
     file: str
@@ -99,8 +98,7 @@ class Problem:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Unjudged:
+class Unjudged(Struct, frozen=True, order=True):
     """A setting that was recognised, and whose value the file does not say."""
 
     file: str
@@ -112,8 +110,7 @@ class Unjudged:
         return f"{self.file}:{self.line}: {self.claim}: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True)
-class AuditReport:
+class AuditReport(Struct, frozen=True):
     """What was found in one file."""
 
     file: str
@@ -136,8 +133,7 @@ class AuditReport:
         return "not-read" if self.problems else "nothing"
 
 
-@dataclass(frozen=True, slots=True)
-class _Opinion:
+class _Opinion(Struct, frozen=True):
     """What is to be said of a piece of advice, wherever it stands."""
 
     rule: str
@@ -151,8 +147,7 @@ class _Opinion:
     """The sysctl and its value, where a catalogued setting was judged."""
 
 
-@dataclass(slots=True)
-class Judge:
+class Judge(Struct):
     """Collects findings for one file."""
 
     file: str

@@ -12,8 +12,9 @@ file is a `Problem`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from finwait.remedy.audit.finding import Within, suggest
 from finwait.remedy.audit.flags import (
@@ -49,8 +50,7 @@ class YamlUnreadableError(Exception):
         super().__init__(f"line {line}: {reason}")
 
 
-@dataclass(slots=True, eq=False)
-class Node:
+class Node(Struct, eq=False):
     """A node of a YAML document, with the line that it starts on (from 1)."""
 
     line: int
@@ -76,8 +76,7 @@ class Node:
         return value.text or "" if value is not None else ""
 
 
-@dataclass(slots=True)
-class _Builder:
+class _Builder(Struct):
     documents: list[Node] = field(default_factory=list)
     stack: list[tuple[Node, Node | None]] = field(default_factory=list)
     anchors: dict[str, Node] = field(default_factory=dict)

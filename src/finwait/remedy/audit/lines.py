@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import bisect
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from finwait.remedy.audit.finding import Within
 from finwait.remedy.audit.flags import allowed_unsafe, kube_proxy_flags
@@ -78,8 +79,7 @@ _WORTH = re.compile(
 FENCED_YAML = ("yaml", "yml", "json")
 
 
-@dataclass(frozen=True, slots=True)
-class Logical:
+class Logical(Struct, frozen=True):
     """A line of code with its continuations joined to it."""
 
     text: str

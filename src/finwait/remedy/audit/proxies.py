@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +31,7 @@ def haproxy_ms(text: str) -> float | None:
     return int(match[1]) * _HA_UNITS[match[2] or "ms"] if match else None
 
 
-@dataclass(slots=True)
-class _Section:
+class _Section(Struct):
     kind: str
     name: str
     line: int

@@ -8,7 +8,8 @@ leaves the other. A shell is not emulated: what is not understood is left as it 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 __all__ = ["goes_on", "spoken"]
 
@@ -36,8 +37,7 @@ _WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:[^"\\]|\\.)*"|'[^']*')+""", re.DOTAL
 _DEEPEST = 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Command:
+class _Command(Struct, frozen=True):
     start: int
     end: int
     piped: bool

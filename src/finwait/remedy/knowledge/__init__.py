@@ -9,10 +9,10 @@ does.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from finwait.errors import DecodeError
 from finwait.toml.document import TomlDocument, TomlMistake
@@ -105,8 +105,7 @@ class _AdviceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     advice: tuple[AdvicePattern, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SettingNames:
+class SettingNames(Struct, frozen=True):
     """The TCP and conntrack sysctls and the kube-proxy flags and fields that exist."""
 
     sysctls: frozenset[str]
@@ -121,8 +120,7 @@ class SettingNames:
     modes: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Knowledge:
+class Knowledge(Struct, frozen=True):
     """All that is known, ready to use."""
 
     claims: Mapping[str, Claim]

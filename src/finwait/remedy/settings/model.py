@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from finwait.diagnosis import catalogue, forecast
 
@@ -56,8 +57,7 @@ class Verdict(StrEnum):
     HARMFUL = "harmful"
 
 
-@dataclass(frozen=True, slots=True)
-class RuleEffect:
+class RuleEffect(Struct, frozen=True):
     """What a setting does for one diagnosis rule."""
 
     rule: str
@@ -74,8 +74,7 @@ class RuleEffect:
         return RuleEffect(self.rule, self.effect, self.why)
 
 
-@dataclass(frozen=True, slots=True)
-class Band:
+class Band(Struct, frozen=True):
     """A range of values of one setting that share a verdict.
 
     ``low`` and ``high`` are inclusive and in the setting's unit. A band with ``below_current`` applies only
@@ -105,8 +104,7 @@ class Band:
         return not (self.above_current and (current is None or value <= current))
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Struct, frozen=True):
     """One sysctl that bears on closing."""
 
     key: str
