@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -127,6 +128,7 @@ def _pod(fields: dict[str, str | None], above: str) -> Workload:
     return Workload(pod_uid=uid, qos="guaranteed" if "kubepods" in above else "")
 
 
+@lru_cache(4096)  # the processes of a machine are in few cgroups, and a walk asks for each
 def workload_of_path(path: str) -> Workload:
     """Return what a cgroup path tells, v1 or v2, below any prefix.
 

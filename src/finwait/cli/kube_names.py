@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
+
+from finwait.agent.option_texts import SOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
     from finwait.errors import Gap
     from finwait.uapi.cluster import ClusterNames
 
-__all__ = ["add", "asking"]
+__all__ = ["add", "asking", "may_ask"]
 
 
 def add(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -24,6 +27,13 @@ def add(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     )
 
 
+def may_ask(args: argparse.Namespace) -> bool:
+    """Return whether there may be an agent to ask: all that asks one need not be loaded where there is none."""
+    if args.recording or args.agent_socket == "none":
+        return False
+    return args.agent_socket is not None or os.path.exists(SOCKET)
+
+
 def asking(
     args: argparse.Namespace,
 ) -> Callable[[Collection[str]], tuple[ClusterNames, tuple[Gap, ...]]] | None:
@@ -32,10 +42,12 @@ def asking(
     Raises:
         FinwaitError: the file cannot be read, or is none.
     """
-    from finwait.agent.client import naming
-
     if args.kube_names is None:
-        return None if args.recording else naming(args.agent_socket)
+        if not may_ask(args):
+            return None
+        from finwait.agent.client import naming
+
+        return naming(args.agent_socket)
     from finwait.kube.documents import read_names
 
     names, gaps = read_names(args.kube_names)

@@ -467,7 +467,6 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
     Raises:
         FinwaitError: a namespace that is named does not exist.
     """
-    from finwait.agent.client import asking
     from finwait.diagnosis.view import Options
     from finwait.kernel.observe import ESTABLISHED_LIMIT, LookPlan
     from finwait.session import Look
@@ -487,9 +486,20 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
         watch_ms=args.watch or 0,
         not_holders=frozenset(args.not_holder),
         progress=progress(),
-        ages=None if args.recording else asking(args.agent_socket),
+        ages=_agent_ages(args),
         names=kube_names.asking(args),
     )
+
+
+def _agent_ages(
+    args: argparse.Namespace,
+) -> Callable[[Sequence[int]], Mapping[tuple[int, int, int], tuple[int, int]]] | None:
+    """Return what asks an agent for ages; None where there is none to ask."""
+    if not kube_names.may_ask(args):
+        return None
+    from finwait.agent.client import asking
+
+    return asking(args.agent_socket)
 
 
 def asked(args: argparse.Namespace) -> Asked:

@@ -27,13 +27,14 @@ from finwait.diagnosis.accepting import Accepting, accepting
 from finwait.diagnosis.ages import FOLLOWED
 from finwait.diagnosis.moves import moves, releasing_text
 from finwait.diagnosis.relay_legs import RelayLegs, relay_legs
+from finwait.diagnosis.silence import lived_of, silence_of
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable, endpoint_text
 from finwait.uapi import tcp
 from finwait.uapi.cluster import NO_NAMES, ClusterNames
 from finwait.uapi.observation import ProcessWaits, Releasing, SocketOptions
 
-__all__ = ["HiddenDescriptor", "NamespaceView", "Options", "ProcessView", "View", "lived_of", "silence_of"]
+__all__ = ["HiddenDescriptor", "NamespaceView", "Options", "ProcessView", "View"]
 
 I64 = NDArray[np.int64]
 
@@ -47,37 +48,6 @@ _LINGERING = (tcp.FIN_WAIT1, tcp.CLOSING, tcp.LAST_ACK)
 """States in which close() waits with SO_LINGER (sk_stream_closing(), net/core/stream.c)."""
 _JUST_USED_MS = 1000
 """What was used so short ago may have been opened after descriptors were listed."""
-
-
-def silence_of(sockets: SocketTable, *clocks: str) -> I64:
-    """Return for how long nothing has happened by some clocks of tcp_info, in ms; −1 where none of them is there.
-
-    Of an MPTCP connection by the clocks of its subflows.
-    """
-    never = np.iinfo(np.int64).max
-    quiet = np.full(len(sockets), never, np.int64)
-    for name in clocks:
-        quiet = np.minimum(
-            quiet, np.where(sockets.present(name), sockets.column(name).astype(np.int64), never)
-        )
-    whole, part = subflows(sockets)
-    np.minimum.at(quiet, whole, quiet[part])
-    return np.where(quiet == never, -1, quiet)
-
-
-def lived_of(sockets: SocketTable) -> I64:
-    """Return for how long each connection has been there, at least, in ms; −1 where nothing says.
-
-    The clocks of tcp_info begin when the connection is made: whichever was not set anew for longest says most.
-    """
-    lived = np.full(len(sockets), -1, np.int64)
-    begun = ~np.isin(sockets.state, (tcp.LISTEN, tcp.SYN_SENT))
-    for name in ("last_data_sent_ms", "last_data_recv_ms", "last_ack_recv_ms"):
-        clocked = begun & sockets.present(name)
-        lived[clocked] = np.maximum(lived, sockets.column(name).astype(np.int64))[clocked]
-    whole, part = subflows(sockets)
-    np.maximum.at(lived, whole, lived[part])
-    return lived
 
 
 class Options(Struct, frozen=True):
@@ -308,6 +278,21 @@ class View(Struct, frozen=True, dict=True):
         return subflows(self.sockets)
 
     @cached_property
+    def _silences(self) -> dict[tuple[str, ...], I64]:
+        return {}
+
+    def silence(self, *clocks: str) -> I64:
+        """For how long nothing has happened by some clocks of tcp_info: see `silence_of`. Not to be written to."""
+        if clocks not in self._silences:
+            self._silences[clocks] = silence_of(self.sockets, clocks, self.subflows)
+        return self._silences[clocks]
+
+    @cached_property
+    def lived(self) -> I64:
+        """For how long each connection has been there: see `lived_of`."""
+        return lived_of(self.sockets, self.subflows)
+
+    @cached_property
     def own(self) -> Mask:
         """Which rows are connections of their own: all but subflows of an MPTCP connection that has a row itself."""
         own = np.ones(len(self), np.bool_)
@@ -402,17 +387,13 @@ class View(Struct, frozen=True, dict=True):
         """
         if not self.holders.complete or self.lone_before is not None:
             return np.zeros(len(self), np.bool_)
-        return (
-            self.holder_unknown
-            & ~self._released
-            & (lived_of(self.sockets) >= max(_JUST_USED_MS, self.took_ms))
-        )
+        return self.holder_unknown & ~self._released & (self.lived >= max(_JUST_USED_MS, self.took_ms))
 
     @cached_property
     def _maybe_new(self) -> Mask:
         """Which rows may have got their descriptor during the look: no earlier look saw them with one."""
         s = self.sockets
-        quiet = silence_of(s, "last_data_sent_ms", "last_data_recv_ms")
+        quiet = self.silence("last_data_sent_ms", "last_data_recv_ms")
         used = (quiet >= 0) & (quiet < _JUST_USED_MS) & (s.state != tcp.LISTEN)  # a listener has no clocks
         # The clocks of a connection that is being opened have not begun.
         opening = (s.state == tcp.SYN_SENT) & (s.retrans == 0)
@@ -587,7 +568,7 @@ class View(Struct, frozen=True, dict=True):
         grows, as where keepalive probes are answered, no data may have been missing for longer than that.
         """
         idle = self.options.idle_ms
-        quiet = silence_of(self.sockets, "last_data_sent_ms", "last_data_recv_ms")
+        quiet = self.silence("last_data_sent_ms", "last_data_recv_ms")
         clockless = (self.clock_ms < 0) | (self.sockets.timer == _KEEPALIVE)
         clockless &= self.age_source < FOLLOWED  # otherwise it goes on elsewhere
         young = (self.at_least_ms < idle) & (~clockless | ((quiet >= 0) & (quiet < idle)))

@@ -39,7 +39,6 @@ from finwait.diagnosis.leaks import (
     grouped,
     match,
 )
-from finwait.diagnosis.view import lived_of
 from finwait.errors import Gap
 from finwait.follow.beginnings import TCP, Beginnings, ends_in, number_in
 from finwait.follow.call_stacks import named_stacks
@@ -431,7 +430,7 @@ class Leaking:
 
     def _holdings(self, shot: session.Snapshot, rows: Iterable[int]) -> Iterator[Holding]:
         sockets, holders = shot.sockets, shot.view.holders
-        lived_ms = lived_of(sockets)
+        lived_ms = shot.view.lived
         traced_ms = (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self._begun_ns) // 1_000_000 + 1
         for row in map(int, rows):
             before = int(sockets.cookie[row]) in self._before or int(lived_ms[row]) > traced_ms

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.attribution.container import NOWHERE, workload_of_path
-from finwait.attribution.mptcp import MPTCP, subflows
+from finwait.attribution.mptcp import MPTCP
 from finwait.diagnosis.activity import RECENT_MS
 from finwait.diagnosis.finding import Advice, Confidence, Evidence, Remedy
-from finwait.diagnosis.view import View, silence_of
+from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.units import duration_text
 from finwait.uapi import tcp
@@ -55,7 +55,6 @@ __all__ = [
     "possible",
     "probe",
     "silence",
-    "silence_of",
     "unclocked",
     "uncounted",
     "watched_long",
@@ -199,7 +198,7 @@ def just_seen(view: View) -> NDArray[np.bool_]:
 
 def silence(view: View, *clocks: str) -> NDArray[np.int64]:
     """Return for how long nothing has happened by some clocks of tcp_info, in ms; −1 where none of them is there."""
-    return silence_of(view.sockets, *clocks)
+    return view.silence(*clocks)
 
 
 def unclocked(
@@ -208,7 +207,7 @@ def unclocked(
     clocks: tuple[str, ...] = ("last_data_sent_ms", "last_data_recv_ms"),
 ) -> list[Gap]:
     """Return the gaps that open connections leave when nothing says since when they are silent."""
-    whole, _ = subflows(view.sockets)
+    whole, _ = view.subflows
     bare = (
         view.sockets.protocol != 6
     )  # MPTCP without a subflow has no clocks on any kernel: `mptcp-no-subflow`

@@ -27,7 +27,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.attribution.mptcp import MPTCP
+from finwait.attribution.mptcp import MPTCP, subflows
 from finwait.diagnosis.finding import Advice, Confidence, Remedy, Severity, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
@@ -37,7 +37,8 @@ from finwait.diagnosis.rules import (
     mptcp_rows,
     unclocked,
 )
-from finwait.diagnosis.view import View, lived_of
+from finwait.diagnosis.silence import lived_of
+from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
@@ -58,7 +59,7 @@ def suspects(sockets: SocketTable) -> NDArray[np.bool_]:
     # Of MPTCP the row of the connection, not those of its subflows.
     plain = (s.inode != 0) & ((s.protocol == MPTCP) | (s.protocol == 6) & (s.ulp != b"mptcp"))
     closing = np.isin(s.state, (tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.FIN_WAIT1, tcp.LAST_ACK, tcp.CLOSING))
-    return plain & (closing | ((s.state == tcp.ESTABLISHED) & (lived_of(s) >= OLD_MS)))
+    return plain & (closing | ((s.state == tcp.ESTABLISHED) & (lived_of(s, subflows(s)) >= OLD_MS)))
 
 
 def match(view: View) -> NDArray[np.bool_]:
