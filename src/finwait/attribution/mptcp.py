@@ -33,5 +33,6 @@ def subflows(sockets: SocketTable) -> tuple[I64, I64]:
     named, held = parts[with_token], parts[~with_token & (s.inode[parts] != 0)]
     a, b = matches((s.netns[whole], s.mptcp_token[whole]), (s.netns[named], s.mptcp_token_local[named]))
     c, d = matches((s.netns[whole], s.inode[whole]), (s.netns[held], s.inode[held]))
-    pairs = np.unique(np.stack([np.append(whole[a], whole[c]), np.append(named[b], held[d])]), axis=1)
-    return pairs[0], pairs[1]
+    above, below = np.append(whole[a], whole[c]), np.append(named[b], held[d])
+    order = np.lexsort((below, above))
+    return above[order], below[order]

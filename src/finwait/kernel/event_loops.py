@@ -23,6 +23,7 @@ from finwait.kernel import kcmp
 from finwait.uapi import eventpoll
 from finwait.uapi.eventpoll import READING, Registrations
 from finwait.uapi.observation import LoopWatch
+from finwait.uapi.sets import distinct, within
 
 __all__ = ["EventLoops", "foreign"]
 
@@ -58,6 +59,7 @@ class EventLoops:
             numbers: descriptors of such sockets, for kernels that do not tell inodes.
         """
         result = []
+        ordered = np.sort(inodes)
         remaining = MOST_REGISTRATIONS
         for first, *also in self._groups:
             data = self._info(first, remaining)
@@ -72,7 +74,7 @@ class EventLoops:
             except DecodeError as error:
                 self._miss(f"read what its event loop (descriptor {first}) watches: {error}", "")
                 continue
-            matching = np.isin(registrations.inode, inodes)
+            matching = within(registrations.inode, ordered)
             matching |= (registrations.inode < 0) & np.isin(registrations.fd, numbers)
             inner = self._inner(first, registrations)
             columns = (
@@ -97,9 +99,8 @@ class EventLoops:
         candidates = np.flatnonzero(
             registrations.inode == anonymous if anonymous is not None else np.isin(registrations.fd, numbers)
         )
-        candidates = np.union1d(
-            candidates, np.flatnonzero((registrations.inode < 0) & np.isin(registrations.fd, numbers))
-        )
+        unnamed = np.flatnonzero((registrations.inode < 0) & np.isin(registrations.fd, numbers))
+        candidates = distinct(np.append(candidates, unnamed))
         if len(candidates) * len(others) > _MOST_COMPARED:
             return _Inner(self._by_number(registrations, candidates), False)
         inner: list[tuple[int, int, int]] = []
@@ -237,6 +238,7 @@ def foreign(loops: Iterable[tuple[int, int]], inodes: NDArray[np.int64]) -> tupl
         ``(inode, pid)``.
     """
     watched: set[tuple[int, int]] = set()
+    ordered = np.sort(inodes)
     remaining = MOST_FOREIGN_BYTES
     for count, (pid, fd) in enumerate(loops):
         if count >= MOST_FOREIGN or remaining <= 0:
@@ -247,6 +249,6 @@ def foreign(loops: Iterable[tuple[int, int]], inodes: NDArray[np.int64]) -> tupl
         except (OSError, DecodeError):
             continue  # it has ended; what we may not look into is said elsewhere
         remaining -= len(data)
-        matching = np.isin(registrations.inode, inodes) & (registrations.events & READING != 0)
+        matching = within(registrations.inode, ordered) & (registrations.events & READING != 0)
         watched.update((inode, pid) for inode in registrations.inode[matching].tolist())
     return watched, remaining > 0

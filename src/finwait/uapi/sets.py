@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["among", "distinct"]
+__all__ = ["among", "distinct", "within"]
 
 _WIDEST: Final = 1 << 25
 """The widest range that a table is made for: a byte for each number."""
@@ -46,7 +46,13 @@ def among(values: NDArray[Any], of: NDArray[Any]) -> NDArray[np.bool_]:
         return members
     if int(of.max()) - int(of.min()) <= _WIDEST:
         return np.isin(values, of, kind="table")
-    ordered = np.sort(of)
+    return within(values, np.sort(of))
+
+
+def within(values: NDArray[Any], ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which values are among others that are in order: for few values at a time, and many to compare with."""
+    if not len(values) or not len(ordered):
+        return np.zeros(len(values), np.bool_)
     place = np.searchsorted(ordered, values)
     place[place == len(ordered)] = 0
     return np.asarray(ordered[place] == values)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finwait.uapi.sets import among, distinct
+from finwait.uapi.sets import among, distinct, within
 
 NEAR = st.lists(st.integers(0, 200), max_size=60)
 FAR = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20), max_size=60)
@@ -18,6 +18,7 @@ def test_cells_are_found_among_others(values: list[int], of: list[int]) -> None:
     a, b = np.array(values, np.uint64), np.array(of, np.uint64)
     assert among(a, b).tolist() == [value in set(of) for value in values]
     assert among(a, np.repeat(b, 20)).tolist() == [value in set(of) for value in values]
+    assert within(a, np.sort(b)).tolist() == [value in set(of) for value in values]
 
 
 @given(NEAR | FAR)
