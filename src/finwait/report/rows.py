@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -92,19 +93,40 @@ def _wide_lines(
         yield "  ".join(padded(text, width, right=to_right) for text, width, to_right in cells) + "\n"
 
 
+_QUOTED: Final = re.compile('[",\r\n]')
+
+
+def _plain_texts(values: list[Any]) -> list[str] | None:
+    """Return a column as its fields of CSV, where none of them needs quotes; None where one may."""
+    kinds = set(map(type, values))
+    if kinds <= {int, float}:
+        return list(map(repr, values))
+    if not kinds <= {str, int, float, type(None)}:
+        return None
+    texts = [value if type(value) is str else "" if value is None else repr(value) for value in values]
+    return None if _QUOTED.search("\x1e".join(texts)) else texts
+
+
 def csv_lines(cells: Cells, columns: Sequence[str], *, headers: bool = True) -> Iterator[str]:
     """Return RFC 4180 CSV with a header line; a missing value is an empty field, and no text is a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     if headers:
         writer.writerow(columns)
-    rows = zip(*(csv_cells(cells.column(name)) for name in columns), strict=True)
-    while chunk := [*islice(rows, _CHUNK)]:
-        writer.writerows(chunk)  # None becomes an empty field
         yield out.getvalue()
+    values = [csv_cells(cells.column(name)) for name in columns]
+    plain = [texts for column in values if (texts := _plain_texts(column)) is not None]
+    if len(plain) == len(values) > 1:  # as most are: putting commas between is then all there is to do
+        joined = map(",".join, zip(*plain, strict=True))
+        while lines := [*islice(joined, _CHUNK)]:
+            yield "\r\n".join(lines) + "\r\n"
+        return
+    rows = zip(*values, strict=True)
+    while chunk := [*islice(rows, _CHUNK)]:
         out.seek(0)
         out.truncate()
-    yield out.getvalue()
+        writer.writerows(chunk)  # None becomes an empty field
+        yield out.getvalue()
 
 
 _SHAPED: dict[str, Callable[[int], str]] = {
