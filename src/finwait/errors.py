@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import errno as _errno
 from collections.abc import Collection
-
-from msgspec import Struct
+from dataclasses import dataclass, replace
+from typing import Any
 
 __all__ = [
     "DecodeError",
@@ -41,7 +41,8 @@ __all__ = [
 ]
 
 
-class Gap(Struct, frozen=True, order=True):
+@dataclass(frozen=True, slots=True, order=True)
+class Gap:
     """A part of the machine we could not look at, and what would have let us."""
 
     where: str
@@ -74,6 +75,10 @@ class Gap(Struct, frozen=True, order=True):
             return cls(f"{len(pids)} processes", doing, needs)
         (pid,) = pids
         return cls(f"pid {pid}", doing, needs, pid=pid)
+
+    def but(self, **fields: Any) -> Gap:  # noqa: ANN401 - each of its own type
+        """Return it with some fields changed."""
+        return replace(self, **fields)
 
     def __str__(self) -> str:
         tail = f" (needs {self.needs})" if self.needs else ""

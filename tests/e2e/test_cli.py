@@ -383,6 +383,41 @@ def test_a_recording_is_made_and_read_by_the_commands_that_look(
     assert not any("poller" in json.dumps(row) for row in rows)
 
 
+@pytest.mark.kernel
+def test_a_recording_goes_to_standard_output_as_to_a_file(scene: list[str], tmp_path: pathlib.Path) -> None:
+    made = finwait("record", "-", *scene, "--looks", "1")
+    seen(made)
+    assert b"recorded " in made.stderr
+    file = tmp_path / "piped.finwait"
+    file.write_bytes(made.stdout)
+    rows = json.loads(finwait("list", "--from", str(file), "state", "fin-wait-2", "-o", "json").stdout)[
+        "items"
+    ]
+    assert len(rows) == 3
+    file.write_bytes(made.stdout[:-60])
+    cut = finwait("--from", str(file))
+    assert (cut.returncode, cut.stdout) == (1, b"")
+    assert b"cut off" in cut.stderr
+
+
+@pytest.mark.parametrize("args", [("-o", "json"), ("--looks", "0")])
+def test_a_recording_on_standard_output_leaves_no_room_for_a_report(args: tuple[str, ...]) -> None:
+    refused = finwait("record", "-", *args)
+    assert (refused.returncode, refused.stdout) == (2, b"")
+
+
+def test_a_terminal_gets_no_recording() -> None:
+    above, below = os.openpty()
+    with open(below, "wb") as terminal:
+        ran = subprocess.run(
+            [sys.executable, "-m", "finwait", "record", "--looks", "1", "-"],
+            stdout=terminal, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    os.close(above)
+    assert ran.returncode == 1
+    assert b"a terminal cannot show it" in ran.stderr
+
+
 # ── as somebody who may not look everywhere ──────────────────────────────────────────────────────────────
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from msgspec import Struct
 
 from finwait.cli import options
 from finwait.selecting import parse_filter
@@ -167,7 +166,8 @@ def _look(args: argparse.Namespace) -> _Looks:
     return looks
 
 
-class _Looks(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Looks:
     """What was seen."""
 
     diagnosis: Diagnosis
@@ -258,7 +258,8 @@ def _severities(args: argparse.Namespace) -> tuple[str, ...]:
     return ("problem", "notice") if args.severity == "notice" else ("problem",)
 
 
-class _Counted(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Counted:
     """What is compared with the thresholds, and what stands beside it."""
 
     by_rule: dict[str, int]

@@ -19,7 +19,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Record everything that a diagnosis reads, datagrams and files, unchanged. Every command "
         "that looks can read the file with `--from FILE`. Changes nothing.",
     )
-    parser.add_argument("file", metavar="FILE", help="where to write; `.finwait` is the usual ending")
+    parser.add_argument(
+        "file", metavar="FILE", help="where to write; `.finwait` is the usual ending (`-`: standard output)"
+    )
     parser.add_argument(
         "--redact",
         action="store_true",
@@ -54,7 +56,7 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         default="text",
         help="how to report what was recorded (default text, on standard error)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, wrong=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,11 +64,13 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     from finwait import session
-    from finwait.recording import Replay, record
+    from finwait.recording import STANDARD, Replay, record
     from finwait.report.shape import document, encoded
     from finwait.table.units import printable
     from finwait.uapi.observation import LookPlan
 
+    if args.file == STANDARD and args.output == "json":
+        args.wrong("standard output is for the recording: name a FILE to have a report beside it")
     only = namespaces(args.netns, live=True) if args.netns else None
     recorded = record(
         session.live_machine(),
@@ -80,12 +84,17 @@ def run(args: argparse.Namespace) -> int:
         cluster=kube_names.asking(args),
         progress=streams.progress(),
     )
-    size = os.stat(args.file).st_size
-    file = printable(args.file)
-    sys.stderr.write(
-        f"finwait: recorded {recorded.rows} connections in {args.looks} look{'s' if args.looks != 1 else ''} "
-        f"({size / 1000:.0f} kB) into `{file}`; read it with `finwait --from {file}`\n"
+    done = (
+        f"finwait: recorded {recorded.rows} connections in {args.looks} look{'s' if args.looks != 1 else ''}"
     )
+    size = 0
+    if args.file == STANDARD:
+        sys.stderr.write(f"{done}\n")
+    else:
+        size, file = os.stat(args.file).st_size, printable(args.file)
+        sys.stderr.write(
+            f"{done} ({size / 1000:.0f} kB) into `{file}`; read it with `finwait --from {file}`\n"
+        )
     # What each look could not see, and what a command that reads the file will say of the last one.
     shot = session.look(Replay([recorded.last]), session.Look(plan=LookPlan(only=only)))
     gaps = sorted({*recorded.gaps, *shot.gaps})

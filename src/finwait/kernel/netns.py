@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from finwait.errors import Gap, PermissionNeeded
 from finwait.kernel import pidfd, rights, tasks
@@ -227,7 +226,7 @@ def _unread_gaps(pids: list[int]) -> list[Gap]:
     if not pids:
         return []
     doing = "read its network namespace" if len(pids) == 1 else "read their network namespaces"
-    return [replace(Gap.of_processes(pids, doing, rights.missing("CAP_SYS_PTRACE")), unlisted=True)]
+    return [Gap.of_processes(pids, doing, rights.missing("CAP_SYS_PTRACE")).but(unlisted=True)]
 
 
 def _namespaces(discovery: _Discovery) -> list[NetNamespace]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from msgspec.structs import replace
-
 from finwait.errors import Gap
 
 __all__ = ["held", "honest", "in_initial_user_namespace", "missing"]
@@ -66,4 +64,4 @@ def missing(capability: str, capabilities: int | None = None) -> str:
 
 def honest(gap: Gap, capabilities: int | None = None) -> Gap:
     """Return a gap that names what was really missing, see `missing`."""
-    return replace(gap, needs=missing(gap.needs, capabilities))
+    return gap.but(needs=missing(gap.needs, capabilities))

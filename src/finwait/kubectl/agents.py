@@ -313,6 +313,22 @@ class Agents(Kubectl):
         )
         return answer_of(agent.node, KINDS[words[0]], done)
 
+    def record(self, agent: AgentPod, *words: str) -> Done:
+        """Return what ``finwait record`` writes to its standard output beside an agent.
+
+        Args:
+            agent: which.
+            words: options of the command.
+
+        Raises:
+            FinwaitError: it failed.
+        """
+        place = ("-n", agent.namespace, agent.name, "-c", agent.container)
+        done = self.run("exec", *place, "--", "finwait", "record", *words, "-")
+        if done.status not in _ANSWERED:
+            raise FinwaitError(f"no recording of node `{agent.node}`: {done.said or f'status {done.status}'}")
+        return done
+
     def ask_all(self, agents: Sequence[AgentPod], *words: str) -> list[NodeAnswer]:
         """Ask several agents at once."""
         with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(agents)))) as pool:

@@ -26,7 +26,7 @@ from finwait.version import __version__
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS: Final = ("diagnose", "list", "explain", "clear", "top", "page", "debug", "audit")
+COMMANDS: Final = ("diagnose", "list", "explain", "clear", "top", "page", "record", "debug", "audit")
 _UNSEEN: Final = 3
 _WRONG: Final = (UsageError, FilterError)
 """What is wrong in the command line."""
@@ -115,6 +115,13 @@ def _of_one_node(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--port", type=_port, default=9944, metavar="PORT", help="on this machine (default 9944)"
     )
     _common(page)
+    record = commands.add_parser(
+        "record", help="save what the agent of a node reads to a file here", allow_abbrev=False
+    )
+    record.add_argument("--node", metavar="NODE", required=True)
+    record.add_argument("file", metavar="FILE", help="where to write; `finwait --from FILE` reads it")
+    record.add_argument("--redact", action="store_true", help="with pseudonyms, for a public bug report")
+    _common(record)
     debug = commands.add_parser("debug", help="look once on a node without an agent", allow_abbrev=False)
     debug.add_argument("node", metavar="NODE")
     debug.add_argument("--image", required=True, metavar="IMAGE", help="that has finwait")
@@ -248,6 +255,22 @@ class _Plugin:
             raise UsageError("`clear` needs a FILTER", hint="such as `rule = fin-wait2-held`")
         mode = ("--yes",) if self.args.yes else ("--dry-run",)
         _become(self.kubectl.exec_words(self._agent(self.args.node), "clear", *mode, "--", *self._words()))
+
+    def record(self) -> int:
+        """Save what is read on a node: a file that is not whole is not written."""
+        from finwait.recording import received
+
+        args = self.args
+        agent = self._agent(args.node)
+        done = self.kubectl.record(agent, *(("--redact",) if args.redact else ()))
+        _, looks = received(done.out, args.file)
+        file, gaps = printable(args.file), sorted({gap for look in looks for gap in look.gaps})
+        sys.stderr.write(
+            f"finwait: recorded node {printable(agent.node)} ({len(done.out) / 1000:.0f} kB) into `{file}`; "
+            f"read it with `finwait --from {file}`\n"
+        )
+        _tell([gap.but(where=f"node {agent.node}, {gap.where}") for gap in gaps])
+        return _UNSEEN if gaps or done.status == _UNSEEN else 0
 
     def audit(self) -> int:
         """Judge what the cluster runs: the command of finwait that does."""

@@ -8,9 +8,19 @@ A recording is the bug report: with ``redact`` it can be attached to a public on
 
 from __future__ import annotations
 
-from finwait.recording.format import read, write
+from finwait.recording.format import STANDARD, read, received, write
 from finwait.recording.redact import redact
 from finwait.recording.replay import Replay, open_recording
 from finwait.recording.writer import Recorded, record
 
-__all__ = ["Recorded", "Replay", "open_recording", "read", "record", "redact", "write"]
+__all__ = [
+    "STANDARD",
+    "Recorded",
+    "Replay",
+    "open_recording",
+    "read",
+    "received",
+    "record",
+    "redact",
+    "write",
+]

@@ -18,7 +18,9 @@ byte is decoded once), and no other exception (every number is checked against w
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import os
 import re
 import struct
@@ -56,8 +58,10 @@ __all__ = [
     "MAX_MEMBER",
     "MAX_RATIO",
     "MAX_TOTAL",
+    "STANDARD",
     "Manifest",
     "read",
+    "received",
     "write",
     "writing",
 ]
@@ -75,6 +79,8 @@ SLACK: Final = 64 << 20
 JSON_WEIGHT: Final = 10
 """What a byte of JSON counts, its own and what it becomes: lists and maps of small things take 6 to 8 times as much."""
 MAX_LOOKS: Final = 1000
+STANDARD: Final = "-"
+"""In the place of a path: standard output."""
 MAX_MEMBERS: Final = 4096
 _HEAD = struct.Struct("<QQ32s")
 _BLOCK: Final = 1 << 20
@@ -145,7 +151,7 @@ def _facts(look: Observation) -> _Facts:
         look.socket_protocols,
         tuple((pid, fd, flag) for (pid, fd), flag in look.close_on_exec.items()),
         tuple(
-            replace(gap, where=_plain(gap.where), doing=_plain(gap.doing), needs=_plain(gap.needs))
+            gap.but(where=_plain(gap.where), doing=_plain(gap.doing), needs=_plain(gap.needs))
             for gap in look.gaps
         ),
         look.descriptors.unreadable,
@@ -168,8 +174,26 @@ def _placed(gap: Gap) -> Gap:
     if gap.netns or gap.pid or not (place := _PLACE.fullmatch(gap.where)):
         return gap
     if place[1] == "pid":
-        return replace(gap, pid=int(place[2]))
-    return replace(gap, netns=int(place[2]), unentered=gap.doing == "enter it")
+        return gap.but(pid=int(place[2]))
+    return gap.but(netns=int(place[2]), unentered=gap.doing == "enter it")
+
+
+class _StandardOutput(Struct):
+    """Standard output, in the place of a file that is made: it has no name to get, and nothing to take back."""
+
+    fd: int
+
+    def publish(self) -> None:
+        """Do nothing: what was written is with the reader."""
+
+    def discard(self) -> None:
+        """Do nothing: what was written cannot be taken back."""
+
+
+def _standard_output() -> _StandardOutput:
+    if os.isatty(1):
+        raise OSError(errno.ENOTTY, "a terminal cannot show it")
+    return _StandardOutput(os.dup(1))
 
 
 @contextlib.contextmanager
@@ -182,7 +206,8 @@ def writing(
     its place stays.
 
     Args:
-        path: of the file; a regular file that is there is replaced.
+        path: of the file; a regular file that is there is replaced. ``-``: standard output, where what was cut short
+            lacks its end, by which every reader knows it.
         looks: how many will be added.
         redacted: whether they went through `finwait.recording.redact`. If not, the file holds command lines, and
             only its owner may read it.
@@ -198,7 +223,7 @@ def writing(
     if not 1 <= looks <= MAX_LOOKS:
         raise ValueError(f"a recording has 1 to {MAX_LOOKS} looks, not {looks}")
     with _explained(path):
-        new = files.new_file(path, 0o644 if redacted else 0o600)
+        new = _standard_output() if path == STANDARD else files.new_file(path, 0o644 if redacted else 0o600)
     added = 0
     out = os.fdopen(new.fd, "wb")
 
@@ -219,7 +244,8 @@ def writing(
         with _explained(path):
             _member(out, "end", b"")
             out.flush()
-            os.fsync(new.fd)
+            if path != STANDARD:
+                os.fsync(new.fd)
             new.publish()
     finally:  # an interrupt, too, leaves nothing behind
         with contextlib.suppress(OSError):
@@ -251,7 +277,9 @@ def _explained(path: str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise RecordingError(
             f"could not write the recording `{_plain(path)}`: {reason}",
-            hint="is there room on the disk, and may you write there?",
+            hint="redirect it, or name a file"
+            if path == STANDARD
+            else "is there room on the disk, and may you write there?",
         ) from None
 
 
@@ -377,6 +405,30 @@ def _unpack(file: IO[bytes], name: str, raw: int, packed: int, digest: bytes, bu
             f"member `{name}` is damaged: its hash does not match", hint="was it copied completely?"
         )
     return _Content(data, raw)
+
+
+def received(data: bytes, path: str) -> tuple[Manifest, tuple[Observation, ...]]:
+    """Read a recording that came another way, and write it to a file as it is; one that is not whole is not written.
+
+    Args:
+        data: all of it.
+        path: of the file; a regular file that is there is replaced.
+
+    Raises:
+        RecordingError: it is not (entirely) what it claims to be, or the file cannot be written.
+    """
+    manifest, looks = _read(io.BytesIO(data))
+    with _explained(path):
+        new = files.new_file(path, 0o644 if manifest.redacted else 0o600)
+    try:
+        with _explained(path), os.fdopen(new.fd, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(new.fd)
+            new.publish()
+    finally:
+        new.discard()
+    return manifest, looks
 
 
 def read(path: str) -> tuple[Manifest, tuple[Observation, ...]]:

@@ -301,8 +301,8 @@ def _gap(gap: Gap, names: Pseudonyms) -> Gap:
     if _PLACE.fullmatch(gap.where):
         return gap
     if named := _NAMED_PLACE.fullmatch(gap.where):
-        return replace(gap, where=f"{named[1]} ({_netns(named[2], names)})")
-    return replace(gap, where=names.name(gap.where, "place"))
+        return gap.but(where=f"{named[1]} ({_netns(named[2], names)})")
+    return gap.but(where=names.name(gap.where, "place"))
 
 
 def _facts(facts: Facts, names: Pseudonyms) -> Facts:

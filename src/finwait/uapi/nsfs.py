@@ -8,9 +8,8 @@ bare number is never both. Text only: what a name leads to is found in ``finwait
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final, Literal
-
-from msgspec import Struct
 
 __all__ = ["NetnsName", "parse_netns_name"]
 
@@ -22,7 +21,8 @@ _LONGEST_NAME: Final = 255
 """NAME_MAX: a name of `ip netns` is that of a file."""
 
 
-class NetnsName(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class NetnsName:
     """A network namespace as somebody named it."""
 
     text: str

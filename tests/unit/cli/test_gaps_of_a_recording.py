@@ -97,7 +97,7 @@ def seen_whole() -> Observation:
 
 
 UNENTERED = Gap.of_namespace(4026532999, "enter it", "CAP_SYS_ADMIN", name="nosuch", unentered=True)
-UNLISTED = replace(LATE, doing="read their network namespaces", unlisted=True)
+UNLISTED = LATE.but(doing="read their network namespaces", unlisted=True)
 
 
 @pytest.mark.parametrize("words", ["netns = nosuch", "netns = 4026532999", "comm = nosuch", "pid = 4194300"])

@@ -76,7 +76,7 @@ def test_a_hostile_recording_says_nothing_to_the_terminal(
                 )
                 for pid, p in look.processes.items()
             },
-            gaps=tuple(replace(gap, where=CLEAR, doing=CLEAR) for gap in look.gaps),
+            gaps=tuple(gap.but(where=CLEAR, doing=CLEAR) for gap in look.gaps),
         )
         for look in read(str(CAPTURE))[1]
     ]

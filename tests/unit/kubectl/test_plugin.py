@@ -24,6 +24,8 @@ from finwait.kubectl.selection import filter_words, label_words, pod_of
 from finwait.selecting import parse_filter
 from tests.captures.make import HERE
 
+CAPTURE = HERE / "linux-5.10/accept-queue-full.finwait"
+
 FAKE = """#!{python}
 import json, os, sys, time
 words = sys.argv[1:]
@@ -58,6 +60,9 @@ elif words[0] in ("exec", "logs"):
     path = os.path.join(here, node)
     if not os.path.exists(path):
         time.sleep(600)
+    if "record" in words:
+        sys.stdout.buffer.write(open(path, "rb").read())
+        sys.exit(3 if "--redact" in words else 0)
     text = open(path).read()
     if "finwait" in words and words[words.index("finwait") + 1] == "list":
         text = text.replace('"Diagnosis"', '"ConnectionList"')
@@ -647,3 +652,30 @@ def test_without_the_right_to_see_all_namespaces_the_hint_says_what_to_type(
     (cluster / "pods.json").unlink()
     assert main(["-A"]) == 1
     assert "--agents NS" in capsys.readouterr().err
+
+
+def test_a_node_is_recorded_into_a_file_here(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = CAPTURE.read_bytes()
+    (cluster / "finwait-n2").write_bytes(whole)
+    file = cluster / "n2.finwait"
+    assert main(["record", "--node", "n2", str(file)]) in (0, 3)
+    assert file.read_bytes() == whole
+    assert f"`finwait --from {file}`" in capsys.readouterr().err
+    (words,) = calls(cluster, "exec")
+    assert words[words.index("--") + 1 :] == ["finwait", "record", "-"]
+    assert main(["record", "--node", "n2", "--redact", str(file)]) == 3  # as the agent's finwait ended
+    assert calls(cluster, "exec")[-1][-3:] == ["record", "--redact", "-"]
+
+
+@pytest.mark.parametrize("part", [b"", b"x", "half"])
+def test_a_recording_that_did_not_come_whole_replaces_nothing(
+    cluster: Path, capsys: pytest.CaptureFixture[str], part: bytes | str
+) -> None:
+    whole = CAPTURE.read_bytes()
+    (cluster / "finwait-n2").write_bytes(whole[:-20] if isinstance(part, str) else part)
+    file = cluster / "n2.finwait"
+    file.write_text("before")
+    assert main(["record", "--node", "n2", str(file)]) == 1
+    assert file.read_text() == "before"
+    assert "error" in capsys.readouterr().err
+    assert [path.name for path in cluster.glob(".*partial")] == []
