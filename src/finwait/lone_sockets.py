@@ -24,6 +24,7 @@ from finwait.kernel import rights
 from finwait.table import decode
 from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
+from finwait.uapi.inet_diag import SOCKET_NAMES
 from finwait.uapi.observation import Descriptors, LoneSocket, LookPlan, Observation, ProcessFiles, unseen
 from finwait.uapi.sets import among
 
@@ -81,7 +82,7 @@ def _lost(
         )
     )
     names = machine.socket_protocols(triples)
-    return [triple for triple in triples if names.get(triple[2]) in ("TCP", "TCPv6")]
+    return [triple for triple in triples if names.get(triple[2]) in SOCKET_NAMES]
 
 
 def hidden_descriptors(
@@ -190,7 +191,7 @@ def _left_out(
         return np.empty(0, np.uint64)
     bare = replace(
         plan, states=1 << tcp.ESTABLISHED, extensions=0, conntrack=False, files=False, descriptors=False,
-        established_limit=None, only=spaces, mptcp=False,
+        established_limit=None, only=spaces,
     )  # fmt: skip
     return decode.sockets(machine.observe(bare)).inode.astype(np.uint64)
 

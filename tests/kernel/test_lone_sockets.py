@@ -319,3 +319,32 @@ open_ = pairs(COUNT)
             cut = session.diagnose(how=Look(plan=plan, not_holders=walled_off()))
             (gap,) = [gap for gap in cut.gaps if "ask" in gap.doing]
             assert gap.where == "2 processes"
+
+
+MPTCP = """
+def mptcp():
+    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+door = mptcp(); door.bind(("127.0.0.1", 0)); door.listen(9)
+ours, theirs = [], []
+for _ in range(6):
+    sock = mptcp(); sock.connect(door.getsockname()); sock.sendall(b"x"); ours.append(sock)
+    theirs.append(door.accept()[0]); theirs[-1].recv(1)
+unused = [mptcp() for _ in range(3)]
+for sock in ours:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0\\0\\0\\0\\0")
+    sock.close()
+for sock in theirs:
+    try: sock.recv(1)
+    except OSError: pass
+"""
+
+
+def test_dead_mptcp_descriptors_are_a_leak_too_and_those_never_used_are_none() -> None:
+    if lacking := unmet(("mptcp",)):
+        missing("; ".join(lacking))
+    with Lab() as lab:
+        netns = lab.netns("there")
+        netns.sysctl("net.mptcp.enabled", 1)
+        with program(MPTCP, "nsenter", f"--net=/proc/{os.getpid()}/fd/{netns.fd}") as process:
+            (leak,) = leaks(looked(netns.inode), process.pid)
+            assert (leak.count, leak.severity) == (6, "problem")

@@ -2,8 +2,8 @@
 
 A server and what it has forked belong together, as postgres, nginx, gunicorn and php-fpm do it, whatever the children
 call themselves: a title over the arguments, a name for each (``wrk-0``, ``wrk-1``). So do a server and children that
-run its program anew with the same script and arguments, as clusters of node do, and replicas: what one parent, or one
-container, pod or unit, has started with the same arguments.
+run its program anew with the same script and arguments, as clusters of node do, what one program has forked before it
+ended, and replicas: what one parent, or one container, pod or unit, has started with the same arguments.
 
 The surprise: two programs of one interpreter are two services, even if their supervisor is a third one of it. A fork
 keeps the place of the stack, and execve(2) draws it anew, so the kernel tells which of the two a child is; where it
@@ -58,7 +58,7 @@ def services(processes: Mapping[int, ProcessView]) -> dict[int, int]:
         parent = processes.get(p.ppid)
         if parent is not None and parent.pid != _INIT and parent.comm != "?" and _is_worker(p, parent):
             join((parent.pid, p.pid))
-    for key in (_siblings, _replicas):
+    for key in (_siblings, _orphans, _replicas):
         for members in _grouped(known, key).values():
             join(members)
     return {pid: find(pid) for pid in processes}
@@ -118,6 +118,14 @@ def _script(p: ProcessView) -> tuple[str, ...]:
 def _siblings(p: ProcessView) -> Hashable:
     """Return what the replicas that one parent started have in common."""
     return (_program(p), p.ppid, p.cmdline) if p.ppid > _INIT and p.cmdline else None
+
+
+def _orphans(p: ProcessView) -> Hashable:
+    """Return what processes have in common that one program forked before it ended, and that init took in.
+
+    execve(2) draws the place of the stack anew: two that have the same were forked by one program and ran no other.
+    """
+    return (_program(p), p.stack, p.cmdline) if p.ppid <= _INIT and p.stack and p.cmdline else None
 
 
 def _replicas(p: ProcessView) -> Hashable:

@@ -116,6 +116,7 @@ class ViewContext:
         view = self._view
         others = self._perhaps(value_of)
         nobody = others or (None,)  # of one whose holder is not known although everybody was looked into
+        queued = self._acceptors(value_of, others)
         result: list[Any] = []
         for row, (count, unknown) in enumerate(
             zip(view.holders.count.tolist(), view.holder_unknown.tolist(), strict=True)
@@ -129,8 +130,38 @@ class ViewContext:
                     None if (cell := value_of(pid)) == "?" else cell for pid, _ in view.holders.of(row)
                 )
                 result.append((*cells, *others))
+            elif row in queued:
+                result.append(queued[row])
             else:
                 result.append(nobody if unknown else ())
+        return result
+
+    def _acceptors(
+        self, value_of: Callable[[int], Any], others: tuple[Perhaps | None, ...]
+    ) -> dict[int, tuple[Any, ...]]:
+        """Return what a row in an accept queue has: nobody holds it yet, and whoever holds its listener is to take it.
+
+        Of several listeners, as with SO_REUSEPORT, nothing tells which has it: what is not true of all may be so.
+        """
+        view = self._view
+        rows, listeners = view.listeners
+        of_listener = {
+            listener: frozenset(value_of(pid) for pid, _ in view.holders.of(listener))
+            for listener in set(listeners.tolist())
+        }
+        of_row: dict[int, set[frozenset[Any]]] = {}
+        for row, listener in zip(rows.tolist(), listeners.tolist(), strict=True):
+            of_row.setdefault(row, set()).add(of_listener[listener])
+        made: dict[frozenset[frozenset[Any]], tuple[Any, ...]] = {}
+        result = {}
+        for row, ways in of_row.items():
+            key = frozenset(ways)
+            if key not in made:
+                every, some = frozenset.intersection(*key), frozenset.union(*key)
+                sure = tuple(None if cell == "?" else cell for cell in sorted(every))
+                perhaps = (Perhaps(frozenset(map(str, some - every))),) if some - every else ()
+                made[key] = (*sure, *perhaps, *others)
+            result[row] = made[key]
         return result
 
     def _perhaps(self, value_of: Callable[[int], Any]) -> tuple[Perhaps | None, ...]:

@@ -106,7 +106,7 @@ def of_row(view: View, row: int) -> Outlook:
 
 
 def _of_subflows(view: View, row: int, options: SocketOptions | None) -> Outlook:
-    """Of an MPTCP connection: its subflows retransmit and probe; its own timer is that of close_timeout."""
+    """Of an MPTCP connection: its subflows retransmit and probe; its own timer gives it up."""
     s = view.sockets
     state, timer = int(s.state[row]), int(s.timer[row])
     whole, part = view.subflows
@@ -121,18 +121,50 @@ def _of_subflows(view: View, row: int, options: SocketOptions | None) -> Outlook
             return Outlook(
                 "unknown", None, None, "a timer of MPTCP runs; whether it ends a subflow or all is not known"
             )
-        space = view.namespaces.get(int(s.netns[row]))
-        set_s = (space.sysctl("mptcp/close_timeout") if space is not None else None) or forecast.TIME_WAIT_S
-        least_ms = float(s.expires_ms[row])
-        late_ms = max(wheel.late_ms(least_ms), wheel.late_ms(1000 * set_s))
-        return Outlook(
-            "timer", least_ms / 1000, (least_ms + late_ms) / 1000, "its timer of `net.mptcp.close_timeout`"
+        why = (
+            "its timer of `net.mptcp.close_timeout`"
+            if s.inode[row]
+            else "its timer, from when its program closed it"
         )
+        return _close_timeout(view, row, why)
     if timer:
         return Outlook("unknown", None, None, "it sends again over its subflows, whose ends decide")
+    if state == tcp.CLOSE_WAIT and view.held[row]:
+        return _kept(view, row)
     if options is not None and options.keepalive:
         return Outlook("keepalive", None, None, "keepalive of its subflows; a live peer answers for ever")
     return _idle(view, row, state)
+
+
+def _close_timeout(view: View, row: int, why: str) -> Outlook:
+    """Of an MPTCP row whose timer to give it up runs, and of what that ends.
+
+    mptcp_close_timeout(), net/mptcp/protocol.c: TCP_TIMEWAIT_LEN for an orphan, whatever net.mptcp.close_timeout is.
+    """
+    s, set_s = view.sockets, float(forecast.TIME_WAIT_S)
+    if s.inode[row]:
+        space = view.namespaces.get(int(s.netns[row]))
+        set_s = (space.sysctl("mptcp/close_timeout") if space is not None else None) or set_s
+    least_ms = float(s.expires_ms[row])
+    late_ms = max(wheel.late_ms(least_ms), wheel.late_ms(1000 * set_s))
+    return Outlook("timer", least_ms / 1000, (least_ms + late_ms) / 1000, why)
+
+
+def _kept(view: View, row: int) -> Outlook:
+    """Of an MPTCP connection whose peer has closed: a peer that let go of it, too, resets it when its patience ends.
+
+    mptcp_worker(), net/mptcp/protocol.c: an orphan whose timer is over sends MP_FASTCLOSE.
+    """
+    s, other = view.sockets, int(view.other[row])
+    if other < 0:
+        why = "a peer that has closed its socket resets this 60 s later (Linux); one that keeps it does not"
+        return Outlook("unknown", None, None, why)
+    if not s.inode[other] and s.timer[other] == _KEEPALIVE:
+        why = "the other end, which nobody holds, resets it by its timer; the descriptor stays"
+        return _close_timeout(view, other, why)
+    return Outlook(
+        "never", None, None, "no timer runs, and the other end is held, so only its program can close it"
+    )
 
 
 def of_rows(view: View, rows: NDArray[np.int64]) -> list[Outlook]:
@@ -351,6 +383,8 @@ def _idle(view: View, row: int, state: int) -> Outlook:
         return Outlook("never", None, None, "no timer runs, so only its program can close it")
     if state == tcp.ESTABLISHED:
         return Outlook("never", None, None, "it is open, and no timer runs")
+    if state == tcp.CLOSE and view.sockets.inode[row]:
+        return Outlook("never", None, None, "the kernel has given it up, and only its program can close it")
     return Outlook("unknown", None, None, "no timer was armed when it was looked at")
 
 

@@ -278,6 +278,12 @@ class View(Struct, frozen=True, dict=True):
         return subflows(self.sockets)
 
     @cached_property
+    def connection_of(self) -> Mapping[int, int]:
+        """For rows of subflows, the row of their MPTCP connection."""
+        whole, part = self.subflows
+        return dict(zip(part.tolist(), whole.tolist(), strict=True))
+
+    @cached_property
     def _silences(self) -> dict[tuple[str, ...], I64]:
         return {}
 

@@ -53,6 +53,7 @@ from finwait.table.sockets import SocketTable
 from finwait.table.units import printable
 from finwait.uapi import tcp
 from finwait.uapi.code_history import CodeHistory
+from finwait.uapi.inet_diag import SOCKET_NAMES
 from finwait.uapi.observation import LookPlan
 from finwait.uapi.perf_event import Ended, Executed, Forked, ProcessRecord, Renamed, Sample
 from finwait.uapi.proc import parse_socket_link
@@ -493,9 +494,7 @@ class Leaking:
             if inode not in listed and _socket_of(pid, fd, pid) == inode
         ]
         protocols = self._machine.socket_protocols(open_)
-        lone = self._machine.lone_sockets(
-            entry for entry in open_ if protocols.get(entry[2]) in ("TCP", "TCPv6")
-        )
+        lone = self._machine.lone_sockets(entry for entry in open_ if protocols.get(entry[2]) in SOCKET_NAMES)
         for pid, fd, inode in open_:
             if (answer := lone.get(inode)) is not None and answer.state == tcp.CLOSE and answer.used:
                 yield Holding(-1, tcp.CLOSE, inode, ((pid, fd),), False)

@@ -50,6 +50,9 @@ _SO_COOKIE = 57
 _SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
 _BYTES_ACKED, _BYTES_RECEIVED = 120, 128  # of struct tcp_info, Linux 4.1
 _SEGMENTS = slice(136, 144)  # tcpi_segs_out and tcpi_segs_in of struct tcp_info, Linux 4.2
+_SOL_MPTCP, _MPTCP_INFO = 284, 1
+_MPTCP_RCV_NXT = slice(32, 40)  # of struct mptcp_info: what follows the peer's key, 0 where none is known
+_MPTCP_BYTES = slice(48, 80)  # bytes_retrans, bytes_sent, bytes_received, bytes_acked, Linux 6.5
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 _NOBODY_MAY = 3
 
@@ -168,6 +171,17 @@ def _unread(fd: int) -> int:
     return max(0, int(waiting))
 
 
+def _was_mptcp(sock: socket.socket) -> bool:
+    """Return whether it is an MPTCP socket that ever had a peer; of one without a subflow, TCP_INFO tells nothing."""
+    try:
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) != IPPROTO_MPTCP:
+            return False
+        info = sock.getsockopt(_SOL_MPTCP, _MPTCP_INFO, 256)
+    except OSError:  # before Linux 5.16 it has no such option
+        return False
+    return any(info[_MPTCP_RCV_NXT]) or any(info[_MPTCP_BYTES])
+
+
 def _lone(copy: int) -> LoneSocket | None:
     """Ask a TCP socket what it is, and close the descriptor; None where it is none."""
     with socket.socket(fileno=copy) as sock:
@@ -181,7 +195,9 @@ def _lone(copy: int) -> LoneSocket | None:
             os.close(ns)
         except OSError:  # without CAP_NET_ADMIN over that namespace
             netns = 0
-        return LoneSocket(netns, info[0], any(info[_SEGMENTS]), sport=_port(sock), unread=_unread(copy))
+        return LoneSocket(
+            netns, info[0], any(info[_SEGMENTS]) or _was_mptcp(sock), sport=_port(sock), unread=_unread(copy)
+        )
 
 
 class Copies:

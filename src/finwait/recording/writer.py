@@ -19,6 +19,7 @@ from finwait.table import decode
 from finwait.table.sockets import SocketTable
 from finwait.uapi import tcp
 from finwait.uapi.cluster import ClusterNames
+from finwait.uapi.inet_diag import SOCKET_NAMES
 from finwait.uapi.observation import (
     Descriptors,
     LoneSocket,
@@ -92,7 +93,7 @@ def complete(machine: RecordingSource, plan: LookPlan, *, once_more: bool = True
     rows = list(zip(listed.pid.tolist(), listed.fd.tolist(), listed.inode.tolist(), strict=True))
     triples = [rows[k] for k in np.flatnonzero(lost).tolist()]
     names = machine.socket_protocols(triples)
-    triples = [triple for triple in triples if names.get(triple[2]) in ("TCP", "TCPv6")]
+    triples = [triple for triple in triples if names.get(triple[2]) in SOCKET_NAMES]
     lone = machine.lone_sockets(triples)
     if plan.only is not None:
         # Of a process of a namespace that was asked for, a socket of another: nobody asked for that one.
@@ -102,7 +103,7 @@ def complete(machine: RecordingSource, plan: LookPlan, *, once_more: bool = True
         lone = {inode: sock for inode, sock in lone.items() if inode not in set(others)}
         closing = closing[stay]
         rows = [row for row, kept in zip(rows, stay.tolist(), strict=True) if kept]
-    names = {inode: name for inode, name in names.items() if name not in ("TCP", "TCPv6") or inode in lone}
+    names = {inode: name for inode, name in names.items() if name not in SOCKET_NAMES or inode in lone}
     if once_more and plan.only is None and (spaces := unseen(look, lone, triples)):
         machine.remember(spaces)
         return complete(machine, plan, once_more=False)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from finwait.diagnosis import forecast
 from finwait.diagnosis.roles import taken_over
-from finwait.diagnosis.rules import inherited_descriptor, may_answer, silence, zero_window
+from finwait.diagnosis.rules import holder_not_found, inherited_descriptor, may_answer, silence, zero_window
 from finwait.table.units import duration_text
 from finwait.uapi import tcp
 
@@ -211,7 +211,10 @@ def _established(view: View, row: int, limits: Limits) -> str | None:
 
 
 def _handed_over(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
-    if view.sockets.state[row] != tcp.ESTABLISHED or not inherited_descriptor.match(view)[row]:
+    on_its_way = view.holder_missing[row] and not holder_not_found.kernels_own(view)[row]
+    if view.sockets.state[row] != tcp.ESTABLISHED or not (
+        on_its_way or inherited_descriptor.match(view)[row]
+    ):
         return None
     quiet = int(silence(view, "last_data_sent_ms", "last_data_recv_ms")[row])
     if quiet >= view.options.idle_ms:
@@ -221,10 +224,12 @@ def _handed_over(view: View, row: int, limits: Limits) -> str | None:  # noqa: A
         if quiet < 0
         else f"nothing has passed for {duration_text(quiet)}"
     )
-    return (
-        f"open, and its holder may have been started to serve it: {passed}, less than "
-        f"{duration_text(view.options.idle_ms)} (`--idle`)"
+    whose = (
+        "its descriptor may be on its way to a program that will"
+        if on_its_way
+        else "its holder may have been started to"
     )
+    return f"open, and {whose} serve it: {passed}, less than {duration_text(view.options.idle_ms)} (`--idle`)"
 
 
 def _unread(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001
@@ -296,7 +301,10 @@ GUARDS: Final[Mapping[str, tuple[Callable[[View, int, Limits], str | None], str]
     ),
     "handed-over": (
         _handed_over,
-        "open connections of a process that may have inherited them, until nothing has passed for --idle",
+        (
+            "open connections of a process that may have inherited them, or whose descriptor is on its way to one, "
+            "until nothing has passed for --idle"
+        ),
     ),
     "established": (
         _established,

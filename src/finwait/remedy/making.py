@@ -241,6 +241,11 @@ def _decided(
     verdict = guard_rows(view, row, limits)
     if verdict is None and row not in cause:
         verdict = guard_well(view, row, limits, well.get(row, ""))
+    whole = view.connection_of.get(row)
+    if (
+        verdict is None and whole is not None and whole not in cause
+    ):  # the program has that, and would lose it
+        verdict = guard_well(view, whole, limits, well.get(whole, ""))
     return verdict or planned(view, row, cause.get(row, ""), force, limits, can, cells)
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "IPPROTO_TCP",
     "MESSAGE_SIZE",
     "PROTOCOL_NAMES",
+    "SOCKET_NAMES",
     "SOCK_DESTROY",
     "SOCK_DIAG_BY_FAMILY",
     "TCPDIAG_GETSOCK",
@@ -52,6 +53,8 @@ FAMILY_NAMES: Final[Mapping[int, str]] = {AF_INET: "inet", AF_INET6: "inet6"}
 """As JSON and columns have them."""
 PROTOCOL_NAMES: Final[Mapping[int, str]] = {6: "tcp", 262: "mptcp"}
 """IPPROTO_TCP and IPPROTO_MPTCP."""
+SOCKET_NAMES: Final = frozenset({"TCP", "TCPv6", "MPTCP", "MPTCPv6"})
+"""Names of sockets of these protocols in ``system.sockprotoname``."""
 IPPROTO_TCP: Final = 6
 IPPROTO_MPTCP: Final = 262
 TCPDIAG_GETSOCK: Final = 18

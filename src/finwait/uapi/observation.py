@@ -148,7 +148,7 @@ class LoneSocket(Struct, frozen=True):
     state: int
     """As of TCP_INFO; 0 where we may not ask."""
     used: bool
-    """Whether it ever sent or received a segment."""
+    """Whether it ever sent or received a segment; of MPTCP, whether it ever had a peer."""
     errno: int = 0
     """Why it could not be asked, where `state` is 0: EPERM, or ENOSYS before Linux 5.6; 0 where nobody asked."""
     sport: int = 0

@@ -155,3 +155,13 @@ def test_workers_that_number_themselves_have_one_name() -> None:
     assert name_of(["server", "wrk-0", "wrk-1"]) == "server/wrk-*"
     assert name_of(["c", "b", "a"]) == "a/b/c"
     assert name_of(["a", "b", "c", "d"]) == "a/b/c/…"
+
+
+def test_what_one_program_forked_before_it_ended_is_one_service() -> None:
+    a, b = (process(pid, "app", "app --serve", ppid=1, stack=0x7FFC1000) for pid in (20, 21))
+    assert together(a, b) == [[20, 21]]
+    again = process(22, "app", "app --serve", ppid=1, stack=0x7FFD2000)
+    assert together(a, again) == [[20], [22]], "it was started by itself"
+    unknown = [process(pid, "app", "app --serve", ppid=1, stack=0) for pid in (30, 31)]
+    assert together(*unknown) == [[30], [31]]
+    assert together(a, process(23, "app", "app --other", ppid=1, stack=0x7FFC1000)) == [[20], [23]]

@@ -695,3 +695,13 @@ def test_a_server_that_writes_into_a_shut_window_has_not_forgotten_to_close() ->
         v = seen([row], [row | {"wqueue": before}], holders={90: [9]}, waits={9: ProcessWaits((wait,))})
         (about,) = (f for f in engine.diagnose(v, catalogue.rules()) if f.primary)
         assert about.rule == rule
+
+
+@pytest.mark.parametrize(("quiet_ms", "guard"), [(20_000, "handed-over"), (700_000, "")])
+def test_what_may_be_on_its_way_to_a_program_is_not_cut(quiet_ms: int, guard: str) -> None:
+    """Every process was looked into, and nobody has a descriptor of it: somebody may have sent it (SCM_RIGHTS)."""
+    row = USED | dict.fromkeys(CLOCKS, quiet_ms)
+    v = view(DOOR, row, holders={5: [9]}, processes=SERVICE)
+    assert v.holder_missing.tolist() == [False, True]
+    verdict = guard_rows(v, 1, Limits(established_named=True, min_age_ms=1000))
+    assert (verdict.guard if verdict else "") == guard

@@ -90,3 +90,40 @@ def test_a_thread_that_is_closing_a_socket_is_who_holds_it(
     closing = tuple(Releasing(pid, pid, "closer", netns, "close", False) for pid, netns in threads)
     v = replace(view(row), releasing=closing)
     assert list(ViewContext(v, (), {}, lambda _: {}).values("pid")) == [cells]
+
+
+DOOR = socket(
+    state=tcp.LISTEN, sport=80, src="0.0.0.0", dst="0.0.0.0", dport=0, inode=5, cookie=50, rqueue=2, wqueue=9
+)
+QUEUED = socket(state=tcp.ESTABLISHED, sport=80, dport=4000, inode=0, cookie=51, rqueue=20)
+SERVER = {p: ProcessView(p, name) for p, name in ((9, "app"), (10, "app"), (11, "other"))}
+
+
+def test_what_waits_to_be_accepted_has_the_holders_of_its_listener() -> None:
+    """A hung server that is asked for by name has its queue; nobody holds that."""
+    built = view(DOOR, QUEUED, holders={5: [9, 10]}, processes=SERVER)
+    assert list(ViewContext(built).values("pid"))[1] == (9, 10)
+    for text, selected in (
+        ("comm = app", [True, True]),
+        ("pid = 10", [True, True]),
+        ("comm = other", [False, False]),
+        ("comm != app", [False, False]),
+        ("held", [True, False]),
+    ):
+        assert parse(text).mask(built.sockets, ViewContext(built)).tolist() == selected, text
+
+
+def test_of_several_listeners_nothing_tells_which_has_a_connection_that_waits() -> None:
+    twin = DOOR | {"inode": 6, "cookie": 52}
+    same = view(DOOR, twin, QUEUED, holders={5: [9], 6: [10]}, processes=SERVER)
+    assert parse("comm = app").mask(same.sockets, ViewContext(same)).tolist() == [True, True, True]
+    assert parse("pid = 9").mask(same.sockets, ViewContext(same)).tolist() == [True, False, False]
+    assert parse("pid != 9").mask(same.sockets, ViewContext(same)).tolist() == [False, True, False]
+    (row,) = parse("pid = 9").possible(same.sockets, ViewContext(same), np.array([2]))
+    assert row
+
+
+def test_without_owners_nobody_knows_who_is_to_accept() -> None:
+    built = view(DOOR, QUEUED, searched=False)
+    assert parse("comm = app").mask(built.sockets, ViewContext(built)).tolist() == [False, False]
+    assert parse("comm = app").possible(built.sockets, ViewContext(built), np.array([1])).tolist() == [True]

@@ -234,7 +234,10 @@ def branch(state: int, timer: int, inode: int, protocol: int) -> tuple[str, str]
     if protocol == MPTCP and state == tcp.SYN_SENT:
         return "unknown", "its subflow"
     if protocol == MPTCP and timer:
-        return ("timer", "close_timeout") if timer == 2 else ("unknown", "over its subflows")
+        why = "close_timeout" if inode else "from when its program closed it"
+        return ("timer", why) if timer == 2 else ("unknown", "over its subflows")
+    if protocol == MPTCP and state == tcp.CLOSE_WAIT and inode:
+        return "unknown", "resets this 60 s later"
     if protocol == MPTCP:
         return idle(state, inode)
     if state == tcp.SYN_SENT:
@@ -264,6 +267,8 @@ def branch(state: int, timer: int, inode: int, protocol: int) -> tuple[str, str]
 def idle(state: int, inode: int) -> tuple[str, str]:
     if not inode and state in (tcp.ESTABLISHED, tcp.CLOSE_WAIT):
         return "unknown", "accept()"
+    if inode and state == tcp.CLOSE:
+        return "never", "only its program"
     ends = {tcp.FIN_WAIT2: "peer", tcp.CLOSE_WAIT: "never", tcp.ESTABLISHED: "never"}
     return ends.get(state, "unknown"), "no timer"
 
@@ -299,18 +304,44 @@ def test_an_mptcp_connection_that_is_being_opened_ends_with_the_syn_of_its_subfl
 
 
 def test_the_timer_of_an_mptcp_connection_is_as_late_as_its_namespace_has_set_it() -> None:
-    whole = socket(state=tcp.FIN_WAIT2, protocol=MPTCP, inode=0, cookie=1, timer=2, expires_ms=1000)
-    short, long = (
-        outlook.of_row(
-            view(whole, namespaces={1: NamespaceView(1, sysctls={"mptcp/close_timeout": text})}), 0
-        )
-        for text in ("1", "3600")
-    )
+    whole = socket(state=tcp.FIN_WAIT2, protocol=MPTCP, inode=7, cookie=1, timer=2, expires_ms=1000)
+    orphan = socket(state=tcp.FIN_WAIT2, protocol=MPTCP, inode=0, cookie=1, timer=2, expires_ms=1000)
+    spaces = [{1: NamespaceView(1, sysctls={"mptcp/close_timeout": text})} for text in ("1", "3600")]
+    short, long = (outlook.of_row(view(whole, namespaces=space), 0) for space in spaces)
     assert short.at_least_s == long.at_least_s == 1.0
     assert short.at_most_s is not None
     assert long.at_most_s is not None
     assert short.at_most_s < long.at_most_s, "a timer is later the longer it was set to"
     assert outlook.of_row(view(whole), 0).ends == "timer"
+    (alike,) = {outlook.of_row(view(orphan, namespaces=space), 0) for space in spaces}
+    assert "close_timeout" not in alike.why, "an orphan's timer is 60 s, whatever is set"
+
+
+@pytest.mark.parametrize(
+    ("inode", "timer", "ends", "why"),
+    [
+        (0, 2, "timer", "the descriptor stays"),
+        (8, 0, "never", "only its program can close it"),
+    ],
+)
+def test_an_mptcp_connection_whose_peer_has_closed_is_kept_by_its_program_or_reset_by_the_other_end(
+    inode: int, timer: int, ends: str, why: str
+) -> None:
+    kept = socket(state=tcp.CLOSE_WAIT, protocol=MPTCP, inode=7, cookie=1)
+    other = socket(
+        state=tcp.FIN_WAIT2, protocol=MPTCP, inode=inode, cookie=2, timer=timer, expires_ms=57_000,
+        src=kept["dst"], dst=kept["src"], sport=kept["dport"], dport=kept["sport"],
+    )  # fmt: skip
+    built = view(kept, other, holders={7: [10], 8: [11]}, namespaces=SPACE)
+    seen = outlook.of_row(built, 0)
+    assert built.other[0] == 1
+    assert (seen.ends, why in seen.why) == (ends, True)
+    assert seen.at_least_s == (57.0 if timer else None)
+
+
+def test_what_the_kernel_has_given_up_and_a_program_keeps_never_ends_by_itself() -> None:
+    given_up = socket(state=tcp.CLOSE, protocol=MPTCP, inode=7, cookie=1)
+    assert outlook.of_row(view(given_up, holders={7: [10]}), 0).ends == "never"
 
 
 def test_a_finding_has_the_most_lasting_end_of_its_rows() -> None:

@@ -74,7 +74,7 @@ def _arrived(view: View) -> NDArray[np.bool_]:
 
 
 def _mptcp_timed(view: View) -> NDArray[np.bool_]:
-    """Return closed MPTCP connections whose timer runs: the kernel ends them after net.mptcp.close_timeout."""
+    """Return closed MPTCP connections whose timer runs: the kernel ends them after 60 s."""
     s = view.sockets
     return (s.protocol == 262) & np.isin(s.state, _CLOSING) & ~view.held & (s.timer == 2)
 
@@ -127,7 +127,7 @@ RULE = Rule(
             does_not=_DOES_NOT,
         ),
         Case(
-            title="an MPTCP connection that its program has closed; net.mptcp.close_timeout ends it",
+            title="an MPTCP connection that its program has closed; its timer ends it",
             rows=_mptcp_timed,
             clues=(Clue("timer", "2: it is counting down"), Clue("inode", "0: closed by its program")),
             ends=_ENDS,

@@ -1,6 +1,6 @@
 """hidden-leak: the connection is gone from every list, and the descriptor is still open.
 
-Seen as       5 or more descriptors of TCP sockets that are in no dump, in one process or in all
+Seen as       5 or more descriptors of TCP (or MPTCP) sockets that are in no dump, in one process or in all
               workers of one service together; `alloc` in sockstat is above `inuse`.
 Why it stays  A connection that was reset, timed out or was destroyed loses its state, and
               disappears from ss and sock_diag. The descriptor stays open until the program closes

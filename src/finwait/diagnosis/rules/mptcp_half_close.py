@@ -8,7 +8,9 @@ Not this      A connection that fell back to plain TCP: its TCP row is correct. 
               still streaming: mptcp_bytes_received or mptcp_bytes_acked grows between two looks.
               One look says "possible" if a subflow carried data in the last 3 s, or if none was
               found by its token.
-What ends it  The peer's close; close() by the owner; destroying the subflows.
+What ends it  In FIN_WAIT2 the peer's close; in CLOSE_WAIT close() by its own program; destroying
+              the subflows. A peer that has closed its socket resets a CLOSE_WAIT 60 s
+              later (Linux, whatever net.mptcp.close_timeout is); the descriptor stays.
 Won't help    Looking at TCP rows; tcp_fin_timeout while it is held.
 Reproduce     finwait lab run mptcp-half-close
 """
@@ -59,6 +61,18 @@ def _ignored(view: View) -> NDArray[np.bool_]:
     return (s.protocol == 262) & (s.state == tcp.FIN_WAIT2) & view.moved & (grew | view.halted)
 
 
+def _kept(view: View) -> NDArray[np.bool_]:
+    """Return rows whose peer has closed: their own program is to do so, too."""
+    s = view.sockets
+    return (s.protocol == 262) & (s.state == tcp.CLOSE_WAIT)
+
+
+def _sent(view: View) -> NDArray[np.bool_]:
+    """Return rows whose own end of data the peer has not acknowledged."""
+    s = view.sockets
+    return (s.protocol == 262) & np.isin(s.state, (tcp.FIN_WAIT1, tcp.CLOSING, tcp.LAST_ACK))
+
+
 def _quiet(view: View, rows: NDArray[np.int64]) -> bool:
     """Return whether all subflows of all rows are known to have carried nothing for a while."""
     s = view.sockets
@@ -106,6 +120,8 @@ def _unlisted(view: View) -> list[Gap]:
 def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
     if _ignored(view)[rows].all():
         return (_READ, _END)
+    if _kept(view)[rows].all():
+        return (_CLOSE_HERE, _END)
     if peer_missing(view)[rows].all():
         return (_END,)
     if peer_unseen(view)[rows].any():
@@ -118,6 +134,9 @@ _PROBE = Remedy(
     "subflows: if the peer is gone they end, and the connection ends after `net.mptcp.close_timeout`",
 )
 _READ = Remedy("make this program read everything, or close the connection here")
+_CLOSE_HERE = Remedy(
+    "close() in the program that holds it: the peer has sent all that it will send; a restart of it closes it, too"
+)
 _END = Remedy(
     "send a FIN from its CLOSE_WAIT end if that is on this machine, otherwise a reset (MPTCP fast close) "
     "through the descriptor; SOCK_DESTROY does not support MPTCP",
@@ -134,6 +153,12 @@ _CLUES = (
     Clue("rqueue", "memory taken by unread data"),
 )
 
+_NOT_TCP_ROWS = Advice(
+    "look at the TCP rows",
+    "subflows stay ESTABLISHED, with shutdown bits 0",
+    proofs=("mptcp-half-close",),
+)
+
 RULE = Rule(
     name="mptcp-half-close",
     title="an MPTCP connection is half-closed and held; its subflows still look ESTABLISHED",
@@ -147,11 +172,7 @@ RULE = Rule(
     clues=_CLUES,
     ends=(_PROBE, CLOSE_AT_PEER, _END, PREVENT_SILENCE),
     does_not=(
-        Advice(
-            "look at the TCP rows",
-            "subflows stay ESTABLISHED, with shutdown bits 0",
-            proofs=("mptcp-half-close",),
-        ),
+        _NOT_TCP_ROWS,
         NOT_FIN_TIMEOUT,
     ),
     confidence=_confidence,
@@ -166,6 +187,22 @@ RULE = Rule(
             clues=_CLUES,
             ends=(_READ, _END),
             does_not=(NOT_FIN_TIMEOUT,),
+        ),
+        Case(
+            title="the peer of an MPTCP connection has closed, and this program keeps its end",
+            turn=Turn("holder", "close()"),
+            rows=_kept,
+            clues=_CLUES,
+            ends=(_CLOSE_HERE, _END),
+            does_not=(_NOT_TCP_ROWS, NOT_FIN_TIMEOUT),
+        ),
+        Case(
+            title="an MPTCP connection has sent its end of data, and the peer has not acknowledged it",
+            turn=Turn("far", "answer"),
+            rows=_sent,
+            clues=_CLUES,
+            ends=(_PROBE, _END),
+            does_not=(_NOT_TCP_ROWS, NOT_FIN_TIMEOUT),
         ),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -91,6 +92,22 @@ def _mptcp_without_subflow(lab: Lab) -> Iterator[Measured]:
         yield equal("its MPTCP rows after the last subflow", "ESTAB ESTAB", _mptcp_states(place.ns, port))
         took = until(lambda: _mptcp_states(place.ns, port) == "UNCONN UNCONN", "the kernel closes it")
         yield life("until the kernel closes it with close_timeout=2", took, 0.5, 8)
+        c = fresh()
+        c.connect(door.getsockname())
+        d, _ = door.accept()
+        place.open.append(d)
+        c.sendall(b"hello")
+        d.recv(5)
+        orphan = c.getsockname()[1]
+        c.close()
+        until(lambda: _mptcp_states(place.ns, orphan) == "CLOSE-WAIT FIN-WAIT-2", "the peer knows")
+        line = next(
+            line for line in place.ns.run("ss", "-HManoO").splitlines()
+            if "FIN-WAIT-2" in line and f":{orphan} " in line
+        )  # fmt: skip
+        timer = re.search(r"keepalive,(?:(\d+)min)?(\d+)?", line)
+        seconds = 60 * int(timer[1] or 0) + int(timer[2] or 0) if timer else -1
+        yield life("timer of an orphan with close_timeout=2", seconds, 50, 60)
         link = os.readlink(f"/proc/self/fd/{a.fileno()}")
         yield Measured("its descriptor after that", "open", link, link.startswith("socket:"))
 
