@@ -150,18 +150,21 @@ class ViewContext:
             for listener in set(listeners.tolist())
         }
         of_row: dict[int, set[frozenset[Any]]] = {}
+        in_doubt = set()
         for row, listener in zip(rows.tolist(), listeners.tolist(), strict=True):
             of_row.setdefault(row, set()).add(of_listener[listener])
+            if view.holder_unknown[listener]:
+                in_doubt.add(row)
         made: dict[frozenset[frozenset[Any]], tuple[Any, ...]] = {}
         result = {}
         for row, ways in of_row.items():
             key = frozenset(ways)
             if key not in made:
-                every, some = frozenset.intersection(*key), frozenset.union(*key)
-                sure = tuple(None if cell == "?" else cell for cell in sorted(every))
-                perhaps = (Perhaps(frozenset(map(str, some - every))),) if some - every else ()
+                common, all_cells = frozenset.intersection(*key), frozenset.union(*key)
+                sure = tuple(None if cell == "?" else cell for cell in sorted(common))
+                perhaps = (Perhaps(frozenset(map(str, all_cells - common))),) if all_cells - common else ()
                 made[key] = (*sure, *perhaps, *others)
-            result[row] = made[key]
+            result[row] = (*made[key], None) if row in in_doubt else made[key]
         return result
 
     def _perhaps(self, value_of: Callable[[int], Any]) -> tuple[Perhaps | None, ...]:

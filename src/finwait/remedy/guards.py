@@ -224,12 +224,12 @@ def _handed_over(view: View, row: int, limits: Limits) -> str | None:  # noqa: A
         if quiet < 0
         else f"nothing has passed for {duration_text(quiet)}"
     )
-    whose = (
+    likely_way = (
         "its descriptor may be on its way to a program that will"
         if on_its_way
         else "its holder may have been started to"
     )
-    return f"open, and {whose} serve it: {passed}, less than {duration_text(view.options.idle_ms)} (`--idle`)"
+    return f"open, and {likely_way} serve it: {passed}, less than {duration_text(view.options.idle_ms)} (`--idle`)"
 
 
 def _unread(view: View, row: int, limits: Limits) -> str | None:  # noqa: ARG001

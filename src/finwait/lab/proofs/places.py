@@ -100,7 +100,9 @@ def _mptcp_without_subflow(lab: Lab) -> Iterator[Measured]:
         d.recv(5)
         orphan = c.getsockname()[1]
         c.close()
-        until(lambda: _mptcp_states(place.ns, orphan) == "CLOSE-WAIT FIN-WAIT-2", "the peer knows")
+        until(
+            lambda: _mptcp_states(place.ns, orphan).split() == ["CLOSE-WAIT", "FIN-WAIT-2"], "the peer knows"
+        )
         line = next(
             line for line in place.ns.run("ss", "-HManoO").splitlines()
             if "FIN-WAIT-2" in line and f":{orphan} " in line
