@@ -69,8 +69,8 @@ image: $(STAMP) ## the container image (OCI layout) and its SBOM in build/image,
 	  unshare --mount --net --propagation private $(BIN)/python deploy/image/try_image.py build/image/*.oci.tar; \
 	else echo "not tried: that needs root"; fi
 
-dist: $(STAMP) ## wheel, sources and a one-file archive in dist; fetches shiv
-	@tools=$$(PYTHON=$(BIN)/python deploy/fetch-tools) && $(BIN)/python deploy/dist.py dist "$$tools/venv/bin/python"
+dist: $(STAMP) ## wheel, sources, one-file archives in dist, with RELEASE_URL=https://… a manifest for krew; fetches shiv
+	@tools=$$(PYTHON=$(BIN)/python deploy/fetch-tools) && $(BIN)/python deploy/dist.py dist "$$tools/venv/bin/python" $(RELEASE_URL)
 
 test-latest: $(STAMP) ## what needs no kernel, on the newest versions of everything; never fails
 	@.ci/latest

@@ -1,9 +1,10 @@
 """Write what can be given away: a wheel, the sources, and one file that is finwait with all that it needs.
 
-    python deploy/dist.py OUT PYTHON_WITH_SHIV
+    python deploy/dist.py OUT PYTHON_WITH_SHIV [RELEASE_URL]
 
 The one file (a zip that Python runs, made by shiv) is for one Python and one machine: it has numpy in it. It unpacks
-itself below ``~/.shiv`` when it is first run (SHIV_ROOT names another folder).
+itself below ``~/.shiv`` when it is first run (SHIV_ROOT names another folder). So is ``kubectl finwait``, in the
+archive that krew unpacks; with the address under which the files will be given away there is a manifest for it, too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Final
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from deploy import krew
 from deploy.image.build import LOCK, ROOT, WHEELS, commit_time, stanzas
 
 __all__ = ["main"]
@@ -33,7 +35,7 @@ def _run(*words: str | Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Write the files and say which they are."""
-    out, shiv = Path(argv[0]).resolve(), argv[1]
+    out, shiv, release = Path(argv[0]).resolve(), argv[1], "".join(argv[2:3])
     shutil.rmtree(out, ignore_errors=True)
     os.environ["SOURCE_DATE_EPOCH"] = str(commit_time())
     _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist", "-d", out)
@@ -57,13 +59,22 @@ def main(argv: list[str]) -> int:
         _run(*install, wheel)
         for tests in (*site.glob("numpy/**/tests"), site / "numpy/f2py", site / "bin"):
             shutil.rmtree(tests, ignore_errors=True)
-        name = f"finwait-{version}-cp3{sys.version_info.minor}-linux_{platform.machine()}.pyz"
-        _run(
-            shiv, "-m", "shiv", "--site-packages", site, "--console-script", "finwait", "--reproducible",
-            "--compressed",
-            "--extend-pythonpath",  # for the processes that finwait starts
-            "--python", PREAMBLE, "--output-file", out / name,
-        )  # fmt: skip
+        kind = f"{version}-cp3{sys.version_info.minor}-linux_{platform.machine()}"
+        plugin = Path(folder) / krew.PROGRAM
+        for script, file in (("finwait", out / f"finwait-{kind}.pyz"), (krew.PROGRAM, plugin)):
+            _run(
+                shiv, "-m", "shiv", "--site-packages", site, "--console-script", script, "--reproducible",
+                "--compressed",
+                "--extend-pythonpath",  # for the processes that finwait starts
+                "--python", PREAMBLE, "--output-file", file,
+            )  # fmt: skip
+        packed = krew.archive({krew.PROGRAM: plugin, "LICENSE": ROOT / "LICENSE"}, commit_time())
+    archive = out / f"{krew.PROGRAM}-{kind}.tar.gz"
+    archive.write_bytes(packed)
+    if release:
+        address = f"{release.rstrip('/')}/{archive.name}"
+        python = f"3.{sys.version_info.minor}"
+        (out / "krew.yaml").write_text(krew.manifest(version, packed, address, platform.machine(), python))
     for path in sorted(out.iterdir()):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     return 0
