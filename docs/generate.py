@@ -779,7 +779,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/rules.md": rules_page,
     "docs/reference/causes.md": causes_page,
     "docs/reference/cli.md": cli_page,
-    "docs/reference/settings.md": lambda: settings_page(CATALOGUE),
+    "docs/reference/settings.md": lambda: settings_page(CATALOGUE, knowledge()),
     "docs/reference/kernels.md": kernels_page,
     "docs/reference/real-kubernetes.md": real_kubernetes_page,
     "docs/reference/ledger.md": lambda: ledger_page(knowledge()),

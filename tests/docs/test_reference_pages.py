@@ -6,14 +6,27 @@ from pathlib import Path
 from finwait.diagnosis import catalogue
 from finwait.lab.proofs.catalogue import proofs
 from finwait.remedy.settings.catalogue import CATALOGUE
+from finwait.remedy.settings.model import Scope
 from finwait.report.reference_pages import ledger_page, proofs_page, settings_page
+from finwait.report.tune import in_pods
 from finwait.shipped import knowledge
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
 
+def test_each_setting_says_whether_pods_may_set_it() -> None:
+    said = {setting.key: in_pods(setting, knowledge()) for setting in CATALOGUE}
+    assert "since Kubernetes 1.29" in said["net.ipv4.tcp_fin_timeout"]
+    assert said["net.ipv4.tcp_syncookies"] == "safe: any pod may set it"
+    assert said["net.ipv4.tcp_retries2"].startswith("unsafe")
+    (shared,) = {
+        text for setting, text in ((s, said[s.key]) for s in CATALOGUE) if setting.scope is not Scope.NETNS
+    }
+    assert shared.startswith("no:")
+
+
 def test_the_page_of_settings_is_made_from_the_catalogue():
-    assert (REFERENCE / "settings.md").read_text() == settings_page(CATALOGUE)
+    assert (REFERENCE / "settings.md").read_text() == settings_page(CATALOGUE, knowledge())
 
 
 def test_the_page_of_the_ledger_is_made_from_the_knowledge_base():

@@ -309,7 +309,7 @@ def run_explain(args: argparse.Namespace) -> int:
     value = reading.values.get(setting.key)
     gaps = (*gaps, *reading.gaps)
     if args.output == "json":
-        _json("Setting", explain_json(setting, effects, facts, value), gaps)
+        _json("Setting", explain_json(setting, knowledge(), effects, facts, value), gaps)
     else:
         for line in explain_text(setting, knowledge(), effects, facts, value):
             print(line)

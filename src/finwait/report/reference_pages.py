@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from finwait.diagnosis.catalogue import NAMES
 from finwait.remedy.knowledge import VERDICTS
 from finwait.remedy.settings.model import Band, Effect, Setting, Verdict
+from finwait.report.tune import in_pods
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ def _links(ids: Sequence[str]) -> str:
     return ", ".join(f"[{name}](ledger.md#{name.lower()})" for name in ids)
 
 
-def settings_page(settings: Sequence[Setting]) -> str:
+def settings_page(settings: Sequence[Setting], knowledge: Knowledge) -> str:
     """Return the reference page of the settings that bear on closing, in Markdown."""
     out = [
         _MADE,
@@ -73,11 +74,11 @@ def settings_page(settings: Sequence[Setting]) -> str:
         "",
     ]
     for setting in settings:
-        out += _setting(setting)
+        out += _setting(setting, in_pods(setting, knowledge))
     return "\n".join(out).rstrip() + "\n"
 
 
-def _setting(setting: Setting) -> list[str]:
+def _setting(setting: Setting, pods: str) -> list[str]:
     default = str(setting.default) if not setting.by_memory else "computed from the machine's memory"
     out = [
         f"## `{setting.key}`",
@@ -90,6 +91,7 @@ def _setting(setting: Setting) -> list[str]:
         f"| Default | {default} |",
         f"| Range | {setting.low} to {setting.high} {setting.unit} |",
         f"| Acts on | {_cell(setting.acts_on)} |",
+        f"| In pods | {_cell(pods)} |",
     ]
     if setting.since:
         out.append(f"| Kernels | {setting.since} |")

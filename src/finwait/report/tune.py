@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from finwait.diagnosis.catalogue import NAMES
 from finwait.remedy.settings.catalogue import CATALOGUE
-from finwait.remedy.settings.model import Effect, RuleEffect, Setting, Verdict
+from finwait.remedy.settings.model import Effect, RuleEffect, Scope, Setting, Verdict
 from finwait.remedy.tuning import (
     HereEffect,
     LineState,
@@ -38,6 +38,7 @@ __all__ = [
     "explain_json",
     "explain_text",
     "in_force_lines",
+    "in_pods",
     "plan_json",
     "plan_text",
     "settings_in_force",
@@ -388,7 +389,7 @@ def explain_text(
     """
     yield f"{setting.key}: {setting.title}"
     yield ""
-    yield from _values_text(setting, facts, value)
+    yield from _values_text(setting, facts, value, in_pods(setting, knowledge))
     yield ""
     yield "Traps"
     for trap in setting.traps:
@@ -412,7 +413,20 @@ def explain_text(
         yield from _wrap(f"{claim.id} ({claim.verdict}) {claim.claim} {claim.reason}", 6, "- ")
 
 
-def _values_text(setting: Setting, facts: TuningFacts, value: str | None) -> Iterator[str]:
+def in_pods(setting: Setting, knowledge: Knowledge) -> str:
+    """Return whether pods of Kubernetes may set it (`securityContext.sysctls`), as text."""
+    if setting.scope is not Scope.NETNS:
+        return "no: the node has one value for all"
+    since = knowledge.names.pod_safe.get(setting.key)
+    if since is None:
+        return "unsafe: only where the kubelet's `--allowed-unsafe-sysctls` names it"
+    before = "; before, where the kubelet's `--allowed-unsafe-sysctls` names it"
+    return (
+        f"safe: any pod may set it, since Kubernetes {since}{before}" if since else "safe: any pod may set it"
+    )
+
+
+def _values_text(setting: Setting, facts: TuningFacts, value: str | None, pods: str) -> Iterator[str]:
     """Yield what values a setting has: by default, now, and at most; and what reads it."""
     computed = default_of(setting, facts)
     default = "computed from the machine's memory" if computed is None else str(computed)
@@ -426,6 +440,7 @@ def _values_text(setting: Setting, facts: TuningFacts, value: str | None) -> Ite
             yield from _wrap(line, 14)
     yield f"    range     {setting.low} to {setting.high} {setting.unit}"
     yield from _wrap(setting.acts_on, 14, "acts on   ")
+    yield from _wrap(pods, 14, "in pods   ")
     if setting.since:
         yield f"    kernels   {setting.since}"
     yield from _wrap(setting.source, 14, "source    ")
@@ -462,7 +477,11 @@ def _range(low: int | None, high: int | None, below_current: bool) -> str:
 
 
 def explain_json(
-    setting: Setting, here_effects: Sequence[HereEffect], facts: TuningFacts, value: str | None = None
+    setting: Setting,
+    knowledge: Knowledge,
+    here_effects: Sequence[HereEffect],
+    facts: TuningFacts,
+    value: str | None = None,
 ) -> dict[str, Any]:
     """Return what is known of one setting as JSON's types (a document of kind ``Setting``)."""
     effects = [setting.effect(rule) for rule in NAMES]
@@ -477,6 +496,11 @@ def explain_json(
         "unit": setting.unit,
         "range": [setting.low, setting.high],
         "acts_on": setting.acts_on,
+        "pods": {
+            "own_value": setting.scope is Scope.NETNS,
+            "safe": setting.key in knowledge.names.pod_safe,
+            "safe_since": knowledge.names.pod_safe.get(setting.key) or None,
+        },
         "traps": list(setting.traps),
         "source": setting.source,
         "ledger": list(setting.ledger),

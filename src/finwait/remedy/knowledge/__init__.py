@@ -73,7 +73,7 @@ class AdvicePattern(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Pod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    safe: str
+    safe: dict[str, str]
 
 
 class _Sysctl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +111,8 @@ class SettingNames(Struct, frozen=True):
     sysctls: frozenset[str]
     gone: Mapping[str, str]
     """Sysctls that older kernels had, with what became of them."""
-    pod_safe: frozenset[str]
+    pod_safe: Mapping[str, str]
+    """Sysctls that any pod may set → the version of Kubernetes since which; empty for always."""
     flags: frozenset[str]
     old_flags: frozenset[str]
     conntrack_fields: frozenset[str]
@@ -198,7 +199,7 @@ def _names(raw: _NamesFile) -> SettingNames:
     return SettingNames(
         frozenset(sysctls),
         raw.sysctl.gone,
-        frozenset(raw.sysctl.pod.safe.split()),
+        raw.sysctl.pod.safe,
         frozenset(proxy.flags.split()),
         frozenset(proxy.old_flags.split()),
         frozenset(proxy.conntrack_fields.split()),

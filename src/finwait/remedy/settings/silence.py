@@ -74,7 +74,7 @@ KEEPALIVE_TIME = of_namespace(
             "SO_KEEPALIVE off and on again re-arms it, also from outside through pidfd_getfd"
         ),
         "a live peer in CLOSE_WAIT answers for ever, so keepalive never ends a half-closed pair",
-        PODS + " (a safe sysctl since Kubernetes 1.29)",
+        PODS,
     ),
     bands=(
         Band(
