@@ -17,7 +17,6 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 def test_each_setting_says_whether_pods_may_set_it() -> None:
     said = {setting.key: in_pods(setting, knowledge()) for setting in CATALOGUE}
     assert "since Kubernetes 1.29" in said["net.ipv4.tcp_fin_timeout"]
-    assert said["net.ipv4.tcp_syncookies"] == "safe: any pod may set it"
     assert said["net.ipv4.tcp_retries2"].startswith("unsafe")
     (shared,) = {
         text for setting, text in ((s, said[s.key]) for s in CATALOGUE) if setting.scope is not Scope.NETNS

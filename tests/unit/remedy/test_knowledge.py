@@ -7,7 +7,7 @@ from finwait.remedy.knowledge import parse_knowledge
 from finwait.shipped import knowledge
 
 NAMES = (
-    b"[sysctl]\ntcp=''\nconntrack=''\n[sysctl.gone]\n[sysctl.pod]\nsafe=''\n[kube_proxy]\nflags=''\nold_flags=''\n"
+    b"[sysctl]\ntcp=''\nconntrack=''\n[sysctl.gone]\n[sysctl.pod.safe]\n[kube_proxy]\nflags=''\nold_flags=''\n"
     b"conntrack_fields=''\nipvs_fields=''\nconfig_fields=''\nmodes=''\n"
 )
 CLAIM = b"[[claim]]\nid='S01'\nclaim='c'\nverdict='true'\nreason='r'\nsource='s'\nevidence='measured'\n"
