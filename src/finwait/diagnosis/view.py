@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from finwait.attribution.container import Workload, workloads_of_rows
 from finwait.attribution.join import matches
 from finwait.attribution.mptcp import MPTCP, subflows
-from finwait.attribution.named import RowNames, names_of_rows
+from finwait.attribution.named import Roles, RowNames, names_of_rows
 from finwait.attribution.owners import HolderRows
 from finwait.attribution.process import ProcessView
 from finwait.attribution.services import services
@@ -658,6 +658,17 @@ class View(Struct, frozen=True, dict=True):
         return [names[k] for k in self.workload.tolist()]
 
     @cached_property
+    def placed(self) -> Mask:
+        """Of which rows it is known where they belong (a container, a pod, a unit): nowhere, if nothing is said."""
+        s = self.sockets
+        by_cgroup = np.isin(s.cgroup_id, np.array([*self.cgroup_paths], s.cgroup_id.dtype)) & (
+            s.cgroup_id != 0
+        )
+        by_holder = np.array([p for p, process in self.processes.items() if process.cgroup], np.int64)
+        known: Mask = by_cgroup | np.isin(self.holders.first_pid(), by_holder)
+        return known
+
+    @cached_property
     def row_names(self) -> RowNames:
         """What a cluster calls both ends of each row, and the Service between them."""
         return names_of_rows(
@@ -668,6 +679,7 @@ class View(Struct, frozen=True, dict=True):
             other=self.other,
             peer=self.peer,
             asked=self.asked,
+            roles=Roles(self.accepted, self.clients, self.placed),
         )
 
     def cell(self, name: str, row: int) -> Any:  # noqa: ANN401 - a number or bytes, by column

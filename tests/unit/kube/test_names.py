@@ -134,7 +134,7 @@ def test_what_did_not_change_is_the_very_same_with_its_joins() -> None:
     second = keeper.names(NOW)
     assert second.services is first.services
     assert second.endpoints is first.endpoints
-    assert second.__dict__["_doors"] is first.__dict__["_doors"]
+    assert second.__dict__["_assigned"] is first.__dict__["_assigned"]
     assert second.pod("uid-2") is not None
     keeper.heard("pods", NOW + 9)
     assert keeper.names(NOW + 9).__dict__["_by_uid"] is second.__dict__["_by_uid"]
