@@ -364,7 +364,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
     called, unnamed = observation.names, tuple[Gap, ...]()
     if how.names is not None:
         called, unnamed = how.names(decode.addresses(sockets, flows))
-    view = replace(view, names=called)
+    view = replace(view, names=called, unnamed=unnamed)
     gaps += unnamed
     if how.waits != "nothing" and descriptors.searched:
         mask = view.asked_about if how.waits == "unfinished" else sockets.inode != 0

@@ -12,6 +12,7 @@ import shlex
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Final
 
@@ -20,6 +21,7 @@ import msgspec
 from finwait.agent import protocol
 from finwait.agent.option_texts import SOCKET
 from finwait.errors import FinwaitError, Gap, KernelError
+from finwait.table.units import printable
 from finwait.uapi import tcp
 from finwait.uapi.cluster import NO_NAMES, ClusterNames, merged
 
@@ -62,6 +64,9 @@ class _Followed(msgspec.Struct, frozen=True):
     age_s: _Span
 
 
+_TRIES: Final = 3
+_NAMES_PATIENCE_S: Final = 10.0
+"""For all names: a large cluster's come in several answers."""
 _PATIENCE_S: Final = 1.0
 """For each part of the ages: a report does not wait for an agent that hangs."""
 
@@ -207,7 +212,7 @@ def naming(path: str | None) -> Callable[[Collection[str]], tuple[ClusterNames, 
     """Return what asks an agent what a cluster calls some addresses; None where there is none to ask.
 
     Args:
-        path: as `asking` takes it. What it says of an agent that does not answer, that says already.
+        path: as `asking` takes it. Of an agent that is there and tells no names though it may know some, a gap says so.
     """
     if path == "none" or not os.path.exists(path or SOCKET):
         return None
@@ -215,14 +220,18 @@ def naming(path: str | None) -> Callable[[Collection[str]], tuple[ClusterNames, 
     def ask_for(addresses: Collection[str]) -> tuple[ClusterNames, tuple[Gap, ...]]:
         try:
             return names(addresses, path or SOCKET)
-        except (KernelError, ValueError) as error:
-            if path is None:
-                return NO_NAMES, ()
-            return NO_NAMES, (
-                Gap("the cluster", f"learn its names from the agent: {str(error)[:200]}", "an agent"),
-            )
+        except KernelError as error:
+            if path is None and error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+                return NO_NAMES, ()  # none runs
+            return NO_NAMES, (_no_names(str(error), "root" if error.errno == errno.EACCES else "an agent"),)
+        except (FinwaitError, ValueError) as error:
+            return NO_NAMES, (_no_names(str(error), "an agent"),)
 
     return ask_for
+
+
+def _no_names(reason: str, needs: str) -> Gap:
+    return Gap("the cluster", f"learn its names from the agent: {printable(reason[:200])}", needs)
 
 
 def names(addresses: Collection[str], path: str = SOCKET) -> tuple[ClusterNames, tuple[Gap, ...]]:
@@ -232,24 +241,64 @@ def names(addresses: Collection[str], path: str = SOCKET) -> tuple[ClusterNames,
         addresses: as text; of more than 20,000 the first in order are asked for.
         path: the agent's socket.
 
+    Returns:
+        Names, and what is not known; no names where the agent follows no cluster.
+
     Raises:
+        FinwaitError: the agent tells none, though it may know some.
         KernelError: no agent answers there.
         ValueError: what it answers is no answer.
     """
     asked = sorted(addresses)
     gaps: list[Gap] = []
-    if len(asked) > _ADDRESSES_MOST:
+    if more := len(asked) > _ADDRESSES_MOST:
         gaps.append(
             Gap("the cluster", f"name more than {_ADDRESSES_MOST:,} addresses", "a FILTER, or `--netns`")
         )
     parts: list[ClusterNames] = []
+    ends_s = time.monotonic() + _NAMES_PATIENCE_S
     for k in range(0, max(1, min(len(asked), _ADDRESSES_MOST)), _ADDRESSES_AT_ONCE):
-        answer = ask(protocol.AskNames(asked[k : k + _ADDRESSES_AT_ONCE]), path, _PATIENCE_S)
-        if answer.names is None:  # it follows no cluster, or is of an earlier finwait
+        answers = _pieces(asked[k : k + _ADDRESSES_AT_ONCE], path, ends_s, pods=not k)
+        if not answers:
             return NO_NAMES, ()
-        parts.append(answer.names.names)
-        gaps += [Gap(gap.where, gap.doing, gap.needs) for gap in answer.names.gaps if not parts[1:]]
-    return merged(parts), tuple(gaps)
+        parts += [answer.names for answer in answers]
+        if not k:
+            gaps += [Gap(gap.where, gap.doing, gap.needs) for gap in answers[0].gaps]
+    every = merged(parts)
+    if more:  # of addresses that were not asked for it is not known that no Service has them
+        kept = {name: at for name, at in every.as_of.items() if name in ("pods", "namespaces")}
+        every = msgspec.structs.replace(every, as_of=kept)
+    return every, tuple(gaps)
+
+
+def _pieces(
+    addresses: list[str], path: str, ends_s: float, *, pods: bool
+) -> list[protocol.NamesOfCluster] | None:
+    """Return the pieces of an answer about some addresses; None where no cluster is followed.
+
+    Raises:
+        FinwaitError: there is none, or names change faster than they are told.
+    """
+    for _ in range(_TRIES):
+        pieces: list[protocol.NamesOfCluster] = []
+        begin = 0
+        while True:
+            if time.monotonic() > ends_s:
+                raise FinwaitError(f"it did not tell all names within {_NAMES_PATIENCE_S:.0f} s")
+            answer = ask(protocol.AskNames(addresses, pods, begin), path, _PATIENCE_S)
+            if reason := answer.refused or answer.error:
+                raise FinwaitError(f"it says: {reason}")
+            if answer.names is None:
+                return None
+            if pieces and answer.names.names.as_of != pieces[0].names.as_of:
+                break  # they changed meanwhile, and what is told of them no longer fits together
+            pieces.append(answer.names)
+            if not answer.names.next:
+                return pieces
+            if answer.names.next <= begin:
+                raise FinwaitError("its answer has no end")
+            begin = answer.names.next
+    raise FinwaitError("its names changed while they were asked for")
 
 
 def stories(connections: Sequence[protocol.StoryOf], path: str | None) -> protocol.AgentAnswer | None:

@@ -188,6 +188,8 @@ class ViewContext:
     def _cluster(self, name: str) -> Sequence[Any]:
         """Return what the API server's names say; of a pod that it has not named, nothing is known."""
         view = self._view
+        if not view.names.as_of and view.unnamed:
+            raise ValueError(f"`{name}` needs the names of a cluster: {view.unnamed[0]}")
         if not view.names.as_of:
             raise ValueError(
                 f"`{name}` needs the names of a cluster: from an agent that follows one, or by `--kube-names FILE`"

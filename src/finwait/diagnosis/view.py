@@ -28,6 +28,7 @@ from finwait.diagnosis.ages import FOLLOWED
 from finwait.diagnosis.moves import moves, releasing_text
 from finwait.diagnosis.relay_legs import RelayLegs, relay_legs
 from finwait.diagnosis.silence import lived_of, silence_of
+from finwait.errors import Gap
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable, endpoint_text
 from finwait.uapi import tcp
@@ -194,6 +195,8 @@ class View(Struct, frozen=True, dict=True):
     """Whether every namespace was inspected: an address that none of them has is then that of another machine."""
     names: ClusterNames = NO_NAMES
     """What a cluster calls pods and addresses."""
+    unnamed: tuple[Gap, ...] = ()
+    """Why some of that is not known."""
     all_entered: bool = True
     """Whether every namespace that there is, or was asked for, could be found and entered."""
 

@@ -411,8 +411,7 @@ def merged(parts: Sequence[ClusterNames]) -> ClusterNames:
     first = parts[0] if parts else NO_NAMES
     return msgspec.structs.replace(
         first,
+        pods=tuple({pod.uid: pod for part in parts for pod in part.pods}.values()),
         services=tuple({service.path: service for part in parts for service in part.services}.values()),
-        endpoints=tuple(
-            {(e.service, e.address, e.port, e.protocol): e for part in parts for e in part.endpoints}.values()
-        ),
+        endpoints=tuple({end: None for part in parts for end in part.endpoints}),
     )
