@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from finwait.table.flows import FlowTable
     from finwait.table.sockets import SocketTable
 
-__all__ = ["Roles", "RowNames", "asked_at", "names_of_rows"]
+__all__ = ["Origins", "RowNames", "asked_at", "names_of_rows"]
 
 U64 = NDArray[np.uint64]
 _Found = TypeVar("_Found")
 
 
-class Roles(Struct, frozen=True):
+class Origins(Struct, frozen=True):
     """What is known of each row's program."""
 
     accepted: Mask
@@ -93,7 +93,7 @@ def names_of_rows(
     other: NDArray[np.int64],
     peer: U64,
     asked: U64,
-    roles: Roles,
+    origins: Origins,
 ) -> RowNames:
     """Join rows with the names of a cluster.
 
@@ -105,7 +105,7 @@ def names_of_rows(
         other: row of the other end, −1 for none here.
         peer: address of the other end after translation, two words a row.
         asked: as `asked_at` returns it.
-        roles: what each row's program did.
+        origins: what each row's program did.
     """
     n = len(sockets)
     if not names.as_of:
@@ -115,8 +115,8 @@ def names_of_rows(
     pod_of = [names.pod(uid) if uid else None for uid in uid_of]
     numbers = workload.tolist()
     uids, pods = [uid_of[k] for k in numbers], [pod_of[k] for k in numbers]
-    nobodys = ((workload < 0) & (sockets.inode == 0) & ~roles.placed).tolist()
-    _by_namespace(sockets, uids, roles.placed.tolist(), nobodys, pods, names)
+    nobodys = ((workload < 0) & (sockets.inode == 0) & ~origins.placed).tolist()
+    _by_namespace(sockets, uids, origins.placed.tolist(), nobodys, pods, names)
     at_source = _holders(sockets.src, names)
     for row, pod in enumerate(pods):
         if pod is None and nobodys[row]:
@@ -127,7 +127,7 @@ def names_of_rows(
     peers: list[Pod | str | None] = [
         pods[end] if end >= 0 and pods[end] is not None else at_peer[row] for row, end in enumerate(others)
     ]
-    return RowNames(pods, peers, _services(sockets, names, others, peer, asked, roles))
+    return RowNames(pods, peers, _services(sockets, names, others, peer, asked, origins))
 
 
 def _different(words: NDArray[Any]) -> tuple[list[str], list[int]]:
@@ -179,7 +179,7 @@ def _services(
     others: Sequence[int],
     peer: U64,
     asked: U64,
-    roles: Roles,
+    origins: Origins,
 ) -> list[str | None]:
     """Return the Service between each row and its other end (−1: not here); see `RowNames.service`."""
     nowhere: tuple[str, ...] = ()
@@ -189,9 +189,9 @@ def _services(
     )
     served = [
         accepted or bool(behind)
-        for accepted, behind in zip(roles.accepted.tolist(), behind_local, strict=True)
+        for accepted, behind in zip(origins.accepted.tolist(), behind_local, strict=True)
     ]
-    doors = _client_doors(sockets, names, served, roles)
+    doors = _client_doors(sockets, names, served, origins)
     at_door = _entry_doors(sockets, names, peer, asked)
     headless = _looked_up(sockets.dst, sockets.dport, names.endpoint_addresses, names.headless_at, closed)
     diverted = (peer != sockets.dst).any(axis=1).tolist()
@@ -217,7 +217,7 @@ def _services(
 
 
 def _client_doors(
-    sockets: SocketTable, names: ClusterNames, served: Sequence[bool], roles: Roles
+    sockets: SocketTable, names: ClusterNames, served: Sequence[bool], origins: Origins
 ) -> list[str | None]:
     """Return the Service at each row's remote end, if it is a client's: to a server that is its client's address.
 
@@ -228,7 +228,7 @@ def _client_doors(
     texts, at = _different(sockets.dst)
     nodes = frozenset(names.node_addresses)
     of_node = [text in nodes for text in texts]
-    opened = roles.opened.tolist()
+    opened = origins.opened.tolist()
     return [
         "" if served[row] else None if door and of_node[at[row]] and not opened[row] else door
         for row, door in enumerate(doors)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from finwait.attribution.container import Workload, workloads_of_rows
 from finwait.attribution.join import matches
 from finwait.attribution.mptcp import MPTCP, subflows
-from finwait.attribution.named import Roles, RowNames, names_of_rows
+from finwait.attribution.named import Origins, RowNames, names_of_rows
 from finwait.attribution.owners import HolderRows
 from finwait.attribution.process import ProcessView
 from finwait.attribution.services import services
@@ -682,7 +682,7 @@ class View(Struct, frozen=True, dict=True):
             other=self.other,
             peer=self.peer,
             asked=self.asked,
-            roles=Roles(self.accepted, self.clients, self.placed),
+            origins=Origins(self.accepted, self.clients, self.placed),
         )
 
     def cell(self, name: str, row: int) -> Any:  # noqa: ANN401 - a number or bytes, by column

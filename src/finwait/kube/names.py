@@ -89,8 +89,8 @@ class _Shelf:
         if earlier is not None:
             self.drop(item.uid)
         parts = _parts(item.value)
-        fits, made_way = self._make_room(item.namespace, parts)
-        if not fits or _unspelled(item.value):
+        fits, made_way = (False, False) if _unspelled(item.value) else self._make_room(item.namespace, parts)
+        if not fits:
             self.left_out[item.uid] = _counts_for(item.value)
             return earlier is not None or made_way
         self.left_out.pop(item.uid, None)
@@ -102,11 +102,11 @@ class _Shelf:
 
     def _make_room(self, namespace: str, parts: int) -> tuple[bool, bool]:
         """Return whether there is room for so many parts, and whether something was dropped for it."""
-        mine = self._used.get(namespace, 0) + parts
+        together = self._used.get(namespace, 0) + parts
         made_way = False
         while self.parts + parts > self.most:
             largest = max(self._used, key=self._used.__getitem__, default=namespace)
-            if self._used.get(largest, 0) <= mine:
+            if self._used.get(largest, 0) <= together:
                 return False, made_way
             last = self.kept[next(reversed(self._of[largest]))]
             self.drop(last.uid)

@@ -138,9 +138,9 @@ def _gathered(pairs: Iterable[tuple[_Key, str]]) -> dict[_Key, set[str]]:
     return paths
 
 
-def _two_of(some: AbstractSet[str], others: AbstractSet[str]) -> list[str]:
+def _two_of(paths: AbstractSet[str], others: AbstractSet[str]) -> list[str]:
     """Return what is in both, two of it at most, for no more than the smaller of them costs."""
-    few, many = sorted((some, others), key=len)
+    few, many = sorted((paths, others), key=len)
     return list(islice((path for path in few if path in many), 2))
 
 
