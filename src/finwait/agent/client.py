@@ -152,11 +152,12 @@ def check_peer(sock: socket.socket) -> None:
         raise PermissionError(errno.EPERM, f"user {uid} answers there")
 
 
-def asking(path: str | None) -> Callable[[Sequence[int]], Ages] | None:
+def asking(path: str | None) -> Callable[[Sequence[int]], tuple[Ages, tuple[Gap, ...]]] | None:
     """Return what asks an agent for ages; None where there is none to ask.
 
     Args:
-        path: the agent's socket; ``none`` for no agent; None for the usual one, whose silence is no error.
+        path: the agent's socket; ``none`` for no agent; None for the usual one, which need not run. Of one that does
+            and tells nothing, a gap says so.
 
     Raises:
         KernelError: no agent is where the path says.
@@ -168,17 +169,29 @@ def asking(path: str | None) -> Callable[[Sequence[int]], Ages] | None:
     if path is not None and not os.path.exists(path):
         raise KernelError(errno.ENOENT, f"ask the agent at `{path}`")
 
-    def ask_for(cookies: Sequence[int]) -> Ages:
+    def ask_for(cookies: Sequence[int]) -> tuple[Ages, tuple[Gap, ...]]:
         try:
-            return ages(cookies, path or SOCKET)
-        except (KernelError, ValueError) as error:
-            if path is None:
-                return {}  # what the kernel tells is what there is without an agent
-            if isinstance(error, ValueError):
+            return ages(cookies, path or SOCKET), ()
+        except KernelError as error:
+            if path is not None:
+                raise
+            return {}, _silent("ask it how long connections have been closing", error)
+        except ValueError as error:
+            if path is not None:
                 raise FinwaitError(f"what answers at `{path}` is no agent: {str(error)[:200]}") from None
-            raise
+            return {}, _silent("ask it how long connections have been closing", error)
+        except FinwaitError as error:
+            return {}, _silent("ask it how long connections have been closing", error)
 
     return ask_for
+
+
+def _silent(doing: str, error: Exception) -> tuple[Gap, ...]:
+    """Return the gap of an agent that is there and does not answer; none where none runs."""
+    if isinstance(error, KernelError) and error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+        return ()
+    needs = "root" if isinstance(error, KernelError) and error.errno == errno.EACCES else "an agent"
+    return (Gap("the agent", f"{doing}: {printable(str(error)[:200])}", needs),)
 
 
 def ages(cookies: Sequence[int], path: str = SOCKET) -> Ages:
@@ -192,6 +205,7 @@ def ages(cookies: Sequence[int], path: str = SOCKET) -> Ages:
         ``(netns, cookie, state)`` → at least and at most, in ms; −1 for unknown. Only what the agent follows.
 
     Raises:
+        FinwaitError: the agent cannot tell.
         KernelError: no agent answers there.
         ValueError: what it answers is no answer.
     """
@@ -199,6 +213,8 @@ def ages(cookies: Sequence[int], path: str = SOCKET) -> Ages:
     for k in range(0, min(len(cookies), _COOKIES_MOST), _AT_ONCE):
         part = list(cookies[k : min(k + _AT_ONCE, _COOKIES_MOST)])
         answer = ask(protocol.AskAges(part), path, _PATIENCE_S)
+        if reason := answer.refused or answer.error:
+            raise FinwaitError(f"it says: {reason}")
         for item in answer.episodes or ():
             with contextlib.suppress(msgspec.ValidationError, KeyError, ValueError):  # one of a later agent's
                 e = msgspec.convert(item, _Followed)
@@ -220,18 +236,14 @@ def naming(path: str | None) -> Callable[[Collection[str]], tuple[ClusterNames, 
     def ask_for(addresses: Collection[str]) -> tuple[ClusterNames, tuple[Gap, ...]]:
         try:
             return names(addresses, path or SOCKET)
-        except KernelError as error:
-            if path is None and error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-                return NO_NAMES, ()  # none runs
-            return NO_NAMES, (_no_names(str(error), "root" if error.errno == errno.EACCES else "an agent"),)
         except (FinwaitError, ValueError) as error:
-            return NO_NAMES, (_no_names(str(error), "an agent"),)
+            gaps = _silent("learn names of a cluster from it", error)
+            if path is not None and not gaps:  # that it runs was said
+                reason = printable(str(error)[:200])
+                gaps = (Gap("the agent", f"learn names of a cluster from it: {reason}", "an agent"),)
+            return NO_NAMES, gaps
 
     return ask_for
-
-
-def _no_names(reason: str, needs: str) -> Gap:
-    return Gap("the cluster", f"learn its names from the agent: {printable(reason[:200])}", needs)
 
 
 def names(addresses: Collection[str], path: str = SOCKET) -> tuple[ClusterNames, tuple[Gap, ...]]:
@@ -301,27 +313,36 @@ def _pieces(
     raise FinwaitError("its names changed while they were asked for")
 
 
-def stories(connections: Sequence[protocol.StoryOf], path: str | None) -> protocol.AgentAnswer | None:
+def stories(
+    connections: Sequence[protocol.StoryOf], path: str | None
+) -> tuple[protocol.AgentAnswer | None, tuple[Gap, ...]]:
     """Return how connections got where they are, as a running agent recorded it; None where none can be asked.
 
     Args:
         connections: at most 100.
         path: as `asking` takes it.
 
+    Returns:
+        The answer, and why there is none of an agent that is there.
+
     Raises:
         FinwaitError: what answers at a path that was named is no agent, or an agent that knows no stories.
         KernelError: no agent answers at a path that was named.
     """
     if path == "none" or not connections or (path is None and not os.path.exists(SOCKET)):
-        return None
+        return None, ()
+    doing = "ask it how connections got there"
     try:
         answer = ask(protocol.AskStories(list(connections)), path or SOCKET, 3 * _PATIENCE_S)
     except (KernelError, ValueError) as error:
         if path is None:
-            return None
+            return None, _silent(doing, error)
         if isinstance(error, ValueError):
             raise FinwaitError(f"what answers at `{path}` is no agent: {str(error)[:200]}") from None
         raise
-    if answer.stories is None and path is not None:
-        raise FinwaitError(f"the agent at `{path}` says: {answer.error or 'nothing'}")
-    return answer if answer.stories is not None else None
+    if answer.stories is not None:
+        return answer, ()
+    silence = FinwaitError(f"the agent at `{path or SOCKET}` says: {answer.error or 'nothing'}")
+    if path is not None:
+        raise silence
+    return None, _silent(doing, silence)

@@ -16,7 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from finwait.agent import client
-from finwait.agent.protocol import AgentAnswer, NamesOfCluster, encode
+from finwait.agent.protocol import AgentAnswer, NamesOfCluster, StoryOf, encode
 from finwait.errors import KernelError
 from finwait.uapi import tcp
 from finwait.uapi.cluster import NO_NAMES, ClusterNames, Endpoint, Pod
@@ -137,7 +137,7 @@ def test_an_agent_that_does_not_answer_in_time_is_a_gap(
         asking = client.naming(None)
         assert asking is not None
         names, (gap,) = asking(["10.0.0.1"])
-    assert (names, "learn its names" in gap.doing) == (NO_NAMES, True)
+    assert (names, "learn names" in gap.doing) == (NO_NAMES, True)
     assert asking(["10.0.0.1"]) == (NO_NAMES, ()), "it has ended: none runs"
 
 
@@ -163,3 +163,25 @@ def test_of_more_addresses_than_are_asked_for_no_service_is_not_said(
         names, (gap,) = client.names(["10.0.0.1", "10.0.0.2", "10.0.0.3"], path)
     assert names.as_of.keys() == {"pods"}
     assert "more than 2 addresses" in gap.doing
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(encode(AgentAnswer(error="no history")), "no history"), (b"nonsense\n", "malformed")],
+)
+def test_an_agent_that_tells_no_ages_or_stories_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, says: str
+) -> None:
+    story = StoryOf(netns=1, cookie=2, state=tcp.FIN_WAIT2, words=[0, 0, 0, 0], sport=1, dport=2)
+    with answering(tmp_path, answer, answer) as path:
+        monkeypatch.setattr(client, "SOCKET", path)
+        asking = client.asking(None)
+        assert asking is not None
+        ages, (gap,) = asking([31])
+        assert (ages, says in gap.doing) == ({}, True)
+        told, (gap,) = client.stories([story], None)
+        assert (told, says in gap.doing) == (None, True)
+    assert asking([31]) == ({}, ()), "none runs"
+    assert client.stories([story], None) == (None, ())
+    with pytest.raises(KernelError):
+        client.stories([story], path)
