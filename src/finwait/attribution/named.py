@@ -93,7 +93,7 @@ def names_of_rows(
     other: NDArray[np.int64],
     peer: U64,
     asked: U64,
-    origins: Origins,
+    origins: Callable[[], Origins],
 ) -> RowNames:
     """Join rows with the names of a cluster.
 
@@ -105,18 +105,19 @@ def names_of_rows(
         other: row of the other end, −1 for none here.
         peer: address of the other end after translation, two words a row.
         asked: as `asked_at` returns it.
-        origins: what each row's program did.
+        origins: tells what is known of each row's program; asked where there are names.
     """
     n = len(sockets)
     if not names.as_of:
         nothing = [None] * n
         return RowNames(nothing, nothing, nothing)
+    known = origins()
     uid_of = [*(work.pod_uid for work in workloads), ""]
     pod_of = [names.pod(uid) if uid else None for uid in uid_of]
     numbers = workload.tolist()
     uids, pods = [uid_of[k] for k in numbers], [pod_of[k] for k in numbers]
-    nobodys = ((workload < 0) & (sockets.inode == 0) & ~origins.placed).tolist()
-    _by_namespace(sockets, uids, origins.placed.tolist(), nobodys, pods, names)
+    nobodys = ((workload < 0) & (sockets.inode == 0) & ~known.placed).tolist()
+    _by_namespace(sockets, uids, known.placed.tolist(), nobodys, pods, names)
     at_source = _holders(sockets.src, names)
     for row, pod in enumerate(pods):
         if pod is None and nobodys[row]:
@@ -127,7 +128,7 @@ def names_of_rows(
     peers: list[Pod | str | None] = [
         pods[end] if end >= 0 and pods[end] is not None else at_peer[row] for row, end in enumerate(others)
     ]
-    return RowNames(pods, peers, _services(sockets, names, others, peer, asked, origins))
+    return RowNames(pods, peers, _services(sockets, names, others, peer, asked, known))
 
 
 def _different(words: NDArray[Any]) -> tuple[list[str], list[int]]:
@@ -209,7 +210,8 @@ def _services(
             unsure = not all_known or any(
                 doors[k] is None or at_door[k] is None or (elsewhere[k] and not served[k]) for k in ends
             )
-            services.append(shown or (None if unsure or (end < 0 and behind_local[row]) else ""))
+            unsure |= all(served[k] for k in ends) and any(behind_local[k] for k in ends)
+            services.append(shown or (None if unsure else ""))
         else:
             # Asked directly, or translated within connect(), as eBPF data paths do: the row looks the same.
             services.append(led)
@@ -221,18 +223,22 @@ def _client_doors(
 ) -> list[str | None]:
     """Return the Service at each row's remote end, if it is a client's: to a server that is its client's address.
 
-    No client comes from a cluster address, but one may come from an address of the node and any port.
+    No client comes from a cluster address, so that one is asked whatever leads to the local end, which anybody may
+    claim. One may come from an address of the node and any port.
     """
     closed: str | None = ""
     doors = _looked_up(sockets.dst, sockets.dport, names.door_addresses, names.service_at, closed)
-    texts, at = _different(sockets.dst)
     nodes = frozenset(names.node_addresses)
-    of_node = [text in nodes for text in texts]
-    opened = origins.opened.tolist()
-    return [
-        "" if served[row] else None if door and of_node[at[row]] and not opened[row] else door
-        for row, door in enumerate(doors)
-    ]
+    opened, accepted = origins.opened.tolist(), origins.accepted.tolist()
+    for row, door in enumerate(doors):
+        if door == "":
+            continue
+        of_cluster = door is not None and address_text(*sockets.dst[row].tolist()) not in nodes
+        if accepted[row] or (served[row] and not of_cluster):
+            doors[row] = ""
+        elif not opened[row] and not of_cluster:
+            doors[row] = None
+    return doors
 
 
 def _entry_doors(sockets: SocketTable, names: ClusterNames, peer: U64, asked: U64) -> list[str | None]:
@@ -242,12 +248,12 @@ def _entry_doors(sockets: SocketTable, names: ClusterNames, peer: U64, asked: U6
     """
     closed: str | None = ""
     doors = _looked_up(asked[:, :2], asked[:, 2], names.door_addresses, names.service_at, closed)
-    claims = _looked_up(asked[:, :2], asked[:, 2], names.door_addresses, names.claimed_at, "")
-    for row, path in enumerate(claims):
-        if doors[row] is None and path:
-            reached = (address_text(*words[row].tolist()) for words in (peer, sockets.src))
-            if any(names.leads_to(path, address) for address in reached):
-                doors[row] = path
+    rows = np.array([row for row, door in enumerate(doors) if door is None], np.int64)
+    claims = _looked_up(asked[rows, :2], asked[rows, 2], names.door_addresses, names.claimed_at, "")
+    for row, path in zip(rows.tolist(), claims, strict=True):
+        reached = (address_text(*words[row].tolist()) for words in (peer, sockets.src))
+        if path and any(names.leads_to(path, address) for address in reached):
+            doors[row] = path
     return doors
 
 

@@ -682,7 +682,7 @@ class View(Struct, frozen=True, dict=True):
             other=self.other,
             peer=self.peer,
             asked=self.asked,
-            origins=Origins(self.accepted, self.clients, self.placed),
+            origins=lambda: Origins(self.accepted, self.clients, self.placed),
         )
 
     def cell(self, name: str, row: int) -> Any:  # noqa: ANN401 - a number or bytes, by column

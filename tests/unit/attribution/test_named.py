@@ -215,6 +215,19 @@ def test_to_a_server_the_address_of_its_client_is_no_service(listener: tuple[Any
         assert v.row_names.service[0] == ("" if listener else None), client
 
 
+def test_a_slice_that_leads_to_a_client_does_not_hide_which_cluster_address_it_asked() -> None:
+    ends = (*NAMES.endpoints, Endpoint("tenant/x", "10.1.0.5", 40000))
+    names = replace_names(endpoints=ends, services=(*NAMES.services, KubeService("shop", "alone")))
+    assert list(named(CLIENT, names=names).row_names.service) == ["shop/db"]
+    both = replace(named(CLIENT, SERVER, names=names), other=np.array([1, 0]))
+    assert list(both.row_names.service) == ["shop/db", "shop/db"]
+    direct = CLIENT | {"dst": "10.1.0.6"}
+    both = replace(named(direct, SERVER, names=names), other=np.array([1, 0]))
+    assert list(both.row_names.service) == [None, None], "which end asked is not known"
+    headless = CLIENT | {"dst": "10.2.0.10", "dport": 80}
+    assert list(named(headless, names=names).row_names.service) == [None]
+
+
 def test_a_row_that_may_be_either_end_is_of_no_node_port_that_is_known() -> None:
     either = row(netns=6, src="10.1.0.6", dst="192.0.2.1", sport=8080, dport=30007, cgroup_id=2)
     assert list(named(either, namespaces=RANGE).row_names.service) == [None]
