@@ -99,9 +99,12 @@ class Look(Struct, frozen=True):
     progress: Callable[[str], None] | None = None
     waits: Literal["nothing", "unfinished", "everything"] = "unfinished"
     """Of which connections to find out who waits for them: those that a program is to do something about, or all."""
-    ages: Callable[[Sequence[int]], Mapping[tuple[int, int, int], tuple[int, int]]] | None = None
+    ages: (
+        Callable[[Sequence[int]], tuple[Mapping[tuple[int, int, int], tuple[int, int]], tuple[Gap, ...]]]
+        | None
+    ) = None
     """Asked with cookies how long connections have been in their states, as `finwait.diagnosis.assemble.followed`
-    takes it: by an agent that has followed them."""
+    takes it, and what of that is not known: by an agent that has followed them."""
     names: Callable[[Collection[str]], tuple[ClusterNames, tuple[Gap, ...]]] | None = None
     """Asked with addresses what a cluster calls them and its pods, and what of that is not known; None for what a
     recording has."""
@@ -360,11 +363,13 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         view = replace(view, releasing=releasing, processes=programs.views)
     if how.ages is not None:
         closing = view.in_state(*(state for state in tcp.STATES if tcp.CLOSING_STATES >> state & 1))
-        view = followed(view, how.ages(sockets.cookie[closing].tolist()))
+        followed_ms, unaged = how.ages(sockets.cookie[closing].tolist())
+        view = followed(view, followed_ms)
+        gaps += unaged
     called, unnamed = observation.names, tuple[Gap, ...]()
     if how.names is not None:
         called, unnamed = how.names(decode.addresses(sockets, flows))
-    view = replace(view, names=called)
+    view = replace(view, names=called, unnamed=unnamed)
     gaps += unnamed
     if how.waits != "nothing" and descriptors.searched:
         mask = view.asked_about if how.waits == "unfinished" else sockets.inode != 0

@@ -62,6 +62,15 @@ MATRIX: dict[str, dict[str, Any]] = {
     "no service account of its own": {"serviceAccount": {"create": False, "name": "mine"}},
     "no recorder": {"agent": {"recordStates": False}},
     "no events": {"kubernetesApi": {"events": False}},
+    "names of digits": {
+        "fullnameOverride": "on",
+        "nameOverride": "123",
+        "serviceAccount": {"name": "1"},
+        "serve": {"tokenSecret": {"name": "123", "key": "1"}, "tlsSecret": {"name": "true"}},
+        "priorityClassName": "1e3",
+        "commonLabels": {"a": "1"},
+        "podLabels": {"b": "true"},
+    },
     "own names": {"fullnameOverride": "watcher", "nameOverride": "watch"},
     "a policy that acts": {"policy": {"allowActs": True}},
     "localhost profile": {"seccompProfile": {"type": "Localhost", "localhostProfile": "finwait.json"}},
@@ -288,6 +297,15 @@ WRONG: dict[str, dict[str, Any]] = {
     "a label of the selector": {"podLabels": {"app.kubernetes.io/name": "x"}},
     "a label of the chart": {"commonLabels": {"app.kubernetes.io/instance": "x"}},
     "the label of the agents": {"podLabels": {"finwait.io/agent": "false"}},
+    "an address that no IPv4 has": {"serve": {"address": "999.1.1.1"}},
+    "an address that no IPv6 has": {"serve": {"address": "[1.2.3.4]"}},
+    "a quantity of dots": {"agent": {"resources": {"limits": {"memory": "."}}}},
+    "a quantity with a suffix that is none": {"serve": {"resources": {"limits": {"memory": "1K"}}}},
+    "a path that leads back": {"agent": {"stateDir": "/var/../etc"}},
+    "a name with two dots": {"serve": {"tokenSecret": {"name": "a..b"}}},
+    "a key that no Secret has": {"serve": {"tokenSecret": {"key": "a/b"}}},
+    "a label's name with a space": {"podLabels": {"a b": "c"}},
+    "a label's value with a space": {"commonLabels": {"a": "b c"}},
     "egress to everywhere": {"networkPolicy": {"apiPorts": []}},
 }
 
@@ -329,6 +347,31 @@ def test_ports_that_are_taken_away_leave_no_egress_to_everywhere() -> None:
 def test_the_schema_refuses_what_cannot_be_meant(values: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(merged(DEFAULTS, values), SCHEMA)
+
+
+def plain(place: str) -> bool:
+    """Whether a value is a number, a switch or one of some words, which YAML reads as what it is."""
+    schema = SCHEMA
+    for key in place.split("."):
+        schema = schema["properties"][key]
+    return schema["type"] in ("integer", "boolean") or "enum" in schema
+
+
+@pytest.mark.parametrize("path", sorted(CHART.glob("templates/*.yaml")), ids=lambda path: path.name)
+def test_text_is_quoted_where_it_could_read_as_a_number_or_a_switch(path: Path) -> None:
+    for action in re.findall(r"\{\{ (.*?) \}\}", path.read_text()):
+        text, _, last = action.rpartition(" | ")
+        if last == "quote" or last.startswith("nindent ") or (text and last == "sha256sum"):
+            continue
+        assert action in (
+            ".",
+            'ternary "unconfined" "runtime/default" (eq .Values.appArmorProfile "Unconfined")',
+        ) or (action.startswith(".Values.") and plain(action.removeprefix(".Values."))), action
+
+
+def test_the_place_of_the_kill_switch_is_said_as_the_values_have_it() -> None:
+    assert "/var/lib/finwait/no-act" not in (CHART / "values.yaml").read_text()
+    assert "{{ .Values.agent.stateDir" in (CHART / "templates/NOTES.txt").read_text()
 
 
 def test_every_value_is_used_by_a_template() -> None:
@@ -416,6 +459,7 @@ def test_helm_refuses_what_the_schema_refuses(values: dict[str, Any]) -> None:
         ({"serve": {"address": "127.0.0.1"}}, "neither probes nor Prometheus"),
         ({"hostNetwork": True, "serviceMonitor": {"create": True}}, "needs serve.address"),
         ({"hostNetwork": True, "networkPolicy": {"create": True}}, "guards nothing"),
+        ({"commonLabels": {"a": "b"}, "podLabels": {"a": "c"}}, "one of commonLabels"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_with_what_to_do(
@@ -424,6 +468,22 @@ def test_values_that_contradict_each_other_are_refused_with_what_to_do(
     done = helm("template", "finwait", str(CHART), values=values)
     assert done.returncode != 0
     assert said in done.stderr
+
+
+def test_a_path_is_taken_as_it_is() -> None:
+    agent = {"stateDir": "/var/lib/a, b: {c}", "runDir": "/run/x, type: File"}
+    volumes = rendered({"agent": agent}).pod["volumes"]
+    hosts = {v["name"]: v["hostPath"] for v in volumes if "hostPath" in v}
+    assert hosts["state"] == {"path": agent["stateDir"], "type": "DirectoryOrCreate"}
+    assert hosts["run"] == {"path": agent["runDir"], "type": "DirectoryOrCreate"}
+
+
+def test_a_release_whose_name_no_service_has_is_refused() -> None:
+    for name in ("123", "a.b"):
+        done = helm("template", name, str(CHART))
+        assert done.returncode != 0
+        assert "fullnameOverride" in done.stderr
+        assert helm("template", name, str(CHART), values={"service": {"create": False}}).returncode == 0
 
 
 def test_rules_and_dashboard_come_out_as_they_are() -> None:
@@ -471,6 +531,8 @@ def test_notes_say_what_to_type() -> None:
         assert "kubectl -n finwait rollout status ds/finwait" in notes
         assert "app.kubernetes.io/name=finwait,app.kubernetes.io/instance=finwait" in notes
         assert "exec $POD -- finwait" in notes
+    acting = {"policy": {"allowActs": True}, "agent": {"stateDir": "/data/x/"}}
+    assert "touch /data/x/no-act" in helm(*words, values=acting).stdout
 
 
 VALIDATE = """

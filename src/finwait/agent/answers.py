@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from finwait.agent import page, protocol, rollup_counts, telling
 from finwait.agent.curve import curve, table_and_step
 from finwait.agent.episodes import Episode, Instant
@@ -30,6 +32,7 @@ from finwait.report.agent_page import (
 if TYPE_CHECKING:
     from finwait.agent.loop import Looker
     from finwait.table.filter import Filter
+    from finwait.uapi.cluster import ClusterNames
 
 __all__ = ["answer"]
 
@@ -38,6 +41,9 @@ _READ_MOST: Final = 20_000
 """Episodes that one question reads."""
 _GAPS_MOST: Final = 500
 _LIMITS_MOST: Final = 50
+_NAMES_MOST: Final = protocol.ANSWER_MOST // 2
+"""Bytes of names in one answer; what is beside them has room as well."""
+_ENCODER: Final = msgspec.json.Encoder()
 
 
 def answer(looker: Looker, question: protocol.Question) -> protocol.AgentAnswer:
@@ -86,8 +92,29 @@ def _names(looker: Looker, question: protocol.AskNames) -> protocol.AgentAnswer:
     if cluster is None:
         return protocol.AgentAnswer()
     names = cluster.names.about(question.addresses)
-    gaps = [_gap(gap) for gap in cluster.gaps[:_GAPS_MOST]]
-    return protocol.AgentAnswer(names=protocol.NamesOfCluster(names=names, gaps=gaps))
+    if not question.pods:
+        names = msgspec.structs.replace(names, pods=())
+    piece, end = _piece(names, question.begin)
+    gaps = [] if question.begin else [_gap(gap) for gap in cluster.gaps[:_GAPS_MOST]]
+    return protocol.AgentAnswer(names=protocol.NamesOfCluster(names=piece, next=end, gaps=gaps))
+
+
+def _piece(names: ClusterNames, begin: int) -> tuple[ClusterNames, int]:
+    """Return as many names from one on as an answer has room for, and where the next piece begins; 0 for none."""
+    every = (*names.pods, *names.services, *names.endpoints)
+    end, used = begin, 0
+    for item in itertools.islice(every, begin, None):
+        used += len(_ENCODER.encode(item)) + 1
+        if used > _NAMES_MOST and end > begin:
+            break
+        end += 1
+    parts: dict[str, tuple[object, ...]] = {}
+    first = 0
+    for name in ("pods", "services", "endpoints"):
+        part: tuple[object, ...] = getattr(names, name)
+        parts[name] = part[max(0, begin - first) : max(0, end - first)]
+        first += len(part)
+    return msgspec.structs.replace(names, **parts), end if end < len(every) else 0
 
 
 def _stories(looker: Looker, question: protocol.AskStories) -> protocol.AgentAnswer:

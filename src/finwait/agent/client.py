@@ -12,6 +12,7 @@ import shlex
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Final
 
@@ -20,6 +21,7 @@ import msgspec
 from finwait.agent import protocol
 from finwait.agent.option_texts import SOCKET
 from finwait.errors import FinwaitError, Gap, KernelError
+from finwait.table.units import printable
 from finwait.uapi import tcp
 from finwait.uapi.cluster import NO_NAMES, ClusterNames, merged
 
@@ -62,6 +64,9 @@ class _Followed(msgspec.Struct, frozen=True):
     age_s: _Span
 
 
+_TRIES: Final = 3
+_NAMES_PATIENCE_S: Final = 10.0
+"""For all names: a large cluster's come in several answers."""
 _PATIENCE_S: Final = 1.0
 """For each part of the ages: a report does not wait for an agent that hangs."""
 
@@ -147,11 +152,12 @@ def check_peer(sock: socket.socket) -> None:
         raise PermissionError(errno.EPERM, f"user {uid} answers there")
 
 
-def asking(path: str | None) -> Callable[[Sequence[int]], Ages] | None:
+def asking(path: str | None) -> Callable[[Sequence[int]], tuple[Ages, tuple[Gap, ...]]] | None:
     """Return what asks an agent for ages; None where there is none to ask.
 
     Args:
-        path: the agent's socket; ``none`` for no agent; None for the usual one, whose silence is no error.
+        path: the agent's socket; ``none`` for no agent; None for the usual one, which need not run. Of one that does
+            and tells nothing, a gap says so.
 
     Raises:
         KernelError: no agent is where the path says.
@@ -163,17 +169,29 @@ def asking(path: str | None) -> Callable[[Sequence[int]], Ages] | None:
     if path is not None and not os.path.exists(path):
         raise KernelError(errno.ENOENT, f"ask the agent at `{path}`")
 
-    def ask_for(cookies: Sequence[int]) -> Ages:
+    def ask_for(cookies: Sequence[int]) -> tuple[Ages, tuple[Gap, ...]]:
         try:
-            return ages(cookies, path or SOCKET)
-        except (KernelError, ValueError) as error:
-            if path is None:
-                return {}  # what the kernel tells is what there is without an agent
-            if isinstance(error, ValueError):
+            return ages(cookies, path or SOCKET), ()
+        except KernelError as error:
+            if path is not None:
+                raise
+            return {}, _silent("ask it how long connections have been closing", error)
+        except ValueError as error:
+            if path is not None:
                 raise FinwaitError(f"what answers at `{path}` is no agent: {str(error)[:200]}") from None
-            raise
+            return {}, _silent("ask it how long connections have been closing", error)
+        except FinwaitError as error:
+            return {}, _silent("ask it how long connections have been closing", error)
 
     return ask_for
+
+
+def _silent(doing: str, error: Exception) -> tuple[Gap, ...]:
+    """Return the gap of an agent that is there and does not answer; none where none runs."""
+    if isinstance(error, KernelError) and error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+        return ()
+    needs = "root" if isinstance(error, KernelError) and error.errno == errno.EACCES else "an agent"
+    return (Gap("the agent", f"{doing}: {printable(str(error)[:200])}", needs),)
 
 
 def ages(cookies: Sequence[int], path: str = SOCKET) -> Ages:
@@ -187,6 +205,7 @@ def ages(cookies: Sequence[int], path: str = SOCKET) -> Ages:
         ``(netns, cookie, state)`` → at least and at most, in ms; −1 for unknown. Only what the agent follows.
 
     Raises:
+        FinwaitError: the agent cannot tell.
         KernelError: no agent answers there.
         ValueError: what it answers is no answer.
     """
@@ -194,6 +213,8 @@ def ages(cookies: Sequence[int], path: str = SOCKET) -> Ages:
     for k in range(0, min(len(cookies), _COOKIES_MOST), _AT_ONCE):
         part = list(cookies[k : min(k + _AT_ONCE, _COOKIES_MOST)])
         answer = ask(protocol.AskAges(part), path, _PATIENCE_S)
+        if reason := answer.refused or answer.error:
+            raise FinwaitError(f"it says: {reason}")
         for item in answer.episodes or ():
             with contextlib.suppress(msgspec.ValidationError, KeyError, ValueError):  # one of a later agent's
                 e = msgspec.convert(item, _Followed)
@@ -207,7 +228,7 @@ def naming(path: str | None) -> Callable[[Collection[str]], tuple[ClusterNames, 
     """Return what asks an agent what a cluster calls some addresses; None where there is none to ask.
 
     Args:
-        path: as `asking` takes it. What it says of an agent that does not answer, that says already.
+        path: as `asking` takes it. Of an agent that is there and tells no names though it may know some, a gap says so.
     """
     if path == "none" or not os.path.exists(path or SOCKET):
         return None
@@ -215,12 +236,12 @@ def naming(path: str | None) -> Callable[[Collection[str]], tuple[ClusterNames, 
     def ask_for(addresses: Collection[str]) -> tuple[ClusterNames, tuple[Gap, ...]]:
         try:
             return names(addresses, path or SOCKET)
-        except (KernelError, ValueError) as error:
-            if path is None:
-                return NO_NAMES, ()
-            return NO_NAMES, (
-                Gap("the cluster", f"learn its names from the agent: {str(error)[:200]}", "an agent"),
-            )
+        except (FinwaitError, ValueError) as error:
+            gaps = _silent("learn names of a cluster from it", error)
+            if path is not None and not gaps:  # that it runs was said
+                reason = printable(str(error)[:200])
+                gaps = (Gap("the agent", f"learn names of a cluster from it: {reason}", "an agent"),)
+            return NO_NAMES, gaps
 
     return ask_for
 
@@ -232,47 +253,96 @@ def names(addresses: Collection[str], path: str = SOCKET) -> tuple[ClusterNames,
         addresses: as text; of more than 20,000 the first in order are asked for.
         path: the agent's socket.
 
+    Returns:
+        Names, and what is not known; no names where the agent follows no cluster.
+
     Raises:
+        FinwaitError: the agent tells none, though it may know some.
         KernelError: no agent answers there.
         ValueError: what it answers is no answer.
     """
     asked = sorted(addresses)
     gaps: list[Gap] = []
-    if len(asked) > _ADDRESSES_MOST:
+    if more := len(asked) > _ADDRESSES_MOST:
         gaps.append(
             Gap("the cluster", f"name more than {_ADDRESSES_MOST:,} addresses", "a FILTER, or `--netns`")
         )
     parts: list[ClusterNames] = []
+    ends_s = time.monotonic() + _NAMES_PATIENCE_S
     for k in range(0, max(1, min(len(asked), _ADDRESSES_MOST)), _ADDRESSES_AT_ONCE):
-        answer = ask(protocol.AskNames(asked[k : k + _ADDRESSES_AT_ONCE]), path, _PATIENCE_S)
-        if answer.names is None:  # it follows no cluster, or is of an earlier finwait
+        answers = _pieces(asked[k : k + _ADDRESSES_AT_ONCE], path, ends_s, pods=not k)
+        if not answers:
             return NO_NAMES, ()
-        parts.append(answer.names.names)
-        gaps += [Gap(gap.where, gap.doing, gap.needs) for gap in answer.names.gaps if not parts[1:]]
-    return merged(parts), tuple(gaps)
+        parts += [answer.names for answer in answers]
+        if not k:
+            gaps += [Gap(gap.where, gap.doing, gap.needs) for gap in answers[0].gaps]
+    every = merged(parts)
+    if more:  # of addresses that were not asked for it is not known that no Service has them
+        kept = {name: at for name, at in every.as_of.items() if name in ("pods", "namespaces")}
+        every = msgspec.structs.replace(every, as_of=kept)
+    return every, tuple(gaps)
 
 
-def stories(connections: Sequence[protocol.StoryOf], path: str | None) -> protocol.AgentAnswer | None:
+def _pieces(
+    addresses: list[str], path: str, ends_s: float, *, pods: bool
+) -> list[protocol.NamesOfCluster] | None:
+    """Return the pieces of an answer about some addresses; None where no cluster is followed.
+
+    Raises:
+        FinwaitError: there is none, or names change faster than they are told.
+    """
+    for _ in range(_TRIES):
+        pieces: list[protocol.NamesOfCluster] = []
+        begin = 0
+        while True:
+            if time.monotonic() > ends_s:
+                raise FinwaitError(f"it did not tell all names within {_NAMES_PATIENCE_S:.0f} s")
+            answer = ask(protocol.AskNames(addresses, pods, begin), path, _PATIENCE_S)
+            if reason := answer.refused or answer.error:
+                raise FinwaitError(f"it says: {reason}")
+            if answer.names is None:
+                return None
+            if pieces and answer.names.names.as_of != pieces[0].names.as_of:
+                break  # they changed meanwhile, and what is told of them no longer fits together
+            pieces.append(answer.names)
+            if not answer.names.next:
+                return pieces
+            if answer.names.next <= begin:
+                raise FinwaitError("its answer has no end")
+            begin = answer.names.next
+    raise FinwaitError("its names changed while they were asked for")
+
+
+def stories(
+    connections: Sequence[protocol.StoryOf], path: str | None
+) -> tuple[protocol.AgentAnswer | None, tuple[Gap, ...]]:
     """Return how connections got where they are, as a running agent recorded it; None where none can be asked.
 
     Args:
         connections: at most 100.
         path: as `asking` takes it.
 
+    Returns:
+        The answer, and why there is none of an agent that is there.
+
     Raises:
         FinwaitError: what answers at a path that was named is no agent, or an agent that knows no stories.
         KernelError: no agent answers at a path that was named.
     """
     if path == "none" or not connections or (path is None and not os.path.exists(SOCKET)):
-        return None
+        return None, ()
+    doing = "ask it how connections got there"
     try:
         answer = ask(protocol.AskStories(list(connections)), path or SOCKET, 3 * _PATIENCE_S)
     except (KernelError, ValueError) as error:
         if path is None:
-            return None
+            return None, _silent(doing, error)
         if isinstance(error, ValueError):
             raise FinwaitError(f"what answers at `{path}` is no agent: {str(error)[:200]}") from None
         raise
-    if answer.stories is None and path is not None:
-        raise FinwaitError(f"the agent at `{path}` says: {answer.error or 'nothing'}")
-    return answer if answer.stories is not None else None
+    if answer.stories is not None:
+        return answer, ()
+    silence = FinwaitError(f"the agent at `{path or SOCKET}` says: {answer.error or 'nothing'}")
+    if path is not None:
+        raise silence
+    return None, _silent(doing, silence)

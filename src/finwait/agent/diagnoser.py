@@ -4,7 +4,8 @@
 
 QUESTION and ANSWER are numbers of descriptors of files in memory, which the looker made (`finwait.agent.diagnosing`);
 PARENT is the looker's pid. It only looks. It ends with the looker, whatever becomes of that (PR_SET_PDEATHSIG), and
-where memory runs out the kernel takes it first: the looker tries again later, and goes on looking meanwhile.
+where memory runs out the kernel takes it first: the looker tries again later, and goes on looking meanwhile. In a
+container whose cgroup ends as one (memory.oom.group) the looker ends as well.
 """
 
 from __future__ import annotations

@@ -327,12 +327,18 @@ class AskNames(msgspec.Struct, tag="names", tag_field="ask", forbid_unknown_fiel
     """What the cluster calls the pods of this node, and what else concerns some addresses."""
 
     addresses: Annotated[list[Annotated[str, msgspec.Meta(max_length=45)]], msgspec.Meta(max_length=1000)]
+    pods: bool = True
+    """Without them only what concerns the addresses."""
+    begin: _Natural = 0
+    """From which pod, Service or endpoint on, as `NamesOfCluster.next` said."""
 
 
 class NamesOfCluster(_Value, frozen=True, kw_only=True):
     """What is known of that."""
 
     names: ClusterNames
+    next: _Natural = 0
+    """Where the next piece begins; 0 for the last one. Pieces belong together if their `as_of` is the same."""
     gaps: list[GapItem]
     """What is not, and why."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from finwait.agent.cluster_told import known_pods
 from finwait.attribution.join import matches
-from finwait.diagnosis.context import ViewContext, placed
+from finwait.diagnosis.context import ViewContext
 from finwait.selecting import users
 from finwait.uapi.cluster import Pod
 
@@ -62,7 +62,7 @@ def left_alone(made: session.Diagnosis, now_s: float) -> dict[str, NDArray[np.bo
     names, known = view.row_names, known_pods(view.names, now_s)
     n = len(view)
     excluded, unnamed = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-    ends = zip(names.pod, names.peer, view.workloads, placed(view).tolist(), strict=True)
+    ends = zip(names.pod, names.peer, view.workloads, view.placed.tolist(), strict=True)
     for row, (pod, peer, work, known_place) in enumerate(ends):
         excluded[row] = (pod is not None and pod.excluded) or (isinstance(peer, Pod) and peer.excluded)
         in_pod = pod is not None or not known_place or (work is not None and work.pod_uid != "")

@@ -183,7 +183,10 @@ def _explain(args: argparse.Namespace) -> int:
         error.hint = "name one by LOCAL:PORT PEER:PORT or by its cookie, or use `finwait diagnose FILTER`"
         raise error
     diagnosis = session.who_waits(diagnosis, rows)
-    answer = None if args.recording else _told_stories(diagnosis.view, rows.tolist(), args.agent_socket)
+    answer: AgentAnswer | None = None
+    if not args.recording:
+        answer, untold = _told_stories(diagnosis.view, rows.tolist(), args.agent_socket)
+        gaps = (*gaps, *untold)
     if args.output == "json":
         from finwait.report.columns import Cells
 
@@ -205,7 +208,9 @@ def _explain(args: argparse.Namespace) -> int:
     return options.status(gaps)
 
 
-def _told_stories(view: View, rows: list[int], path: str | None) -> AgentAnswer | None:
+def _told_stories(
+    view: View, rows: list[int], path: str | None
+) -> tuple[AgentAnswer | None, tuple[Gap, ...]]:
     """Ask the agent how connections in closing states got there; None where there is no agent."""
     from finwait.agent import client, protocol
     from finwait.uapi import inet_diag, tcp

@@ -493,7 +493,7 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
 
 def _agent_ages(
     args: argparse.Namespace,
-) -> Callable[[Sequence[int]], Mapping[tuple[int, int, int], tuple[int, int]]] | None:
+) -> Callable[[Sequence[int]], tuple[Mapping[tuple[int, int, int], tuple[int, int]], tuple[Gap, ...]]] | None:
     """Return what asks an agent for ages; None where there is none to ask."""
     if not kube_names.may_ask(args):
         return None

@@ -18,18 +18,9 @@ from finwait.diagnosis.view import View
 from finwait.table.predicates import Perhaps, uid_unknown
 from finwait.uapi.sets import distinct
 
-__all__ = ["ViewContext", "placed"]
+__all__ = ["ViewContext"]
 
 Devices = Callable[[Iterable[int]], Mapping[tuple[int, int], str]]
-
-
-def placed(view: View) -> NDArray[np.bool_]:
-    """Return of which rows it is known where they belong (a container, a pod, a unit): nowhere, if nothing is said."""
-    s, processes = view.sockets, view.processes
-    by_cgroup = np.isin(s.cgroup_id, np.array([*view.cgroup_paths], s.cgroup_id.dtype)) & (s.cgroup_id != 0)
-    by_holder = np.array([p for p, process in processes.items() if process.cgroup], np.int64)
-    known: NDArray[np.bool_] = by_cgroup | np.isin(view.holders.first_pid(), by_holder)
-    return known
 
 
 class ViewContext:
@@ -214,7 +205,7 @@ class ViewContext:
         """Return ids, and the names that people gave, as far as the API server has told them."""
         view = self._view
         result: list[tuple[str | None, ...] | None] = []
-        for work, known, pod in zip(view.workloads, placed(view).tolist(), view.row_names.pod, strict=True):
+        for work, known, pod in zip(view.workloads, view.placed.tolist(), view.row_names.pod, strict=True):
             word = (work.container_id if name == "container" else work.pod_uid) if work else ""
             if name == "pod":
                 called = pod.path if pod is not None else None
@@ -231,6 +222,8 @@ class ViewContext:
     def _cluster(self, name: str) -> Sequence[Any]:
         """Return what the API server's names say; of a pod that it has not named, nothing is known."""
         view = self._view
+        if not view.names.as_of and view.unnamed:
+            raise ValueError(f"`{name}` needs the names of a cluster: {view.unnamed[0]}")
         if not view.names.as_of:
             raise ValueError(
                 f"`{name}` needs the names of a cluster: from an agent that follows one, or by `--kube-names FILE`"
@@ -239,7 +232,7 @@ class ViewContext:
             known = {"services", "endpointslices"} <= view.names.as_of.keys()
             return [service if known or service else None for service in view.row_names.service]
         result: list[tuple[str, ...] | None] = []
-        for pod, work, known in zip(view.row_names.pod, view.workloads, placed(view).tolist(), strict=True):
+        for pod, work, known in zip(view.row_names.pod, view.workloads, view.placed.tolist(), strict=True):
             if pod is None:
                 result.append(() if known and not (work and work.pod_uid) else None)
             elif name == "label":

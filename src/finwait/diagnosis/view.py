@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from finwait.attribution.container import Workload, workloads_of_rows
 from finwait.attribution.join import matches
 from finwait.attribution.mptcp import MPTCP, subflows
-from finwait.attribution.named import RowNames, names_of_rows
+from finwait.attribution.named import Origins, RowNames, names_of_rows
 from finwait.attribution.owners import HolderRows
 from finwait.attribution.process import ProcessView
 from finwait.attribution.services import services
@@ -28,6 +28,7 @@ from finwait.diagnosis.ages import FOLLOWED
 from finwait.diagnosis.moves import moves, releasing_text
 from finwait.diagnosis.relay_legs import RelayLegs, relay_legs
 from finwait.diagnosis.silence import lived_of, silence_of
+from finwait.errors import Gap
 from finwait.table.schema import Mask
 from finwait.table.sockets import MAPPED, SocketTable, endpoint_text
 from finwait.uapi import tcp
@@ -194,6 +195,8 @@ class View(Struct, frozen=True, dict=True):
     """Whether every namespace was inspected: an address that none of them has is then that of another machine."""
     names: ClusterNames = NO_NAMES
     """What a cluster calls pods and addresses."""
+    unnamed: tuple[Gap, ...] = ()
+    """Why some of that is not known."""
     all_entered: bool = True
     """Whether every namespace that there is, or was asked for, could be found and entered."""
 
@@ -664,6 +667,17 @@ class View(Struct, frozen=True, dict=True):
         return [names[k] for k in self.workload.tolist()]
 
     @cached_property
+    def placed(self) -> Mask:
+        """Of which rows it is known where they belong (a container, a pod, a unit): nowhere, if nothing is said."""
+        s = self.sockets
+        by_cgroup = np.isin(s.cgroup_id, np.array([*self.cgroup_paths], s.cgroup_id.dtype)) & (
+            s.cgroup_id != 0
+        )
+        by_holder = np.array([p for p, process in self.processes.items() if process.cgroup], np.int64)
+        known: Mask = by_cgroup | np.isin(self.holders.first_pid(), by_holder)
+        return known
+
+    @cached_property
     def row_names(self) -> RowNames:
         """What a cluster calls both ends of each row, and the Service between them."""
         return names_of_rows(
@@ -674,6 +688,7 @@ class View(Struct, frozen=True, dict=True):
             other=self.other,
             peer=self.peer,
             asked=self.asked,
+            origins=lambda: Origins(self.accepted, self.clients, self.placed),
         )
 
     def cell(self, name: str, row: int) -> Any:  # noqa: ANN401 - a number or bytes, by column

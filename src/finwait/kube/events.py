@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ __all__ = ["EventWriter"]
 _WHOLE_S: Final = 30.0
 _ANSWER_MOST: Final = 1 << 20
 _MESSAGE_MOST: Final = 1000
+_NO_DNS: Final = re.compile(r"[^a-z0-9.-]+")
 _NAME_MOST: Final = 200
 _KNOWN_MOST: Final = 2000
 _TOLD_S: Final = 600.0
@@ -42,7 +44,7 @@ _GROUPS: Final = {
     "CronJob": "batch/v1",
     "Pod": "v1",
 }
-_CREATED, _NO_SUCH, _THERE = 201, 404, 409
+_CREATED, _NO_SUCH, _THERE, _INVALID = 201, 404, 409, 422
 _REFUSED: Final = (401, 403)
 
 
@@ -89,7 +91,9 @@ class EventWriter:
         if 200 <= status < 300:
             self._gap = None
             return True
-        if status != _NO_SUCH:  # else its namespace has gone, and with it all that there was to tell
+        # Else its namespace has gone, and with it all that there was to tell; or something in this very Event is
+        # refused, which the workload itself may have written: that keeps nobody else's Events.
+        if status not in (_NO_SUCH, _INVALID):
             needs = "the right to create and patch events" if status in _REFUSED else ""
             self._fail(f"the API server answered with status {status}", needs)
         return False
@@ -128,7 +132,9 @@ class EventWriter:
         parts = [event.news, event.rule, event.kind, event.namespace, event.name, self._access.node]
         parts += [event.uid] if event.uid else []
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-        return f"{event.name[:_NAME_MOST].lower().rstrip('-.')}.finwait-{digest}"
+        # Nobody checks what a pod says of its owner: of a name that is no DNS subdomain, what is in it.
+        labels = _NO_DNS.sub("-", event.name[:_NAME_MOST].lower()).split(".")
+        return ".".join([*filter(None, (label.strip("-") for label in labels)), f"finwait-{digest}"])
 
     def _place(self, event: ClusterEvent, name: str = "") -> str:
         path = f"/api/v1/namespaces/{quote(event.namespace, safe='')}/events"

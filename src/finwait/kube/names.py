@@ -5,7 +5,8 @@ then; nothing but a list or an event takes a name away. Pods are kept for ten mi
 connections outlive them.
 
 How much is kept is bounded, by counting parts (addresses, labels, containers, ports) and not objects, since one object
-can hold thousands. What is left out comes in with its next event or list once there is room, and is counted until then.
+can hold thousands. Where there is no room, the namespace that has most makes way, so that nobody takes the names of all
+others. What is left out comes in with its next event or list once there is room, and is counted until then.
 """
 
 from __future__ import annotations
@@ -58,12 +59,15 @@ def _parts(value: Pod | KubeService | EndpointSlice | KubeNamespace) -> int:
         case KubeService():
             return 1 + len(value.addresses) + len(value.ports)
         case EndpointSlice():
-            return 1 + value.total
+            return 1 + len(value.endpoints)
     return 1
 
 
 class _Shelf:
-    """What is kept of one resource."""
+    """What is kept of one resource.
+
+    Where there is no room, no namespace may take the place of one that has less: the one that has most makes way.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -72,6 +76,10 @@ class _Shelf:
         self.left_out: dict[str, int] = {}
         """The uid of what found no room → for how many it counts."""
         self.unread = 0
+        self._of: dict[str, dict[str, int]] = {}
+        """Namespace → the uids of what is kept of it, in order, and the parts of each."""
+        self._used: dict[str, int] = {}
+        """Namespace → all these parts."""
 
     def put(self, item: KubeObject) -> bool:
         """Keep an object if there is room; return whether anything changed."""
@@ -81,21 +89,53 @@ class _Shelf:
         if earlier is not None:
             self.drop(item.uid)
         parts = _parts(item.value)
-        if self.parts + parts > self.most:
-            self.left_out[item.uid] = item.value.total if isinstance(item.value, EndpointSlice) else 1
-            return earlier is not None
+        fits, made_way = (False, False) if _unspelled(item.value) else self._make_room(item.namespace, parts)
+        if not fits:
+            self.left_out[item.uid] = _counts_for(item.value)
+            return earlier is not None or made_way
         self.left_out.pop(item.uid, None)
         self.kept[item.uid] = item
         self.parts += parts
+        self._of.setdefault(item.namespace, {})[item.uid] = parts
+        self._used[item.namespace] = self._used.get(item.namespace, 0) + parts
         return True
+
+    def _make_room(self, namespace: str, parts: int) -> tuple[bool, bool]:
+        """Return whether there is room for so many parts, and whether something was dropped for it."""
+        together = self._used.get(namespace, 0) + parts
+        made_way = False
+        while self.parts + parts > self.most:
+            largest = max(self._used, key=self._used.__getitem__, default=namespace)
+            if self._used.get(largest, 0) <= together:
+                return False, made_way
+            last = self.kept[next(reversed(self._of[largest]))]
+            self.drop(last.uid)
+            self.left_out[last.uid] = _counts_for(last.value)
+            made_way = True
+        return True, made_way
 
     def drop(self, uid: str) -> KubeObject | None:
         """Forget an object; return what was kept of it."""
         self.left_out.pop(uid, None)
         item = self.kept.pop(uid, None)
         if item is not None:
-            self.parts -= _parts(item.value)
+            of = self._of[item.namespace]
+            parts = of.pop(uid)
+            self.parts -= parts
+            self._used[item.namespace] -= parts
+            if not of:
+                del self._of[item.namespace], self._used[item.namespace]
         return item
+
+
+def _unspelled(value: Pod | KubeService | EndpointSlice | KubeNamespace) -> bool:
+    """Whether an object has more in it than is ever kept of one."""
+    return isinstance(value, EndpointSlice) and value.total > len(value.endpoints)
+
+
+def _counts_for(value: Pod | KubeService | EndpointSlice | KubeNamespace) -> int:
+    """Return for how many an object counts that is left out."""
+    return value.total if isinstance(value, EndpointSlice) else 1
 
 
 class NameKeeper:

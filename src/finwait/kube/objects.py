@@ -22,12 +22,22 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from ipaddress import ip_address
+from itertools import islice
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from finwait.errors import DecodeError
-from finwait.uapi.cluster import NAME, TEXT_MOST, UID, Endpoint, KubeService, Pod, ServicePort
+from finwait.uapi.cluster import (
+    KUBE_PARTS_MOST,
+    NAME,
+    TEXT_MOST,
+    UID,
+    Endpoint,
+    KubeService,
+    Pod,
+    ServicePort,
+)
 
 __all__ = [
     "EVENT_MOST",
@@ -53,7 +63,8 @@ _SLICE_MOST: Final = 20_000
 """Endpoints of one slice that are spelled out. The API allows 1,000 addresses and 100 ports."""
 _VERSION_MOST: Final = 128
 _Decoded = TypeVar("_Decoded")
-_Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+_PORT_MOST: Final = 65_535
+_Port = Annotated[int, msgspec.Meta(ge=0, le=_PORT_MOST)]
 
 
 class KubeNamespace(msgspec.Struct, frozen=True, gc=False):
@@ -80,6 +91,8 @@ class KubeObject(msgspec.Struct, frozen=True, gc=False):
     """The ``resourceVersion`` of this state of it."""
     host: tuple[str, ...] = ()
     """Of a pod the addresses of its node."""
+    namespace: str = ""
+    """Empty for a namespace itself."""
 
 
 class KubeList(msgspec.Struct, frozen=True):
@@ -242,7 +255,8 @@ class _Endpoint(_Wanted, rename="camel"):
 
 
 class _SlicePort(_Wanted):
-    port: _Port | None = None
+    port: int | None = None
+    """The API server does not check it."""
     protocol: str | None = None
 
 
@@ -451,10 +465,9 @@ def _cgroup_uid(meta: _PodMeta) -> str:
 def _pod_object(pod: _Pod) -> KubeObject:
     meta, spec, status = pod.metadata, pod.spec, pod.status
     _identity(meta, "a pod")
-    labels = {
-        key: value for key, value in (meta.labels or {}).items() if max(len(key), len(value)) <= TEXT_MOST
-    }
-    kind, owner, owner_uid = _workload(meta.owner_references or (), labels, _made_s(meta))
+    kept = (item for item in (meta.labels or {}).items() if max(map(len, item)) <= TEXT_MOST)
+    labels = dict(islice(kept, KUBE_PARTS_MOST))
+    kind, owner, owner_uid = _workload(meta.owner_references or (), meta.labels or {}, _made_s(meta))
     # The address of a pod that has ended belongs to the next one that gets it.
     ended = status.phase in ("Succeeded", "Failed")
     own = () if ended else (status.pod_ip, *(address.ip for address in status.pod_ips or ()))
@@ -468,13 +481,13 @@ def _pod_object(pod: _Pod) -> KubeObject:
         owner_uid=owner_uid,
         cgroup_uid=_cgroup_uid(meta),
         host_network=bool(spec.host_network),
-        addresses=_addresses(own),
-        containers=_containers(status),
+        addresses=_addresses(own)[:KUBE_PARTS_MOST],
+        containers=dict(islice(_containers(status).items(), KUBE_PARTS_MOST)),
         labels=labels,
         excluded=_excludes(meta.annotations),
     )
     host = _addresses((status.host_ip, *(address.ip for address in status.host_ips or ())))
-    return KubeObject(meta.uid, value, meta.resource_version, host)
+    return KubeObject(meta.uid, value, meta.resource_version, host, meta.namespace)
 
 
 def _service_object(service: _Service) -> KubeObject:
@@ -484,16 +497,19 @@ def _service_object(service: _Service) -> KubeObject:
     assigned = (spec.cluster_ip, *(spec.cluster_ips or ()))
     ingress = (balancer.ingress if balancer else None) or ()
     addresses = _addresses((*assigned, *(spec.external_ips or ()), *(place.ip for place in ingress)))
-    ports = tuple(
+    every = (
         ServicePort(p.port, p.node_port or 0, p.protocol, _shaped(NAME, p.name))
         for p in spec.ports or ()
         if p.protocol in _PROTOCOLS
     )
-    return KubeObject(
-        meta.uid,
-        KubeService(meta.namespace, meta.name, addresses, ports, len(_addresses(assigned))),
-        meta.resource_version,
+    value = KubeService(
+        meta.namespace,
+        meta.name,
+        addresses[:KUBE_PARTS_MOST],
+        tuple(islice(every, KUBE_PARTS_MOST)),
+        len(_addresses(assigned)),
     )
+    return KubeObject(meta.uid, value, meta.resource_version, namespace=meta.namespace)
 
 
 def _slice_object(part: _Slice) -> KubeObject:
@@ -502,14 +518,18 @@ def _slice_object(part: _Slice) -> KubeObject:
     name = _shaped(NAME, meta.labels.service) if meta.labels else ""
     # A slice of no Service leads nowhere that has a name; one of host names has no addresses; no port means any.
     ports = (
-        [p for p in part.ports or () if p.port is not None and (p.protocol or "TCP") in _PROTOCOLS]
+        [
+            p
+            for p in part.ports or ()
+            if p.port is not None and 0 <= p.port <= _PORT_MOST and (p.protocol or "TCP") in _PROTOCOLS
+        ]
         if name
         else []
     )
     reached = part.endpoints or [] if part.address_type != "FQDN" else []
     total = len(ports) * sum(len(endpoint.addresses or ()) for endpoint in reached)
     if not 0 < total <= _SLICE_MOST:
-        return KubeObject(meta.uid, EndpointSlice((), total), meta.resource_version)
+        return KubeObject(meta.uid, EndpointSlice((), total), meta.resource_version, namespace=meta.namespace)
     service = f"{meta.namespace}/{name}"
     endpoints = []
     for endpoint in reached:
@@ -526,7 +546,8 @@ def _slice_object(part: _Slice) -> KubeObject:
             for address in _addresses(endpoint.addresses or ())
             for port in ports
         ]
-    return KubeObject(meta.uid, EndpointSlice(tuple(endpoints), len(endpoints)), meta.resource_version)
+    value = EndpointSlice(tuple(endpoints), len(endpoints))
+    return KubeObject(meta.uid, value, meta.resource_version, namespace=meta.namespace)
 
 
 def _object(resource: Resource, data: bytes | msgspec.Raw) -> KubeObject:

@@ -6,7 +6,7 @@ findings" would read as "nothing is stuck". Members that are not read here may b
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -16,6 +16,11 @@ __all__ = ["KINDS", "check"]
 
 KINDS: Final = {"diagnose": "Diagnosis", "list": "ConnectionList"}
 """A command that agents are asked → the kind of what it prints as JSON."""
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+_Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class _Gap(msgspec.Struct):
@@ -30,7 +35,7 @@ class _Move(msgspec.Struct):
 
 
 class _Span(msgspec.Struct):
-    at_least: float | None
+    at_least: _Seconds | None
 
 
 class _Names(msgspec.Struct):
@@ -40,16 +45,16 @@ class _Names(msgspec.Struct):
 
 
 class _Owner(msgspec.Struct):
-    pid: int
+    pid: _Count
     comm: str | None
 
 
 class _End(msgspec.Struct):
     state: str
     src: str
-    sport: int
+    sport: _Port
     dst: str
-    dport: int
+    dport: _Port
     owners: list[_Owner] | None
     age_s: _Span | None
     kubernetes: _Names | None = None
@@ -59,7 +64,7 @@ class _Finding(msgspec.Struct):
     rule: str
     primary: bool
     severity: Literal["problem", "notice", "healthy"]
-    count: int
+    count: _Count
     move: _Move | None
     sockets: list[_End]
 

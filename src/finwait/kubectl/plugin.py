@@ -375,7 +375,9 @@ def _again(run: Callable[[], int]) -> None:
 
 def _failed(error: FinwaitError) -> int:
     """Tell an error; return the exit status."""
-    sys.stderr.write(f"finwait: error: {printable(str(error))}\n")
+    # Of a FILTER the lines show where it is wrong; others may quote what a node said.
+    text = printable(str(error), lines=isinstance(error, FilterError))
+    sys.stderr.write(f"finwait: error: {text}\n")
     if hint := error.hint:
         sys.stderr.write(f"hint: {printable(hint)}\n")
     return 2 if isinstance(error, _WRONG) else 1

@@ -33,7 +33,7 @@ from finwait.errors import Gap
 from finwait.table import decode
 from finwait.uapi import conntrack, inet_diag, rtnetlink
 from finwait.uapi import netlink as nl
-from finwait.uapi.cluster import ClusterNames, KubeService
+from finwait.uapi.cluster import ClusterNames
 from finwait.uapi.layout import Rows
 from finwait.uapi.observation import Facts, Namespace, Observation, ProcessFiles, ProcessWaits
 
@@ -238,11 +238,12 @@ def _cluster(cluster: ClusterNames, names: Pseudonyms) -> ClusterNames:
             for pod in cluster.pods
         ),
         services=tuple(
-            KubeService(
-                names.name(service.namespace, "namespace"),
-                called(service.name),
-                addresses(service.addresses),
-                tuple(msgspec.structs.replace(port, name=called(port.name)) for port in service.ports),
+            msgspec.structs.replace(
+                service,
+                namespace=names.name(service.namespace, "namespace"),
+                name=called(service.name),
+                addresses=addresses(service.addresses),
+                ports=tuple(msgspec.structs.replace(port, name=called(port.name)) for port in service.ports),
             )
             for service in cluster.services
         ),

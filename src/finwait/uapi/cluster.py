@@ -10,9 +10,11 @@ What follows the API server is `finwait.kube`; what is joined with connections i
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from itertools import islice
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
@@ -124,6 +126,29 @@ class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     ready: bool = True
 
 
+_NOBODY: Final[AbstractSet[str]] = frozenset()
+_Key = TypeVar("_Key")
+
+
+def _gathered(pairs: Iterable[tuple[_Key, str]]) -> dict[_Key, set[str]]:
+    """Return the paths of each key."""
+    paths: dict[_Key, set[str]] = {}
+    for key, path in pairs:
+        paths.setdefault(key, set()).add(path)
+    return paths
+
+
+def _two_of(paths: AbstractSet[str], others: AbstractSet[str]) -> list[str]:
+    """Return what is in both, two of it at most, for no more than the smaller of them costs."""
+    few, many = sorted((paths, others), key=len)
+    return list(islice((path for path in few if path in many), 2))
+
+
+def _single(paths: Collection[str]) -> str | None:
+    """Return the only one of some paths; None for none or several."""
+    return next(iter(paths)) if len(paths) == 1 else None
+
+
 EventReason = Literal["ConnectionsNotClosing", "ConnectionsCleared"]
 
 
@@ -179,7 +204,10 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
 
     @cached_property
     def _by_address(self) -> dict[str, Pod | str]:
-        """Address → a pod of this node, or the path of one elsewhere; of one that is gone while nobody else has it."""
+        """Address → a pod of this node, or the path of one elsewhere; of one that is gone while nobody else has it.
+
+        An address of several is nobody's that is known: that of a node, of hosts without a pod (the API server).
+        """
         owners: dict[str, Pod | str] = {}
         reached = [pod for pod in self.pods if not pod.host_network]
         for pod in sorted((pod for pod in reached if pod.gone_s), key=lambda pod: pod.gone_s):
@@ -188,58 +216,77 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         elsewhere: dict[str, str] = {}
         shared: set[str] = set()
         for endpoint in self.endpoints:
-            if not endpoint.pod or endpoint.pod in present:
+            if endpoint.pod in present:
                 continue
             if elsewhere.setdefault(endpoint.address, endpoint.pod) != endpoint.pod:
                 shared.add(endpoint.address)
-        # An address of several pods is that of their node, and anybody's there.
-        owners |= elsewhere
-        for address in shared:
-            del owners[address]
+        for address, path in elsewhere.items():
+            gone = owners.get(address)
+            if address in shared or (path and isinstance(gone, Pod) and gone.path != path):
+                owners.pop(address, None)
+            elif path:
+                owners[address] = path
         for pod in reached:
             if not pod.gone_s:
                 owners |= dict.fromkeys(pod.addresses, pod)
+        for address in self.node_addresses:
+            owners.pop(address, None)
         return owners
 
-    @cached_property
-    def _doors(self) -> dict[tuple[str, int], str | None]:
-        """Address and TCP port at which a Service is asked → its path; None where several say that it is theirs.
+    # Who makes a Service can give it a thousand addresses and a thousand ports: both are kept, and never each address
+    # with each port.
 
-        Where one has its cluster address, that is asked first, as by kube-proxy.
-        """
-        chosen: dict[tuple[str, int], str | None] = {}
-        assigned: dict[tuple[str, int], str | None] = {}
-        for service in self.services:
-            for port in service.ports:
-                if port.protocol != "TCP":
-                    continue
-                for k, address in enumerate(service.addresses):
-                    doors = assigned if k < service.assigned else chosen
-                    if doors.setdefault((address, port.port), service.path) != service.path:
-                        doors[address, port.port] = None
-                if port.node_port:
-                    assigned |= {(address, port.node_port): service.path for address in self.node_addresses}
-        return chosen | assigned
+    @cached_property
+    def _assigned(self) -> dict[str, set[str]]:
+        """Cluster address → the paths of the Services that have it."""
+        return _gathered((a, s.path) for s in self.services for a in s.addresses[: s.assigned])
+
+    @cached_property
+    def _chosen(self) -> dict[str, set[str]]:
+        """Another address of Services → their paths: who makes one chooses these."""
+        return _gathered((a, s.path) for s in self.services for a in s.addresses[s.assigned :])
+
+    @cached_property
+    def _at_port(self) -> dict[int, set[str]]:
+        """TCP port → the paths of the Services that are asked there."""
+        return _gathered((p.port, s.path) for s in self.services for p in s.ports if p.protocol == "TCP")
+
+    @cached_property
+    def _at_node_port(self) -> dict[int, set[str]]:
+        """TCP port at which every node answers → the paths of the Services that are asked there."""
+        ports = ((p, s.path) for s in self.services for p in s.ports)
+        return _gathered((p.node_port, path) for p, path in ports if p.node_port and p.protocol == "TCP")
 
     @cached_property
     def node_ports(self) -> frozenset[int]:
         """TCP ports at which every node answers for a Service."""
-        ports = (port for service in self.services for port in service.ports)
-        return frozenset(port.node_port for port in ports if port.node_port and port.protocol == "TCP")
+        return frozenset(self._at_node_port)
 
     @cached_property
     def _behind(self) -> dict[tuple[str, int], tuple[str, ...]]:
-        behind: dict[tuple[str, int], tuple[str, ...]] = {}
-        for endpoint in self.endpoints:
-            if endpoint.protocol == "TCP":
-                place = endpoint.address, endpoint.port
-                behind[place] = tuple(sorted({*behind.get(place, ()), endpoint.service}))
-        return behind
+        ends = (e for e in self.endpoints if e.protocol == "TCP")
+        behind = _gathered(((e.address, e.port), e.service) for e in ends)
+        return {place: tuple(sorted(paths)) for place, paths in behind.items()}
+
+    @cached_property
+    def _leading(self) -> dict[str, set[str]]:
+        """Address → the paths of the Services that lead to it, at whatever port."""
+        return _gathered((e.address, e.service) for e in self.endpoints)
+
+    @cached_property
+    def _spaces(self) -> dict[str, set[str]]:
+        """Address to which Services lead → the namespaces of these Services."""
+        return _gathered((e.address, e.service.partition("/")[0]) for e in self.endpoints)
+
+    @cached_property
+    def _headless(self) -> frozenset[str]:
+        """Paths of the Services that have no address of their own."""
+        return frozenset(service.path for service in self.services if not service.addresses)
 
     @cached_property
     def door_addresses(self) -> frozenset[str]:
         """Addresses at which Services are asked."""
-        return frozenset(address for address, _ in self._doors)
+        return frozenset((*self._assigned, *self._chosen, *(self.node_addresses if self.node_ports else ())))
 
     @cached_property
     def endpoint_addresses(self) -> frozenset[str]:
@@ -263,12 +310,49 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         return self._by_address.get(address)
 
     def service_at(self, address: str, port: int) -> str | None:
-        """Return the path of the Service that is asked at a place; empty for none, None where it is not known."""
-        return self._doors.get((address, port), "")
+        """Return the path of the Service that is asked at a place; empty for none, None where it is not known.
+
+        It is not known where several say that it is theirs, or only what the owner of a Service chose says so.
+        A cluster address comes first, as with kube-proxy.
+        """
+        at_port = self._at_port.get(port, _NOBODY)
+        if paths := _two_of(self._assigned.get(address, _NOBODY), at_port):
+            return _single(paths)
+        if address in self.node_addresses and port in self._at_node_port:
+            return _single(self._at_node_port[port])
+        return None if _two_of(self._chosen.get(address, _NOBODY), at_port) else ""
+
+    def claimed_at(self, address: str, port: int) -> str:
+        """Return the path of the only Service whose owner chose a place that is nobody else's; empty for none.
+
+        That alone does not make a connection one of that Service: its packets must be seen to reach it.
+        """
+        if self.pod_at(address) is not None or address in self._leading or address in self.node_addresses:
+            return ""
+        paths = _two_of(self._chosen.get(address, _NOBODY), self._at_port.get(port, _NOBODY))
+        return _single(paths) or ""
+
+    def leads_to(self, service: str, address: str) -> bool:
+        """Return whether a Service leads to an address."""
+        return service in self._leading.get(address, _NOBODY)
 
     def services_behind(self, address: str, port: int) -> tuple[str, ...]:
-        """Return the paths of the Services that lead to a place: of a headless one that is all that is seen."""
+        """Return the paths of the Services that lead to a place."""
         return self._behind.get((address, port), ())
+
+    def headless_at(self, address: str, port: int) -> str | None:
+        """Return the path of the headless Service that leads to a place: all that is seen of one.
+
+        Empty where no Service leads there; None where it is not known: another one leads there as well, or one of
+        another namespace than the address is, to which anybody may let a Service lead.
+        """
+        behind = self.services_behind(address, port)
+        if len(behind) != 1 or behind[0] not in self._headless:
+            return None if behind else ""
+        holder, space = self.pod_at(address), behind[0].partition("/")[0]
+        owner = holder.path if isinstance(holder, Pod) else holder or ""
+        foreign = owner.partition("/")[0] not in ("", space) or self._spaces[address] != {space}
+        return None if foreign or address in self.node_addresses else behind[0]
 
     def about(self, addresses: Collection[str]) -> ClusterNames:
         """Return all pods of the node, and what else concerns some addresses: a cluster may have many Services.
@@ -301,10 +385,16 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
 JOINED_FROM: Final[Mapping[str, tuple[str, ...]]] = {
     "_by_uid": ("pods",),
     "_by_path": ("pods",),
-    "_by_address": ("pods", "endpoints"),
-    "_doors": ("services", "node_addresses"),
+    "_by_address": ("pods", "endpoints", "node_addresses"),
+    "_assigned": ("services",),
+    "_chosen": ("services",),
+    "_at_port": ("services",),
+    "_at_node_port": ("services",),
+    "_headless": ("services",),
     "node_ports": ("services",),
     "_behind": ("endpoints",),
+    "_leading": ("endpoints",),
+    "_spaces": ("endpoints",),
     "door_addresses": ("services", "node_addresses"),
     "endpoint_addresses": ("endpoints",),
 }
@@ -321,8 +411,7 @@ def merged(parts: Sequence[ClusterNames]) -> ClusterNames:
     first = parts[0] if parts else NO_NAMES
     return msgspec.structs.replace(
         first,
+        pods=tuple({pod.uid: pod for part in parts for pod in part.pods}.values()),
         services=tuple({service.path: service for part in parts for service in part.services}.values()),
-        endpoints=tuple(
-            {(e.service, e.address, e.port, e.protocol): e for part in parts for e in part.endpoints}.values()
-        ),
+        endpoints=tuple({end: None for part in parts for end in part.endpoints}),
     )

@@ -20,12 +20,12 @@ _NFT_NOTRACK = re.compile(r"(?:^|\s)notrack\b")
 _IPT_INVALID = re.compile(r"--(?:ct)?state\s+\S*INVALID\S*.*-j\s+DROP")
 _IPT_NOTRACK = re.compile(r"-j\s+(?:NOTRACK\b|CT\s+--notrack)")
 _NFT_NAT = re.compile(
-    r"^(?!\s*(?:chain|table|comment|#)).*?(?<![\w-])(?:(?:snat|dnat)(?:\s+(?:ip6?|inet))?\s+(?:prefix\s+)?to\b"
+    r"^(?![^\S\n]*(?:chain|table|comment|#)).*?(?<![\w-])(?:(?:snat|dnat)(?:\s+(?:ip6?|inet))?\s+(?:prefix\s+)?to\b"
     r"|(?:masquerade|redirect)(?=\s|$)|xt target \"?(?:SNAT|DNAT|MASQUERADE|REDIRECT|NETMAP))",
     re.MULTILINE,
 )
 _IPT_NAT = re.compile(r"^-A .*-j\s+(?:SNAT|DNAT|MASQUERADE|REDIRECT|NETMAP)\b", re.MULTILINE)
-_NFT_STATE = re.compile(r"^(?!\s*(?:chain|table|comment|#)).*?\bct (?:state|status)\b", re.MULTILINE)
+_NFT_STATE = re.compile(r"^(?![^\S\n]*(?:chain|table|comment|#)).*?\bct (?:state|status)\b", re.MULTILINE)
 _IPT_STATE = re.compile(r"^-A .*--(?:ct)?(?:state|status)\b", re.MULTILINE)
 
 

@@ -18,8 +18,10 @@ from finwait.agent.episodes import Instant
 from finwait.agent.page import group_id
 from finwait.agent.store import LOOKED, Store
 from finwait.agent.verdict import Explained
+from finwait.errors import Gap
 from finwait.report.agent_page import AgentPage, SaidCause, SaidRemedy
 from finwait.uapi import tcp
+from finwait.uapi.cluster import ClusterNames, Endpoint, KubeService, Pod, ServicePort, merged
 from tests.agent_world import S
 from tests.unit.agent.test_loop import Bench
 
@@ -303,3 +305,29 @@ def test_the_journal_is_read_and_its_absence_is_none(
     ]
     (tmp_path / "acts" / "journal.sqlite").write_bytes(b"no database at all" * 100)
     assert answers.answer(bench.looker, protocol.AskJournal()).acts.error  # type: ignore[union-attr]
+
+
+def test_names_that_are_too_long_for_one_answer_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_NAMES_MOST", 300)
+    ends = tuple(Endpoint("shop/db", f"10.0.0.{k}", 80, pod=f"shop/db-{k}") for k in range(10))
+    names = ClusterNames(
+        pods=(Pod("u1", "shop", "db-0", addresses=("10.0.0.0",)),),
+        services=(KubeService("shop", "db", ("10.96.0.1",), (ServicePort(80),), 1),),
+        endpoints=ends,
+        as_of={"pods": 1.0},
+    )
+    looker: Any = SimpleNamespace(cluster=SimpleNamespace(names=names, gaps=[Gap("a", "b", "c")]))
+    begin, pieces = 0, []
+    while True:
+        told = answers.answer(looker, protocol.AskNames([e.address for e in ends], True, begin)).names
+        assert told is not None
+        pieces.append(told)
+        begin = told.next
+        if not begin:
+            break
+    assert len(pieces) > 3
+    assert merged([piece.names for piece in pieces]) == names
+    assert [len(piece.gaps) for piece in pieces] == [1] + [0] * (len(pieces) - 1)
+    alone = answers.answer(looker, protocol.AskNames(["10.0.0.1"], False)).names
+    assert alone is not None
+    assert (alone.names.pods, alone.names.endpoints) == ((), ends[1:2])

@@ -13,10 +13,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from finwait.agent import client
+from finwait.agent.protocol import AgentAnswer, NamesOfCluster, StoryOf, encode
 from finwait.errors import KernelError
 from finwait.uapi import tcp
+from finwait.uapi.cluster import NO_NAMES, ClusterNames, Endpoint, Pod
 
 GOOD: dict[str, Any] = {
     "netns": 7, "cookie": "0x1f", "state": "FIN_WAIT2", "age_s": {"at_least": 61.5, "at_most": None},
@@ -89,3 +92,96 @@ def test_another_user_is_not_believed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with answering(tmp_path, b"") as path, pytest.raises(KernelError, match="ask the agent"):
         client.ages([31], path)
+
+
+def told(names: ClusterNames, end: int = 0) -> bytes:
+    return encode(AgentAnswer(names=NamesOfCluster(names=names, next=end, gaps=[])))
+
+
+NAMED = ClusterNames(pods=(Pod("u1", "shop", "db-0"),), as_of={"pods": 1.0, "services": 1.0})
+ENDS = tuple(Endpoint("shop/db", f"10.0.0.{k}", 80) for k in range(3))
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ([encode(AgentAnswer(error="the question failed"))], "the question failed"),
+        ([encode(AgentAnswer(refused="no"))], "it says: no"),
+        ([b"no answer\n"], "malformed"),
+        ([told(NAMED, 1), encode(AgentAnswer(error="too long"))], "too long"),
+        ([told(NAMED, 1), told(NAMED, 1)], "no end"),
+        ([told(NAMED, 1), told(replace(NAMED, as_of={"pods": 2.0}))] * 3, "changed"),
+    ],
+)
+def test_an_agent_that_tells_no_names_is_a_gap_wherever_it_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[bytes], says: str
+) -> None:
+    with answering(tmp_path, *answers) as path:
+        monkeypatch.setattr(client, "SOCKET", path)
+        asking = client.naming(None)
+        assert asking is not None
+        names, (gap,) = asking(["10.0.0.1"])
+    assert names == NO_NAMES
+    assert says in gap.doing
+
+
+def test_an_agent_that_does_not_answer_in_time_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "agent.sock")
+    monkeypatch.setattr(client, "SOCKET", path)
+    monkeypatch.setattr(client, "_PATIENCE_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        asking = client.naming(None)
+        assert asking is not None
+        names, (gap,) = asking(["10.0.0.1"])
+    assert (names, "learn names" in gap.doing) == (NO_NAMES, True)
+    assert asking(["10.0.0.1"]) == (NO_NAMES, ()), "it has ended: none runs"
+
+
+def test_an_agent_that_follows_no_cluster_is_no_gap(tmp_path: Path) -> None:
+    with answering(tmp_path, encode(AgentAnswer())) as path:
+        assert client.names(["10.0.0.1"], path) == (NO_NAMES, ())
+
+
+def test_names_come_in_pieces_that_are_of_one_moment(tmp_path: Path) -> None:
+    first, rest = replace(NAMED, endpoints=ENDS[:1]), replace(NAMED, pods=(), endpoints=ENDS[1:])
+    newer = {"pods": 2.0, "services": 2.0}
+    answers = [first, replace(rest, as_of=newer), replace(first, as_of=newer), replace(rest, as_of=newer)]
+    with answering(tmp_path, *(told(names, 2 * (k % 2 == 0)) for k, names in enumerate(answers))) as path:
+        names, gaps = client.names(["10.0.0.1"], path)
+    assert (names, gaps) == (replace(NAMED, endpoints=ENDS, as_of=newer), ())
+
+
+def test_of_more_addresses_than_are_asked_for_no_service_is_not_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_ADDRESSES_MOST", 2)
+    with answering(tmp_path, told(NAMED)) as path:
+        names, (gap,) = client.names(["10.0.0.1", "10.0.0.2", "10.0.0.3"], path)
+    assert names.as_of.keys() == {"pods"}
+    assert "more than 2 addresses" in gap.doing
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(encode(AgentAnswer(error="no history")), "no history"), (b"nonsense\n", "malformed")],
+)
+def test_an_agent_that_tells_no_ages_or_stories_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, says: str
+) -> None:
+    story = StoryOf(netns=1, cookie=2, state=tcp.FIN_WAIT2, words=[0, 0, 0, 0], sport=1, dport=2)
+    with answering(tmp_path, answer, answer) as path:
+        monkeypatch.setattr(client, "SOCKET", path)
+        asking = client.asking(None)
+        assert asking is not None
+        ages, (gap,) = asking([31])
+        assert (ages, says in gap.doing) == ({}, True)
+        told, (gap,) = client.stories([story], None)
+        assert (told, says in gap.doing) == (None, True)
+    assert asking([31]) == ({}, ()), "none runs"
+    assert client.stories([story], None) == (None, ())
+    with pytest.raises(KernelError):
+        client.stories([story], path)

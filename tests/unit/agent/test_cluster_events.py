@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -246,18 +247,30 @@ def test_what_fails_for_another_reason_asks_for_no_right(
     api: EventApi, writer: Callable[[], EventWriter]
 ) -> None:
     made = writer()
-    for status in (422, 429, 500):
+    for status in (400, 429, 500):
         api.status = status
         assert not made.write(EVENT)
         assert made.gap is not None
         assert (made.gap.needs, f"status {status}" in made.gap.doing) == ("", True)
 
 
-def test_an_event_of_a_namespace_that_has_gone_is_no_gap(
-    api: EventApi, writer: Callable[[], EventWriter]
+@pytest.mark.parametrize("name", ["ok", "a_b", "A:b", "x..y", "a.-b", "~", "-", "a" * 253])
+def test_the_name_of_an_event_is_one_whatever_a_pod_says_of_its_owner(
+    api: EventApi, writer: Callable[[], EventWriter], name: str
 ) -> None:
+    assert writer().write(msgspec.structs.replace(EVENT, name=name))
+    (made,) = (path.rpartition("/")[2] for path in api.events)
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", made)
+    assert len(made) <= 253
+
+
+@pytest.mark.parametrize("status", [404, 422])
+def test_an_event_that_only_its_own_workload_spoils_is_no_gap(
+    api: EventApi, writer: Callable[[], EventWriter], status: int
+) -> None:
+    """Its namespace has gone; or something in it is refused."""
     made = writer()
-    api.status = 404
+    api.status = status
     assert not made.write(EVENT)
     assert made.gap is None
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from finwait.diagnosis import catalogue, engine
 from finwait.diagnosis.context import ViewContext
-from finwait.diagnosis.view import View
+from finwait.diagnosis.view import NamespaceView, View
 from finwait.errors import FilterError
 from finwait.report.columns import Cells
 from finwait.report.json import connections, objects
@@ -46,9 +46,9 @@ NAMES = ClusterNames(
         ),
     ),
     services=(
-        KubeService("shop", "db", ("10.96.0.7", "fd01::7"), (ServicePort(5432, 30007),)),
+        KubeService("shop", "db", ("10.96.0.7", "fd01::7"), (ServicePort(5432, 30007),), 2),
         KubeService("shop", "db-all", (), (ServicePort(5432),)),
-        KubeService("shop", "queue", ("10.96.0.8",), (ServicePort(53, protocol="UDP"), ServicePort(5672))),
+        KubeService("shop", "queue", ("10.96.0.8",), (ServicePort(53, protocol="UDP"), ServicePort(5672)), 1),
     ),
     endpoints=(
         Endpoint("shop/db", "10.1.0.6", 5432, pod="shop/db-0", node="n1"),
@@ -156,7 +156,9 @@ def test_a_service_is_named_where_its_client_shows_it_and_else_not_known() -> No
     def services(*rows: dict[str, Any]) -> list[str | None]:
         return list(named(*rows, names=names).row_names.service)
 
-    assert services(node_port) == ["shop/db"]
+    assert services(node_port) == [None]  # or a client from the node's address
+    opened = {6: NamespaceView(6, ("pod",), sysctls={"ipv4/ip_local_port_range": "32768 60999"})}
+    assert list(named(node_port, names=names, namespaces=opened).row_names.service) == ["shop/db"]
     assert services(direct) == [None]  # an eBPF data path translates within connect()
     assert services(headless) == ["shop/alone"]
     assert services(elsewhere) == [""]
@@ -186,6 +188,97 @@ def test_a_node_port_of_another_node_may_be_that_of_a_service() -> None:
         assert not parse_filter(["service != shop/db"]).mask(v.sockets, ViewContext(v)).any()
     assert list(named(other_node | {"dport": 30008}).row_names.service) == [""]
     assert list(named(other_node | {"dst": "10.1.0.5"}).row_names.service) == [""], "a pod is no node"
+
+
+RANGE = {6: NamespaceView(6, ("pod",), sysctls={"ipv4/ip_local_port_range": "32768 60999"})}
+LISTENER = row(
+    state=tcp.LISTEN, inode=59, cookie=8, netns=6, src="10.1.0.6", sport=5432, dport=0, cgroup_id=2
+)
+
+
+def claiming(address: str, *ports: int) -> KubeService:
+    """A Service of a tenant, with an address that its owner chose."""
+    return KubeService("tenant", "evil", ("10.96.0.66", address), tuple(map(ServicePort, ports)), 1)
+
+
+@pytest.mark.parametrize("listener", [(), (LISTENER,)])
+@pytest.mark.parametrize("port", [30007, 40000])
+def test_to_a_server_the_address_of_its_client_is_no_service(listener: tuple[Any, ...], port: int) -> None:
+    """kube-proxy gives a masqueraded client any port from 1024 on, also that of a NodePort."""
+    ends = () if listener else NAMES.endpoints
+    service = replace_names(
+        endpoints=ends,
+        services=(*NAMES.services, claiming("10.2.0.9", 40000), claiming("192.0.2.1", 40000)),
+    )
+    for client in ("192.0.2.1", "10.2.0.9"):
+        v = named(SERVER | {"dst": client, "dport": port}, *listener, names=service, namespaces=RANGE)
+        assert v.row_names.service[0] == ("" if listener else None), client
+
+
+def test_a_slice_that_leads_to_a_client_does_not_hide_which_cluster_address_it_asked() -> None:
+    ends = (*NAMES.endpoints, Endpoint("tenant/x", "10.1.0.5", 40000))
+    names = replace_names(endpoints=ends, services=(*NAMES.services, KubeService("shop", "alone")))
+    assert list(named(CLIENT, names=names).row_names.service) == ["shop/db"]
+    both = replace(named(CLIENT, SERVER, names=names), other=np.array([1, 0]))
+    assert list(both.row_names.service) == ["shop/db", "shop/db"]
+    direct = CLIENT | {"dst": "10.1.0.6"}
+    both = replace(named(direct, SERVER, names=names), other=np.array([1, 0]))
+    assert list(both.row_names.service) == [None, None], "which end asked is not known"
+    headless = CLIENT | {"dst": "10.2.0.10", "dport": 80}
+    assert list(named(headless, names=names).row_names.service) == [None]
+
+
+def test_a_row_that_may_be_either_end_is_of_no_node_port_that_is_known() -> None:
+    either = row(netns=6, src="10.1.0.6", dst="192.0.2.1", sport=8080, dport=30007, cgroup_id=2)
+    assert list(named(either, namespaces=RANGE).row_names.service) == [None]
+    assert list(named(either | {"sport": 40000}, namespaces=RANGE).row_names.service) == ["shop/db"]
+
+
+def test_an_address_that_an_owner_chose_takes_no_name_from_a_pod() -> None:
+    direct = row(netns=5, src="10.1.0.5", dst="10.1.0.6", sport=40000, dport=5432, cgroup_id=1)
+    db = KubeService("shop", "db", (), (ServicePort(5432),))
+    names = replace_names(services=(db, claiming("10.1.0.6", 5432)))
+    assert list(named(direct, names=names).row_names.service) == ["shop/db"]
+    asked = np.array([[*pack_address("10.1.0.6"), 5432]], np.uint64)
+    v = replace(named(direct, names=names), asked=asked)
+    assert list(v.row_names.service) == ["shop/db"]
+    elsewhere = np.array([pack_address("10.3.0.1")], np.uint64)
+    assert list(replace(v, peer=elsewhere).row_names.service) == [None], "what it asked is not what it got"
+
+
+def test_an_address_that_an_owner_chose_is_its_service_s_where_an_entry_leads_there() -> None:
+    client = row(netns=5, src="10.1.0.5", dst="203.0.113.7", sport=40000, dport=443, cgroup_id=1)
+    names = replace_names(
+        services=(claiming("203.0.113.7", 443),),
+        endpoints=(Endpoint("tenant/evil", "10.2.0.30", 8443, pod="tenant/e-0", node="n2"),),
+    )
+    v = named(client, names=names)
+    assert list(v.row_names.service) == [None]
+    asked = np.array([[*pack_address("203.0.113.7"), 443]], np.uint64)
+    assert list(replace(v, asked=asked).row_names.service) == [None], "it may have begun before that Service"
+    for address, service in (("10.2.0.30", "tenant/evil"), ("10.2.0.31", None)):
+        peer = np.array([pack_address(address)], np.uint64)
+        assert list(replace(v, asked=asked, peer=peer).row_names.service) == [service]
+
+
+def test_a_slice_gives_a_headless_name_within_its_own_namespace_only() -> None:
+    headless = KubeService("tenant", "h", (), (ServicePort(9000),))
+    for address, port in (("10.1.0.6", 9000), ("192.0.2.1", 10250), ("10.2.0.9", 9000)):
+        client = row(netns=5, src="10.1.0.5", dst=address, sport=40000, dport=port, cgroup_id=1)
+        ends = (*NAMES.endpoints, Endpoint("tenant/h", address, port))
+        names = replace_names(services=(*NAMES.services, headless), endpoints=ends)
+        assert list(named(client, names=names).row_names.service) == [None]
+
+
+def test_a_pod_that_enters_the_node_s_namespace_gives_its_name_to_nobody_there() -> None:
+    at = {"netns": 1, "src": "192.0.2.1", "dst": "203.0.113.9"}
+    sshd = row(**at, sport=22, dport=50000, cgroup_id=4, inode=70, cookie=1)
+    root = row(**at, sport=22, dport=50002, cgroup_id=9, inode=72, cookie=4)
+    entered = row(**at, sport=41000, dport=443, cgroup_id=1, inode=71, cookie=2)
+    orphan = row(**at, sport=22, dport=50001, inode=0, cookie=3, cgroup_id=0)
+    for other in (sshd, root):
+        v = replace(view(other, entered, orphan, cgroup_paths=CGROUPS | {9: "/"}), names=NAMES)
+        assert column(v, "pod") == [None, "shop/cart-7d9-x", None]
 
 
 def test_a_name_that_ends_a_line_makes_no_row_of_its_own() -> None:

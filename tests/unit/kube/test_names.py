@@ -134,7 +134,7 @@ def test_what_did_not_change_is_the_very_same_with_its_joins() -> None:
     second = keeper.names(NOW)
     assert second.services is first.services
     assert second.endpoints is first.endpoints
-    assert second.__dict__["_doors"] is first.__dict__["_doors"]
+    assert second.__dict__["_assigned"] is first.__dict__["_assigned"]
     assert second.pod("uid-2") is not None
     keeper.heard("pods", NOW + 9)
     assert keeper.names(NOW + 9).__dict__["_by_uid"] is second.__dict__["_by_uid"]
@@ -200,6 +200,38 @@ def test_one_object_with_thousands_of_labels_is_counted_by_them() -> None:
     keeper.listed("pods", listed("pods", [large, a_pod(2)]), NOW)
     assert [pod.name for pod in keeper.names(NOW).pods] == ["p2"]
     assert "1 are kept, 1 were left out" in str(keeper.gaps()[0])
+
+
+def test_the_objects_of_one_namespace_take_no_room_from_those_of_another() -> None:
+    keeper = NameKeeper("node-a", {**module.PARTS_MOST, "pods": 60})
+    crowd = [a_pod(k, namespace="tenant") for k in range(30)]
+    keeper.listed("pods", listed("pods", crowd), NOW)
+    before = len(keeper.names(NOW).pods)
+    assert before < 30
+    for k in range(100, 103):  # came later
+        keeper.happened("pods", event("ADDED", "pods", a_pod(k)), NOW)
+    pods = keeper.names(NOW).pods
+    assert {pod.name for pod in pods if pod.namespace == "shop"} == {"p100", "p101", "p102"}
+    assert len(pods) == before
+    assert not any(pod.gone_s for pod in pods), "what makes way was not deleted"
+    assert f"{before} are kept, {33 - before} were left out" in str(keeper.gaps()[0])
+    keeper.happened("pods", event("MODIFIED", "pods", a_pod(29, namespace="tenant")), NOW)
+    assert len([pod for pod in keeper.names(NOW).pods if pod.namespace == "shop"]) == 3
+    keeper.listed("pods", listed("pods", crowd[:2]), NOW)
+    assert keeper.gaps() == ()
+
+
+def test_a_slice_that_is_not_spelled_out_takes_no_room_and_is_said() -> None:
+    large = cluster.endpoint_slice("e", [(f"10.9.{k // 250}.{k % 250}", "p") for k in range(599)], of="e")
+    large["ports"] = [{"port": port} for port in range(1, 101)]
+    others = [
+        known(cluster.endpoint_slice(f"s{k}", [(f"10.1.{k}.{n}", f"p{n}") for n in range(10)]), f"e{k}")
+        for k in range(10)
+    ]
+    keeper = NameKeeper("node-a", {**module.PARTS_MOST, "endpointslices": 200})
+    keeper.listed("endpointslices", listed("endpointslices", [known(large, "large"), *others]), NOW)
+    assert len(keeper.names(NOW).endpoints) == 100
+    assert "100 are kept, 59,900 were left out" in str(keeper.gaps()[0])
 
 
 def test_of_very_many_deleted_pods_the_last_are_kept_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

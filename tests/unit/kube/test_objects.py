@@ -20,7 +20,7 @@ from finwait.kube.objects import (
     decode_list,
     discovery_version,
 )
-from finwait.uapi.cluster import Endpoint, KubeService, Pod, ServicePort
+from finwait.uapi.cluster import KUBE_PARTS_MOST, Endpoint, KubeService, Pod, ServicePort
 from tests.kube import cluster
 
 UID = "0a1b2c3d-0000-4000-8000-000000000001"
@@ -57,6 +57,7 @@ def test_a_pod_of_a_deployment() -> None:
         ),
         "7",
         ("192.0.2.10",),
+        "shop",
     )
 
 
@@ -234,6 +235,30 @@ def test_a_slice_with_too_many_endpoints_is_counted_and_not_spelled_out() -> Non
     item = cluster.endpoint_slice(addresses=[(f"10.{k // 256}.{k % 256}.1", "p") for k in range(1000)])
     item["ports"] = [{"port": port} for port in range(1, 101)]
     assert read("endpointslices", item).value == EndpointSlice((), 100_000)
+
+
+@pytest.mark.parametrize("port", [70_000, -1, 2**31 - 1])
+def test_a_port_of_a_slice_that_is_none_is_left_out_and_the_others_kept(port: int) -> None:
+    """Kubernetes checks names of these ports, and not their numbers."""
+    item = cluster.endpoint_slice()
+    item["ports"].append({"port": port})
+    value = read("endpointslices", item).value
+    assert isinstance(value, EndpointSlice)
+    assert ([end.port for end in value.endpoints], value.total) == ([5432], 1)
+
+
+def test_no_more_of_one_object_is_read_than_is_kept_of_it() -> None:
+    item = cluster.pod()
+    item["metadata"]["labels"] |= {f"l{k}": "v" for k in range(5000)}
+    value = pod(item)
+    assert len(value.labels) == KUBE_PARTS_MOST
+    assert value.kind == "Deployment"
+    item = cluster.service()
+    item["spec"]["externalIPs"] = [f"203.0.{k >> 8}.{k & 255}" for k in range(3000)]
+    item["spec"]["ports"] = [{"port": 1 + k} for k in range(3000)]
+    service = read("services", item).value
+    assert isinstance(service, KubeService)
+    assert (len(service.addresses), len(service.ports)) == (KUBE_PARTS_MOST, KUBE_PARTS_MOST)
 
 
 def a_list(**change: Any) -> bytes:

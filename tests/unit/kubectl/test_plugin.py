@@ -212,6 +212,9 @@ WRONG_PARTS: tuple[dict[str, Any], ...] = (
     {"findings": [{key: value for key, value in FINDING.items() if key != "primary"}]},
     {"findings": [FINDING | {"severity": "none"}]},
     {"findings": [FINDING | {"count": "3"}]},
+    {"findings": [FINDING | {"count": -3}]},
+    {"findings": [FINDING | {"sockets": [answer()["items"][0] | {"sport": 70_000}]}]},
+    {"findings": [FINDING | {"sockets": [answer()["items"][0] | {"age_s": {"at_least": -5}}]}]},
     {"findings": [FINDING | {"sockets": [{"state": []}]}]},
     {"findings": [], "gaps": "x"},
     {"findings": [], "gaps": [{"where": 1}]},
@@ -514,6 +517,9 @@ def test_what_acts_goes_to_one_node_as_it_is_typed(cluster: Path, argv: list[str
 def test_wrong_arguments(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-l", "app in (a, b)"]) == 2
     assert "key=value" in capsys.readouterr().err
+    assert main(["-A", "age > 1h ) or ( state all"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:3] == ["  age > 1h ) or ( state all", "           ^"]
     assert main(["explain", "deploy/x"]) == 2
     assert not (cluster / "calls").exists() or not calls(cluster, "exec")
     with pytest.raises(SystemExit):

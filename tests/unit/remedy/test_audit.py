@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import json
 import lzma
 import textwrap
 
@@ -294,6 +295,17 @@ def test_a_template_is_read_line_by_line_and_broken_yaml_is_a_problem():
     assert len(report.problems) == 1
     assert report.problems[0].line == 2
     assert "not YAML" in report.problems[0].reason
+
+
+@pytest.mark.parametrize("line", ["\n", " \n", "\t\r\n"])
+def test_very_many_empty_lines_cost_no_more_than_their_length(line):
+    """Hours, while white space before a word ran on over them from each."""
+    empty = line * (150_000 // len(line))
+    assert detect("x", empty) == "shell"
+    assert detect("x", empty + "http {\n a b;\n}") == "nginx"
+    assert detect("x", empty + "frontend a\n  bind :80\n") == "haproxy"
+    data = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "data": {"x": empty}}).encode()
+    assert not audit("configmap", data, knowledge(), kind="yaml").findings
 
 
 def test_hostile_yaml_costs_no_more_than_its_length():

@@ -49,8 +49,8 @@ def named(view: View) -> ClusterNames:
     return ClusterNames(
         pods=tuple(pods) if at is None else (at, *pods[1:]),
         services=tuple(
-            KubeService("shop", f"db-{k}", (address,), (ServicePort(port),))
-            for k, (address, port) in enumerate(places)
+            KubeService("shop", f"db-{k}", (address,), (ServicePort(port),), 1)
+            for k, (address, port) in enumerate(dict.fromkeys(places))
         ),
         as_of={"pods": 1.0, "services": 1.0, "endpointslices": 1.0},
     )

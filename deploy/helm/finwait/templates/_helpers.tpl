@@ -13,8 +13,8 @@
 {{- end }}
 
 {{- define "finwait.selector" -}}
-app.kubernetes.io/name: {{ include "finwait.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "finwait.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- /* By this label `kubectl finwait` finds the agents, whatever their name is. */}}
@@ -78,6 +78,14 @@ httpGet:
 {{- end }}
 {{- if and .Values.hostNetwork .Values.networkPolicy.create }}
 {{- fail "networkPolicy.create guards nothing with hostNetwork" }}
+{{- end }}
+{{- if and (or .Values.service.create .Values.serviceMonitor.create) (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "finwait.fullname" .))) }}
+{{- fail (printf "fullnameOverride: %q is the name of no Service, which begins with a letter and has no dot; set another" (include "finwait.fullname" .)) }}
+{{- end }}
+{{- range $key, $_ := .Values.podLabels }}
+{{- if hasKey $.Values.commonLabels $key }}
+{{- fail (printf "podLabels: %q is one of commonLabels, too" $key) }}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -71,11 +71,12 @@ _BY_SUFFIX = {
     ),
 }
 _TEMPLATES = frozenset(("j2", "jinja", "jinja2", "tmpl", "tpl", "gotmpl", "template", "erb"))
-_HAPROXY = re.compile(r"^\s*(?:frontend|backend|listen|defaults)\b(?!\s*[:={])", re.MULTILINE)
+# Before a word, white space of its own line only: what ran on over empty lines would begin anew at each of them.
+_HAPROXY = re.compile(r"^[^\S\n]*(?:frontend|backend|listen|defaults)\b(?!\s*[:={])", re.MULTILINE)
 _HAPROXY_INSIDE = re.compile(
-    r"^\s+(?:timeout|bind|server|mode|option|default_backend|balance)\s", re.MULTILINE
+    r"^[^\S\n]+(?:timeout|bind|server|mode|option|default_backend|balance)\s", re.MULTILINE
 )
-_NGINX = re.compile(r"^\s*(?:http|stream|server|events|upstream\s+[\w.-]+)\s*\{", re.MULTILINE)
+_NGINX = re.compile(r"^[^\S\n]*(?:http|stream|server|events|upstream\s+[\w.-]+)\s*\{", re.MULTILINE)
 _YAML = re.compile(
     r"^(?:---\s*$|apiVersion:|kind:|static_resources:|- hosts:|#cloud-config|runcmd:|write_files:|services:|\{\s*$)",
     re.MULTILINE,
