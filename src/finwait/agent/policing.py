@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from finwait.agent.called_pods import CalledPods
@@ -43,6 +42,7 @@ from finwait.agent.policy import (
 )
 from finwait.agent.policy_file import Policy, parse_policy
 from finwait.agent.policy_told import PolicyActions, PolicyBudget, PolicyRuleStatus, PolicyStatus
+from finwait.agent.standings import UNJUDGED, beginnings, standings
 from finwait.errors import FinwaitError, Gap, Refused
 from finwait.remedy.outcome import Outcome
 from finwait.remedy.plan import Plan, Step
@@ -53,10 +53,8 @@ if TYPE_CHECKING:
     from finwait.agent.verdict import DiagnosedLook, Filters
     from finwait.uapi.cluster import ClusterNames
 
-__all__ = ["Policing", "PolicyHands", "PolicyMark", "standings", "unexpected"]
+__all__ = ["Policing", "PolicyHands", "PolicyMark", "unexpected"]
 
-_STANDING_MOST: Final = 5000
-"""Connections that are decided on at a time, the oldest ones."""
 _PLANNED_MOST: Final = 400
 """Connections that are planned for at a time: more than a budget allows, for some belong together."""
 _PORTION: Final = 10
@@ -199,6 +197,8 @@ class Policing:
         self._stops: dict[tuple[str, str], float] = {}
         self._decision = Decision((), (), ())
         self._guarded: Counter[tuple[str, str]] = Counter()
+        self._kept: frozenset[SocketKey] = frozenset()
+        self._beyond: Counter[tuple[str, str]] = Counter()
         self._halted: Halt = "no-act" if no_act else ""
         self._unread = False
         self._said_file = ""
@@ -297,8 +297,8 @@ class Policing:
         self._halted = "no-act" if self._no_act else "kill-switch" if self._hands.killed() else ""
         self._halted = self._halted or ("error" if self._unread else "")
         self._trouble = ""
-        rows = standings(book, look, policy, now)
-        began = _beginnings(book)
+        rows, self._beyond = standings(book, look, policy, now)
+        began = beginnings(book)
         self._called.learn(book.causes)
         try:
             if policy.mode != "act" or self._halted:
@@ -371,7 +371,7 @@ class Policing:
     def _planned(self, seen: _Look) -> tuple[Plan, dict[SocketKey, PolicyMark]]:
         """Return a plan within the budgets, and what is written down of each of its steps."""
         ledger = Ledger(self._policy, seen.acts, seen.held, seen.now, self._boot, self._called.names)
-        choices = {choice.standing.key: choice for choice in seen.decision.eligible[:_PLANNED_MOST]}
+        choices = {choice.standing.key: choice for choice in self._turn(seen.decision)}
         marks: dict[SocketKey, PolicyMark] = {}
 
         def admit(units: Sequence[Sequence[Step]]) -> list[Step]:
@@ -392,8 +392,17 @@ class Policing:
         for entry in plan.left:
             choice = choices[entry.end.netns, int(entry.end.cookie, 16)]
             self._guarded[choice.rule.name, entry.guard] += 1
+        self._kept = frozenset((entry.end.netns, int(entry.end.cookie, 16)) for entry in plan.left)
         self._admitted = Counter(mark.rule for mark in marks.values())
         return plan, marks
+
+    def _turn(self, decision: Decision) -> list[Chosen]:
+        """Return what is planned for: what is within the budgets first, and what guards kept the last time last."""
+        within = {choice.standing.key for choice in decision.chosen}
+        return sorted(
+            decision.eligible,
+            key=lambda choice: (choice.standing.key in self._kept, choice.standing.key not in within),
+        )[:_PLANNED_MOST]
 
     def _mark(self, step: Step, choice: Chosen, charge: Charge, now: Instant) -> PolicyMark:
         return PolicyMark(
@@ -523,13 +532,22 @@ class Policing:
         return Ledger(policy, acts, {}, now, self._boot).remaining
 
     def gaps(self, names: ClusterNames | None) -> tuple[Gap, ...]:
-        """Return which rules select by names of a cluster that are not known: they select nothing.
+        """Return what rules select and do not judge, and which select by unknown names of a cluster: nothing.
 
         Args:
             names: what is known of the cluster that is followed; None where none is.
         """
         gaps = []
         for rule in self._policy.rules:
+            if beyond := self._beyond[rule.name, UNJUDGED]:
+                noun = "connection that it selects" if beyond == 1 else "connections that it selects"
+                gaps.append(
+                    Gap(
+                        f"policy rule `{rule.name}`",
+                        f"judge {beyond} {noun}",
+                        "a narrower `where`, or fewer of them",
+                    )
+                )
             asked = sorted({name for f in rule.filters for name in f.needs} & _OF_CLUSTER.keys())
             listed = names.as_of.keys() if names is not None else ()
             if missing := [name for name in asked if any(part not in listed for part in _OF_CLUSTER[name])]:
@@ -544,7 +562,8 @@ class Policing:
     def status(self, now: Instant) -> PolicyStatus:
         """Return how the policy is."""
         decision, stops = self._decision, self._stops
-        spared = Counter((entry.rule, entry.by) for entry in decision.spared)
+        spared: Counter[tuple[str, str]] = Counter((entry.rule, entry.by) for entry in decision.spared)
+        spared += self._beyond
         chosen = self._admitted  # of a plan, those that guards let pass
         if chosen is None:
             chosen = Counter(choice.rule.name for choice in decision.chosen)
@@ -567,69 +586,6 @@ class Policing:
             ],
             recent=list(self._recent),
         )
-
-
-def standings(book: Book, look: DiagnosedLook, policy: Policy, now: Instant) -> list[Standing]:
-    """Return the connections that rules of a policy may be about, the oldest first, as the last diagnosis saw them."""
-    findings = frozenset[str]().union(*(rule.findings for rule in policy.rules))
-    causes = book.causes
-    named = np.array([cause.rule in findings for cause in causes], np.bool_)
-    names = (
-        "cookie",
-        "netns",
-        "state",
-        "latest",
-        "cause",
-        "verdicts",
-        "diagnosed",
-        "missing",
-        "restored",
-    )
-    cookie, netns, state, latest, number, verdicts, diagnosed, missing, restored = book.columns(*names)
-    rows = np.flatnonzero(named[number] & diagnosed & ~missing & ~restored)
-    rows = rows[np.argsort(latest[rows], kind="stable")][:_STANDING_MOST]
-    result = []
-    for k in rows.tolist():
-        cause, key = causes[int(number[k])], (int(netns[k]), int(cookie[k]))
-        result.append(
-            Standing(
-                netns=key[0],
-                cookie=key[1],
-                state=int(state[k]),
-                finding=cause.rule,
-                certain=cause.confidence == "certain" and cause.severity != "healthy",
-                age_s=max(0, now.boot_ns - int(latest[k])) / 1e9,
-                verdicts=int(verdicts[k]),
-                workload=cause.workload,
-                processes=((cause.pid, cause.started_ms), *(cause.others or ())) if cause.pid else (),
-                holders_known=cause.holder != "?" and cause.others is not None,
-                selected=frozenset(
-                    rule.name
-                    for rule in policy.rules
-                    if not rule.filters or key in look.selected.get(rule.name, ())
-                ),
-                pod=cause.pod,
-                left_alone="excluded"
-                if key in look.left_alone.get("excluded", ())
-                else "unnamed"
-                if key in look.left_alone.get("unnamed", ())
-                else "",
-            )
-        )
-    return result
-
-
-def _beginnings(book: Book) -> dict[int, tuple[int, tuple[str, ...]]]:
-    """Return when processes that hold connections began, and what their workload and their pod are called."""
-    began: dict[int, tuple[int, tuple[str, ...]]] = {}
-    for cause in book.causes:
-        for pid, started_ms in cause.others or ():
-            began.setdefault(pid, (started_ms, ()))
-    for cause in book.causes:
-        if cause.pid:
-            pod = (f"pod/{cause.pod}",) if cause.pod else ()
-            began[cause.pid] = cause.started_ms, (*filter(None, (cause.workload,)), *pod)
-    return began
 
 
 def _subject(step: Step) -> SocketKey:

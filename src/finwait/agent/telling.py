@@ -590,7 +590,7 @@ _SPARED: Final = {
     "window": "outside its windows", "cool-down": "cool-down", "unexpected": "cool-down after an unexpected result",
     "opening": "stopped, connections open faster", "look": "budget of a look", "ten_minutes": "budget of ten minutes",
     "day": "budget of a day", "process": "budget of the process", "workload": "budget of the workload",
-    "share": "share of the process",
+    "share": "share of the process", "unjudged": "not judged, too many at a time",
 }  # fmt: skip
 
 

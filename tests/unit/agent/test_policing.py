@@ -186,6 +186,63 @@ def test_large_plans_are_done_in_portions_and_the_kill_switch_ends_them(make: Ca
     assert len(bench.hands.journal) == 20
 
 
+WIDE = "[budget]\nlook = 50\nten_minutes = 50\nprocess = 50\nworkload = 50\n"
+
+
+def test_older_connections_that_a_rule_does_not_select_take_nobodys_place(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finwait.agent.standings.STANDING_MOST", 5)
+    bench = make('where = "comm = small"\n', 'mode = "act"\n' + WIDE, n=40)
+    bench.world.pass_(1)
+    for _ in range(4):
+        bench.world.add(tcp.FIN_WAIT2, pid=8)
+    bench.world.selected_pids = {8}
+    bench.run(1500)
+    assert {act.processes[0][0] for act in bench.hands.journal} == {8}
+    assert not bench.policing.gaps(None)
+
+
+def test_older_connections_of_one_program_do_not_hide_those_of_another_and_the_rest_is_a_gap(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finwait.agent.standings.STANDING_MOST", 20)
+    bench = make('cool_down = "1m"\n', 'mode = "act"\n' + WIDE.replace("process = 50", "process = 3"), n=40)
+    bench.world.pass_(1)
+    for _ in range(4):
+        bench.world.add(tcp.FIN_WAIT2, pid=8)
+    bench.run(1500)
+    assert {act.processes[0][0] for act in bench.hands.journal} == {7, 8}
+    (gap,) = bench.policing.gaps(None)
+    beyond = bench.status.rules[0].spared["unjudged"]
+    assert beyond > 10
+    assert gap.doing == f"judge {beyond} connections that it selects"
+    assert bench.looker.status is not None
+    assert f"not judged, too many at a time: {beyond}" in "".join(status_lines(bench.looker.status))
+
+
+def test_what_plainly_speaks_against_an_act_is_counted_and_not_unjudged(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finwait.agent.standings.STANDING_MOST", 5)
+    bench = make(n=40)
+    bench.run(300)
+    assert bench.status.rules[0].spared == {"young": 40}
+    assert not bench.policing.gaps(None)
+
+
+def test_what_other_budgets_and_guards_keep_is_not_planned_in_place_of_the_rest(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finwait.agent.policing._PLANNED_MOST", 4)
+    bench = make('cool_down = "1m"\n', 'mode = "act"\n' + WIDE.replace("process = 50", "process = 3"), n=40)
+    bench.world.pass_(1)
+    for _ in range(6):
+        bench.world.add(tcp.FIN_WAIT2, pid=8)
+    bench.run(3600)
+    assert {act.processes[0][0] for act in bench.hands.journal} == {7, 8}
+
+
 def test_an_unexpected_result_ends_the_portions_and_is_told(make: Callable[..., Bench]) -> None:
     bench = make('cool_down = "1h"\n', 'mode = "act"\n[budget]\nlook = 20\nten_minutes = 20\n', n=100)
     bench.hands.result = lambda _: "failed"
