@@ -139,12 +139,12 @@ def nobody_since(
         ):
             return None
         ago = f"{duration_text(ago_ms)} ago"
-    who = {
+    phrase = {
         True: "an agent runs, but has written nothing since {}: it has just started, hangs, or cannot write",
         False: "nobody has looked since {}",
         None: "no look is written down since {}, and whether an agent runs is unknown",
     }[runs]
-    return Gap("this machine", "see what came later: " + who.format(f"{when}, {ago}"), start)
+    return Gap("this machine", "see what came later: " + phrase.format(f"{when}, {ago}"), start)
 
 
 def story_of(e: Episode, stories: Stories, now_boot_ns: int, boot: str) -> list[StoryStep] | None:
