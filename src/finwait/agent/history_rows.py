@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from finwait.agent.episode_rows import SELECT, episode_of, signed, storable
 from finwait.agent.episodes import Episode
-from finwait.agent.history_file import StoreError, errno_of
+from finwait.agent.history_file import StoreError, errno_of, hint_of
 from finwait.agent.leak import WindowEnd
 from finwait.agent.stories import RecordedStep, told_steps
 
@@ -45,7 +45,9 @@ class HistoryRows:
             yield
         except (sqlite3.Error, ValueError, TypeError) as error:
             number = errno_of(error) if isinstance(error, sqlite3.Error) else errno.EIO
-            raise StoreError(number, f"read the history `{self.path}`", reason=str(error)) from error
+            reason = " ".join(str(error).split())  # SQLite breaks lines
+            doing = f"read the history `{self.path}`"
+            raise StoreError(number, doing, reason=reason, hint=hint_of(error)) from error
 
     def open_episodes(self) -> list[Episode]:
         """Return the episodes without an end.

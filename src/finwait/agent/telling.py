@@ -510,7 +510,15 @@ def text_lines(
 
 
 def status_lines(status: Status) -> Iterator[str]:
-    """Return how the agent is, for people."""
+    """Return how the agent is, for people, each on a line, whatever it is called."""
+    for line in _status_parts(status):
+        yield f"{printable(line.removesuffix(_END))}\n"
+
+
+_END: Final = "\n"
+
+
+def _status_parts(status: Status) -> Iterator[str]:
     used = status.cpu_s / max(status.up_s, 1e-3)
     up = duration_text(int(1000 * status.up_s))
     yield f"agent      pid {status.pid}, version {status.version}, up {up}\n"

@@ -151,6 +151,21 @@ def test_an_agent_that_runs_and_cannot_write_is_not_said_to_be_missing(
     assert gap["needs"] == "`finwait agent` running"
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_a_damaged_history_it_is_said_who_moves_it_aside(
+    past: Past, capsys: pytest.CaptureFixture[str], whole: bool
+) -> None:
+    past.write([past.episode(k, HOUR) for k in range(1, 200)])
+    path = past.folder / "history.sqlite"
+    with path.open("r+b") as file:
+        file.seek(0 if whole else 4096)
+        file.write(b"\xff" * (path.stat().st_size - (0 if whole else 4096)))
+    assert past.asked("--open") == 1
+    said = capsys.readouterr().err
+    assert "hint: `finwait agent` moves a damaged history aside, and begins a new one" in said
+    assert len(said.splitlines()) == 2
+
+
 def test_a_namespace_is_found_by_its_name(past: Past, capsys: pytest.CaptureFixture[str]) -> None:
     past.write([past.episode(1, HOUR)])
     assert past.asked("netns = red") == 0
