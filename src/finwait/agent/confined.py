@@ -197,7 +197,7 @@ def start(
     assert process.stdin is not None
     assert process.stderr is not None
     name = f"{module.rpartition('.')[2]}-says"
-    speaker = f"{module.rpartition('.')[2]} (pid {process.pid})"
+    speaker = f"finwait {module.rpartition('.')[2]} (pid {process.pid})"
     threading.Thread(target=_pass_on, args=(process, speaker), name=name, daemon=True).start()
     os.set_blocking(process.stdin.fileno(), False)  # one that hangs must not hang the looking
     return process
@@ -243,7 +243,6 @@ def over(process: subprocess.Popen[bytes]) -> bool:
 
 
 _reaping: Final = threading.Lock()
-_OURS: Final = "finwait agent: "
 
 
 def send_signal(process: subprocess.Popen[bytes], number: int) -> bool:
@@ -286,8 +285,7 @@ def _pass_on(process: subprocess.Popen[bytes], speaker: str) -> None:
 
 
 def _marked(speaker: str, line: bytes) -> str:
-    text = printable(line[:_LINE_MOST].decode("utf-8", "replace")).removeprefix(_OURS)
-    return f"{_OURS}{speaker} says: {text}\n"
+    return f"{speaker} says: {printable(line[:_LINE_MOST].decode('utf-8', 'replace'))}\n"
 
 
 def _said(process: subprocess.Popen[bytes], stream: IO[bytes]) -> bytes:

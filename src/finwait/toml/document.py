@@ -189,13 +189,9 @@ def _explained(message: str, keys: tuple[DeclaredKey, ...], tables: object) -> t
             hint,
         )
     if broken := _LENGTH.fullmatch(problem):
-        what, fault = ("it", "short") if broken[1] == "str" else ("the list", "few entries")
-        if broken[2] == "<=":
-            fault = "long" if broken[1] == "str" else "many entries"
-        limit = f"{'at most' if broken[2] == '<=' else 'at least'} {broken[3]}"
-        verb = "is" if broken[1] == "str" else "has"
-        return path, f"{what} {verb} too {fault}: {limit}", hint
-    if problem.startswith("Expected `str` matching regex"):
+        too = _TOO[broken[1] == "str", broken[2] == "<="]
+        return path, f"{too}: {'at most' if broken[2] == '<=' else 'at least'} {broken[3]}", hint
+    if _FORM.match(problem):
         return path, f"{_shown(tables, path)} has characters or a length that are not allowed", hint
     return path, problem[:1].lower() + problem[1:], hint
 
@@ -203,6 +199,14 @@ def _explained(message: str, keys: tuple[DeclaredKey, ...], tables: object) -> t
 _LIMIT: Final = re.compile(r"Expected `\w+` (>=|<=|>|<) (\S+)")
 _BEYOND: Final = {">=": "less than", "<=": "more than", ">": "not more than", "<": "not less than"}
 _LENGTH: Final = re.compile(r"Expected `(\w+)` of length (>=|<=) (\d+)")
+_FORM: Final = re.compile("Expected `str` matching regex ")
+_TOO: Final = {
+    (True, True): "it is too long",
+    (True, False): "it is too short",
+    (False, True): "the list has too many entries",
+    (False, False): "the list has too few entries",
+}
+"""Whether it is a text, and whether there is a most."""
 _VALUE_MOST: Final = 60
 
 

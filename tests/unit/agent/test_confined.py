@@ -58,8 +58,8 @@ def test_the_last_words_are_passed_on_and_nobody_speaks_as_we_do(capfd: pytest.C
         assert done.stderr is not None
         confined._pass_on(done, "face (pid 7)")
     first, last = capfd.readouterr().err.splitlines()
-    assert first == "finwait agent: face (pid 7) says: all is well"
-    assert last.startswith("finwait agent: face (pid 7) says: and ")
+    assert first == "face (pid 7) says: finwait agent: all is well"
+    assert last.startswith("face (pid 7) says: and ")
     assert "\x1b" not in last
 
 
@@ -70,8 +70,8 @@ def test_each_line_has_its_mark(data: bytes, capfd: pytest.CaptureFixture[str]) 
     ) as done:
         confined._pass_on(done, "face (pid 7)")
     lines = capfd.readouterr().err.splitlines()
-    assert all(line.startswith("finwait agent: face (pid 7) says: ") for line in lines)
-    assert lines[-1].endswith(" says: so")
+    assert all(line.startswith("face (pid 7) says: ") for line in lines)
+    assert lines[-1].endswith(" says: finwait agent: so")
 
 
 def test_it_inherits_nothing_of_our_environment_that_it_does_not_need(
