@@ -667,7 +667,9 @@ def _rounds(
         notify("WATCHDOG=1")
         if options.textfile and looker.picture is not None:
             picture = _with_config(looker.picture, options.configured)
-            textfile_failed = not write_textfile(options.textfile, picture, quiet=textfile_failed)
+            unwritten = write_textfile(options.textfile, picture, quiet=textfile_failed)
+            textfile_failed = unwritten is not None
+            looker.note_gaps("textfile", () if unwritten is None else (unwritten,))
         now_said = looker.status.store_said if looker.status is not None else ""
         if now_said != statement:
             say(f"the history: {now_said or 'it is written again'}; looking goes on")
