@@ -138,17 +138,22 @@ def _began(pid: int) -> int:
 class ServeSocket:
     """A Unix socket for a process that faces the network and that somebody else has started; a context manager.
 
-    One is served at a time: what is answered costs a share of the looking.
+    One is served at a time: what is answered costs a share of the looking. One that asks nothing any more hangs: it is
+    let go, so that the next one can be served.
 
     Args:
         serve: answers its questions until it goes; it is called in a thread.
         path: of the socket.
     """
 
-    def __init__(self, serve: Callable[[socket.socket], None], path: str) -> None:
+    def __init__(self, serve: Callable[[socket.socket, Pulse], None], path: str) -> None:
         self._serve = serve
         self._path = path
         self._listener: socket.socket | None = None
+        self._served: tuple[socket.socket, Pulse] | None = None
+        self._heard: tuple[Pulse, int] | None = None
+        self._silent_s = self._checked = 0.0
+        self._hangs = False
 
     def __enter__(self) -> Self:
         """Bind it.
@@ -176,7 +181,37 @@ class ServeSocket:
                 client, _ = listener.accept()
             except OSError:
                 return
-            self._serve(client)
+            pulse = Pulse()
+            self._served = client, pulse
+            try:
+                self._serve(client, pulse)
+            finally:
+                self._served = None
+
+    def check(self) -> None:
+        """Let one go that asks nothing any more."""
+        now, served = time.monotonic(), self._served
+        elapsed_s, self._checked = min(now - self._checked, _CHECK_MOST_S), now
+        heard = None if served is None else (served[1], served[1].questions)
+        if served is None or served[1].waits or heard != self._heard:
+            self._hangs = self._hangs and not (heard is not None and heard[1])
+            self._heard, self._silent_s = heard, 0.0
+            return
+        self._silent_s += elapsed_s
+        if self._silent_s >= _SILENT_S:
+            if not self._hangs:
+                say(f"the process that serves the page at `{self._path}` asks nothing, and hangs")
+            self._hangs = True
+            with contextlib.suppress(OSError):
+                served[0].shutdown(socket.SHUT_RDWR)
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """What says that nothing is served: the process hangs, and no other one has asked since."""
+        if not self._hangs:
+            return ()
+        doing = f"serve it: the process that asks at `{self._path}` asks nothing, and hangs"
+        return (Gap("the page and the metrics", doing, "`finwait agent serve` started again"),)
 
 
 def become_face(

@@ -215,6 +215,43 @@ def _wait(event: threading.Event) -> None:
     event.wait(30)
 
 
+def test_one_of_another_container_that_hangs_is_told_and_gives_way_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facing, "_SILENT_S", 0.2)
+    looker: Any = SimpleNamespace(picture=PICTURE, status=None, history=None, boot="b")
+    answering = service.AnswerSocket(looker, "")
+    path = str(tmp_path / "serve.sock")
+
+    def ask(client: socket.socket) -> None:
+        client.sendall(b'{"ask":"picture"}\n')
+        while not client.recv(1 << 16).endswith(b"\n"):
+            pass
+
+    with (
+        facing.ServeSocket(lambda end, pulse: answering.serve(end, idle_s=None, pulse=pulse), path) as served,
+        socket.socket(socket.AF_UNIX) as hanging,
+        socket.socket(socket.AF_UNIX) as other,
+    ):
+
+        def told() -> list[str]:
+            return [gap.doing for gap in served.gaps]
+
+        served.check()
+        assert told() == [], "that none is there says nothing"
+        hanging.connect(path)
+        ask(hanging)
+        served.check()
+        assert told() == []
+        until(told, served.check)
+        assert told() == [f"serve it: the process that asks at `{path}` asks nothing, and hangs"]
+        assert hanging.recv(1) == b""
+        other.connect(path)
+        ask(other)
+        served.check()
+        assert told() == []
+
+
 def test_a_machine_that_stood_still_makes_no_process_hang() -> None:
     waiting = threading.Event()
     ours, theirs = socket.socketpair()

@@ -94,7 +94,7 @@ def looking(path: str) -> Iterator[None]:
     """Answer at a path, as an agent does."""
     looker: Any = SimpleNamespace(picture=PICTURE, status=None, history=None, boot="b")
     answering = service.AnswerSocket(looker, "")
-    with facing.ServeSocket(lambda end: answering.serve(end, idle_s=None), path):
+    with facing.ServeSocket(lambda end, pulse: answering.serve(end, idle_s=None, pulse=pulse), path):
         yield
 
 

@@ -293,7 +293,7 @@ def test_a_process_that_serves_elsewhere_is_answered_at_a_socket_of_its_own_one_
         sock.sendall(b'{"ask":"picture"}\n')
         return sock
 
-    with facing.ServeSocket(lambda end: answering.serve(end, idle_s=None), path):
+    with facing.ServeSocket(lambda end, pulse: answering.serve(end, idle_s=None, pulse=pulse), path):
         status = Path(path).stat()
         assert status.st_mode & 0o777 == 0o660
         assert status.st_gid == folder.stat().st_gid
