@@ -129,6 +129,8 @@ class World:
     failing: bool = False
     cluster: ClusterNames | None = None
     """What the last diagnosis was told of a cluster."""
+    selected_pids: set[int] = field(default_factory=set)
+    """Whose connections every FILTER lets pass."""
     numbers: count[int] = field(default_factory=lambda: count(1))
 
     def add(self, state: int, **more: int | bool | str | tuple[int, ...]) -> Sock:
@@ -258,7 +260,7 @@ class World:
         self.cluster = cluster
         return Finished(self, filters)
 
-    def diagnose(self, filters: Filters | None = None) -> DiagnosedLook:  # noqa: ARG002 - as it is asked
+    def diagnose(self, filters: Filters | None = None) -> DiagnosedLook:
         self.diagnoses += 1
         self.hidden.clear()
         self._spend(self.diagnosis_cost_s)
@@ -268,7 +270,9 @@ class World:
         causes = [cause_of(s) for s in rows]
         held = Counter(pid for s in self.socks.values() for pid in {s.pid, *s.others} if pid)
         doors = {s.cookie: f"program{s.pid}" for s in self.socks.values() if s.state == tcp.LISTEN and s.pid}
-        return DiagnosedLook(said(rows, causes), [], (), self.now(), True, {}, held, doors=doors)
+        passed = frozenset((s.netns, s.cookie) for s in rows if s.pid in self.selected_pids)
+        selected = dict.fromkeys(filters or (), passed)
+        return DiagnosedLook(said(rows, causes), [], (), self.now(), True, selected, held, doors=doors)
 
     def alive(self, pid: int, started_ms: int) -> bool | None:  # noqa: ARG002 - as it is asked
         return pid not in self.dead

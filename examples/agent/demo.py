@@ -1,6 +1,7 @@
 """The agent in a private namespace: a leak, its curve, kill -9, a restart, and ages that go on (`make demo-agent`).
 
-Everything is in network, pid and mount namespaces of its own, and ends with them. Takes about a minute.
+Everything is in network, pid and mount namespaces of its own, and ends with them; it does not see other network
+namespaces that have a name. Takes about a minute.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 INSIDE = "FINWAIT_DEMO_INSIDE"
+"""Folder and port: a Unix socket in the folder leads to the page, and outside who reads the port comes there."""
 ADDRESS = "127.0.0.1:9944"
 FINWAIT = (sys.executable, "-m", "finwait")
 
@@ -40,44 +42,63 @@ def leak(a_second: float, ending: threading.Event) -> None:
         kept.append((client, accepted))
 
 
-def share_page() -> int:
-    """Let the page be read outside of the namespaces, by a socket that was opened there; return its port."""
-    outside = socket.socket(fileno=int(os.environ[INSIDE]))
+def forward(listener: socket.socket, target: tuple[str, int] | str) -> None:
+    """Hand on each connection, in threads, to an address or a Unix socket."""
 
-    def copy(source: socket.socket, target: socket.socket) -> None:
+    def copy(source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                target.sendall(data)
+                sink.sendall(data)
         with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
+            sink.shutdown(socket.SHUT_WR)
 
-    def forward() -> None:
-        host, _, port = ADDRESS.rpartition(":")
+    def accept() -> None:
         while True:
-            reader, _ = outside.accept()
+            reader, _ = listener.accept()
+            page = socket.socket(socket.AF_UNIX if isinstance(target, str) else socket.AF_INET)
             try:
-                page = socket.create_connection((host, int(port)))
+                page.connect(target)
             except OSError:  # the agent is not there
                 reader.close()
+                page.close()
                 continue
             for pair in ((reader, page), (page, reader)):
                 threading.Thread(target=copy, args=pair, daemon=True).start()
 
-    threading.Thread(target=forward, daemon=True).start()
-    return int(outside.getsockname()[1])
+    threading.Thread(target=accept, daemon=True).start()
+
+
+def hide_other_namespaces() -> None:
+    """Take the mounts away that keep network namespaces of the machine, in this mount namespace only.
+
+    A user who is not root here may not; nor may he look into those.
+    """
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("nsfs "):
+            where = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), before.split(" ")[4])
+            subprocess.run(["umount", "--lazy", where], stderr=subprocess.DEVNULL, check=False)
+
+
+def totals(text: str) -> dict[str, float]:
+    """Return one number of each metric: the sum of its series, of ages the largest."""
+    numbers: dict[str, float] = {}
+    for name, value in re.findall(r"^(finwait_\w+)(?:{.*})? (\S+)$", text, re.MULTILINE):
+        if name.endswith("_oldest_seconds"):
+            numbers[name] = max(numbers.get(name, 0.0), float(value))
+        else:
+            numbers[name] = numbers.get(name, 0.0) + float(value)
+    return numbers
 
 
 def metrics() -> dict[str, float]:
-    """Return the sums of the series of each metric; empty while nobody serves them."""
+    """Return what the agent counts; empty while nobody serves it."""
     try:
         with urllib.request.urlopen(f"http://{ADDRESS}/metrics", timeout=5) as answer:
             text = answer.read().decode()
     except OSError:
         return {}
-    sums: dict[str, float] = {}
-    for name, value in re.findall(r"^(finwait_\w+)(?:{.*})? (\S+)$", text, re.MULTILINE):
-        sums[name] = sums.get(name, 0.0) + float(value)
-    return sums
+    return totals(text)
 
 
 def agent(folder: Path) -> subprocess.Popen[bytes]:
@@ -108,8 +129,16 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def history(folder: Path) -> list[dict[str, object]]:
-    """Return the open episodes."""
-    words = ("history", "--open", "--state-dir", str(folder / "state"), "-o", "json")
+    """Return the open episodes of this network namespace."""
+    words = (
+        "history",
+        f"netns = {os.stat('/proc/self/ns/net').st_ino}",
+        "--open",
+        "--state-dir",
+        str(folder / "state"),
+        "-o",
+        "json",
+    )
     done = subprocess.run([*FINWAIT, *words], capture_output=True, text=True, check=False)
     items: list[dict[str, object]] = json.loads(done.stdout)["items"] if done.stdout else []
     return items
@@ -117,16 +146,20 @@ def history(folder: Path) -> list[dict[str, object]]:
 
 def inside() -> int:
     """Run the demo in the namespaces."""
+    hide_other_namespaces()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     ending = threading.Event()
     threading.Thread(target=leak, args=(2.0, ending), daemon=True).start()
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.chmod(folder, 0o700)
+    name, _, port = os.environ[INSIDE].rpartition(":")
+    folder, (host, _, own_port) = Path(name), ADDRESS.partition(":")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(folder / "page.sock"))
+        door.listen()
+        forward(door, (host, int(own_port)))
         say("A program leaks two connections a second. The agent starts:")
         running = agent(folder)
-        say(f"  its page, while this runs: http://127.0.0.1:{share_page()}/")
+        say(f"  its page, while this runs: http://127.0.0.1:{port}/")
         until(lambda: metrics().get("finwait_stuck_connections", 0) > 0)
         watch(18, begun)
         before = {item["cookie"]: item for item in history(folder)}
@@ -169,9 +202,11 @@ def main() -> int:
         return inside()
     own = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     words = ["unshare", *own, "--net", "--pid", "--mount", "--fork", "--mount-proc", sys.executable, __file__]
-    with socket.create_server(("127.0.0.1", 0)) as outside:
-        env = {**os.environ, INSIDE: str(outside.fileno())}
-        return subprocess.run(words, env=env, pass_fds=[outside.fileno()], check=False).returncode
+    # A socket of this namespace must not get in there: the agent would follow it to where it is from.
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as outside:
+        forward(outside, f"{folder}/page.sock")
+        env = {**os.environ, INSIDE: f"{folder}:{outside.getsockname()[1]}"}
+        return subprocess.run(words, env=env, check=False).returncode
 
 
 if __name__ == "__main__":

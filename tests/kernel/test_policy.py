@@ -17,7 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from finwait import planning
-from finwait.agent import loop, policing
+from finwait.agent import loop, policing, policy_steps
 from finwait.agent.episodes import Book
 from finwait.agent.hands import RunningHands
 from finwait.agent.loop import ClusterSource, Looker
@@ -344,7 +344,7 @@ def test_the_kill_switch_wins_before_and_in_the_middle(scene: Scene, monkeypatch
     scene.look(5)
     assert (scene.stuck, scene.acts(), scene.status.halted) == (8, [], "kill-switch")
     scene.kill.unlink()
-    monkeypatch.setattr(policing, "_PORTION", 1)
+    monkeypatch.setattr(policy_steps, "_PORTION", 1)
     act = scene.hands.act
 
     def acted(*words: Any) -> bool:
@@ -452,7 +452,7 @@ def test_without_its_journal_a_running_agent_does_nothing(scene: Scene, replaced
 def test_an_unexpected_result_ends_the_portions_and_the_rule_waits(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policing, "_PORTION", 1)
+    monkeypatch.setattr(policy_steps, "_PORTION", 1)
     monkeypatch.setattr(
         policing,
         "parse_policy",

@@ -197,7 +197,8 @@ def start(
     assert process.stdin is not None
     assert process.stderr is not None
     name = f"{module.rpartition('.')[2]}-says"
-    threading.Thread(target=_pass_on, args=(process,), name=name, daemon=True).start()
+    speaker = f"finwait {module.rpartition('.')[2]} (pid {process.pid})"
+    threading.Thread(target=_pass_on, args=(process, speaker), name=name, daemon=True).start()
     os.set_blocking(process.stdin.fileno(), False)  # one that hangs must not hang the looking
     return process
 
@@ -253,8 +254,10 @@ def send_signal(process: subprocess.Popen[bytes], number: int) -> bool:
     return True
 
 
-def _pass_on(process: subprocess.Popen[bytes]) -> None:
+def _pass_on(process: subprocess.Popen[bytes], speaker: str) -> None:
     """Write what a process says, made printable, to our standard error: a little of it, and at little cost.
+
+    Each line begins with who says it: one that was taken over must not speak as we do.
 
     What comes too fast stays in the pipe, where it keeps who writes it waiting: we read a page at a time, and rest.
     When the process has ended, the pipe is read once more, and closed: others may hold its other end.
@@ -270,15 +273,19 @@ def _pass_on(process: subprocess.Popen[bytes]) -> None:
             if time.monotonic() - begun > _SAID_EVERY_S:
                 remaining, begun = _SAID_MOST, time.monotonic()
             for line in lines[:remaining]:
-                sys.stderr.write(f"{printable(line[:_LINE_MOST].decode('utf-8', 'replace'))}\n")
+                sys.stderr.write(_marked(speaker, line))
             sys.stderr.flush()
             if process.returncode is not None:
                 break
             remaining = max(0, remaining - len(lines))
             time.sleep(_REST_S if remaining else _LONG_REST_S)
     if pending and remaining:
-        sys.stderr.write(f"{printable(pending.decode('utf-8', 'replace'))}\n")
+        sys.stderr.write(_marked(speaker, pending))
         sys.stderr.flush()
+
+
+def _marked(speaker: str, line: bytes) -> str:
+    return f"{speaker} says: {printable(line[:_LINE_MOST].decode('utf-8', 'replace'))}\n"
 
 
 def _said(process: subprocess.Popen[bytes], stream: IO[bytes]) -> bytes:

@@ -59,6 +59,7 @@ _ASK_PATIENCE_S: Final = 1.0
 _PATIENCE_S: Final = 5.0
 _ANSWER_PATIENCE_S: Final = 15.0
 """… where only it has the answer: it may be looking."""
+_ENDED: Final = "the looker has ended"
 _QUESTIONS_MOST: Final = 8
 """Different questions that wait for the looker."""
 _KEPT_S: Final = 5.0
@@ -129,6 +130,10 @@ class Face:
         self._published: tuple[int, str] | None = None
         self._asked_at = float("-inf")
         self._gone_at: float | None = None if isinstance(channel, socket.socket) else time.monotonic()
+        self._absence = (
+            _ENDED if isinstance(channel, socket.socket) else f"no looker answers at `{channel}` yet"
+        )
+        """What is said where no looker is there."""
         self._said_at = float("-inf")
         self._events = EventStream()
         self._access = access or Access()
@@ -175,13 +180,15 @@ class Face:
             reason = error.strerror or str(error)
             if isinstance(error, PermissionError):
                 reason += f" (this process has user {os.getuid()} and group {os.getgid()})"
+            self._absence = f"no looker answers at `{self._channel}`: {reason}"
             self._say_once(f"no looker answers at `{self._channel}`, waiting for it: {reason}")
             return
         try:
             check_peer(writer.get_extra_info("socket"))
         except OSError as error:
             writer.close()
-            self._say_once(f"what answers at `{self._channel}` is not believed: {error.strerror}")
+            self._absence = f"what answers at `{self._channel}` is not believed: {error.strerror}"
+            self._say_once(self._absence)
             return
         self._reader, self._writer = reader, writer
         self._known, self._published = -1, None  # it counts its looks anew
@@ -254,19 +261,19 @@ class Face:
 
     async def _exchange(self, line: bytes) -> protocol.AgentAnswer:
         """Ask the looker once; however long it takes, a busy looker is none that has ended."""
-        assert self._reader is not None
-        assert self._writer is not None
         async with self._channel_free:
             if self._gone_at is not None:
-                return protocol.AgentAnswer(error="the looker has ended")
+                return protocol.AgentAnswer(error=self._absence)
+            assert self._reader is not None
+            assert self._writer is not None
             try:
                 self._writer.write(line)
                 await self._writer.drain()
                 data = await self._reader.readuntil(b"\n")
             except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-                self._gone_at = time.monotonic()
+                self._gone_at, self._absence = time.monotonic(), _ENDED
                 self._writer.close()
-                return protocol.AgentAnswer(error="the looker has ended")
+                return protocol.AgentAnswer(error=self._absence)
         try:
             answer = protocol.decode_answer(data)
         except ValueError:
@@ -415,7 +422,9 @@ class Face:
         await self._ask()
         picture = self._picture
         if picture is None:
-            return HttpReply(503, PLAIN, b"the first look is not finished\n")
+            absent = self._gone_at is not None
+            text = self._absence if absent else "the first look is not finished"
+            return HttpReply(503, PLAIN, f"{text}\n".encode())
         if path == "/metrics":
             body, kind = metrics.render(picture, request.header("accept"))
             return HttpReply(200, kind, body)
@@ -425,7 +434,7 @@ class Face:
         age = max(0.0, time.time() - picture.at_ns / 1e9)
         look_age = max(0.0, time.time() - picture.look_at_ns / 1e9)
         if self._gone_at is not None:
-            status, text = 503, f"the looker has ended; data is {age:.0f} s old"
+            status, text = 503, f"{self._absence}; data is {age:.0f} s old"
         elif not picture.look_at_ns:
             status, text = 503, "no look has succeeded yet"
         elif look_age > self._stale_s:

@@ -1,7 +1,8 @@
 """The looker's side of the process that faces the network: where it listens, what it is told, and that it runs.
 
-The address is bound here, by the process that may bind it; the other one gets the socket. It is told who may read on
-its standard input, a line now and one after each change, for a command line can be read by everybody.
+The address is bound here, by the process that may bind it; the other one gets the socket, and the next one another. It
+is told who may read on its standard input, a line now and one after each change, for a command line can be read by
+everybody.
 
 Where the two run in two containers the looker cannot start the other process. Then `finwait agent serve` becomes it
 (`become_face`), and asks at a Unix socket that is for it alone (`ServeSocket`).
@@ -26,7 +27,7 @@ from typing import Final, NoReturn, Self
 from finwait import files
 from finwait.agent import confined
 from finwait.agent.client import not_bound
-from finwait.errors import DecodeError, FileRefused, Gap, KernelError
+from finwait.errors import DecodeError, FileRefused, FinwaitError, Gap, KernelError
 from finwait.kernel import procfs
 from finwait.relay.listeners import bind_metrics, remove_stale
 from finwait.table.units import printable
@@ -137,17 +138,22 @@ def _began(pid: int) -> int:
 class ServeSocket:
     """A Unix socket for a process that faces the network and that somebody else has started; a context manager.
 
-    One is served at a time: what is answered costs a share of the looking.
+    One is served at a time: what is answered costs a share of the looking. One that asks nothing any more hangs: it is
+    let go, so that the next one can be served.
 
     Args:
         serve: answers its questions until it goes; it is called in a thread.
         path: of the socket.
     """
 
-    def __init__(self, serve: Callable[[socket.socket], None], path: str) -> None:
+    def __init__(self, serve: Callable[[socket.socket, Pulse], None], path: str) -> None:
         self._serve = serve
         self._path = path
         self._listener: socket.socket | None = None
+        self._served: tuple[socket.socket, Pulse] | None = None
+        self._heard: tuple[Pulse, int] | None = None
+        self._silent_s = self._checked = 0.0
+        self._hangs = False
 
     def __enter__(self) -> Self:
         """Bind it.
@@ -175,7 +181,37 @@ class ServeSocket:
                 client, _ = listener.accept()
             except OSError:
                 return
-            self._serve(client)
+            pulse = Pulse()
+            self._served = client, pulse
+            try:
+                self._serve(client, pulse)
+            finally:
+                self._served = None
+
+    def check(self) -> None:
+        """Let one go that asks nothing any more."""
+        now, served = time.monotonic(), self._served
+        elapsed_s, self._checked = min(now - self._checked, _CHECK_MOST_S), now
+        heard = None if served is None else (served[1], served[1].questions)
+        if served is None or served[1].waits or heard != self._heard:
+            self._hangs = self._hangs and not (heard is not None and heard[1])
+            self._heard, self._silent_s = heard, 0.0
+            return
+        self._silent_s += elapsed_s
+        if self._silent_s >= _SILENT_S:
+            if not self._hangs:
+                say(f"the process that serves the page at `{self._path}` asks nothing, and hangs")
+            self._hangs = True
+            with contextlib.suppress(OSError):
+                served[0].shutdown(socket.SHUT_RDWR)
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """What says that nothing is served: the process hangs, and no other one has asked since."""
+        if not self._hangs:
+            return ()
+        doing = f"serve it: the process that asks at `{self._path}` asks nothing, and hangs"
+        return (Gap("the page and the metrics", doing, "`finwait agent serve` started again"),)
 
 
 def become_face(
@@ -268,8 +304,9 @@ class _Conversation:
 class FaceProcess:
     """The process that faces the network, started again when it ends, or asks nothing any more.
 
-    There is never a second one beside it: before the next one starts, the socket of the one before is let go, and the
-    thread that answered there has ended.
+    Each has a listening socket of its own: what one that was taken over does to it ends with it. There is never a
+    second one beside it: before the next one starts, the socket of the one before is let go, and the thread that
+    answered there has ended.
 
     Args:
         serve: answers its questions, on our end of a socket pair, until it goes; it is called in a thread.
@@ -306,6 +343,11 @@ class FaceProcess:
         self._refused = False
         """Whether it may not be ended by us."""
         self._listener: socket.socket | None = None
+        self._guarded = False
+        """Whether not everybody who reaches the network can reach it."""
+        self._serves = False
+        self._unbound = ""
+        """Why the address could not be bound again."""
 
     def start(self) -> None:
         """Bind, and start it.
@@ -315,6 +357,7 @@ class FaceProcess:
         """
         _end_old_face(self._lock)
         self._bind()
+        self._serves = True
         self.check()
 
     def become(self, path: str) -> NoReturn:
@@ -336,24 +379,39 @@ class FaceProcess:
             raise KernelError(error.errno or 0, f"start `{sys.executable}`, which serves the page") from None
 
     def _bind(self) -> None:
-        if self._listen.startswith(UNIX):
-            self._listener = bound(self._listen.removeprefix(UNIX), "--listen")
-        else:
-            self._listener = bind_metrics(self._listen, [])
-            self._listener.listen(64)
-            host, port = self._listener.getsockname()[:2]
-            self._where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            if self._listen.endswith(":0"):
-                say(f"serving at {self._url}")
-            self._say_who_reads()
-
-    @property
-    def _guarded(self) -> bool:
-        """Whether not everybody who reaches the network can reach it."""
+        self._listen_at(self._listen)
         assert self._listener is not None
         if self._listener.family == socket.AF_UNIX:
-            return True
-        return ipaddress.ip_address(self._listener.getsockname()[0]).is_loopback
+            self._guarded = True
+            return
+        host, port = self._listener.getsockname()[:2]
+        self._guarded = ipaddress.ip_address(host).is_loopback
+        self._where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if self._listen.endswith(":0"):
+            say(f"serving at {self._url}")
+        self._say_who_reads()
+
+    def _listen_at(self, where: str) -> None:
+        if where.startswith(UNIX):
+            self._listener = bound(where.removeprefix(UNIX), "--listen")
+        else:
+            self._listener = bind_metrics(where, [])
+            self._listener.listen(64)
+
+    def _bind_again(self) -> bool:
+        """Listen anew, for the process before had the socket and may have changed it; return whether that went well."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        try:
+            self._listen_at(self._where)
+        except (OSError, FinwaitError) as error:
+            if not self._unbound:
+                say(f"the page is not served: {error}")
+            self._unbound = str(error)
+            return False
+        self._unbound = ""
+        return True
 
     @property
     def _url(self) -> str:
@@ -409,6 +467,12 @@ class FaceProcess:
         process = self._process
         if process is None:
             return ()
+        if self._unbound:
+            return (
+                Gap(
+                    "the page and the metrics", f"serve them again: {self._unbound}", f"`{self._where}`, free"
+                ),
+            )
         hangs = self._hanging is process
         if not hangs and process.returncode is None and self._lasted_s >= _WELL_S:
             return ()
@@ -433,9 +497,12 @@ class FaceProcess:
             self._conversation.let_go()
         if process is not None:
             self._status = process.returncode
-        if self._listener is None or now < self._due:
+        if not self._serves or now < self._due:
             return
         if self._conversation is not None and self._conversation.runs:  # it is in the middle of an answer
+            return
+        if process is not None and not self._bind_again():
+            self._due = now + _FACE_PAUSE_S
             return
         pause = _FACE_PAUSE_S
         if process is not None:
@@ -447,6 +514,7 @@ class FaceProcess:
         self._begun = self._checked = now
         self._lasted_s = 0.0
         self._due = now + pause
+        assert self._listener is not None
         self._start(self._listener)
 
     def _end_hanging(self, process: subprocess.Popen[bytes], now: float) -> None:
@@ -489,6 +557,7 @@ class FaceProcess:
 
     def end(self) -> None:
         """End it."""
+        self._serves = False
         if self._listener is not None:
             self._listener.close()
             if self._listen.startswith(UNIX):

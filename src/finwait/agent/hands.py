@@ -162,7 +162,11 @@ class RunningHands:
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
-        return self._memory.read(acts, Instant(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns()))
+        return self._memory.read(acts, self.now())
+
+    def now(self) -> Instant:
+        """Return the time."""
+        return Instant(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns())
 
     def _wrote(self, act: Act, mark: PolicyMark) -> None:
         wall_ns = time.time_ns()
@@ -192,20 +196,39 @@ class RunningHands:
             self._machine, look, lambda made: _wishes(choices, made, followed=followed), admit, allowed
         ).plan
 
-    def act(self, plan: Plan, marks: Mapping[SocketKey, PolicyMark], into: dict[int, Outcome]) -> bool:
+    def act(
+        self,
+        plan: Plan,
+        marks: Mapping[SocketKey, PolicyMark],
+        into: dict[int, Outcome],
+        may: Callable[[PolicyMark, Instant], bool],
+    ) -> bool:
         """Do what a plan says; return whether it came to its end, or was interrupted.
 
         Raises:
+            Refused: the kill switch is there, or ``may`` forbids an act by now.
             FinwaitError: the journal could not be written, or something cannot be done here.
         """
         with SqliteJournal() as journal, self._acting() as mark:
             try:
                 with stopped_by(mark):
-                    marked = _MarkedJournal(journal, marks, self.killed, self._wrote)
+                    marked = _MarkedJournal(journal, marks, self._refusal(may), self._wrote, self.now)
                     apply(plan, marked, boot_id=self._boot, into=into)
             except KeyboardInterrupt:
                 return False
         return True
+
+    def _refusal(
+        self, may: Callable[[PolicyMark, Instant], bool]
+    ) -> Callable[[Sequence[PolicyMark], Instant], Refused | None]:
+        def refusal(marks: Sequence[PolicyMark], now: Instant) -> Refused | None:
+            if self.killed():
+                return Refused("kill-switch", "the kill switch is there; nothing was done")
+            if not all(may(mark, now) for mark in marks):
+                return Refused("window", "the window has closed; nothing was done")
+            return None
+
+        return refusal
 
 
 def _wishes(
@@ -241,48 +264,71 @@ def _wishes(
 
 
 class _MarkedJournal:
-    """The journal, with who decided added to each act; it takes none while the kill switch is there."""
+    """The journal, with who decided added to each act, and when it is written down.
+
+    It is asked whether an act may be done before it is written down and after: others may write, too, and be waited
+    for. What may not be done any more then gets its result at once.
+    """
 
     def __init__(
         self,
         journal: SqliteJournal,
         marks: Mapping[SocketKey, PolicyMark],
-        killed: Callable[[], bool],
+        refusal: Callable[[Sequence[PolicyMark], Instant], Refused | None],
         wrote: Callable[[Act, PolicyMark], None],
+        clock: Callable[[], Instant],
     ) -> None:
         self._journal = journal
         self._marks = marks
-        self._killed = killed
+        self._refusal = refusal
         self._wrote = wrote
+        self._clock = clock
 
-    def _mark(self, act: Act) -> PolicyMark:
-        return self._marks[int(act.target["netns"]), int(act.target["cookie"], 16)]
+    def _marked(self, acts: Sequence[Act]) -> tuple[list[PolicyMark], list[Act]]:
+        """Return what is written down of acts, now.
 
-    def _marked(self, acts: Sequence[Act]) -> list[Act]:
-        if self._killed():
-            raise Refused("kill-switch", "the kill switch is there; nothing was done")
-        marked = []
-        for act in acts:
-            mark = self._mark(act)
-            target = {**act.target, "policy": msgspec.to_builtins(mark)}
-            marked.append(
-                replace(act, target=target, decided_by=mark.name, why=f"{act.why} (rule {mark.rule})")
+        Raises:
+            Refused: one may not be done.
+        """
+        now = self._clock()
+        marks = [self._marks[int(act.target["netns"]), int(act.target["cookie"], 16)] for act in acts]
+        if (refused := self._refusal(marks, now)) is not None:
+            raise refused
+        marks = [replace(mark, boot_ns=now.boot_ns) for mark in marks]
+        marked = [
+            replace(
+                act,
+                target={**act.target, "policy": msgspec.to_builtins(mark)},
+                decided_by=mark.name,
+                why=f"{act.why} (rule {mark.rule})",
             )
-        return marked
+            for act, mark in zip(acts, marks, strict=True)
+        ]
+        return marks, marked
+
+    def _ask_again(self, numbers: Sequence[int], marks: Sequence[PolicyMark]) -> None:
+        if numbers and (refused := self._refusal(marks, self._clock())) is not None:
+            result = {"result": "left before", "detail": refused.reason}
+            self._journal.complete_many(dict.fromkeys(numbers, result))
+            raise refused
 
     def record_many(self, acts: Sequence[Act]) -> list[int]:
         """Write acts down before they are done; return their numbers."""
-        numbers = self._journal.record_many(self._marked(acts))
-        for act in acts:
-            self._wrote(act, self._mark(act))
+        marks, marked = self._marked(acts)
+        numbers = self._journal.record_many(marked)
+        for act, mark in zip(acts, marks, strict=True):
+            self._wrote(act, mark)
+        self._ask_again(numbers, marks)
         return numbers
 
     def claim_many(self, acts: Sequence[Act], *, besides: int | None = None) -> list[int | Taken]:
         """Write acts on options of sockets down, each only if its socket is free."""
-        claims = self._journal.claim_many(self._marked(acts), besides=besides)
-        for act, claim in zip(acts, claims, strict=True):
+        marks, marked = self._marked(acts)
+        claims = self._journal.claim_many(marked, besides=besides)
+        for act, mark, claim in zip(acts, marks, claims, strict=True):
             if isinstance(claim, int):
-                self._wrote(act, self._mark(act))
+                self._wrote(act, mark)
+        self._ask_again([claim for claim in claims if isinstance(claim, int)], marks)
         return claims
 
     def complete_many(self, results: Mapping[int, Mapping[str, Any]]) -> None:

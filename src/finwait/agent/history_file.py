@@ -27,7 +27,7 @@ from finwait.kernel.journal import state_directory
 
 __all__ = [
     "APPLICATION", "LOCK", "NO_FILE", "SteadyClock", "StoreError", "agent_runs", "errno_of", "file_at", "harm",
-    "put_aside", "store_path", "whose",
+    "hint_of", "put_aside", "store_path", "whose",
 ]  # fmt: skip
 
 LOCK: Final = "agent.lock"
@@ -148,6 +148,16 @@ def errno_of(error: sqlite3.Error) -> int:
         sqlite3.SQLITE_BUSY: errno.EBUSY,
         sqlite3.SQLITE_LOCKED: errno.EBUSY,
     }.get(code, errno.EIO)
+
+
+def hint_of(error: BaseException) -> str:
+    """Return what to do about an error of SQLite's or the kernel's; empty where nothing is known."""
+    if isinstance(error, sqlite3.Error):
+        code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+        damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        return "`finwait agent` moves a damaged history aside, and begins a new one" if damaged else ""
+    read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+    return "the file system is mounted read-only: name another `--state-dir`" if read_only else ""
 
 
 def harm(path: Path, own: sqlite3.Connection, *, whole: bool) -> str:

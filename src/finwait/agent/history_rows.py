@@ -6,13 +6,13 @@ import contextlib
 import errno
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from finwait.agent.episode_rows import SELECT, episode_of, signed, storable
 from finwait.agent.episodes import Episode
-from finwait.agent.history_file import StoreError, errno_of
+from finwait.agent.history_file import StoreError, errno_of, hint_of
 from finwait.agent.leak import WindowEnd
 from finwait.agent.stories import RecordedStep, told_steps
 
@@ -45,7 +45,9 @@ class HistoryRows:
             yield
         except (sqlite3.Error, ValueError, TypeError) as error:
             number = errno_of(error) if isinstance(error, sqlite3.Error) else errno.EIO
-            raise StoreError(number, f"read the history `{self.path}`", reason=str(error)) from error
+            reason = " ".join(str(error).split())  # SQLite breaks lines
+            doing = f"read the history `{self.path}`"
+            raise StoreError(number, doing, reason=reason, hint=hint_of(error)) from error
 
     def open_episodes(self) -> list[Episode]:
         """Return the episodes without an end.
@@ -59,12 +61,22 @@ class HistoryRows:
                 for row in self._base.execute(f"{SELECT} WHERE ended_wall IS NULL ORDER BY e.id")
             ]
 
-    def batches(self, since_ns: int = 0, *, open_of: str = "", size: int = 2000) -> Iterator[list[Episode]]:
+    def batches(
+        self,
+        since_ns: int = 0,
+        *,
+        open_of: str = "",
+        rules: Collection[str] | None = None,
+        open_first: bool = False,
+        size: int = 2000,
+    ) -> Iterator[list[Episode]]:
         """Give the episodes that lasted at some time since then, some at a time, so that memory stays bounded.
 
         Args:
             since_ns: nanoseconds since 1970.
             open_of: only what has no end, of this boot, the oldest first; empty for all, the latest first.
+            rules: of the diagnosis, of which one found them; None for all.
+            open_first: what has no end comes before what has one, the oldest first.
             size: how many at a time.
 
         Raises:
@@ -76,9 +88,16 @@ class HistoryRows:
                     f"{SELECT} WHERE ended_wall IS NULL AND boot = ? ORDER BY latest, e.id", (open_of,)
                 )
             else:
+                of_rules = "" if rules is None else f" AND s.rule IN ({','.join('?' * len(rules))})"
+                before = (
+                    "ended_wall IS NOT NULL, CASE WHEN ended_wall IS NULL THEN first_wall END, "
+                    if open_first
+                    else ""
+                )
                 rows = self._base.execute(
-                    f"{SELECT} WHERE ended_wall IS NULL OR ended_wall >= ? ORDER BY first_wall DESC, e.id DESC",
-                    (storable(since_ns),),
+                    f"{SELECT} WHERE (ended_wall IS NULL OR ended_wall >= ?){of_rules}"
+                    f" ORDER BY {before}first_wall DESC, e.id DESC",
+                    (storable(since_ns), *(rules or ())),
                 )
         while True:
             with self._reading():

@@ -3,7 +3,8 @@
 Theory of operation. `finwait.agent.policy.decide` says which connections may be acted on. A plan is made for those from
 another look (`finwait.planning`), with the guards of `finwait clear` and none of them overruled. What the plan touches
 is held against the budgets once more, for one act may reach the program at the other end, too. Then it is done in small
-portions: before each the kill switch is looked for, after each its results are; one that was not expected ends it.
+portions: before each the kill switch is looked for, and windows and budgets are asked again, for a plan takes its time;
+after each its results are looked at, and one that was not expected ends it.
 
 The journal is the only memory of acts. It is read before each decision, and written before each act, durably: where
 either fails nothing is done. In a dry run what would be done goes into the history, and counts there as if it had been.
@@ -22,7 +23,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from finwait.agent.called_pods import CalledPods
@@ -37,12 +37,15 @@ from finwait.agent.policy import (
     PastAct,
     ProcessKey,
     SocketKey,
+    SparedBy,
     Standing,
     decide,
     sped_up,
 )
 from finwait.agent.policy_file import Policy, parse_policy
+from finwait.agent.policy_steps import charge_of, in_portions, in_units, only, subject_of
 from finwait.agent.policy_told import PolicyActions, PolicyBudget, PolicyRuleStatus, PolicyStatus
+from finwait.agent.standings import UNJUDGED, beginnings, standings
 from finwait.errors import FinwaitError, Gap, Refused
 from finwait.remedy.outcome import Outcome
 from finwait.remedy.plan import Plan, Step
@@ -53,13 +56,10 @@ if TYPE_CHECKING:
     from finwait.agent.verdict import DiagnosedLook, Filters
     from finwait.uapi.cluster import ClusterNames
 
-__all__ = ["Policing", "PolicyHands", "PolicyMark", "standings", "unexpected"]
+__all__ = ["Policing", "PolicyHands", "PolicyMark", "unexpected"]
 
-_STANDING_MOST: Final = 5000
-"""Connections that are decided on at a time, the oldest ones."""
 _PLANNED_MOST: Final = 400
 """Connections that are planned for at a time: more than a budget allows, for some belong together."""
-_PORTION: Final = 10
 _RECENT_MOST: Final = 20
 _OPENINGS_KEPT_S: Final = 7200.0
 _REHEARSED_MOST: Final = 20_000
@@ -89,6 +89,7 @@ class PolicyMark(msgspec.Struct, frozen=True):
     subject: tuple[int, str]
     """Namespace and cookie of what was chosen: the act may be done at the other end."""
     boot_ns: int
+    """When it was written down."""
     reached: tuple[str, ...] = ()
     """Other workloads, where it is done at the other end; their pods too, as ``pod/UID``."""
     pod: str = ""
@@ -136,8 +137,19 @@ class PolicyHands(Protocol):
             FinwaitError: the look failed.
         """
 
-    def act(self, plan: Plan, marks: Mapping[SocketKey, PolicyMark], into: dict[int, Outcome]) -> bool:
+    def now(self) -> Instant:
+        """Return the time."""
+
+    def act(
+        self,
+        plan: Plan,
+        marks: Mapping[SocketKey, PolicyMark],
+        into: dict[int, Outcome],
+        may: Callable[[PolicyMark, Instant], bool],
+    ) -> bool:
         """Do what a plan says; ``into`` takes what came of each step. Return whether it came to its end.
+
+        ``may`` is asked when an act is written down; what it forbids is `Refused` by the guard ``window``.
 
         Raises:
             FinwaitError: the journal could not be written, or something cannot be done here.
@@ -199,6 +211,8 @@ class Policing:
         self._stops: dict[tuple[str, str], float] = {}
         self._decision = Decision((), (), ())
         self._guarded: Counter[tuple[str, str]] = Counter()
+        self._kept: frozenset[SocketKey] = frozenset()
+        self._beyond: Counter[tuple[str, str]] = Counter()
         self._halted: Halt = "no-act" if no_act else ""
         self._unread = False
         self._said_file = ""
@@ -297,8 +311,8 @@ class Policing:
         self._halted = "no-act" if self._no_act else "kill-switch" if self._hands.killed() else ""
         self._halted = self._halted or ("error" if self._unread else "")
         self._trouble = ""
-        rows = standings(book, look, policy, now)
-        began = _beginnings(book)
+        rows, self._beyond = standings(book, look, policy, now)
+        began = beginnings(book)
         self._called.learn(book.causes)
         try:
             if policy.mode != "act" or self._halted:
@@ -371,20 +385,20 @@ class Policing:
     def _planned(self, seen: _Look) -> tuple[Plan, dict[SocketKey, PolicyMark]]:
         """Return a plan within the budgets, and what is written down of each of its steps."""
         ledger = Ledger(self._policy, seen.acts, seen.held, seen.now, self._boot, self._called.names)
-        choices = {choice.standing.key: choice for choice in seen.decision.eligible[:_PLANNED_MOST]}
+        choices = {choice.standing.key: choice for choice in self._turn(seen.decision)}
         marks: dict[SocketKey, PolicyMark] = {}
 
         def admit(units: Sequence[Sequence[Step]]) -> list[Step]:
             admitted: list[Step] = []
             order = {key: k for k, key in enumerate(choices)}
-            for unit in sorted(units, key=lambda unit: min(order[_subject(step)] for step in unit)):
-                charges = [_charge(step, choices[_subject(step)], seen.began) for step in unit]
+            for unit in sorted(units, key=lambda unit: min(order[subject_of(step)] for step in unit)):
+                charges = [charge_of(step, choices[subject_of(step)], seen.began) for step in unit]
                 if ledger.take_whole(charges) is not None:
                     continue
                 admitted += unit
                 for step, charge in zip(unit, charges, strict=True):
                     marks[step.netns, int(step.cookie, 16)] = self._mark(
-                        step, choices[_subject(step)], charge, seen.now
+                        step, choices[subject_of(step)], charge, seen.now
                     )
             return admitted
 
@@ -392,8 +406,17 @@ class Policing:
         for entry in plan.left:
             choice = choices[entry.end.netns, int(entry.end.cookie, 16)]
             self._guarded[choice.rule.name, entry.guard] += 1
+        self._kept = frozenset((entry.end.netns, int(entry.end.cookie, 16)) for entry in plan.left)
         self._admitted = Counter(mark.rule for mark in marks.values())
         return plan, marks
+
+    def _turn(self, decision: Decision) -> list[Chosen]:
+        """Return what is planned for: what is within the budgets first, and what guards kept the last time last."""
+        within = {choice.standing.key for choice in decision.chosen}
+        return sorted(
+            decision.eligible,
+            key=lambda choice: (choice.standing.key in self._kept, choice.standing.key not in within),
+        )[:_PLANNED_MOST]
 
     def _mark(self, step: Step, choice: Chosen, charge: Charge, now: Instant) -> PolicyMark:
         return PolicyMark(
@@ -416,18 +439,66 @@ class Policing:
         if plan.refused:
             self._refused(plan, marks)
             return
-        for part in _portions(plan.steps):
+        taken: list[Charge] = []
+        for part in in_portions(plan.steps):
             if self._hands.killed():
                 self._halted = "kill-switch"
                 return
             outcomes: dict[int, Outcome] = {}
-            portion = _only(plan, part)
+            portion = only(plan, self._still_allowed(part, marks, seen, taken))
+            if not portion.steps:
+                continue
             try:
-                finished = self._hands.act(portion, marks, outcomes)
+                finished = self._hands.act(portion, marks, outcomes, self._open_at)
+            except Refused as error:
+                if error.guard != "window":
+                    raise
+                self._leave(portion.steps, marks, "window")
+                continue
             finally:
-                self._note(outcomes.values(), marks, seen.now)
+                self._note(outcomes.values(), marks, self._hands.now())
             if not finished or any(map(unexpected, outcomes.values())):
                 return
+
+    def _open_at(self, mark: PolicyMark, now: Instant) -> bool:
+        """Return whether a window of an act's rule is open."""
+        return any(rule.name == mark.rule and rule.open_at(now.wall_ns) for rule in self._policy.rules)
+
+    def _still_allowed(
+        self, part: Sequence[Step], marks: Mapping[SocketKey, PolicyMark], seen: _Look, taken: list[Charge]
+    ) -> list[Step]:
+        """Return which steps windows and budgets allow now: a plan takes its time. What is a whole stays one.
+
+        Args:
+            part: of the plan.
+            marks: what is written down of each.
+            seen: what was decided.
+            taken: what this look has done; what is allowed now is added.
+        """
+        now = self._hands.now()
+        self._acts = self._hands.past()
+        ledger = Ledger(self._policy, self._acts, seen.held, now, self._boot, self._called.names)
+        ledger.took(taken)
+        allowed: list[Step] = []
+        for unit in in_units(part):
+            own = [marks[step.netns, int(step.cookie, 16)] for step in unit]
+            charges = [Charge(m.rule, m.workload, m.processes, m.reached, m.pod) for m in own]
+            by: SparedBy | None = None if all(self._open_at(mark, now) for mark in own) else "window"
+            by = by or ledger.take_whole(charges)
+            if by is not None:
+                self._leave(unit, marks, by)
+                continue
+            allowed += unit
+            taken += charges
+        return allowed
+
+    def _leave(self, steps: Sequence[Step], marks: Mapping[SocketKey, PolicyMark], by: SparedBy) -> None:
+        """Count what was planned and is not allowed any more."""
+        for step in steps:
+            rule = marks[step.netns, int(step.cookie, 16)].rule
+            self._beyond[rule, by] += 1
+            if self._admitted is not None:
+                self._admitted[rule] -= 1
 
     def _refused(self, plan: Plan, marks: Mapping[SocketKey, PolicyMark]) -> None:
         for step in plan.steps:
@@ -455,10 +526,13 @@ class Policing:
         if plan.refused:
             self._refused(plan, marks)
             return
-        rows = []
+        rows, now = [], self._hands.now()
         for step in plan.steps:
-            mark, now = marks[step.netns, int(step.cookie, 16)], seen.now
-            subject = _subject(step)
+            mark = marks[step.netns, int(step.cookie, 16)]
+            if not self._open_at(mark, now):
+                self._leave([step], marks, "window")
+                continue
+            subject = subject_of(step)
             self._counts[mark.name, mark.rule, "would"] += 1
             self._recent.appendleft(_act_text(mark, step, "would be done", now))
             self._rehearsed.insert(
@@ -523,13 +597,22 @@ class Policing:
         return Ledger(policy, acts, {}, now, self._boot).remaining
 
     def gaps(self, names: ClusterNames | None) -> tuple[Gap, ...]:
-        """Return which rules select by names of a cluster that are not known: they select nothing.
+        """Return what rules select and do not judge, and which select by unknown names of a cluster: nothing.
 
         Args:
             names: what is known of the cluster that is followed; None where none is.
         """
         gaps = []
         for rule in self._policy.rules:
+            if beyond := self._beyond[rule.name, UNJUDGED]:
+                noun = "connection that it selects" if beyond == 1 else "connections that it selects"
+                gaps.append(
+                    Gap(
+                        f"policy rule `{rule.name}`",
+                        f"judge {beyond} {noun}",
+                        "a narrower `where`, or fewer of them",
+                    )
+                )
             asked = sorted({name for f in rule.filters for name in f.needs} & _OF_CLUSTER.keys())
             listed = names.as_of.keys() if names is not None else ()
             if missing := [name for name in asked if any(part not in listed for part in _OF_CLUSTER[name])]:
@@ -544,7 +627,8 @@ class Policing:
     def status(self, now: Instant) -> PolicyStatus:
         """Return how the policy is."""
         decision, stops = self._decision, self._stops
-        spared = Counter((entry.rule, entry.by) for entry in decision.spared)
+        spared: Counter[tuple[str, str]] = Counter((entry.rule, entry.by) for entry in decision.spared)
+        spared += self._beyond
         chosen = self._admitted  # of a plan, those that guards let pass
         if chosen is None:
             chosen = Counter(choice.rule.name for choice in decision.chosen)
@@ -567,104 +651,6 @@ class Policing:
             ],
             recent=list(self._recent),
         )
-
-
-def standings(book: Book, look: DiagnosedLook, policy: Policy, now: Instant) -> list[Standing]:
-    """Return the connections that rules of a policy may be about, the oldest first, as the last diagnosis saw them."""
-    findings = frozenset[str]().union(*(rule.findings for rule in policy.rules))
-    causes = book.causes
-    named = np.array([cause.rule in findings for cause in causes], np.bool_)
-    names = (
-        "cookie",
-        "netns",
-        "state",
-        "latest",
-        "cause",
-        "verdicts",
-        "diagnosed",
-        "missing",
-        "restored",
-    )
-    cookie, netns, state, latest, number, verdicts, diagnosed, missing, restored = book.columns(*names)
-    rows = np.flatnonzero(named[number] & diagnosed & ~missing & ~restored)
-    rows = rows[np.argsort(latest[rows], kind="stable")][:_STANDING_MOST]
-    result = []
-    for k in rows.tolist():
-        cause, key = causes[int(number[k])], (int(netns[k]), int(cookie[k]))
-        result.append(
-            Standing(
-                netns=key[0],
-                cookie=key[1],
-                state=int(state[k]),
-                finding=cause.rule,
-                certain=cause.confidence == "certain" and cause.severity != "healthy",
-                age_s=max(0, now.boot_ns - int(latest[k])) / 1e9,
-                verdicts=int(verdicts[k]),
-                workload=cause.workload,
-                processes=((cause.pid, cause.started_ms), *(cause.others or ())) if cause.pid else (),
-                holders_known=cause.holder != "?" and cause.others is not None,
-                selected=frozenset(
-                    rule.name
-                    for rule in policy.rules
-                    if not rule.filters or key in look.selected.get(rule.name, ())
-                ),
-                pod=cause.pod,
-                left_alone="excluded"
-                if key in look.left_alone.get("excluded", ())
-                else "unnamed"
-                if key in look.left_alone.get("unnamed", ())
-                else "",
-            )
-        )
-    return result
-
-
-def _beginnings(book: Book) -> dict[int, tuple[int, tuple[str, ...]]]:
-    """Return when processes that hold connections began, and what their workload and their pod are called."""
-    began: dict[int, tuple[int, tuple[str, ...]]] = {}
-    for cause in book.causes:
-        for pid, started_ms in cause.others or ():
-            began.setdefault(pid, (started_ms, ()))
-    for cause in book.causes:
-        if cause.pid:
-            pod = (f"pod/{cause.pod}",) if cause.pod else ()
-            began[cause.pid] = cause.started_ms, (*filter(None, (cause.workload,)), *pod)
-    return began
-
-
-def _subject(step: Step) -> SocketKey:
-    """Return what a step is for: the end that was chosen, where it is done at the other one."""
-    end = step.selected or step
-    return end.netns, int(end.cookie, 16)
-
-
-def _charge(step: Step, choice: Chosen, began: Mapping[int, tuple[int, tuple[str, ...]]]) -> Charge:
-    """Return what a step takes from budgets: also of who holds the end where it is done."""
-    own = choice.standing
-    others = {pid: comm for pid, _, comm in step.holders if pid not in dict(own.processes)}
-    known = {pid: began.get(pid, (-1, ())) for pid in sorted(others)}
-    more = tuple((pid, started_ms) for pid, (started_ms, _) in known.items())
-    reached = {name for pid, (_, names) in known.items() for name in names or (others[pid],)}
-    reached -= {own.workload, f"pod/{own.pod}"}
-    return Charge(
-        choice.rule.name, own.workload, (*own.processes, *more), tuple(sorted(reached)), pod=own.pod
-    )
-
-
-def _portions(steps: Sequence[Step]) -> list[list[Step]]:
-    """Return steps in portions; what is done as a whole is in one."""
-    portions: list[list[Step]] = []
-    for step in sorted(steps, key=lambda step: step.pair):
-        if portions and (len(portions[-1]) < _PORTION or (step.pair and step.pair == portions[-1][-1].pair)):
-            portions[-1].append(step)
-        else:
-            portions.append([step])
-    return portions
-
-
-def _only(plan: Plan, steps: Sequence[Step]) -> Plan:
-    """Return a plan of which only these steps remain."""
-    return msgspec.structs.replace(plan, steps=tuple(steps))
 
 
 def _connection(step: Step) -> str:

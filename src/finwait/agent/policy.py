@@ -294,6 +294,14 @@ class Ledger:
         for pid, _ in charge.processes:
             self._taken[pid] += n
 
+    def took(self, charges: Iterable[Charge]) -> None:
+        """Note what this look has done already, where the former acts have it too."""
+        for charge in charges:
+            for scope in ("", charge.rule):
+                self._look[scope] += 1
+            for pid, _ in charge.processes:
+                self._taken[pid] += 1
+
     def take_whole(self, charges: Sequence[Charge]) -> BudgetName | None:
         """Enter several acts, or none; return the budget that refuses one of them, or None."""
         for k, charge in enumerate(charges):

@@ -48,7 +48,13 @@ _LONGEST: Final = "366d"
 
 PolicyMode = Literal["observe", "dry-run", "act"]
 
-_Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+_Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        extra={"expects": "it must be 1 to 63 lower case letters, digits and `-`, and not begin with `-`"},
+    ),
+]
 _Most = Annotated[int, Meta(ge=0, le=5000)]
 _AtOnce = Annotated[int, Meta(ge=0, le=500)]
 
@@ -106,7 +112,11 @@ class RuleTable(
     """Which connections are ended, how, and how many."""
 
     name: Annotated[
-        _Name, Meta(description="What the journal and the metrics call it: lower case letters, digits, `-`.")
+        _Name,
+        Meta(
+            description="What the journal and the metrics call it: 1 to 63 lower case letters, digits and `-`; no `-` "
+            "first."
+        ),
     ]
     findings: Annotated[
         tuple[str, ...],
@@ -176,9 +186,13 @@ class RuleTable(
 class PolicyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"except_": "except"}):
     """What the agent may do by itself."""
 
-    name: Annotated[_Name, Meta(description="The journal says `policy NAME` of each of its acts.")] = (
-        "default"
-    )
+    name: Annotated[
+        _Name,
+        Meta(
+            description="The journal says `policy NAME` of each of its acts. 1 to 63 lower case letters, digits "
+            "and `-`; no `-` first."
+        ),
+    ] = "default"
     mode: Annotated[
         PolicyMode,
         Meta(

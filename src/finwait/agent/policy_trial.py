@@ -2,31 +2,43 @@
 
 Time is gone through in steps, as diagnoses would have come; what is acted on is gone afterwards, and counts against the
 budgets. The history knows less than a look: what it cannot tell is said (`TRIAL_GAPS`) and assumed to speak for an act,
-so the result is the most that the policy would have done.
+so the result is the most that the policy would have done, among what was judged. What a rule does not select takes
+nobody's place; what it selects and is too much to be judged is counted, and the result says so first.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from finwait.agent.episodes import Episode, Instant
 from finwait.agent.policy import PastAct, SparedBy, Standing, decide
-from finwait.agent.policy_file import Policy
+from finwait.agent.policy_file import Policy, PolicyRule
+from finwait.agent.standings import first_in_turn
 from finwait.agent.telling import chosen, spared_text
 from finwait.errors import FilterError, Gap
 from finwait.table.units import duration_text, printable
 from finwait.uapi import tcp
 
-__all__ = ["TRIAL_GAPS", "PolicyTrial", "TrialAct", "trial", "trial_json", "trial_lines"]
+__all__ = [
+    "TRIAL_GAPS", "PolicyTrial", "Selection", "TrialAct", "selected", "trial", "trial_json", "trial_lines",
+]  # fmt: skip
 
 _STEP_NS: Final = 120_000_000_000
 _STEPS_MOST: Final = 1440
 _STANDING_MOST: Final = 2000
+"""Connections that are judged at a time, of each rule."""
+_SELECTED_MOST: Final = 100_000
+_FOREVER: Final = 1 << 62
+_JUDGED: Final = -2
+_UNJUDGED: Final = -1
+_REASONS: Final[Sequence[SparedBy]] = ("state", "not-certain", "holder-unknown", "young")
 _HISTORY: Final = "the history"
 _DRY_RUN: Final = '`mode = "dry-run"`'
 TRIAL_GAPS: Final = (
@@ -65,6 +77,8 @@ class PolicyTrial(Struct, frozen=True):
     """Rule → what kept it at the end from connections that it is about → how many."""
     stopped: Mapping[str, Mapping[str, int]]
     """Rule → budget → in how many looks it had nothing left."""
+    unjudged: Mapping[str, int]
+    """Rule → connections that it selects and that were not judged in some look, for they were too many."""
     looks: int
     gaps: tuple[Gap, ...]
 
@@ -72,43 +86,98 @@ class PolicyTrial(Struct, frozen=True):
 _BUDGETS: Final[tuple[SparedBy, ...]] = ("look", "ten_minutes", "day", "process", "workload")
 
 
-def trial(
+class Selection(Struct, frozen=True):
+    """The episodes that a policy is about."""
+
+    episodes: tuple[Episode, ...]
+    """Those that were seen first come first."""
+    rules: tuple[int, ...]
+    """Which rule each is of, by its place in the policy."""
+    beyond: Mapping[str, int]
+    """Rule → how many more there are."""
+    gaps: tuple[Gap, ...]
+    """What the history cannot judge."""
+
+
+def selected(
     policy: Policy,
-    episodes: Sequence[Episode],
-    *,
-    since_ns: int,
-    until_ns: int,
+    batches: Iterable[Sequence[Episode]],
     names: Mapping[tuple[str, int], Sequence[str]] | None = None,
-) -> PolicyTrial:
+    *,
+    most: int = _SELECTED_MOST,
+) -> Selection:
+    """Return the episodes that rules of a policy select.
+
+    Args:
+        policy: the policy.
+        batches: episodes, some at a time; those that may be too many come last.
+        names: of network namespaces.
+        most: how many to keep.
+    """
+    rules, gaps = _judgeable(policy)
+    kept = list[tuple[Episode, int]]()
+    beyond = Counter[str]()
+    for batch in batches:
+        rest: Sequence[Episode] = batch
+        for k, rule in rules:
+            hits: Sequence[Episode] = [e for e in rest if e.cause.rule in rule.findings]
+            for row_filter in rule.filters:
+                hits = chosen(row_filter, hits, 0, "", names or {}, sole_holder=True)
+            own = set(map(id, hits))
+            rest = [e for e in rest if id(e) not in own]
+            room = max(0, most - len(kept))
+            kept += [(e, k) for e in hits[:room]]
+            if len(hits) > room:
+                beyond[rule.name] += len(hits) - room
+    kept.sort(key=lambda entry: (entry[0].first.wall_ns, entry[0].cookie))
+    return Selection(tuple(e for e, _ in kept), tuple(k for _, k in kept), beyond, tuple(gaps))
+
+
+def _judgeable(policy: Policy) -> tuple[list[tuple[int, PolicyRule]], list[Gap]]:
+    """Return the rules whose FILTERs the history can judge, and what of the others it does not keep."""
+    rules, gaps = [], []
+    for k, rule in enumerate(policy.rules):
+        try:
+            for row_filter in rule.filters:
+                chosen(row_filter, (), 0, "")
+        except FilterError as error:
+            gaps.append(
+                Gap(
+                    f"rule {rule.name}",
+                    f"judge `{error.text}`: {error.message}",
+                    "a FILTER that the history can judge",
+                )
+            )
+            continue
+        rules.append((k, rule))
+    return rules, gaps
+
+
+def trial(policy: Policy, about: Selection, *, since_ns: int, until_ns: int) -> PolicyTrial:
     """Return what a policy would have done.
 
     Args:
         policy: the policy; its mode is not looked at.
-        episodes: those that lasted at some time since then.
+        about: the episodes that it is about and that lasted at some time since then.
         since_ns: nanoseconds since 1970.
         until_ns: until when they are known to have lasted, where they have no end.
-        names: of network namespaces.
     """
-    findings = frozenset[str]().union(*(rule.findings for rule in policy.rules))
-    kept = sorted(
-        (e for e in episodes if e.cause.rule in findings), key=lambda e: (e.first.wall_ns, e.cookie)
-    )
-    selected, gaps = _selected(policy, kept, names or {})
-    held = {pid: 1 << 30 for e in kept for pid in (e.cause.pid,)}
+    kept = about.episodes
+    held = {e.cause.pid: 1 << 30 for e in kept}
     step_ns = max(_STEP_NS, (until_ns - since_ns) // _STEPS_MOST)
     acts, past = list[TrialAct](), list[PastAct]()
-    done = set[int]()
+    present = _Present(policy, about)
     last: dict[int, tuple[str, SparedBy]] = {}
     stopped: dict[str, Counter[str]] = {rule.name: Counter() for rule in policy.rules}
     looks = 0
     for now_ns in range(since_ns, until_ns + 1, step_ns):
         looks += 1
-        present = [
-            k for k, e in enumerate(kept) if k not in done and _lasts(e, now_ns)
-        ][:_STANDING_MOST]  # fmt: skip
-        standings = {k: _standing(kept[k], k, now_ns, selected[k]) for k in present}
+        standings = [
+            _standing(kept[k], k, now_ns, frozenset({policy.rules[about.rules[k]].name}))
+            for k in present.at(now_ns)
+        ]
         now = Instant(now_ns, now_ns)
-        decision = decide(policy, standings.values(), past, held=held, now=now, boot="trial")
+        decision = decide(policy, standings, past, held=held, now=now, boot="trial")
         for choice in decision.chosen:
             k = choice.standing.cookie
             acts.append(TrialAct(now_ns, choice.rule.name, choice.means[0], kept[k], choice.standing.age_s))
@@ -118,20 +187,94 @@ def trial(
                     choice.means[0], pod=choice.standing.pod,
                 )
             )  # fmt: skip
-            done.add(k)
             last.pop(k, None)
+        present.over([choice.standing.cookie for choice in decision.chosen])
         for budget, rule in {(s.by, s.rule) for s in decision.spared}:
             if budget in _BUDGETS:
                 stopped[rule][budget] += 1
         last |= {entry.standing.cookie: (entry.rule, entry.by) for entry in decision.spared}
     spared: dict[str, Counter[str]] = {rule.name: Counter() for rule in policy.rules}
-    for rule, by in last.values():
+    for rule, by in (*last.values(), *present.spared(last)):
         spared[rule][by] += 1
-    return PolicyTrial(policy, tuple(acts), spared, stopped, looks, (*gaps, *TRIAL_GAPS))
+    unjudged = present.unjudged(about.beyond)
+    gaps = (*about.gaps, *_unjudged_gaps(unjudged), *TRIAL_GAPS)
+    return PolicyTrial(policy, tuple(acts), spared, stopped, unjudged, looks, gaps)
 
 
-def _lasts(e: Episode, now_ns: int) -> bool:
-    return e.first.wall_ns <= now_ns and (e.ended is None or e.ended.wall_ns > now_ns)
+class _Present:
+    """Which episodes are judged at a time.
+
+    Args:
+        policy: the policy.
+        about: the episodes.
+    """
+
+    def __init__(self, policy: Policy, about: Selection) -> None:
+        kept = about.episodes
+        self._policy = policy
+        self._first = np.array([e.first.wall_ns for e in kept], np.int64)
+        self._known_ns = np.array([max(0, e.first.boot_ns - e.latest_ns) for e in kept], np.int64)
+        self._until = np.array([_FOREVER if e.ended is None else e.ended.wall_ns for e in kept], np.int64)
+        self._rule = np.array(about.rules, np.int64)
+        numbers: dict[object, int] = {}
+        self._cause = np.array([numbers.setdefault(e.cause, len(numbers)) for e in kept], np.int64)
+        never = [
+            [not tcp.CLOSING_STATES >> e.state & 1 for e in kept],
+            [e.cause.confidence != "certain" or e.cause.severity == "healthy" for e in kept],
+            [e.cause.holder == "?" for e in kept],
+        ]
+        self._never = np.array(never, np.bool_)
+        self._left_out = np.full(len(kept), _JUDGED, np.int64)
+
+    def at(self, now_ns: int) -> list[int]:
+        """Return those that are judged at a time; of the others it is noted what speaks against them."""
+        rows = np.flatnonzero((self._first <= now_ns) & (self._until > now_ns))
+        judged = list[NDArray[np.int64]]()
+        for k, rule in enumerate(self._policy.rules):
+            own = rows[self._rule[rows] == k]
+            young = now_ns - self._first[own] + self._known_ns[own] < int(rule.min_age_s * 1e9)
+            against = np.select([*self._never[:, own], young], list(range(len(_REASONS))), _UNJUDGED)
+            kept = first_in_turn(self._cause[own], against != _UNJUDGED, _STANDING_MOST)
+            judged.append(own[kept])
+            out, why = own[~kept], against[~kept]
+            self._left_out[out] = np.where(self._left_out[out] == _UNJUDGED, _UNJUDGED, why)
+        return [k for part in judged for k in part.tolist()]
+
+    def over(self, places: Collection[int]) -> None:
+        """Take what was acted on for ended."""
+        self._until[list(places)] = 0
+
+    def spared(self, counted: Collection[int]) -> Iterator[tuple[str, SparedBy]]:
+        """Give the rule of each that was always left out, but for those that are told already, and why."""
+        for k in np.flatnonzero((self._left_out >= 0) & (self._until > 0)).tolist():
+            if k not in counted:
+                yield self._policy.rules[int(self._rule[k])].name, _REASONS[int(self._left_out[k])]
+
+    def unjudged(self, beyond: Mapping[str, int]) -> dict[str, int]:
+        """Return by rule how many of them were not judged at some time, and what there was beyond them."""
+        out = (self._left_out == _UNJUDGED) & (self._until > 0)
+        counts = {
+            rule.name: int(np.count_nonzero(out & (self._rule == k))) + beyond.get(rule.name, 0)
+            for k, rule in enumerate(self._policy.rules)
+        }
+        return {name: n for name, n in counts.items() if n}
+
+
+def _unjudged_gaps(unjudged: Mapping[str, int]) -> list[Gap]:
+    doing = "judge in each look all that it selects: {}, too many at a time"
+    needs = "a shorter `--since`, or a narrower `where`"
+    return [
+        Gap(
+            f"rule {name}",
+            doing.format(_connections(n) + (" was" if n == 1 else " were") + " left out"),
+            needs,
+        )
+        for name, n in unjudged.items()
+    ]
+
+
+def _connections(n: int) -> str:
+    return f"{n} connection" if n == 1 else f"{n} connections"
 
 
 def _standing(e: Episode, number: int, now_ns: int, selected: frozenset[str]) -> Standing:
@@ -151,32 +294,6 @@ def _standing(e: Episode, number: int, now_ns: int, selected: frozenset[str]) ->
         selected=selected,
         pod=cause.pod,
     )
-
-
-def _selected(
-    policy: Policy, episodes: Sequence[Episode], names: Mapping[tuple[str, int], Sequence[str]]
-) -> tuple[list[frozenset[str]], list[Gap]]:
-    """Return which rules let each episode pass, and what the history does not keep of what they ask."""
-    passed: list[set[str]] = [set() for _ in episodes]
-    place = {id(e): k for k, e in enumerate(episodes)}
-    gaps = []
-    for rule in policy.rules:
-        hits: Iterable[Episode] = episodes
-        try:
-            for row_filter in rule.filters:
-                hits = chosen(row_filter, list(hits), 0, "", names, sole_holder=True)
-        except FilterError as error:
-            gaps.append(
-                Gap(
-                    f"rule {rule.name}",
-                    f"judge `{error.text}`: {error.message}",
-                    "a FILTER that the history can judge",
-                )
-            )
-            continue
-        for e in hits:
-            passed[place[id(e)]].add(rule.name)
-    return [frozenset(several) for several in passed], gaps
 
 
 def _when(ns: int) -> str:
@@ -200,11 +317,12 @@ def trial_lines(result: PolicyTrial) -> Iterator[str]:
             yield (
                 "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
             )
-    noun = "connection" if len(result.acts) == 1 else "connections"
-    yield f"policy `{result.policy.name}` would have acted on {len(result.acts)} {noun} in {result.looks} looks\n"
+    yield _headline(result)
     for rule in result.policy.rules:
         n = sum(act.rule == rule.name for act in result.acts)
         yield f"rule {rule.name}: {n} acted on"
+        if beyond := result.unjudged.get(rule.name, 0):
+            yield f"; not judged in some looks: {beyond}"
         if spared := spared_text(result.spared[rule.name]):
             yield f"; left alone at the end, {spared}"
         if stopped := ", ".join(
@@ -212,6 +330,16 @@ def trial_lines(result: PolicyTrial) -> Iterator[str]:
         ):
             yield f"; budgets that were used up: {stopped}"
         yield "\n"
+
+
+def _headline(result: PolicyTrial) -> str:
+    """Return the total; where not everything was judged, none is no result."""
+    name, n = result.policy.name, sum(result.unjudged.values())
+    beyond = f"{_connections(n)} {'was' if n == 1 else 'were'} not judged in some looks"
+    if n and not result.acts:
+        return f"policy `{name}`: whether it would have acted is unknown: {beyond}\n"
+    among = f", among those that were judged; {beyond}" if n else ""
+    return f"policy `{name}` would have acted on {_connections(len(result.acts))} in {result.looks} looks{among}\n"
 
 
 def trial_json(result: PolicyTrial) -> dict[str, Any]:
@@ -243,6 +371,7 @@ def trial_json(result: PolicyTrial) -> dict[str, Any]:
                 "acted": sum(act.rule == rule.name for act in result.acts),
                 "spared": dict(result.spared[rule.name]),
                 "budgets_used_up": dict(result.stopped[rule.name]),
+                "unjudged": result.unjudged.get(rule.name, 0),
             }
             for rule in result.policy.rules
         ],

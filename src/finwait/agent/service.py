@@ -553,16 +553,18 @@ def run(options: AgentOptions) -> int:
         def serve(own_end: socket.socket, pulse: Pulse | None = None) -> None:
             answering.serve(own_end, idle_s=None, pulse=pulse)
 
+        serving: list[FaceProcess | ServeSocket] = []
         if options.serve_socket and not options.once:
-            stack.enter_context(ServeSocket(serve, options.serve_socket))
+            serving.append(stack.enter_context(ServeSocket(serve, options.serve_socket)))
         if options.listen:
             face = FaceProcess(
                 serve, options.listen, options.token, options.interval_s, lock, tls=options.tls
             )
             stack.callback(face.end)
             face.start()
+            serving.append(face)
         try:
-            if _rounds(looker, signals, options, face, remembering, policing) and options.once:
+            if _rounds(looker, signals, options, face, serving, remembering, policing) and options.once:
                 status = 1
         except _Ended:
             pass
@@ -643,6 +645,7 @@ def _rounds(
     signals: _Signals,
     options: AgentOptions,
     face: FaceProcess | None,
+    serving: Sequence[FaceProcess | ServeSocket],
     remembering: _Remembering,
     policing: Policing | None,
 ) -> bool:
@@ -667,16 +670,18 @@ def _rounds(
         notify("WATCHDOG=1")
         if options.textfile and looker.picture is not None:
             picture = _with_config(looker.picture, options.configured)
-            textfile_failed = not write_textfile(options.textfile, picture, quiet=textfile_failed)
+            unwritten = write_textfile(options.textfile, picture, quiet=textfile_failed)
+            textfile_failed = unwritten is not None
+            looker.note_gaps("textfile", () if unwritten is None else (unwritten,))
         now_said = looker.status.store_said if looker.status is not None else ""
         if now_said != statement:
             say(f"the history: {now_said or 'it is written again'}; looking goes on")
         statement = now_said
         if options.once and looker.finished:
             break
-        if face is not None:
-            face.check()
-            looker.note_gaps("page", face.gaps)
+        for each in serving:
+            each.check()
+        looker.note_gaps("page", tuple(gap for each in serving for gap in each.gaps))
         signals.wait(min(rest, 1.0) if options.once else rest)
     return textfile_failed
 

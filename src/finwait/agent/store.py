@@ -61,6 +61,7 @@ from finwait.agent.history_file import (
     errno_of,
     file_at,
     harm,
+    hint_of,
     put_aside,
     store_path,
     whose,
@@ -152,7 +153,7 @@ class Store(HistoryRows):
             if not state_files.check(self.path, "the history", make=not self._read_only):
                 raise StoreError(errno.ENOENT, doing, hint="`finwait agent` writes it")
         except OSError as error:
-            raise StoreError(error.errno or errno.EIO, doing) from error
+            raise StoreError(error.errno or errno.EIO, doing, hint=hint_of(error)) from error
         try:
             self._connect()
             self._refuse_foreign()
@@ -163,7 +164,8 @@ class Store(HistoryRows):
         except sqlite3.DatabaseError as error:
             if self._read_only or isinstance(error, sqlite3.OperationalError):
                 self.close()
-                raise StoreError(errno_of(error), doing, reason=str(error)) from error
+                reason = " ".join(str(error).split())
+                raise StoreError(errno_of(error), doing, reason=reason, hint=hint_of(error)) from error
             self._put_aside()  # it is no database
             self._connect()
             self._prepare()
@@ -320,7 +322,7 @@ class Store(HistoryRows):
         """See whether others read what is written, and begin a new file if not; what can be read goes into it."""
         whole = self._clock() >= self._whole_at
         began = time.monotonic()
-        reason = harm(self.path, self._base, whole=whole)
+        reason = " ".join(harm(self.path, self._base, whole=whole).split())  # SQLite breaks lines
         if whole:  # within a thousandth of a processor
             self._whole_at = self._clock() + max(_RETRY_S, 1000 * (time.monotonic() - began))
         if not reason:

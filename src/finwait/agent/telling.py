@@ -112,18 +112,23 @@ def nobody_since(
     *,
     runs: bool | None = None,
 ) -> Gap | None:
-    """Return that nobody looks any more; None while an agent does.
+    """Return that later looks are not in the history; None while an agent writes them there.
 
     Args:
-        last: ``round`` of the history's ``meta``: when the agent looked last.
+        last: ``round`` of the history's ``meta``: when the agent looked last, as far as it could write that.
         looker: ``looker`` of it: its interval in seconds.
         now: the time.
         boot: id of this boot.
-        runs: whether an agent runs; None where that cannot be told. One that runs may hang.
+        runs: whether an agent runs; None where that cannot be told. One that runs may hang, or be unable to write.
     """
     looker, start = looker or {}, "`finwait agent` running"
+    if runs:
+        start = "what `finwait agent status` says of the history"
     if last is None:
-        return Gap("this machine", "tell when an agent looked last", start)
+        doing = (
+            "an agent runs, and has written nothing" if runs else "when an agent looked last is not written"
+        )
+        return Gap("this machine", f"tell when an agent looked last: {doing}", start)
     when = when_text(int(last["wall_ns"]))
     if last.get("boot") != boot:
         ago = "before the machine was started"
@@ -134,7 +139,12 @@ def nobody_since(
         ):
             return None
         ago = f"{duration_text(ago_ms)} ago"
-    return Gap("this machine", f"see what came later: nobody has looked since {when}, {ago}", start)
+    phrase = {
+        True: "an agent runs, but has written nothing since {}: it has just started, hangs, or cannot write",
+        False: "nobody has looked since {}",
+        None: "no look is written down since {}, and whether an agent runs is unknown",
+    }[runs]
+    return Gap("this machine", "see what came later: " + phrase.format(f"{when}, {ago}"), start)
 
 
 def story_of(e: Episode, stories: Stories, now_boot_ns: int, boot: str) -> list[StoryStep] | None:
@@ -500,7 +510,15 @@ def text_lines(
 
 
 def status_lines(status: Status) -> Iterator[str]:
-    """Return how the agent is, for people."""
+    """Return how the agent is, for people, each on a line, whatever it is called."""
+    for line in _status_parts(status):
+        yield f"{printable(line.removesuffix(_END))}\n"
+
+
+_END: Final = "\n"
+
+
+def _status_parts(status: Status) -> Iterator[str]:
     used = status.cpu_s / max(status.up_s, 1e-3)
     up = duration_text(int(1000 * status.up_s))
     yield f"agent      pid {status.pid}, version {status.version}, up {up}\n"
@@ -590,7 +608,7 @@ _SPARED: Final = {
     "window": "outside its windows", "cool-down": "cool-down", "unexpected": "cool-down after an unexpected result",
     "opening": "stopped, connections open faster", "look": "budget of a look", "ten_minutes": "budget of ten minutes",
     "day": "budget of a day", "process": "budget of the process", "workload": "budget of the workload",
-    "share": "share of the process",
+    "share": "share of the process", "unjudged": "not judged, too many at a time",
 }  # fmt: skip
 
 

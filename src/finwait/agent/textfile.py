@@ -1,23 +1,24 @@
 """The metrics as a file, which node_exporter's textfile collector reads.
 
 It is written beside and then put in place, so that nobody reads half of it. Where it cannot be written, the one of
-before stays: node_exporter goes on to tell it, so that it is old must be told elsewhere.
+before stays: node_exporter goes on to tell it. How old that is, is a gap of the agent's.
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 from finwait import files
 from finwait.agent.facing import say
 from finwait.agent.protocol import RoundPicture
-from finwait.errors import FinwaitError
+from finwait.errors import FinwaitError, Gap
 
 __all__ = ["write_textfile"]
 
 
-def write_textfile(directory: str, picture: RoundPicture, *, quiet: bool) -> bool:
-    """Write the metrics; return whether that succeeded.
+def write_textfile(directory: str, picture: RoundPicture, *, quiet: bool) -> Gap | None:
+    """Write the metrics; return what says that they could not be written, and of when those are that are there.
 
     Args:
         directory: where.
@@ -39,8 +40,19 @@ def write_textfile(directory: str, picture: RoundPicture, *, quiet: bool) -> boo
             os.close(new.fd)
             new.discard()
     except (OSError, FinwaitError) as error:
-        if not quiet:  # of an OSError the words alone: its path is relative to a folder
-            reason = error.strerror if isinstance(error, OSError) else error
+        # Of an OSError the words alone: its path is relative to a folder.
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        if not quiet:
             say(f"`{path}` cannot be written, looking goes on: {reason}")
-        return False
-    return True
+        return Gap(
+            f"`{path}`", f"write the metrics: {reason}; {_written(path)}", "a directory that can be written"
+        )
+    return None
+
+
+def _written(path: str) -> str:
+    try:
+        at_s = os.stat(path).st_mtime
+    except OSError:
+        return "none are there"
+    return f"those that are there were written at {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at_s))}"

@@ -108,32 +108,27 @@ def check(args: argparse.Namespace) -> int:
 
 def run_trial(args: argparse.Namespace) -> int:
     """Say what a policy would have done."""
-    import itertools
     import time
 
     from finwait.agent import policy_trial, telling
     from finwait.agent.episodes import Instant
     from finwait.agent.store import Store, agent_runs, store_path
-    from finwait.errors import Gap
     from finwait.kernel import procfs
     from finwait.report.shape import document, encoded
 
     policy = _read(args.file)
     now = Instant(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns())
-    since_ns, most = now.wall_ns - int(args.since * 1_000_000), 100_000
+    since_ns = now.wall_ns - int(args.since * 1_000_000)
     boot, path = procfs.facts().boot_id, store_path(args.state_dir)
     with Store(path, read_only=True) as store:
         last, looker = store.meta("round"), store.meta("looker")
-        episodes = list(itertools.islice(itertools.chain.from_iterable(store.batches(since_ns)), most + 1))
-        names = store.names()
+        findings = frozenset[str]().union(*(rule.findings for rule in policy.rules))
+        batches = store.batches(since_ns, rules=findings, open_first=True)
+        about = policy_trial.selected(policy, batches, store.names())
     until_ns = min(now.wall_ns, int(last["wall_ns"])) if last is not None else now.wall_ns
-    result = policy_trial.trial(
-        policy, episodes[:most], since_ns=since_ns, until_ns=max(since_ns, until_ns), names=names
-    )
+    result = policy_trial.trial(policy, about, since_ns=since_ns, until_ns=max(since_ns, until_ns))
     nobody = telling.nobody_since(last, looker, now, boot, runs=agent_runs(path.parent))
     gaps = [*((nobody,) if nobody is not None else ()), *telling.looker_gaps(looker), *result.gaps]
-    if len(episodes) > most:
-        gaps.append(Gap("the history", f"take more than {most} episodes", "a shorter `--since`"))
     if args.output == "json":
         options.write([encoded(document("PolicyTrial", policy_trial.trial_json(result), gaps))])
         return options.status(gaps)

@@ -37,6 +37,8 @@ class DeclaredKey(Struct, frozen=True):
     """The declaration of the table; None for a value."""
     unit: str
     expects: str
+    bounds: str = ""
+    """Between what a number must be, as words; empty where it may be any."""
 
     @property
     def many(self) -> bool:
@@ -73,12 +75,14 @@ class DeclaredKey(Struct, frozen=True):
         if self.choices:
             return "it must be one of " + ", ".join(f'"{choice}"' for choice in self.choices)
         if self.many:
-            return 'it must be a list of text: ["…", "…"]'
+            least = f", {self.bounds}" if self.bounds else ""
+            return f'it must be a list of text{least}: ["…", "…"]'
         if self._has(str):
             return 'it must be text in quotes: "…"'
         if self._has(bool):
             return "it must be true or false"
-        return "it must be a number" if self._has(float) else "it must be a whole number"
+        bounds = f", {self.bounds}" if self.bounds else ""
+        return f"it must be a number{bounds}" if self._has(float) else f"it must be a whole number{bounds}"
 
     def _has(self, kind: type) -> bool:
         return self.type is kind or kind in typing.get_args(self.type)
@@ -99,6 +103,18 @@ def _notes(hint: Any) -> tuple[Any, list[Meta]]:  # noqa: ANN401 - a type
 
 def _extra(notes: list[Meta], name: str) -> Any:  # noqa: ANN401 - whatever a declaration says
     return next((note.extra[name] for note in notes if note.extra and name in note.extra), None)
+
+
+_BOUNDS = (
+    ("ge", "at least {}"), ("gt", "more than {}"), ("le", "at most {}"), ("lt", "less than {}"),
+    ("min_length", "{} or more"), ("max_length", "{} at most"),
+)  # fmt: skip
+
+
+def _bounds(notes: list[Meta]) -> str:
+    """Return what limits a number, or how many a list has, in words."""
+    pairs = [(words, getattr(note, name)) for note in notes for name, words in _BOUNDS]
+    return " and ".join(words.format(limit) for words, limit in pairs if limit is not None)
 
 
 def table_of(hint: Any) -> type[msgspec.Struct] | None:  # noqa: ANN401 - a type
@@ -136,6 +152,7 @@ def declared_keys(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[Decl
             table=table,
             unit=_extra(notes, "unit") or "",
             expects=_extra(notes, "expects") or "",
+            bounds=_bounds(notes),
         )
         yield key
         if table is not None:

@@ -122,7 +122,7 @@ class TomlDocument:
         try:
             return msgspec.convert(_read(self.tables, kind, ""), kind, strict=True)
         except msgspec.ValidationError as error:
-            raise self.mistake(*_explained(str(error), tuple(declared_keys(kind)))) from None
+            raise self.mistake(*_explained(str(error), tuple(declared_keys(kind)), self.tables)) from None
         except _Unread as error:
             raise self.mistake(error.path, str(error)) from None
 
@@ -168,7 +168,7 @@ def _read(value: Any, hint: Any, path: str) -> Any:  # noqa: ANN401  # whatever 
     }
 
 
-def _explained(message: str, keys: tuple[DeclaredKey, ...]) -> tuple[str, str, str]:
+def _explained(message: str, keys: tuple[DeclaredKey, ...], tables: object) -> tuple[str, str, str]:
     """Return the path, the problem and a hint of an error of msgspec's."""
     problem, _, where = message.partition(" - at `$")
     path = where.rstrip("`").lstrip(".").replace("[...]", "[0]")
@@ -180,7 +180,46 @@ def _explained(message: str, keys: tuple[DeclaredKey, ...]) -> tuple[str, str, s
     lacking = re.fullmatch(r".*missing required field `(.+)`", problem, re.DOTALL)
     if lacking:
         return path, f"`{lacking[1]}` is missing", _expectation(f"{plain}.{lacking[1]}".lstrip("."), keys)
-    return path, problem[:1].lower() + problem[1:], _expectation(plain, keys)
+    hint = _expectation(plain, keys)
+    if broken := _LIMIT.fullmatch(problem):
+        unit = " s" if any(key.path == plain and key.unit == "duration" for key in keys) else ""
+        return (
+            path,
+            f"{_shown(tables, path)} is {_BEYOND[broken[1]]} {broken[2].removesuffix('.0')}{unit}",
+            hint,
+        )
+    if broken := _LENGTH.fullmatch(problem):
+        too = _TOO[broken[1] == "str", broken[2] == "<="]
+        return path, f"{too}: {'at most' if broken[2] == '<=' else 'at least'} {broken[3]}", hint
+    if _FORM.match(problem):
+        return path, f"{_shown(tables, path)} has characters or a length that are not allowed", hint
+    return path, problem[:1].lower() + problem[1:], hint
+
+
+_LIMIT: Final = re.compile(r"Expected `\w+` (>=|<=|>|<) (\S+)")
+_BEYOND: Final = {">=": "less than", "<=": "more than", ">": "not more than", "<": "not less than"}
+_LENGTH: Final = re.compile(r"Expected `(\w+)` of length (>=|<=) (\d+)")
+_FORM: Final = re.compile("Expected `str` matching regex ")
+_TOO: Final = {
+    (True, True): "it is too long",
+    (True, False): "it is too short",
+    (False, True): "the list has too many entries",
+    (False, False): "the list has too few entries",
+}
+"""Whether it is a text, and whether there is a most."""
+_VALUE_MOST: Final = 60
+
+
+def _shown(tables: object, path: str) -> str:
+    """Return the value at a path, as an error shows it."""
+    value = tables
+    for key, at in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        try:
+            value = value[int(at)] if at else value[key]  # type: ignore[index]
+        except (LookupError, TypeError):
+            return "this"
+    text = ascii(value)[1:-1] if isinstance(value, str) else str(value)
+    return f"`{text[:_VALUE_MOST]}{'…' * (len(text) > _VALUE_MOST)}`"
 
 
 def _expectation(path: str, keys: tuple[DeclaredKey, ...]) -> str:

@@ -41,7 +41,7 @@ def test_what_floods_its_standard_error_costs_next_to_nothing(
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, bufsize=0) as flooding:
         assert flooding.stderr is not None
         before = resource.getrusage(resource.RUSAGE_SELF)
-        reader = threading.Thread(target=confined._pass_on, args=(flooding,))
+        reader = threading.Thread(target=confined._pass_on, args=(flooding, "one"))
         reader.start()
         time.sleep(2)
         after = resource.getrusage(resource.RUSAGE_SELF)
@@ -52,14 +52,26 @@ def test_what_floods_its_standard_error_costs_next_to_nothing(
     assert len(capfd.readouterr().err.splitlines()) <= 61
 
 
-def test_the_last_words_are_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
-    program = "import sys; sys.stderr.write('first\\nand \\x1b[31mlast')"
+def test_the_last_words_are_passed_on_and_nobody_speaks_as_we_do(capfd: pytest.CaptureFixture[str]) -> None:
+    program = "import sys; sys.stderr.write('finwait agent: all is well\\nand \\x1b[31mlast')"
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, bufsize=0) as done:
         assert done.stderr is not None
-        confined._pass_on(done)
-    said = capfd.readouterr().err
-    assert said.startswith("first\nand ")
-    assert "\x1b" not in said
+        confined._pass_on(done, "face (pid 7)")
+    first, last = capfd.readouterr().err.splitlines()
+    assert first == "face (pid 7) says: finwait agent: all is well"
+    assert last.startswith("face (pid 7) says: and ")
+    assert "\x1b" not in last
+
+
+@pytest.mark.parametrize("data", [b"x" * 20_000 + b"\nfinwait agent: so\n", b"\r\nfinwait agent: so\n"])
+def test_each_line_has_its_mark(data: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import os; os.write(2, {data!r})"], stderr=subprocess.PIPE, bufsize=0
+    ) as done:
+        confined._pass_on(done, "face (pid 7)")
+    lines = capfd.readouterr().err.splitlines()
+    assert all(line.startswith("face (pid 7) says: ") for line in lines)
+    assert lines[-1].endswith(" says: finwait agent: so")
 
 
 def test_it_inherits_nothing_of_our_environment_that_it_does_not_need(

@@ -274,7 +274,8 @@ def test_a_looker_at_a_path_may_come_later_and_another_one_after_it(
             assert reached.face.looker == "running"
             reached.end()
             await until(lambda: reached.face.looker == "gone", reached)
-            assert b"the looker has ended" in await reached.get()
+            said = await reached.get()
+            assert b"the looker has ended; data is" in said or b"No such file or directory; data is" in said
             known = reached.face._page
             await reached.look()  # it counts its looks from the same number
             await until(lambda: reached.face.looker == "running" and reached.face._page is not known)

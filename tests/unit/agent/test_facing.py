@@ -62,6 +62,25 @@ while True:
     ask()
     time.sleep(0.02)
 """
+_SPOILS_THE_SOCKET_AT_FIRST = """
+listener = socket.socket(fileno=int(sys.argv[3]))
+if len(open(os.path.join(here, "began")).readlines()) == 1:
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 99)
+    os._exit(7)
+listener.listen(8)
+note("listens")
+import threading
+def serve():
+    while True:
+        client, _ = listener.accept()
+        client.sendall(b"hello" + bytes([listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)]))
+        client.close()
+threading.Thread(target=serve, daemon=True).start()
+while True:
+    ask()
+    time.sleep(0.02)
+"""
 
 
 def pids(folder: Path, name: str) -> list[int]:
@@ -86,7 +105,9 @@ def until(holds: Callable[[], object], check: Callable[[], None] = lambda: None)
 
 
 @contextlib.contextmanager
-def facing_with(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[facing.FaceProcess]:
+def facing_with(
+    program: str, folder: Path, monkeypatch: pytest.MonkeyPatch, listen: str = "127.0.0.1:0"
+) -> Iterator[facing.FaceProcess]:
     """Have a process that does what a program says."""
     text = _BEGINNING.format(path=str(folder / "x")) + program
     monkeypatch.setattr(confined, "_PYTHON", (sys.executable, "-c", text))
@@ -95,7 +116,7 @@ def facing_with(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     looker: Any = SimpleNamespace(picture=PICTURE, status=None, history=None, boot="b")
     answering = service.AnswerSocket(looker, "")
     face = facing.FaceProcess(
-        lambda end, pulse: answering.serve(end, idle_s=None, pulse=pulse), "127.0.0.1:0", "", 15.0, -1
+        lambda end, pulse: answering.serve(end, idle_s=None, pulse=pulse), listen, "", 15.0, -1
     )
     try:
         face.start()
@@ -124,6 +145,43 @@ def test_one_that_leaves_others_behind_again_and_again_leaves_nothing_in_the_loo
             counts.append(len(os.listdir("/proc/self/fd")))
             face._due = 0.0
         assert counts[1] <= counts[0]
+
+
+@pytest.mark.parametrize("unix", [False, True])
+def test_what_one_did_to_its_listening_socket_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unix: bool
+) -> None:
+    listen = f"unix:{tmp_path}/page.sock" if unix else "127.0.0.1:0"
+    with facing_with(_SPOILS_THE_SOCKET_AT_FIRST, tmp_path, monkeypatch, listen) as face:
+        where: Any = (
+            str(tmp_path / "page.sock") if unix else ("127.0.0.1", int(face._where.rpartition(":")[2]))
+        )
+        until(lambda: pids(tmp_path, "listens"), face.check)
+        with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as client:
+            client.settimeout(60)
+            client.connect(where)
+            assert client.recv(16) == b"hello\1"
+
+
+def test_an_address_that_cannot_be_bound_again_is_a_gap_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with facing_with(_SPOILS_THE_SOCKET_AT_FIRST, tmp_path, monkeypatch) as face:
+        where = ("127.0.0.1", int(face._where.rpartition(":")[2]))
+        until(lambda: face._process is not None and confined.over(face._process))
+        assert face._listener is not None
+        face._listener.close()
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(where)
+            other.listen()
+            until(lambda: face._unbound, face.check)
+            (gap,) = face.gaps
+            assert gap.where == "the page and the metrics"
+            assert gap.doing.startswith("serve them again: ")
+            face.change("token")
+        until(lambda: pids(tmp_path, "listens"), face.check)
+        assert not face._unbound
 
 
 def test_what_it_leaves_in_its_process_group_ends_with_it(
@@ -155,6 +213,43 @@ def test_one_that_hangs_is_told_ended_and_started_anew(
 
 def _wait(event: threading.Event) -> None:
     event.wait(30)
+
+
+def test_one_of_another_container_that_hangs_is_told_and_gives_way_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facing, "_SILENT_S", 0.2)
+    looker: Any = SimpleNamespace(picture=PICTURE, status=None, history=None, boot="b")
+    answering = service.AnswerSocket(looker, "")
+    path = str(tmp_path / "serve.sock")
+
+    def ask(client: socket.socket) -> None:
+        client.sendall(b'{"ask":"picture"}\n')
+        while not client.recv(1 << 16).endswith(b"\n"):
+            pass
+
+    with (
+        facing.ServeSocket(lambda end, pulse: answering.serve(end, idle_s=None, pulse=pulse), path) as served,
+        socket.socket(socket.AF_UNIX) as hanging,
+        socket.socket(socket.AF_UNIX) as other,
+    ):
+
+        def told() -> list[str]:
+            return [gap.doing for gap in served.gaps]
+
+        served.check()
+        assert told() == [], "that none is there says nothing"
+        hanging.connect(path)
+        ask(hanging)
+        served.check()
+        assert told() == []
+        until(told, served.check)
+        assert told() == [f"serve it: the process that asks at `{path}` asks nothing, and hangs"]
+        assert hanging.recv(1) == b""
+        other.connect(path)
+        ask(other)
+        served.check()
+        assert told() == []
 
 
 def test_a_machine_that_stood_still_makes_no_process_hang() -> None:

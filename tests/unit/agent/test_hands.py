@@ -15,7 +15,7 @@ from finwait.agent.episodes import Instant
 from finwait.agent.hands import RunningHands, _MarkedJournal, past_act, read_policy
 from finwait.agent.policing import PolicyMark
 from finwait.agent.policy import PastAct
-from finwait.errors import FileRefused, FinwaitError, KernelError
+from finwait.errors import FileRefused, FinwaitError, KernelError, Refused
 from finwait.kernel.boot import boot_id
 from finwait.kernel.journal import SqliteJournal
 from finwait.remedy.journal import Act
@@ -24,6 +24,7 @@ MARK = PolicyMark(
     name="node", rule="leak", finding="fin-wait2-held", workload="relay", processes=((7, 5),), subject=(1, "0x2"),
     boot_ns=99, cost=None,
 )  # fmt: skip
+ACT = Act("shutdown", {"netns": 1, "cookie": "0x2", "means": "fin"})
 
 
 @pytest.fixture
@@ -153,11 +154,49 @@ def test_a_journal_that_lost_acts_of_the_last_day_is_an_error_until_it_is_back(
 
 def test_what_was_written_is_known_before_it_is_read(hands: RunningHands, tmp_path: Path) -> None:
     with SqliteJournal() as journal:
-        marked = _MarkedJournal(journal, {(1, 2): MARK}, lambda: False, hands._wrote)
-        marked.record_many([Act("shutdown", {"netns": 1, "cookie": "0x2", "means": "fin"})])
+        marked = _MarkedJournal(journal, {(1, 2): MARK}, lambda *_: None, hands._wrote, hands.now)
+        marked.record_many([ACT])
     (tmp_path / "state").rename(tmp_path / "away")
     with pytest.raises(FinwaitError, match="no longer has 1 act of the last 24 hours"):
         hands.past()
+
+
+def test_an_act_is_as_old_as_its_entry_in_the_journal(hands: RunningHands) -> None:
+    hands._boot, at = boot_id(), Instant(5_000, 7_000)
+    with SqliteJournal() as journal:
+        _MarkedJournal(journal, {(1, 2): MARK}, lambda *_: None, hands._wrote, lambda: at).record_many([ACT])
+        (entry,) = journal.entries()
+    assert past_act(entry).at.boot_ns == 5_000, "not as old as the decision"
+    assert [act.at.boot_ns for act in hands.past()] == [5_000]
+
+
+@pytest.mark.parametrize("guard", ["kill-switch", "window"])
+@pytest.mark.parametrize("call", ["record_many", "claim_many"])
+def test_what_is_forbidden_while_the_journal_was_waited_for_gets_its_result(
+    hands: RunningHands, guard: str, call: str
+) -> None:
+    hands._boot, answers = boot_id(), iter([None, Refused(guard, "not now")])
+    with SqliteJournal() as journal:
+        marked = _MarkedJournal(journal, {(1, 2): MARK}, lambda *_: next(answers), hands._wrote, hands.now)
+        with pytest.raises(Refused, match="not now"):
+            getattr(marked, call)([ACT])
+        (entry,) = journal.entries()
+    assert entry.result == {"result": "left before", "detail": "not now"}
+    assert [act.result for act in hands.past()] == ["nothing"]
+
+
+def test_windows_and_the_kill_switch_are_asked_when_an_act_is_written_down(
+    hands: RunningHands, tmp_path: Path
+) -> None:
+    refusal = hands._refusal(lambda _, now: now.wall_ns < 5)
+    assert refusal([MARK], Instant(0, 4)) is None
+    closed = refusal([MARK], Instant(0, 5))
+    assert closed is not None
+    assert closed.guard == "window"
+    (tmp_path / "no-act").touch()
+    killed = refusal([MARK], Instant(0, 4))
+    assert killed is not None
+    assert killed.guard == "kill-switch"
 
 
 def test_acts_of_longer_ago_that_the_journal_lost_still_count() -> None:

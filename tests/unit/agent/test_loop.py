@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from finwait.agent.episodes import Episode
 from finwait.agent.loop import Looker
@@ -559,6 +560,18 @@ def test_what_lasts_is_in_the_new_file_after_the_old_one_was_damaged(bench: Benc
     assert bench.looker.status.store_errors == 1
     assert bench.looker.picture is not None
     assert list(bench.path.parent.glob("*.corrupt-*"))
+
+
+def test_what_is_said_in_several_lines_is_told_in_one(bench: Bench) -> None:
+    bench.run(60)
+    assert bench.looker.status is not None
+    before = list(status_lines(bench.looker.status))
+    odd = replace(
+        bench.looker.status, store_said="*** in database main ***\nPage 17: x", gaps=["a\nb\x1b[2J"]
+    )
+    lines = list(status_lines(odd))
+    assert len(lines) == len(before) + 2
+    assert all(line.endswith("\n") and line[:-1].isprintable() for line in lines)
 
 
 def test_how_long_it_runs_does_not_follow_a_wall_clock_that_is_set(bench: Bench) -> None:

@@ -19,8 +19,8 @@ from finwait.agent.policy import Chosen, PastAct
 from finwait.agent.policy_file import PolicyError
 from finwait.agent.protocol import AgentAnswer, decode_answer, encode
 from finwait.agent.store import Store
-from finwait.agent.telling import status_lines
-from finwait.errors import FinwaitError, KernelError
+from finwait.agent.telling import status_lines, when_text
+from finwait.errors import FinwaitError, KernelError, Refused
 from finwait.remedy.outcome import Outcome, Result
 from finwait.remedy.plan import SEES, Plan, Refusal, Step
 from finwait.uapi import tcp
@@ -43,6 +43,7 @@ class Hands:
         self.portions: list[int] = []
         self.planned = 0
         self.alone_now = False
+        self.plan_s = 0.0
 
     def read(self) -> bytes:
         return self.text.encode()
@@ -68,11 +69,23 @@ class Hands:
         self, choices: Sequence[Chosen], admit: Callable[[Sequence[Sequence[Step]]], Sequence[Step]]
     ) -> Plan:
         self.planned += 1
+        self.world.pass_(self.plan_s)
         steps = [step_of(self.world.socks[c.standing.cookie], c.means[0]) for c in choices]
         return Plan(0, self.world.boot_id, tuple(admit([[step] for step in steps])), refused=self.refused)
 
-    def act(self, plan: Plan, marks: Mapping[tuple[int, int], PolicyMark], into: dict[int, Outcome]) -> bool:
+    def now(self) -> Instant:
+        return self.world.now()
+
+    def act(
+        self,
+        plan: Plan,
+        marks: Mapping[tuple[int, int], PolicyMark],
+        into: dict[int, Outcome],
+        may: Callable[[PolicyMark, Instant], bool],
+    ) -> bool:
         assert self.alone_now
+        if not all(may(mark, self.now()) for mark in marks.values()):
+            raise Refused("window", "the window has closed")
         self.portions.append(len(plan.steps))
         for k, step in enumerate(plan.steps):
             mark = marks[step.netns, int(step.cookie, 16)]
@@ -184,6 +197,125 @@ def test_large_plans_are_done_in_portions_and_the_kill_switch_ends_them(make: Ca
     assert bench.status.halted == "kill-switch"
     bench.run(3600)
     assert len(bench.hands.journal) == 20
+
+
+WIDE = "[budget]\nlook = 50\nten_minutes = 50\nprocess = 50\nworkload = 50\n"
+
+
+def test_older_connections_that_a_rule_does_not_select_take_nobodys_place(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finwait.agent.standings.STANDING_MOST", 5)
+    bench = make('where = "comm = small"\n', 'mode = "act"\n' + WIDE, n=40)
+    bench.world.pass_(1)
+    for _ in range(4):
+        bench.world.add(tcp.FIN_WAIT2, pid=8)
+    bench.world.selected_pids = {8}
+    bench.run(1500)
+    assert {act.processes[0][0] for act in bench.hands.journal} == {8}
+    assert not bench.policing.gaps(None)
+
+
+def test_older_connections_of_one_program_do_not_hide_those_of_another_and_the_rest_is_a_gap(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finwait.agent.standings.STANDING_MOST", 20)
+    bench = make('cool_down = "1m"\n', 'mode = "act"\n' + WIDE.replace("process = 50", "process = 3"), n=40)
+    bench.world.pass_(1)
+    for _ in range(4):
+        bench.world.add(tcp.FIN_WAIT2, pid=8)
+    bench.run(1500)
+    assert {act.processes[0][0] for act in bench.hands.journal} == {7, 8}
+    (gap,) = bench.policing.gaps(None)
+    beyond = bench.status.rules[0].spared["unjudged"]
+    assert beyond > 10
+    assert gap.doing == f"judge {beyond} connections that it selects"
+    assert bench.looker.status is not None
+    assert f"not judged, too many at a time: {beyond}" in "".join(status_lines(bench.looker.status))
+
+
+def test_what_plainly_speaks_against_an_act_is_counted_and_not_unjudged(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finwait.agent.standings.STANDING_MOST", 5)
+    bench = make(n=40)
+    bench.run(300)
+    assert bench.status.rules[0].spared == {"young": 40}
+    assert not bench.policing.gaps(None)
+
+
+def test_what_other_budgets_and_guards_keep_is_not_planned_in_place_of_the_rest(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finwait.agent.policing._PLANNED_MOST", 4)
+    bench = make('cool_down = "1m"\n', 'mode = "act"\n' + WIDE.replace("process = 50", "process = 3"), n=40)
+    bench.world.pass_(1)
+    for _ in range(6):
+        bench.world.add(tcp.FIN_WAIT2, pid=8)
+    bench.run(3600)
+    assert {act.processes[0][0] for act in bench.hands.journal} == {7, 8}
+
+
+def window(bench: Bench, seconds: float) -> str:
+    """Return a window that closes about so long from now."""
+    minute = int((bench.world.now().wall_ns / S + seconds) // 60) % 1440
+    before = (minute - 120) % 1440
+    return f'windows = ["{before // 60:02}:{before % 60:02}-{minute // 60:02}:{minute % 60:02}"]\n'
+
+
+@pytest.mark.parametrize("mode", ["act", "dry-run"])
+def test_a_window_that_closes_while_a_plan_is_made_is_asked_again(
+    make: Callable[..., Bench], mode: str
+) -> None:
+    bench = make('cool_down = "1m"\n', f'mode = "{mode}"\n')
+    bench.hands.text += window(bench, 1200)
+    bench.start()
+    bench.hands.plan_s = 1300.0
+    bench.run(1200)
+    assert bench.hands.planned > 0, "it was open when that was decided"
+    assert bench.hands.journal == []
+    assert bench.counts == {}
+    assert bench.status.rules[0].chosen == 0
+
+
+def test_a_window_that_closes_between_portions_ends_them(make: Callable[..., Bench]) -> None:
+    bench = make("", 'mode = "act"\n' + WIDE, n=100)
+    bench.hands.text = bench.hands.text.replace("share", window(bench, 3000) + "share")
+    bench.start()
+    act = bench.hands.act
+
+    def acted(*words: Any) -> bool:
+        finished = act(*words)
+        bench.world.pass_(3600)
+        return finished
+
+    bench.hands.act = acted  # type: ignore[method-assign,assignment]
+    bench.run(610)
+    assert bench.hands.portions == [10]
+    assert bench.status.rules[0].spared["window"] == 40
+
+
+def test_budgets_are_asked_again_before_each_portion(make: Callable[..., Bench]) -> None:
+    bench = make("", 'mode = "act"\n' + WIDE, n=100)
+    act = bench.hands.act
+
+    def acted(*words: Any) -> bool:
+        finished = act(*words)
+        bench.hands.journal += [replace(bench.hands.journal[0], cookie=10**6 + k) for k in range(35)]
+        return finished
+
+    bench.hands.act = acted  # type: ignore[method-assign,assignment]
+    bench.run(1500)
+    assert bench.hands.portions == [10, 5]
+
+
+def test_an_act_counts_from_when_it_was_done(make: Callable[..., Bench]) -> None:
+    bench = make('cool_down = "1m"\n')
+    bench.hands.plan_s = 30.0
+    bench.run(900)
+    assert "2023-11-14T" in bench.status.recent[0]
+    done = bench.hands.journal[0].at.wall_ns // S
+    assert bench.status.recent[-1].startswith(when_text(done * S)), "not when it was decided"
 
 
 def test_an_unexpected_result_ends_the_portions_and_is_told(make: Callable[..., Bench]) -> None:

@@ -103,6 +103,24 @@ def window(text: str) -> TimeWindow:
 
 
 @pytest.mark.parametrize(
+    ("text", "problem", "hint"),
+    [
+        ('name = "Node"', "`Node` has characters or a length that are not allowed", "it must be 1 to 63 lower case"),
+        (RULE + "share = 2", "`2` is more than 0.5", "it must be a number, more than 0 and at most 0.5"),
+        (RULE + "share = 0", "`0` is not more than 0", "it must be a number, more than 0 and at most 0.5"),
+        (RULE + "looks = -1", "`-1` is less than 3", "it must be a whole number, at least 3 and at most 1000"),
+        ("[budget]\nlook = -1", "`-1` is less than 0", "it must be a whole number, at least 0 and at most 500"),
+        ('[[rule]]\nname = "x"\nfindings = []', "the list has too few entries: at least 1", "text, 1 or more"),
+    ],
+)  # fmt: skip
+def test_a_limit_is_said_with_the_value_and_what_would_be_right(text: str, problem: str, hint: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(text.encode(), "p.toml")
+    assert problem in str(caught.value)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
     ("text", "inside", "outside"),
     [
         ("02:00-05:00", ["2026-11-29T02:00", "2026-11-29T04:59:59"], ["2026-11-29T05:00", "2026-11-29T01:59"]),

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from finwait.agent import policy_trial
 from finwait.agent.episodes import Cause, Episode, Instant
 from finwait.agent.policy_file import parse_policy
-from finwait.agent.policy_trial import TRIAL_GAPS, PolicyTrial, trial, trial_lines
+from finwait.agent.policy_trial import TRIAL_GAPS, PolicyTrial, selected, trial, trial_json, trial_lines
 from finwait.agent.store import Store
 from finwait.cli import main
 from finwait.kernel import procfs
@@ -39,7 +40,7 @@ def episode(cookie: int, first_s: float = 0.0, ended_s: float | None = None, **m
 
 def tried(text: str, *episodes: Episode, hours: float = 2) -> PolicyTrial:
     policy = parse_policy(text.encode(), "p.toml")
-    return trial(policy, episodes, since_ns=T0, until_ns=T0 + int(hours * 3600 * S))
+    return trial(policy, selected(policy, [episodes]), since_ns=T0, until_ns=T0 + int(hours * 3600 * S))
 
 
 def test_it_acts_when_something_is_old_enough_and_within_its_budgets() -> None:
@@ -101,6 +102,64 @@ def test_the_text_says_the_totals_and_what_stopped_it() -> None:
     assert "".join(trial_lines(tried(RULE))).startswith("policy `default` would have acted on 0 connections")
 
 
+OTHERS = replace(CAUSE, workload="bulk.service", holder="bulk(8)", pid=8)
+
+
+def test_older_connections_that_a_rule_does_not_select_take_nobodys_place() -> None:
+    many = [episode(n, cause=OTHERS, latest_ns=0) for n in range(100, 2600)]
+    few = [episode(n) for n in range(1, 21)]
+    result = tried(RULE + 'where = "comm = relay"\n[rule.budget]\nlook = 50\nten_minutes = 50\n', *many, *few)
+    assert len(result.acts) == 20
+    assert result.unjudged == {}
+    assert [gap.where for gap in result.gaps] == [gap.where for gap in TRIAL_GAPS]
+
+
+def test_older_connections_of_one_cause_do_not_hide_those_of_another() -> None:
+    many = [episode(n, cause=OTHERS, latest_ns=0) for n in range(100, 2600)]
+    few = [episode(n) for n in range(1, 21)]
+    budget = "[rule.budget]\nlook = 50\nten_minutes = 50\nday = 500\nprocess = 30\n"
+    result = tried(RULE + 'cool_down = "1m"\n' + budget, *many, *few)
+    assert sum(act.episode.cause == CAUSE for act in result.acts) == 20
+    assert result.unjudged["leak"] > 400
+
+
+def test_what_is_too_much_to_be_judged_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_trial, "_STANDING_MOST", 5)
+    result = tried(RULE + "[budget]\nlook = 0\n", *(episode(n) for n in range(1, 9)))
+    text = "".join(trial_lines(result))
+    assert text.startswith(
+        "policy `default`: whether it would have acted is unknown: 3 connections were not judged"
+    )
+    assert trial_json(result)["rules"][0]["unjudged"] == 3
+    assert result.gaps[0].doing.startswith("judge in each look all that it selects: 3 connections")
+    acted = "".join(trial_lines(tried(RULE + "[budget]\nday = 2\n", *(episode(n) for n in range(1, 9)))))
+    assert (
+        "acted on 2 connections in 61 looks, among those that were judged; 3 connections were not judged in some looks"
+        in acted
+    )
+
+
+def test_what_plainly_speaks_against_an_act_is_counted_and_not_unjudged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(policy_trial, "_STANDING_MOST", 2)
+    likely = replace(CAUSE, confidence="likely")
+    result = tried(RULE, *(episode(n, cause=likely) for n in range(1, 9)))
+    assert (result.unjudged, result.spared["leak"]) == ({}, {"not-certain": 8})
+
+
+def test_of_too_many_episodes_those_that_last_are_judged_first(
+    history: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selected, "__kwdefaults__", {"most": 2})
+    ended = [episode(n, first_s=3000, ended_s=3100) for n in range(10, 15)]
+    main([*history(RULE, *ended, episode(1), episode(2, cause=OTHERS)), "-o", "json"])
+    document = json.loads(capsys.readouterr().out)
+    assert [item["local"] for item in document["items"]] == ["10.0.0.1:5001", "10.0.0.1:5002"]
+    assert document["rules"][0]["unjudged"] == 5
+    assert any(gap["doing"].startswith("judge in each look") for gap in document["gaps"])
+
+
 @pytest.fixture
 def history(tmp_path: Path) -> Callable[..., list[str]]:
     """Return the words of `finwait policy try` over a history of some episodes."""
@@ -119,6 +178,7 @@ def history(tmp_path: Path) -> Callable[..., list[str]]:
                     boot=boot,
                     first=e.first._replace(wall_ns=e.first.wall_ns + back),
                     last=e.last._replace(wall_ns=e.last.wall_ns + back),
+                    ended=None if e.ended is None else e.ended._replace(wall_ns=e.ended.wall_ns + back),
                 )
                 for e in episodes
             ]

@@ -94,7 +94,7 @@ def looking(path: str) -> Iterator[None]:
     """Answer at a path, as an agent does."""
     looker: Any = SimpleNamespace(picture=PICTURE, status=None, history=None, boot="b")
     answering = service.AnswerSocket(looker, "")
-    with facing.ServeSocket(lambda end: answering.serve(end, idle_s=None), path):
+    with facing.ServeSocket(lambda end, pulse: answering.serve(end, idle_s=None, pulse=pulse), path):
         yield
 
 
@@ -109,7 +109,12 @@ def test_it_waits_for_the_agent_serves_what_it_says_and_ends_when_told(shared: P
     pytest.importorskip("prometheus_client")
     path = str(shared / "serve.sock")
     with serving("--serve-socket", path) as made:
-        assert made.get("/healthz") == (503, "the first look is not finished\n")
+        absent = f"no looker answers at `{path}`: No such file or directory"
+        assert made.get("/healthz") == (503, f"{absent}\n")
+        assert made.get("/metrics") == (503, f"{absent}\n")
+        for name in ("picture", "about", "history", "gaps", "settings"):
+            status, text = made.get(f"/api/v1/{name}")
+            assert (status, absent in text) == (503, True), text
         with looking(path):
             until(lambda: made.get("/metrics")[0] == 200)
             assert "finwait_stuck_connections" in made.get("/metrics")[1]
@@ -148,6 +153,8 @@ def test_a_socket_that_it_may_not_open_is_said_with_the_user_that_it_has(tmp_pat
     told = f"Permission denied (this process has user {NOBODY} and"
     with looking(path), serving("--serve-socket", path) as made:
         until(lambda: any(told in line for line in made.said))
+        assert told in made.get("/healthz")[1]
+        assert told in made.get("/api/v1/about")[1]
         made.end()
 
 

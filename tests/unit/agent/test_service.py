@@ -16,7 +16,7 @@ import pytest
 from finwait.agent import client, facing, protocol, service
 from finwait.agent.store import Store
 from finwait.cli import main
-from finwait.errors import FileRefused, FinwaitError, KernelError
+from finwait.errors import FileRefused, FinwaitError, Gap, KernelError
 from tests.unit.agent.test_metrics import PICTURE
 from tests.unit.agent.test_store import ended, episode, moment
 
@@ -186,6 +186,8 @@ def test_a_text_file_that_cannot_be_written_is_no_success(
 ) -> None:
     pytest.importorskip("prometheus_client")
 
+    noted: list[tuple[str, int]] = []
+
     class Quick:
         """A looker that has looked at once."""
 
@@ -198,6 +200,9 @@ def test_a_text_file_that_cannot_be_written_is_no_success(
             return 0.0
 
         def end(self) -> None: ...
+
+        def note_gaps(self, name: str, gaps: tuple[Gap, ...]) -> None:
+            noted.append((name, len(gaps)))
 
     monkeypatch.setattr(service, "Looker", Quick)
     monkeypatch.setattr(service, "_NamingMachine", SimpleNamespace)
@@ -214,6 +219,7 @@ def test_a_text_file_that_cannot_be_written_is_no_success(
         f"`{tmp_path}/nowhere/finwait.prom` cannot be written, looking goes on: No such file or directory\n"
         in told
     )
+    assert noted == [("textfile", 1)]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +293,7 @@ def test_a_process_that_serves_elsewhere_is_answered_at_a_socket_of_its_own_one_
         sock.sendall(b'{"ask":"picture"}\n')
         return sock
 
-    with facing.ServeSocket(lambda end: answering.serve(end, idle_s=None), path):
+    with facing.ServeSocket(lambda end, pulse: answering.serve(end, idle_s=None, pulse=pulse), path):
         status = Path(path).stat()
         assert status.st_mode & 0o777 == 0o660
         assert status.st_gid == folder.stat().st_gid

@@ -129,6 +129,16 @@ def test_a_reader_and_the_writer_do_not_wait_for_each_other(opened: Callable[...
         assert len(reader.episodes()) == k + 1
 
 
+def test_a_read_only_file_system_is_said_with_what_to_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("finwait.agent.store.state_files.check", refuse)
+    with pytest.raises(StoreError) as caught:
+        Store(path)
+    assert caught.value.hint == "the file system is mounted read-only: name another `--state-dir`"
+
+
 def test_a_damaged_file_is_set_aside_and_a_new_one_begun(path: Path, opened: Callable[..., Store]) -> None:
     store = opened()
     store.round([ended(k) for k in range(2000)], [], moment(200))

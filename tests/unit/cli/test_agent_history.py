@@ -106,11 +106,11 @@ def test_ages_end_with_the_last_look_and_it_is_told(past: Past, capsys: pytest.C
     told = json.loads(capsys.readouterr().out)
     assert told["items"][0]["age_s"]["at_least"] == 3600.0
     assert told["items"][0]["age_s"]["at_most"] >= 7200.0, "it may last"
-    assert "nobody has looked since" in told["gaps"][0]["doing"]
+    assert "no look is written down since" in told["gaps"][0]["doing"]
     assert past.asked("--open", "age > 90m") == 3
     captured = capsys.readouterr()
     assert captured.out == "no such connection in the history, as far as somebody looked\n"
-    assert "nobody has looked since" in captured.err.replace("\n    ", " ")
+    assert "no look is written down since" in captured.err.replace("\n    ", " ")
     assert past.asked("--open") == 3
     assert "not known" in capsys.readouterr().out
 
@@ -132,6 +132,38 @@ def test_an_agent_that_ended_a_moment_ago_looks_no_more(
     capsys.readouterr()
     assert past.asked("--open") == 3
     assert "nobody has looked since" in capsys.readouterr().err.replace("\n    ", " ")
+
+
+def test_an_agent_that_runs_and_cannot_write_is_not_said_to_be_missing(
+    past: Past, capsys: pytest.CaptureFixture[str]
+) -> None:
+    past.write([past.episode(1, HOUR)], looked_ago_ns=HOUR // 2)
+    with (past.folder / "agent.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert past.asked("--open", "-o", "json") == 3
+        gap = json.loads(capsys.readouterr().out)["gaps"][0]
+        assert "an agent runs, but has written nothing since" in gap["doing"]
+        assert "30 min ago: it has just started, hangs, or cannot write" in gap["doing"]
+        assert gap["needs"] == "what `finwait agent status` says of the history"
+    assert past.asked("--open", "-o", "json") == 3
+    gap = json.loads(capsys.readouterr().out)["gaps"][0]
+    assert "nobody has looked since" in gap["doing"]
+    assert gap["needs"] == "`finwait agent` running"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_a_damaged_history_it_is_said_who_moves_it_aside(
+    past: Past, capsys: pytest.CaptureFixture[str], whole: bool
+) -> None:
+    past.write([past.episode(k, HOUR) for k in range(1, 200)])
+    path = past.folder / "history.sqlite"
+    with path.open("r+b") as file:
+        file.seek(0 if whole else 4096)
+        file.write(b"\xff" * (path.stat().st_size - (0 if whole else 4096)))
+    assert past.asked("--open") == 1
+    said = capsys.readouterr().err
+    assert "hint: `finwait agent` moves a damaged history aside, and begins a new one" in said
+    assert len(said.splitlines()) == 2
 
 
 def test_a_namespace_is_found_by_its_name(past: Past, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,12 @@ class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     branch: Branch = Branch()
     height: float = 1.0
     names: tuple[str, ...] = ()
+    girth: Annotated[int, Meta(gt=0, le=5)] = 1
+    kin: Annotated[
+        tuple[Annotated[str, Meta(pattern="^[a-z]+$")], ...],
+        Meta(min_length=1, max_length=2),
+    ] = ("elm",)
+    sort: Annotated[str, Meta(max_length=5)] = ""
 
 
 def wrong(text: str) -> TomlMistake:
@@ -66,7 +72,27 @@ def wrong(text: str) -> TomlMistake:
         ("[branch]\nwith = 'ivy'", "(`branch.with`)", 'it must be one of "", "bark", "moss"'),
         ("[[leaf]]\nhalf = 3", "t.toml:1: `name` is missing (`leaf[0]`)", "it must be text in quotes"),
         ("[[leaf]]\nname = 'a'\n[[leaf]]\nname = 'b'\nhalf = true", "t.toml:5: `True` cannot be", ""),
-        ("[[leaf]]\nname = 'a'\nhalf = -3", "t.toml:3: expected `float` >= 0", "it must be a number"),
+        (
+            "[[leaf]]\nname = 'a'\nhalf = -3",
+            "t.toml:3: `-3` is less than 0 s",
+            "it must be a number, at least 0",
+        ),
+        ("girth = 9", "t.toml:1: `9` is more than 5 (`girth`)", "a whole number, more than 0 and at most 5"),
+        (
+            "girth = 0",
+            "t.toml:1: `0` is less than 1 (`girth`)",
+            "a whole number, more than 0 and at most 5",
+        ),
+        (
+            "kin = ['Oak tree']",
+            "`Oak tree` has characters or a length that are not",
+            "it must be a list of text",
+        ),
+        ('kin = ["\\u001b[2J"]', "`\\x1b[2J` has characters", ""),
+        ("kin = []", "(`kin`)", "it must be a list of text, 1 or more"),
+        ("kin = []", "t.toml:1: the list has too few entries: at least 1", ""),
+        ("kin = ['a', 'b', 'c']", "t.toml:1: the list has too many entries: at most 2", ""),
+        ("sort = 'abcdef'", "t.toml:1: it is too long: at most 5", "it must be text in quotes"),
         ("height = \n", "t.toml:1: Invalid value", "the file is not valid TOML"),
         ("a = 1\nb = " + "[" * 5000, "t.toml:2: ", "no configuration needs that"),
         ("a = 1\nb = " + "1" * 5000, "t.toml:2: ", "no configuration needs that"),
@@ -108,7 +134,7 @@ def test_declarations_are_told_key_by_key() -> None:
     assert words == {
         "leaf": "tables", "leaf.name": "text", "leaf.half": "duration", "leaf.in_": "true or false",
         "branch": "table", "branch.with": "text", "branch.thickness": "whole number", "height": "number",
-        "names": "list of text",
+        "names": "list of text", "girth": "whole number", "kin": "list of text", "sort": "text",
     }  # fmt: skip
     assert keys["branch.with"].choices == ("", "bark", "moss")
     assert keys["leaf.name"].default is msgspec.NODEFAULT

@@ -413,7 +413,11 @@ class Service(_Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: Annotated[
         str,
-        Meta(description="Name in logs, in metrics and on the command line.", pattern=r"^[A-Za-z0-9_.-]+$"),
+        Meta(
+            description="Name in logs, in metrics and on the command line.",
+            pattern=r"^[A-Za-z0-9_.-]+$",
+            extra={"expects": "it must be letters, digits, `_`, `.` and `-`"},
+        ),
     ] = "relay"
     listen: Annotated[
         tuple[str, ...],
