@@ -26,7 +26,7 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
 
-__all__ = ["ends", "held_by", "holder", "moves_of", "overview", "place", "program"]
+__all__ = ["ends", "held_by", "holder", "moves_of", "overview", "place", "program", "table"]
 
 _MOST: Final = 18
 """Groups that have a line; with headline, titles and what follows that is a screen of 24 lines."""
@@ -68,6 +68,12 @@ def overview(view: View, groups: Sequence[Finding], style: Style) -> Iterator[st
             yield style.paint(f"{'':>{digits}}  {'  '.join(line)}".rstrip(), "dim")
     if more := len(groups) - len(shown):
         yield f"… and {more} more group{'' if more == 1 else 's'}: `--detail` shows them all"
+
+
+def table(view: View, groups: Sequence[Finding]) -> dict[str, list[str]]:
+    """Return the columns of the overview in full, where there is room for everything: title → a text for each group."""
+    columns = [c for c in _COLUMNS if c.name != "where" or _spread(view, groups)]
+    return {column.name: [forms[0] for forms in column.forms(view, groups)] for column in columns}
 
 
 def _spread(view: View, groups: Sequence[Finding]) -> bool:

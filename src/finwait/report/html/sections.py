@@ -1,0 +1,391 @@
+"""The parts of a report: the overview, the states, each group, settings, what was not seen, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from finwait.diagnosis.finding import Evidence, Remedy
+from finwait.errors import Gap
+from finwait.report.account import LONGEST_COMMAND, Account, ConnectionShown, GroupShown, Moment
+from finwait.report.html.element import Child, Element, el, prose
+from finwait.report.html.figures import diagram, others, over_time, wire
+from finwait.report.tune import InForce
+from finwait.report.two_ends import EndShown, TwoEnds
+from finwait.uapi import tcp
+
+__all__ = ["gaps", "group", "overview", "remarks", "settings", "sign", "states", "versions"]
+
+SIGNS: Final = {"problem": "✗", "notice": "▲", "fine": "✓", "healthy": "✓", "unsure": "?"}
+"""What stands before a severity, so that its colour says nothing alone."""
+OVERVIEW_MOST: Final = 500
+"""Groups that have a line in the overview; the others are counted."""
+_CHART_LINES: Final = 8
+
+
+def sign(severity: str) -> Element:
+    """Return the sign of a severity, for who sees it."""
+    return el("span", SIGNS[severity], class_=f"sign {severity}", aria_hidden="true")
+
+
+def table(
+    caption: Child,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[Child]],
+    *,
+    right: Sequence[int] = (),
+    kind: str = "",
+    cards: bool = True,
+) -> Element:
+    """Return a table whose rows become cards on a narrow screen.
+
+    Args:
+        caption: what it is.
+        heads: titles of the columns.
+        rows: cells; the first of each names the row.
+        right: columns of numbers.
+        kind: of which table it is, for the style sheet.
+        cards: whether rows become cards where there is no room for columns.
+    """
+    made = []
+    for row in rows:
+        cells = []
+        for k, (head, cell) in enumerate(zip(heads, row, strict=True)):
+            align = "num" if k in right else None
+            if k == 0:
+                cells.append(
+                    el("th", el("span", cell), scope="row", role="rowheader", class_=align, data_label=head)
+                )
+            else:
+                cells.append(el("td", el("span", cell), role="cell", class_=align, data_label=head))
+        made.append(el("tr", cells, role="row"))
+    head_cells = [
+        el("th", head, scope="col", role="columnheader", class_="num" if k in right else None)
+        for k, head in enumerate(heads)
+    ]
+    return el(
+        "table",
+        el("caption", caption),
+        el("thead", el("tr", head_cells, role="row"), role="rowgroup"),
+        el("tbody", made, role="rowgroup"),
+        role="table",
+        class_=f"{'cards' if cards else ''} {kind}".strip() or None,
+    )
+
+
+def overview(account: Account, full: int) -> Element:
+    """Return the section with a line for each group.
+
+    Args:
+        account: what is said.
+        full: groups that are shown in full below.
+    """
+    columns = dict(account.overview)
+    severities = columns.pop("", ())
+    shown = min(len(account.groups), OVERVIEW_MOST)
+    rows = []
+    for k in range(shown):
+        severity = account.groups[k].severity
+        number: Child = el("a", f"{k + 1}", href=f"#group-{k + 1}") if k < full else f"{k + 1}"
+        what = [sign(severity), el("span", severities[k].lower(), class_=severity)]
+        rows.append([number, what, *(_cell(title, texts[k]) for title, texts in columns.items())])
+    heads = ["group", "severity", *columns]
+    right = [k for k, head in enumerate(heads) if head in ("count", "oldest")]
+    more = len(account.groups) - shown
+    return _section(
+        "groups",
+        "Groups",
+        el(
+            "div",
+            table(
+                "Connections of one cause, holder and place, the most harmful first", heads, rows, right=right
+            ),
+            el(
+                "p",
+                f"{more:,} more groups are not in this file; `finwait diagnose -o json` has all of them.",
+                class_="muted",
+            )
+            if more
+            else None,
+            class_="panel",
+        ),
+    )
+
+
+def _cell(title: str, text: str) -> Child:
+    return el("code", text) if title in ("cause", "state") else text
+
+
+def _section(place: str, title: str, *children: Child) -> Element:
+    return el(
+        "section", el("h2", title, id=f"{place}-title"), children, id=place, aria_labelledby=f"{place}-title"
+    )
+
+
+# ── states ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def states(account: Account) -> Element:
+    """Return the section with the diagram of the states, and counts over time where there are any."""
+    course = _course(account.moments)
+    rest = others(account.states)
+    figure = el(
+        "figure",
+        el(
+            "div",
+            diagram(account.states),
+            class_="scroll",
+            tabindex=0,
+            role="region",
+            aria_label="Diagram of the states",
+        ),
+        el("figcaption", account.states_note, f" Also {rest}." if rest else None),
+        class_=None if course else "alone",
+    )
+    return _section("states", "States", el("div", el("div", figure, course, class_="split"), class_="panel"))
+
+
+def _course(moments: Sequence[Moment]) -> Element | None:
+    """Return how the counts changed from look to look; None of one look."""
+    if len(moments) < 2:
+        return None
+    first, last = moments[0].counts, moments[-1].counts
+    present = [s for s in tcp.STATES if s != tcp.LISTEN and any(m.counts.get(s) for m in moments)]
+    present.sort(key=lambda s: -max(m.counts.get(s, 0) for m in moments))
+    seconds = (moments[-1].unix_ns - moments[0].unix_ns) / 1e9
+    rows: list[list[Child]] = []
+    for state in present:
+        change = last.get(state, 0) - first.get(state, 0)
+        sign_ = f"{change:+,}".replace("-", "−") if change else "0"
+        rows.append(
+            [el("code", tcp.state_name(state)), f"{first.get(state, 0):,}", f"{last.get(state, 0):,}", sign_]
+        )
+    caption = f"{len(moments)} looks, {seconds:.1f} s from the first to the last"
+    counted = table(caption, ["state", "first", "last", "change"], rows, right=(1, 2, 3), cards=False)
+    chart = over_time(moments, present[:_CHART_LINES]) if len(moments) > 2 and present else None
+    return el("div", el("h3", "Over time"), chart, counted)
+
+
+# ── a group ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def group(shown: GroupShown) -> Element:
+    """Return a group in full."""
+    f, place = shown.finding, f"group-{shown.number}"
+    title = f.headline[0].upper() + f.headline[1:] + "."
+    return el(
+        "article",
+        el(
+            "p",
+            sign(f.severity),
+            el("span", f.severity, class_=f.severity),
+            f" · group {shown.number} · in {shown.where}",
+            class_="eyebrow",
+        ),
+        el("h2", f"{shown.states} ", el("code", f.rule), id=f"{place}-title"),
+        el("p", prose(title), class_="lead"),
+        el("dl", [(el("dt", label), el("dd", prose(text))) for label, text in shown.facts], class_="facts"),
+        _pictures(shown.pictures),
+        _evidence(f.evidence),
+        _means(shown),
+        _connections(shown),
+        _by_hand(shown),
+        class_=f"group is-{f.severity}",
+        id=place,
+        aria_labelledby=f"{place}-title",
+    )
+
+
+def _pictures(pictures: Sequence[TwoEnds]) -> Child:
+    if not pictures:
+        return None
+    return [el("h3", "Both ends"), el("div", [_picture(picture) for picture in pictures], class_="pictures")]
+
+
+def _picture(picture: TwoEnds) -> Element:
+    caption = (
+        None
+        if picture.count == picture.of
+        else el("figcaption", f"{picture.count:,} of {picture.of:,} connections")
+    )
+    return el(
+        "figure",
+        caption,
+        el(
+            "div",
+            _end(picture.here),
+            el(
+                "div",
+                el("div", wire(picture.ours), el("p", picture.ours.label)),
+                el("div", wire(picture.theirs, back=True), el("p", picture.theirs.label)),
+                class_="between",
+            ),
+            _end(picture.there),
+            class_="two",
+        ),
+    )
+
+
+def _end(end: EndShown) -> Element:
+    return el(
+        "div",
+        el("h4", end.title, el("span", " · its move", class_="move") if end.moves else None),
+        el("p", end.state or "state not known", class_="state"),
+        el("dl", [(el("dt", label), el("dd", text)) for label, text in end.lines]),
+        class_="end moves" if end.moves else "end",
+    )
+
+
+def _evidence(evidence: Sequence[Evidence]) -> Child:
+    if not evidence:
+        return None
+    rows: list[list[Child]] = [
+        [el("code", e.column), e.value, el("span", prose(e.says)), e.read_from] for e in evidence
+    ]
+    return [
+        el("h3", "Evidence"),
+        table(
+            "What was read, and what it says",
+            ["column", "value", "which says", "read from"],
+            rows,
+            kind="evidence",
+        ),
+    ]
+
+
+def command(text: str) -> Element:
+    """Return a command as it has to be typed; one that names very many connections is only begun."""
+    if len(text) <= LONGEST_COMMAND:
+        return el("code", text, class_="command")
+    begin = " ".join(text.split(" ")[:2])
+    return el(
+        "p",
+        el("code", f"{begin} …"),
+        ": it names each connection by its cookie; `finwait -o json` has it",
+        class_="muted",
+    )
+
+
+def _means(shown: GroupShown) -> Child:
+    parts: list[Child] = []
+    if shown.ends_it:
+        parts += [
+            el("h3", "What ends it"),
+            el("ul", [_remedy(remedy) for remedy in shown.ends_it], class_="means"),
+        ]
+    if shown.does_not:
+        advice = [(el("dt", prose(a.text)), el("dd", prose(a.reason))) for a in shown.does_not]
+        parts += [el("h3", "What does not help"), el("dl", advice, class_="not")]
+    elif shown.as_before and shown.finding.does_not:
+        parts += [el("p", "What does not help: as for the group of this cause above.", class_="muted")]
+    return parts
+
+
+def _remedy(remedy: Remedy) -> Element:
+    severity = {"destructive": "problem", "reversible": "notice"}.get(remedy.kind, "")
+    chip = el("span", remedy.kind, class_=f"chip {severity}".rstrip()) if remedy.kind != "advice" else None
+    return el("li", el("p", prose(remedy.text), chip), command(remedy.command) if remedy.command else None)
+
+
+def _connections(shown: GroupShown) -> Child:
+    if not shown.connections and not shown.more:
+        return None
+    parts: list[Child] = [el("h3", "Connections")]
+    if shown.connections:
+        heads = ["local", "peer", "state", "in this state", "held by", "other end"]
+        rows = [_connection(c) for c in shown.connections]
+        total = len(rows) + shown.more
+        caption = f"All {total:,}" if not shown.more else f"{len(rows):,} of {total:,}"
+        parts.append(table(caption, heads, rows))
+    if shown.more:
+        parts.append(
+            el(
+                "p",
+                f"{shown.more:,} more are not in this file." + (" This lists them:" if shown.listing else ""),
+                class_="muted",
+            )
+        )
+        parts.append(command(shown.listing) if shown.listing else None)
+    return parts
+
+
+def _connection(c: ConnectionShown) -> list[Child]:
+    texts = (c.state, c.age, c.held_by, c.other_end)
+    return [el("code", c.local), el("code", c.peer), *(text or "–" for text in texts)]
+
+
+def _by_hand(shown: GroupShown) -> Child:
+    if not shown.by_hand:
+        return None
+    items = [el("li", el("p", prose(each.shows)), command(each.command)) for each in shown.by_hand]
+    page = el("li", el("p", "the page of this cause"), command(f"finwait explain {shown.finding.rule}"))
+    return [el("h3", "Check it by hand"), el("ul", items, page, class_="means")]
+
+
+# ── the rest ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settings(lines: Sequence[InForce]) -> Element | None:
+    """Return the settings with what is to be said of their values: those with a verdict first, the others folded."""
+    if not lines:
+        return None
+    heads = ["setting", "value", "default", "verdict", "where", "why"]
+    judged = [line for line in lines if line.verdict is not None]
+    usual = [line for line in lines if line.verdict is None]
+    parts: list[Child] = []
+    if judged:
+        parts.append(table("Changed or harmful", heads, [_setting(line) for line in judged], right=(1, 2)))
+    else:
+        parts.append(
+            el("p", "All settings that affect closing have their default, and none is harmful here.")
+        )
+    if usual:
+        rows = [_setting(line)[:5] for line in usual]
+        folded = table("Settings with their default", heads[:5], rows, right=(1, 2))
+        amount = f"{len(usual)} setting{'' if len(usual) == 1 else 's'} with the default"
+        parts.append(el("details", el("summary", amount), folded))
+    return _section("settings", "Settings", el("div", parts, class_="panel"))
+
+
+def _setting(line: InForce) -> list[Child]:
+    default = str(line.default) if line.default is not None else "by memory"
+    harmful = line.verdict is not None and line.verdict_text == "HARMFUL"
+    verdict = [sign("problem"), el("span", "harmful", class_="problem")] if harmful else line.verdict_text
+    why: list[Child] = [prose(line.why)]
+    if line.instead:
+        why += [el("p", "Instead: ", prose(line.instead))]
+    if line.on_stuck:
+        why += [el("p", "On what is stuck now: ", prose(line.on_stuck))]
+    return [el("code", line.setting.key), line.value, default, verdict, line.where, why]
+
+
+def remarks(account: Account) -> Element | None:
+    """Return what is said beside the groups, and what the FILTER could not judge."""
+    lines: list[Child] = [(el("dt", label), el("dd", prose(text))) for label, text in account.remarks]
+    if account.unjudged:
+        lines += [(el("dt", "Not judged"), el("dd", text)) for text in account.unjudged]
+        lines.append((el("dt", "How to see it"), el("dd", prose(account.unjudged_hint))))
+    if not lines:
+        return None
+    return _section("also", "Also seen", el("div", el("dl", lines, class_="facts"), class_="panel"))
+
+
+def gaps(entries: Sequence[Gap]) -> Element:
+    """Return what could not be seen."""
+    if not entries:
+        body: Child = el("p", "Everything that was asked for could be seen.")
+    else:
+        rows = [
+            [gap.where, gap.doing, gap.needs or "nothing would have helped"]
+            for gap in entries[:OVERVIEW_MOST]
+        ]
+        body = table("Parts of the machine that were not seen", ["where", "could not", "needs"], rows)
+        if more := len(entries) - len(rows):
+            body = [body, el("p", f"{more:,} more parts were not seen.", class_="muted")]
+    return _section("not-seen", "Not seen", el("div", body, class_="panel"))
+
+
+def versions(lines: Sequence[tuple[str, str]]) -> Element:
+    """Return the versions."""
+    entries = [(el("dt", label), el("dd", text)) for label, text in lines]
+    return _section("versions", "Versions", el("div", el("dl", entries, class_="facts"), class_="panel"))
