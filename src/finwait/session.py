@@ -64,6 +64,7 @@ __all__ = [
     "Look",
     "Machine",
     "Snapshot",
+    "StatesThen",
     "diagnose",
     "findings_of",
     "impossible",
@@ -75,6 +76,7 @@ __all__ = [
     "regrouped",
     "rules_for",
     "snapshot",
+    "states_of",
     "who_waits",
 ]
 
@@ -107,6 +109,19 @@ class Look(Struct, frozen=True):
     recording has."""
 
 
+class StatesThen(Struct, frozen=True):
+    """How many sockets were in each state at a look that is over."""
+
+    unix_ns: int
+    counts: Mapping[int, int]
+
+
+def states_of(observation: Observation, sockets: SocketTable) -> StatesThen:
+    """Return how many sockets of a look are in each state."""
+    numbers, counts = np.unique(sockets.state, return_counts=True)
+    return StatesThen(observation.facts.unix_ns, dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+
+
 class Snapshot(Struct, frozen=True, dict=True):
     """Every TCP connection of one look, joined with its owners and other ends.
 
@@ -119,6 +134,8 @@ class Snapshot(Struct, frozen=True, dict=True):
     view: View
     gaps: tuple[Gap, ...]
     machine: Machine
+    first_states: StatesThen | None = None
+    """How many sockets were in which state at the first of several looks; None where there was one look."""
 
     def __len__(self) -> int:
         return len(self.sockets)
@@ -239,6 +256,7 @@ class _Watched(Struct, frozen=True):
     earlier: SocketTable | None = None
     counters: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     """Namespace → counters of the first look."""
+    first_states: StatesThen | None = None
     ms: int = 0
     """Time between the two."""
     first_look_ms: int = 0
@@ -276,6 +294,7 @@ def _watch(machine: Machine, how: Look, plan: LookPlan) -> _Watched:
         last,
         earlier,
         counters,
+        states_of(first, earlier),
         int((last.facts.boottime_ns - began_ns) // 1_000_000),
         max(0, first.facts.boottime_end_ns - began_ns) // 1_000_000,
         {pid: count != turns[pid] for pid, count in machine.turns(turns).items()} if turns else {},
@@ -371,7 +390,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         view = with_waits(machine, view, descriptors, np.flatnonzero(mask))
         gaps += _unread(view.waits_read)
     reported = tuple(gap for gap in sorted(set(gaps)) if gap.pid not in how.not_holders)
-    return Snapshot(observation, sockets, flows, view, reported, machine)
+    return Snapshot(observation, sockets, flows, view, reported, machine, watched.first_states)
 
 
 def _joined(

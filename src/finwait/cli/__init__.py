@@ -46,6 +46,7 @@ COMMANDS = {
     "audit": "audit",
     "relay": "relay",
     "record": "record",
+    "report": "report",
     "lab": "lab",
     "agent": "agent",
     "history": "history",

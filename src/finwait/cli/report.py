@@ -1,0 +1,242 @@
+"""``finwait report``: a diagnosis as one file to hand on: HTML, or Markdown for an issue tracker."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from finwait.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from finwait.diagnosis.hint import Asked
+    from finwait.report.account import Moment
+    from finwait.session import Diagnosis, Machine
+
+__all__ = ["add_parser", "run"]
+
+_ENDINGS = {".html": "html", ".htm": "html", ".md": "md"}
+_PSEUDONYMS = frozenset(
+    {"pod", "container", "namespace", "workload", "service", "label", "comm", "cgroup", "thread"}
+)
+"""What a FILTER may ask by a name that redaction replaces."""
+
+
+def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = sub.add_parser(
+        "report",
+        help="a diagnosis as one HTML file, or as Markdown, to hand on",
+        description="Look as `finwait diagnose` does, and write what it says into one file that needs nothing beside "
+        "it: groups, the diagram of the states, both ends of each group, evidence, what ends it, settings, what was "
+        "not seen. An existing file is replaced. Changes nothing else.",
+    )
+    parser.add_argument(
+        "filter",
+        nargs="*",
+        type=str,
+        action=options.Words,
+        metavar="FILE.html|FILTER",
+        help="where to write: a first word that ends in `.html` or `.md`, or has a `/`, or is `-` for standard output "
+        "(the default); then which connections, as of `finwait diagnose`",
+    )
+    options.add_look(parser)
+    group = parser.add_argument_group("writing")
+    group.add_argument(
+        "-o",
+        "--output",
+        choices=("html", "md"),
+        help="format: a page, or GitHub Markdown for an issue tracker (default: by the ending of FILE, else html)",
+    )
+    group.add_argument(
+        "--redact",
+        action="store_true",
+        help="replace addresses and names by stable pseudonyms, as `finwait record --redact` does",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        UsageError: a page for a terminal, or a FILTER by what is redacted.
+        FinwaitError: the look failed, or the file could not be written.
+    """
+    from finwait.errors import UsageError
+    from finwait.report.account import account
+
+    file = _file(args)
+    form = args.output or (_ENDINGS.get(os.path.splitext(file)[1].lower(), "html") if file else "html")
+    if form == "html" and not file and sys.stdout.isatty():
+        raise UsageError(
+            "a page is not for a terminal", hint="name a file: `finwait report stuck.html`, or use `-o md`"
+        )
+    if args.redact:
+        _refuse_pseudonyms(args)
+    diagnosis = options.narrowed(args, _diagnosed(args))
+    narrowed = diagnosis.narrowed
+    unjudged = (narrowed.undecided,) if narrowed is not None and narrowed.undecided is not None else ()
+    gaps = (*unjudged, *diagnosis.gaps)
+    told = account(
+        diagnosis.view,
+        diagnosis.findings,
+        gaps,
+        diagnosis.snapshot.observation.facts,
+        narrowed=narrowed,
+        moments=_moments(diagnosis),
+        source=_source(args),
+        redacted=args.redact,
+    )
+    if form == "html":
+        from finwait.report.html import page
+
+        text = page(diagnosis.view, told)
+    else:
+        from finwait.report.markdown import markdown
+
+        text = markdown(diagnosis.view, told)
+    if file:
+        _write(file, text, 0o644 if args.redact else 0o600)
+        size = f"{len(text.encode()) / 1000:.0f} kB"
+        options.write_error([f"finwait: wrote `{file}` ({size}): {told.headline}\n"])
+    else:
+        sys.stdout.write(text)
+    options.tell_gaps(gaps)
+    return options.status(gaps, narrowed)
+
+
+def _file(args: argparse.Namespace) -> str:
+    """Return where to write, and leave the FILTER in the arguments; empty for standard output."""
+    first = args.filter[0] if args.filter else ""
+    if not (first == "-" or "/" in first or os.path.splitext(first)[1].lower() in _ENDINGS):
+        return ""
+    args.filter = args.filter[1:]
+    return "" if first == "-" else first
+
+
+def _source(args: argparse.Namespace) -> str:
+    """Return what is said of a recording; of a redacted report not even its name."""
+    if not args.recording:
+        return ""
+    return "a recording" if args.redact else f"the recording {os.path.basename(args.recording)}"
+
+
+def _refuse_pseudonyms(args: argparse.Namespace) -> None:
+    """Refuse a FILTER by what `--redact` replaces: it would match nothing, which says nothing about connections.
+
+    Raises:
+        UsageError: it is one.
+    """
+    from finwait.errors import UsageError
+    from finwait.selecting import parse_filter
+
+    row_filter = parse_filter(args.filter)
+    named = sorted({*(row_filter.needs & _PSEUDONYMS), *(row_filter.columns & {"src", "dst"})})
+    if args.filter and named:
+        raise UsageError(
+            f"`--redact` replaces what the FILTER asks for ({', '.join(named)})",
+            hint="choose by state, port, pid, age or rule; or by the pseudonyms of `finwait record --redact`",
+        )
+
+
+def _diagnosed(args: argparse.Namespace) -> Diagnosis:
+    """Look and explain; with `--redact` at what was read with everything that identifies replaced."""
+    from msgspec.structs import replace
+
+    from finwait import session
+
+    if not args.redact:
+        return options.unnarrowed(args)
+    how = options.how(args)
+    machine = _redacted(args, options.machine(args))
+    return session.diagnose(machine, how=replace(how, names=None), asked=_asked(args))
+
+
+def _redacted(args: argparse.Namespace, machine: Machine) -> Machine:
+    from finwait.recording import Pseudonyms, Replay, observed, redact_look
+
+    names = Pseudonyms()
+    if isinstance(machine, Replay):
+        return Replay([redact_look(look, names) for look in machine.looks])
+    how = options.how(args)
+    looks = observed(
+        machine, how.plan, looks=2 if how.watch_ms else 1, interval_ms=how.watch_ms, cluster=how.names
+    )
+    return Replay([redact_look(look, names) for look in looks])
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    """Return the options that commands of a redacted report repeat: none that names a file or a namespace."""
+    public = argparse.Namespace(**{**vars(args), "netns": [], "kube_names": None, "agent_socket": None})
+    public.recording = "FILE" if args.recording else None
+    return options.asked(public)
+
+
+def _moments(diagnosis: Diagnosis) -> Sequence[Moment]:
+    """Return how many sockets were in each state at each look, where there were several."""
+    from msgspec.structs import replace
+
+    from finwait import session
+    from finwait.recording import Replay
+    from finwait.report.account import Moment
+    from finwait.table import decode
+
+    shot = diagnosis.snapshot
+    if isinstance(shot.machine, Replay) and len(shot.machine) > 2:
+        spaces = {ns.inode for ns in shot.observation.namespaces}
+        looks = (
+            replace(look, namespaces=tuple(ns for ns in look.namespaces if ns.inode in spaces))
+            for look in shot.machine.looks
+        )
+        then = [session.states_of(look, decode.sockets(look)) for look in looks]
+    elif shot.first_states is not None:
+        then = [shot.first_states, session.states_of(shot.observation, shot.sockets)]
+    else:
+        return ()
+    return [Moment(each.unix_ns, each.counts) for each in then]
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    """Write a file, whole or not at all; by no link of somebody else's (see `finwait.files`).
+
+    Raises:
+        FinwaitError: it cannot be written; nothing is left behind.
+    """
+    from finwait import files
+
+    with _explained(path):
+        new = files.new_file(path, mode)
+    out = os.fdopen(new.fd, "w", encoding="utf-8")
+    try:
+        with _explained(path):
+            out.write(text)
+            out.flush()
+            os.fsync(new.fd)
+            new.publish()
+    finally:  # an interrupt, too, leaves nothing behind
+        with contextlib.suppress(OSError):
+            out.close()
+        new.discard()
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn what the kernel says about the file into our error."""
+    from finwait.errors import FileRefused, FinwaitError
+
+    try:
+        yield
+    except FileRefused as error:
+        failure = FinwaitError(f"could not write the report `{path}`: {error}")
+        failure.hint = error.hint
+        raise failure from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        failure = FinwaitError(f"could not write the report `{path}`: {reason}")
+        failure.hint = "is there room on the disk, and may you write there?"
+        raise failure from None
