@@ -47,6 +47,7 @@ COMMANDS = {
     "relay": "relay",
     "record": "record",
     "report": "report",
+    "compare": "compare",
     "lab": "lab",
     "agent": "agent",
     "history": "history",

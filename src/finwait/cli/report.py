@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         narrowed=narrowed,
         moments=_moments(diagnosis),
         source=_source(args),
-        redacted=args.redact,
+        redacted=getattr(diagnosis.snapshot.machine, "redacted", False),
     )
     if form == "html":
         from finwait.report.html import page
@@ -162,12 +162,12 @@ def _redacted(args: argparse.Namespace, machine: Machine) -> Machine:
 
     names = Pseudonyms()
     if isinstance(machine, Replay):
-        return Replay([redact_look(look, names) for look in machine.looks])
+        return Replay([redact_look(look, names) for look in machine.looks], redacted=True)
     how = options.how(args)
     looks = observed(
         machine, how.plan, looks=2 if how.watch_ms else 1, interval_ms=how.watch_ms, cluster=how.names
     )
-    return Replay([redact_look(look, names) for look in looks])
+    return Replay([redact_look(look, names) for look in looks], redacted=True)
 
 
 def _asked(args: argparse.Namespace) -> Asked:

@@ -98,11 +98,17 @@ def overview(account: Account, full: int) -> Element:
         el(
             "div",
             table(
-                "Connections of one cause, holder and place, the most harmful first", heads, rows, right=right
+                "Connections of one cause, holder and place, the most harmful first",
+                heads,
+                rows,
+                right=right,
+                kind="overview",
             ),
             el(
                 "p",
-                f"{more:,} more groups are not in this file; `finwait diagnose -o json` has all of them.",
+                prose(
+                    f"{more:,} more groups are not in this file; `finwait diagnose -o json` has all of them."
+                ),
                 class_="muted",
             )
             if more

@@ -68,7 +68,10 @@ thead th{font-weight:500;color:var(--muted);font-size:.82rem;white-space:nowrap}
 tbody th{font-weight:600}
 .evidence th code,.evidence td:last-child{white-space:nowrap}
 td.num,th.num{text-align:right}
-.nowrap{white-space:nowrap}
+.overview [data-label=severity],.overview [data-label=ends],.overview [data-label=state],
+.overview [data-label=oldest]{white-space:nowrap}
+.overview [data-label=where],.overview [data-label="held by"]{min-width:6.8rem}
+.overview [data-label=cause]{overflow-wrap:normal}
 .scroll{overflow-x:auto;max-width:100%}
 .facts{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1rem;margin-top:.7rem;
   font-size:.94rem}
@@ -127,7 +130,7 @@ footer{margin-top:2.2rem;padding-top:.7rem;border-top:1px solid var(--rule);colo
   grid-template-columns:7.2rem minmax(0,1fr);gap:.6rem}
 .cards td::before,.cards th::before{content:attr(data-label);color:var(--muted);font-weight:400;
   font-family:var(--sans)}
-.cards caption{display:block}
+.cards caption{display:block}.cards [data-label]{min-width:0;white-space:normal}
 .evidence th code,.evidence td:last-child{white-space:normal}
 .facts{grid-template-columns:minmax(0,1fr);gap:0}.facts dd{margin-bottom:.35rem}
 }
