@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finwait import selecting, session
-from finwait.diagnosis.comparison import Compared, Side, compared
+from finwait.diagnosis.comparison import ComparedSide, Comparison, compared
 from finwait.recording import Replay
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def compare(
     after: tuple[str, Machine],
     how: Look,
     row_filter: Filter | None = None,
-) -> Compared:
+) -> Comparison:
     """Diagnose two machines or recordings, and compare.
 
     Args:
@@ -62,10 +62,10 @@ def _redacted(machine: Machine) -> bool:
     return isinstance(machine, Replay) and machine.redacted
 
 
-def _side(label: str, made: Diagnosis) -> Side:
+def _side(label: str, made: Diagnosis) -> ComparedSide:
     facts, narrowed = made.snapshot.observation.facts, made.narrowed
     undecided = (narrowed.undecided,) if narrowed is not None and narrowed.undecided is not None else ()
-    return Side(
+    return ComparedSide(
         label=label,
         hostname=facts.hostname,
         kernel=facts.kernel,

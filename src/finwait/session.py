@@ -47,6 +47,7 @@ from finwait.table import decode
 from finwait.table.filter import Filter, parse
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
+from finwait.table.states_then import StatesThen, states_then
 from finwait.table.units import printable
 from finwait.uapi import tcp
 from finwait.uapi.cluster import ClusterNames
@@ -64,7 +65,6 @@ __all__ = [
     "Look",
     "Machine",
     "Snapshot",
-    "StatesThen",
     "diagnose",
     "findings_of",
     "impossible",
@@ -76,7 +76,6 @@ __all__ = [
     "regrouped",
     "rules_for",
     "snapshot",
-    "states_of",
     "who_waits",
 ]
 
@@ -107,19 +106,6 @@ class Look(Struct, frozen=True):
     names: Callable[[Collection[str]], tuple[ClusterNames, tuple[Gap, ...]]] | None = None
     """Asked with addresses what a cluster calls them and its pods, and what of that is not known; None for what a
     recording has."""
-
-
-class StatesThen(Struct, frozen=True):
-    """How many sockets were in each state at a look that is over."""
-
-    unix_ns: int
-    counts: Mapping[int, int]
-
-
-def states_of(observation: Observation, sockets: SocketTable) -> StatesThen:
-    """Return how many sockets of a look are in each state."""
-    numbers, counts = np.unique(sockets.state, return_counts=True)
-    return StatesThen(observation.facts.unix_ns, dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
 
 
 class Snapshot(Struct, frozen=True, dict=True):
@@ -294,7 +280,7 @@ def _watch(machine: Machine, how: Look, plan: LookPlan) -> _Watched:
         last,
         earlier,
         counters,
-        states_of(first, earlier),
+        states_then(first.facts.unix_ns, earlier),
         int((last.facts.boottime_ns - began_ns) // 1_000_000),
         max(0, first.facts.boottime_end_ns - began_ns) // 1_000_000,
         {pid: count != turns[pid] for pid, count in machine.turns(turns).items()} if turns else {},

@@ -60,6 +60,8 @@ BASE: dict[str, list[str]] = {
     "relay close": ["--admin", "/nonexistent/x", "0-1"],
     "relay drain": ["--admin", "/nonexistent/x"],
     "relay stats": ["--admin", "/nonexistent/x"],
+    "report": LOOK,
+    "compare": [RECORDING, RECORDING],
     "record": ["@TMP@/one.finwait", "--looks", "1", *HERE],
     "lab list": [],
     "lab run": ["no-such-scenario"],
@@ -125,6 +127,8 @@ class Taker:
         n = arguments.get(self.command, 0)
         if self.command == "record":
             return ["record", value, *base[1:]]
+        if self.command == "compare" and self.action.nargs is None:
+            return ["compare", *((value, RECORDING) if self.action.dest == "a" else (RECORDING, value))]
         if self.command.startswith("tune") and base:
             return [*self.command.split(), value, *base[1:]]
         if self.command in (

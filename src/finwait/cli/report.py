@@ -9,17 +9,19 @@ import sys
 from typing import TYPE_CHECKING
 
 from finwait.cli import options
+from finwait.cli.printing import machine_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from finwait.diagnosis.hint import Asked
-    from finwait.report.account import Moment
+    from finwait.report.account import Account
     from finwait.session import Diagnosis, Machine
+    from finwait.table.states_then import StatesThen
 
 __all__ = ["add_parser", "run"]
 
-_ENDINGS = {".html": "html", ".htm": "html", ".md": "md"}
+_ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 _PSEUDONYMS = frozenset(
     {"pod", "container", "namespace", "workload", "service", "label", "comm", "cgroup", "thread"}
 )
@@ -41,16 +43,17 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=str,
         action=options.Words,
         metavar="FILE.html|FILTER",
-        help="where to write: a first word that ends in `.html` or `.md`, or has a `/`, or is `-` for standard output "
-        "(the default); then which connections, as of `finwait diagnose`",
+        help="where to write: a first word that ends in `.html`, `.md` or `.json`, or has a `/`, or is `-` for "
+        "standard output (the default); then which connections, as of `finwait diagnose`",
     )
     options.add_look(parser)
     group = parser.add_argument_group("writing")
     group.add_argument(
         "-o",
         "--output",
-        choices=("html", "md"),
-        help="format: a page, or GitHub Markdown for an issue tracker (default: by the ending of FILE, else html)",
+        choices=("html", "md", "json"),
+        help="format: a page, GitHub Markdown for an issue tracker, or what `finwait diagnose -o json` prints "
+        "(default: by the ending of FILE, else html)",
     )
     group.add_argument(
         "--redact",
@@ -67,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         UsageError: a page for a terminal, or a FILTER by what is redacted.
         FinwaitError: the look failed, or the file could not be written.
     """
+    from msgspec.structs import replace
+
     from finwait.errors import UsageError
     from finwait.report.account import account
 
@@ -81,33 +86,43 @@ def run(args: argparse.Namespace) -> int:
     diagnosis = options.narrowed(args, _diagnosed(args))
     narrowed = diagnosis.narrowed
     unjudged = (narrowed.undecided,) if narrowed is not None and narrowed.undecided is not None else ()
-    gaps = (*unjudged, *diagnosis.gaps)
-    told = account(
+    diagnosis = replace(diagnosis, gaps=(*unjudged, *diagnosis.gaps))
+    summary = account(
         diagnosis.view,
         diagnosis.findings,
-        gaps,
+        diagnosis.gaps,
         diagnosis.snapshot.observation.facts,
         narrowed=narrowed,
         moments=_moments(diagnosis),
         source=_source(args),
         redacted=getattr(diagnosis.snapshot.machine, "redacted", False),
     )
-    if form == "html":
-        from finwait.report.html import page
-
-        text = page(diagnosis.view, told)
-    else:
-        from finwait.report.markdown import markdown
-
-        text = markdown(diagnosis.view, told)
+    text = _text(form, diagnosis, summary)
     if file:
         _write(file, text, 0o644 if args.redact else 0o600)
         size = f"{len(text.encode()) / 1000:.0f} kB"
-        options.write_error([f"finwait: wrote `{file}` ({size}): {told.headline}\n"])
+        options.write_error([f"finwait: wrote `{file}` ({size}): {summary.headline}\n"])
     else:
         sys.stdout.write(text)
-    options.tell_gaps(gaps)
-    return options.status(gaps, narrowed)
+    options.tell_gaps(diagnosis.gaps)
+    return options.status(diagnosis.gaps, narrowed)
+
+
+def _text(form: str, diagnosis: Diagnosis, summary: Account) -> str:
+    """Return the report in a format."""
+    view = diagnosis.view
+    if form == "html":
+        from finwait.report.html import page
+
+        return page(view, summary)
+    if form == "md":
+        from finwait.report.markdown import markdown
+
+        return markdown(view, summary)
+    from finwait.report import json
+
+    head = machine_head(diagnosis.snapshot.observation.facts)
+    return "".join(json.diagnosis(view, diagnosis.findings, diagnosis.gaps, head, diagnosis.narrowed))
 
 
 def _file(args: argparse.Namespace) -> str:
@@ -177,28 +192,26 @@ def _asked(args: argparse.Namespace) -> Asked:
     return options.asked(public)
 
 
-def _moments(diagnosis: Diagnosis) -> Sequence[Moment]:
+def _moments(diagnosis: Diagnosis) -> Sequence[StatesThen]:
     """Return how many sockets were in each state at each look, where there were several."""
     from msgspec.structs import replace
 
-    from finwait import session
     from finwait.recording import Replay
-    from finwait.report.account import Moment
     from finwait.table import decode
+    from finwait.table.states_then import states_then
 
     shot = diagnosis.snapshot
-    if isinstance(shot.machine, Replay) and len(shot.machine) > 2:
-        spaces = {ns.inode for ns in shot.observation.namespaces}
-        looks = (
-            replace(look, namespaces=tuple(ns for ns in look.namespaces if ns.inode in spaces))
-            for look in shot.machine.looks
-        )
-        then = [session.states_of(look, decode.sockets(look)) for look in looks]
-    elif shot.first_states is not None:
-        then = [shot.first_states, session.states_of(shot.observation, shot.sockets)]
-    else:
+    facts = shot.observation.facts
+    if shot.first_states is None:
         return ()
-    return [Moment(each.unix_ns, each.counts) for each in then]
+    if not isinstance(shot.machine, Replay) or len(shot.machine) == 2:
+        return [shot.first_states, states_then(facts.unix_ns, shot.sockets)]
+    spaces = {ns.inode for ns in shot.observation.namespaces}
+    looks = (
+        replace(look, namespaces=tuple(ns for ns in look.namespaces if ns.inode in spaces))
+        for look in shot.machine.looks
+    )
+    return [states_then(look.facts.unix_ns, decode.sockets(look)) for look in looks]
 
 
 def _write(path: str, text: str, mode: int) -> None:

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from finwait.diagnosis.view import View
     from finwait.errors import Gap
 
-__all__ = ["Compared", "GroupChange", "GroupName", "Side", "Verdict", "compared"]
+__all__ = ["ComparedSide", "Comparison", "GroupChange", "GroupName", "Verdict", "compared"]
 
 Change = Literal["appeared", "grew", "same", "shrank", "vanished"]
 Verdict = Literal["worse", "not worse", "unknown"]
-_LEAST_S: Final = 1.0
-"""Between two looks that are nearer than this there is no rate."""
+_LEAST_S: Final = 60.0
+"""Of two looks that are nearer than this there is no rate: it would be more of a guess."""
 _ORDER: Final[dict[Severity, int]] = {"problem": 0, "notice": 1, "healthy": 2}
 
 
-class Side(Struct, frozen=True):
+class ComparedSide(Struct, frozen=True):
     """One of the two that are compared."""
 
     label: str
@@ -93,11 +93,11 @@ class GroupChange(Struct, frozen=True):
         return "grew" if self.after > self.before else "shrank" if self.after < self.before else "same"
 
 
-class Compared(Struct, frozen=True):
+class Comparison(Struct, frozen=True):
     """Two diagnoses, compared."""
 
-    before: Side
-    after: Side
+    before: ComparedSide
+    after: ComparedSide
     by_name: bool
     """Whether names tell groups apart; where they are pseudonyms, groups are those of a cause."""
     same_boot: bool | None
@@ -134,12 +134,13 @@ class _Members(Struct):
     rows: bool = True
 
 
-def compared(before: Side, after: Side) -> Compared:
+def compared(before: ComparedSide, after: ComparedSide) -> Comparison:
     """Compare two diagnoses."""
-    same_boot = before.boot_id == after.boot_id if before.boot_id and after.boot_id else None
+    by_name = not before.redacted and not after.redacted
+    known_boots = by_name and before.boot_id and after.boot_id  # redaction replaces boot ids, too
+    same_boot = before.boot_id == after.boot_id if known_boots else None
     elapsed_s = _elapsed_s(before, after, same_boot=same_boot)
     unequal = tuple(_unequal(before, after))
-    by_name = not before.redacted and not after.redacted
     first, second = (_named(side, one_boot=bool(same_boot), by_name=by_name) for side in (before, after))
     rated = bool(same_boot) and elapsed_s is not None and elapsed_s >= _LEAST_S
     groups = [
@@ -154,10 +155,10 @@ def compared(before: Side, after: Side) -> Compared:
         for name in {*first, *second}
     ]
     groups.sort(key=lambda g: (not g.worse, _ORDER[g.severity], -abs(g.after - g.before), -g.after, g.name))
-    return Compared(before, after, by_name, same_boot, elapsed_s, tuple(groups), unequal)
+    return Comparison(before, after, by_name, same_boot, elapsed_s, tuple(groups), unequal)
 
 
-def _elapsed_s(before: Side, after: Side, *, same_boot: bool | None) -> float | None:
+def _elapsed_s(before: ComparedSide, after: ComparedSide, *, same_boot: bool | None) -> float | None:
     if same_boot and before.boottime_ns and after.boottime_ns:
         return (after.boottime_ns - before.boottime_ns) / 1e9
     if before.unix_ns and after.unix_ns:
@@ -165,7 +166,7 @@ def _elapsed_s(before: Side, after: Side, *, same_boot: bool | None) -> float | 
     return None
 
 
-def _unequal(before: Side, after: Side) -> Iterator[str]:
+def _unequal(before: ComparedSide, after: ComparedSide) -> Iterator[str]:
     """Yield in what the two looks differ, so that a group may seem to have changed."""
     a, b = ({(gap.where, gap.doing) for gap in side.gaps} for side in (before, after))
     if only := len(a - b):
@@ -178,7 +179,7 @@ def _unequal(before: Side, after: Side) -> Iterator[str]:
         yield f"ESTABLISHED connections were left out in {'A' if before.view.established_skipped else 'B'} only"
 
 
-def _named(side: Side, *, one_boot: bool, by_name: bool) -> dict[GroupName, _Members]:
+def _named(side: ComparedSide, *, one_boot: bool, by_name: bool) -> dict[GroupName, _Members]:
     """Return the groups of a side; those that cannot be told apart without pids are one."""
     result: dict[GroupName, _Members] = {}
     for finding in side.findings:

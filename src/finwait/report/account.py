@@ -5,7 +5,7 @@ Texts may hold names that others chose; whoever writes them into a format escape
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -18,9 +18,10 @@ from finwait.report import text
 from finwait.report.by_hand import ByHand, by_hand
 from finwait.report.columns import Cells
 from finwait.report.detail import age_text, holders_text, states_text, turn_text, where
-from finwait.report.overview import table
+from finwait.report.overview import WholeColumn, table
 from finwait.report.tune import InForce, settings_in_force
 from finwait.report.two_ends import TwoEnds, two_ends
+from finwait.table.states_then import StatesThen
 from finwait.uapi import tcp
 from finwait.version import __version__
 
@@ -34,8 +35,8 @@ __all__ = [
     "Account",
     "ConnectionShown",
     "GroupShown",
-    "Moment",
     "StateShown",
+    "StatesThen",
     "account",
     "group_shown",
     "when",
@@ -47,13 +48,6 @@ LONGEST_COMMAND: Final = 400
 """Characters of a command that is shown; a longer one names very many connections one by one."""
 
 Sign = Literal["problem", "notice", "fine", "unsure"]
-
-
-class Moment(Struct, frozen=True):
-    """How many sockets were in each state at one of several looks."""
-
-    unix_ns: int
-    counts: Mapping[int, int]
 
 
 class StateShown(Struct, frozen=True):
@@ -105,13 +99,12 @@ class Account(Struct, frozen=True):
     sign: Sign
     about: tuple[tuple[str, str], ...]
     """When, where and how was looked: label and text."""
-    overview: Mapping[str, Sequence[str]]
-    """Title of a column → a text for each group; the severity has no title."""
+    overview: tuple[WholeColumn, ...]
     groups: tuple[Finding, ...]
     """Everything that is shown, the most harmful first."""
     states: tuple[StateShown, ...]
     states_note: str
-    moments: tuple[Moment, ...]
+    moments: tuple[StatesThen, ...]
     remarks: tuple[tuple[str, str], ...]
     unjudged: tuple[str, ...]
     unjudged_hint: str
@@ -127,7 +120,7 @@ def account(
     facts: Facts,
     *,
     narrowed: Narrowed | None = None,
-    moments: Sequence[Moment] = (),
+    moments: Sequence[StatesThen] = (),
     source: str = "",
     redacted: bool = False,
 ) -> Account:
@@ -150,7 +143,7 @@ def account(
         headline=text.headline(view, findings, host, gaps, narrowed),
         sign=_sign(view, shown, gaps, narrowed),
         about=tuple(_about(view, facts, narrowed, moments, source, redacted)),
-        overview=table(view, shown) if shown else {},
+        overview=tuple(table(view, shown)) if shown else (),
         groups=tuple(shown),
         states=tuple(_states(view, findings)),
         states_note=_states_note(view, narrowed),
@@ -185,7 +178,7 @@ def _about(
     view: View,
     facts: Facts,
     narrowed: Narrowed | None,
-    moments: Sequence[Moment],
+    moments: Sequence[StatesThen],
     source: str,
     redacted: bool,
 ) -> Iterator[tuple[str, str]]:
@@ -237,7 +230,7 @@ def _states_note(view: View, narrowed: Narrowed | None) -> str:
 
 
 def group_shown(
-    view: View, finding: Finding, number: int, said: set[tuple[object, ...]], most: int = CONNECTIONS
+    view: View, finding: Finding, number: int, advised: set[tuple[object, ...]], most: int = CONNECTIONS
 ) -> GroupShown:
     """Return a group in full.
 
@@ -245,13 +238,13 @@ def group_shown(
         view: the sockets.
         finding: the group.
         number: its number in the overview.
-        said: what was said of earlier groups to end them; what is said of this one is added.
+        advised: what was said of earlier groups to end them; what is said of this one is added.
         most: connections to name.
     """
     means = tuple((remedy.text, remedy.kind) for remedy in finding.ends_it)
     advice = (finding.rule, means, finding.does_not)
-    again = advice in said
-    said.add(advice)
+    again = advice in advised
+    advised.add(advice)
     rows = finding.rows[:0] if finding.counted else finding.rows[:most]
     cells = Cells(view, rows)
     names = ("local", "peer", "state_name", "age", "owner", "other_end")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from finwait.diagnosis.comparison import Compared, GroupChange, Side
+from msgspec import Struct
+
+from finwait.diagnosis.comparison import ComparedSide, Comparison, GroupChange
 from finwait.report.account import when
 from finwait.report.cells import cut, padded, widest
 from finwait.report.shape import document
@@ -16,13 +19,19 @@ from finwait.table.units import duration_text
 
 __all__ = ["comparison_json", "comparison_text"]
 
-_HEADS: Final = ("", "A", "B", "change", "per hour", "in both", "cause", "held by", "where")
-_RIGHT: Final = frozenset({"A", "B", "change", "per hour", "in both"})
-_OPTIONAL: Final = frozenset({"per hour", "in both", "held by", "where"})
-_WIDEST: Final = {"cause": 22, "held by": 18, "where": 24}
+
+class _Column(Struct, frozen=True):
+    """A column of the table."""
+
+    title: str
+    text: Callable[[GroupChange], str]
+    right: bool = False
+    optional: bool = False
+    """Whether it is left out where it has nothing to say."""
+    widest: int = 24
 
 
-def comparison_text(compared: Compared, style: Style = PLAIN) -> Iterator[str]:
+def comparison_text(compared: Comparison, style: Style = PLAIN) -> Iterator[str]:
     """Yield the lines: the verdict, the two sides, a line for each group that changed, what differs in looking."""
     for line in textwrap.wrap(_verdict(compared), style.width, break_on_hyphens=False):
         yield style.paint(line, "bold") + "\n"
@@ -32,7 +41,7 @@ def comparison_text(compared: Compared, style: Style = PLAIN) -> Iterator[str]:
     yield from _wrapped(_between(compared), style.width)
     if not compared.by_name:
         yield from _wrapped("   Names are pseudonyms, so groups are those of a cause.", style.width)
-    changed = [group for group in compared.groups if group.change != "same" or group.worse]
+    changed = [group for group in compared.groups if group.before != group.after or group.worse]
     if changed:
         yield "\n"
         yield from _table(changed, style)
@@ -49,15 +58,13 @@ def comparison_text(compared: Compared, style: Style = PLAIN) -> Iterator[str]:
     yield from _gaps(compared, style)
 
 
-def _gaps(compared: Compared, style: Style) -> Iterator[str]:
+def _gaps(compared: Comparison, style: Style) -> Iterator[str]:
     """Yield what could not be seen, once where it is the same of both."""
     a, b = compared.before.gaps, compared.after.gaps
     parts = [("A and B", a)] if a == b else [("A", a), ("B", b)]
     for name, gaps in parts:
         if gaps:
-            title, *lines = not_seen(gaps, style)
-            yield title.replace("Not seen:", f"Not seen in {name}:")
-            yield from lines
+            yield from not_seen(gaps, style, f"Not seen in {name}:")
 
 
 def _wrapped(text: str, width: int) -> Iterator[str]:
@@ -67,7 +74,7 @@ def _wrapped(text: str, width: int) -> Iterator[str]:
         yield line + "\n"
 
 
-def _verdict(compared: Compared) -> str:
+def _verdict(compared: Comparison) -> str:
     worse = compared.worse
     groups = f"{len(worse)} group{'' if len(worse) == 1 else 's'}"
     more = sum(group.after - group.before for group in worse)
@@ -81,14 +88,14 @@ def _verdict(compared: Compared) -> str:
     return "Not worse: no problem appeared or grew."
 
 
-def _side(side: Side) -> str:
+def _side(side: ComparedSide) -> str:
     host = f"{side.hostname or 'a machine'} (Linux {side.kernel})"
     spaces = len(side.view.namespaces)
     places = f"{spaces} network namespace{'' if spaces == 1 else 's'}"
     return f"{side.label}: {host}, {when(side.unix_ns)}, {side.connections:,} connections in {places}"
 
 
-def _between(compared: Compared) -> str:
+def _between(compared: Comparison) -> str:
     """Say what lies between the two."""
     if compared.same_boot is None:
         boot = "whether it was the same boot is not known"
@@ -106,30 +113,23 @@ def _between(compared: Compared) -> str:
 
 
 def _table(groups: Sequence[GroupChange], style: Style) -> Iterator[str]:
-    columns = list(zip(*map(_cells, groups), strict=True))
-    keep = [k for k, head in enumerate(_HEADS) if head not in _OPTIONAL or any(columns[k])]
-    texts = {k: [cut(text, _WIDEST.get(_HEADS[k], 20)) for text in columns[k]] for k in keep}
-    widths = {k: widest([_HEADS[k], *texts[k]]) for k in keep}
-    yield style.paint(_line([_HEADS[k] for k in keep], keep, widths), "dim") + "\n"
+    texts = {
+        column.title: [cut(column.text(group), column.widest) for group in groups] for column in _COLUMNS
+    }
+    columns = [column for column in _COLUMNS if not column.optional or any(texts[column.title])]
+    widths = {column.title: widest([column.title, *texts[column.title]]) for column in columns}
+
+    def line(cells: Mapping[str, str]) -> str:
+        return "  ".join(padded(cells[c.title], widths[c.title], right=c.right) for c in columns).rstrip()
+
+    yield style.paint(line({column.title: column.title for column in columns}), "dim") + "\n"
     for n, group in enumerate(groups):
-        line = _line([texts[k][n] for k in keep], keep, widths)
-        yield (style.paint(line, group.severity) if group.worse else line) + "\n"
+        text = line({title: cells[n] for title, cells in texts.items()})
+        yield (style.paint(text, group.severity) if group.worse else text) + "\n"
 
 
-def _line(texts: Sequence[str], keep: Sequence[int], widths: dict[int, int]) -> str:
-    cells = (padded(text, widths[k], right=_HEADS[k] in _RIGHT) for text, k in zip(texts, keep, strict=True))
-    return "  ".join(cells).rstrip()
-
-
-def _cells(group: GroupChange) -> tuple[str, ...]:
-    mark = "worse" if group.worse and group.known else "worse?" if group.worse else group.severity
-    rate = "" if group.per_hour is None or not group.per_hour else _rate(group.per_hour)
-    stayed = "" if group.stayed is None else f"{group.stayed:,}"
-    change = f"{group.after - group.before:+,}"
-    name = group.name
-    return (
-        mark, f"{group.before:,}", f"{group.after:,}", change, rate, stayed, name.rule, name.program, name.place
-    )  # fmt: skip
+def _mark(group: GroupChange) -> str:
+    return "worse" if group.worse and group.known else "worse?" if group.worse else group.severity
 
 
 def _rate(per_hour: float) -> str:
@@ -139,7 +139,20 @@ def _rate(per_hour: float) -> str:
     return f"{'+' if per_hour > 0 else '-'}{text}"
 
 
-def comparison_json(compared: Compared) -> dict[str, Any]:
+_COLUMNS: Final = (
+    _Column("", _mark),
+    _Column("A", lambda g: f"{g.before:,}", right=True),
+    _Column("B", lambda g: f"{g.after:,}", right=True),
+    _Column("change", lambda g: f"{g.after - g.before:+,}", right=True),
+    _Column("per hour", lambda g: _rate(g.per_hour) if g.per_hour else "", right=True, optional=True),
+    _Column("in both", lambda g: "" if g.stayed is None else f"{g.stayed:,}", right=True, optional=True),
+    _Column("cause", lambda g: g.name.rule),
+    _Column("held by", lambda g: g.name.program, optional=True, widest=18),
+    _Column("where", lambda g: g.name.place, optional=True),
+)
+
+
+def comparison_json(compared: Comparison) -> dict[str, Any]:
     """Return the comparison as a document of kind ``Comparison``."""
     members = {
         "by_name": compared.by_name,
@@ -154,18 +167,26 @@ def comparison_json(compared: Compared) -> dict[str, Any]:
     return document("Comparison", members, (*compared.before.gaps, *compared.after.gaps))
 
 
-def _side_json(side: Side) -> dict[str, Any]:
+def _side_json(side: ComparedSide) -> dict[str, Any]:
     return {
         "label": side.label,
         "hostname": side.hostname,
         "kernel": side.kernel,
         "boot_id": side.boot_id,
-        "time": when(side.unix_ns) if side.unix_ns > 0 else None,
+        "time": _instant(side.unix_ns),
         "connections": side.connections,
         "namespaces": len(side.view.namespaces),
         "gaps": len(side.gaps),
         "unjudged": side.unjudged,
     }
+
+
+def _instant(unix_ns: int) -> str | None:
+    """Return a moment as RFC 3339 has it; None where it is not known."""
+    if unix_ns <= 0:
+        return None
+    text = datetime.fromtimestamp(unix_ns / 1e9, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
 def _group_json(group: GroupChange) -> dict[str, Any]:

@@ -88,10 +88,10 @@ def markdown(view: View, account: Account) -> str:
         head += [*_overview(account), ""]
     used = sum(map(len, head)) + sum(map(len, tail))
     groups: list[str] = []
-    said: set[tuple[object, ...]] = set()
+    advised: set[tuple[object, ...]] = set()
     full = 0
     for number, finding in enumerate(account.groups[:GROUPS], 1):
-        lines = list(_group(group_shown(view, finding, number, said, _NAMED)))
+        lines = list(_group(group_shown(view, finding, number, advised, _NAMED)))
         used += sum(len(line) + 1 for line in lines)
         if used > _MOST:
             break
@@ -108,18 +108,16 @@ def markdown(view: View, account: Account) -> str:
 
 
 def _overview(account: Account) -> Iterator[str]:
-    columns = dict(account.overview)
-    severities = columns.pop("", ())
     shown = min(len(account.groups), _LINES)
     rows = [
         [
             f"{k + 1}",
-            f"{_SIGNS[account.groups[k].severity]} {severities[k].lower()}",
-            *(_code(texts[k]) for texts in columns.values()),
+            f"{_SIGNS[account.groups[k].severity]} {account.groups[k].severity}",
+            *(_code(column.texts[k]) for column in account.overview),
         ]
         for k in range(shown)
     ]
-    yield from _table(["", "severity", *columns], rows)
+    yield from _table(["", "severity", *(column.title for column in account.overview)], rows)
     if more := len(account.groups) - shown:
         yield ""
         yield f"{more:,} more groups are not listed."

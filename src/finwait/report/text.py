@@ -210,9 +210,9 @@ def diagnosis(
         yield from not_seen(gaps, style)
 
 
-def not_seen(gaps: Iterable[Gap], style: Style) -> Iterator[str]:
+def not_seen(gaps: Iterable[Gap], style: Style, title: str = "Not seen:") -> Iterator[str]:
     """Return the lines that say what could not be seen."""
-    yield "\n" + style.paint("Not seen:", "notice") + "\n"
+    yield "\n" + style.paint(title, "notice") + "\n"
     for gap in gaps:
         lines = textwrap.wrap(str(gap), style.width - 2, initial_indent="  ", subsequent_indent="    ")
         yield "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Finding, Whose
+from finwait.diagnosis.finding import Finding
 from finwait.report.columns import Cells
 from finwait.report.detail import comms
 from finwait.report.overview import holder
@@ -69,8 +69,8 @@ class TwoEnds(Struct, frozen=True):
 
     def sentence(self) -> str:
         """Return the picture in a sentence."""
-        there = f"{self.there.title}{', ' + self.there.state if self.there.state else ''}"
-        return f"{self.here.title}, {self.here.state}: {self.ours.label}. {there}: {self.theirs.label}."
+        peer = f"{self.there.title}{', ' + self.there.state if self.there.state else ''}"
+        return f"{self.here.title}, {self.here.state}: {self.ours.label}. {peer}: {self.theirs.label}."
 
 
 _NO_FIN: Final = FinShown("none", "no FIN from this end")
@@ -110,8 +110,7 @@ def two_ends(view: View, group: Finding) -> list[TwoEnds]:
 
 
 def _picture(view: View, group: Finding, rows: NDArray[np.int64], state: int, count: int) -> TwoEnds:
-    ours, theirs = _FINS[state]
-    whose: Whose = group.turn.whose
+    own_fin, peer_fin = _FINS[state]
     return TwoEnds(
         count=count,
         of=len(group.rows),
@@ -119,11 +118,11 @@ def _picture(view: View, group: Finding, rows: NDArray[np.int64], state: int, co
             "this end",
             tcp.state_name(state),
             tuple(_here(view, group, rows)),
-            whose == "holder",
+            group.turn.whose == "holder",
         ),
-        there=_there(view, rows, moves=whose in ("peer", "far") and theirs.passed == "none"),
-        ours=ours,
-        theirs=theirs,
+        there=_there(view, rows, moves=group.turn.whose in ("peer", "far") and peer_fin.passed == "none"),
+        ours=own_fin,
+        theirs=peer_fin,
     )
 
 
@@ -183,12 +182,12 @@ def _peer_pods(view: View, rows: NDArray[np.int64]) -> Iterator[str]:
             yield peer if isinstance(peer, str) else peer.path
 
 
-def _most(counted: Counter[str], one: str, several: str) -> str:
+def _most(counted: Counter[str], noun: str, plural: str) -> str:
     """Return the most frequent of some names, and how many others there are."""
     (name, _), *others = counted.most_common()
     if not others:
         return name
-    return f"{name} and {len(others):,} other {one if len(others) == 1 else several}"
+    return f"{name} and {len(others):,} other {noun if len(others) == 1 else plural}"
 
 
 def _addresses(texts: Sequence[str]) -> str:

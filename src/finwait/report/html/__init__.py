@@ -38,25 +38,34 @@ def page(view: View, account: Account) -> str:
         view: the sockets, for the connections of groups.
         account: what is said of the diagnosis.
     """
-    rest = [
-        part
-        for part in (
-            sections.remarks(account),
-            sections.settings(account.settings),
-            sections.gaps(account.gaps),
-            sections.versions(account.versions),
-        )
-        if part is not None
-    ]
+    parts = (
+        sections.remarks(account),
+        sections.settings(account.settings),
+        sections.gaps(account.gaps),
+        sections.versions(account.versions),
+    )
+    rest = [part for part in parts if part is not None]
     states = sections.states(account)
+    # With links the overview is longer than this one, but never twice as long.
     lines = sections.overview(account, 0) if account.groups else None
-    fixed = [states, *rest, *([lines, lines] if lines else [])]  # links make the overview longer
-    room = MOST_BYTES - _RESERVE - sum(len(part.markup.encode()) for part in fixed)
-    groups = _groups(view, account, room)
+    fixed = [states, *rest, *([lines, lines] if lines else [])]
+    groups = _groups(view, account, MOST_BYTES - _RESERVE - sum(len(part.markup.encode()) for part in fixed))
     if account.groups:
         lines = sections.overview(account, len(groups))
-    missing = len(account.groups) - len(groups)
-    head = [
+    end = el(
+        "p", prose("Made by `finwait report`. This file loads nothing from elsewhere and runs no script.")
+    )
+    body = el(
+        "body",
+        el("header", _top(account), _contents(account, has_details=bool(groups))),
+        el("main", lines, states, _details(groups, len(account.groups) - len(groups)), rest),
+        el("footer", end),
+    )
+    return page_of(_head(account), body)
+
+
+def _head(account: Account) -> list[Element]:
+    return [
         el("meta", charset="utf-8"),
         el("meta", http_equiv="Content-Security-Policy", content=POLICY),
         el("meta", name_="viewport", content="width=device-width, initial-scale=1"),
@@ -67,42 +76,30 @@ def page(view: View, account: Account) -> str:
         el("title", f"finwait: {account.host}"),
         style_sheet(CSS),
     ]
-    details: Child = None
-    if groups:
-        amount = "1 more group has" if missing == 1 else f"{missing:,} more groups have"
-        note = (
-            f"{amount} only a line above, to keep this file below 1 MB: `finwait explain NUMBER` shows one."
-        )
-        details = el(
-            "section",
-            el("h2", "In full", id="details-title"),
-            groups,
-            el("p", prose(note), class_="muted") if missing else None,
-            id="details",
-            aria_labelledby="details-title",
-        )
-    contents = _contents(account, has_groups=bool(account.groups), has_details=bool(groups))
-    body = el(
-        "body",
-        el("header", _top(account), contents),
-        el("main", lines, states, details, rest),
-        el(
-            "footer",
-            el(
-                "p",
-                prose("Made by `finwait report`. This file loads nothing from elsewhere and runs no script."),
-            ),
-        ),
+
+
+def _details(groups: list[Element], missing: int) -> Child:
+    """Return the section with the groups in full, and how many of the overview are not among them."""
+    if not groups:
+        return None
+    amount = "1 more group has" if missing == 1 else f"{missing:,} more groups have"
+    note = f"{amount} only a line above, to keep this file below 1 MB: `finwait explain NUMBER` shows one."
+    return el(
+        "section",
+        el("h2", "In full", id="details-title"),
+        groups,
+        el("p", prose(note), class_="muted") if missing else None,
+        id="details",
+        aria_labelledby="details-title",
     )
-    return page_of(head, body)
 
 
 def _groups(view: View, account: Account, room: int) -> list[Element]:
     """Return the groups in full, as many as there is room for."""
-    said: set[tuple[object, ...]] = set()
+    advised: set[tuple[object, ...]] = set()
     made: list[Element] = []
     for number, finding in enumerate(account.groups, 1):
-        shown: GroupShown = group_shown(view, finding, number, said)
+        shown: GroupShown = group_shown(view, finding, number, advised)
         element = sections.group(shown)
         room -= len(element.markup.encode())
         if room < 0:
@@ -120,8 +117,8 @@ def _top(account: Account) -> list[Child]:
     ]
 
 
-def _contents(account: Account, *, has_groups: bool, has_details: bool) -> Element:
-    places = [("groups", "Groups")] if has_groups else []
+def _contents(account: Account, *, has_details: bool) -> Element:
+    places = [("groups", "Groups")] if account.groups else []
     places.append(("states", "States"))
     if has_details:
         places.append(("details", "In full"))

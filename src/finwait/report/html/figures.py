@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from finwait.report.account import Moment, StateShown
+from finwait.report.account import StateShown
 from finwait.report.html.element import Child, Element, el
 from finwait.report.two_ends import FinShown
+from finwait.table.states_then import StatesThen
 from finwait.uapi import tcp
 
 __all__ = ["diagram", "others", "over_time", "wire"]
@@ -57,11 +58,11 @@ def _head(x: int, y: int, way: str) -> Element:
 def diagram(states: Sequence[StateShown]) -> Element:
     """Return how TCP closes, with how many sockets are in each state, and how many of them are stuck."""
     shown = {state.state: state for state in states}
-    said = ", ".join(_said(shown[s]) for s in _PLACES if s in shown)
+    sentence = ", ".join(_said(shown[s]) for s in _PLACES if s in shown)
     return el(
         "svg",
         el("title", "The states of TCP, from opening on the left to closed on the right", id="diagram-title"),
-        el("desc", said, id="diagram-said"),
+        el("desc", sentence, id="diagram-said"),
         [el("path", d=path, class_="arrow") for path in _ARROWS],
         [_head(*place) for place in _HEADS],
         [el("text", text, x=x, y=y, class_="note") for x, y, text in _NOTES],
@@ -132,7 +133,7 @@ def wire(fin: FinShown, *, back: bool = False) -> Element:
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 220, 46, 118, 10, 28
 
 
-def over_time(moments: Sequence[Moment], shown: Sequence[int]) -> Element:
+def over_time(moments: Sequence[StatesThen], shown: Sequence[int]) -> Element:
     """Return how many sockets were in each of some states at each look, as lines.
 
     Args:
@@ -142,7 +143,7 @@ def over_time(moments: Sequence[Moment], shown: Sequence[int]) -> Element:
     highest = max((m.counts.get(s, 0) for m in moments for s in shown), default=0) or 1
     begin, span = moments[0].unix_ns, max(moments[-1].unix_ns - moments[0].unix_ns, 1)
 
-    def x(moment: Moment) -> float:
+    def x(moment: StatesThen) -> float:
         return round(_LEFT + (_W - _LEFT - _RIGHT) * max(0, moment.unix_ns - begin) / span, 1)
 
     def y(count: float) -> float:
@@ -171,11 +172,11 @@ def over_time(moments: Sequence[Moment], shown: Sequence[int]) -> Element:
     )
 
 
-def _course(moments: Sequence[Moment], state: int) -> str:
+def _course(moments: Sequence[StatesThen], state: int) -> str:
     return f"{tcp.state_name(state)} from {moments[0].counts.get(state, 0):,} to {moments[-1].counts.get(state, 0):,}"
 
 
-def _line(moments: Sequence[Moment], state: int, k: int, x: object, y: object) -> Element:
+def _line(moments: Sequence[StatesThen], state: int, k: int, x: object, y: object) -> Element:
     assert callable(x)
     assert callable(y)
     points = " ".join(f"{x(m)},{y(m.counts.get(state, 0))}" for m in moments)

@@ -7,11 +7,13 @@ from typing import Final
 
 from finwait.diagnosis.finding import Evidence, Remedy
 from finwait.errors import Gap
-from finwait.report.account import LONGEST_COMMAND, Account, ConnectionShown, GroupShown, Moment
+from finwait.remedy.settings.model import Verdict
+from finwait.report.account import LONGEST_COMMAND, Account, ConnectionShown, GroupShown
 from finwait.report.html.element import Child, Element, el, prose
 from finwait.report.html.figures import diagram, others, over_time, wire
 from finwait.report.tune import InForce
 from finwait.report.two_ends import EndShown, TwoEnds
+from finwait.table.states_then import StatesThen
 from finwait.uapi import tcp
 
 __all__ = ["gaps", "group", "overview", "remarks", "settings", "sign", "states", "versions"]
@@ -80,17 +82,15 @@ def overview(account: Account, full: int) -> Element:
         account: what is said.
         full: groups that are shown in full below.
     """
-    columns = dict(account.overview)
-    severities = columns.pop("", ())
     shown = min(len(account.groups), OVERVIEW_MOST)
     rows = []
-    for k in range(shown):
-        severity = account.groups[k].severity
+    for k, finding in enumerate(account.groups[:shown]):
         number: Child = el("a", f"{k + 1}", href=f"#group-{k + 1}") if k < full else f"{k + 1}"
-        what = [sign(severity), el("span", severities[k].lower(), class_=severity)]
-        rows.append([number, what, *(_cell(title, texts[k]) for title, texts in columns.items())])
-    heads = ["group", "severity", *columns]
-    right = [k for k, head in enumerate(heads) if head in ("count", "oldest")]
+        severity: Child = [sign(finding.severity), el("span", finding.severity, class_=finding.severity)]
+        cells = (el("code", c.texts[k]) if c.code else c.texts[k] for c in account.overview)
+        rows.append([number, severity, *cells])
+    heads = ["group", "severity", *(column.title for column in account.overview)]
+    right = [k for k, column in enumerate(account.overview, 2) if column.right]
     more = len(account.groups) - shown
     return _section(
         "groups",
@@ -116,10 +116,6 @@ def overview(account: Account, full: int) -> Element:
             class_="panel",
         ),
     )
-
-
-def _cell(title: str, text: str) -> Child:
-    return el("code", text) if title in ("cause", "state") else text
 
 
 def _section(place: str, title: str, *children: Child) -> Element:
@@ -151,7 +147,7 @@ def states(account: Account) -> Element:
     return _section("states", "States", el("div", el("div", figure, course, class_="split"), class_="panel"))
 
 
-def _course(moments: Sequence[Moment]) -> Element | None:
+def _course(moments: Sequence[StatesThen]) -> Element | None:
     """Return how the counts changed from look to look; None of one look."""
     if len(moments) < 2:
         return None
@@ -355,7 +351,7 @@ def settings(lines: Sequence[InForce]) -> Element | None:
 
 def _setting(line: InForce) -> list[Child]:
     default = str(line.default) if line.default is not None else "by memory"
-    harmful = line.verdict is not None and line.verdict_text == "HARMFUL"
+    harmful = line.verdict is Verdict.HARMFUL
     verdict = [sign("problem"), el("span", "harmful", class_="problem")] if harmful else line.verdict_text
     why: list[Child] = [prose(line.why)]
     if line.instead:
