@@ -261,6 +261,7 @@ TEXT = {
     ("list", "--columns"), ("list", "--sort"), ("record", "--keep-name"), ("record", "--note"), ("lab run", "SCENARIO"),
     ("lab prove", "CLAIM"), ("clear", "--override"), ("conntrack", "--override"),
     ("explain", "CONNECTION|RULE|NUMBER"), ("capture", "FILTER|CONNECTION"), ("relay ls", "--service"),
+    ("report", "FILE.html|FILTER"),
     *(
         (command, name) for command in ("relay ls", "relay show", "relay close", "relay drain", "relay stats")
         for name in ("--admin",)
@@ -269,7 +270,7 @@ TEXT = {
 """What is looked up, or read, where it is used."""
 
 
-NAMES = ("FILE", "DIR", "PATH", "UID", "KEY", "NAME", "PROFILE|FILE|KEY=VALUE")
+NAMES = ("FILE", "A", "B", "DIR", "PATH", "UID", "KEY", "NAME", "PROFILE|FILE|KEY=VALUE")
 """What may be anything but empty; everything else is a number, a duration, a namespace or a choice."""
 
 

@@ -208,4 +208,4 @@ def _gaps(account: Account) -> Iterator[str]:
 
 
 def _versions(account: Account) -> Iterator[str]:
-    yield "<sub>" + ", ".join(f"{_html(label)} {_html(text)}" for label, text in account.versions) + "</sub>"
+    yield ", ".join(f"{label} {_code(text)}" for label, text in account.versions)
