@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from finwait.cli import options
+from finwait.cli import habits, options
 from finwait.cli.printing import machine_head
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-_ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 _PSEUDONYMS = frozenset(
     {"pod", "container", "namespace", "workload", "service", "label", "comm", "cgroup", "thread"}
 )
@@ -46,6 +45,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="where to write: a first word that ends in `.html`, `.md` or `.json`, or has a `/`, or is `-` for "
         "standard output (the default); then which connections, as of `finwait diagnose`",
     )
+    parser.add_argument(
+        "--file", metavar="FILE", help=argparse.SUPPRESS
+    )  # see `finwait.cli.habits.translated`
     options.add_look(parser)
     group = parser.add_argument_group("writing")
     group.add_argument(
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from finwait.report.account import account
 
     file = _file(args)
-    form = args.output or (_ENDINGS.get(os.path.splitext(file)[1].lower(), "html") if file else "html")
+    form = args.output or habits.REPORT_ENDINGS.get(os.path.splitext(file)[1].lower(), "html")
     if form == "html" and not file and sys.stdout.isatty():
         raise UsageError(
             "a page is not for a terminal", hint="name a file: `finwait report stuck.html`, or use `-o md`"
@@ -127,10 +129,9 @@ def _text(form: str, diagnosis: Diagnosis, summary: Account) -> str:
 
 def _file(args: argparse.Namespace) -> str:
     """Return where to write, and leave the FILTER in the arguments; empty for standard output."""
-    first = args.filter[0] if args.filter else ""
-    if not (first == "-" or "/" in first or os.path.splitext(first)[1].lower() in _ENDINGS):
-        return ""
-    args.filter = args.filter[1:]
+    first = args.file or ""
+    if not first and args.filter and habits.names_report(args.filter[0]):
+        first, args.filter = args.filter[0], args.filter[1:]
     return "" if first == "-" else first
 
 
