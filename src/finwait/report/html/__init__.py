@@ -124,8 +124,7 @@ def _contents(account: Account, *, has_details: bool) -> Element:
         places.append(("details", "In full"))
     if account.remarks or account.unjudged:
         places.append(("also", "Also seen"))
-    if account.settings:
-        places.append(("settings", "Settings"))
+    places.append(("settings", "Settings"))
     amount = f" ({len(account.gaps)})" if account.gaps else ""
     places += [("not-seen", f"Not seen{amount}"), ("versions", "Versions")]
     return el(

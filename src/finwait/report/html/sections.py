@@ -258,7 +258,11 @@ def _evidence(evidence: Sequence[Evidence]) -> Child:
 def command(text: str) -> Element:
     """Return a command as it has to be typed; one that names very many connections is only begun."""
     if len(text) <= LONGEST_COMMAND:
-        return el("code", text, class_="command")
+        words = text.split(" ")  # a line ends between two words, not at a hyphen of one
+        parts = [
+            (el("span", word, class_="w"), " " if k < len(words) else None) for k, word in enumerate(words, 1)
+        ]
+        return el("code", parts, class_="command")
     begin = " ".join(text.split(" ")[:2])
     return el(
         "p",
@@ -327,25 +331,24 @@ def _by_hand(shown: GroupShown) -> Child:
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def settings(lines: Sequence[InForce]) -> Element | None:
+def settings(lines: Sequence[InForce]) -> Element:
     """Return the settings with what is to be said of their values: those with a verdict first, the others folded."""
-    if not lines:
-        return None
     heads = ["setting", "value", "default", "verdict", "where", "why"]
     judged = [line for line in lines if line.verdict is not None]
     usual = [line for line in lines if line.verdict is None]
     parts: list[Child] = []
     if judged:
         parts.append(table("Changed or harmful", heads, [_setting(line) for line in judged], right=(1, 2)))
+    elif lines:
+        parts.append(el("p", "The settings that were read have their defaults, and none is harmful here."))
     else:
-        parts.append(
-            el("p", "All settings that affect closing have their default, and none is harmful here.")
-        )
+        parts.append(el("p", "No setting was read."))
     if usual:
         rows = [_setting(line)[:5] for line in usual]
         folded = table("Settings with their default", heads[:5], rows, right=(1, 2))
         amount = f"{len(usual)} setting{'' if len(usual) == 1 else 's'} with the default"
         parts.append(el("details", el("summary", amount), folded))
+    parts.append(el("p", prose("`finwait tune show` reads more of them."), class_="muted"))
     return _section("settings", "Settings", el("div", parts, class_="panel"))
 
 

@@ -66,7 +66,10 @@ tr>:last-child{padding-right:0}
 tbody tr:last-child>*{border-bottom:0}
 thead th{font-weight:500;color:var(--muted);font-size:.82rem;white-space:nowrap}
 tbody th{font-weight:600}
-.evidence th code,.evidence td:last-child{white-space:nowrap}
+.evidence th code{white-space:nowrap}
+.evidence td:last-child{min-width:12.5rem;overflow-wrap:break-word}
+.evidence caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.w{display:inline-block;max-width:100%}
 td.num,th.num{text-align:right}
 .overview [data-label=severity],.overview [data-label=ends],.overview [data-label=state],
 .overview [data-label=oldest]{white-space:nowrap}
@@ -131,7 +134,7 @@ footer{margin-top:2.2rem;padding-top:.7rem;border-top:1px solid var(--rule);colo
 .cards td::before,.cards th::before{content:attr(data-label);color:var(--muted);font-weight:400;
   font-family:var(--sans)}
 .cards caption{display:block}.cards [data-label]{min-width:0;white-space:normal}
-.evidence th code,.evidence td:last-child{white-space:normal}
+.evidence th code{white-space:normal}.evidence td:last-child{min-width:0}
 .facts{grid-template-columns:minmax(0,1fr);gap:0}.facts dd{margin-bottom:.35rem}
 }
 @page{size:A4;margin:14mm 13mm}
