@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from finwait.diagnosis.hint import Asked
     from finwait.report.account import Account
+    from finwait.report.past import Past
     from finwait.session import Diagnosis, Machine
     from finwait.table.states_then import StatesThen
 
@@ -62,6 +63,17 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         action="store_true",
         help="replace addresses and names by stable pseudonyms, as `finwait record --redact` does",
     )
+    group.add_argument(
+        "--since",
+        type=options.duration_ms,
+        metavar="DURATION",
+        help="add what `finwait agent` has seen since then: counts over time, and the latest episodes",
+    )
+    group.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="where the agent keeps its history (default `/var/lib/finwait` for root)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -83,8 +95,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "a page is not for a terminal", hint="name a file: `finwait report stuck.html`, or use `-o md`"
         )
+    if args.since is not None and (args.redact or args.recording or form == "json"):
+        raise UsageError(
+            "`--since` is about this machine, under its own names: not with `--from`, `--redact` or `-o json`",
+            hint="`finwait history -o json` has it as JSON",
+        )
     if args.redact:
         _refuse_pseudonyms(args)
+    past = _past(args)
     diagnosis = options.narrowed(args, _diagnosed(args))
     narrowed = diagnosis.narrowed
     unjudged = (narrowed.undecided,) if narrowed is not None and narrowed.undecided is not None else ()
@@ -99,28 +117,40 @@ def run(args: argparse.Namespace) -> int:
         source=_source(args),
         redacted=getattr(diagnosis.snapshot.machine, "redacted", False),
     )
-    text = _text(form, diagnosis, summary)
+    text = _text(form, diagnosis, summary, past)
     if file:
         _write(file, text, 0o644 if args.redact else 0o600)
         size = f"{len(text.encode()) / 1000:.0f} kB"
         options.write_error([f"finwait: wrote `{file}` ({size}): {summary.headline}\n"])
     else:
         sys.stdout.write(text)
-    options.tell_gaps(diagnosis.gaps)
-    return options.status(diagnosis.gaps, narrowed)
+    gaps = (*diagnosis.gaps, *(past.gaps if past is not None else ()))
+    options.tell_gaps(gaps)
+    return options.status(gaps, narrowed)
 
 
-def _text(form: str, diagnosis: Diagnosis, summary: Account) -> str:
+def _past(args: argparse.Namespace) -> Past | None:
+    """Return the agent's history, where it was asked for."""
+    if args.since is None:
+        return None
+    from finwait.agent.past import read_past
+    from finwait.selecting import parse_filter
+
+    since_ms, words = args.since, args.filter
+    return read_past(since_ms, parse_filter(words), filtered=bool(words), directory=args.state_dir)
+
+
+def _text(form: str, diagnosis: Diagnosis, summary: Account, past: Past | None) -> str:
     """Return the report in a format."""
     view = diagnosis.view
     if form == "html":
         from finwait.report.html import page
 
-        return page(view, summary)
+        return page(view, summary, past)
     if form == "md":
         from finwait.report.markdown import markdown
 
-        return markdown(view, summary)
+        return markdown(view, summary, past)
     from finwait.report import json
 
     head = machine_head(diagnosis.snapshot.observation.facts)

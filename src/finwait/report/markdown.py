@@ -18,6 +18,7 @@ from finwait.table.units import printable
 
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
+    from finwait.report.past import Past
 
 __all__ = ["markdown"]
 
@@ -74,16 +75,17 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
         yield f"| {' | '.join(cell or ' ' for cell in row)} |"
 
 
-def markdown(view: View, account: Account) -> str:
+def markdown(view: View, account: Account, past: Past | None = None) -> str:
     """Return the document.
 
     Args:
         view: the sockets, for the connections of groups.
         account: what is said of the diagnosis.
+        past: what an agent has seen before, where that is asked for.
     """
     head = [f"### {_SIGNS[account.sign]} {_plain(account.headline)}", ""]
     head += [" · ".join(f"{label} {_code(text)}" for label, text in account.about), ""]
-    tail = [*_rest(account), *_gaps(account), *_versions(account)]
+    tail = [*_past(past), *_rest(account), *_gaps(account), *_versions(account)]
     if account.groups:
         head += [*_overview(account), ""]
     used = sum(map(len, head)) + sum(map(len, tail))
@@ -178,6 +180,40 @@ def _means(shown: GroupShown) -> Iterator[str]:
 def _html(text: str) -> str:
     """Return a text of ours for a summary, which is HTML; Markdown is not read there."""
     return re.sub(r"[^\w ,×+-]", lambda match: f"&#{ord(match[0])};", printable(text))
+
+
+def _past(past: Past | None) -> Iterator[str]:
+    if past is None:
+        return
+    yield f"**Since {_plain(past.since)}**"
+    yield ""
+    if past.counts_note:
+        yield _prose(past.counts_note)
+        yield ""
+    if past.counts is not None and past.counts.series:
+        rows = []
+        for one in past.counts.series:
+            known = [n for n in one.values if n is not None]
+            cells = [f"{known[0]:,}", f"{max(known):,}", f"{known[-1]:,}"] if known else ["not known"] * 3
+            rows.append([_code(one.name), *cells])
+        yield from _table(["cause", "first", "most", "last"], rows)
+        yield ""
+    if past.episodes:
+        heads = ["first seen", "lasted", "ended", "state", "local", "peer", "cause", "held by"]
+        texts = (
+            (e.first_seen, e.lasted, e.ended, e.state, e.local, e.peer, e.rule, e.holder)
+            for e in past.episodes
+        )
+        yield from _table(heads, ([*map(_code, row)] for row in texts))
+        yield ""
+        if past.more:
+            yield f"{past.more:,} more episodes are not listed."
+    else:
+        yield "The agent saw no connection that did not finish closing, as far as it looked."
+    yield ""
+    for gap in past.gaps[:_LINES]:
+        yield f"- not seen: {_code(str(gap))}"
+    yield ""
 
 
 def _rest(account: Account) -> Iterator[str]:

@@ -18,6 +18,7 @@ from finwait.report.html.sheet import CSS
 
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
+    from finwait.report.past import Past
 
 __all__ = ["CSS", "MOST_BYTES", "page"]
 
@@ -31,14 +32,16 @@ POLICY: Final = (
 )
 
 
-def page(view: View, account: Account) -> str:
+def page(view: View, account: Account, past: Past | None = None) -> str:
     """Return the page.
 
     Args:
         view: the sockets, for the connections of groups.
         account: what is said of the diagnosis.
+        past: what an agent has seen before, where that is asked for.
     """
     parts = (
+        sections.history(past) if past is not None else None,
         sections.remarks(account),
         sections.settings(account.settings),
         sections.gaps(account.gaps),
@@ -57,7 +60,7 @@ def page(view: View, account: Account) -> str:
     )
     body = el(
         "body",
-        el("header", _top(account), _contents(account, has_details=bool(groups))),
+        el("header", _top(account), _contents(account, has_details=bool(groups), has_past=past is not None)),
         el("main", lines, states, _details(groups, len(account.groups) - len(groups)), rest),
         el("footer", end),
     )
@@ -117,11 +120,13 @@ def _top(account: Account) -> list[Child]:
     ]
 
 
-def _contents(account: Account, *, has_details: bool) -> Element:
+def _contents(account: Account, *, has_details: bool, has_past: bool) -> Element:
     places = [("groups", "Groups")] if account.groups else []
     places.append(("states", "States"))
     if has_details:
         places.append(("details", "In full"))
+    if has_past:
+        places.append(("history", "History"))
     if account.remarks or account.unjudged:
         places.append(("also", "Also seen"))
     places.append(("settings", "Settings"))

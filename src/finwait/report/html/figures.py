@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from msgspec import Struct
+
 from finwait.report.account import StateShown
 from finwait.report.html.element import Child, Element, el
 from finwait.report.two_ends import FinShown
-from finwait.table.states_then import StatesThen
 from finwait.uapi import tcp
 
-__all__ = ["diagram", "others", "over_time", "wire"]
+__all__ = ["MOST_LINES", "Series", "diagram", "others", "over_time", "wire"]
 
 _WIDTH, _HEIGHT = 136, 48
 _PLACES: Final[dict[int, tuple[int, int]]] = {
@@ -41,7 +42,8 @@ _NOTES: Final = (
     (168, 172, "the peer first"),
     (586, 153, "closed"),
 )
-_MOST_LINES: Final = 8
+MOST_LINES: Final = 8
+"""More lines cannot be told apart."""
 
 
 def _head(x: int, y: int, way: str) -> Element:
@@ -130,64 +132,97 @@ def wire(fin: FinShown, *, back: bool = False) -> Element:
 
 # ── counts over time ─────────────────────────────────────────────────────────────────────────────────────
 
-_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 220, 46, 118, 10, 28
+_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 220, 50, 170, 10, 28
 
 
-def over_time(moments: Sequence[StatesThen], shown: Sequence[int]) -> Element:
-    """Return how many sockets were in each of some states at each look, as lines.
+class Series(Struct, frozen=True):
+    """Numbers over time, and what they are called."""
+
+    name: str
+    values: Sequence[int | None]
+    """One for each time; None where nobody counted."""
+
+
+def over_time(
+    name: str, title: str, times: Sequence[float], series: Sequence[Series], ends: tuple[str, str]
+) -> Element:
+    """Return numbers over time as lines, broken where nobody counted.
 
     Args:
-        moments: at least two.
-        shown: the states, at most `_MOST_LINES` of them.
+        name: of the picture, for its ids.
+        title: what it shows.
+        times: at least two.
+        series: at most `MOST_LINES`.
+        ends: what is written at the beginning and the end of the time.
     """
-    highest = max((m.counts.get(s, 0) for m in moments for s in shown), default=0) or 1
-    begin, span = moments[0].unix_ns, max(moments[-1].unix_ns - moments[0].unix_ns, 1)
-
-    def x(moment: StatesThen) -> float:
-        return round(_LEFT + (_W - _LEFT - _RIGHT) * max(0, moment.unix_ns - begin) / span, 1)
-
-    def y(count: float) -> float:
-        return round(_H - _BOTTOM - (_H - _TOP - _BOTTOM) * count / highest, 1)
-
-    ends = {state: moments[-1].counts.get(state, 0) for state in shown}
+    highest = max((n for one in series for n in one.values if n is not None), default=0) or 1
+    span = max(times[-1] - times[0], 1e-9)
+    xs = [round(_LEFT + (_W - _LEFT - _RIGHT) * max(0.0, at - times[0]) / span, 1) for at in times]
+    levels = tuple(dict.fromkeys((0, highest // 2, highest)))
     return el(
         "svg",
-        el("title", "Sockets in each state over time", id="chart-title"),
-        el("desc", "; ".join(_course(moments, state) for state in shown), id="chart-said"),
+        el("title", title, id=f"{name}-title"),
+        el("desc", "; ".join(map(_course, series)), id=f"{name}-said"),
         [
             (
-                el("line", x1=_LEFT, x2=_W - _RIGHT, y1=y(level), y2=y(level), class_="grid"),
-                el("text", f"{level:,}", x=_LEFT - 6, y=y(level) + 4, class_="tick end"),
+                el(
+                    "line",
+                    x1=_LEFT,
+                    x2=_W - _RIGHT,
+                    y1=_y(level, highest),
+                    y2=_y(level, highest),
+                    class_="grid",
+                ),
+                el("text", f"{level:,}", x=_LEFT - 6, y=_y(level, highest) + 4, class_="tick end"),
             )
-            for level in dict.fromkeys((0, highest // 2, highest))
+            for level in levels
         ],
-        el("text", "first look", x=_LEFT, y=_H - 8, class_="tick"),
-        el("text", f"+{span / 1e9:.1f} s", x=_W - _RIGHT, y=_H - 8, class_="tick end"),
-        [_line(moments, state, k, x, y) for k, state in enumerate(shown)],
-        _labels({state: y(ends[state]) for state in shown}),
+        el("text", ends[0], x=_LEFT, y=_H - 8, class_="tick"),
+        el("text", ends[1], x=_W - _RIGHT, y=_H - 8, class_="tick end"),
+        [_line(one, k, xs, highest) for k, one in enumerate(series)],
+        _labels({one.name: _y(_last(one), highest) for one in series}),
         viewBox=f"0 0 {_W} {_H}",
         class_="chart",
         role="img",
-        aria_labelledby="chart-title chart-said",
+        aria_labelledby=f"{name}-title {name}-said",
     )
 
 
-def _course(moments: Sequence[StatesThen], state: int) -> str:
-    return f"{tcp.state_name(state)} from {moments[0].counts.get(state, 0):,} to {moments[-1].counts.get(state, 0):,}"
+def _y(count: float, highest: int) -> float:
+    return round(_H - _BOTTOM - (_H - _TOP - _BOTTOM) * count / highest, 1)
 
 
-def _line(moments: Sequence[StatesThen], state: int, k: int, x: object, y: object) -> Element:
-    assert callable(x)
-    assert callable(y)
-    points = " ".join(f"{x(m)},{y(m.counts.get(state, 0))}" for m in moments)
-    return el("path", d=f"M{points.replace(' ', 'L')}", class_=f"line s{k % _MOST_LINES}")
+def _last(series: Series) -> int:
+    return next((n for n in reversed(series.values) if n is not None), 0)
 
 
-def _labels(places: Mapping[int, float]) -> list[Child]:
+def _course(series: Series) -> str:
+    known = [n for n in series.values if n is not None]
+    if not known:
+        return f"{series.name} not counted"
+    return f"{series.name} from {known[0]:,} to {known[-1]:,}, at most {max(known):,}"
+
+
+def _line(series: Series, k: int, xs: Sequence[float], highest: int) -> Element | None:
+    """Return a line with a gap wherever nobody counted; a number between two gaps is a short stroke."""
+    parts: list[list[str]] = [[]]
+    for x, n in zip(xs, series.values, strict=True):
+        if n is None:
+            parts.append([])
+        else:
+            parts[-1].append(f"{x} {_y(n, highest)}")
+    drawn = [part if len(part) > 1 else [part[0], "h1.5"] for part in parts if part]
+    if not drawn:
+        return None
+    path = "".join("M" + "L".join(part).replace("Lh", "h") for part in drawn)
+    return el("path", d=path, class_=f"line s{k % MOST_LINES}")
+
+
+def _labels(places: Mapping[str, float]) -> list[Child]:
     """Return the names of the lines at their ends, moved apart where they would lie on each other."""
     labels: list[Child] = []
     last = _H - _BOTTOM + 15.0
-    for state, place in sorted(places.items(), key=lambda entry: -entry[1]):
+    for name, place in sorted(places.items(), key=lambda entry: -entry[1]):
         last = min(place + 4, last - 13)
-        labels.append(el("text", tcp.state_name(state), x=_W - _RIGHT + 8, y=round(last, 1), class_="label"))
+        labels.append(el("text", name, x=_W - _RIGHT + 8, y=round(last, 1), class_="label"))
     return labels

@@ -8,21 +8,23 @@ from typing import Final
 from finwait.diagnosis.finding import Evidence, Remedy
 from finwait.errors import Gap
 from finwait.remedy.settings.model import Verdict
-from finwait.report.account import LONGEST_COMMAND, Account, ConnectionShown, GroupShown
+from finwait.report.account import LONGEST_COMMAND, Account, ConnectionShown, GroupShown, when
+from finwait.report.agent_page import CountsDocument
 from finwait.report.html.element import Child, Element, el, prose
-from finwait.report.html.figures import diagram, others, over_time, wire
+from finwait.report.html.figures import MOST_LINES, Series, diagram, others, over_time, wire
+from finwait.report.past import Past, PastEpisode
 from finwait.report.tune import InForce
 from finwait.report.two_ends import EndShown, TwoEnds
 from finwait.table.states_then import StatesThen
+from finwait.table.units import duration_text
 from finwait.uapi import tcp
 
-__all__ = ["gaps", "group", "overview", "remarks", "settings", "sign", "states", "versions"]
+__all__ = ["gaps", "group", "history", "overview", "remarks", "settings", "sign", "states", "versions"]
 
 SIGNS: Final = {"problem": "✗", "notice": "▲", "fine": "✓", "healthy": "✓", "unsure": "?"}
 """What stands before a severity, so that its colour says nothing alone."""
 OVERVIEW_MOST: Final = 500
 """Groups that have a line in the overview; the others are counted."""
-_CHART_LINES: Final = 8
 
 
 def sign(severity: str) -> Element:
@@ -164,7 +166,11 @@ def _course(moments: Sequence[StatesThen]) -> Element | None:
         )
     caption = f"{len(moments)} looks, {seconds:.1f} s from the first to the last"
     counted = table(caption, ["state", "first", "last", "change"], rows, right=(1, 2, 3), cards=False)
-    chart = over_time(moments, present[:_CHART_LINES]) if len(moments) > 2 and present else None
+    series = [Series(tcp.state_name(s), [m.counts.get(s, 0) for m in moments]) for s in present[:MOST_LINES]]
+    times = [m.unix_ns / 1e9 for m in moments]
+    ends = ("first look", f"+{seconds:.1f} s")
+    shown = len(moments) > 2 and series
+    chart = over_time("looks", "Sockets in each state over time", times, series, ends) if shown else None
     return el("div", el("h3", "Over time"), chart, counted)
 
 
@@ -329,6 +335,59 @@ def _by_hand(shown: GroupShown) -> Child:
 
 
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def history(past: Past) -> Element:
+    """Return what an agent has seen since some moment."""
+    parts: list[Child] = []
+    counts = past.counts
+    if counts is not None and len(counts.at) > 1 and counts.series:
+        series = [Series(one.name, one.values) for one in counts.series[:MOST_LINES]]
+        ends = (when(counts.at[0] * 1_000_000_000), when(counts.at[-1] * 1_000_000_000))
+        title = "Connections that did not finish closing over time, by cause"
+        parts += [
+            el("div", over_time("past", title, counts.at, series, ends), class_="wide"),
+            _counted(counts),
+        ]
+    parts.append(el("p", past.counts_note or None, class_="muted") if past.counts_note else None)
+    if past.episodes:
+        heads = ["first seen", "lasted", "ended", "state", "local", "peer", "cause", "held by"]
+        rows = [_episode(episode) for episode in past.episodes]
+        caption = f"The latest {len(rows):,} of {len(rows) + past.more:,} episodes"
+        parts.append(table(caption if past.more else "Episodes, the latest first", heads, rows))
+    else:
+        nothing = "The agent saw no connection that did not finish closing"
+        parts.append(el("p", f"{nothing}, as far as it looked." if past.gaps else f"{nothing}."))
+    if past.gaps:
+        rows_of_gaps = [[gap.where, gap.doing, gap.needs or "–"] for gap in past.gaps[:OVERVIEW_MOST]]
+        parts.append(table("Not seen in that time", ["where", "could not", "needs"], rows_of_gaps))
+    return _section("history", f"Since {past.since}", el("div", parts, class_="panel"))
+
+
+def _counted(counts: CountsDocument) -> Element:
+    """Return the curve as a table; a time in which nobody looked is said."""
+    rows: list[list[Child]] = []
+    for one in counts.series:
+        known = [n for n in one.values if n is not None]
+        numbers = (known[0], max(known), known[-1]) if known else ()
+        rows.append([el("code", one.name), *(f"{n:,}" for n in numbers), *["not known"] * (3 - len(numbers))])
+    unseen = sum(gaps is None for gaps in counts.gaps)
+    blind = f"; nobody looked in {unseen:,} of {len(counts.at):,} steps" if unseen else ""
+    caption = f"Most at once in steps of {duration_text(counts.step_s * 1000)}{blind}"
+    return table(caption, ["cause", "first", "most", "last"], rows, right=(1, 2, 3), cards=False)
+
+
+def _episode(e: PastEpisode) -> list[Child]:
+    return [
+        e.first_seen,
+        e.lasted,
+        e.ended,
+        el("code", e.state),
+        el("code", e.local),
+        el("code", e.peer),
+        e.rule,
+        e.holder,
+    ]
 
 
 def settings(lines: Sequence[InForce]) -> Element:
