@@ -113,7 +113,8 @@ td.num,th.num{text-align:right}
 .box.is-notice rect{fill:var(--notice-soft);stroke:var(--notice);stroke-width:1.6}
 .box.is-notice .stuck{fill:var(--notice)}
 .stuck{font-size:11.5px;font-weight:600;text-anchor:end}
-.chart{display:block;width:100%;height:auto}
+.chart{display:block;width:100%;max-width:780px;height:auto}
+table+table{margin-top:1.2rem}
 .grid{stroke:var(--rule)}.tick{fill:var(--muted);font-size:11px}.tick.end{text-anchor:end}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}
 .line.s0{stroke:var(--s0)}.line.s1{stroke:var(--s1)}.line.s2{stroke:var(--s2)}.line.s3{stroke:var(--s3)}
