@@ -16,7 +16,7 @@ from finwait.errors import FilterError
 from finwait.kernel import procfs
 from finwait.report.account import when
 from finwait.report.agent_page import CountsDocument
-from finwait.report.past import Past, PastEpisode
+from finwait.report.past import AgentPast, PastEpisode
 from finwait.table.filter import Filter
 
 __all__ = ["read_past"]
@@ -28,7 +28,9 @@ _DAYS: Final = 90
 """Counts are kept for so long."""
 
 
-def read_past(since_ms: int, row_filter: Filter, *, filtered: bool, directory: str | None = None) -> Past:
+def read_past(
+    since_ms: int, row_filter: Filter, *, filtered: bool, directory: str | None = None
+) -> AgentPast:
     """Return the history since so long ago.
 
     Args:
@@ -70,7 +72,7 @@ def read_past(since_ms: int, row_filter: Filter, *, filtered: bool, directory: s
         PastEpisode(*telling.episode_row(e, now.boot_ns, boot, seen_ns=seen, looked_at=nobody is None))
         for e in hits[:_NAMED]
     ]
-    return Past(when(since_ns), counts, note, tuple(rows), len(hits) - len(rows), tuple(gaps))
+    return AgentPast(when(since_ns), counts, note, tuple(rows), len(hits) - len(rows), tuple(gaps))
 
 
 def _counts(store: Store, since_ns: int, now: Instant, row_filter: Filter | None) -> CountsDocument:

@@ -37,7 +37,6 @@ STATUS = {"worse": 1, "unknown": 3, "not worse": 0}
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from finwait.comparing import compare
-    from finwait.recording import open_recording
     from finwait.report.compare import comparison_json, comparison_text
     from finwait.report.shape import encoded
     from finwait.selecting import parse_filter
@@ -45,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     row_filter = parse_filter(args.filter)
     labels = [os.path.basename(path) or path for path in (args.a, args.b)]
     compared = compare(
-        (labels[0], open_recording(args.a)),
-        (labels[1], open_recording(args.b)),
+        (labels[0], options.machine(argparse.Namespace(recording=args.a))),
+        (labels[1], options.machine(argparse.Namespace(recording=args.b))),
         options.how(args),
         row_filter if args.filter else None,
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from finwait.diagnosis.hint import Asked
     from finwait.report.account import Account
-    from finwait.report.past import Past
+    from finwait.report.past import AgentPast
     from finwait.session import Diagnosis, Machine
     from finwait.table.states_then import StatesThen
 
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     return options.status(gaps, narrowed)
 
 
-def _past(args: argparse.Namespace) -> Past | None:
+def _past(args: argparse.Namespace) -> AgentPast | None:
     """Return the agent's history, where it was asked for."""
     if args.since is None:
         return None
@@ -140,7 +140,7 @@ def _past(args: argparse.Namespace) -> Past | None:
     return read_past(since_ms, parse_filter(words), filtered=bool(words), directory=args.state_dir)
 
 
-def _text(form: str, diagnosis: Diagnosis, summary: Account, past: Past | None) -> str:
+def _text(form: str, diagnosis: Diagnosis, summary: Account, past: AgentPast | None) -> str:
     """Return the report in a format."""
     view = diagnosis.view
     if form == "html":

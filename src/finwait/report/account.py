@@ -16,6 +16,7 @@ from finwait.diagnosis import outlook
 from finwait.diagnosis.finding import Advice, Finding, Remedy
 from finwait.report import text
 from finwait.report.by_hand import ByHand, by_hand
+from finwait.report.cells import cut
 from finwait.report.columns import Cells
 from finwait.report.detail import age_text, holders_text, states_text, turn_text, where
 from finwait.report.overview import WholeColumn, table
@@ -44,6 +45,7 @@ __all__ = [
 
 CONNECTIONS: Final = 20
 """Connections that a group names; the others are counted."""
+_LONGEST_FILTER: Final = 2000
 LONGEST_COMMAND: Final = 400
 """Characters of a command that is shown; a longer one names very many connections one by one."""
 
@@ -192,7 +194,7 @@ def _about(
     n = int((view.sockets.state != tcp.LISTEN).sum())
     yield "seen", f"{n:,} connections in {spaces:,} network namespace{'' if spaces == 1 else 's'}"
     if narrowed is not None:
-        yield "FILTER", str(narrowed.filter)
+        yield "FILTER", cut(str(narrowed.filter), _LONGEST_FILTER)
     if redacted:
         yield "redacted", "names and addresses are pseudonyms; the same one stands for the same name"
 

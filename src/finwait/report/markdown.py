@@ -18,7 +18,7 @@ from finwait.table.units import printable
 
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
-    from finwait.report.past import Past
+    from finwait.report.past import AgentPast
 
 __all__ = ["markdown"]
 
@@ -75,7 +75,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
         yield f"| {' | '.join(cell or ' ' for cell in row)} |"
 
 
-def markdown(view: View, account: Account, past: Past | None = None) -> str:
+def markdown(view: View, account: Account, past: AgentPast | None = None) -> str:
     """Return the document.
 
     Args:
@@ -102,7 +102,7 @@ def markdown(view: View, account: Account, past: Past | None = None) -> str:
     if missing := len(account.groups) - full:
         groups += [
             _prose(
-                f"{missing:,} more of the groups are not shown in full; `finwait explain NUMBER` shows one."
+                f"{missing:,} more of the groups are not shown in full; `finwait explain NUMBER` shows count."
             ),
             "",
         ]
@@ -182,7 +182,7 @@ def _html(text: str) -> str:
     return re.sub(r"[^\w ,×+-]", lambda match: f"&#{ord(match[0])};", printable(text))
 
 
-def _past(past: Past | None) -> Iterator[str]:
+def _past(past: AgentPast | None) -> Iterator[str]:
     if past is None:
         return
     yield f"**Since {_plain(past.since)}**"
@@ -192,10 +192,10 @@ def _past(past: Past | None) -> Iterator[str]:
         yield ""
     if past.counts is not None and past.counts.series:
         rows = []
-        for one in past.counts.series:
-            known = [n for n in one.values if n is not None]
+        for count in past.counts.series:
+            known = [n for n in count.values if n is not None]
             cells = [f"{known[0]:,}", f"{max(known):,}", f"{known[-1]:,}"] if known else ["not known"] * 3
-            rows.append([_code(one.name), *cells])
+            rows.append([_code(count.name), *cells])
         yield from _table(["cause", "first", "most", "last"], rows)
         yield ""
     if past.episodes:

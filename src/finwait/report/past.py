@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from finwait.errors import Gap
     from finwait.report.agent_page import CountsDocument
 
-__all__ = ["Past", "PastEpisode"]
+__all__ = ["AgentPast", "PastEpisode"]
 
 
 class PastEpisode(Struct, frozen=True):
@@ -26,7 +26,7 @@ class PastEpisode(Struct, frozen=True):
     holder: str
 
 
-class Past(Struct, frozen=True):
+class AgentPast(Struct, frozen=True):
     """The history since some moment."""
 
     since: str

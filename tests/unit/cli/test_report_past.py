@@ -59,7 +59,7 @@ def test_counts_over_time_are_a_chart_with_a_table() -> None:
     from finwait.report.agent_page import CountsDocument, CountSeries
     from finwait.report.html.sections import history
     from finwait.report.markdown import markdown
-    from finwait.report.past import Past as Seen
+    from finwait.report.past import AgentPast as Seen
     from tests.unit.report.reports import accounted, stuck
 
     counts = CountsDocument(

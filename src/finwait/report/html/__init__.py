@@ -18,7 +18,7 @@ from finwait.report.html.sheet import CSS
 
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
-    from finwait.report.past import Past
+    from finwait.report.past import AgentPast
 
 __all__ = ["CSS", "MOST_BYTES", "page"]
 
@@ -32,7 +32,7 @@ POLICY: Final = (
 )
 
 
-def page(view: View, account: Account, past: Past | None = None) -> str:
+def page(view: View, account: Account, past: AgentPast | None = None) -> str:
     """Return the page.
 
     Args:

@@ -155,7 +155,7 @@ def over_time(
         series: at most `MOST_LINES`.
         ends: what is written at the beginning and the end of the time.
     """
-    highest = max((n for one in series for n in one.values if n is not None), default=0) or 1
+    highest = max((n for line in series for n in line.values if n is not None), default=0) or 1
     span = max(times[-1] - times[0], 1e-9)
     xs = [round(_LEFT + (_W - _LEFT - _RIGHT) * max(0.0, at - times[0]) / span, 1) for at in times]
     levels = tuple(dict.fromkeys((0, highest // 2, highest)))
@@ -179,8 +179,8 @@ def over_time(
         ],
         el("text", ends[0], x=_LEFT, y=_H - 8, class_="tick"),
         el("text", ends[1], x=_W - _RIGHT, y=_H - 8, class_="tick end"),
-        [_line(one, k, xs, highest) for k, one in enumerate(series)],
-        _labels({one.name: _y(_last(one), highest) for one in series}),
+        [_line(line, k, xs, highest) for k, line in enumerate(series)],
+        _labels({line.name: _y(_last(line), highest) for line in series}),
         viewBox=f"0 0 {_W} {_H}",
         class_="chart",
         role="img",

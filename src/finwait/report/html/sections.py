@@ -12,7 +12,7 @@ from finwait.report.account import LONGEST_COMMAND, Account, ConnectionShown, Gr
 from finwait.report.agent_page import CountsDocument
 from finwait.report.html.element import Child, Element, el, prose
 from finwait.report.html.figures import MOST_LINES, Series, diagram, others, over_time, wire
-from finwait.report.past import Past, PastEpisode
+from finwait.report.past import AgentPast, PastEpisode
 from finwait.report.tune import InForce
 from finwait.report.two_ends import EndShown, TwoEnds
 from finwait.table.states_then import StatesThen
@@ -23,6 +23,8 @@ __all__ = ["gaps", "group", "history", "overview", "remarks", "settings", "sign"
 
 SIGNS: Final = {"problem": "✗", "notice": "▲", "fine": "✓", "healthy": "✓", "unsure": "?"}
 """What stands before a severity, so that its colour says nothing alone."""
+SETTINGS_MOST: Final = 100
+"""Settings with one verdict that are shown, and things that a FILTER could not judge."""
 OVERVIEW_MOST: Final = 500
 """Groups that have a line in the overview; the others are counted."""
 
@@ -337,12 +339,12 @@ def _by_hand(shown: GroupShown) -> Child:
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def history(past: Past) -> Element:
+def history(past: AgentPast) -> Element:
     """Return what an agent has seen since some moment."""
     parts: list[Child] = []
     counts = past.counts
     if counts is not None and len(counts.at) > 1 and counts.series:
-        series = [Series(one.name, one.values) for one in counts.series[:MOST_LINES]]
+        series = [Series(count.name, count.values) for count in counts.series[:MOST_LINES]]
         ends = (when(counts.at[0] * 1_000_000_000), when(counts.at[-1] * 1_000_000_000))
         title = "Connections that did not finish closing over time, by cause"
         parts += [
@@ -367,10 +369,12 @@ def history(past: Past) -> Element:
 def _counted(counts: CountsDocument) -> Element:
     """Return the curve as a table; a time in which nobody looked is said."""
     rows: list[list[Child]] = []
-    for one in counts.series:
-        known = [n for n in one.values if n is not None]
+    for count in counts.series:
+        known = [n for n in count.values if n is not None]
         numbers = (known[0], max(known), known[-1]) if known else ()
-        rows.append([el("code", one.name), *(f"{n:,}" for n in numbers), *["not known"] * (3 - len(numbers))])
+        rows.append(
+            [el("code", count.name), *(f"{n:,}" for n in numbers), *["not known"] * (3 - len(numbers))]
+        )
     unseen = sum(gaps is None for gaps in counts.gaps)
     blind = f"; nobody looked in {unseen:,} of {len(counts.at):,} steps" if unseen else ""
     caption = f"Most at once in steps of {duration_text(counts.step_s * 1000)}{blind}"
@@ -397,13 +401,16 @@ def settings(lines: Sequence[InForce]) -> Element:
     usual = [line for line in lines if line.verdict is None]
     parts: list[Child] = []
     if judged:
-        parts.append(table("Changed or harmful", heads, [_setting(line) for line in judged], right=(1, 2)))
+        rows = [_setting(line) for line in judged[:SETTINGS_MOST]]
+        more = len(judged) - len(rows)
+        caption = "Changed or harmful" + (f"; {more:,} more are not in this file" if more else "")
+        parts.append(table(caption, heads, rows, right=(1, 2)))
     elif lines:
         parts.append(el("p", "The settings that were read have their defaults, and none is harmful here."))
     else:
         parts.append(el("p", "No setting was read."))
     if usual:
-        rows = [_setting(line)[:5] for line in usual]
+        rows = [_setting(line)[:5] for line in usual[:SETTINGS_MOST]]
         folded = table("Settings with their default", heads[:5], rows, right=(1, 2))
         amount = f"{len(usual)} setting{'' if len(usual) == 1 else 's'} with the default"
         parts.append(el("details", el("summary", amount), folded))
@@ -427,7 +434,9 @@ def remarks(account: Account) -> Element | None:
     """Return what is said beside the groups, and what the FILTER could not judge."""
     lines: list[Child] = [(el("dt", label), el("dd", prose(text))) for label, text in account.remarks]
     if account.unjudged:
-        lines += [(el("dt", "Not judged"), el("dd", text)) for text in account.unjudged]
+        lines += [(el("dt", "Not judged"), el("dd", text)) for text in account.unjudged[:SETTINGS_MOST]]
+        if more := len(account.unjudged) - SETTINGS_MOST:
+            lines += [(el("dt", "Not judged"), el("dd", f"{more:,} more"))] if more > 0 else []
         lines.append((el("dt", "How to see it"), el("dd", prose(account.unjudged_hint))))
     if not lines:
         return None
