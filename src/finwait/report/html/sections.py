@@ -435,8 +435,8 @@ def remarks(account: Account) -> Element | None:
     lines: list[Child] = [(el("dt", label), el("dd", prose(text))) for label, text in account.remarks]
     if account.unjudged:
         lines += [(el("dt", "Not judged"), el("dd", text)) for text in account.unjudged[:SETTINGS_MOST]]
-        if more := len(account.unjudged) - SETTINGS_MOST:
-            lines += [(el("dt", "Not judged"), el("dd", f"{more:,} more"))] if more > 0 else []
+        if (more := len(account.unjudged) - SETTINGS_MOST) > 0:
+            lines.append((el("dt", "Not judged"), el("dd", f"{more:,} more")))
         lines.append((el("dt", "How to see it"), el("dd", prose(account.unjudged_hint))))
     if not lines:
         return None
