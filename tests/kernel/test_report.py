@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from finwait import session
 from finwait.kernel import procfs
 from finwait.lab.topology import unmet
+from finwait.report.by_hand import by_hand
+from finwait.uapi.observation import LookPlan
 from tests.kernel.needs import missing
 
 pytestmark = pytest.mark.kernel
@@ -126,3 +129,19 @@ def test_a_live_report_counts_what_is_there(leak: Leak, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "23 × FIN_WAIT2 <code>fin-wait2-held</code>" in redacted.read_text()
     assert "python" not in redacted.read_text()
+
+
+def test_the_commands_to_check_by_hand_show_the_groups(leak: Leak) -> None:
+    """What is said of `ss` and of the descriptor is so: as many lines as the group has connections."""
+    leak.more(3)
+    how = session.Look(plan=LookPlan(only=frozenset({leak.netns})), watch_ms=100)
+    made = session.diagnose(how=how)
+    groups = [f for f in made.findings if f.primary and f.severity == "problem"]
+    assert sum(f.count for f in groups) == 6
+    for group in groups:
+        listing, descriptor = by_hand(made.view, group)
+        lines = subprocess.check_output(["sh", "-c", listing.command], text=True).splitlines()[1:]
+        assert len(lines) == group.count == 3
+        assert all(f"pid={leak.process.pid}" in line and " ino:" in line for line in lines)
+        shown = subprocess.check_output(["sh", "-c", descriptor.command], text=True)
+        assert descriptor.shows.split("`")[1] in shown

@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.redact:
         _refuse_pseudonyms(args)
+    _check_filter(args, file)
     past = _past(args)
     diagnosis = options.narrowed(args, _diagnosed(args))
     narrowed = diagnosis.narrowed
@@ -163,6 +164,25 @@ def _file(args: argparse.Namespace) -> str:
     if not first and args.filter and habits.names_report(args.filter[0]):
         first, args.filter = args.filter[0], args.filter[1:]
     return "" if first == "-" else first
+
+
+def _check_filter(args: argparse.Namespace, file: str) -> None:
+    """Parse the FILTER before anything is looked at.
+
+    Raises:
+        FilterError: it does not parse; a word that may be meant as a file gets an answer of its own.
+    """
+    from finwait.errors import FilterError
+    from finwait.selecting import parse_filter
+
+    try:
+        parse_filter(args.filter)
+    except FilterError as error:
+        if len(args.filter) == 1 and not file and args.filter[0].isidentifier():
+            error.hint = (
+                f"if it is the file to write, give it an ending: `finwait report {args.filter[0]}.html`"
+            )
+        raise
 
 
 def _source(args: argparse.Namespace) -> str:

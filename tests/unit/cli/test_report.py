@@ -51,6 +51,11 @@ def test_a_page_is_not_for_a_terminal(
     assert "name a file" in capsys.readouterr().err
 
 
+def test_a_file_without_an_ending_is_told_to_have_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "stuck", *LOOK]) == 2
+    assert "`finwait report stuck.html`" in capsys.readouterr().err
+
+
 def test_a_link_is_not_followed_and_a_file_is_replaced_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
