@@ -43,6 +43,8 @@ __all__ = [
     "when",
 ]
 
+LISTED: Final = 500
+"""Groups that have a line in the overview; the others are counted."""
 CONNECTIONS: Final = 20
 """Connections that a group names; the others are counted."""
 _LONGEST_FILTER: Final = 2000
@@ -102,6 +104,7 @@ class Account(Struct, frozen=True):
     about: tuple[tuple[str, str], ...]
     """When, where and how was looked: label and text."""
     overview: tuple[WholeColumn, ...]
+    """Of the first `LISTED` groups."""
     groups: tuple[Finding, ...]
     """Everything that is shown, the most harmful first."""
     states: tuple[StateShown, ...]
@@ -145,7 +148,7 @@ def account(
         headline=text.headline(view, findings, host, gaps, narrowed),
         sign=_sign(view, shown, gaps, narrowed),
         about=tuple(_about(view, facts, narrowed, moments, source, redacted)),
-        overview=tuple(table(view, shown)) if shown else (),
+        overview=tuple(table(view, shown[:LISTED])) if shown else (),
         groups=tuple(shown),
         states=tuple(_states(view, findings)),
         states_note=_states_note(view, narrowed),

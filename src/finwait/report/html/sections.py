@@ -8,7 +8,7 @@ from typing import Final
 from finwait.diagnosis.finding import Evidence, Remedy
 from finwait.errors import Gap
 from finwait.remedy.settings.model import Verdict
-from finwait.report.account import LONGEST_COMMAND, Account, ConnectionShown, GroupShown, when
+from finwait.report.account import LISTED, LONGEST_COMMAND, Account, ConnectionShown, GroupShown, when
 from finwait.report.agent_page import CountsDocument
 from finwait.report.html.element import Child, Element, el, prose
 from finwait.report.html.figures import MOST_LINES, Series, diagram, others, over_time, wire
@@ -25,8 +25,6 @@ SIGNS: Final = {"problem": "✗", "notice": "▲", "fine": "✓", "healthy": "�
 """What stands before a severity, so that its colour says nothing alone."""
 SETTINGS_MOST: Final = 100
 """Settings with one verdict that are shown, and things that a FILTER could not judge."""
-OVERVIEW_MOST: Final = 500
-"""Groups that have a line in the overview; the others are counted."""
 
 
 def sign(severity: str) -> Element:
@@ -86,7 +84,7 @@ def overview(account: Account, full: int) -> Element:
         account: what is said.
         full: groups that are shown in full below.
     """
-    shown = min(len(account.groups), OVERVIEW_MOST)
+    shown = min(len(account.groups), LISTED)
     rows = []
     for k, finding in enumerate(account.groups[:shown]):
         number: Child = el("a", f"{k + 1}", href=f"#group-{k + 1}") if k < full else f"{k + 1}"
@@ -361,7 +359,7 @@ def history(past: AgentPast) -> Element:
         nothing = "The agent saw no connection that did not finish closing"
         parts.append(el("p", f"{nothing}, as far as it looked." if past.gaps else f"{nothing}."))
     if past.gaps:
-        rows_of_gaps = [[gap.where, gap.doing, gap.needs or "–"] for gap in past.gaps[:OVERVIEW_MOST]]
+        rows_of_gaps = [[gap.where, gap.doing, gap.needs or "–"] for gap in past.gaps[:LISTED]]
         parts.append(table("Not seen in that time", ["where", "could not", "needs"], rows_of_gaps))
     return _section("history", f"Since {past.since}", el("div", parts, class_="panel"))
 
@@ -448,10 +446,7 @@ def gaps(entries: Sequence[Gap]) -> Element:
     if not entries:
         body: Child = el("p", "Everything that was asked for could be seen.")
     else:
-        rows = [
-            [gap.where, gap.doing, gap.needs or "nothing would have helped"]
-            for gap in entries[:OVERVIEW_MOST]
-        ]
+        rows = [[gap.where, gap.doing, gap.needs or "nothing would have helped"] for gap in entries[:LISTED]]
         body = table("Parts of the machine that were not seen", ["where", "could not", "needs"], rows)
         if more := len(entries) - len(rows):
             body = [body, el("p", f"{more:,} more parts were not seen.", class_="muted")]
