@@ -47,8 +47,8 @@ demo-agent: $(STAMP) system ## the agent in a private namespace: a leak, its cur
 test: $(STAMP) system ## every test, three at once (TESTS_AT_ONCE=3); what fails is tried once more alone, and named
 	@.ci/tests $(TESTS_AT_ONCE)
 
-check-page: $(STAMP) system ## the agent's page in Chromium: views, keys, dark, 360 px to 4K, names, contrast, policy; half a minute
-	@$(BIN)/pytest -q tests/e2e/test_page.py tests/unit/web
+check-page: $(STAMP) system ## the agent's page and the report in Chromium: views, keys, dark, 360 px to 4K, names, contrast, policy; half a minute
+	@$(BIN)/pytest -q tests/e2e/test_page.py tests/e2e/test_report_page.py tests/unit/web
 
 check-metrics: $(STAMP) system ## the alert rules and the dashboard with real Prometheus and Alertmanager, two minutes; fetches Debian's packages
 	@tests/fetch-prometheus build/prometheus

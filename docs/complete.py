@@ -48,6 +48,9 @@ KINDS: Mapping[str, str] = {
     "KEY": "settings",
     "PROFILE|FILE|KEY=VALUE": "profiles assign:settings file",
     "FILTER": "filter",
+    "FILE.html|FILTER": "file filter",
+    "A": "file",
+    "B": "file",
     "CONNECTION|RULE|NUMBER": "rules filter",
     "FILTER|CONNECTION": "filter",
 }

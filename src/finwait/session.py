@@ -47,6 +47,7 @@ from finwait.table import decode
 from finwait.table.filter import Filter, parse
 from finwait.table.flows import FlowTable
 from finwait.table.sockets import SocketTable
+from finwait.table.states_then import StatesThen, states_then
 from finwait.table.units import printable
 from finwait.uapi import tcp
 from finwait.uapi.cluster import ClusterNames
@@ -122,6 +123,8 @@ class Snapshot(Struct, frozen=True, dict=True):
     view: View
     gaps: tuple[Gap, ...]
     machine: Machine
+    first_states: StatesThen | None = None
+    """How many sockets were in which state at the first of several looks; None where there was one look."""
 
     def __len__(self) -> int:
         return len(self.sockets)
@@ -242,6 +245,7 @@ class _Watched(Struct, frozen=True):
     earlier: SocketTable | None = None
     counters: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     """Namespace → counters of the first look."""
+    first_states: StatesThen | None = None
     ms: int = 0
     """Time between the two."""
     first_look_ms: int = 0
@@ -279,6 +283,7 @@ def _watch(machine: Machine, how: Look, plan: LookPlan) -> _Watched:
         last,
         earlier,
         counters,
+        states_then(first.facts.unix_ns, earlier),
         int((last.facts.boottime_ns - began_ns) // 1_000_000),
         max(0, first.facts.boottime_end_ns - began_ns) // 1_000_000,
         {pid: count != turns[pid] for pid, count in machine.turns(turns).items()} if turns else {},
@@ -376,7 +381,7 @@ def _look(machine: Machine, how: Look, *, again: bool) -> Snapshot:
         view = with_waits(machine, view, descriptors, np.flatnonzero(mask))
         gaps += _unread(view.waits_read)
     reported = tuple(gap for gap in sorted(set(gaps)) if gap.pid not in how.not_holders)
-    return Snapshot(observation, sockets, flows, view, reported, machine)
+    return Snapshot(observation, sockets, flows, view, reported, machine, watched.first_states)
 
 
 def _joined(

@@ -31,6 +31,7 @@ DOCUMENTS: dict[str, list[list[str]]] = {
     "ColumnsOfConnections": [["list", *FROM, "--columns", "state,family,protocol,cookie,src,owner,rule"]],
     "ColumnList": [["list", "--columns", "help"]],
     "Rule": [["explain", "fin-wait2-held"]],
+    "Comparison": [["compare", RECORDING, TRACKED], ["compare", RECORDING, RECORDING, "state = fin-wait-2"]],
     "RuleList": [["rules"]],
     "NetworkNamespaceList": [["netns", *FROM]],
     "Check": [
@@ -125,7 +126,7 @@ NO_DOCUMENT = {
     "relay run": "a service, whose access log is JSON lines",
     "agent serve": "a service, whose API is JSON",
 }
-DIAGNOSES = ("diagnose", "lab run", "lab demo")
+DIAGNOSES = ("diagnose", "report", "lab run", "lab demo")
 STREAMS = ("trace",)
 
 
@@ -209,6 +210,8 @@ REFUSED = [
     ["relay", "ls", "--admin", "/nonexistent/x"],
     ["relay", "drain", "--admin", "/nonexistent/x"],
     ["record", "/nonexistent/x/y"],
+    ["report", *FROM, "/nonexistent/x/y.html"],
+    ["compare", RECORDING, "/nonexistent"],
 ]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from finwait import session
+from finwait import cli, session
 from finwait.agent import protocol
 from finwait.agent.explained import explained
 from finwait.agent.page import group_id
@@ -175,6 +176,24 @@ def main() -> None:
                 browser.picture(IMAGES / f"{name}.png")
         finally:
             made.stop()
+        report(browser)
+
+
+def report(browser: Browser) -> None:
+    """Make those of the report: its top, and a group."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.html"
+        recording = str(CAPTURES / "kube-proxy-userspace.finwait")
+        cli.main(["report", str(path), "--from", recording, "--not-holder", "1"])
+        for name, place, height, dark in (
+            ("report", "body", 760, False),
+            ("report-group", "#group-1", 980, True),
+        ):
+            browser.size(1180, height, dark=dark, motion=False)
+            browser.open(f"file://{path}")
+            browser.until(f"document.readyState === 'complete' && document.querySelector({place!r})")
+            browser.js(f"document.querySelector({place!r}).scrollIntoView()")
+            browser.picture(IMAGES / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ BASE: dict[str, list[str]] = {
     "relay close": ["--admin", "/nonexistent/x", "0-1"],
     "relay drain": ["--admin", "/nonexistent/x"],
     "relay stats": ["--admin", "/nonexistent/x"],
+    "report": LOOK,
+    "compare": [RECORDING, RECORDING],
     "record": ["@TMP@/one.finwait", "--looks", "1", *HERE],
     "lab list": [],
     "lab run": ["no-such-scenario"],
@@ -125,6 +127,8 @@ class Taker:
         n = arguments.get(self.command, 0)
         if self.command == "record":
             return ["record", value, *base[1:]]
+        if self.command == "compare" and self.action.nargs is None:
+            return ["compare", *((value, RECORDING) if self.action.dest == "a" else (RECORDING, value))]
         if self.command.startswith("tune") and base:
             return [*self.command.split(), value, *base[1:]]
         if self.command in (
@@ -257,6 +261,7 @@ TEXT = {
     ("list", "--columns"), ("list", "--sort"), ("record", "--keep-name"), ("record", "--note"), ("lab run", "SCENARIO"),
     ("lab prove", "CLAIM"), ("clear", "--override"), ("conntrack", "--override"),
     ("explain", "CONNECTION|RULE|NUMBER"), ("capture", "FILTER|CONNECTION"), ("relay ls", "--service"),
+    ("report", "FILE.html|FILTER"),
     *(
         (command, name) for command in ("relay ls", "relay show", "relay close", "relay drain", "relay stats")
         for name in ("--admin",)
@@ -265,7 +270,7 @@ TEXT = {
 """What is looked up, or read, where it is used."""
 
 
-NAMES = ("FILE", "DIR", "PATH", "UID", "KEY", "NAME", "PROFILE|FILE|KEY=VALUE")
+NAMES = ("FILE", "A", "B", "DIR", "PATH", "UID", "KEY", "NAME", "PROFILE|FILE|KEY=VALUE")
 """What may be anything but empty; everything else is a number, a duration, a namespace or a choice."""
 
 

@@ -464,6 +464,22 @@ def _cells(e: Episode, now_boot_ns: int, boot: str, seen_ns: int) -> tuple[objec
     )  # fmt: skip
 
 
+def episode_row(
+    e: Episode, now_boot_ns: int, boot: str, *, seen_ns: int = -1, looked_at: bool = True
+) -> tuple[str, str, str, str, str, str, str, str]:
+    """Return an episode as texts: first seen, lasted, ended, state, both ends, rule, holder; see `text_lines`."""
+    least, most = _ages(e, now_boot_ns, boot, seen_ns)
+    lasted = (
+        span_text(least, most)
+        if most < 0 or duration_text(least) == duration_text(most)
+        else f"{duration_text(least)} to {duration_text(most)}"
+    )
+    return (
+        when_text(e.first.wall_ns), lasted, e.how or ("lasts" if looked_at and e.boot == boot else "not known"),
+        tcp.state_name(e.state), e.local, e.peer, e.cause.rule or "-", printable(e.cause.holder) or "-",
+    )  # fmt: skip
+
+
 def text_lines(
     episodes: Sequence[Episode],
     now_boot_ns: int,
@@ -485,20 +501,7 @@ def text_lines(
     """
     heads = ("FIRST SEEN", "LASTED", "ENDED", "STATE", "LOCAL", "PEER", "RULE", "HOLDER")
     rows = [heads]
-    for e in episodes:
-        least, most = _ages(e, now_boot_ns, boot, seen_ns)
-        ended = e.how or ("lasts" if looked_at and e.boot == boot else "not known")
-        lasted = (
-            span_text(least, most)
-            if most < 0 or duration_text(least) == duration_text(most)
-            else (f"{duration_text(least)} to {duration_text(most)}")
-        )
-        rows.append(
-            (
-                when_text(e.first.wall_ns), lasted, ended, tcp.state_name(e.state), e.local, e.peer,
-                e.cause.rule or "-", printable(e.cause.holder) or "-",
-            )
-        )  # fmt: skip
+    rows += [episode_row(e, now_boot_ns, boot, seen_ns=seen_ns, looked_at=looked_at) for e in episodes]
     widths = [max(len(row[k]) for row in rows) for k in range(len(heads))]
     for k, row in enumerate(rows):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"

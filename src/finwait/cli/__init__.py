@@ -46,6 +46,8 @@ COMMANDS = {
     "audit": "audit",
     "relay": "relay",
     "record": "record",
+    "report": "report",
+    "compare": "compare",
     "lab": "lab",
     "agent": "agent",
     "history": "history",
@@ -59,7 +61,7 @@ _OPERATOR = re.compile(r"[=!<>]|(?:eq|neq?|[lg](?:t|eq?))$", re.IGNORECASE)
 
 EXIT_STATUS = {
     0: "done; everything that was asked for could be seen",
-    1: "failed: the message says what was tried and what the kernel said",
+    1: "failed: the message says what was tried and what the kernel said; of compare also: something got worse",
     2: "wrong usage: an option, an argument or a FILTER that does not parse",
     3: (
         "done, but something could not be seen, or the FILTER could not judge it; the output lists it, "

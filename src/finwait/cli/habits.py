@@ -13,7 +13,7 @@ from typing import Final
 
 from finwait.errors import UsageError
 
-__all__ = ["command", "misspelt", "translated"]
+__all__ = ["REPORT_ENDINGS", "command", "misspelt", "names_report", "translated"]
 
 _LOOKING: Final = ("diagnose", "list", "explain")
 """Commands that take options of ``ss``."""
@@ -79,6 +79,9 @@ def translated(words: Sequence[str]) -> list[str]:
     """
     if words and words[0] in _BY_FILTER:
         _refuse_netns(words)
+    if len(words) > 1 and words[0] == "report" and names_report(words[1]):
+        # argparse takes the words of a FILTER in one piece; options may stand between them and the file.
+        return [words[0], f"--file={words[1]}", *words[2:]]
     if not words or words[0] not in _LOOKING:
         return list(words)
     result = [words[0]]
@@ -108,6 +111,17 @@ def translated(words: Sequence[str]) -> list[str]:
         else:
             result.append(word)
     return result
+
+
+REPORT_ENDINGS: Final = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
+"""Ending of a file of ``finwait report`` → its format."""
+
+
+def names_report(word: str) -> bool:
+    """Return whether the first word of ``finwait report`` is where to write, rather than the beginning of a FILTER."""
+    return word == "-" or (
+        not word.startswith("-") and ("/" in word or word.lower().endswith(tuple(REPORT_ENDINGS)))
+    )
 
 
 def _refuse_netns(words: Sequence[str]) -> None:

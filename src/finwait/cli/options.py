@@ -294,9 +294,9 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where and how to look."""
     group = parser.add_argument_group("looking")
     _add_place(group)
-    _add_reach(group)
+    add_reach(group)
     _add_agent(group)
-    _add_thresholds(group)
+    add_thresholds(group)
 
 
 def _add_place(group: argparse._ArgumentGroup) -> None:
@@ -319,7 +319,7 @@ def _add_place(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_reach(group: argparse._ArgumentGroup) -> None:
+def add_reach(group: argparse._ArgumentGroup) -> None:
     """Add what says how much is looked at: open connections, and who holds each."""
     group.add_argument(
         "--established",
@@ -355,7 +355,7 @@ def _add_agent(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_thresholds(group: argparse._ArgumentGroup) -> None:
+def add_thresholds(group: argparse._ArgumentGroup) -> None:
     """Add what counts as long, and as many."""
     group.add_argument(
         "--idle",

@@ -9,18 +9,21 @@ A recording is the bug report: with ``redact`` it can be attached to a public on
 from __future__ import annotations
 
 from finwait.recording.format import STANDARD, read, received, write
-from finwait.recording.redact import redact
+from finwait.recording.redact import Pseudonyms, redact, redact_look
 from finwait.recording.replay import Replay, open_recording
-from finwait.recording.writer import Recorded, record
+from finwait.recording.writer import Recorded, observed, record
 
 __all__ = [
     "STANDARD",
+    "Pseudonyms",
     "Recorded",
     "Replay",
+    "observed",
     "open_recording",
     "read",
     "received",
     "record",
     "redact",
+    "redact_look",
     "write",
 ]

@@ -27,9 +27,11 @@ class Replay:
 
     live: Final = False
 
-    def __init__(self, looks: Sequence[Observation]) -> None:
+    def __init__(self, looks: Sequence[Observation], *, redacted: bool = False) -> None:
         if not looks:
             raise ValueError("a recording has at least one look")
+        self.redacted: Final = redacted
+        """Whether its names and addresses are pseudonyms, which no other recording shares."""
         self._looks = tuple(looks)
         self._next = 0
 
@@ -52,7 +54,7 @@ class Replay:
 
     def begin(self) -> Replay:
         """Return the same recording, to be looked at from its first look on."""
-        return Replay(self._looks)
+        return Replay(self._looks, redacted=self.redacted)
 
     def observe(self, plan: LookPlan) -> Observation:
         """Give the next look, restricted to the namespaces of the plan.
@@ -141,4 +143,5 @@ def open_recording(path: str) -> Replay:
     Raises:
         RecordingError: it cannot be read, or is not what it claims to be.
     """
-    return Replay(read(path)[1])
+    manifest, looks = read(path)
+    return Replay(looks, redacted=manifest.redacted)

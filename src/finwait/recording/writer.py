@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -34,7 +34,7 @@ from finwait.uapi.observation import (
 from finwait.uapi.proc import parse_stat
 from finwait.uapi.sets import distinct
 
-__all__ = ["Recorded", "complete", "record"]
+__all__ = ["Recorded", "complete", "observed", "record"]
 
 
 class RecordingSource(Protocol):
@@ -215,22 +215,47 @@ def record(
         RecordingError: the file cannot be written.
         KernelError: the look failed.
     """
-    if looks < 1:
-        raise ValueError("a recording has at least one look")
-    plan = LookPlan(only=only, established_limit=None, progress=progress)
     names = Pseudonyms(keep=keep_names) if redact else None
     gaps: set[Gap] = set()
+    plan = LookPlan(only=only, established_limit=None, progress=progress)
     with writing(path, looks=looks, redacted=redact, note=note) as add:
-        due = time.monotonic()
-        for _ in range(looks):
-            time.sleep(max(0.0, due - time.monotonic()))
-            due = time.monotonic() + interval_ms / 1000
-            look = complete(machine, plan)
-            if cluster is not None:
-                addresses = decode.addresses(decode.sockets(look), decode.flows(look))
-                called, unnamed = cluster(addresses)
-                look = replace(look, names=called.about(addresses), gaps=(*look.gaps, *unnamed))
+        for look in observed(machine, plan, looks=looks, interval_ms=interval_ms, cluster=cluster):
             gaps.update(look.gaps)
             # one at a time: a look at a million sockets is 600 MB
             add(look if names is None else redact_look(look, names))
     return Recorded(len(decode.sockets(look)), tuple(sorted(gaps)), look)
+
+
+def observed(
+    machine: RecordingSource,
+    plan: LookPlan,
+    *,
+    looks: int,
+    interval_ms: int,
+    cluster: Callable[[Collection[str]], tuple[ClusterNames, tuple[Gap, ...]]] | None = None,
+) -> Iterator[Observation]:
+    """Look once or more often, and read everything each time that any command could ask.
+
+    Args:
+        machine: the running machine.
+        plan: what to look at.
+        looks: how many looks.
+        interval_ms: as of `record`.
+        cluster: as of `record`.
+
+    Raises:
+        ValueError: not even one look.
+        KernelError: the look failed.
+    """
+    if looks < 1:
+        raise ValueError("a recording has at least one look")
+    due = time.monotonic()
+    for _ in range(looks):
+        time.sleep(max(0.0, due - time.monotonic()))
+        due = time.monotonic() + interval_ms / 1000
+        look = complete(machine, plan)
+        if cluster is not None:
+            addresses = decode.addresses(decode.sockets(look), decode.flows(look))
+            called, unnamed = cluster(addresses)
+            look = replace(look, names=called.about(addresses), gaps=(*look.gaps, *unnamed))
+        yield look

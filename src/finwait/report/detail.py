@@ -24,7 +24,17 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
 
-__all__ = ["blocks", "comms", "detail", "states_text", "turn_text", "where", "whose_text"]
+__all__ = [
+    "age_text",
+    "blocks",
+    "comms",
+    "detail",
+    "holders_text",
+    "states_text",
+    "turn_text",
+    "where",
+    "whose_text",
+]
 
 
 def _evidence(finding: Finding, width: int) -> list[str]:
@@ -61,7 +71,8 @@ def where(view: View, finding: Finding) -> str:
     return space.label if space is not None else f"netns {finding.netns}"
 
 
-def _holders(view: View, finding: Finding) -> str:
+def holders_text(view: View, finding: Finding) -> str:
+    """Return who holds a group, in full; empty where it has no connections."""
     services: dict[int, list[int]] = {}
     for pid in finding.pids:
         services.setdefault(view.services.get(pid, pid), []).append(pid)
@@ -158,7 +169,8 @@ def _together(view: View, alike: Sequence[Finding]) -> Finding:
     )
 
 
-def _age(view: View, finding: Finding) -> str:
+def age_text(view: View, finding: Finding) -> str:
+    """Return how long the connections of a finding have been in their states; empty where that is not known."""
     least, most = view.at_least_ms[finding.rows], view.at_most_ms[finding.rows]
     known = least[least >= 0]
     if not len(known):
@@ -272,9 +284,9 @@ def _circumstances(view: View, finding: Finding, style: Style) -> list[str]:
     lines: list[str] = []
     if finding.subject:
         lines += wrap("who", finding.subject, style.width)
-    elif holders := _holders(view, finding):
+    elif holders := holders_text(view, finding):
         lines += wrap("held by", holders, style.width)
-    if age := _age(view, finding):
+    if age := age_text(view, finding):
         lines += wrap("age", age, style.width)
     if finding.severity != "healthy" and (ends := outlook.of_finding(view, finding.rows)) is not None:
         lines += wrap("ends", outlook.text(ends), style.width)

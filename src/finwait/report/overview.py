@@ -26,7 +26,7 @@ from finwait.uapi import tcp
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
 
-__all__ = ["ends", "held_by", "holder", "moves_of", "overview", "place", "program"]
+__all__ = ["WholeColumn", "ends", "held_by", "holder", "moves_of", "overview", "place", "program", "table"]
 
 _MOST: Final = 18
 """Groups that have a line; with headline, titles and what follows that is a screen of 24 lines."""
@@ -44,6 +44,8 @@ class _Column(Struct, frozen=True):
     short: str = ""
     """Its title where the whole one is wider than what is below it."""
     right: bool = False
+    code: bool = False
+    """Whether it holds words of the kernel, or of ours."""
 
 
 def overview(view: View, groups: Sequence[Finding], style: Style) -> Iterator[str]:
@@ -68,6 +70,24 @@ def overview(view: View, groups: Sequence[Finding], style: Style) -> Iterator[st
             yield style.paint(f"{'':>{digits}}  {'  '.join(line)}".rstrip(), "dim")
     if more := len(groups) - len(shown):
         yield f"… and {more} more group{'' if more == 1 else 's'}: `--detail` shows them all"
+
+
+class WholeColumn(Struct, frozen=True):
+    """A column of the overview in full, where there is room for everything."""
+
+    title: str
+    texts: Sequence[str]
+    right: bool
+    code: bool
+    """Whether it holds words of the kernel, or of ours."""
+
+
+def table(view: View, groups: Sequence[Finding]) -> list[WholeColumn]:
+    """Return the columns of the overview in full; the severity, which has no title, is not among them."""
+    columns = [c for c in _COLUMNS if c.name and (c.name != "where" or _spread(view, groups))]
+    return [
+        WholeColumn(c.name, [forms[0] for forms in c.forms(view, groups)], c.right, c.code) for c in columns
+    ]
 
 
 def _spread(view: View, groups: Sequence[Finding]) -> bool:
@@ -312,8 +332,8 @@ _COLUMNS: Final = (
         ),
     ),
     _Column("count", _each(lambda _view, group: f"{group.count:,}"), "#", right=True),
-    _Column("state", _each(_state)),
-    _Column("cause", _each(lambda _view, group: group.rule)),
+    _Column("state", _each(_state), code=True),
+    _Column("cause", _each(lambda _view, group: group.rule), code=True),
     _Column("held by", held_by, "held"),
     _Column("where", _each(place)),
     _Column("oldest", _each(_oldest), "age", right=True),

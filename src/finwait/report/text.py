@@ -10,7 +10,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,20 @@ if TYPE_CHECKING:
     from finwait.diagnosis.view import View
     from finwait.errors import Gap
 
-__all__ = ["diagnosis", "group", "headline", "not_judged", "not_seen", "shown_groups", "unowned"]
+__all__ = [
+    "NOT_JUDGED",
+    "diagnosis",
+    "group",
+    "headline",
+    "not_judged",
+    "not_seen",
+    "partly_seen",
+    "remarks",
+    "shown_groups",
+    "unjudged_hint",
+    "unjudged_texts",
+    "unowned",
+]
 
 
 def _extent(view: View, narrowed: Narrowed | None) -> tuple[int, str]:
@@ -46,6 +59,12 @@ def _extent(view: View, narrowed: Narrowed | None) -> tuple[int, str]:
     if narrowed is None:
         return n, f"{amount} in {where}"
     return n, f"{amount} that the FILTER selects, in {where},"
+
+
+def partly_seen(view: View, gaps: Sequence[Gap], narrowed: Narrowed | None) -> bool:
+    """Return whether something was not seen or not judged, so that nothing vouches for all of it."""
+    partly = bool(gaps) or _partly_judged(narrowed) or view.established_skipped > 0
+    return partly or not view.holders.searched or _unread_so_far(view, narrowed) > 0
 
 
 def unowned() -> str:
@@ -104,8 +123,7 @@ def _headline(
     if more:
         among = f" No stuck connection was found among {seen}." if n else ""
         return f"{host}: {more}.{among}"
-    partly = bool(gaps) or _partly_judged(narrowed) or view.established_skipped > 0
-    partly = partly or not view.holders.searched or _unread_so_far(view, narrowed) > 0
+    partly = partly_seen(view, gaps, narrowed)
     if notices:
         nothing = "nothing stuck was seen" if partly else "nothing is stuck"
         return (
@@ -192,9 +210,9 @@ def diagnosis(
         yield from not_seen(gaps, style)
 
 
-def not_seen(gaps: Iterable[Gap], style: Style) -> Iterator[str]:
+def not_seen(gaps: Iterable[Gap], style: Style, title: str = "Not seen:") -> Iterator[str]:
     """Return the lines that say what could not be seen."""
-    yield "\n" + style.paint("Not seen:", "notice") + "\n"
+    yield "\n" + style.paint(title, "notice") + "\n"
     for gap in gaps:
         lines = textwrap.wrap(str(gap), style.width - 2, initial_indent="  ", subsequent_indent="    ")
         yield "\n".join(lines) + "\n"
@@ -294,38 +312,55 @@ def _not_in_full(first: int, last: int, style: Style) -> list[str]:
 
 def not_judged(view: View, narrowed: Narrowed, style: Style) -> list[str]:
     """Return what a FILTER could not judge, a line each, and how to see it."""
-    lines = [style.paint("Not judged, because the FILTER uses values that are not known for them:", "notice")]
+    lines = [style.paint(f"{NOT_JUDGED}:", "notice")]
+    lines += [
+        line for text in unjudged_texts(view, narrowed) for line in wrap("", text, style.width, indent=2)
+    ]
+    return lines + wrap("", unjudged_hint(narrowed), style.width, indent=2)
+
+
+NOT_JUDGED: Final = "Not judged, because the FILTER uses values that are not known for them"
+
+
+def unjudged_texts(view: View, narrowed: Narrowed) -> list[str]:
+    """Return what a FILTER could not judge, a text each."""
     counted: Counter[str] = Counter()
     for f in narrowed.unjudged:
         subject = f.subject or f"in {where(view, f)}"
         counted[f"{states_text(view, f)}  {f.rule}  {subject}"] += 1
-    for text, n in counted.most_common():
-        lines += wrap("", text + (f" (×{n})" if n > 1 else ""), style.width, indent=2)
-    rules = sorted({f.rule for f in narrowed.unjudged})
-    return lines + wrap("", f"`finwait rule = {','.join(rules)}` shows them.", style.width, indent=2)
+    return [text + (f" (×{n})" if n > 1 else "") for text, n in counted.most_common()]
+
+
+def unjudged_hint(narrowed: Narrowed) -> str:
+    """Return how to see what a FILTER could not judge."""
+    return f"`finwait rule = {','.join(sorted({f.rule for f in narrowed.unjudged}))}` shows them."
 
 
 def _tail(view: View, findings: Sequence[Finding], style: Style) -> list[str]:
-    lines: list[str] = []
+    return [line for label, text in remarks(view, findings) for line in wrap(label, text, style.width)]
+
+
+def remarks(view: View, findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    """Return what is said beside the groups, each with its label: other causes, what is healthy, what was left out."""
+    lines: list[tuple[str, str]] = []
     also: Counter[str] = Counter()
     for f in findings:
         if not f.primary:
             also[f.rule] += f.count
     if also:
         text = ", ".join(f"{rule} ({n})" for rule, n in also.most_common())
-        lines += wrap("Also", f"matching as a secondary cause: {text}", style.width)
+        lines.append(("Also", f"matching as a secondary cause: {text}"))
     healthy: Counter[tuple[str, str]] = Counter()
     for f in findings:
         if f.primary and f.severity == "healthy":
             healthy[f.rule, f.title] += f.count
-    for (rule, title), n in healthy.most_common():
-        lines += wrap("Healthy", f"{n} × {rule}: {title}", style.width)
+    lines += [("Healthy", f"{n} × {rule}: {title}") for (rule, title), n in healthy.most_common()]
     if not view.holders.searched:
-        lines += wrap("Left out", unowned(), style.width)
+        lines.append(("Left out", unowned()))
     if view.established_skipped:
         text = (
             f"about {view.established_skipped} sockets in namespaces whose ESTABLISHED ones were left out; "
             "`--established always` includes them"
         )
-        lines += wrap("Left out", text, style.width)
+        lines.append(("Left out", text))
     return lines

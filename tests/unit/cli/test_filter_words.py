@@ -141,7 +141,7 @@ TAKERS = _takers()
 def test_every_command_that_takes_a_filter_is_known_here() -> None:
     assert {command for command, _ in TAKERS} == {
         "diagnose", "list", "explain", "check", "trace", "capture", "top", "clear", "probe", "arm", "conntrack",
-        "history",
+        "history", "report", "compare",
     }  # fmt: skip
     assert all(isinstance(action, Words) for _, action in TAKERS)
 

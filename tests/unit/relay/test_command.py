@@ -154,7 +154,7 @@ def test_explain_and_check_need_no_socket(tmp_path: Path, capsys: pytest.Capture
     assert main(["run", "--check", "--config", str(path)]) == 0
     assert capsys.readouterr().out == "the configuration is valid: `relay`, 1 worker(s)\n"
     assert main(["run", "--check", "--config", str(path), "--workers", "0"]) == 1
-    assert "expected `int` >= 1 (`--workers`)" in capsys.readouterr().err
+    assert "`0` is less than 1 (`--workers`)" in capsys.readouterr().err
 
 
 def test_a_list_of_connections_says_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
