@@ -148,7 +148,7 @@ def undecided(
     if not row_filter.needs & _OF_HOLDERS:
         return None
     complete = view.holders.complete
-    held = view.holder_in_question if complete else s.inode != 0
+    held = (view.holder_in_question if complete else s.inode != 0) | (view.listener >= 0)
     rows = np.flatnonzero(~selected & held & (listeners | (s.state != tcp.LISTEN)))
     n = int(row_filter.possible(s, context(shot, findings), rows).sum())
     noun = "socket" if listeners else "connection"

@@ -217,3 +217,43 @@ def test_a_socket_in_another_state_is_not_taken_for_that_of_a_close(netns: Netns
                 time.sleep(0.1)
             assert shot.view.releasing
             assert shot.view.releasers(row) == ()
+
+
+INIT = """
+import os, signal, socket, sys, time
+# The first process of a pid namespace, whose child its parent outside does not reap: it cannot end.
+os.unshare(os.CLONE_NEWPID) if hasattr(os, "unshare") else __import__("ctypes").CDLL(None).unshare(0x20000000)
+first = os.fork()
+if not first:
+    time.sleep(1000)
+inside = os.open(f"/proc/{first}/ns/pid", os.O_RDONLY)
+__import__("ctypes").CDLL(None).setns(inside, 0x20000000)
+other = os.fork()
+if not other:
+    time.sleep(1000)
+os.kill(first, signal.SIGKILL)
+print(first, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_first_process_of_a_container_that_waits_for_its_last_one_closes_nothing() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", INIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            first = int(process.stdout.readline())
+            deadline = time.monotonic() + DEADLINE_S
+            while "zap_pid_ns_processes" not in _wchan(first):
+                assert time.monotonic() < deadline, _wchan(first)
+                time.sleep(0.05)
+            assert first not in {thread.pid for thread in releasing.threads([1])}
+        finally:
+            process.kill()
+
+
+def _wchan(pid: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/wchan", encoding="ascii") as file:
+        return file.read()
+    return ""

@@ -125,7 +125,9 @@ def _orphans(p: ProcessView) -> Hashable:
 
     execve(2) draws the place of the stack anew: two that have the same were forked by one program and ran no other.
     """
-    return (_program(p), p.stack, p.cmdline) if p.ppid <= _INIT and p.stack and p.cmdline else None
+    if p.ppid > _INIT or not p.stack or not p.cmdline:
+        return None
+    return _program(p), p.stack, p.cmdline, p.cgroup  # without ASLR all stacks begin at one place
 
 
 def _replicas(p: ProcessView) -> Hashable:

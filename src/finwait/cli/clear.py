@@ -97,8 +97,8 @@ def _add_limits(act: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="GUARD",
         help="overrule a guard by name (repeatable): accept-queue, minisocket, silent-orphan, moving, slow-reader, "
-        "paused, min-age, answer, established, unread, healthy, holder-unknown, protected, harmed-orphan, pair, "
-        "max, share",
+        "paused, min-age, answer, handed-over, established, unread, healthy, holder-unknown, protected, harmed-orphan, "
+        "pair, max, share",
     )
     act.add_argument(
         "--user-timeout",

@@ -263,12 +263,21 @@ def released(view: View, rows: NDArray[np.int64]) -> tuple[Evidence, ...]:
         for thread in (threads := view.releasers(row)):
             held = f"{thread.name}({thread.pid})"
             nearby = view.nearby(thread, row)
-            where = "" if nearby else ", in another network namespace,"
+            where = "" if nearby else elsewhere_text(thread)
             keeps = "keeps" if nearby and len(threads) == 1 else "may keep"
             why = _ENDING if thread.exiting else _LINGERS
             says = f"{releasing_text(thread)} and {keeps} it, although no descriptor is left: {why}"
             return (Evidence("holder", held, "/proc/PID/task/TID", f"thread {thread.tid}{where} {says}"),)
     return ()
+
+
+def elsewhere_text(thread: Releasing) -> str:
+    """Return where a thread is that is not known to be in the network namespace of what it may be closing."""
+    return (
+        ", in another network namespace,"
+        if thread.netns
+        else ", whose network namespace is not known any more,"
+    )
 
 
 def releasing_text(thread: Releasing) -> str:

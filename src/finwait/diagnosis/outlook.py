@@ -111,6 +111,8 @@ def _of_subflows(view: View, row: int, options: SocketOptions | None) -> Outlook
     state, timer = int(s.state[row]), int(s.timer[row])
     whole, part = view.subflows
     parts = part[whole == row]
+    if view.fell_back[row] and len(parts) == 1:
+        return of_row(view, int(parts[0]))
     if state == tcp.SYN_SENT:
         opening_ = parts[s.state[parts] == tcp.SYN_SENT].tolist()
         if opening_:
@@ -130,6 +132,8 @@ def _of_subflows(view: View, row: int, options: SocketOptions | None) -> Outlook
     if timer:
         return Outlook("unknown", None, None, "it sends again over its subflows, whose ends decide")
     if state == tcp.CLOSE_WAIT and view.held[row]:
+        if view.shut_out[parts].any():
+            return Outlook("peer", None, None, "it waits for the peer's program to read, and probes for room")
         return _kept(view, row)
     if options is not None and options.keepalive:
         return Outlook("keepalive", None, None, "keepalive of its subflows; a live peer answers for ever")

@@ -25,7 +25,7 @@ from finwait.attribution.waiting import EOF_RECEIVED, READABLE, Waits
 from finwait.diagnosis import activity, roles
 from finwait.diagnosis.accepting import Accepting, accepting
 from finwait.diagnosis.ages import FOLLOWED
-from finwait.diagnosis.moves import moves, releasing_text
+from finwait.diagnosis.moves import elsewhere_text, moves, releasing_text
 from finwait.diagnosis.relay_legs import RelayLegs, relay_legs
 from finwait.diagnosis.silence import lived_of, silence_of
 from finwait.errors import Gap
@@ -43,6 +43,8 @@ _KEEPALIVE = 2
 """``idiag_timer``: keepalive."""
 PROBING_WINDOW = 4
 """``idiag_timer``: window probes."""
+_FELL_BACK = 1
+"""MPTCP_INFO_FLAG_FALLBACK, include/uapi/linux/mptcp.h."""
 _TO_LOOK_MS = 2000
 """So long before a keepalive probe somebody still comes in time to look."""
 _LINGERING = (tcp.FIN_WAIT1, tcp.CLOSING, tcp.LAST_ACK)
@@ -281,6 +283,12 @@ class View(Struct, frozen=True, dict=True):
         return subflows(self.sockets)
 
     @cached_property
+    def fell_back(self) -> Mask:
+        """Which rows are MPTCP connections that fell back to TCP: they have a TCP row that says all."""
+        mask: Mask = (self.sockets.protocol == MPTCP) & (self.sockets.mptcp_flags & _FELL_BACK != 0)
+        return mask
+
+    @cached_property
     def connection_of(self) -> Mapping[int, int]:
         """For rows of subflows, the row of their MPTCP connection."""
         whole, part = self.subflows
@@ -361,8 +369,11 @@ class View(Struct, frozen=True, dict=True):
         return tuple(thread for thread in threads if self.nearby(thread, row)) or tuple(threads)
 
     def nearby(self, thread: Releasing, row: int) -> bool:
-        """Return whether a thread that is closing a socket is in the namespace of a row, as far as is known."""
-        return thread.netns in (0, int(self.sockets.netns[row]))
+        """Return whether a thread that is closing a socket is known to be in the namespace of a row.
+
+        One that is ending has left its own, and nothing tells which that was.
+        """
+        return thread.netns == int(self.sockets.netns[row])
 
     @property
     def threads_unseen(self) -> bool:
@@ -376,7 +387,7 @@ class View(Struct, frozen=True, dict=True):
             return self.holder_doubt
         first = threads[0]
         nearby = self.nearby(first, row)
-        elsewhere = "" if nearby else ", in another network namespace,"
+        elsewhere = "" if nearby else elsewhere_text(threads[0])
         text = f"thread {first.tid} ({first.name}) of pid {first.pid}{elsewhere} {releasing_text(first)}"
         keeps = "keeps it" if nearby else "may keep it"
         if len(threads) == 1:

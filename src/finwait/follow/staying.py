@@ -18,8 +18,12 @@ from finwait.table.filter import Filter
 from finwait.table.schema import Mask
 from finwait.table.sockets import SocketTable
 from finwait.table.trace_filter import asks_for_holders, judge
+from finwait.uapi import tcp
 
 __all__ = ["Staying", "Stuck"]
+
+_QUEUED = (tcp.ESTABLISHED, tcp.CLOSE_WAIT)
+"""What a row without an inode may be in an accept queue in."""
 
 
 class Stuck(Struct, frozen=True):
@@ -163,9 +167,14 @@ class Staying:
         if asks_for_holders(row_filter) and (open_ := np.flatnonzero(~yes & ~no)).size:
             inodes = sockets["inode"][open_].tolist()
             held = self._actors.all_of(inodes)
-            for k, inode in zip(open_.tolist(), inodes, strict=True):
+            for k, inode, state in zip(open_.tolist(), inodes, sockets["state"][open_].tolist(), strict=True):
                 entry = held.get(inode, Held((), True))
-                whole[k] = entry.whole and (bool(entry.owners) or not inode or not self._actors.blind)
+                nobody = (
+                    not inode and state not in _QUEUED
+                )  # else whoever holds its listener, which is not known here
+                whole[k] = entry.whole and (
+                    bool(entry.owners) or nobody or (inode and not self._actors.blind)
+                )
                 waits[k] = not entry.whole
                 pids[k] = tuple(owner.pid for owner in entry.owners)
                 comms[k] = tuple(owner.comm for owner in entry.owners)

@@ -31,6 +31,8 @@ MOST_THREADS: Final = 50_000
 """Threads that are looked into at most: two seconds. Those of the namespaces that have such sockets come first."""
 _CALLS: Final = frozenset({"close", "close_range", "dup2", "dup3"})
 _WAITS: Final = frozenset({"wait_woken", "sk_stream_wait_close"})
+_DONE: Final = frozenset({"zap_pid_ns_processes"})
+"""Where a thread that is ending waits once everything is closed: the first process of a container for the others."""
 _FRAMES: Final = (b"tcp_close+", b"inet_release+", b"__sock_release+", b"sock_close+", b"__fput+")
 _PF_EXITING: Final = 0x4
 
@@ -99,10 +101,10 @@ def _thread(pid: int, tid: int, netns: int, machine: str) -> Releasing | None:
     call = None if inside is None else syscall.call(machine, inside.number)
     name = "" if call is None else call.name
     own = _netns(base) or netns  # a thread may have moved alone
-    if exiting:
-        return Releasing(pid, tid, printable(fields.comm), own, name, True)
-    if name not in _CALLS and (read(base + "wchan", 128) or b"").decode("ascii", "replace") not in _WAITS:
+    waits_in = (read(base + "wchan", 128) or b"").decode("ascii", "replace")
+    if waits_in in _DONE or (not exiting and name not in _CALLS and waits_in not in _WAITS):
         return None
     stack = read(base + "stack", 65536)
-    closing = name in _CALLS if stack is None else any(frame in stack for frame in _FRAMES)
-    return Releasing(pid, tid, printable(fields.comm), own, name, False) if closing else None
+    # One that is ending shows its descriptors until it begins to close what they referred to.
+    closing = exiting or name in _CALLS if stack is None else any(frame in stack for frame in _FRAMES)
+    return Releasing(pid, tid, printable(fields.comm), own, name, exiting) if closing else None

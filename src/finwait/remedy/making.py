@@ -242,9 +242,8 @@ def _decided(
     if verdict is None and row not in cause:
         verdict = guard_well(view, row, limits, well.get(row, ""))
     whole = view.connection_of.get(row)
-    if (
-        verdict is None and whole is not None and whole not in cause
-    ):  # the program has that, and would lose it
+    # The program has the whole, and would lose it; where that is plain TCP, this row is all that it is.
+    if verdict is None and whole is not None and whole not in cause and not view.fell_back[whole]:
         verdict = guard_well(view, whole, limits, well.get(whole, ""))
     return verdict or planned(view, row, cause.get(row, ""), force, limits, can, cells)
 

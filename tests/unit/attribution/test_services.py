@@ -165,3 +165,5 @@ def test_what_one_program_forked_before_it_ended_is_one_service() -> None:
     unknown = [process(pid, "app", "app --serve", ppid=1, stack=0) for pid in (30, 31)]
     assert together(*unknown) == [[30], [31]]
     assert together(a, process(23, "app", "app --other", ppid=1, stack=0x7FFC1000)) == [[20], [23]]
+    elsewhere = process(24, "app", "app --serve", ppid=1, stack=0x7FFC1000, cgroup="/user.slice/other.scope")
+    assert together(a, elsewhere) == [[20], [24]], "without ASLR all stacks begin at one place"

@@ -121,6 +121,7 @@ def test_of_several_listeners_nothing_tells_which_has_a_connection_that_waits() 
     assert parse("pid != 9").mask(same.sockets, ViewContext(same)).tolist() == [False, True, False]
     (row,) = parse("pid = 9").possible(same.sockets, ViewContext(same), np.array([2]))
     assert row
+    assert (same.listener >= 0).tolist() == [False, False, True], "what is not selected is told as not judged"
 
 
 def test_without_owners_nobody_knows_who_is_to_accept() -> None:

@@ -195,7 +195,10 @@ def test_a_thread_of_another_namespace_counts_where_there_is_none_of_the_same() 
             Releasing(50, 51, "main", 1, "", False),
             "thread 51 (main) of pid 50 is closing a socket, and keeps it",
         ),
-        (Releasing(50, 51, "main", 0, "", True), "thread 51 (main) of pid 50 is ending, and keeps it"),
+        (
+            Releasing(50, 51, "main", 0, "", True),
+            "thread 51 (main) of pid 50, whose network namespace is not known any more, is ending, and may keep it",
+        ),
     ],
 )
 def test_a_call_that_is_not_known_has_no_name(thread: Releasing, says: str) -> None:

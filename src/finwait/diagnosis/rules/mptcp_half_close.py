@@ -4,7 +4,8 @@ Seen as       An MPTCP row (IPPROTO_MPTCP dump) in FIN_WAIT1, FIN_WAIT2, CLOSE_W
               CLOSING.
 Why it stays  As with TCP, one side shut down sending and the other does not close. But the FIN
               belongs to the data level: the TCP subflows stay ESTABLISHED with shutdown bits 0.
-Not this      A connection that fell back to plain TCP: its TCP row is correct. An answer that is
+Not this      A connection that fell back to plain TCP: its TCP row is correct, and this one is
+              called healthy. An answer that is
               still streaming: mptcp_bytes_received or mptcp_bytes_acked grows between two looks.
               One look says "possible" if a subflow carried data in the last 3 s, or if none was
               found by its token.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from finwait.diagnosis.finding import Advice, Confidence, Remedy, Turn
+from finwait.diagnosis.finding import Advice, Confidence, Remedy, Severity, Turn
 from finwait.diagnosis.rule import Case, Clue, Rule
 from finwait.diagnosis.rules import (
     CLOSE_AT_PEER,
@@ -47,7 +48,7 @@ def match(view: View) -> NDArray[np.bool_]:
     """Return which rows this rule explains."""
     s = view.sockets
     states = (tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING)
-    still = (~view.moved & ~view.sent) | _ignored(view)
+    still = (~view.moved & ~view.sent) | _ignored(view) | view.fell_back
     return (s.protocol == 262) & np.isin(s.state, states) & view.held & still
 
 
@@ -59,6 +60,22 @@ def _ignored(view: View) -> NDArray[np.bool_]:
     s = view.sockets
     grew = (s.rqueue > view.queue_before) & (view.queue_before > 0) & ~view.read
     return (s.protocol == 262) & (s.state == tcp.FIN_WAIT2) & view.moved & (grew | view.halted)
+
+
+def _unread(view: View) -> NDArray[np.bool_]:
+    """Return half-closed rows whose own program leaves something unread: it is that one that keeps them."""
+    s = view.sockets
+    stays = (s.protocol == 262) & (s.state == tcp.FIN_WAIT2) & (s.rqueue > 0) & ~view.read
+    return _ignored(view) | stays
+
+
+def _shut_out(view: View) -> NDArray[np.bool_]:
+    """Return rows whose peer has closed its end and has no room for the answer: a subflow probes its window."""
+    s = view.sockets
+    whole, part = view.subflows
+    out = np.zeros(len(view), np.bool_)
+    out[whole[view.shut_out[part] & ~view.sent[part]]] = True
+    return out & (s.protocol == 262) & (s.state == tcp.CLOSE_WAIT)
 
 
 def _kept(view: View) -> NDArray[np.bool_]:
@@ -83,7 +100,15 @@ def _quiet(view: View, rows: NDArray[np.int64]) -> bool:
     return bool(np.isin(rows, whole).all() and reported.all() and not recent.any())
 
 
+def _grade(view: View, rows: NDArray[np.int64]) -> Severity:
+    if view.fell_back[rows].all():
+        return "healthy"
+    return "notice" if _shut_out(view)[rows].all() else "problem"
+
+
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
+    if view.fell_back[rows].all():
+        return certain("its flags say that it fell back to TCP")
     if ignored := int(_ignored(view)[rows].sum()):
         if not watched_long(view)[rows].all():
             return look_again("bytes arrive, and the program may still read them; check with `--for 5s`")
@@ -118,8 +143,10 @@ def _unlisted(view: View) -> list[Gap]:
 
 
 def _remedies(view: View, rows: NDArray[np.int64]) -> tuple[Remedy, ...]:
-    if _ignored(view)[rows].all():
+    if _unread(view)[rows].all():
         return (_READ, _END)
+    if _shut_out(view)[rows].all():
+        return (_PEER_READS, _END)
     if _kept(view)[rows].all():
         return (_CLOSE_HERE, _END)
     if peer_missing(view)[rows].all():
@@ -134,6 +161,7 @@ _PROBE = Remedy(
     "subflows: if the peer is gone they end, and the connection ends after `net.mptcp.close_timeout`",
 )
 _READ = Remedy("make this program read everything, or close the connection here")
+_PEER_READS = Remedy("make the peer's program read what was sent, or close its socket")
 _CLOSE_HERE = Remedy(
     "close() in the program that holds it: the peer has sent all that it will send; a restart of it closes it, too"
 )
@@ -176,17 +204,36 @@ RULE = Rule(
         NOT_FIN_TIMEOUT,
     ),
     confidence=_confidence,
+    grade=_grade,
     match=match,
     unjudged=_unlisted,
     remedies=_remedies,
     cases=(
         Case(
+            title="an MPTCP connection that is plain TCP: its TCP row says what there is to say",
+            severity="healthy",
+            turn=Turn("kernel"),
+            rows=lambda view: view.fell_back,
+            clues=(Clue("mptcp_flags", "bit 0: it fell back to TCP, for the peer does not speak MPTCP"),),
+            ends=(Remedy("see its TCP row: `finwait list` shows both, with the same ports", "read-only"),),
+            does_not=(),
+        ),
+        Case(
             title="an MPTCP connection is half-closed and held: this program leaves unread what arrives",
             turn=Turn("holder", "read, close()"),
-            rows=_ignored,
+            rows=_unread,
             clues=_CLUES,
             ends=(_READ, _END),
             does_not=(NOT_FIN_TIMEOUT,),
+        ),
+        Case(
+            title="an MPTCP connection cannot send its answer: the peer has closed its end and has no room",
+            severity="notice",
+            turn=Turn("peer", "read"),
+            rows=_shut_out,
+            clues=(*_CLUES, Clue("wqueue", "bytes that wait for room")),
+            ends=(_PEER_READS, _END),
+            does_not=(_NOT_TCP_ROWS, NOT_FIN_TIMEOUT),
         ),
         Case(
             title="the peer of an MPTCP connection has closed, and this program keeps its end",

@@ -27,8 +27,6 @@ from finwait.uapi import tcp
 
 __all__ = ["RULE", "match"]
 
-_FELL_BACK = 1
-"""MPTCP_INFO_FLAG_FALLBACK, include/uapi/linux/mptcp.h."""
 _TIMER = 2
 """``idiag_timer`` of an MPTCP row: its close timeout counts down."""
 _STATES = (tcp.ESTABLISHED, tcp.FIN_WAIT1, tcp.FIN_WAIT2, tcp.CLOSE_WAIT, tcp.LAST_ACK, tcp.CLOSING)
@@ -43,8 +41,7 @@ def match(view: View) -> NDArray[np.bool_]:
 def _alone(view: View, whole: NDArray[np.bool_]) -> NDArray[np.bool_]:
     s = view.sockets
     listed = np.isin(s.netns, [number for number, ns in view.namespaces.items() if ns.dumped])
-    fell_back = (s.mptcp_flags & _FELL_BACK) != 0
-    rows = np.flatnonzero(whole & listed & np.isin(s.state, _STATES) & view.held & ~fell_back)
+    rows = np.flatnonzero(whole & listed & np.isin(s.state, _STATES) & view.held & ~view.fell_back)
     out = np.zeros(len(view), np.bool_)
     subflows = np.flatnonzero(s.protocol == 6)
     named = subflows[s.present("mptcp_token_local")[subflows]]
