@@ -46,7 +46,7 @@ class Origins(Struct, frozen=True):
     """What is known of each row's program."""
 
     accepted: Mask
-    """It did not open the connection itself: a listener has the local port."""
+    """It did not open the connection itself: a listener has the local address and port."""
     opened: Mask
     """It opened the connection itself, as far as that can be known."""
     placed: Mask
@@ -229,14 +229,16 @@ def _client_doors(
     closed: str | None = ""
     doors = _looked_up(sockets.dst, sockets.dport, names.door_addresses, names.service_at, closed)
     nodes = frozenset(names.node_addresses)
-    opened, accepted = origins.opened.tolist(), origins.accepted.tolist()
+    opened = origins.opened.tolist()
     for row, door in enumerate(doors):
         if door == "":
             continue
         of_cluster = door is not None and address_text(*sockets.dst[row].tolist()) not in nodes
-        if accepted[row] or (served[row] and not of_cluster):
+        if of_cluster:
+            continue
+        if served[row]:
             doors[row] = ""
-        elif not opened[row] and not of_cluster:
+        elif not opened[row]:
             doors[row] = None
     return doors
 

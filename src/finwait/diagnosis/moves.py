@@ -280,6 +280,21 @@ def elsewhere_text(thread: Releasing) -> str:
     )
 
 
+def keeper_text(view: View, row: int) -> str:
+    """Return which thread keeps a row of which no descriptor is left; empty where none does."""
+    threads = view.releasers(row)
+    if not threads:
+        return ""
+    first = threads[0]
+    nearby = view.nearby(first, row)
+    where = "" if nearby else elsewhere_text(first)
+    text = f"thread {first.tid} ({first.name}) of pid {first.pid}{where} {releasing_text(first)}"
+    keeps = "keeps it" if nearby else "may keep it"
+    if len(threads) == 1:
+        return f"{text}, and {keeps}"
+    return f"one of {len(threads)} threads {keeps}: {text}, for one"
+
+
 def releasing_text(thread: Releasing) -> str:
     """Return what a thread does that is closing a socket, as the rest of a sentence about it."""
     if thread.exiting:

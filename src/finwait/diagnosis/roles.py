@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Listening",
     "another_program",
+    "arrived",
     "clients",
     "given_ports",
     "left_without_listener",
@@ -145,6 +146,13 @@ def programs_at_door(view: View, row: int) -> frozenset[str]:
     """Return the programs that listen where a connection was accepted; empty where that is not known."""
     door = listening_door(view, row)
     return frozenset() if door is None else view.listening.programs[door]
+
+
+def arrived(view: View) -> Mask:
+    """Return which rows a listener may have accepted: one on their port, at their address or at all."""
+    out = np.zeros(len(view), np.bool_)
+    out[view.arrived_at(np.flatnonzero(view.accepted & (view.sockets.state != tcp.LISTEN)))[0]] = True
+    return out
 
 
 def taken_over(view: View, row: int) -> bool:

@@ -25,7 +25,7 @@ from finwait.attribution.waiting import EOF_RECEIVED, READABLE, Waits
 from finwait.diagnosis import activity, roles
 from finwait.diagnosis.accepting import Accepting, accepting
 from finwait.diagnosis.ages import FOLLOWED
-from finwait.diagnosis.moves import elsewhere_text, moves, releasing_text
+from finwait.diagnosis.moves import keeper_text, moves
 from finwait.diagnosis.relay_legs import RelayLegs, relay_legs
 from finwait.diagnosis.silence import lived_of, silence_of
 from finwait.errors import Gap
@@ -285,8 +285,7 @@ class View(Struct, frozen=True, dict=True):
     @cached_property
     def fell_back(self) -> Mask:
         """Which rows are MPTCP connections that fell back to TCP: they have a TCP row that says all."""
-        mask: Mask = (self.sockets.protocol == MPTCP) & (self.sockets.mptcp_flags & _FELL_BACK != 0)
-        return mask
+        return np.asarray((self.sockets.protocol == MPTCP) & (self.sockets.mptcp_flags & _FELL_BACK != 0))
 
     @cached_property
     def connection_of(self) -> Mapping[int, int]:
@@ -382,17 +381,7 @@ class View(Struct, frozen=True, dict=True):
 
     def doubt_of(self, row: int) -> str:
         """Return why the holder of a row is not known, or known only as a thread that is closing it; for people."""
-        threads = self.releasers(row)
-        if not threads:
-            return self.holder_doubt
-        first = threads[0]
-        nearby = self.nearby(first, row)
-        elsewhere = "" if nearby else elsewhere_text(threads[0])
-        text = f"thread {first.tid} ({first.name}) of pid {first.pid}{elsewhere} {releasing_text(first)}"
-        keeps = "keeps it" if nearby else "may keep it"
-        if len(threads) == 1:
-            return f"{text}, and {keeps}"
-        return f"one of {len(threads)} threads {keeps}: {text}, for one"
+        return keeper_text(self, row) or self.holder_doubt
 
     @cached_property
     def holder_missing(self) -> Mask:
@@ -418,8 +407,9 @@ class View(Struct, frozen=True, dict=True):
         # The clocks of a connection that is being opened have not begun.
         opening = (s.state == tcp.SYN_SENT) & (s.retrans == 0)
         # What waited to be accepted has been there for longer than its descriptor.
-        new: Mask = ~self.held_before & (used | opening | (self.queue_before >= 0) | self._behind_a_queue)
-        return new
+        return np.asarray(
+            ~self.held_before & (used | opening | (self.queue_before >= 0) | self._behind_a_queue)
+        )
 
     @cached_property
     def _behind_a_queue(self) -> Mask:
@@ -455,8 +445,7 @@ class View(Struct, frozen=True, dict=True):
         """Which rows wait in an accept queue: the handshake is complete, and accept() has not made a file of them."""
         # Of MPTCP both the connection and its subflow wait.
         state = self.sockets.state
-        queued: Mask = ((state == tcp.ESTABLISHED) | (state == tcp.CLOSE_WAIT)) & ~self.held
-        return queued
+        return np.asarray(((state == tcp.ESTABLISHED) | (state == tcp.CLOSE_WAIT)) & ~self.held)
 
     @cached_property
     def services(self) -> Mapping[int, int]:
@@ -487,7 +476,7 @@ class View(Struct, frozen=True, dict=True):
         kernel chooses by a hash, and no row says which.
         """
         s = self.sockets
-        return self._arrived_at(
+        return self.arrived_at(
             np.flatnonzero((s.inode == 0) & ((s.state == tcp.ESTABLISHED) | (s.state == tcp.CLOSE_WAIT)))
         )
 
@@ -495,7 +484,7 @@ class View(Struct, frozen=True, dict=True):
     def handshakes(self) -> tuple[I64, I64]:
         """Rows in SYN_RECV and each listener that may have received their SYN, as pairs, by row; as `listeners`."""
         s = self.sockets
-        return self._arrived_at(
+        return self.arrived_at(
             np.flatnonzero((s.inode == 0) & np.isin(s.state, (tcp.SYN_RECV, tcp.NEW_SYN_RECV)))
         )
 
@@ -504,7 +493,7 @@ class View(Struct, frozen=True, dict=True):
         """For each listener, how many handshakes that are not complete it may have."""
         return np.bincount(self.handshakes[1], minlength=len(self)).astype(np.int64)
 
-    def _arrived_at(self, left: I64) -> tuple[I64, I64]:
+    def arrived_at(self, left: I64) -> tuple[I64, I64]:
         """Return some rows and each listener that may have received them, as pairs, by row."""
         s = self.sockets
         right = np.flatnonzero(s.state == tcp.LISTEN)
@@ -685,8 +674,7 @@ class View(Struct, frozen=True, dict=True):
             s.cgroup_id != 0
         )
         by_holder = np.array([p for p, process in self.processes.items() if process.cgroup], np.int64)
-        known: Mask = by_cgroup | np.isin(self.holders.first_pid(), by_holder)
-        return known
+        return np.asarray(by_cgroup | np.isin(self.holders.first_pid(), by_holder))
 
     @cached_property
     def row_names(self) -> RowNames:
@@ -699,7 +687,7 @@ class View(Struct, frozen=True, dict=True):
             other=self.other,
             peer=self.peer,
             asked=self.asked,
-            origins=lambda: Origins(self.accepted, self.clients, self.placed),
+            origins=lambda: Origins(roles.arrived(self), self.clients, self.placed),
         )
 
     def cell(self, name: str, row: int) -> Any:  # noqa: ANN401 - a number or bytes, by column

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -258,16 +259,18 @@ class _Plugin:
 
     def record(self) -> int:
         """Save what is read on a node: a file that is not whole is not written."""
-        from finwait.recording import received
+        from finwait.recording import STANDARD, received
 
         args = self.args
+        if args.file == STANDARD:
+            raise UsageError("`record` writes a file here", hint="name one, and send that on")
         agent = self._agent(args.node)
         done = self.kubectl.record(agent, *(("--redact",) if args.redact else ()))
         _, looks = received(done.out, args.file)
         file, gaps = printable(args.file), sorted({gap for look in looks for gap in look.gaps})
         sys.stderr.write(
             f"finwait: recorded node {printable(agent.node)} ({len(done.out) / 1000:.0f} kB) into `{file}`; "
-            f"read it with `finwait --from {file}`\n"
+            f"read it with `finwait --from {shlex.quote(file)}`\n"
         )
         _tell([gap.but(where=f"node {agent.node}, {gap.where}") for gap in gaps])
         return _UNSEEN if gaps or done.status == _UNSEEN else 0

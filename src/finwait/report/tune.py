@@ -420,10 +420,9 @@ def in_pods(setting: Setting, knowledge: Knowledge) -> str:
     since = knowledge.names.pod_safe.get(setting.key)
     if since is None:
         return "unsafe: only where the kubelet's `--allowed-unsafe-sysctls` names it"
+    any_pod = "any pod that has a network of its own (no `hostNetwork`) may set it"
     before = "; before, where the kubelet's `--allowed-unsafe-sysctls` names it"
-    return (
-        f"safe: any pod may set it, since Kubernetes {since}{before}" if since else "safe: any pod may set it"
-    )
+    return f"safe: {any_pod}, since Kubernetes {since}{before}" if since else f"safe: {any_pod}"
 
 
 def _values_text(setting: Setting, facts: TuningFacts, value: str | None, pods: str) -> Iterator[str]:

@@ -327,14 +327,14 @@ class ClusterNames(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
 
         That alone does not make a connection one of that Service: its packets must be seen to reach it.
         """
-        if self.pod_at(address) is not None or address in self._leading or address in self.node_addresses:
+        if self.pod_at(address) is not None or address in self._leading:
             return ""
         paths = _two_of(self._chosen.get(address, _NOBODY), self._at_port.get(port, _NOBODY))
         return _single(paths) or ""
 
     def leads_to(self, service: str, address: str) -> bool:
-        """Return whether a Service leads to an address."""
-        return service in self._leading.get(address, _NOBODY)
+        """Return whether a Service leads to an address that is not this node's: there anybody may let one lead."""
+        return address not in self.node_addresses and service in self._leading.get(address, _NOBODY)
 
     def services_behind(self, address: str, port: int) -> tuple[str, ...]:
         """Return the paths of the Services that lead to a place."""

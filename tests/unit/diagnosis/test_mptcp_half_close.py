@@ -61,7 +61,7 @@ def test_what_fell_back_ends_as_its_tcp_row_does_and_that_one_may_be_cleared() -
     assert outlook.of_row(built, 0) == outlook.of_row(built, 1)
     findings = engine.diagnose(built, catalogue.rules())
     plan = making.make(built, findings, np.ones(2, np.bool_), Limits(share=1.0), force="destroy")
-    assert [step.cookie for step in plan.steps] == [2]
+    assert [step.cookie for step in plan.steps] == ["0x2"]
 
 
 def test_one_that_waits_for_room_is_told_so() -> None:

@@ -163,7 +163,7 @@ NEAR, FAR, ENDING = (
         (1, (FAR,), "closer (50)?", "closer(50:closing?)", None),
         (1, (FAR, NEAR), "closer (50)", "closer(50:closing)", 50),
         (2, (NEAR,), "closer (50)?", "closer(50:closing)", 50),  # a thread waits for one at a time
-        (2, (ENDING,), "closer (50)", "closer(50:closing)", 50),
+        (2, (ENDING,), "closer (50)?", "closer(50:closing?)", None),  # it may be ending anywhere
         (2, (NEAR, replace(NEAR, tid=52)), "server (50)", "?", 50),
         (1, (NEAR, replace(NEAR, pid=60, tid=60)), "unknown", "?", None),
     ],
