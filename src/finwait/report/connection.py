@@ -118,6 +118,8 @@ def _holder_text(view: View, row: int, cells: Cells) -> str:
     if view.holder_found[row] or view.held[row]:
         owner: str = cells.column("owner")[0]
         return owner
+    if view.held_untold[row]:
+        return "not told"
     waiting = int(view.sockets.state[row]) in (
         tcp.SYN_RECV,
         tcp.NEW_SYN_RECV,
@@ -142,6 +144,8 @@ def _namespace(view: View, row: int) -> str:
 
 def _owner_text(view: View, row: int, cells: Cells) -> str:
     if not view.holder_found[row]:
+        if view.held_untold[row]:
+            return "unknown: what was read does not say whether a process holds it"
         if not view.held[row]:
             return "nobody: no descriptor refers to it"
         unknown = view.holder_unknown[row]

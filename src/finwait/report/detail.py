@@ -20,6 +20,7 @@ from finwait.report.columns import Cells
 from finwait.report.style import Style, wrap
 from finwait.table.units import duration_text, span_text
 from finwait.uapi import tcp
+from finwait.uapi.observation import UNTOLD_FD
 
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
@@ -84,6 +85,8 @@ def _holders(view: View, finding: Finding) -> str:
     if not len(finding.rows):
         return ""
     held = finding.rows[view.held[finding.rows]]
+    if view.held_untold[finding.rows].any():
+        return f"unknown ({view.holder_doubt})"
     if not len(held):
         return "nobody (no descriptor refers to it)"
     unknown = int(view.holder_unknown[held].sum())
@@ -364,5 +367,6 @@ def _fds(view: View, rows: NDArray[np.int64]) -> list[str]:
     result = []
     for row in rows.tolist():
         fds = view.holders.of(row)
-        result.append(f"fd {fds[0][1]}" if len(fds) == 1 else f"{len(fds)} fds" if fds else "")
+        told = [fd for _, fd in fds if fd != UNTOLD_FD]
+        result.append(f"fd {told[0]}" if len(told) == 1 else f"{len(told)} fds" if told else "")
     return result

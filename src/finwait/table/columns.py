@@ -54,7 +54,7 @@ class ColumnTable:
 
         Args:
             columns: cells by name.
-            present: by name, in which rows a nullable column is there; in all if not given.
+            present: by name, in which rows a column is there; in all if not given.
 
         Raises:
             ValueError: an unknown column, or columns of unequal length.
@@ -73,7 +73,7 @@ class ColumnTable:
             if column.name in columns:
                 cells = np.asarray(columns[column.name], dtype=_native(column.dtype))
                 cache[column.name] = cells.reshape(shape)
-                mask = (present or {}).get(column.name) if column.nullable else None
+                mask = (present or {}).get(column.name)
                 masks[column.name] = np.ones(n, np.bool_) if mask is None else np.array(mask, np.bool_)
             else:
                 cache[column.name] = np.zeros(shape, _native(column.dtype))
@@ -176,6 +176,20 @@ class ColumnTable:
                     mask &= self.column("protocol") == column.protocol
             self._present[name] = mask
         return mask
+
+    def leave_out(self, name: str, rows: Mask) -> None:
+        """Make a column missing in some rows, of which nobody said what it is; to be called where a table is built.
+
+        The cells of a column that came in an attribute read 0 then, as those of every other missing one; those of the
+        fixed struct stay, for there what stands there may say part of it (`finwait.uapi.observation.Dump.untold`).
+
+        Raises:
+            KeyError: no such column.
+        """
+        cells, present = self.column(name), self.present(name)
+        if self.schema[name].nullable:
+            self._cache[name] = np.where(rows, np.zeros(1, cells.dtype), cells)
+        self._present[name] = present & ~rows
 
     def _wide(self, rows: Rows, column: Column) -> tuple[NDArray[Any], Mask]:
         """Read a column whose cells are several numbers, and which rows have it."""

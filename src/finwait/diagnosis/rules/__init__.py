@@ -20,6 +20,7 @@ from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.units import duration_text
 from finwait.uapi import tcp
+from finwait.uapi.observation import UNTOLD_FD
 from finwait.uapi.sets import distinct
 
 __all__ = [
@@ -139,6 +140,8 @@ def holder_names(view: View, row: int) -> str:
 def _holder_name(view: View, pid: int, fds: list[int]) -> str:
     process = view.processes.get(pid)
     at = f"fd {fds[0]}" if len(fds) == 1 else f"{len(fds)} descriptors"
+    if UNTOLD_FD in fds:
+        at = "descriptor not told"
     if process is None:
         return f"pid {pid} ({at})"
     work = workload_of_path(process.cgroup) if process.cgroup else NOWHERE

@@ -1,0 +1,78 @@
+"""Texts from files and standard input, as a machine that answers what they say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from finwait import files
+from finwait.pasted.lines import MOST, PasteError, clean
+from finwait.pasted.observation import Reading, Text, observations
+from finwait.recording.format import MAGIC
+from finwait.recording.replay import Replay
+
+__all__ = ["Pasted", "is_recording", "open_pasted", "read_texts"]
+
+
+class Pasted(Replay):
+    """The looks that pasted texts make."""
+
+    pasted: Final = True
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(reading.looks)
+        self.reading = reading
+
+
+def is_recording(path: str) -> bool:
+    """Return whether a file begins as a recording does; of a pipe that is not asked.
+
+    Raises:
+        FinwaitError: it is no file that may be read.
+        OSError: it cannot be read.
+    """
+    if path == "-":
+        return False
+    with files.open_to_read(path, pipes=True) as file:
+        if not file.seekable():
+            return False
+        return bool(file.read(len(MAGIC)) == MAGIC)
+
+
+def read_texts(paths: Sequence[str], at_ns: Sequence[int] = ()) -> Reading:
+    """Read texts.
+
+    Args:
+        paths: of files; ``-`` is standard input.
+        at_ns: when each was made, in the order of the files; they tell themselves where it is 0 or missing.
+
+    Raises:
+        PasteError: one cannot be read, or is too large.
+    """
+    texts = []
+    for k, path in enumerate(paths):
+        try:
+            if path == "-":
+                data = sys.stdin.buffer.read(MOST + 1)
+            else:
+                with files.open_to_read(path, pipes=True) as file:
+                    data = file.read(MOST + 1)
+        except OSError as error:
+            raise PasteError(f"cannot read {path}: {error.strerror}") from error
+        texts.append(Text(path, clean(data), at_ns[k] if k < len(at_ns) else 0))
+    return observations(texts)
+
+
+def open_pasted(paths: Sequence[str], at_ns: Sequence[int] = ()) -> Pasted:
+    """Open texts as a machine.
+
+    Raises:
+        PasteError: one cannot be read, or nothing in them is known.
+    """
+    reading = read_texts(paths, at_ns)
+    if not reading.looks:
+        error = PasteError(f"nothing in {' and '.join(paths)} is the output of a tool that finwait knows")
+        error.hint = "`finwait read --show-lines FILE` shows how each line was read"
+        raise error
+    return Pasted(reading)
