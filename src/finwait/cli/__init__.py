@@ -46,6 +46,7 @@ COMMANDS = {
     "audit": "audit",
     "relay": "relay",
     "record": "record",
+    "read": "read",
     "lab": "lab",
     "agent": "agent",
     "history": "history",

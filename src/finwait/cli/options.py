@@ -40,6 +40,7 @@ __all__ = [
     "add_netns",
     "add_output",
     "add_schema",
+    "add_thresholds",
     "agreed",
     "asked",
     "at_least_one",
@@ -52,11 +53,13 @@ __all__ = [
     "interval_ms",
     "keepalive",
     "machine",
+    "moment_ns",
     "narrowed",
     "pause_ms",
     "pid",
     "positive",
     "progress",
+    "refuse_text",
     "set_user_timeout_ms",
     "status",
     "style",
@@ -296,7 +299,7 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     _add_place(group)
     _add_reach(group)
     _add_agent(group)
-    _add_thresholds(group)
+    add_thresholds(group)
 
 
 def _add_place(group: argparse._ArgumentGroup) -> None:
@@ -305,7 +308,7 @@ def _add_place(group: argparse._ArgumentGroup) -> None:
         "--from",
         dest="recording",
         metavar="FILE",
-        help="look at a recording instead of this machine",
+        help="look at a recording, or at a pasted text (see `finwait read`), instead of this machine",
     )
     add_netns(group, "look only into this network namespace", many=True)
     group.add_argument(
@@ -355,7 +358,7 @@ def _add_agent(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_thresholds(group: argparse._ArgumentGroup) -> None:
+def add_thresholds(group: argparse._ArgumentGroup) -> None:
     """Add what counts as long, and as many."""
     group.add_argument(
         "--idle",
@@ -454,11 +457,47 @@ def machine(args: argparse.Namespace) -> Machine:
     """Return the recording that was named, or the running machine."""
     from finwait import session
 
-    if args.recording:
-        from finwait.recording import open_recording
+    if texts := getattr(args, "texts", None):
+        from finwait.pasted import open_pasted
 
-        return open_recording(args.recording)
+        return open_pasted(texts, args.at)
+    if args.recording:
+        from finwait.pasted import opened
+
+        return opened(args.recording)
     return session.live_machine()
+
+
+def refuse_text(path: str) -> None:
+    """Refuse a pasted text where connections are told by their cookies.
+
+    Raises:
+        UsageError: it is one.
+    """
+    from finwait.errors import UsageError
+    from finwait.pasted import is_recording
+
+    if not is_recording(path):
+        raise UsageError(
+            "`--from`: a pasted text does not identify connections, so nothing can be planned with it",
+            hint="plan on the machine itself, or from a recording of it (`finwait record`)",
+        )
+
+
+def moment_ns(text: str) -> int:
+    """Return a time as nanoseconds since 1970 (argparse type).
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    from finwait.pasted import time_of
+
+    when = time_of(text)
+    if when is None:
+        raise argparse.ArgumentTypeError(
+            f"`{text}` is no time: write it as `date -Is` prints it, for example 2026-11-30T22:10:00Z"
+        )
+    return when
 
 
 def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b"") -> Look:
@@ -628,7 +667,7 @@ def chosen(args: argparse.Namespace, verb: str, means: Means = "keepalive") -> O
     from finwait.selecting import parse_filter
 
     if args.recording:
-        raise UsageError("`--from`: cannot act on a recording")
+        raise UsageError("`--from`: cannot act on a recording, or on a text")
     if not args.filter:
         raise UsageError(
             f"`finwait {verb}` needs a FILTER: which connections?",

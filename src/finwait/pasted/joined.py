@@ -4,14 +4,15 @@ Texts are joined by the ends of a connection. What one does not tell another may
 -o` the timer. Of rows that show different states the first counts, and the others add only their holders.
 
 What follows without being said: a minisocket (TIME_WAIT, or a timewait timer) has no socket; a listener, and what is
-being opened, has one; so has what a process is named for, and what can be in no accept queue. Nothing else is concluded:
-a row that may be held or not stays so (`finwait.diagnosis.untold`).
+being opened, has one; so has what a process is named for, and what can be in no accept queue. Nothing else follows: a
+row that may be held or not stays so (`finwait.diagnosis.untold`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -19,7 +20,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.pasted.encode import INFO
-from finwait.pasted.rows import Holder, Part, SocketRows
+from finwait.pasted.rows import Holder, Part
 from finwait.uapi import tcp
 
 __all__ = ["Sockets", "joined"]
@@ -69,9 +70,9 @@ def joined(parts: Sequence[Part], spoken: Mapping[str, bytes]) -> Sockets | None
         columns = {name: cells[stateful] for name, cells in columns.items()}
         src, dst = src[stateful], dst[stateful]
         holders = [Holder(int(number[h.row]), h.pid, h.name, h.fd) for h in holders if stateful[h.row]]
-    _conclude(columns, src, dst, holders, spoken)
+    _conclude(columns, holders, spoken)
     missing = {name: cells < 0 for name, cells in columns.items()}
-    _stand_ins(columns, missing, src, dst)
+    _stand_ins(columns, src, dst)
     filled = {name: np.maximum(cells, 0) for name, cells in columns.items()}
     return Sockets(filled, missing, src, dst, holders, stateless)
 
@@ -127,7 +128,7 @@ def _one_row_each(
     rank[np.argsort(first)] = np.arange(len(first))
     place = rank[inverse]
     begins = np.cumsum([0, *(len(src) for _, src, _ in tables)])
-    places = [place[a:b] for a, b in zip(begins[:-1], begins[1:], strict=True)]
+    places = [place[a:b] for a, b in pairwise(begins.tolist())]
     n = len(first)
     state = np.full(n, -1, np.int64)
     for (columns, src, _), at in zip(reversed(tables), reversed(places), strict=True):
@@ -150,13 +151,12 @@ def _one_row_each(
 
 def _conclude(
     columns: dict[str, I64],
-    src: NDArray[np.uint64],
-    dst: NDArray[np.uint64],
     holders: list[Holder],
     spoken: Mapping[str, bytes],
 ) -> None:
     """Write what follows of a row; −2 for an inode that is not told, and not 0."""
-    n, state = len(src), columns["state"]
+    state = columns["state"]
+    n = len(state)
     for name in ("timer", "retrans", "expires_ms", "rqueue", "wqueue", "uid", "inode", "cookie"):
         columns.setdefault(name, np.full(n, -1, np.int64))
     timer, inode = columns["timer"], columns["inode"]
@@ -187,9 +187,7 @@ def _accepted(columns: Mapping[str, I64], spoken: Mapping[str, bytes]) -> Mask:
     return accepted
 
 
-def _stand_ins(
-    columns: dict[str, I64], missing: dict[str, Mask], src: NDArray[np.uint64], dst: NDArray[np.uint64]
-) -> None:
+def _stand_ins(columns: dict[str, I64], src: NDArray[np.uint64], dst: NDArray[np.uint64]) -> None:
     """Give rows numbers that stand for inodes and cookies that are not told; those stay missing."""
     inode, cookie = columns["inode"], columns["cookie"]
     unnamed = np.flatnonzero(inode == -2)
@@ -219,8 +217,3 @@ def names_of(parts: Sequence[Part]) -> dict[int, str]:
         if part.rows is not None:
             names |= {holder.pid: holder.name for holder in part.rows.holders if holder.name}
     return names
-
-
-def holders_named(rows: Sequence[SocketRows]) -> bool:
-    """Return whether any text has a column for holders."""
-    return any(one.names_holders for one in rows)

@@ -1,8 +1,8 @@
 """Pasted bytes → lines as a terminal would have shown them, without what copying added.
 
 Colours, cursor movements, overstrikes, Windows line ends and UTF-16 go; what stands before a line (a quotation mark,
-a time stamp, the name of a container or unit) is taken off by `without_prefix`, and `command_of` reads a prompt with the
-command behind it. Nothing in here decides what a line is.
+a time stamp, the name of a container or unit) is taken off by `without_prefix`, and `command_of` reads a prompt with
+the command behind it. Nothing in here decides what a line is.
 
 Bounded: a line is cut at `LONGEST` characters, and a text has at most `MOST` bytes.
 """
@@ -14,9 +14,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from finwait.errors import FinwaitError
+from finwait.errors import PasteError
 
-__all__ = ["LONGEST", "MOST", "Command", "PasteError", "clean", "command_of", "without_prefix"]
+__all__ = ["LONGEST", "MOST", "Command", "clean", "command_of", "without_prefix"]
 
 MOST: Final = 512 << 20
 """Bytes of a text: a million lines of `ss -tanoeip` are 350 MB."""
@@ -24,12 +24,9 @@ LONGEST: Final = 1 << 15
 """Characters of a line; programs with thousands of holders make long ones."""
 
 
-class PasteError(FinwaitError):
-    """A text cannot be read, or nothing in it is known."""
-
-
 _ESCAPES = re.compile(
-    "\x1b(?:\\[[0-?]{0,64}[ -/]{0,8}[@-~]|\\][^\x07\x1b\n]{0,4096}(?:\x07|\x1b\\\\)|[PX^_][^\x1b\n]{0,4096}\x1b\\\\|[()][0-9A-B]|[ -/]?[0-Z\\\\-~])"
+    "\x1b(?:\\[[0-?]{0,64}[ -/]{0,8}[@-~]|\\][^\x07\x1b\n]{0,4096}(?:\x07|\x1b\\\\)"
+    "|[PX^_][^\x1b\n]{0,4096}\x1b\\\\|[()][0-9A-B]|[ -/]?[0-Z\\\\-~])"
 )
 _OVERSTRUCK = re.compile("[^\n]\x08")
 _UNSEEN = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160), 65279, 8203, 8206, 8207))

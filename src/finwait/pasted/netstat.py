@@ -51,7 +51,6 @@ def read(lines: list[str], args: str) -> Part:  # noqa: ARG001 - the columns tel
     for line in lines:
         match = _ROW.match(line)
         if match is None or match[1][:3] != "tcp":
-            rows.names_holders |= "PID/Program" in line
             continue
         if (why := _add(rows, match)) is not None:
             unread[why] = unread.get(why, 0) + 1
@@ -77,7 +76,6 @@ def _add(rows: SocketRows, match: re.Match[str]) -> str | None:
     pid = _PID.search(rest)
     if pid is not None:
         rest = rest[: pid.start()]
-        rows.names_holders = True
     if user := _USER.match(rest.strip()):
         cells["inode"] = int(user[2])
         if user[1].isdecimal():

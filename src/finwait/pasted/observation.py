@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 from finwait.errors import Gap
 from finwait.pasted.encode import encoded
-from finwait.pasted.joined import Sockets, holders_named, joined, names_of
+from finwait.pasted.joined import Sockets, joined, names_of
 from finwait.pasted.recognise import Section, read_section, sections
 from finwait.pasted.rows import Part
 from finwait.uapi.observation import (
@@ -57,6 +57,7 @@ class Reading(Struct):
     """For each text, what each of its lines was read as, by number."""
     recognised: Counter[str]
     """How many lines each recogniser knew."""
+    texts: tuple[Text, ...]
 
 
 def observations(texts: Sequence[Text]) -> Reading:
@@ -77,7 +78,7 @@ def observations(texts: Sequence[Text]) -> Reading:
     }
     with_rows = [moment for moment in moments if any(part.rows is not None for part in moment.parts)]
     looks = [_look(moment, settings, everything) for moment in (with_rows or moments[-1:])]
-    return Reading(tuple(looks), labels, known)
+    return Reading(tuple(looks), labels, known, tuple(texts))
 
 
 def _sort_in(moments: list[Moment], section: Section, unix_ns: int) -> None:
@@ -103,7 +104,7 @@ def _look(moment: Moment, settings: dict[str, bytes], everything: Sequence[Part]
     if sockets is not None:
         buffer, made, _ = encoded(sockets.columns, sockets.missing, sockets.src, sockets.dst, 0)
         dumps = tuple(made)
-        descriptors = _descriptors(moment.parts, sockets)
+        descriptors = _descriptors(sockets)
     host = next((part.host for part in moment.parts if part.host), "")
     return Observation(
         Facts(
@@ -121,18 +122,16 @@ def _look(moment: Moment, settings: dict[str, bytes], everything: Sequence[Part]
     )
 
 
-def _descriptors(parts: Sequence[Part], sockets: Sockets) -> Descriptors:
+def _descriptors(sockets: Sockets) -> Descriptors:
     """Return the holders that the texts name."""
     inode = sockets.columns["inode"]
     some = {(holder.pid, holder.fd, int(inode[holder.row])) for holder in sockets.holders}
     triples = sorted(triple for triple in some if triple[2])
-    searched = holders_named([part.rows for part in parts if part.rows is not None])
     columns = np.array(triples, np.uint64).reshape(-1, 3)
     return Descriptors(
         columns[:, 0].astype(np.uint32),
         columns[:, 1].astype(np.uint32),
         columns[:, 2].copy(),
-        searched=searched,
         pasted=True,
     )
 

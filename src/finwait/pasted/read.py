@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from finwait import files
-from finwait.pasted.lines import MOST, PasteError, clean
+from finwait.errors import PasteError
+from finwait.pasted.lines import MOST, clean
 from finwait.pasted.observation import Reading, Text, observations
 from finwait.recording.format import MAGIC
-from finwait.recording.replay import Replay
+from finwait.recording.replay import Replay, open_recording
 
-__all__ = ["Pasted", "is_recording", "open_pasted", "read_texts"]
+__all__ = ["Pasted", "is_recording", "open_pasted", "opened", "read_texts"]
 
 
 class Pasted(Replay):
@@ -75,4 +76,26 @@ def open_pasted(paths: Sequence[str], at_ns: Sequence[int] = ()) -> Pasted:
         error = PasteError(f"nothing in {' and '.join(paths)} is the output of a tool that finwait knows")
         error.hint = "`finwait read --show-lines FILE` shows how each line was read"
         raise error
+    return Pasted(reading)
+
+
+def opened(path: str) -> Replay:
+    """Open a recording or a text as a machine, told apart by how it begins.
+
+    Raises:
+        FinwaitError: it cannot be read, or is neither.
+    """
+    try:
+        recorded = is_recording(path)
+    except OSError as error:
+        raise PasteError(f"cannot read {path}: {error.strerror}") from error
+    if recorded:
+        return open_recording(path)
+    reading = read_texts([path])
+    if not reading.looks:
+        unknown = PasteError(
+            f"{path} is neither a recording of finwait nor the output of a tool that it knows"
+        )
+        unknown.hint = "`finwait read --show-lines FILE` shows how each line was read"
+        raise unknown
     return Pasted(reading)

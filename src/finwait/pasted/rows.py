@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from msgspec import Struct, field
@@ -108,8 +108,6 @@ class SocketRows:
 
     def __init__(self) -> None:
         self.holders: list[Holder] = []
-        self.names_holders = False
-        """Whether the text has a column for holders."""
         self._waiting: list[Mapping[str, int]] = []
         self._ends: list[tuple[Words, Words]] = []
         self._parts: list[dict[str, NDArray[np.int64]]] = []
@@ -187,8 +185,3 @@ class Part(Struct):
     unread: dict[str, int] = field(default_factory=dict)
     """What lines of its own did not say well enough → how many, worded as after "could not"."""
     host: str = ""
-
-
-def told(values: Iterable[Any]) -> bool:
-    """Return whether any value is there."""
-    return any(value is not None for value in values)

@@ -26,7 +26,24 @@ NAME: Final = "ss"
 
 _WORDS: Final = frozenset(tcp.ss_name(n) for n in tcp.STATES)
 _OTHERS: Final = frozenset(
-    ["udp", "raw", "icmp6", "u_str", "u_dgr", "u_seq", "nl", "p_raw", "p_dgr", "v_str", "v_dgr", "dccp", "sctp", "ti_rd", "xdp", "???"]
+    [
+        "udp",
+        "raw",
+        "icmp6",
+        "u_str",
+        "u_dgr",
+        "u_seq",
+        "nl",
+        "p_raw",
+        "p_dgr",
+        "v_str",
+        "v_dgr",
+        "dccp",
+        "sctp",
+        "ti_rd",
+        "xdp",
+        "???",
+    ]
 )
 _MORE: Final = re.compile(
     r"\s*(?:users:\(\(|timer:\(|uid:\d|ino:\d|sk:[0-9a-f]|cgroup:|skmem:\(|mem:\(|<->|-->|<--|---"
@@ -155,7 +172,6 @@ def _row(section: _Section, line: str) -> None:
         return  # of UDP, or bound and nothing more
     row = section.rows.add(src, dst, cells)
     if "users:((" in rest:
-        section.rows.names_holders = True
         for name, pid, fd in _USERS.findall(rest):
             section.rows.hold(row, int(pid), name, int(fd) if len(fd) < 10 else UNTOLD_FD)
 

@@ -220,7 +220,7 @@ def unclocked(
         view,
         blind,
         lambda n: f"tell how long {n} open connection{'s have' if n > 1 else ' has'} been silent",
-        "a kernel that reports tcp_info with its clocks",
+        "a kernel, or a text, that reports tcp_info with its clocks",
     )
 
 
@@ -244,7 +244,7 @@ def uncounted(view: View, rows: NDArray[np.bool_], fact: str, *columns: str) -> 
         view,
         rows & (s.protocol == 6) & ~minisocket & lacking,
         lambda n: f"tell {fact} of {n} connection{'s' * (n > 1)}",
-        f"a kernel that reports {' and '.join(columns)}",
+        f"a kernel, or a text, that reports {' and '.join(columns)}",
     )
 
 
