@@ -34,12 +34,13 @@ def undecided(sockets: SocketTable) -> Mask:
     """Return which rows lack what decides.
 
     Whether a process holds it; in states that a timer ends, which one runs; of CLOSE_WAIT, whether its program has
-    read to the end.
+    read to the end, and with bytes to send, whether these are sent again; of a listener, how long its queue may be.
     """
     state = sockets.state
     out = held_untold(sockets)
-    out |= ~sockets.present("timer") & (
-        np.isin(state, _TIMED) | ((state == tcp.FIN_WAIT2) & (sockets.inode == 0))
-    )
+    sending = (state == tcp.CLOSE_WAIT) & ((sockets.wqueue > 0) | ~sockets.present("wqueue"))
+    timed = np.isin(state, _TIMED) | ((state == tcp.FIN_WAIT2) & (sockets.inode == 0)) | sending
+    out |= ~sockets.present("timer") & timed
+    out |= ~sockets.present("wqueue") & (state == tcp.LISTEN)
     out |= ~sockets.present("rqueue") & np.isin(state, _READ)
     return out

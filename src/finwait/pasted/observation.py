@@ -46,7 +46,7 @@ class Moment(Struct):
 
     unix_ns: int = 0
     parts: list[Part] = field(default_factory=list)
-    seen: set[tuple[str, str]] = field(default_factory=set)
+    seen: set[tuple[str, str, str]] = field(default_factory=set)
 
 
 class Reading(Struct):
@@ -83,7 +83,7 @@ def observations(texts: Sequence[Text]) -> Reading:
 
 def _sort_in(moments: list[Moment], section: Section, unix_ns: int) -> None:
     """Add a section to the moment that it belongs to: a new one where its command was seen in the last."""
-    key = (section.name, section.args)
+    key = section.key
     now = moments[-1] if moments else None
     if now is None or key in now.seen or (unix_ns and now.unix_ns and unix_ns != now.unix_ns):
         now = Moment(unix_ns)

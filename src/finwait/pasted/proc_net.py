@@ -15,7 +15,7 @@ from finwait.pasted.rows import Endpoint, Part, SocketRows
 from finwait.table.sockets import MAPPED
 from finwait.uapi import tcp
 
-__all__ = ["NAME", "read", "starts"]
+__all__ = ["NAME", "part_of", "read", "starts"]
 
 NAME: Final = "proc-net"
 
@@ -29,6 +29,12 @@ _ROW = re.compile(
 def starts(line: str) -> bool:
     """Return whether a line is a row of such a file, or its header."""
     return _ROW.match(line) is not None or line.split()[:2] == ["sl", "local_address"]
+
+
+def part_of(lines: list[str]) -> str:
+    """Return which of the two files it is: they are printed one after the other."""
+    match = next(filter(None, map(_ROW.match, lines)), None)
+    return "" if match is None else "tcp" if len(match[1]) == 8 else "tcp6"
 
 
 def read(lines: list[str], args: str) -> Part:  # noqa: ARG001

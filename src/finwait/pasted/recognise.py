@@ -41,6 +41,12 @@ class Section(Struct):
     has_rows: bool = False
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells outputs apart: where it comes again, it was made at another moment."""
+        part: str = self.module.part_of(self.lines) if hasattr(self.module, "part_of") else ""
+        return self.name, self.args, part
+
+    @property
     def name(self) -> str:
         """The recogniser's."""
         name: str = self.module.NAME

@@ -92,7 +92,14 @@ def _unjudged(view: View) -> list[Gap]:
     waiting = match(view)
     open_ = view.undecided & (view.sockets.state == tcp.ESTABLISHED)
     states = distinct(view.sockets.state[waiting]).tolist()
+    doors = view.undecided & (view.sockets.state == tcp.LISTEN) & (view.sockets.rqueue > 0)
     gaps = by_namespace(
+        view,
+        doors,
+        lambda n: f"tell whether the accept queue{'s' * (n > 1)} of {n} listener{'s are' if n > 1 else ' is'} full",
+        "the output of `ss -tln`",
+    )
+    gaps += by_namespace(
         view,
         waiting,
         lambda n: f"tell why {n} connection{'s do' if n > 1 else ' does'} not finish closing, or opening",
