@@ -475,9 +475,9 @@ def refuse_text(path: str) -> None:
         UsageError: it is one.
     """
     from finwait.errors import UsageError
-    from finwait.pasted import is_recording
+    from finwait.pasted import is_text
 
-    if not is_recording(path):
+    if is_text(path):
         raise UsageError(
             "`--from`: a pasted text does not identify connections, so nothing can be planned with it",
             hint="plan on the machine itself, or from a recording of it (`finwait record`)",
@@ -545,12 +545,16 @@ def asked(args: argparse.Namespace) -> Asked:
     """Return the options of `add_look` that were given, for the commands that a finding suggests."""
     from finwait.diagnosis.hint import Asked
 
+    from finwait.pasted import is_text
+
     words: list[str] = []
+    # What a text suggests is to be done on the machine that it is of.
+    text = bool(args.recording) and is_text(args.recording)
     for name, values in (
-        ("--from", [args.recording] if args.recording else []),
-        ("--netns", args.netns),
+        ("--from", [args.recording] if args.recording and not text else []),
+        ("--netns", [] if text else args.netns),
         ("--kube-names", [] if args.kube_names is None else [args.kube_names]),
-        ("--agent-socket", [] if args.agent_socket is None else [args.agent_socket]),
+        ("--agent-socket", [] if args.agent_socket is None or text else [args.agent_socket]),
         ("--for", [_milliseconds(args.watch)] if args.watch else []),
         ("--established", [args.established] if args.established != "auto" else []),
         ("--not-holder", args.not_holder),
@@ -559,7 +563,7 @@ def asked(args: argparse.Namespace) -> Asked:
     ):
         for value in values:
             words += [name, str(value)]
-    return Asked(options=tuple(words), recorded=bool(args.recording))
+    return Asked(options=tuple(words), recorded=bool(args.recording) and not text)
 
 
 def _milliseconds(ms: int) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from finwait.cli import options
 from finwait.cli.printing import keep_numbers, show
+
+if TYPE_CHECKING:
+    from finwait.session import Diagnosis
 
 __all__ = ["add_parser", "run"]
 
@@ -63,9 +67,19 @@ def run(args: argparse.Namespace) -> int:
     args.recording = args.texts[0]
     diagnosis = options.diagnose(args)
     show(args, diagnosis)
+    _tell_notes(args, diagnosis)
     if args.output in ("text", "wide") and args.texts != ["-"]:
         keep_numbers(args, diagnosis)
     return options.status(diagnosis.gaps)
+
+
+def _tell_notes(args: argparse.Namespace, diagnosis: Diagnosis) -> None:
+    """Print what the text says that is about no connection of the diagnosis."""
+    from finwait.pasted import Pasted
+
+    machine = diagnosis.snapshot.machine
+    if args.output in ("text", "wide") and isinstance(machine, Pasted) and machine.reading.notes:
+        options.write(["\nAlso in the text:\n", *(f"  · {note}\n" for note in machine.reading.notes)])
 
 
 def _show_lines(args: argparse.Namespace) -> int:

@@ -34,8 +34,8 @@ def encoded(
     src: NDArray[np.uint64],
     dst: NDArray[np.uint64],
     at: int,
-) -> tuple[NDArray[np.uint8], list[Dump], NDArray[np.int64]]:
-    """Return the messages of sockets, the dumps that they make, and the order of the rows in them.
+) -> tuple[NDArray[np.uint8], list[Dump]]:
+    """Return the messages of sockets, and the dumps that they make.
 
     Args:
         columns: cells by name, 0 where they are missing (an inode that is missing may be any number).
@@ -54,7 +54,6 @@ def encoded(
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     buffers: list[NDArray[np.uint8]] = []
     dumps: list[Dump] = []
-    order: list[NDArray[np.int64]] = []
     for number, example in enumerate(first.tolist()):
         rows = np.flatnonzero(group.reshape(-1) == number)
         told = [name for name, gone in zip(names, lacks[:, example].tolist(), strict=True) if not gone]
@@ -69,14 +68,8 @@ def encoded(
         flat = data.reshape(-1)
         padding = -len(flat) % 8
         buffers += [flat, np.zeros(padding, np.uint8)]
-        order.append(rows)
         at += len(flat) + padding
-    none = np.empty(0, np.uint8)
-    return (
-        np.concatenate(buffers) if buffers else none,
-        dumps,
-        np.concatenate(order) if order else np.empty(0, np.int64),
-    )
+    return np.concatenate(buffers) if buffers else np.empty(0, np.uint8), dumps
 
 
 def _messages(

@@ -1,24 +1,30 @@
 """What recognisers made of texts → the `Observation` that a look at the kernel gives, or one for each moment.
 
-Outputs of different commands are of one moment; where a command's output comes again, another moment begins. What has
-no column becomes a gap: a text never tells everything, and what it does not tell is unknown.
+Outputs of different commands are of one moment; where a command's output comes again, another moment begins. Texts of
+two machines (their prompts name them, or no local address is the same) are two network namespaces of one look, so that
+both ends of a connection are joined. What has no column becomes a gap: a text never tells everything, and what it does
+not tell is unknown.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Final
 
 import numpy as np
 from msgspec import Struct, field
+from numpy.typing import NDArray
 
 from finwait.errors import Gap
 from finwait.pasted.encode import encoded
 from finwait.pasted.joined import Sockets, joined, names_of
-from finwait.pasted.recognise import Section, read_section, sections
+from finwait.pasted.recognise import read_section, sections
 from finwait.pasted.rows import Part
+from finwait.uapi.cluster import NO_NAMES, ClusterNames
 from finwait.uapi.observation import (
+    UNTOLD_FD,
     Descriptors,
     Dump,
     Facts,
@@ -30,7 +36,7 @@ from finwait.uapi.observation import (
 __all__ = ["Reading", "Text", "observations"]
 
 NETNS: Final = 1
-"""Stands for the inode of the network namespace in which the commands ran."""
+"""Stands for the inode of the first network namespace: texts do not tell it."""
 
 
 class Text(Struct, frozen=True):
@@ -42,11 +48,35 @@ class Text(Struct, frozen=True):
 
 
 class Moment(Struct):
-    """What was read of one moment."""
+    """What was read of one moment, at one place."""
 
     unix_ns: int = 0
     parts: list[Part] = field(default_factory=list)
     seen: set[tuple[str, str, str]] = field(default_factory=set)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any text of it lists sockets, or entries of connection tracking."""
+        return any(part.rows is not None or part.flows for part in self.parts)
+
+
+class Place(Struct):
+    """One machine, or one network namespace of it: what was read there, moment by moment."""
+
+    hosts: set[str] = field(default_factory=set)
+    addresses: set[tuple[int, int]] = field(default_factory=set)
+    """Local addresses of its connections."""
+    moments: list[Moment] = field(default_factory=list)
+
+    @property
+    def parts(self) -> list[Part]:
+        """All that was read there."""
+        return [part for moment in self.moments for part in moment.parts]
+
+    @property
+    def settings(self) -> dict[str, bytes]:
+        """What was read of settings: they hold for all moments."""
+        return {n: data for part in self.parts for n, data in part.files.items() if n.startswith("sys/")}
 
 
 class Reading(Struct):
@@ -58,101 +88,172 @@ class Reading(Struct):
     recognised: Counter[str]
     """How many lines each recogniser knew."""
     texts: tuple[Text, ...]
+    notes: tuple[str, ...]
+    """What the texts say that no column has."""
 
 
 def observations(texts: Sequence[Text]) -> Reading:
     """Return the looks that texts make, the earliest first; none where nothing is recognised."""
     labels: dict[str, dict[int, str]] = {}
     known: Counter[str] = Counter()
-    moments: list[Moment] = []
+    places: list[Place] = []
     for text in texts:
-        parts, labels[text.name] = sections(text.lines)
-        for section in parts:
-            known[section.name] += len(section.numbers)
-            _sort_in(moments, section, section.unix_ns or text.unix_ns)
-    if len(moments) > 1 and all(moment.unix_ns for moment in moments):
-        moments.sort(key=lambda moment: moment.unix_ns)
-    everything = [part for moment in moments for part in moment.parts]
-    settings = {
-        name: data for part in everything for name, data in part.files.items() if name.startswith("sys/")
-    }
-    with_rows = [moment for moment in moments if any(part.rows is not None for part in moment.parts)]
-    looks = [_look(moment, settings, everything) for moment in (with_rows or moments[-1:])]
-    return Reading(tuple(looks), labels, known, tuple(texts))
+        some, labels[text.name] = sections(text.lines)
+        for host, group in groupby(some, key=lambda section: section.host):
+            read = [(section, read_section(section)) for section in group]
+            place = _place(places, host, [part for _, part in read])
+            for section, part in read:
+                known[section.name] += len(section.numbers)
+                _sort_in(place.moments, section.key, part, section.unix_ns or text.unix_ns)
+    for place in places:
+        if len(place.moments) > 1 and all(moment.unix_ns for moment in place.moments):
+            place.moments.sort(key=lambda moment: moment.unix_ns)
+    notes = tuple(dict.fromkeys(note for place in places for part in place.parts for note in part.notes))
+    return Reading(_looks(places), labels, known, tuple(texts), notes)
 
 
-def _sort_in(moments: list[Moment], section: Section, unix_ns: int) -> None:
-    """Add a section to the moment that it belongs to: a new one where its command was seen in the last."""
-    key = section.key
+def _place(places: list[Place], host: str, parts: Sequence[Part]) -> Place:
+    """Return where parts were read: at the host that the prompt names, else where their addresses are local."""
+    addresses = {end for part in parts if part.rows is not None for end in part.rows.local_addresses()}
+    for place in places:
+        same_host = host in place.hosts
+        apart = host and place.hosts and not same_host
+        unlike = addresses and place.addresses and not addresses & place.addresses
+        if same_host or not (apart or unlike):
+            break
+    else:
+        place = Place()
+        places.append(place)
+    place.addresses |= addresses
+    place.hosts |= {host} if host else set()
+    return place
+
+
+def _sort_in(moments: list[Moment], key: tuple[str, str, str], part: Part, unix_ns: int) -> None:
+    """Add a part to the moment that it belongs to: a new one where its command was seen in the last."""
     now = moments[-1] if moments else None
     if now is None or key in now.seen or (unix_ns and now.unix_ns and unix_ns != now.unix_ns):
         now = Moment(unix_ns)
         moments.append(now)
     now.unix_ns = now.unix_ns or unix_ns
     now.seen.add(key)
-    now.parts.append(read_section(section))
+    now.parts.append(part)
 
 
-def _look(moment: Moment, settings: dict[str, bytes], everything: Sequence[Part]) -> Observation:
-    sockets = joined(moment.parts, settings)
-    files = dict(settings)
-    for part in moment.parts:
-        files |= {name: data for name, data in part.files.items() if not name.startswith("sys/")}
-    buffer, dumps = np.empty(0, np.uint8), tuple[Dump, ...]()
-    descriptors = Descriptors.none()
-    names = names_of(everything)
-    if sockets is not None:
-        buffer, made, _ = encoded(sockets.columns, sockets.missing, sockets.src, sockets.dst, 0)
-        dumps = tuple(made)
-        descriptors = _descriptors(sockets)
-    host = next((part.host for part in moment.parts if part.host), "")
+def _looks(places: Sequence[Place]) -> tuple[Observation, ...]:
+    """Return one look for each moment; of a place with fewer, its first one stands for the earlier ones."""
+    of_places = [[m for m in place.moments if m.has_rows] or place.moments[-1:] for place in places]
+    count = max(map(len, of_places), default=0)
+    return tuple(
+        _look(places, [moments[max(0, k - count + len(moments))] for moments in of_places])
+        for k in range(count)
+    )
+
+
+def _look(places: Sequence[Place], moments: Sequence[Moment]) -> Observation:
+    buffers: list[NDArray[np.uint8]] = []
+    spaces: list[Namespace] = []
+    triples: set[tuple[int, int, int]] = set()
+    gaps: list[Gap] = [_NOT_SHOWN]
+    at = 0
+    for number, (place, moment) in enumerate(zip(places, moments, strict=True), NETNS):
+        settings = place.settings
+        sockets = joined(moment.parts, settings)
+        files = dict(settings)
+        for part in moment.parts:
+            files |= {name: data for name, data in part.files.items() if not name.startswith("sys/")}
+        dumps: list[Dump] = []
+        if sockets is not None:
+            data, dumps = encoded(sockets.columns, sockets.missing, sockets.src, sockets.dst, at)
+            at += len(data)
+            buffers.append(data)
+            triples |= _descriptors(place.parts, sockets)
+        if flows := [flow for part in moment.parts for flow in part.flows]:
+            data, dump = _entries(flows, at)
+            at += len(data)
+            buffers.append(data)
+            dumps.append(dump)
+        gaps += _gaps(moment.parts, sockets)
+        name = " and ".join(sorted(place.hosts)) or ("pasted" if len(places) == 1 else f"pasted {number}")
+        spaces.append(Namespace(number, (name,), dumps=tuple(dumps), files=files))
+    return _assembled(places, moments, buffers, spaces, triples, gaps)
+
+
+def _assembled(
+    places: Sequence[Place],
+    moments: Sequence[Moment],
+    buffers: Sequence[NDArray[np.uint8]],
+    spaces: Sequence[Namespace],
+    triples: set[tuple[int, int, int]],
+    gaps: Sequence[Gap],
+) -> Observation:
+    everything = [part for place in places for part in place.parts]
+    when = max((moment.unix_ns for moment in moments), default=0)
+    hosts = [host for place in places for host in sorted(place.hosts)]
+    pods = {pod.uid: pod for part in everything for pod in part.pods}
+    columns = np.array(sorted(triples), np.uint64).reshape(-1, 3)
+    name = " and ".join(hosts) or "pasted text"
     return Observation(
-        Facts(
-            hostname=host or "pasted text",
-            unix_ns=moment.unix_ns,
-            boottime_ns=moment.unix_ns,
-            boottime_end_ns=moment.unix_ns,
+        Facts(hostname=name, unix_ns=when, boottime_ns=when, boottime_end_ns=when),
+        np.concatenate(buffers) if buffers else np.empty(0, np.uint8),
+        tuple(spaces),
+        Descriptors(
+            columns[:, 0].astype(np.uint32),
+            columns[:, 1].astype(np.uint32),
+            columns[:, 2].copy(),
+            pasted=True,
         ),
-        buffer,
-        (Namespace(NETNS, ("pasted",), dumps=dumps, files=files),),
-        descriptors,
-        {pid: ProcessFiles(comm=name.encode("utf-8", "replace")) for pid, name in names.items()},
-        gaps=tuple(_gaps(moment.parts, sockets)),
+        {
+            pid: ProcessFiles(comm=name.encode("utf-8", "replace"))
+            for pid, name in names_of(everything).items()
+        },
+        gaps=tuple(gaps),
         complete=False,
+        names=ClusterNames(pods=tuple(pods.values()), as_of={"pods": when / 1e9 or 1.0})
+        if pods
+        else NO_NAMES,
     )
 
 
-def _descriptors(sockets: Sockets) -> Descriptors:
-    """Return the holders that the texts name."""
+def _entries(flows: Sequence[bytes], at: int) -> tuple[NDArray[np.uint8], Dump]:
+    """Return connection tracking entries as datagrams, each of one entry."""
+    starts, ends = [], []
+    data = bytearray()
+    for flow in flows:
+        starts.append(at + len(data))
+        data += flow
+        ends.append(at + len(data))
+        data += bytes(-len(data) % 8)
+    return np.frombuffer(bytes(data), np.uint8), Dump("conntrack", tuple(starts), tuple(ends))
+
+
+def _descriptors(parts: Sequence[Part], sockets: Sockets) -> set[tuple[int, int, int]]:
+    """Return (pid, fd, inode) of the holders that texts name."""
     inode = sockets.columns["inode"]
-    some = {(holder.pid, holder.fd, int(inode[holder.row])) for holder in sockets.holders}
-    triples = sorted(triple for triple in some if triple[2])
-    columns = np.array(triples, np.uint64).reshape(-1, 3)
-    return Descriptors(
-        columns[:, 0].astype(np.uint32),
-        columns[:, 1].astype(np.uint32),
-        columns[:, 2].copy(),
-        pasted=True,
-    )
+    known = set(inode.tolist())
+    listed = {triple for part in parts for triple in part.descriptors if triple[2] in known}
+    named = {(holder.pid, holder.fd, int(inode[holder.row])) for holder in sockets.holders}
+    # A process whose descriptor one text numbers is not named once more because another does not.
+    numbered = {(pid, number) for pid, fd, number in named | listed if fd != UNTOLD_FD}
+    return listed | {t for t in named if t[2] and (t[1] != UNTOLD_FD or (t[0], t[2]) not in numbered)}
+
+
+_NOT_SHOWN: Final = Gap(
+    "the text",
+    "show connections that are not in it, those of other network namespaces among them",
+    "`finwait record` on that machine",
+    unentered=True,
+)
 
 
 def _gaps(parts: Sequence[Part], sockets: Sockets | None) -> list[Gap]:
     """Return what the texts do not tell, beside what a rule misses."""
-    gaps = [
-        Gap(
-            "the text",
-            "show connections that are not in it, those of other network namespaces among them",
-            "`finwait record` on that machine",
-            unentered=True,
-        )
-    ]
     unread: Counter[str] = Counter()
     for part in parts:
         unread.update(part.unread)
-    gaps += [Gap("the text", f"{what}: {n}", "") for what, n in sorted(unread.items())]
+    gaps = [Gap("the text", f"{what}: {n}", "") for what, n in sorted(unread.items())]
     if sockets is not None and sockets.stateless:
         rows = "1 row" if sockets.stateless == 1 else f"{sockets.stateless} rows"
-        gaps.append(
-            Gap("the text", f"tell the state of {rows}", "the command line, or `ss` without `state STATE`")
-        )
+        needs = "the command line, or `ss` without `state STATE`"
+        gaps.append(Gap("the text", f"tell the state of {rows}", needs))
     return gaps

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from finwait import files
-from finwait.errors import PasteError
+from finwait.errors import FinwaitError, PasteError
 from finwait.pasted.lines import MOST, clean
 from finwait.pasted.observation import Reading, Text, observations
 from finwait.recording.format import MAGIC
 from finwait.recording.replay import Replay, open_recording
 
-__all__ = ["Pasted", "is_recording", "open_pasted", "opened", "read_texts"]
+__all__ = ["Pasted", "is_recording", "is_text", "open_pasted", "opened", "read_texts"]
 
 
 class Pasted(Replay):
@@ -24,6 +24,10 @@ class Pasted(Replay):
     def __init__(self, reading: Reading) -> None:
         super().__init__(reading.looks)
         self.reading = reading
+
+    def begin(self) -> Pasted:
+        """Return the same texts, to be looked at from their first look on."""
+        return Pasted(self.reading)
 
 
 def is_recording(path: str) -> bool:
@@ -39,6 +43,14 @@ def is_recording(path: str) -> bool:
         if not file.seekable():
             return False
         return bool(file.read(len(MAGIC)) == MAGIC)
+
+
+def is_text(path: str) -> bool:
+    """Return whether a file is a text, if it can be read; what cannot be read is for others to say."""
+    try:
+        return not is_recording(path)
+    except (OSError, FinwaitError):
+        return False
 
 
 def read_texts(paths: Sequence[str], at_ns: Sequence[int] = ()) -> Reading:

@@ -14,13 +14,29 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from finwait.pasted import netstat, proc_net, ss, sysctl
+from finwait.pasted import (
+    conntrack,
+    firewall,
+    foreign,
+    kernel_log,
+    lsof,
+    netstat,
+    nstat,
+    proc_net,
+    processes,
+    proxies,
+    ss,
+    sysctl,
+    tcpdump,
+)
 from finwait.pasted.lines import Command, command_of, without_prefix
 from finwait.pasted.rows import Part
 
 __all__ = ["RECOGNISERS", "Section", "read_section", "sections", "time_of"]
 
-RECOGNISERS: Final[tuple[ModuleType, ...]] = (ss, netstat, proc_net, sysctl)
+RECOGNISERS: Final[tuple[ModuleType, ...]] = (
+    ss, netstat, proc_net, lsof, conntrack, foreign, nstat, sysctl, processes, tcpdump, kernel_log, firewall, proxies,
+)  # fmt: skip
 """In the order in which they are asked."""
 
 _STARTS: Final[tuple[tuple[ModuleType, Callable[[str], bool]], ...]] = tuple(

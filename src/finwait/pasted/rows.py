@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from finwait.table.sockets import MAPPED
 from finwait.uapi import tcp
+from finwait.uapi.cluster import Pod
 
 __all__ = ["Endpoint", "Holder", "SocketRows", "endpoint", "state_of"]
 
@@ -132,6 +133,14 @@ class SocketRows:
         if 0 < pid < 1 << 22:
             self.holders.append(Holder(row, pid, name[:64], fd))
 
+    def local_addresses(self) -> set[Words]:
+        """Return the local addresses of its connections, without those that every machine has."""
+        words = {src for src, _ in self._ends}
+        for ends in self._addresses:
+            words |= {(high, low) for high, low in np.unique(ends[:, 0], axis=0).tolist()}
+        loopback = MAPPED >> 24 | 127
+        return {(high, low) for high, low in words - _EVERYWHERE if high or low >> 24 != loopback}
+
     def _flush(self) -> None:
         names: dict[str, None] = {}
         for cells in self._waiting:
@@ -166,6 +175,7 @@ class SocketRows:
         return joined, ends[:, 0], ends[:, 1]
 
 
+_EVERYWHERE: Final = frozenset({(0, 0), (0, 1), (0, MAPPED)})
 _LARGEST: Final = (1 << 63) - 1
 
 
@@ -184,4 +194,11 @@ class Part(Struct):
     """What it says that no column has, as sentences."""
     unread: dict[str, int] = field(default_factory=dict)
     """What lines of its own did not say well enough → how many, worded as after "could not"."""
+    descriptors: list[tuple[int, int, int]] = field(default_factory=list)
+    """(pid, fd, inode) of sockets."""
+    pods: list[Pod] = field(default_factory=list)
     host: str = ""
+
+    def count(self, what: str) -> None:
+        """Count a line that did not say well enough what it is."""
+        self.unread[what] = self.unread.get(what, 0) + 1

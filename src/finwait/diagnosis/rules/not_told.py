@@ -96,7 +96,9 @@ def _unjudged(view: View) -> list[Gap]:
     gaps = by_namespace(
         view,
         doors,
-        lambda n: f"tell whether the accept queue{'s' * (n > 1)} of {n} listener{'s are' if n > 1 else ' is'} full",
+        lambda n: (
+            f"tell whether the accept queue{'s' * (n > 1)} of {n} listener{'s are' if n > 1 else ' is'} full"
+        ),
         "the output of `ss -tln`",
     )
     gaps += by_namespace(
