@@ -544,7 +544,6 @@ def _agent_ages(
 def asked(args: argparse.Namespace) -> Asked:
     """Return the options of `add_look` that were given, for the commands that a finding suggests."""
     from finwait.diagnosis.hint import Asked
-
     from finwait.pasted import is_text
 
     words: list[str] = []

@@ -119,7 +119,7 @@ class SocketRows:
         return self._count
 
     def add(self, src: Endpoint, dst: Endpoint, cells: dict[str, int]) -> int:
-        """Add a row; return its number. What ``cells`` lacks is not told."""
+        """Add a row; return its number. What ``cells`` lacks is not told; its numbers are below 2**63."""
         cells["sport"], cells["dport"], cells["family"] = src.port, dst.port, src.family
         self._waiting.append(cells)
         self._ends.append((src.words, dst.words))
@@ -147,8 +147,7 @@ class SocketRows:
             names.update(dict.fromkeys(cells))
         part = {}
         for name in names:
-            column = [min(cells.get(name, -1), _LARGEST) for cells in self._waiting]
-            part[name] = np.array(column, np.int64)
+            part[name] = np.array([cells.get(name, -1) for cells in self._waiting], np.int64)
         self._parts.append(part)
         self._addresses.append(np.array(self._ends, np.uint64))
         self._waiting, self._ends = [], []
@@ -176,7 +175,6 @@ class SocketRows:
 
 
 _EVERYWHERE: Final = frozenset({(0, 0), (0, 1), (0, MAPPED)})
-_LARGEST: Final = (1 << 63) - 1
 
 
 class Part(Struct):

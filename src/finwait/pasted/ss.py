@@ -104,12 +104,17 @@ def milliseconds(text: str) -> int:
     return total
 
 
+Cells = tuple[tuple[str, int], ...]
+
+
 class _Section:
     """Rows of one command's output."""
 
     def __init__(self, args: str) -> None:
         self.rows = SocketRows()
         self.unread: dict[str, int] = {}
+        self.memory: dict[str, Cells] = {}
+        """Word → the columns that it says."""
         letters = "".join(word[1:] for word in args.split() if re.fullmatch("-[a-zA-Z0-9]+", word))
         self.shows_timers = "o" in letters
         self.udp = "u" in letters and "t" not in letters and "a" not in args.replace("-", " ").split()
@@ -136,7 +141,9 @@ def _joined(lines: list[str]) -> list[str]:
     """Return one line a row: those that follow a row belong to it."""
     result: list[str] = []
     for line in lines:
-        if starts(line):
+        if line[:1] == "\t" and result:
+            result[-1] += line
+        elif starts(line):
             result.append(line)
         elif result:
             # A line that the terminal wrapped goes on in the middle of a word.
@@ -177,56 +184,67 @@ def _row(section: _Section, line: str) -> None:
 
 
 def _details(section: _Section, cells: dict[str, int], rest: str, state: int) -> None:
-    info = False
+    memory = section.memory
     for word in rest.split():
-        name, colon, value = word.partition(":")
-        if not colon:
-            if word in _SHUT:
-                cells["shutdown"] = _SHUT[word]
-            continue
-        pair = _PAIRS.get(name)
-        if pair is not None:
-            column, factor = pair
-            if value.isdecimal() and value.isascii():
-                cells[column] = int(value[:19]) * factor
-            elif factor == 1000:
-                number = value.partition("/")[0]
-                if number.replace(".", "", 1).isdecimal() and len(number) < 20:
-                    cells[column] = round(float(number) * factor)
-        elif name == "rtt" and (numbers := _floats(value)):
-            cells["rtt_us"], info = round(numbers[0] * 1000), True
-        elif name == "retrans":
-            now, _, total = value.partition("/")
-            if now.isdecimal() and total.isdecimal():
-                cells["retrans_out"], cells["total_retrans"] = int(now[:9]), int(total[:9])
-        elif name == "sk" and len(value) <= 16:
-            try:
-                cells["cookie"] = int(value, 16)
-            except ValueError:
-                continue
-        elif name == "timer":
-            _timer(cells, word)
-    if "rto_us" in cells or "snd_cwnd" in cells or info:
+        pairs = memory.get(word)
+        if pairs is None:
+            pairs = _pairs(word)
+            if len(memory) < _REMEMBERED:
+                memory[word] = pairs
+        if pairs:
+            cells.update(pairs)
+    if "rto_us" in cells or "snd_cwnd" in cells or "rtt_us" in cells:
         cells["_info"] = 1
-        cells["rto_us"] = cells.get("rto_us", 0)
-    if (
-        "timer" not in cells
-        and section.shows_timers
-        and (state == tcp.LISTEN or "inode" in cells or "cookie" in cells)
-    ):
-        cells["timer"], cells["expires_ms"], cells["retrans"] = 0, 0, 0
+        cells.setdefault("rto_us", 0)
+    ends_told = state == tcp.LISTEN or "inode" in cells or "cookie" in cells
+    if "timer" not in cells and section.shows_timers and ends_told:
+        cells.update(_NO_TIMER)
+
+
+_REMEMBERED: Final = 50_000
+"""Words whose meaning is kept: most come again in every row."""
+_NOTHING: Final[Cells] = ()
+_NO_TIMER: Final[Cells] = (("timer", 0), ("expires_ms", 0), ("retrans", 0))
+
+
+def _pairs(word: str) -> Cells:
+    """Return the columns that a word says."""
+    name, colon, value = word.partition(":")
+    if not colon:
+        return (("shutdown", _SHUT[word]),) if word in _SHUT else _NOTHING
+    pair = _PAIRS.get(name)
+    if pair is not None:
+        column, factor = pair
+        if value.isdecimal() and value.isascii():
+            return ((column, int(value[:14]) * factor),)
+        numbers = _floats(value) if factor == 1000 else []
+        return ((column, round(numbers[0] * factor)),) if numbers else _NOTHING
+    if name == "rtt" and (numbers := _floats(value)):
+        return (("rtt_us", round(numbers[0] * 1000)),)
+    if name == "retrans":
+        now, _, total = value.partition("/")
+        if now.isdecimal() and total.isdecimal():
+            return (("retrans_out", int(now[:9])), ("total_retrans", int(total[:9])))
+    elif name == "sk" and re.fullmatch("[0-9a-f]{1,16}", value):
+        return (("cookie", int(value, 16) & _COOKIE),)
+    elif name == "timer":
+        return _timer(word)
+    return _NOTHING
+
+
+_COOKIE: Final = (1 << 63) - 1
 
 
 def _floats(value: str) -> list[float]:
-    try:
-        return [float(part) for part in value.split("/")[:2]]
-    except ValueError:
+    parts = value.split("/")[:2]
+    if not all(re.fullmatch(r"\d{1,12}(?:\.\d{1,6})?", part) for part in parts):
         return []
+    return [float(part) for part in parts]
 
 
-def _timer(cells: dict[str, int], word: str) -> None:
+def _timer(word: str) -> Cells:
     match = _TIMER.match(word)
     if match is None or match[1] not in _TIMERS:
-        return
-    cells["timer"], cells["retrans"] = _TIMERS[match[1]], min(int(match[3][:9]), 255)
-    cells["expires_ms"] = milliseconds(match[2])
+        return _NOTHING
+    tries = min(int(match[3][:9]), 255)
+    return (("timer", _TIMERS[match[1]]), ("retrans", tries), ("expires_ms", milliseconds(match[2])))

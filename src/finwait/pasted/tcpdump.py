@@ -54,6 +54,7 @@ def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
     whole = sum(1 for flags in sent.values() if len({e for e, f in flags if f == "F"}) == 2)
     resets = sum(1 for flags in sent.values() if any(f == "R" for _, f in flags))
     part.notes.append(
-        f"tcpdump shows {len(sent)} connection{'s' * (len(sent) != 1)}: {whole} with a FIN from both ends, {resets} with a RST"
+        f"tcpdump shows {len(sent)} connection{'s' * (len(sent) != 1)}: "
+        f"{whole} with a FIN from both ends, {resets} with a RST"
     )
     return part
