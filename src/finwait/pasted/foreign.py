@@ -57,4 +57,7 @@ def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
         f"{n} in {state}{': ' + _MEANING[state] if state in _MEANING else ''}"
         for state, n in seen.most_common()
     ]
-    return Part(NAME, notes=notes)
+    part = Part(NAME, notes=notes)
+    if stuck := sum(seen[state] for state in _MEANING):
+        part.unread["judge connections of another system's TCP"] = stuck
+    return part

@@ -41,17 +41,20 @@ class Sockets(Struct):
     dst: NDArray[np.uint64]
     holders: list[Holder]
     stateless: int
+    moved: dict[int, int]
+    """Inode as the text has it → the number that stands for it, where another machine has a socket of that inode."""
 
     def __len__(self) -> int:
         return len(self.src)
 
 
-def joined(parts: Sequence[Part], spoken: Mapping[str, bytes]) -> Sockets | None:
+def joined(parts: Sequence[Part], spoken: Mapping[str, bytes], taken: set[int]) -> Sockets | None:
     """Join the sockets of parts; None where none has any.
 
     Args:
         parts: of one moment, the most telling first.
         spoken: settings, by the names of their files.
+        taken: inodes of sockets of other machines, which these must not share; those of these are added.
     """
     some = [part.rows for part in parts if part.rows is not None and len(part.rows)]
     if not some:
@@ -72,9 +75,10 @@ def joined(parts: Sequence[Part], spoken: Mapping[str, bytes]) -> Sockets | None
         holders = [Holder(int(number[h.row]), h.pid, h.name, h.fd) for h in holders if stateful[h.row]]
     _conclude(columns, holders, spoken)
     missing = {name: cells < 0 for name, cells in columns.items()}
-    _stand_ins(columns, src, dst)
+    moved = _stand_in_inodes(columns, missing, taken)
+    _stand_in_cookies(columns, src, dst)
     filled = {name: np.maximum(cells, 0) for name, cells in columns.items()}
-    return Sockets(filled, missing, src, dst, holders, stateless)
+    return Sockets(filled, missing, src, dst, holders, stateless, moved)
 
 
 _Table = tuple[dict[str, I64], NDArray[np.uint64], NDArray[np.uint64]]
@@ -187,16 +191,35 @@ def _accepted(columns: Mapping[str, I64], spoken: Mapping[str, bytes]) -> Mask:
     return accepted
 
 
-def _stand_ins(columns: dict[str, I64], src: NDArray[np.uint64], dst: NDArray[np.uint64]) -> None:
-    """Give rows numbers that stand for inodes and cookies that are not told; those stay missing."""
-    inode, cookie = columns["inode"], columns["cookie"]
-    unnamed = np.flatnonzero(inode == -2)
-    taken = set(inode[inode > 0xF0000000].tolist())
-    if len(unnamed):
-        free = 0xFFFFFFFF - np.arange(len(unnamed) + len(taken))
-        free = free[~np.isin(free, list(taken))] if taken else free
-        inode[unnamed] = free[: len(unnamed)]
+def _stand_in_inodes(columns: dict[str, I64], missing: dict[str, Mask], taken: set[int]) -> dict[int, int]:
+    """Give rows numbers that stand for inodes that are not told, or are those of another machine, too."""
+    inode = columns["inode"]
+    twice = np.isin(inode, np.array(sorted(taken), np.int64)) & (inode > 0)
+    told = inode[twice].tolist()
+    numbers = set(inode[inode > 0].tolist()) | taken
+    instead: dict[int, int] = {}
+    free = 0xFFFFFFFF
+    for row in np.flatnonzero((inode == -2) | twice).tolist():
+        known = int(inode[row])
+        if known in instead:
+            inode[row] = instead[known]
+            continue
+        while free in numbers:
+            free -= 1
+        inode[row] = free
+        if known > 0:
+            instead[known] = free
+        free -= 1
+    missing["inode"] = missing["inode"] | twice
     columns["inode"] = np.maximum(inode, 0)
+    taken |= set(columns["inode"].tolist()) | set(told)
+    taken.discard(0)
+    return instead
+
+
+def _stand_in_cookies(columns: dict[str, I64], src: NDArray[np.uint64], dst: NDArray[np.uint64]) -> None:
+    """Give rows without a cookie one that stands for it: the same for the same ends."""
+    cookie = columns["cookie"]
     for row in np.flatnonzero(cookie < 0).tolist():
         ends = src[row].tobytes() + dst[row].tobytes()
         ports = int(columns["sport"][row]) << 16 | int(columns["dport"][row])

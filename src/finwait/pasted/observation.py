@@ -155,10 +155,11 @@ def _look(places: Sequence[Place], moments: Sequence[Moment]) -> Observation:
     spaces: list[Namespace] = []
     triples: set[tuple[int, int, int]] = set()
     gaps: list[Gap] = [_NOT_SHOWN]
+    taken: set[int] = set()
     at = 0
     for number, (place, moment) in enumerate(zip(places, moments, strict=True), NETNS):
         settings = place.settings
-        sockets = joined(moment.parts, settings)
+        sockets = joined(moment.parts, settings, taken)
         files = dict(settings)
         for part in moment.parts:
             files |= {name: data for name, data in part.files.items() if not name.startswith("sys/")}
@@ -203,16 +204,22 @@ def _assembled(
             columns[:, 2].copy(),
             pasted=True,
         ),
-        {
-            pid: ProcessFiles(comm=name.encode("utf-8", "replace"))
-            for pid, name in names_of(everything).items()
-        },
+        {pid: ProcessFiles(comm=name.encode("utf-8", "replace")) for pid, name in _names(places).items()},
         gaps=tuple(gaps),
         complete=False,
         names=ClusterNames(pods=tuple(pods.values()), as_of={"pods": when / 1e9 or 1.0})
         if pods
         else NO_NAMES,
     )
+
+
+def _names(places: Sequence[Place]) -> dict[int, str]:
+    """Return the names of processes; one pid may be two processes, of two machines."""
+    names: dict[int, dict[str, None]] = {}
+    for place in places:
+        for pid, name in names_of(place.parts).items():
+            names.setdefault(pid, {})[name] = None
+    return {pid: " or ".join(several) for pid, several in names.items()}
 
 
 def _entries(flows: Sequence[bytes], at: int) -> tuple[NDArray[np.uint8], Dump]:
@@ -231,7 +238,9 @@ def _descriptors(parts: Sequence[Part], sockets: Sockets) -> set[tuple[int, int,
     """Return (pid, fd, inode) of the holders that texts name."""
     inode = sockets.columns["inode"]
     known = set(inode.tolist())
-    listed = {triple for part in parts for triple in part.descriptors if triple[2] in known}
+    moved = sockets.moved
+    some = {(pid, fd, moved.get(number, number)) for part in parts for pid, fd, number in part.descriptors}
+    listed = {triple for triple in some if triple[2] in known}
     named = {(holder.pid, holder.fd, int(inode[holder.row])) for holder in sockets.holders}
     # A process whose descriptor one text numbers is not named once more because another does not.
     numbered = {(pid, number) for pid, fd, number in named | listed if fd != UNTOLD_FD}
