@@ -56,6 +56,7 @@ FREE = frozenset(
     {
         *(
             "DURATION",
+            "TIME",
             "HOST:PORT",
             "PERCENT",
             "N",
