@@ -56,7 +56,7 @@ FREE = frozenset(
     {
         *(
             "DURATION",
-            "TIME",
+            "WHEN",
             "HOST:PORT",
             "PERCENT",
             "N",

@@ -315,8 +315,11 @@ def pasted_page() -> str:
     """Return what is understood of each tool's output: the pages of the recognisers."""
     parts = [
         f"{MARK}# Pasted text\n",
-        "`finwait read`, and `--from` of every command that looks, understand the output of these tools. Lines are told by "
-        "what is in them, not by the name of a file. How to use it: [Diagnose from pasted text](../how-to/read-pasted-text.md).\n",
+        (
+            "`finwait read`, and `--from` of every command that looks, understand the output of these tools. Lines are "
+            "told by what is in them, not by the name of a file. How to use it: "
+            "[Diagnose from pasted text](../how-to/read-pasted-text.md).\n"
+        ),
     ]
     for module in RECOGNISERS:
         title, paragraphs = sections(inspect.cleandoc(module.__doc__ or ""))

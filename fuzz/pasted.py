@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finwait.pasted.lines import clean
-from finwait.pasted.observation import Text, observations
+from finwait.pasted.observation import PastedText, observations
 from finwait.table import decode
 
 PASTES = Path(__file__).parents[1] / "tests" / "pastes"
@@ -16,7 +16,7 @@ def seeds() -> list[bytes]:
 
 
 def one_input(data: bytes) -> None:
-    reading = observations([Text("text", clean(data))])
+    reading = observations([PastedText("text", clean(data))])
     for look in reading.looks:
         sockets = decode.sockets(look)
         sockets.load()

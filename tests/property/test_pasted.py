@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from finwait import session
 from finwait.pasted.lines import LONGEST, clean
-from finwait.pasted.observation import Text, observations
-from finwait.pasted.read import Pasted
+from finwait.pasted.observation import PastedText, observations
+from finwait.pasted.read import PastedMachine
 from finwait.session import Diagnosis
 from finwait.uapi import tcp
 
@@ -37,8 +37,8 @@ TEXT = st.one_of(
 
 
 def diagnosed(text: str) -> Diagnosis | None:
-    reading = observations([Text("text", clean(text.encode("utf-8", "surrogatepass")))])
-    return session.diagnose(Pasted(reading)) if reading.looks else None
+    reading = observations([PastedText("text", clean(text.encode("utf-8", "surrogatepass")))])
+    return session.diagnose(PastedMachine(reading)) if reading.looks else None
 
 
 @given(TEXT)

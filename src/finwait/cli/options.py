@@ -53,13 +53,11 @@ __all__ = [
     "interval_ms",
     "keepalive",
     "machine",
-    "moment_ns",
     "narrowed",
     "pause_ms",
     "pid",
     "positive",
     "progress",
-    "refuse_text",
     "set_user_timeout_ms",
     "status",
     "style",
@@ -457,47 +455,11 @@ def machine(args: argparse.Namespace) -> Machine:
     """Return the recording that was named, or the running machine."""
     from finwait import session
 
-    if texts := getattr(args, "texts", None):
-        from finwait.pasted import open_pasted
+    if texts := getattr(args, "texts", None) or args.recording:
+        from finwait.pasted import open_pasted, opened
 
-        return open_pasted(texts, args.at)
-    if args.recording:
-        from finwait.pasted import opened
-
-        return opened(args.recording)
+        return opened(texts) if isinstance(texts, str) else open_pasted(texts, args.at)
     return session.live_machine()
-
-
-def refuse_text(path: str) -> None:
-    """Refuse a pasted text where connections are told by their cookies.
-
-    Raises:
-        UsageError: it is one.
-    """
-    from finwait.errors import UsageError
-    from finwait.pasted import is_text
-
-    if is_text(path):
-        raise UsageError(
-            "`--from`: a pasted text does not identify connections, so nothing can be planned with it",
-            hint="plan on the machine itself, or from a recording of it (`finwait record`)",
-        )
-
-
-def moment_ns(text: str) -> int:
-    """Return a time as nanoseconds since 1970 (argparse type).
-
-    Raises:
-        ArgumentTypeError: it is none.
-    """
-    from finwait.pasted import time_of
-
-    when = time_of(text)
-    if when is None:
-        raise argparse.ArgumentTypeError(
-            f"`{text}` is no time: write it as `date -Is` prints it, for example 2026-11-30T22:10:00Z"
-        )
-    return when
 
 
 def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b"") -> Look:
@@ -525,20 +487,9 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
         watch_ms=args.watch or 0,
         not_holders=frozenset(args.not_holder),
         progress=progress(),
-        ages=_agent_ages(args),
+        ages=kube_names.agent_ages(args),
         names=kube_names.asking(args),
     )
-
-
-def _agent_ages(
-    args: argparse.Namespace,
-) -> Callable[[Sequence[int]], Mapping[tuple[int, int, int], tuple[int, int]]] | None:
-    """Return what asks an agent for ages; None where there is none to ask."""
-    if not kube_names.may_ask(args):
-        return None
-    from finwait.agent.client import asking
-
-    return asking(args.agent_socket)
 
 
 def asked(args: argparse.Namespace) -> Asked:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from finwait.cli import options
+from finwait.cli import options, texts
 from finwait.cli.printing import keep_numbers, show
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     group.add_argument(
         "--at",
         action="append",
-        type=options.moment_ns,
+        type=texts.moment_ns,
         default=[],
-        metavar="TIME",
+        metavar="WHEN",
         help="when FILE was made, for a text that does not show it, as `date -Is` prints it (repeatable, in the order "
         "of the files)",
     )
@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _tell_notes(args: argparse.Namespace, diagnosis: Diagnosis) -> None:
     """Print what the text says that is about no connection of the diagnosis."""
-    from finwait.pasted import Pasted
+    from finwait.pasted import PastedMachine
 
     machine = diagnosis.snapshot.machine
-    if args.output in ("text", "wide") and isinstance(machine, Pasted) and machine.reading.notes:
+    if args.output in ("text", "wide") and isinstance(machine, PastedMachine) and machine.reading.notes:
         options.write(["\nAlso in the text:\n", *(f"  · {note}\n" for note in machine.reading.notes)])
 
 

@@ -12,12 +12,12 @@ What a text does not tell is missing in the tables, and never a 0: no rule concl
 from __future__ import annotations
 
 from finwait.errors import PasteError
-from finwait.pasted.read import Pasted, is_recording, is_text, open_pasted, opened, read_texts
+from finwait.pasted.read import PastedMachine, is_recording, is_text, open_pasted, opened, read_texts
 from finwait.pasted.recognise import time_of
 
 __all__ = [
     "PasteError",
-    "Pasted",
+    "PastedMachine",
     "is_recording",
     "is_text",
     "open_pasted",

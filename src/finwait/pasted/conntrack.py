@@ -14,7 +14,7 @@ import struct
 from itertools import pairwise
 from typing import Final
 
-from finwait.pasted.rows import Endpoint, Part, endpoint
+from finwait.pasted.rows import PastedEnd, TextPart, endpoint
 from finwait.uapi import conntrack as ct
 from finwait.uapi import netlink as nl
 
@@ -44,9 +44,9 @@ def starts(line: str) -> bool:
     )  # fmt: skip
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001
     """Read entries and counters."""
-    part = Part(NAME)
+    part = TextPart(NAME)
     statistics: list[dict[str, int]] = []
     for line in lines:
         if match := _PLAIN.match(line):
@@ -82,8 +82,8 @@ def _counters(statistics: list[dict[str, int]]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def _ends(one: tuple[str, str, str, str]) -> tuple[Endpoint, Endpoint] | None:
-    src, dst = endpoint(f"[{one[0]}]:{one[2]}"), endpoint(f"[{one[1]}]:{one[3]}")
+def _ends(way: tuple[str, str, str, str]) -> tuple[PastedEnd, PastedEnd] | None:
+    src, dst = endpoint(f"[{way[0]}]:{way[2]}"), endpoint(f"[{way[1]}]:{way[3]}")
     return None if src is None or dst is None or src.family != dst.family else (src, dst)
 
 
@@ -99,7 +99,7 @@ def _entry(
     """Return an entry as ctnetlink sends it; None where a direction is missing."""
     if len(tuples) < 2:
         return None
-    ways = [_ends(one) for one in tuples[:2]]
+    ways = [_ends(way) for way in tuples[:2]]
     orig, reply = ways
     if orig is None or reply is None:
         return None
@@ -128,11 +128,11 @@ def _number(kind: int, value: int) -> bytes:
     return nl.attribute(kind, struct.pack("!I", value))
 
 
-def _way(src: Endpoint, dst: Endpoint) -> ct.FlowTuple:
+def _way(src: PastedEnd, dst: PastedEnd) -> ct.FlowTuple:
     return ct.FlowTuple(src.family, 6, _bytes(src), _bytes(dst), src.port, dst.port)
 
 
-def _bytes(end: Endpoint) -> bytes:
+def _bytes(end: PastedEnd) -> bytes:
     high, low = end.words
     return (low & 0xFFFFFFFF).to_bytes(4) if end.family == 2 else high.to_bytes(8) + low.to_bytes(8)
 
@@ -140,15 +140,15 @@ def _bytes(end: Endpoint) -> bytes:
 def _saved(line: str) -> bytes | None:
     """Read a line of ``-o save``: the options that would make the entry again."""
     words = line.split()
-    said = {name: value for name, value in pairwise(words) if name.startswith("-")}
+    options = {name: value for name, value in pairwise(words) if name.startswith("-")}
     names = ("-s", "-d", "--sport", "--dport"), ("-r", "-q", "--reply-port-src", "--reply-port-dst")
-    if any(name not in said for way in names for name in way):
+    if any(name not in options for way in names for name in way):
         return None
-    tuples = [(said[a], said[b], said[c], said[d]) for a, b, c, d in names]
-    flags = said.get("-u", "").split(",")
-    timeout = said.get("-t", "")
+    tuples = [(options[a], options[b], options[c], options[d]) for a, b, c, d in names]
+    flags = options.get("-u", "").split(",")
+    timeout = options.get("-t", "")
     return _entry(
-        tuples, timeout if timeout.isdecimal() else None, said.get("--state"), {},
+        tuples, timeout if timeout.isdecimal() else None, options.get("--state"), {},
         replied="SEEN_REPLY" in flags, assured="ASSURED" in flags,
     )  # fmt: skip
 

@@ -56,14 +56,14 @@ def encoded(
     dumps: list[Dump] = []
     for number, example in enumerate(first.tolist()):
         rows = np.flatnonzero(group.reshape(-1) == number)
-        told = [name for name, gone in zip(names, lacks[:, example].tolist(), strict=True) if not gone]
-        data = _messages({name: columns[name][rows] for name in names}, set(told), src[rows], dst[rows])
+        present = [name for name, gone in zip(names, lacks[:, example].tolist(), strict=True) if not gone]
+        data = _messages({name: columns[name][rows] for name in names}, set(present), src[rows], dst[rows])
         size = data.shape[1]
         starts = at + np.arange(0, len(rows), _A_DATAGRAM) * size
         ends = np.minimum(starts + _A_DATAGRAM * size, at + len(rows) * size)
-        untold = [name for name in _FIXED if name not in told]
-        if "_info" in told:
-            untold += [name for name in INFO if name not in told]
+        untold = [name for name in _FIXED if name not in present]
+        if "_info" in present:
+            untold += [name for name in INFO if name not in present]
         dumps.append(Dump("tcp", tuple(starts.tolist()), tuple(ends.tolist()), untold=tuple(untold)))
         flat = data.reshape(-1)
         padding = -len(flat) % 8
@@ -73,13 +73,16 @@ def encoded(
 
 
 def _messages(
-    columns: Mapping[str, NDArray[np.int64]], told: set[str], src: NDArray[np.uint64], dst: NDArray[np.uint64]
+    columns: Mapping[str, NDArray[np.int64]],
+    present: set[str],
+    src: NDArray[np.uint64],
+    dst: NDArray[np.uint64],
 ) -> NDArray[np.uint8]:
     n = len(src)
     size = NLMSG_HEADER + d.MESSAGE_SIZE
-    shutdown = size if "shutdown" in told else 0
+    shutdown = size if "shutdown" in present else 0
     size += 8 if shutdown else 0
-    info = size if "_info" in told else 0
+    info = size if "_info" in present else 0
     size += 4 + _INFO_SIZE if info else 0
     data = np.zeros((n, size), np.uint8)
     _put(data, 0, np.full(n, size), "=u4")
@@ -87,7 +90,7 @@ def _messages(
     _put(data, 6, np.full(n, 2), "=u2")
     for name in (*_ALWAYS, *_FIXED):
         # An inode that is not told may stand for one.
-        if name in columns and (name in told or name in _ALWAYS or name in ("inode", "cookie")):
+        if name in columns and (name in present or name in _ALWAYS or name in ("inode", "cookie")):
             at, kind = NLMSG_HEADER + SCHEMA[name].offset, SCHEMA[name].dtype
             if name == "cookie":  # two numbers, the low one first on every machine
                 _put(data, at, columns[name] & np.int64(0xFFFFFFFF), "=u4")
@@ -105,7 +108,7 @@ def _messages(
         _put(data, info, np.full(n, 4 + _INFO_SIZE), "=u2")
         _put(data, info + 2, np.full(n, d.INFO), "=u2")
         for name in INFO:
-            if name in told:
+            if name in present:
                 _put(data, info + 4 + SCHEMA[name].offset, columns[name], SCHEMA[name].dtype)
     return data
 

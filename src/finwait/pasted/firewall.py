@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from finwait.pasted.rows import Part
+from finwait.pasted.rows import TextPart
 
 __all__ = ["NAME", "read", "starts"]
 
@@ -36,17 +36,17 @@ def starts(line: str) -> bool:
     )
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001
     """Name the rules that matter to closing."""
-    part = Part(NAME)
-    some = [
+    part = TextPart(NAME)
+    matching = [
         line.strip()[:160]
         for line in lines
         if _INVALID.search(line) or "tcp-reset" in line or "reject with tcp reset" in line
     ]
     part.notes += [
-        f"a rule that decides about packets of no known connection: `{line}`" for line in some[:_NAMED]
+        f"a rule that decides about packets of no known connection: `{line}`" for line in matching[:_NAMED]
     ]
-    if len(some) > _NAMED:
-        part.notes.append(f"{len(some) - _NAMED} more such rules")
+    if len(matching) > _NAMED:
+        part.notes.append(f"{len(matching) - _NAMED} more such rules")
     return part

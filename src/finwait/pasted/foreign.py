@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from typing import Final
 
-from finwait.pasted.rows import Part
+from finwait.pasted.rows import TextPart
 
 __all__ = ["NAME", "read", "starts"]
 
@@ -43,7 +43,7 @@ def starts(line: str) -> bool:
     return line[:1] == " " and "TCP" in line[:12] and _WINDOWS.match(line) is not None
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001
     """Count the states."""
     seen: Counter[str] = Counter()
     windows = False
@@ -57,7 +57,7 @@ def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
         f"{n} in {state}{': ' + _MEANING[state] if state in _MEANING else ''}"
         for state, n in seen.most_common()
     ]
-    part = Part(NAME, notes=notes)
+    part = TextPart(NAME, notes=notes)
     if stuck := sum(seen[state] for state in _MEANING):
         part.unread["judge connections of another system's TCP"] = stuck
     return part

@@ -20,10 +20,10 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.pasted.encode import INFO
-from finwait.pasted.rows import Holder, Part
+from finwait.pasted.rows import NamedHolder, TextPart
 from finwait.uapi import tcp
 
-__all__ = ["Sockets", "joined"]
+__all__ = ["JoinedSockets", "joined", "names_of"]
 
 I64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -32,14 +32,14 @@ _EPHEMERAL: Final = 32768
 """The lowest port that Linux chooses for a connection that is opened, unless set otherwise."""
 
 
-class Sockets(Struct):
+class JoinedSockets(Struct):
     """All sockets of one moment: columns, which rows lack them, ends, holders, and how many had no state."""
 
     columns: dict[str, I64]
     missing: dict[str, Mask]
     src: NDArray[np.uint64]
     dst: NDArray[np.uint64]
-    holders: list[Holder]
+    holders: list[NamedHolder]
     stateless: int
     moved: dict[int, int]
     """Inode as the text has it → the number that stands for it, where another machine has a socket of that inode."""
@@ -48,7 +48,7 @@ class Sockets(Struct):
         return len(self.src)
 
 
-def joined(parts: Sequence[Part], spoken: Mapping[str, bytes], taken: set[int]) -> Sockets | None:
+def joined(parts: Sequence[TextPart], spoken: Mapping[str, bytes], taken: set[int]) -> JoinedSockets | None:
     """Join the sockets of parts; None where none has any.
 
     Args:
@@ -56,14 +56,14 @@ def joined(parts: Sequence[Part], spoken: Mapping[str, bytes], taken: set[int]) 
         spoken: settings, by the names of their files.
         taken: inodes of sockets of other machines, which these must not share; those of these are added.
     """
-    some = [part.rows for part in parts if part.rows is not None and len(part.rows)]
-    if not some:
+    listed = [part.rows for part in parts if part.rows is not None and len(part.rows)]
+    if not listed:
         return None
-    tables = [_settled(*rows.columns()) for rows in some]
+    tables = [_settled(*rows.columns()) for rows in listed]
     columns, src, dst, places = _one_row_each(tables)
     holders = [
-        Holder(int(place[holder.row]), holder.pid, holder.name, holder.fd)
-        for rows, place in zip(some, places, strict=True)
+        NamedHolder(int(place[holder.row]), holder.pid, holder.name, holder.fd)
+        for rows, place in zip(listed, places, strict=True)
         for holder in rows.holders
     ]
     stateful = columns["state"] > 0
@@ -72,13 +72,13 @@ def joined(parts: Sequence[Part], spoken: Mapping[str, bytes], taken: set[int]) 
         number = np.cumsum(stateful) - 1
         columns = {name: cells[stateful] for name, cells in columns.items()}
         src, dst = src[stateful], dst[stateful]
-        holders = [Holder(int(number[h.row]), h.pid, h.name, h.fd) for h in holders if stateful[h.row]]
+        holders = [NamedHolder(int(number[h.row]), h.pid, h.name, h.fd) for h in holders if stateful[h.row]]
     _conclude(columns, holders, spoken)
     missing = {name: cells < 0 for name, cells in columns.items()}
     moved = _stand_in_inodes(columns, missing, taken)
     _stand_in_cookies(columns, src, dst)
     filled = {name: np.maximum(cells, 0) for name, cells in columns.items()}
-    return Sockets(filled, missing, src, dst, holders, stateless, moved)
+    return JoinedSockets(filled, missing, src, dst, holders, stateless, moved)
 
 
 _Table = tuple[dict[str, I64], NDArray[np.uint64], NDArray[np.uint64]]
@@ -148,14 +148,14 @@ def _one_row_each(
             if name == "state":
                 continue
             column = result.setdefault(name, np.full(n, -1, np.int64))
-            told = (cells >= 0) & (same | np.isin(name, ("sport", "dport", "family", "protocol")))
-            column[at[told]] = cells[told]
+            known = (cells >= 0) & (same | np.isin(name, ("sport", "dport", "family", "protocol")))
+            column[at[known]] = cells[known]
     return result, all_src, all_dst, places
 
 
 def _conclude(
     columns: dict[str, I64],
-    holders: list[Holder],
+    holders: list[NamedHolder],
     spoken: Mapping[str, bytes],
 ) -> None:
     """Write what follows of a row; −2 for an inode that is not told, and not 0."""
@@ -195,7 +195,7 @@ def _stand_in_inodes(columns: dict[str, I64], missing: dict[str, Mask], taken: s
     """Give rows numbers that stand for inodes that are not told, or are those of another machine, too."""
     inode = columns["inode"]
     twice = np.isin(inode, np.array(sorted(taken), np.int64)) & (inode > 0)
-    told = inode[twice].tolist()
+    shared = inode[twice].tolist()
     numbers = set(inode[inode > 0].tolist()) | taken
     instead: dict[int, int] = {}
     free = 0xFFFFFFFF
@@ -212,7 +212,7 @@ def _stand_in_inodes(columns: dict[str, I64], missing: dict[str, Mask], taken: s
         free -= 1
     missing["inode"] = missing["inode"] | twice
     columns["inode"] = np.maximum(inode, 0)
-    taken |= set(columns["inode"].tolist()) | set(told)
+    taken |= set(columns["inode"].tolist()) | set(shared)
     taken.discard(0)
     return instead
 
@@ -232,7 +232,7 @@ def _stand_in_cookies(columns: dict[str, I64], src: NDArray[np.uint64], dst: NDA
         cookie[again] += np.arange(1, int(again.sum()) + 1)
 
 
-def names_of(parts: Sequence[Part]) -> dict[int, str]:
+def names_of(parts: Sequence[TextPart]) -> dict[int, str]:
     """Return what texts call processes, by pid."""
     names: dict[int, str] = {}
     for part in parts:

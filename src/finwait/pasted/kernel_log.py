@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from typing import Final
 
-from finwait.pasted.rows import Part
+from finwait.pasted.rows import TextPart
 
 __all__ = ["NAME", "read", "starts"]
 
@@ -47,7 +47,7 @@ def starts(line: str) -> bool:
     return ("TCP" in line or "conntrack" in line) and any(form.search(line) for form, _ in _MEANINGS)
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001
     """Count what the lines say."""
     seen = Counter(says for line in lines for form, says in _MEANINGS if form.search(line))
-    return Part(NAME, notes=[f"kernel log, {n} line{'s' * (n > 1)}: {says}" for says, n in seen.items()])
+    return TextPart(NAME, notes=[f"kernel log, {n} line{'s' * (n > 1)}: {says}" for says, n in seen.items()])

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from finwait.errors import PasteError
 
-__all__ = ["LONGEST", "MOST", "Command", "clean", "command_of", "without_prefix"]
+__all__ = ["LONGEST", "MOST", "TypedCommand", "clean", "command_of", "without_prefix"]
 
 MOST: Final = 512 << 20
 """Bytes of a text: a million lines of `ss -tanoeip` are 350 MB."""
@@ -81,7 +81,7 @@ def without_prefix(line: str) -> str:
     return line[match.end() :] if match else line
 
 
-class Command(Struct, frozen=True):
+class TypedCommand(Struct, frozen=True):
     """A command that stands in a text before what it printed."""
 
     name: str
@@ -105,7 +105,7 @@ _COMMAND = re.compile(
 _HOST = re.compile(r"[\w.-]{1,32}@([\w.-]{1,64})")
 
 
-def command_of(line: str) -> Command | None:
+def command_of(line: str) -> TypedCommand | None:
     """Return the command that a line shows, typed at a prompt or alone; None where it shows none."""
     if len(line) > 400:
         return None
@@ -120,4 +120,4 @@ def command_of(line: str) -> Command | None:
     if match["prompt"] is None and args and args[:1] not in "-/s":
         return None
     host = _HOST.search(match["prompt"] or "")
-    return Command(match["name"], args, host[1] if host else "")
+    return TypedCommand(match["name"], args, host[1] if host else "")

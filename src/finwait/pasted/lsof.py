@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from finwait.pasted.rows import Endpoint, Part, SocketRows, endpoint, state_of
+from finwait.pasted.rows import PastedEnd, SocketRows, TextPart, endpoint, state_of
 from finwait.uapi import tcp
 from finwait.uapi.observation import UNTOLD_FD
 
@@ -36,10 +36,10 @@ def starts(line: str) -> bool:
     )
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001 - a line says all
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001 - a line says all
     """Read lines of lsof."""
     rows = SocketRows()
-    part = Part(NAME, rows)
+    part = TextPart(NAME, rows)
     places: dict[tuple[str, str, str, str], int] = {}
     for line in lines:
         match = _ROW.match(line)
@@ -54,7 +54,7 @@ def read(lines: list[str], args: str) -> Part:  # noqa: ARG001 - a line says all
             part.count("read lines of lsof with names, or without a state (`lsof -nP -iTCP` prints both)")
             continue
         if version == "6" and src.family == 2:
-            src = Endpoint(src.words, src.port, 10)
+            src = PastedEnd(src.words, src.port, 10)
         key = (local, peer or "", device, str(state))
         row = places.get(key)
         if row is None:

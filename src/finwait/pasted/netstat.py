@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from finwait.pasted.rows import Part, SocketRows, endpoint, state_of
+from finwait.pasted.rows import SocketRows, TextPart, endpoint, state_of
 from finwait.uapi import tcp
 from finwait.uapi.observation import UNTOLD_FD
 
@@ -45,7 +45,7 @@ def starts(line: str) -> bool:
     return not words or state_of(words[0]) is not None
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001 - the columns tell
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001 - the columns tell
     """Read the lines of one command's output."""
     rows, unread = SocketRows(), dict[str, int]()
     for line in lines:
@@ -54,7 +54,7 @@ def read(lines: list[str], args: str) -> Part:  # noqa: ARG001 - the columns tel
             continue
         if (why := _add(rows, match)) is not None:
             unread[why] = unread.get(why, 0) + 1
-    return Part(NAME, rows, unread=unread)
+    return TextPart(NAME, rows, unread=unread)
 
 
 def _add(rows: SocketRows, match: re.Match[str]) -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from finwait.pasted.rows import Part
+from finwait.pasted.rows import TextPart
 
 __all__ = ["NAME", "read", "starts"]
 
@@ -52,9 +52,9 @@ def starts(line: str) -> bool:
     return (line[:4] == "    " and any(form.match(bare) for form, _ in _SENTENCES)) or bare == "#kernel"
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001
     """Read counters into the files of /proc that have them."""
-    part, counters, sockstat = Part(NAME), dict[str, str](), list[str]()
+    part, counters, sockstat = TextPart(NAME), dict[str, str](), list[str]()
     for line in lines:
         bare = line.strip()
         if match := _COUNTER.match(bare):

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from finwait.errors import Gap
 from finwait.pasted.encode import encoded
-from finwait.pasted.joined import Sockets, joined, names_of
+from finwait.pasted.joined import JoinedSockets, joined, names_of
 from finwait.pasted.recognise import read_section, sections
-from finwait.pasted.rows import Part
+from finwait.pasted.rows import TextPart
 from finwait.uapi.cluster import NO_NAMES, ClusterNames
 from finwait.uapi.observation import (
     UNTOLD_FD,
@@ -33,13 +33,13 @@ from finwait.uapi.observation import (
     ProcessFiles,
 )
 
-__all__ = ["Reading", "Text", "observations"]
+__all__ = ["PastedText", "TextReading", "observations"]
 
 NETNS: Final = 1
 """Stands for the inode of the first network namespace: texts do not tell it."""
 
 
-class Text(Struct, frozen=True):
+class PastedText(Struct, frozen=True):
     """One text: its lines, what it is called, and when it was made."""
 
     name: str
@@ -47,11 +47,11 @@ class Text(Struct, frozen=True):
     unix_ns: int = 0
 
 
-class Moment(Struct):
+class PastedMoment(Struct):
     """What was read of one moment, at one place."""
 
     unix_ns: int = 0
-    parts: list[Part] = field(default_factory=list)
+    parts: list[TextPart] = field(default_factory=list)
     seen: set[tuple[str, str, str]] = field(default_factory=set)
 
     @property
@@ -60,16 +60,16 @@ class Moment(Struct):
         return any(part.rows is not None or part.flows for part in self.parts)
 
 
-class Place(Struct):
+class PastedPlace(Struct):
     """One machine, or one network namespace of it: what was read there, moment by moment."""
 
     hosts: set[str] = field(default_factory=set)
     addresses: set[tuple[int, int]] = field(default_factory=set)
     """Local addresses of its connections."""
-    moments: list[Moment] = field(default_factory=list)
+    moments: list[PastedMoment] = field(default_factory=list)
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[TextPart]:
         """All that was read there."""
         return [part for moment in self.moments for part in moment.parts]
 
@@ -79,7 +79,7 @@ class Place(Struct):
         return {n: data for part in self.parts for n, data in part.files.items() if n.startswith("sys/")}
 
 
-class Reading(Struct):
+class TextReading(Struct):
     """What was made of texts."""
 
     looks: tuple[Observation, ...]
@@ -87,19 +87,19 @@ class Reading(Struct):
     """For each text, what each of its lines was read as, by number."""
     recognised: Counter[str]
     """How many lines each recogniser knew."""
-    texts: tuple[Text, ...]
+    texts: tuple[PastedText, ...]
     notes: tuple[str, ...]
     """What the texts say that no column has."""
 
 
-def observations(texts: Sequence[Text]) -> Reading:
+def observations(texts: Sequence[PastedText]) -> TextReading:
     """Return the looks that texts make, the earliest first; none where nothing is recognised."""
     labels: dict[str, dict[int, str]] = {}
     known: Counter[str] = Counter()
-    places: list[Place] = []
+    places: list[PastedPlace] = []
     for text in texts:
-        some, labels[text.name] = sections(text.lines)
-        for host, group in groupby(some, key=lambda section: section.host):
+        outputs, labels[text.name] = sections(text.lines)
+        for host, group in groupby(outputs, key=lambda section: section.host):
             read = [(section, read_section(section)) for section in group]
             place = _place(places, host, [part for _, part in read])
             for section, part in read:
@@ -109,10 +109,10 @@ def observations(texts: Sequence[Text]) -> Reading:
         if len(place.moments) > 1 and all(moment.unix_ns for moment in place.moments):
             place.moments.sort(key=lambda moment: moment.unix_ns)
     notes = tuple(dict.fromkeys(note for place in places for part in place.parts for note in part.notes))
-    return Reading(_looks(places), labels, known, tuple(texts), notes)
+    return TextReading(_looks(places), labels, known, tuple(texts), notes)
 
 
-def _place(places: list[Place], host: str, parts: Sequence[Part]) -> Place:
+def _place(places: list[PastedPlace], host: str, parts: Sequence[TextPart]) -> PastedPlace:
     """Return where parts were read: at the host that the prompt names, else where their addresses are local."""
     addresses = {end for part in parts if part.rows is not None for end in part.rows.local_addresses()}
     for place in places:
@@ -122,25 +122,25 @@ def _place(places: list[Place], host: str, parts: Sequence[Part]) -> Place:
         if same_host or not (apart or unlike):
             break
     else:
-        place = Place()
+        place = PastedPlace()
         places.append(place)
     place.addresses |= addresses
     place.hosts |= {host} if host else set()
     return place
 
 
-def _sort_in(moments: list[Moment], key: tuple[str, str, str], part: Part, unix_ns: int) -> None:
+def _sort_in(moments: list[PastedMoment], key: tuple[str, str, str], part: TextPart, unix_ns: int) -> None:
     """Add a part to the moment that it belongs to: a new one where its command was seen in the last."""
     now = moments[-1] if moments else None
     if now is None or key in now.seen or (unix_ns and now.unix_ns and unix_ns != now.unix_ns):
-        now = Moment(unix_ns)
+        now = PastedMoment(unix_ns)
         moments.append(now)
     now.unix_ns = now.unix_ns or unix_ns
     now.seen.add(key)
     now.parts.append(part)
 
 
-def _looks(places: Sequence[Place]) -> tuple[Observation, ...]:
+def _looks(places: Sequence[PastedPlace]) -> tuple[Observation, ...]:
     """Return one look for each moment; of a place with fewer, its first one stands for the earlier ones."""
     of_places = [[m for m in place.moments if m.has_rows] or place.moments[-1:] for place in places]
     count = max(map(len, of_places), default=0)
@@ -150,7 +150,7 @@ def _looks(places: Sequence[Place]) -> tuple[Observation, ...]:
     )
 
 
-def _look(places: Sequence[Place], moments: Sequence[Moment]) -> Observation:
+def _look(places: Sequence[PastedPlace], moments: Sequence[PastedMoment]) -> Observation:
     buffers: list[NDArray[np.uint8]] = []
     spaces: list[Namespace] = []
     triples: set[tuple[int, int, int]] = set()
@@ -181,8 +181,8 @@ def _look(places: Sequence[Place], moments: Sequence[Moment]) -> Observation:
 
 
 def _assembled(
-    places: Sequence[Place],
-    moments: Sequence[Moment],
+    places: Sequence[PastedPlace],
+    moments: Sequence[PastedMoment],
     buffers: Sequence[NDArray[np.uint8]],
     spaces: Sequence[Namespace],
     triples: set[tuple[int, int, int]],
@@ -213,7 +213,7 @@ def _assembled(
     )
 
 
-def _names(places: Sequence[Place]) -> dict[int, str]:
+def _names(places: Sequence[PastedPlace]) -> dict[int, str]:
     """Return the names of processes; one pid may be two processes, of two machines."""
     names: dict[int, dict[str, None]] = {}
     for place in places:
@@ -234,13 +234,13 @@ def _entries(flows: Sequence[bytes], at: int) -> tuple[NDArray[np.uint8], Dump]:
     return np.frombuffer(bytes(data), np.uint8), Dump("conntrack", tuple(starts), tuple(ends))
 
 
-def _descriptors(parts: Sequence[Part], sockets: Sockets) -> set[tuple[int, int, int]]:
+def _descriptors(parts: Sequence[TextPart], sockets: JoinedSockets) -> set[tuple[int, int, int]]:
     """Return (pid, fd, inode) of the holders that texts name."""
     inode = sockets.columns["inode"]
     known = set(inode.tolist())
     moved = sockets.moved
-    some = {(pid, fd, moved.get(number, number)) for part in parts for pid, fd, number in part.descriptors}
-    listed = {triple for triple in some if triple[2] in known}
+    numbers = {(pid, fd, moved.get(number, number)) for part in parts for pid, fd, number in part.descriptors}
+    listed = {triple for triple in numbers if triple[2] in known}
     named = {(holder.pid, holder.fd, int(inode[holder.row])) for holder in sockets.holders}
     # A process whose descriptor one text numbers is not named once more because another does not.
     numbered = {(pid, number) for pid, fd, number in named | listed if fd != UNTOLD_FD}
@@ -255,12 +255,12 @@ _NOT_SHOWN: Final = Gap(
 )
 
 
-def _gaps(parts: Sequence[Part], sockets: Sockets | None) -> list[Gap]:
+def _gaps(parts: Sequence[TextPart], sockets: JoinedSockets | None) -> list[Gap]:
     """Return what the texts do not tell, beside what a rule misses."""
     unread: Counter[str] = Counter()
     for part in parts:
         unread.update(part.unread)
-    gaps = [Gap("the text", f"{what}: {n}", "") for what, n in sorted(unread.items())]
+    gaps = [Gap("the text", f"{doing}: {n}", "") for doing, n in sorted(unread.items())]
     if sockets is not None and sockets.stateless:
         rows = "1 row" if sockets.stateless == 1 else f"{sockets.stateless} rows"
         needs = "the command line, or `ss` without `state STATE`"

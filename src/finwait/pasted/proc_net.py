@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from finwait.pasted.rows import Endpoint, Part, SocketRows
+from finwait.pasted.rows import PastedEnd, SocketRows, TextPart
 from finwait.table.sockets import MAPPED
 from finwait.uapi import tcp
 
@@ -37,7 +37,7 @@ def part_of(lines: list[str]) -> str:
     return "" if match is None else "tcp" if len(match[1]) == 8 else "tcp6"
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001
     """Read the lines of one file."""
     rows, unread = SocketRows(), dict[str, int]()
     for line in lines:
@@ -66,11 +66,11 @@ def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
             if kind in (2, 4):
                 cells["retrans"] = min(int(match[12]), 255)
         rows.add(_end(match[1], match[2]), _end(match[3], match[4]), cells)
-    return Part(NAME, rows, unread=unread)
+    return TextPart(NAME, rows, unread=unread)
 
 
-def _end(address: str, port: str) -> Endpoint:
+def _end(address: str, port: str) -> PastedEnd:
     words = [int.from_bytes(bytes.fromhex(address[k : k + 8])[::-1]) for k in range(0, len(address), 8)]
     if len(words) == 1:
-        return Endpoint((0, MAPPED | words[0]), int(port, 16), 2)
-    return Endpoint((words[0] << 32 | words[1], words[2] << 32 | words[3]), int(port, 16), 10)
+        return PastedEnd((0, MAPPED | words[0]), int(port, 16), 2)
+    return PastedEnd((words[0] << 32 | words[1], words[2] << 32 | words[3]), int(port, 16), 10)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from finwait.pasted.rows import Part
+from finwait.pasted.rows import TextPart
 from finwait.uapi.cluster import NAME as CLUSTER_NAME
 from finwait.uapi.cluster import Pod
 
@@ -41,9 +41,9 @@ def starts(line: str) -> bool:
     )  # fmt: skip
 
 
-def read(lines: list[str], args: str) -> Part:
+def read(lines: list[str], args: str) -> TextPart:
     """Read descriptors and pods."""
-    part = Part(NAME)
+    part = TextPart(NAME)
     named = _PID.search(args)
     pid = int(named[1]) if named else 0
     namespaced = False
@@ -62,7 +62,7 @@ def read(lines: list[str], args: str) -> Part:
     return part
 
 
-def _pod(part: Part, match: re.Match[str], *, namespaced: bool) -> None:
+def _pod(part: TextPart, match: re.Match[str], *, namespaced: bool) -> None:
     namespace, name, address, node = match.groups()
     if not address or address == "<none>" or CLUSTER_NAME.fullmatch(name) is None:
         return

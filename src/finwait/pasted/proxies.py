@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from typing import Final
 
-from finwait.pasted.rows import Part
+from finwait.pasted.rows import TextPart
 
 __all__ = ["NAME", "read", "starts"]
 
@@ -70,7 +70,7 @@ def starts(line: str) -> bool:
     )  # fmt: skip
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001
     """Count how requests ended."""
     seen: Counter[str] = Counter()
     for line in lines:
@@ -88,4 +88,4 @@ def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
             for form, says in _NGINX:
                 if form.search(line):
                     seen[f"nginx: {says}"] += 1
-    return Part(NAME, notes=[f"{says}; {n} line{'s' * (n > 1)}" for says, n in seen.most_common(20)])
+    return TextPart(NAME, notes=[f"{says}; {n} line{'s' * (n > 1)}" for says, n in seen.most_common(20)])

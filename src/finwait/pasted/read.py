@@ -9,25 +9,25 @@ from typing import Final
 from finwait import files
 from finwait.errors import FinwaitError, PasteError
 from finwait.pasted.lines import MOST, clean
-from finwait.pasted.observation import Reading, Text, observations
+from finwait.pasted.observation import PastedText, TextReading, observations
 from finwait.recording.format import MAGIC
 from finwait.recording.replay import Replay, open_recording
 
-__all__ = ["Pasted", "is_recording", "is_text", "open_pasted", "opened", "read_texts"]
+__all__ = ["PastedMachine", "is_recording", "is_text", "open_pasted", "opened", "read_texts"]
 
 
-class Pasted(Replay):
+class PastedMachine(Replay):
     """The looks that pasted texts make."""
 
     pasted: Final = True
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: TextReading) -> None:
         super().__init__(reading.looks)
         self.reading = reading
 
-    def begin(self) -> Pasted:
+    def begin(self) -> PastedMachine:
         """Return the same texts, to be looked at from their first look on."""
-        return Pasted(self.reading)
+        return PastedMachine(self.reading)
 
 
 def is_recording(path: str) -> bool:
@@ -53,7 +53,7 @@ def is_text(path: str) -> bool:
         return False
 
 
-def read_texts(paths: Sequence[str], at_ns: Sequence[int] = ()) -> Reading:
+def read_texts(paths: Sequence[str], at_ns: Sequence[int] = ()) -> TextReading:
     """Read texts.
 
     Args:
@@ -73,11 +73,11 @@ def read_texts(paths: Sequence[str], at_ns: Sequence[int] = ()) -> Reading:
                     data = file.read(MOST + 1)
         except OSError as error:
             raise PasteError(f"cannot read {path}: {error.strerror}") from error
-        texts.append(Text(path, clean(data), at_ns[k] if k < len(at_ns) else 0))
+        texts.append(PastedText(path, clean(data), at_ns[k] if k < len(at_ns) else 0))
     return observations(texts)
 
 
-def open_pasted(paths: Sequence[str], at_ns: Sequence[int] = ()) -> Pasted:
+def open_pasted(paths: Sequence[str], at_ns: Sequence[int] = ()) -> PastedMachine:
     """Open texts as a machine.
 
     Raises:
@@ -88,7 +88,7 @@ def open_pasted(paths: Sequence[str], at_ns: Sequence[int] = ()) -> Pasted:
         error = PasteError(f"nothing in {' and '.join(paths)} is the output of a tool that finwait knows")
         error.hint = "`finwait read --show-lines FILE` shows how each line was read"
         raise error
-    return Pasted(reading)
+    return PastedMachine(reading)
 
 
 def opened(path: str) -> Replay:
@@ -110,4 +110,4 @@ def opened(path: str) -> Replay:
         )
         unknown.hint = "`finwait read --show-lines FILE` shows how each line was read"
         raise unknown
-    return Pasted(reading)
+    return PastedMachine(reading)

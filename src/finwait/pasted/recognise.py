@@ -29,10 +29,10 @@ from finwait.pasted import (
     sysctl,
     tcpdump,
 )
-from finwait.pasted.lines import Command, command_of, without_prefix
-from finwait.pasted.rows import Part
+from finwait.pasted.lines import TypedCommand, command_of, without_prefix
+from finwait.pasted.rows import TextPart
 
-__all__ = ["RECOGNISERS", "Section", "read_section", "sections", "time_of"]
+__all__ = ["RECOGNISERS", "TextSection", "read_section", "sections", "time_of"]
 
 RECOGNISERS: Final[tuple[ModuleType, ...]] = (
     ss, netstat, proc_net, lsof, conntrack, foreign, nstat, sysctl, processes, tcpdump, kernel_log, firewall, proxies,
@@ -44,7 +44,7 @@ _STARTS: Final[tuple[tuple[ModuleType, Callable[[str], bool]], ...]] = tuple(
 )
 
 
-class Section(Struct):
+class TextSection(Struct):
     """Lines that one command printed, and what is known of when and where."""
 
     module: ModuleType
@@ -77,10 +77,10 @@ class _Reader:
     """Goes through the lines of a text."""
 
     def __init__(self) -> None:
-        self.sections: list[Section] = []
+        self.sections: list[TextSection] = []
         self.labels: dict[int, str] = {}
-        self._now: Section | None = None
-        self._command: Command | None = None
+        self._now: TextSection | None = None
+        self._command: TypedCommand | None = None
         self._host = ""
         self._unix_ns = 0
 
@@ -123,13 +123,13 @@ class _Reader:
         now.has_rows |= not head
         return True
 
-    def _begin(self, module: ModuleType) -> Section:
+    def _begin(self, module: ModuleType) -> TextSection:
         args = self._command.args if self._command is not None else ""
-        self._now = Section(module, args, self._host, self._unix_ns)
+        self._now = TextSection(module, args, self._host, self._unix_ns)
         self.sections.append(self._now)
         return self._now
 
-    def _take_command(self, number: int, command: Command) -> None:
+    def _take_command(self, number: int, command: TypedCommand) -> None:
         self._command, self._now = command, None
         self._host = command.host or self._host
         self.labels[number] = f"command: {command.name}"
@@ -144,7 +144,7 @@ class _Reader:
             self.sections[-1].numbers.append(number)
 
 
-def sections(lines: list[str]) -> tuple[list[Section], dict[int, str]]:
+def sections(lines: list[str]) -> tuple[list[TextSection], dict[int, str]]:
     """Return the sections of a text, and what each of its lines was read as, by number."""
     reader = _Reader()
     for number, line in enumerate(lines, 1):
@@ -155,9 +155,9 @@ def sections(lines: list[str]) -> tuple[list[Section], dict[int, str]]:
     return reader.sections, labels
 
 
-def read_section(section: Section) -> Part:
+def read_section(section: TextSection) -> TextPart:
     """Return what a section says."""
-    part: Part = section.module.read(section.lines, section.args)
+    part: TextPart = section.module.read(section.lines, section.args)
     part.host = section.host
     return part
 

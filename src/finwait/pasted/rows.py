@@ -19,7 +19,7 @@ from finwait.table.sockets import MAPPED
 from finwait.uapi import tcp
 from finwait.uapi.cluster import Pod
 
-__all__ = ["Endpoint", "Holder", "SocketRows", "endpoint", "state_of"]
+__all__ = ["NamedHolder", "PastedEnd", "SocketRows", "TextPart", "endpoint", "state_of"]
 
 _CHUNK: Final = 4096
 _SERVICES: Final = {
@@ -34,7 +34,7 @@ Words = tuple[int, int]
 """An address as two 64-bit words."""
 
 
-class Endpoint(Struct, frozen=True):
+class PastedEnd(Struct, frozen=True):
     """One end: address, port and family."""
 
     words: Words
@@ -43,11 +43,11 @@ class Endpoint(Struct, frozen=True):
 
 
 _V4 = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})")
-_ENDPOINTS: dict[str, Endpoint | None] = {}
+_ENDPOINTS: dict[str, PastedEnd | None] = {}
 _REMEMBERED: Final = 200_000
 
 
-def endpoint(text: str) -> Endpoint | None:
+def endpoint(text: str) -> PastedEnd | None:
     """Return an end as ``10.0.0.1:80``, ``[::1]:22``, ``:::22``, ``*:*`` or ``10.0.0.1%eth0:ssh``; None for no end."""
     known = _ENDPOINTS.get(text, _ENDPOINTS)
     if known is not _ENDPOINTS:
@@ -58,7 +58,7 @@ def endpoint(text: str) -> Endpoint | None:
     return end
 
 
-def _endpoint(text: str) -> Endpoint | None:
+def _endpoint(text: str) -> PastedEnd | None:
     host, colon, port_text = text.rpartition(":")
     if not colon or len(text) > 100:
         return None
@@ -75,14 +75,14 @@ def _endpoint(text: str) -> Endpoint | None:
         a, b, c, d = map(int, match.groups())
         if max(a, b, c, d) > 255:
             return None
-        return Endpoint((0, MAPPED | a << 24 | b << 16 | c << 8 | d), port, 2)
+        return PastedEnd((0, MAPPED | a << 24 | b << 16 | c << 8 | d), port, 2)
     if host == "*":
-        return Endpoint((0, 0), port, 10)
+        return PastedEnd((0, 0), port, 10)
     try:
         number = int(ipaddress.IPv6Address(host))
     except ValueError:
         return None
-    return Endpoint((number >> 64, number & 0xFFFFFFFFFFFFFFFF), port, 10)
+    return PastedEnd((number >> 64, number & 0xFFFFFFFFFFFFFFFF), port, 10)
 
 
 _STATES: Final = {tcp.ss_name(n): n for n in tcp.STATES} | {
@@ -95,7 +95,7 @@ def state_of(word: str) -> int | None:
     return _STATES.get(word)
 
 
-class Holder(Struct, frozen=True):
+class NamedHolder(Struct, frozen=True):
     """A descriptor, or only a process, that a text names for a row."""
 
     row: int
@@ -108,7 +108,7 @@ class SocketRows:
     """Rows under way to a table; columns are those of `finwait.table.sockets.SCHEMA`."""
 
     def __init__(self) -> None:
-        self.holders: list[Holder] = []
+        self.holders: list[NamedHolder] = []
         self._waiting: list[Mapping[str, int]] = []
         self._ends: list[tuple[Words, Words]] = []
         self._parts: list[dict[str, NDArray[np.int64]]] = []
@@ -118,7 +118,7 @@ class SocketRows:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, src: Endpoint, dst: Endpoint, cells: dict[str, int]) -> int:
+    def add(self, src: PastedEnd, dst: PastedEnd, cells: dict[str, int]) -> int:
         """Add a row; return its number. What ``cells`` lacks is not told; its numbers are below 2**63."""
         cells["sport"], cells["dport"], cells["family"] = src.port, dst.port, src.family
         self._waiting.append(cells)
@@ -131,7 +131,7 @@ class SocketRows:
     def hold(self, row: int, pid: int, name: str, fd: int) -> None:
         """Note that a process holds a row."""
         if 0 < pid < 1 << 22:
-            self.holders.append(Holder(row, pid, name[:64], fd))
+            self.holders.append(NamedHolder(row, pid, name[:64], fd))
 
     def local_addresses(self) -> set[Words]:
         """Return the local addresses of its connections, without those that every machine has."""
@@ -177,7 +177,7 @@ class SocketRows:
 _EVERYWHERE: Final = frozenset({(0, 0), (0, 1), (0, MAPPED)})
 
 
-class Part(Struct):
+class TextPart(Struct):
     """What one recogniser made of the lines that are its own."""
 
     recogniser: str
@@ -197,6 +197,6 @@ class Part(Struct):
     pods: list[Pod] = field(default_factory=list)
     host: str = ""
 
-    def count(self, what: str) -> None:
+    def count(self, doing: str) -> None:
         """Count a line that did not say well enough what it is."""
-        self.unread[what] = self.unread.get(what, 0) + 1
+        self.unread[doing] = self.unread.get(doing, 0) + 1

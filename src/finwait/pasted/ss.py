@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from finwait.pasted.rows import Part, SocketRows, endpoint, state_of
+from finwait.pasted.rows import SocketRows, TextPart, endpoint, state_of
 from finwait.uapi import tcp
 from finwait.uapi.observation import UNTOLD_FD
 
@@ -122,11 +122,11 @@ class _Section:
         number = tcp.parse_state(states[0]) if len(states) == 1 else None
         self.state = number or 0
 
-    def count(self, what: str) -> None:
-        self.unread[what] = self.unread.get(what, 0) + 1
+    def count(self, doing: str) -> None:
+        self.unread[doing] = self.unread.get(doing, 0) + 1
 
 
-def read(lines: list[str], args: str) -> Part:
+def read(lines: list[str], args: str) -> TextPart:
     """Read the lines of one command's output."""
     section = _Section(args)
     whole = _joined(lines)
@@ -134,7 +134,7 @@ def read(lines: list[str], args: str) -> Part:
         section.shows_timers = any("timer:(" in line for line in whole)
     for line in whole:
         _row(section, line)
-    return Part(NAME, section.rows, unread=section.unread)
+    return TextPart(NAME, section.rows, unread=section.unread)
 
 
 def _joined(lines: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from finwait.pasted.rows import Part
+from finwait.pasted.rows import TextPart
 
 __all__ = ["NAME", "read", "starts"]
 
@@ -28,9 +28,9 @@ def starts(line: str) -> bool:
     return "net" in line[:20] and _LINE.match(line) is not None
 
 
-def read(lines: list[str], args: str) -> Part:
+def read(lines: list[str], args: str) -> TextPart:
     """Read settings, by the names of their files below /proc/sys."""
-    part = Part(NAME)
+    part = TextPart(NAME)
     for line in lines:
         if match := _LINE.match(line):
             name = match[1].replace(".", "/").removeprefix("net/")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from finwait.pasted.rows import Part
+from finwait.pasted.rows import TextPart
 
 __all__ = ["NAME", "read", "starts"]
 
@@ -28,7 +28,7 @@ def starts(line: str) -> bool:
     return "Flags [" in line and _LINE.search(line) is not None
 
 
-def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
+def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001
     """Say which connections closed on one side only."""
     sent: dict[tuple[tuple[str, str], tuple[str, str]], set[tuple[str, str]]] = {}
     for line in lines:
@@ -40,7 +40,7 @@ def read(lines: list[str], args: str) -> Part:  # noqa: ARG001
         for flag in "FR":
             if flag in match[5]:
                 flags.add((":".join(a), flag))
-    part = Part(NAME)
+    part = TextPart(NAME)
     halves = []
     for (a, b), flags in sent.items():
         fins = {end for end, flag in flags if flag == "F"}

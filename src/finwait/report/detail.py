@@ -367,6 +367,6 @@ def _fds(view: View, rows: NDArray[np.int64]) -> list[str]:
     result = []
     for row in rows.tolist():
         fds = view.holders.of(row)
-        told = [fd for _, fd in fds if fd != UNTOLD_FD]
-        result.append(f"fd {told[0]}" if len(told) == 1 else f"{len(told)} fds" if told else "")
+        numbers = [fd for _, fd in fds if fd != UNTOLD_FD]
+        result.append(f"fd {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} fds" if numbers else "")
     return result

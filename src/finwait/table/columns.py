@@ -54,7 +54,7 @@ class ColumnTable:
 
         Args:
             columns: cells by name.
-            present: by name, in which rows a column is there; in all if not given.
+            present: by name, in which rows a nullable column is there; in all if not given.
 
         Raises:
             ValueError: an unknown column, or columns of unequal length.
@@ -73,7 +73,7 @@ class ColumnTable:
             if column.name in columns:
                 cells = np.asarray(columns[column.name], dtype=_native(column.dtype))
                 cache[column.name] = cells.reshape(shape)
-                mask = (present or {}).get(column.name)
+                mask = (present or {}).get(column.name) if column.nullable else None
                 masks[column.name] = np.ones(n, np.bool_) if mask is None else np.array(mask, np.bool_)
             else:
                 cache[column.name] = np.zeros(shape, _native(column.dtype))
@@ -238,7 +238,9 @@ class ColumnTable:
         kept = dict.fromkeys(names)
         self.load(kept)
         columns = {name: self.column(name) for name in kept}
-        return type(self).from_columns(columns, {name: self.present(name) for name in kept})
+        table = type(self).from_columns(columns, {name: self.present(name) for name in kept})
+        table._present.update((name, self._present[name]) for name in kept)
+        return table
 
     def attributes(self, row: int) -> dict[tuple[int, ...], bytes]:
         """Return every attribute of one row as received, unknown ones included; empty without bytes."""
