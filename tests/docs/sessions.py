@@ -36,7 +36,8 @@ class Session:
         """Whether it says the same on every machine: it looks at a recording, or at nothing."""
         if self.command.startswith("finwait top "):  # a whole screen, which tests/tui compares
             return False
-        return "--from tests/captures/" in self.command or bool(_REFERENCE.match(self.command))
+        files = ("--from tests/", "finwait read tests/", "finwait read --show-lines tests/")
+        return any(words in self.command for words in files) or bool(_REFERENCE.match(self.command))
 
     @property
     def lab(self) -> bool:

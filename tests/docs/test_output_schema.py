@@ -125,7 +125,7 @@ NO_DOCUMENT = {
     "relay run": "a service, whose access log is JSON lines",
     "agent serve": "a service, whose API is JSON",
 }
-DIAGNOSES = ("diagnose", "lab run", "lab demo")
+DIAGNOSES = ("diagnose", "read", "lab run", "lab demo")
 STREAMS = ("trace",)
 
 

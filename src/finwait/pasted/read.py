@@ -72,7 +72,7 @@ def read_texts(paths: Sequence[str], at_ns: Sequence[int] = ()) -> TextReading:
                 with files.open_to_read(path, pipes=True) as file:
                     data = file.read(MOST + 1)
         except OSError as error:
-            raise PasteError(f"cannot read {path}: {error.strerror}") from error
+            raise PasteError(f"`{path}`: cannot be read: {error.strerror}") from error
         texts.append(PastedText(path, clean(data), at_ns[k] if k < len(at_ns) else 0))
     return observations(texts)
 
@@ -85,7 +85,9 @@ def open_pasted(paths: Sequence[str], at_ns: Sequence[int] = ()) -> PastedMachin
     """
     reading = read_texts(paths, at_ns)
     if not reading.looks:
-        error = PasteError(f"nothing in {' and '.join(paths)} is the output of a tool that finwait knows")
+        error = PasteError(
+            f"nothing in {' and '.join(f'`{path}`' for path in paths)} is the output of a tool that finwait knows"
+        )
         error.hint = "`finwait read --show-lines FILE` shows how each line was read"
         raise error
     return PastedMachine(reading)
@@ -100,13 +102,13 @@ def opened(path: str) -> Replay:
     try:
         recorded = is_recording(path)
     except OSError as error:
-        raise PasteError(f"cannot read {path}: {error.strerror}") from error
+        raise PasteError(f"`{path}`: cannot be read: {error.strerror}") from error
     if recorded:
         return open_recording(path)
     reading = read_texts([path])
     if not reading.looks:
         unknown = PasteError(
-            f"{path} is neither a recording of finwait nor the output of a tool that it knows"
+            f"`{path}`: neither a recording of finwait nor the output of a tool that it knows"
         )
         unknown.hint = "`finwait read --show-lines FILE` shows how each line was read"
         raise unknown

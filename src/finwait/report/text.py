@@ -106,6 +106,12 @@ def _headline(
         return f"{host}: {more}.{among}"
     partly = bool(gaps) or _partly_judged(narrowed) or view.established_skipped > 0
     partly = partly or not view.holders.searched or _unread_so_far(view, narrowed) > 0
+    if untold := sum(f.count for f in shown if f.rule == "not-told"):
+        rest = f"; {notices - untold} {'deserves' if notices - untold == 1 else 'deserve'} a look"
+        return (
+            f"{host}: what was read does not say whether {untold} of {seen} "
+            f"{'is' if untold == 1 else 'are'} stuck{rest if notices > untold else ''}."
+        )
     if notices:
         nothing = "nothing stuck was seen" if partly else "nothing is stuck"
         return (

@@ -154,6 +154,7 @@ RULE = Rule(
     remedies=_remedies,
     unjudged=_unjudged,
     untold=True,
+    rest=True,
     cases=(
         _case("opening; what was read does not say how often it has tried", _opening, Turn("unknown")),
         _case(
