@@ -67,12 +67,12 @@ def show(args: argparse.Namespace, diagnosis: object) -> None:
     options.tell_gaps(diagnosis.gaps)  # rows have no place for them
 
 
-def machine_head(facts: Facts) -> dict[str, str]:
+def machine_head(facts: Facts) -> dict[str, str | None]:
     """Return what a document of a diagnosis says of the machine and the time."""
     return {
         "kernel": facts.kernel,
         "hostname": facts.hostname,
-        "time": _when(facts.unix_ns),
+        "time": _when(facts.unix_ns) if facts.unix_ns else None,  # a text need not say when it was made
         "boot_id": facts.boot_id,
     }
 

@@ -220,12 +220,16 @@ class Cells:
     def _age_at_most_s(self) -> list[float | None]:
         return [None if v < 0 else v / 1000 for v in self.view.at_most_ms[self.rows].tolist()]
 
-    def _timer_name(self) -> list[str]:
+    def _timer_name(self) -> list[str | None]:
         s = self.sockets
-        return [
+        names: list[str | None] = [
             f"{_TIMERS.get(t, t)},{_time_left(e)},{r}" if t else ""
             for t, e, r in zip(s.timer.tolist(), s.expires_ms.tolist(), s.retrans.tolist(), strict=True)
         ]
+        running, due = s.present("timer"), s.present("expires_ms")
+        for k in np.flatnonzero(~running | ~due).tolist():
+            names[k] = str(_TIMERS.get(int(s.timer[k]), s.timer[k])) if running[k] and s.timer[k] else None
+        return names
 
     def _other_end(self) -> list[str | None]:
         view = self.view
