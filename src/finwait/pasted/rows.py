@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -104,10 +104,16 @@ class NamedHolder(Struct, frozen=True):
     fd: int
 
 
+More = Callable[[dict[str, NDArray[np.int64]], Sequence[str]], None]
+
+
 class SocketRows:
     """Rows under way to a table; columns are those of `finwait.table.sockets.SCHEMA`."""
 
-    def __init__(self) -> None:
+    def __init__(self, more: More | None = None) -> None:
+        """Begin without rows; ``more`` adds to the columns of some rows what else stands in their text."""
+        self._more = more
+        self._rests: list[str] = []
         self.holders: list[NamedHolder] = []
         self._waiting: list[Mapping[str, int]] = []
         self._ends: list[tuple[Words, Words]] = []
@@ -118,10 +124,12 @@ class SocketRows:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, src: PastedEnd, dst: PastedEnd, cells: dict[str, int]) -> int:
+    def add(self, src: PastedEnd, dst: PastedEnd, cells: dict[str, int], rest: str = "") -> int:
         """Add a row; return its number. What ``cells`` lacks is not told; its numbers are below 2**63."""
         cells["sport"], cells["dport"], cells["family"] = src.port, dst.port, src.family
         self._waiting.append(cells)
+        if self._more is not None:
+            self._rests.append(rest)
         self._ends.append((src.words, dst.words))
         self._count += 1
         if len(self._waiting) >= _CHUNK:
@@ -148,6 +156,10 @@ class SocketRows:
         part = {}
         for name in names:
             part[name] = np.array([cells.get(name, -1) for cells in self._waiting], np.int64)
+        if self._more is not None:
+            part.setdefault("state", np.full(len(self._waiting), -1))
+            self._more(part, self._rests)
+            self._rests = []
         self._parts.append(part)
         self._addresses.append(np.array(self._ends, np.uint64))
         self._waiting, self._ends = [], []

@@ -14,9 +14,14 @@ Not told      Without -e whether anybody holds it, unless -p names a holder. Wit
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finwait.pasted.rows import SocketRows, TextPart, endpoint, state_of
+from finwait.pasted.words import Rows, numbers_of
 from finwait.uapi import tcp
 from finwait.uapi.observation import UNTOLD_FD
 
@@ -75,25 +80,26 @@ def continues(line: str) -> bool:
     return line[:1] in ("\t", " ") or _MORE.match(line) is not None
 
 
-_PAIRS: Final[dict[str, tuple[str, int]]] = {
-    "rto": ("rto_us", 1000), "ato": ("ato_us", 1000), "mss": ("snd_mss", 1), "rcvmss": ("rcv_mss", 1),
-    "pmtu": ("pmtu", 1), "advmss": ("advmss", 1), "cwnd": ("snd_cwnd", 1), "ssthresh": ("snd_ssthresh", 1),
-    "bytes_sent": ("bytes_sent", 1), "bytes_retrans": ("bytes_retrans", 1), "bytes_acked": ("bytes_acked", 1),
-    "bytes_received": ("bytes_received", 1), "segs_out": ("segs_out", 1), "segs_in": ("segs_in", 1),
-    "data_segs_out": ("data_segs_out", 1), "data_segs_in": ("data_segs_in", 1), "lastsnd": ("last_data_sent_ms", 1),
-    "lastrcv": ("last_data_recv_ms", 1), "lastack": ("last_ack_recv_ms", 1), "unacked": ("unacked", 1),
-    "lost": ("lost", 1), "sacked": ("sacked", 1), "backoff": ("backoff", 1), "notsent": ("notsent_bytes", 1),
-    "snd_wnd": ("snd_wnd", 1), "rcv_wnd": ("rcv_wnd", 1), "rcv_space": ("rcv_space", 1), "minrtt": ("min_rtt_us", 1000),
-    "rcv_ssthresh": ("rcv_ssthresh", 1), "delivered": ("delivered", 1), "rehash": ("rehash", 1),
-    "uid": ("uid", 1), "ino": ("inode", 1),
+_WHOLE: Final = {
+    "mss": "snd_mss", "rcvmss": "rcv_mss", "pmtu": "pmtu", "advmss": "advmss", "cwnd": "snd_cwnd",
+    "ssthresh": "snd_ssthresh", "bytes_sent": "bytes_sent", "bytes_retrans": "bytes_retrans",
+    "bytes_acked": "bytes_acked", "bytes_received": "bytes_received", "segs_out": "segs_out", "segs_in": "segs_in",
+    "data_segs_out": "data_segs_out", "data_segs_in": "data_segs_in", "lastsnd": "last_data_sent_ms",
+    "lastrcv": "last_data_recv_ms", "lastack": "last_ack_recv_ms", "unacked": "unacked", "lost": "lost",
+    "sacked": "sacked", "backoff": "backoff", "notsent": "notsent_bytes", "snd_wnd": "snd_wnd", "rcv_wnd": "rcv_wnd",
+    "rcv_space": "rcv_space", "rcv_ssthresh": "rcv_ssthresh", "delivered": "delivered", "rehash": "rehash",
+    "uid": "uid", "ino": "inode",
 }  # fmt: skip
+"""Word → column, of whole numbers."""
+_THOUSANDTHS: Final = {"rto": "rto_us", "ato": "ato_us", "rtt": "rtt_us", "minrtt": "min_rtt_us"}
+"""… and of milliseconds with a fraction."""
 _TIMERS: Final = {"on": 1, "keepalive": 2, "timewait": 3, "persist": 4, "off": 0}
 _TIMER = re.compile(r"timer:\((\w+),([\w.]*),(\d+)\)")
 _USERS = re.compile(
     r'\("((?:[^"\\]|\\.){0,64})",(?:pid=)?(\d{1,10})(?:,proc_ctx=[^,()]{0,200})?,(?:fd=)?(\d{1,10})'
 )
 _PART = re.compile(r"(\d+)(min|sec|ms|\.)")
-_SHUT: Final = {"<->": 0, "-->": 1, "<--": 2, "---": 3}
+_SHUT: Final = {b"<->": 0, b"-->": 1, b"<--": 2, b"---": 3}
 
 
 def milliseconds(text: str) -> int:
@@ -104,23 +110,48 @@ def milliseconds(text: str) -> int:
     return total
 
 
-Cells = tuple[tuple[str, int], ...]
-
-
 class _Section:
     """Rows of one command's output."""
 
     def __init__(self, args: str) -> None:
-        self.rows = SocketRows()
+        self.rows = SocketRows(self.more)
         self.unread: dict[str, int] = {}
-        self.memory: dict[str, Cells] = {}
-        """Word → the columns that it says."""
+        self.timers: dict[str, dict[str, int]] = {}
+        """How a timer is printed → the columns that it says."""
         letters = "".join(word[1:] for word in args.split() if re.fullmatch("-[a-zA-Z0-9]+", word))
         self.shows_timers = "o" in letters
         self.udp = "u" in letters and "t" not in letters and "a" not in args.replace("-", " ").split()
         states = re.findall(r"\bstate +([\w-]+)", args)
         number = tcp.parse_state(states[0]) if len(states) == 1 else None
         self.state = number or 0
+
+    def more(self, columns: dict[str, NDArray[np.int64]], rests: Sequence[str]) -> None:
+        """Add the columns that stand behind the two ends of some rows."""
+        rows = Rows(rests)
+        columns |= numbers_of(rows, _WHOLE, _THOUSANDTHS)
+        columns["shutdown"] = rows.arrows(_SHUT)
+        none = np.full(rows.count, -1)
+        informed = [columns.get(name, none) >= 0 for name in ("rto_us", "snd_cwnd", "rtt_us")]
+        columns["_info"] = np.where(np.logical_or.reduce(informed), 1, -1)
+        timer = columns.setdefault("timer", none.copy())
+        known = (columns["state"] == tcp.LISTEN) | (columns.get("inode", none) >= 0)
+        known |= columns.get("cookie", none) >= 0
+        idle = known & (timer < 0) & self.shows_timers
+        for name in ("timer", "expires_ms", "retrans"):
+            columns[name] = np.where(idle, 0, columns.get(name, none))
+
+    def timer(self, rest: str) -> dict[str, int]:
+        """Return what a row says of its timer."""
+        begin = rest.find("timer:(")
+        if begin < 0:
+            return {}
+        text = rest[begin : rest.find(")", begin) + 1][:80]
+        cells = self.timers.get(text)
+        if cells is None:
+            cells = _timer(text)
+            if len(self.timers) < _REMEMBERED:
+                self.timers[text] = cells
+        return cells
 
     def count(self, doing: str) -> None:
         self.unread[doing] = self.unread.get(doing, 0) + 1
@@ -170,81 +201,35 @@ def _row(section: _Section, line: str) -> None:
         section.count("read rows with names in place of addresses or ports (`-n` prints numbers)")
         return
     cells = {"state": state, "rqueue": int(words[1][:10]), "wqueue": int(words[2][:10]), "protocol": protocol}
-    rest = words[5] if len(words) > 5 else ""
-    if rest:
-        _details(section, cells, rest, state)
-    if state == 0:
-        cells.pop("state")
-    elif state == tcp.CLOSE or (section.udp and words[0] != "tcp"):
+    if not state:
+        del cells["state"]
+    if state == tcp.CLOSE or (state and section.udp and words[0] != "tcp"):
         return  # of UDP, or bound and nothing more
-    row = section.rows.add(src, dst, cells)
-    if "users:((" in rest:
-        for name, pid, fd in _USERS.findall(rest):
-            section.rows.hold(row, int(pid), name, int(fd) if len(fd) < 10 else UNTOLD_FD)
-
-
-def _details(section: _Section, cells: dict[str, int], rest: str, state: int) -> None:
-    memory = section.memory
-    for word in rest.split():
-        pairs = memory.get(word)
-        if pairs is None:
-            pairs = _pairs(word)
-            if len(memory) < _REMEMBERED:
-                memory[word] = pairs
-        if pairs:
-            cells.update(pairs)
-    if "rto_us" in cells or "snd_cwnd" in cells or "rtt_us" in cells:
-        cells["_info"] = 1
-        cells.setdefault("rto_us", 0)
-    ends_told = state == tcp.LISTEN or "inode" in cells or "cookie" in cells
-    if "timer" not in cells and section.shows_timers and ends_told:
-        cells.update(_NO_TIMER)
+    rest = _without_holders(section.rows, len(section.rows), words[5]) if len(words) > 5 else ""
+    cells |= section.timer(rest)
+    section.rows.add(src, dst, cells, rest)
 
 
 _REMEMBERED: Final = 50_000
-"""Words whose meaning is kept: most come again in every row."""
-_NOTHING: Final[Cells] = ()
-_NO_TIMER: Final[Cells] = (("timer", 0), ("expires_ms", 0), ("retrans", 0))
+"""Timers whose meaning is kept: most come again."""
 
 
-def _pairs(word: str) -> Cells:
-    """Return the columns that a word says."""
-    name, colon, value = word.partition(":")
-    if not colon:
-        return (("shutdown", _SHUT[word]),) if word in _SHUT else _NOTHING
-    pair = _PAIRS.get(name)
-    if pair is not None:
-        column, factor = pair
-        if value.isdecimal() and value.isascii():
-            return ((column, int(value[:14]) * factor),)
-        numbers = _floats(value) if factor == 1000 else []
-        return ((column, round(numbers[0] * factor)),) if numbers else _NOTHING
-    if name == "rtt" and (numbers := _floats(value)):
-        return (("rtt_us", round(numbers[0] * 1000)),)
-    if name == "retrans":
-        now, _, total = value.partition("/")
-        if now.isdecimal() and total.isdecimal():
-            return (("retrans_out", int(now[:9])), ("total_retrans", int(total[:9])))
-    elif name == "sk" and re.fullmatch("[0-9a-f]{1,16}", value):
-        return (("cookie", int(value, 16) & _COOKIE),)
-    elif name == "timer":
-        return _timer(word)
-    return _NOTHING
+def _without_holders(rows: SocketRows, row: int, rest: str) -> str:
+    """Note the holders that a row names; return it without them: programs choose their names."""
+    begin = rest.find("users:((")
+    if begin < 0:
+        return rest
+    end = begin
+    for match in _USERS.finditer(rest, begin):
+        name, pid, fd = match.groups()
+        rows.hold(row, int(pid), name, int(fd) if len(fd) < 10 else UNTOLD_FD)
+        end = match.end()
+    return f"{rest[:begin]} {rest[end:].lstrip(')')}"
 
 
-_COOKIE: Final = (1 << 63) - 1
-
-
-def _floats(value: str) -> list[float]:
-    parts = value.split("/")[:2]
-    if not all(re.fullmatch(r"\d{1,12}(?:\.\d{1,6})?", part) for part in parts):
-        return []
-    return [float(part) for part in parts]
-
-
-def _timer(word: str) -> Cells:
-    match = _TIMER.match(word)
+def _timer(text: str) -> dict[str, int]:
+    match = _TIMER.match(text)
     if match is None or match[1] not in _TIMERS:
-        return _NOTHING
+        return {}
     tries = min(int(match[3][:9]), 255)
-    return (("timer", _TIMERS[match[1]]), ("retrans", tries), ("expires_ms", milliseconds(match[2])))
+    return {"timer": _TIMERS[match[1]], "retrans": tries, "expires_ms": milliseconds(match[2])}
