@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from finwait import files
 from finwait.errors import FinwaitError, PasteError
+from finwait.pasted import raw
 from finwait.pasted.lines import MOST, clean
 from finwait.pasted.observation import PastedText, TextReading, observations
 from finwait.recording.format import MAGIC
 from finwait.recording.replay import Replay, open_recording
 
 __all__ = ["PastedMachine", "is_recording", "is_text", "open_pasted", "opened", "read_texts"]
+
+
+_CAPTURES: Final = (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\x0a\x0d\x0d\x0a")
+"""How captures begin: pcap in both byte orders, with nanoseconds, and pcapng."""
 
 
 class PastedMachine(Replay):
@@ -73,6 +79,12 @@ def read_texts(paths: Sequence[str], at_ns: Sequence[int] = ()) -> TextReading:
                     data = file.read(MOST + 1)
         except OSError as error:
             raise PasteError(f"`{path}`: cannot be read: {error.strerror}") from error
+        if len(paths) == 1 and (look := raw.observation(data)) is not None:
+            return TextReading((look,), {path: {}}, Counter(), (), ())
+        if data.startswith(_CAPTURES):
+            capture = PasteError(f"`{path}`: a capture of packets")
+            capture.hint = "`finwait explain --pcap FILE` reads captures"
+            raise capture
         texts.append(PastedText(path, clean(data), at_ns[k] if k < len(at_ns) else 0))
     return observations(texts)
 

@@ -11,12 +11,15 @@ import jsonschema
 import pytest
 
 from finwait.cli import main
-from finwait.pasted import open_pasted
+from finwait.errors import PasteError
+from finwait.pasted import open_pasted, ss
 from finwait.pasted.lines import clean, command_of, without_prefix
 from finwait.pasted.recognise import RECOGNISERS, time_of
-from finwait.pasted.rows import endpoint
+from finwait.pasted.rows import SocketRows, endpoint
 from finwait.pasted.ss import milliseconds
 from finwait.table import decode
+from finwait.uapi.inet_diag import SocketId
+from tests.synthetic import socket_message
 
 ROOT = Path(__file__).parents[3]
 PASTES = ROOT / "tests/pastes"
@@ -178,3 +181,29 @@ def test_each_recogniser_has_a_page() -> None:
         page = module.__doc__ or ""
         assert page.startswith(f"{module.NAME}: ")
         assert {"Understood", "Told", "Not told"} <= {line[:14].strip() for line in page.splitlines()}
+
+
+def test_a_raw_dump_of_ss_is_read_as_the_kernel_sent_it(tmp_path: Path) -> None:
+    one = socket_message(state=5, inode=900, identity=SocketId(80, 90, b"\1\1\1\1", b"\2\2\2\2", cookie=7))
+    path = tmp_path / "dump"
+    path.write_bytes(one * 200)
+    sockets = decode.sockets(open_pasted([str(path)]).looks[0])
+    assert len(sockets) == 200
+    assert set(sockets.cookie.tolist()) == {7}
+    assert sockets.present("inode").all()
+    path.write_bytes(one * 2 + one[:50])
+    with pytest.raises(PasteError, match="nothing in"):
+        open_pasted([str(path)])
+
+
+def test_a_capture_is_named_as_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "x.pcap"
+    path.write_bytes(b"\xd4\xc3\xb2\xa1" + bytes(20))
+    with pytest.raises(PasteError, match="capture"):
+        open_pasted([str(path)])
+
+
+def test_a_name_that_a_program_chose_is_no_column() -> None:
+    row = 'FIN-WAIT-2 0 0 192.0.2.1:80 192.0.2.2:90 users:(("x ino:0 sk:9",pid=5,fd=6)) ino:77 sk:3'
+    columns, _, _ = (ss.read([row], "-tanpe").rows or SocketRows()).columns()
+    assert (columns["inode"][0], columns["cookie"][0]) == (77, 3)
