@@ -7,7 +7,6 @@ more memory than its columns. Rows of several texts are joined by their ends.
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -42,7 +41,6 @@ class PastedEnd(Struct, frozen=True):
     family: int
 
 
-_V4 = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})")
 _ENDPOINTS: dict[str, PastedEnd | None] = {}
 _REMEMBERED: Final = 200_000
 
@@ -71,11 +69,9 @@ def _endpoint(text: str) -> PastedEnd | None:
     if not 0 <= port <= 0xFFFF:
         return None
     host = host.removeprefix("[").removesuffix("]").partition("%")[0]
-    if match := _V4.fullmatch(host):
-        a, b, c, d = map(int, match.groups())
-        if max(a, b, c, d) > 255:
-            return None
-        return PastedEnd((0, MAPPED | a << 24 | b << 16 | c << 8 | d), port, 2)
+    numbers = host.split(".")
+    if len(numbers) == 4 and ":" not in host:
+        return _v4(numbers, port)
     if host == "*":
         return PastedEnd((0, 0), port, 10)
     try:
@@ -85,6 +81,17 @@ def _endpoint(text: str) -> PastedEnd | None:
     return PastedEnd((number >> 64, number & 0xFFFFFFFFFFFFFFFF), port, 10)
 
 
+def _v4(numbers: list[str], port: int) -> PastedEnd | None:
+    word = MAPPED >> 32
+    for number in numbers:
+        byte = _BYTES.get(number)
+        if byte is None:
+            return None
+        word = word << 8 | byte
+    return PastedEnd((0, word), port, 2)
+
+
+_BYTES: Final = {f"{byte:0{digits}}": byte for byte in range(256) for digits in (1, 3)}
 _STATES: Final = {tcp.ss_name(n): n for n in tcp.STATES} | {
     name: n for n, name in tcp.STATES.items() if n != tcp.NEW_SYN_RECV
 }

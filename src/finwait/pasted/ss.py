@@ -184,15 +184,17 @@ def _joined(lines: list[str]) -> list[str]:
 
 def _row(section: _Section, line: str) -> None:
     words = line.split(None, 5)
-    if words[0] in ("State", "Netid", "Recv-Q") or words[0] in _OTHERS:
-        return
-    protocol = 6
-    if words[0] in ("tcp", "mptcp"):
-        protocol = 262 if words[0] == "mptcp" else 6
-        words = line.split(None, 6)[1:]
-    state = state_of(words[0])
+    state, protocol = state_of(words[0]), 6
     if state is None:
-        state, words = section.state, ["", *line.split(None, 4)]
+        if words[0] in ("State", "Netid", "Recv-Q") or words[0] in _OTHERS:
+            return
+        if words[0] in ("tcp", "mptcp"):
+            protocol = 262 if words[0] == "mptcp" else 6
+            words = line.split(None, 6)[1:]
+            state = state_of(words[0])
+        else:
+            words = ["", *line.split(None, 4)]
+        state = state or section.state
     if len(words) < 5 or not (words[1].isdecimal() and words[2].isdecimal()):
         section.count("read rows that are cut")
         return

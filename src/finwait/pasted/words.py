@@ -20,6 +20,7 @@ Mask = NDArray[np.bool_]
 _KEY: Final = 16
 """Characters of a key at most."""
 _DIGITS: Final = 14
+_SPACE: Final = np.uint8(32)
 _PADDING: Final = 32
 _COLON, _SLASH, _DOT, _DASH = b":/.-"
 _BLANK = np.zeros(256, np.bool_)
@@ -42,11 +43,10 @@ class Rows:
 
     def _before(self, colons: I64) -> NDArray[np.uint64]:
         """Return the key before each colon as two numbers; what begins behind a blank only."""
-        cells = self.bytes[colons[:, None] + np.arange(-_KEY, 0)]
-        # All bytes up to the last blank are none of the key.
-        blank = _BLANK[cells]
-        last = np.where(blank.any(axis=1), _KEY - np.argmax(blank[:, ::-1], axis=1), 0)
-        cells[np.arange(_KEY) < last[:, None]] = 0
+        cells = np.lib.stride_tricks.sliding_window_view(self.bytes, _KEY)[colons - _KEY]
+        # All bytes up to the last blank are none of the key; of a longer word nothing is.
+        last = (cells[:, ::-1] <= _SPACE).argmax(axis=1).astype(np.uint8)
+        cells *= np.arange(_KEY, dtype=np.uint8) >= np.uint8(_KEY) - last[:, None]
         return cells.view(np.uint64).reshape(-1, 2)
 
     def row_of(self, places: I64) -> I64:
