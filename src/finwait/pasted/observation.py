@@ -141,13 +141,17 @@ def _sort_in(moments: list[PastedMoment], key: tuple[str, str, str], part: TextP
 
 
 def _looks(places: Sequence[PastedPlace]) -> tuple[Observation, ...]:
-    """Return one look for each moment; of a place with fewer, its first one stands for the earlier ones."""
-    of_places = [[m for m in place.moments if m.has_rows] or place.moments[-1:] for place in places]
-    count = max(map(len, of_places), default=0)
-    return tuple(
-        _look(places, [moments[max(0, k - count + len(moments))] for moments in of_places])
-        for k in range(count)
-    )
+    """Return one look for each moment of which every place with connections has an output, the last ones.
+
+    An output that stood for two moments would say that nothing moved in between.
+    """
+    of_places = [[m for m in place.moments if m.has_rows] for place in places]
+    count = min((len(moments) for moments in of_places if moments), default=1 if places else 0)
+    last = [
+        moments[-count:] or place.moments[-1:] * count
+        for place, moments in zip(places, of_places, strict=True)
+    ]
+    return tuple(_look(places, [moments[k] for moments in last]) for k in range(count))
 
 
 def _look(places: Sequence[PastedPlace], moments: Sequence[PastedMoment]) -> Observation:

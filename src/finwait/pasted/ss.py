@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finwait.pasted.rows import SocketRows, TextPart, endpoint, state_of
-from finwait.pasted.words import Rows, numbers_of
+from finwait.pasted.words import RowBytes, numbers_of
 from finwait.uapi import tcp
 from finwait.uapi.observation import UNTOLD_FD
 
@@ -127,7 +127,7 @@ class _Section:
 
     def more(self, columns: dict[str, NDArray[np.int64]], rests: Sequence[str]) -> None:
         """Add the columns that stand behind the two ends of some rows."""
-        rows = Rows(rests)
+        rows = RowBytes(rests)
         columns |= numbers_of(rows, _WHOLE, _THOUSANDTHS)
         columns["shutdown"] = rows.arrows(_SHUT)
         none = np.full(rows.count, -1)

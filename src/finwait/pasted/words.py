@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Rows", "numbers_of"]
+__all__ = ["RowBytes", "numbers_of"]
 
 I64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -29,7 +29,7 @@ _HEX = np.full(256, 255, np.uint8)
 _HEX[list(b"0123456789abcdef")] = range(16)
 
 
-class Rows:
+class RowBytes:
     """The bytes of some rows, and where each ends."""
 
     def __init__(self, rows: Sequence[str]) -> None:
@@ -55,8 +55,8 @@ class Rows:
 
     def values(self, key: str) -> I64:
         """Return where the values of a key begin, each place once."""
-        wanted = np.frombuffer(key.encode().rjust(_KEY, b"\0"), np.uint64)
-        return self.colons[(self._keys[:, 0] == wanted[0]) & (self._keys[:, 1] == wanted[1])] + 1
+        number = np.frombuffer(key.encode().rjust(_KEY, b"\0"), np.uint64)
+        return self.colons[(self._keys[:, 0] == number[0]) & (self._keys[:, 1] == number[1])] + 1
 
     def integers(self, places: I64) -> tuple[I64, I64]:
         """Return the whole numbers at places, −1 where there is none, and the places behind them."""
@@ -114,7 +114,7 @@ class Rows:
         return result
 
 
-def numbers_of(rows: Rows, whole: Mapping[str, str], thousandths: Mapping[str, str]) -> dict[str, I64]:
+def numbers_of(rows: RowBytes, whole: Mapping[str, str], thousandths: Mapping[str, str]) -> dict[str, I64]:
     """Return the columns of keys that some row has, −1 where a row does not have it.
 
     Args:

@@ -14,6 +14,7 @@ from finwait.cli import main
 from finwait.errors import PasteError
 from finwait.pasted import open_pasted, ss
 from finwait.pasted.lines import clean, command_of, without_prefix
+from finwait.pasted.observation import PastedText, observations
 from finwait.pasted.recognise import RECOGNISERS, time_of
 from finwait.pasted.rows import SocketRows, endpoint
 from finwait.pasted.ss import milliseconds
@@ -207,3 +208,11 @@ def test_a_name_that_a_program_chose_is_no_column() -> None:
     row = 'FIN-WAIT-2 0 0 192.0.2.1:80 192.0.2.2:90 users:(("x ino:0 sk:9",pid=5,fd=6)) ino:77 sk:3'
     columns, _, _ = (ss.read([row], "-tanpe").rows or SocketRows()).columns()
     assert (columns["inode"][0], columns["cookie"][0]) == (77, 3)
+
+
+def test_an_output_that_was_made_once_is_not_taken_for_two_moments() -> None:
+    once = "ops@b:~$ ss -tanoe\nCLOSE-WAIT 1 0 192.0.2.2:90 192.0.2.1:80 ino:8 sk:2\n"
+    twice = "ops@a:~$ ss -tanoe\nFIN-WAIT-2 0 0 192.0.2.1:80 192.0.2.2:90 ino:7 sk:1\n"
+    reading = observations([PastedText("text", clean(f"{twice}{once}{twice}".encode()))])
+    assert len(reading.looks) == 1
+    assert len(observations([PastedText("text", clean((twice * 2).encode()))]).looks) == 2
