@@ -59,6 +59,7 @@ FREE = frozenset(
     {
         *(
             "DURATION",
+            "WHEN",
             "HOST:PORT",
             "PERCENT",
             "N",

@@ -11,6 +11,7 @@ this Python's argparse would lay out its help.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -34,6 +35,7 @@ from finwait.diagnosis.finding import headline
 from finwait.diagnosis.rule import Rule
 from finwait.lab.proofs.catalogue import proofs
 from finwait.lab.scenario import scenarios
+from finwait.pasted.recognise import RECOGNISERS
 from finwait.relay.command import default_text, option_of
 from finwait.relay.config.reference import json_schema, options
 from finwait.relay.machine import render_table
@@ -307,6 +309,23 @@ def rules_page() -> str:
             ((f"[`{r.name}`](rules/{r.name}.md)", r.severity, r.headline) for r in catalogue.rules()),
         )
     )
+
+
+def pasted_page() -> str:
+    """Return what is understood of each tool's output: the pages of the recognisers."""
+    parts = [
+        f"{MARK}# Pasted text\n",
+        (
+            "`finwait read`, and `--from` of every command that looks, understand the output of these tools. Lines are "
+            "told by what is in them, not by the name of a file. How to use it: "
+            "[Diagnose from pasted text](../how-to/read-pasted-text.md).\n"
+        ),
+    ]
+    for module in RECOGNISERS:
+        title, paragraphs = sections(inspect.cleandoc(module.__doc__ or ""))
+        parts.append(f"## {module.NAME}\n\n{title[:1].upper()}{title[1:]}\n")
+        parts += [f"**{label}.** {text}\n" for label, text in paragraphs]
+    return "\n".join(parts)
 
 
 def _cause_key(cause: str) -> tuple[int, str]:
@@ -781,6 +800,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/cli.md": cli_page,
     "docs/reference/settings.md": lambda: settings_page(CATALOGUE, knowledge()),
     "docs/reference/kernels.md": kernels_page,
+    "docs/reference/pasted.md": pasted_page,
     "docs/reference/real-kubernetes.md": real_kubernetes_page,
     "docs/reference/ledger.md": lambda: ledger_page(knowledge()),
     "docs/reference/proofs.md": lambda: proofs_page(

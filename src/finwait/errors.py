@@ -5,6 +5,7 @@
     │   ├── PermissionNeeded  EPERM/EACCES, with the capability that would have let us
     │   └── NotSupported      the facility is not in this kernel
     ├── DecodeError          bytes that are not what they claim: what, offset, the bytes around it
+    ├── PasteError           a pasted text that cannot be read, or of which nothing is known
     ├── RecordingError       a recording that cannot be read or written
     ├── UsageError           a command line that asks for what no machine could do; names the argument
     ├── FileRefused          a file that is not what it must be, or that somebody else may have put there
@@ -32,6 +33,7 @@ __all__ = [
     "Gap",
     "KernelError",
     "NotSupported",
+    "PasteError",
     "PermissionNeeded",
     "RecordingError",
     "Refused",
@@ -150,6 +152,10 @@ class DecodeError(FinwaitError):
         self.reason = reason
         shown = self.window.hex(" ") or "end of input"
         super().__init__(f"{subject}: {reason} at byte {offset} [{shown}]")
+
+
+class PasteError(FinwaitError):
+    """A pasted text cannot be read, or nothing in it is known."""
 
 
 class RecordingError(FinwaitError):

@@ -22,6 +22,7 @@ from finwait.kernel.observe import LookPlan
 from finwait.lab.differences import differences
 from finwait.lab.scenario import Situation, scenarios
 from finwait.lab.topology import Lab
+from finwait.pasted import open_pasted
 from finwait.recording import open_recording, read, record
 from finwait.recording.format import write
 from finwait.report import text
@@ -35,6 +36,8 @@ PATIENCE_S = 30
 
 SYNTHETIC = {"unexplained": "fin-unanswered-held"}
 """What no kernel here can be brought to say → the recording that it is made of, see `make_synthetic`."""
+PASTED = {"not-told": "fin-wait2-held-ss-plain"}
+"""What only a text leaves open → the paste that it is made of."""
 
 
 def _options(name: str) -> Options:
@@ -160,6 +163,15 @@ def make_synthetic(name: str) -> Path:
     return path
 
 
+def make_pasted(name: str) -> Path:
+    """Record what a paste says."""
+    path = HERE / "linux-6.18" / f"{name}.finwait"
+    path.unlink(missing_ok=True)
+    text = HERE.parent / "pastes" / f"{PASTED[name]}.txt"
+    write(str(path), open_pasted([str(text)]).looks, redacted=True, note=f"made of the paste {text.stem}")
+    return path
+
+
 def write_golden(path: Path) -> None:
     diagnosis = replay(path)
     path.with_suffix(".json").write_text(json.dumps(summary(diagnosis), indent=1) + "\n")
@@ -167,7 +179,7 @@ def write_golden(path: Path) -> None:
 
 
 def main() -> None:
-    names = (*scenarios(), *SYNTHETIC)
+    names = (*scenarios(), *SYNTHETIC, *PASTED)
     parser = argparse.ArgumentParser(description="Make recordings of the lab anew, and what is said of them.")
     parser.add_argument(
         "--golden", action="store_true", help="only write what is said of those that there are"
@@ -183,6 +195,8 @@ def main() -> None:
     for name in args.names or names:
         if name in SYNTHETIC:
             write_golden(path := make_synthetic(name))
+        elif name in PASTED:
+            write_golden(path := make_pasted(name))
         else:
             path = make(name)
         print(f"{name}: {path.stat().st_size} bytes")

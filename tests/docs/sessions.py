@@ -36,7 +36,9 @@ class Session:
         """Whether it says the same on every machine: it looks at a recording, or at nothing."""
         if self.command.startswith("finwait top "):  # a whole screen, which tests/tui compares
             return False
-        recorded = re.search(r"--from tests/captures/|compare tests/captures/", self.command)
+        recorded = re.search(
+            r"--from tests/|compare tests/captures/|finwait read (?:--show-lines )?tests/", self.command
+        )
         return recorded is not None or bool(_REFERENCE.match(self.command))
 
     @property

@@ -126,7 +126,7 @@ NO_DOCUMENT = {
     "relay run": "a service, whose access log is JSON lines",
     "agent serve": "a service, whose API is JSON",
 }
-DIAGNOSES = ("diagnose", "report", "lab run", "lab demo")
+DIAGNOSES = ("diagnose", "read", "report", "lab run", "lab demo")
 STREAMS = ("trace",)
 
 

@@ -19,6 +19,7 @@ from tests.kernel.needs import missing
 
 SWEEP = Path(__file__).with_name("sweep.py")
 RECORDING = str(Path(__file__).parents[1] / "captures/linux-6.18/relay-pair.finwait")
+PASTE = str(Path(__file__).parents[1] / "pastes/hand-kube-proxy.txt")
 LOOK = ["--from", RECORDING, "--not-holder", "1"]
 HERE = ["--netns", "@NETNS@"]
 
@@ -62,6 +63,7 @@ BASE: dict[str, list[str]] = {
     "relay stats": ["--admin", "/nonexistent/x"],
     "report": LOOK,
     "compare": [RECORDING, RECORDING],
+    "read": [PASTE],
     "record": ["@TMP@/one.finwait", "--looks", "1", *HERE],
     "lab list": [],
     "lab run": ["no-such-scenario"],

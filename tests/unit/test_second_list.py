@@ -65,5 +65,5 @@ def test_a_second_list_loses_nothing_of_the_first() -> None:
     assert both.rings == ((1, 10), (3, 5))
     assert (both.unreadable, both.threads, both.searched) == ((7, 8), (6,), True)
     assert {f.name for f in fields(Descriptors)} == {
-        "pid", "fd", "inode", "unreadable", "searched", "threads", "loops", "rings",
+        "pid", "fd", "inode", "unreadable", "searched", "threads", "loops", "rings", "pasted",
     }  # fmt: skip

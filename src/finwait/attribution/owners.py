@@ -34,15 +34,19 @@ class HolderRows(Struct, frozen=True):
     """Pids that were too many to look for threads with a descriptor table of their own."""
     needs: str = "CAP_SYS_PTRACE"
     """What would have let us inspect those that are unreadable; a capability only if we lack it."""
+    pasted: bool = False
+    """Whether they are those that a pasted text names."""
 
     @property
     def complete(self) -> bool:
         """Whether every process could be inspected; if not, no holder found does not mean no holder."""
-        return self.searched and not self.unreadable and not self.threads
+        return self.searched and not self.unreadable and not self.threads and not self.pasted
 
     @property
     def missing(self) -> str:
         """What kept us from finding every holder, with what would have let us; empty when nothing did."""
+        if self.pasted:
+            return "a pasted text need not name every holder (`ss -tanoep`, run as root, names them)"
         if not self.searched:
             return "holders were not looked for (`--no-owners`)"
         if 0 in self.unreadable:
@@ -58,6 +62,8 @@ class HolderRows(Struct, frozen=True):
     @property
     def wanting(self) -> str:
         """What would have let us find every holder, as a `Gap` says it; empty where nothing would."""
+        if self.pasted:
+            return "`ss -tanoep`, run as root"
         if not self.searched:
             return "a look without `--no-owners`"
         if 0 in self.unreadable:
@@ -67,6 +73,8 @@ class HolderRows(Struct, frozen=True):
     @property
     def hint(self) -> str:
         """What to do about what is `missing`."""
+        if self.pasted:
+            return "run `ss -tanoep` as root there, and paste what it prints"
         if not self.searched:
             return "without `--no-owners` they are looked for"
         if 0 in self.unreadable:
@@ -137,7 +145,7 @@ class HolderRows(Struct, frozen=True):
         """Return the holders of some rows."""
         return HolderRows(
             self.start[index], self.count[index], self.pid, self.fd, self.unreadable, self.searched,
-            self.threads, self.needs,
+            self.threads, self.needs, self.pasted,
         )  # fmt: skip
 
 
@@ -169,4 +177,6 @@ def holders(
     unreadable = tuple(sorted(set(descriptors.unreadable) - ignore))
     pid, fd = descriptors.pid[order], descriptors.fd[order]
     threads = tuple(sorted(set(descriptors.threads) - ignore))
-    return HolderRows(start, count, pid, fd, unreadable, descriptors.searched, threads, needs)
+    return HolderRows(
+        start, count, pid, fd, unreadable, descriptors.searched, threads, needs, descriptors.pasted
+    )

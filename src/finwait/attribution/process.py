@@ -65,6 +65,8 @@ def process(pid: int, files: ProcessFiles, facts: Facts) -> ProcessView:
             # The end of the look, so that slow looks make processes older and never younger than they were.
             now_ms = max(facts.boottime_ns, facts.boottime_end_ns) // 1_000_000
             age_ms = now_ms - stat.start_ticks * 1000 // max(facts.clock_ticks, 1)
+    if files.stat is None and files.comm is not None:
+        comm = files.comm.decode("utf-8", "replace")
     with suppress(DecodeError):
         if files.status is not None:
             status = proc.parse_status(files.status)

@@ -48,6 +48,7 @@ COMMANDS = {
     "record": "record",
     "report": "report",
     "compare": "compare",
+    "read": "read",
     "lab": "lab",
     "agent": "agent",
     "history": "history",

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from finwait.cli import options, streams
+from finwait.cli import options, streams, texts
 
 if TYPE_CHECKING:
     from finwait.planning import Planned
@@ -119,7 +119,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "`--from`: cannot act on a recording", hint="`--dry-run` shows what would be planned"
         )
-    if not args.recording:
+    if args.recording:
+        texts.refuse_text(args.recording)
+    else:
         options.tell_unfinished()
     if args.plan_file and (args.filter or args.means or args.netns):
         raise UsageError(

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from finwait.cli import options
-from finwait.cli.printing import show
-
-if TYPE_CHECKING:
-    from finwait.session import Diagnosis
+from finwait.cli.printing import keep_numbers, show
 
 __all__ = ["add_parser", "run"]
 
@@ -47,20 +43,6 @@ def _once(args: argparse.Namespace) -> int:
     gaps = (*unjudged, *diagnosis.gaps)
     show(args, replace(diagnosis, gaps=gaps) if args.output in ("json", "jsonl") else diagnosis)
     if args.output in ("text", "wide"):
-        _keep_numbers(args, diagnosis)
+        keep_numbers(args, diagnosis)
     options.tell_gaps(unjudged)
     return options.status(gaps, narrowed)
-
-
-def _keep_numbers(args: argparse.Namespace, diagnosis: Diagnosis) -> None:
-    """Keep what the numbers of the overview stand for, for ``finwait explain N``."""
-    import os
-    import time
-
-    from finwait import numbering
-    from finwait.report.text import shown_groups
-
-    groups = shown_groups(diagnosis.view, diagnosis.findings)
-    recorded = os.path.abspath(args.recording) if args.recording else ""
-    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    numbering.keep(diagnosis.view, groups, now_ns=now_ns, recorded=recorded)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from finwait.agent.option_texts import SOCKET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from finwait.errors import Gap
     from finwait.uapi.cluster import ClusterNames
 
-__all__ = ["add", "asking", "may_ask"]
+__all__ = ["add", "agent_ages", "asking", "may_ask"]
 
 
 def add(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -32,6 +32,17 @@ def may_ask(args: argparse.Namespace) -> bool:
     if args.recording or args.agent_socket == "none":
         return False
     return args.agent_socket is not None or os.path.exists(SOCKET)
+
+
+def agent_ages(
+    args: argparse.Namespace,
+) -> Callable[[Sequence[int]], tuple[Mapping[tuple[int, int, int], tuple[int, int]], tuple[Gap, ...]]] | None:
+    """Return what asks an agent for ages; None where there is none to ask."""
+    if not may_ask(args):
+        return None
+    from finwait.agent.client import asking
+
+    return asking(args.agent_socket)
 
 
 def asking(

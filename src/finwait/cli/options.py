@@ -40,6 +40,7 @@ __all__ = [
     "add_netns",
     "add_output",
     "add_schema",
+    "add_thresholds",
     "agreed",
     "asked",
     "at_least_one",
@@ -305,7 +306,7 @@ def _add_place(group: argparse._ArgumentGroup) -> None:
         "--from",
         dest="recording",
         metavar="FILE",
-        help="look at a recording instead of this machine",
+        help="look at a recording, or at a pasted text (see `finwait read`), instead of this machine",
     )
     add_netns(group, "look only into this network namespace", many=True)
     group.add_argument(
@@ -454,10 +455,10 @@ def machine(args: argparse.Namespace) -> Machine:
     """Return the recording that was named, or the running machine."""
     from finwait import session
 
-    if args.recording:
-        from finwait.recording import open_recording
+    if texts := getattr(args, "texts", None) or args.recording:
+        from finwait.pasted import open_pasted, opened
 
-        return open_recording(args.recording)
+        return opened(texts) if isinstance(texts, str) else open_pasted(texts, args.at)
     return session.live_machine()
 
 
@@ -486,32 +487,24 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
         watch_ms=args.watch or 0,
         not_holders=frozenset(args.not_holder),
         progress=progress(),
-        ages=_agent_ages(args),
+        ages=kube_names.agent_ages(args),
         names=kube_names.asking(args),
     )
-
-
-def _agent_ages(
-    args: argparse.Namespace,
-) -> Callable[[Sequence[int]], tuple[Mapping[tuple[int, int, int], tuple[int, int]], tuple[Gap, ...]]] | None:
-    """Return what asks an agent for ages; None where there is none to ask."""
-    if not kube_names.may_ask(args):
-        return None
-    from finwait.agent.client import asking
-
-    return asking(args.agent_socket)
 
 
 def asked(args: argparse.Namespace) -> Asked:
     """Return the options of `add_look` that were given, for the commands that a finding suggests."""
     from finwait.diagnosis.hint import Asked
+    from finwait.pasted import is_text
 
     words: list[str] = []
+    # What a text suggests is to be done on the machine that it is of.
+    text = bool(args.recording) and is_text(args.recording)
     for name, values in (
-        ("--from", [args.recording] if args.recording else []),
-        ("--netns", args.netns),
+        ("--from", [args.recording] if args.recording and not text else []),
+        ("--netns", [] if text else args.netns),
         ("--kube-names", [] if args.kube_names is None else [args.kube_names]),
-        ("--agent-socket", [] if args.agent_socket is None else [args.agent_socket]),
+        ("--agent-socket", [] if args.agent_socket is None or text else [args.agent_socket]),
         ("--for", [_milliseconds(args.watch)] if args.watch else []),
         ("--established", [args.established] if args.established != "auto" else []),
         ("--not-holder", args.not_holder),
@@ -520,7 +513,7 @@ def asked(args: argparse.Namespace) -> Asked:
     ):
         for value in values:
             words += [name, str(value)]
-    return Asked(options=tuple(words), recorded=bool(args.recording))
+    return Asked(options=tuple(words), recorded=bool(args.recording) and not text)
 
 
 def _milliseconds(ms: int) -> str:
@@ -628,7 +621,7 @@ def chosen(args: argparse.Namespace, verb: str, means: Means = "keepalive") -> O
     from finwait.selecting import parse_filter
 
     if args.recording:
-        raise UsageError("`--from`: cannot act on a recording")
+        raise UsageError("`--from`: cannot act on a recording, or on a text")
     if not args.filter:
         raise UsageError(
             f"`finwait {verb}` needs a FILTER: which connections?",

@@ -12,9 +12,10 @@ from finwait.cli import options
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from finwait.session import Diagnosis
     from finwait.uapi.observation import Facts
 
-__all__ = ["export", "export_lists", "machine_head", "show"]
+__all__ = ["export", "export_lists", "keep_numbers", "machine_head", "show"]
 
 
 def show(args: argparse.Namespace, diagnosis: object) -> None:
@@ -28,7 +29,8 @@ def show(args: argparse.Namespace, diagnosis: object) -> None:
         from finwait.report import text
         from finwait.table.units import printable
 
-        host = printable(f"{facts.hostname or 'this machine'} (Linux {facts.kernel})")
+        kernel = f" (Linux {facts.kernel})" if facts.kernel else ""  # a text need not name it
+        host = printable(f"{facts.hostname or 'this machine'}{kernel}")
         limit = 0 if args.all or args.output == "wide" else 5
         options.write(
             text.diagnosis(
@@ -65,12 +67,12 @@ def show(args: argparse.Namespace, diagnosis: object) -> None:
     options.tell_gaps(diagnosis.gaps)  # rows have no place for them
 
 
-def machine_head(facts: Facts) -> dict[str, str]:
+def machine_head(facts: Facts) -> dict[str, str | None]:
     """Return what a document of a diagnosis says of the machine and the time."""
     return {
         "kernel": facts.kernel,
         "hostname": facts.hostname,
-        "time": _when(facts.unix_ns),
+        "time": _when(facts.unix_ns) if facts.unix_ns else None,  # a text need not say when it was made
         "boot_id": facts.boot_id,
     }
 
@@ -119,3 +121,17 @@ def _when(unix_ns: int) -> str:
     return (
         datetime.fromtimestamp(unix_ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     )
+
+
+def keep_numbers(args: argparse.Namespace, diagnosis: Diagnosis) -> None:
+    """Keep what the numbers of the overview stand for, for ``finwait explain N``."""
+    import os
+    import time
+
+    from finwait import numbering
+    from finwait.report.text import shown_groups
+
+    groups = shown_groups(diagnosis.view, diagnosis.findings)
+    recorded = os.path.abspath(args.recording) if args.recording else ""
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    numbering.keep(diagnosis.view, groups, now_ns=now_ns, recorded=recorded)

@@ -505,7 +505,7 @@ def _feed(stack: ExitStack, recording: str | None, row_filter: Filter | None, re
     from finwait.watching import Live, RecordedPictures
 
     if recording:
-        from finwait.recording.replay import open_recording
+        from finwait.pasted import opened
 
-        return RecordedPictures(open_recording(recording), row_filter, refresh=refresh, path=recording)
+        return RecordedPictures(opened(recording), row_filter, refresh=refresh, path=recording)
     return stack.enter_context(Live(row_filter, refresh=refresh))

@@ -41,6 +41,7 @@ NAMES = (
     "syn-unanswered",
     "handshake",
     "closing-in-progress",
+    "not-told",
     "unexplained",
 )
 

@@ -143,10 +143,13 @@ _NONE = 1 << 40
 def _marks(view: View, rule: Rule) -> Iterator[tuple[NDArray[np.int64], Match | None]]:
     """Return the rows that a rule marks, with the match that they belong to where the rule gives such."""
     if rule.match is not None:
-        yield np.flatnonzero(rule.match(view)), None
+        mask = rule.match(view)
+        yield np.flatnonzero(mask if rule.untold else mask & ~view.undecided), None
     if rule.matches is not None:
         for match in rule.matches(view):
-            yield match.rows, match
+            rows = match.rows[~view.undecided[match.rows]]
+            if len(rows) or not len(match.rows):
+                yield rows, match
 
 
 def _about(view: View, rule: Rule, match: Match, rows: NDArray[np.int64], *, primary: bool) -> Finding:
@@ -345,10 +348,21 @@ def evidence(view: View, clues: Iterable[Clue], rows: NDArray[np.int64]) -> tupl
     result = []
     for clue in clues:
         text = summarise(view, clue.column, rows)
+        if text is None and clue.column == "inode" and len(rows) and view.held[rows].all():
+            result.append(_held_by_text(view, rows))
         if text is not None:
             source = view.sockets.schema[clue.column].source
             result.append(Evidence(clue.column, text, source, clue.says))
     return tuple(result)
+
+
+def _held_by_text(view: View, rows: NDArray[np.int64]) -> Evidence:
+    """Say how it is known that sockets are held whose inodes are not told."""
+    if view.holder_found[rows].all():
+        says = "a process is named for it, so a descriptor still refers to it: it is no orphan"
+        return Evidence("holder", "named", "the PID column", says)
+    says = "in this state and place a program holds it, whatever is named"
+    return Evidence("state", "held", "the state, and the listeners", says)
 
 
 def summarise(view: View, column: str, rows: NDArray[np.int64]) -> str | None:

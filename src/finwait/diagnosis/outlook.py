@@ -77,6 +77,10 @@ def of_row(view: View, row: int) -> Outlook:
     state, timer = int(s.state[row]), int(s.timer[row])
     options = view.socket_options.get(int(s.inode[row])) if s.inode[row] else None
     options = None if options is not None and options.errno else options
+    if not s.present("timer")[row] and state != tcp.LISTEN:
+        return Outlook("unknown", None, None, "what was read does not say which timer runs")
+    if view.undecided[row]:
+        return Outlook("unknown", None, None, "what was read does not say whether a process holds it")
     if state == tcp.LISTEN and s.rqueue[row]:
         return Outlook(
             "unknown", None, None, "its queue empties when its program accepts; nothing tells when"
@@ -93,6 +97,8 @@ def of_row(view: View, row: int) -> Outlook:
         return Outlook(
             "unknown", None, None, f"what timer {timer} does in {tcp.state_name(state)} is not known"
         )
+    if timer and not s.present("expires_ms")[row]:
+        return Outlook("timer" if timer == _TIME_WAIT else "unknown", None, None, _NOT_TOLD)
     if timer == _TIME_WAIT:
         least_s = int(s.expires_ms[row]) / 1000
         return Outlook("timer", least_s, least_s + _late_s(view, row), "the timewait timer")
@@ -181,6 +187,7 @@ def of_rows(view: View, rows: NDArray[np.int64]) -> list[Outlook]:
     state, timer, inode = s.state[rows], s.timer[rows], s.inode[rows]
     plain = (timer == 0) | ((timer == _KEEPALIVE) & ((inode != 0) | (state != tcp.FIN_WAIT2)))
     plain &= np.isin(state, _TIMED[_KEEPALIVE]) & (s.protocol[rows] != MPTCP)
+    plain &= s.present("timer")[rows] & s.present("expires_ms")[rows] & ~view.undecided[rows]
     plain &= ~np.isin(inode, np.array([*view.socket_options], np.uint64))
     held = view.held[rows].astype(np.int64)
     keys = np.where(plain, state.astype(np.int64) << 3 | (timer != 0) << 2 | held << 1 | (inode != 0), -1)
@@ -392,6 +399,7 @@ def _idle(view: View, row: int, state: int) -> Outlook:
     return Outlook("unknown", None, None, "no timer was armed when it was looked at")
 
 
+_NOT_TOLD: Final = "a timer runs; what was read does not say when it is due"
 _ORDER: Final = {end: k for k, end in enumerate(ENDS)}
 
 

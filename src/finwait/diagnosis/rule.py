@@ -115,6 +115,9 @@ class Rule(Struct, frozen=True):
     """Whether it takes only those of its rows that no other rule explains."""
     counted: bool = False
     """Whether its rows are told by their number alone: healthy ones, often very many, each like the other."""
+    untold: bool = False
+    """Whether it is about rows that lack what decides, of which no other rule concludes anything
+    (`View.undecided`)."""
     path_lost: bool = False
     """Whether nothing that is sent from here reaches the other end any more."""
     waited: bool = False

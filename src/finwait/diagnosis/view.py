@@ -22,7 +22,7 @@ from finwait.attribution.owners import HolderRows
 from finwait.attribution.process import ProcessView
 from finwait.attribution.services import services
 from finwait.attribution.waiting import EOF_RECEIVED, READABLE, Waits
-from finwait.diagnosis import activity, roles
+from finwait.diagnosis import activity, roles, untold
 from finwait.diagnosis.accepting import Accepting, accepting
 from finwait.diagnosis.ages import FOLLOWED
 from finwait.diagnosis.moves import keeper_text, moves
@@ -333,6 +333,16 @@ class View(Struct, frozen=True, dict=True):
         return self.sockets.inode != 0
 
     @cached_property
+    def held_untold(self) -> Mask:
+        """Which rows may have a struct socket or not: what was read does not say it (pasted text)."""
+        return untold.held_untold(self.sockets)
+
+    @cached_property
+    def undecided(self) -> Mask:
+        """Which rows lack what tells one pattern from another (pasted text); see `finwait.diagnosis.untold`."""
+        return untold.undecided(self.sockets)
+
+    @cached_property
     def holder_found(self) -> Mask:
         """Which rows have a holder that we saw."""
         return self.holders.count > 0
@@ -345,7 +355,7 @@ class View(Struct, frozen=True, dict=True):
         and closed before the other, so that it is in neither.
         """
         doubt = self._maybe_new | self._released | (not self.holders.complete)
-        return self.held & ~self.holder_found & doubt
+        return self.held & ~self.holder_found & doubt | self.held_untold
 
     @cached_property
     def _released(self) -> Mask:
@@ -425,6 +435,8 @@ class View(Struct, frozen=True, dict=True):
     @property
     def holder_doubt(self) -> str:
         """Why holders are unknown (`holder_unknown`), for people."""
+        if self.holders.pasted:
+            return "the pasted text does not name it"
         if not self.holders.searched:
             return "not looked for: `--no-owners`"
         if not self.holders.complete:
@@ -436,7 +448,7 @@ class View(Struct, frozen=True, dict=True):
     @property
     def unknown_holder(self) -> str:
         """What stands in the place of a holder that is unknown, for people: where nobody looked, that."""
-        if not self.holders.searched:
+        if not self.holders.searched and not self.holders.pasted:
             return "not looked for (`--no-owners`)"
         return f"unknown ({self.holder_doubt})"
 

@@ -122,6 +122,7 @@ class _Facts(msgspec.Struct, frozen=True):
     socket_options: dict[int, SocketOptions] = {}
     releasing: tuple[Releasing, ...] = ()
     names: ClusterNames = NO_NAMES
+    pasted: bool = False
 
 
 def _plain(text: str) -> str:
@@ -163,6 +164,7 @@ def _facts(look: Observation) -> _Facts:
         look.socket_options,
         look.releasing,
         look.names,
+        look.descriptors.pasted,
     )
 
 
@@ -503,6 +505,7 @@ def _look(contents: dict[str, _Content], k: int) -> Observation:
         np.frombuffer(columns.data, "<u8", n, 8 * n).astype(np.uint64),
         facts.unreadable,
         facts.searched,
+        pasted=facts.pasted,
     )
     return Observation(
         facts.facts,

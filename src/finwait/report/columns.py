@@ -21,6 +21,7 @@ from finwait.table.sockets import SCHEMA
 from finwait.table.units import endpoint, span_text
 from finwait.uapi import tcp
 from finwait.uapi.cluster import Pod
+from finwait.uapi.observation import UNTOLD_FD
 from finwait.uapi.sets import distinct
 
 if TYPE_CHECKING:
@@ -144,9 +145,11 @@ class Cells:
         for k, pid, fd in zip(
             single.tolist(), holders.pid[first].tolist(), holders.fd[first].tolist(), strict=True
         ):
-            result[k] = f"{begins[pid]}{fd})"
+            result[k] = f"{begins[pid]}{_descriptor(fd)})"
         for k in np.flatnonzero(count > 1).tolist():
-            result[k] = ",".join(f"{comm.get(pid, '?')}({pid}:{fd})" for pid, fd in holders.of(int(rows[k])))
+            result[k] = ",".join(
+                f"{comm.get(pid, '?')}({pid}:{_descriptor(fd)})" for pid, fd in holders.of(int(rows[k]))
+            )
         return result
 
     def _first_holder(self, attribute: str) -> list[Any]:
@@ -217,12 +220,16 @@ class Cells:
     def _age_at_most_s(self) -> list[float | None]:
         return [None if v < 0 else v / 1000 for v in self.view.at_most_ms[self.rows].tolist()]
 
-    def _timer_name(self) -> list[str]:
+    def _timer_name(self) -> list[str | None]:
         s = self.sockets
-        return [
+        names: list[str | None] = [
             f"{_TIMERS.get(t, t)},{_time_left(e)},{r}" if t else ""
             for t, e, r in zip(s.timer.tolist(), s.expires_ms.tolist(), s.retrans.tolist(), strict=True)
         ]
+        running, due = s.present("timer"), s.present("expires_ms")
+        for k in np.flatnonzero(~running | ~due).tolist():
+            names[k] = str(_TIMERS.get(int(s.timer[k]), s.timer[k])) if running[k] and s.timer[k] else None
+        return names
 
     def _other_end(self) -> list[str | None]:
         view = self.view
@@ -330,3 +337,8 @@ def _time_left(ms: int) -> str:
         rest = seconds - 60 * minutes
         return f"{minutes}min{rest}sec" if rest and minutes < 10 else f"{minutes}min"
     return f"{seconds}sec" if seconds >= 9 else f"{ms / 1000:.1f}sec" if seconds else f"{ms}ms"
+
+
+def _descriptor(number: int) -> str:
+    """Return the number of a descriptor as text; `?` where only the process is known."""
+    return "?" if number == UNTOLD_FD else str(number)

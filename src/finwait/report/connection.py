@@ -60,9 +60,9 @@ def _facts(view: View, row: int, cells: Cells) -> list[tuple[str, str]]:
     """Return what is known of a connection, labelled."""
     facts = [
         ("netns", _namespace(view, row)),
-        ("cookie", f"{cells.column('cookie')[0]:#x}, inode {cells.column('inode')[0]}"),
+        ("cookie", f"{_cookie(cells)}, inode {_known(cells, 'inode')}"),
         ("age", cells.column("age")[0]),
-        ("timer", cells.column("timer_name")[0] or "none: nothing will fire"),
+        ("timer", _known(cells, "timer_name") or "none: nothing will fire"),
         ("ends", cells.column("outlook")[0]),
         ("queues", _queues(cells)),
         ("owner", _owner_text(view, row, cells)),
@@ -86,7 +86,18 @@ def _facts(view: View, row: int, cells: Cells) -> list[tuple[str, str]]:
 
 
 def _queues(cells: Cells) -> str:
-    return f"{cells.column('rqueue')[0]} to read, {cells.column('wqueue')[0]} not acknowledged"
+    return f"{_known(cells, 'rqueue')} to read, {_known(cells, 'wqueue')} not acknowledged"
+
+
+def _known(cells: Cells, name: str) -> str:
+    """Return a cell as text, where what was read says it."""
+    value = cells.column(name)[0]
+    return "not told" if value is None else str(value)
+
+
+def _cookie(cells: Cells) -> str:
+    value = cells.column("cookie")[0]
+    return "not told" if value is None else f"{value:#x}"
 
 
 def _other_end(view: View, row: int) -> list[tuple[str, str]]:
@@ -95,7 +106,7 @@ def _other_end(view: View, row: int) -> list[tuple[str, str]]:
     if other < 0:
         return []
     cells = Cells(view, np.array([other], np.int64))
-    texts = [f"cookie {cells.column('cookie')[0]:#x}; {_queues(cells)}"]
+    texts = [f"cookie {_cookie(cells)}; {_queues(cells)}"]
     texts += [f"waits: {text}" for _, text in _waits(view, other)]
     if ends := cells.column("outlook")[0]:
         texts.append(f"ends: {ends}")
@@ -118,6 +129,8 @@ def _holder_text(view: View, row: int, cells: Cells) -> str:
     if view.holder_found[row] or view.held[row]:
         owner: str = cells.column("owner")[0]
         return owner
+    if view.held_untold[row]:
+        return "not told"
     waiting = int(view.sockets.state[row]) in (
         tcp.SYN_RECV,
         tcp.NEW_SYN_RECV,
@@ -142,6 +155,8 @@ def _namespace(view: View, row: int) -> str:
 
 def _owner_text(view: View, row: int, cells: Cells) -> str:
     if not view.holder_found[row]:
+        if view.held_untold[row]:
+            return "unknown: what was read does not say whether a process holds it"
         if not view.held[row]:
             return "nobody: no descriptor refers to it"
         unknown = view.holder_unknown[row]

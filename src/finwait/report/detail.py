@@ -20,6 +20,7 @@ from finwait.report.columns import Cells
 from finwait.report.style import Style, wrap
 from finwait.table.units import duration_text, span_text
 from finwait.uapi import tcp
+from finwait.uapi.observation import UNTOLD_FD
 
 if TYPE_CHECKING:
     from finwait.diagnosis.view import View
@@ -95,6 +96,8 @@ def holders_text(view: View, finding: Finding) -> str:
     if not len(finding.rows):
         return ""
     held = finding.rows[view.held[finding.rows]]
+    if view.held_untold[finding.rows].any():
+        return f"unknown ({view.holder_doubt})"
     if not len(held):
         return "nobody (no descriptor refers to it)"
     unknown = int(view.holder_unknown[held].sum())
@@ -376,5 +379,6 @@ def _fds(view: View, rows: NDArray[np.int64]) -> list[str]:
     result = []
     for row in rows.tolist():
         fds = view.holders.of(row)
-        result.append(f"fd {fds[0][1]}" if len(fds) == 1 else f"{len(fds)} fds" if fds else "")
+        numbers = [fd for _, fd in fds if fd != UNTOLD_FD]
+        result.append(f"fd {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} fds" if numbers else "")
     return result

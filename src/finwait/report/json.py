@@ -30,8 +30,9 @@ from finwait.report.shape import (
 )
 from finwait.report.socket_options import as_json
 from finwait.report.waiting import waited_on
-from finwait.table.sockets import address_text
+from finwait.table.sockets import SocketTable, address_text
 from finwait.uapi import tcp
+from finwait.uapi.observation import UNTOLD_FD
 from finwait.uapi.sets import distinct
 
 if TYPE_CHECKING:
@@ -231,9 +232,9 @@ def _objects(view: View, rows: NDArray[np.int64]) -> list[str]:
         "dst": _quoted_addresses(s.dst),
         "dport": s.dport.tolist(),
         "state": _named(s.state, tcp.state_name),
-        "cookie": [f'"{cookie:#x}"' for cookie in s.cookie.tolist()],
-        "ifindex": s.ifindex.tolist(),
-        "inode": s.inode.tolist(),
+        "cookie": _told(s, "cookie", [f'"{cookie:#x}"' for cookie in s.cookie.tolist()]),
+        "ifindex": _told(s, "ifindex", s.ifindex.tolist()),
+        "inode": _told(s, "inode", s.inode.tolist()),
         "owners": _owners_text(view, rows),
     }
     names = [
@@ -250,6 +251,14 @@ def _objects(view: View, rows: NDArray[np.int64]) -> list[str]:
     return [
         f"{text}{_kubernetes_text(view, row, known)}" for text, row in zip(texts, rows.tolist(), strict=True)
     ]
+
+
+def _told(sockets: SocketTable, name: str, cells: list[Any]) -> list[Any]:
+    """Return the cells of a column as JSON, with null where it is missing."""
+    present = sockets.present(name)
+    if present.all():
+        return cells
+    return [cell if known else "null" for cell, known in zip(cells, present.tolist(), strict=True)]
 
 
 def _kubernetes_text(view: View, row: int, known: dict[object, str]) -> str:
@@ -330,7 +339,7 @@ def _owners_text(view: View, rows: NDArray[np.int64]) -> list[str]:
     }
     for k, pid, fd in zip(plain.tolist(), pids, fds, strict=True):
         before, after = of_pid[pid]
-        result[k] = f"{before}{fd}{after}"
+        result[k] = f"{before}{'null' if fd == UNTOLD_FD else fd}{after}"
     others = np.setdiff1d(np.flatnonzero(count > 0), plain, assume_unique=True)
     for k, owners in zip(others.tolist(), _owners(view, rows[others]), strict=True):
         result[k] = _text(owners)
@@ -357,9 +366,9 @@ def objects(view: View, rows: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
         addresses(s.dst),
         s.dport.tolist(),
         s.state.tolist(),
-        s.cookie.tolist(),
-        s.ifindex.tolist(),
-        s.inode.tolist(),
+        _known(s, "cookie"),
+        _known(s, "ifindex"),
+        _known(s, "inode"),
         _owners(view, rows),
         workloads,
         strict=True,
@@ -372,13 +381,20 @@ def objects(view: View, rows: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
         ) | ({} if about is None else {"kubernetes": about})  # fmt: skip
 
 
+def _known(sockets: SocketTable, name: str) -> list[int | None]:
+    """Return the cells of a column, None where it is missing."""
+    cells, present = sockets.column(name).tolist(), sockets.present(name).tolist()
+    return [cell if known else None for cell, known in zip(cells, present, strict=True)]
+
+
 def _owners(view: View, rows: NDArray[np.int64]) -> list[list[dict[str, Any]] | None]:
     """Return the owners of each row; None where they could not be looked for."""
     holders, flags = view.holders, view.close_on_exec
     comm = {pid: p.comm for pid, p in view.processes.items()}
 
     def one_owner(pid: int, fd: int) -> dict[str, Any]:
-        return owner(pid, fd, comm.get(pid), close_on_exec=flags.get((pid, fd)))
+        number = None if fd == UNTOLD_FD else fd
+        return owner(pid, number, comm.get(pid), close_on_exec=flags.get((pid, fd)))
 
     count = holders.count[rows]
     single = count == 1

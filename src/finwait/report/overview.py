@@ -222,6 +222,8 @@ def program(view: View, group: Finding) -> str:
     if not len(group.rows):
         return ""
     held = group.rows[view.held[group.rows]]
+    if view.held_untold[group.rows].any():
+        return "unknown"
     if not len(held):
         queued = view.queued[group.rows].any()
         return "not accepted" if queued else "nobody"

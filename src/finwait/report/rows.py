@@ -42,7 +42,7 @@ _BREAKS = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
 def _texts(cells: Cells, name: str) -> list[str]:
     values = cells.column("state_name" if name == "state" else name)
     if name == "cookie":
-        return [f"{v:x}" for v in values]
+        return ["-" if v is None else f"{v:x}" for v in values]
     kinds = set(map(type, values))
     if kinds == {int}:
         return list(map(str, values))

@@ -124,6 +124,12 @@ def _headline(
         among = f" No stuck connection was found among {seen}." if n else ""
         return f"{host}: {more}.{among}"
     partly = partly_seen(view, gaps, narrowed)
+    if untold := sum(f.count for f in shown if f.rule == "not-told"):
+        rest = f"; {notices - untold} {'deserves' if notices - untold == 1 else 'deserve'} a look"
+        return (
+            f"{host}: what was read does not say whether {untold} of {seen} "
+            f"{'is' if untold == 1 else 'are'} stuck{rest if notices > untold else ''}."
+        )
     if notices:
         nothing = "nothing stuck was seen" if partly else "nothing is stuck"
         return (

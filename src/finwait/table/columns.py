@@ -177,6 +177,20 @@ class ColumnTable:
             self._present[name] = mask
         return mask
 
+    def leave_out(self, name: str, rows: Mask) -> None:
+        """Make a column missing in some rows, of which nobody said what it is; to be called where a table is built.
+
+        The cells of a column that came in an attribute read 0 then, as those of every other missing one; those of the
+        fixed struct stay, for there what stands there may say part of it (`finwait.uapi.observation.Dump.untold`).
+
+        Raises:
+            KeyError: no such column.
+        """
+        cells, present = self.column(name), self.present(name)
+        if self.schema[name].nullable:
+            self._cache[name] = np.where(rows, np.zeros(1, cells.dtype), cells)
+        self._present[name] = present & ~rows
+
     def _wide(self, rows: Rows, column: Column) -> tuple[NDArray[Any], Mask]:
         """Read a column whose cells are several numbers, and which rows have it."""
         raise NotImplementedError(column.name)
@@ -224,7 +238,9 @@ class ColumnTable:
         kept = dict.fromkeys(names)
         self.load(kept)
         columns = {name: self.column(name) for name in kept}
-        return type(self).from_columns(columns, {name: self.present(name) for name in kept})
+        table = type(self).from_columns(columns, {name: self.present(name) for name in kept})
+        table._present.update((name, self._present[name]) for name in kept)
+        return table
 
     def attributes(self, row: int) -> dict[tuple[int, ...], bytes]:
         """Return every attribute of one row as received, unknown ones included; empty without bytes."""

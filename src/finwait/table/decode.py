@@ -62,7 +62,22 @@ def sockets(observation: Observation) -> SocketTable:
     protocol = np.array([inet_diag.IPPROTO_TCP, inet_diag.IPPROTO_MPTCP], np.uint16)
     if not len(rows):
         return SocketTable.empty()
-    return SocketTable.from_rows(rows, netns[rows.chain], protocol[kind[rows.chain]])
+    table = SocketTable.from_rows(rows, netns[rows.chain], protocol[kind[rows.chain]])
+    return _without(table, _untold(observation), rows.chain)
+
+
+def _untold(observation: Observation) -> dict[str, list[bool]]:
+    """Return for each column that some dump does not tell, in which datagrams it is missing."""
+    dumps = [d for ns in observation.namespaces for d in ns.dumps if d.kind in ("tcp", "mptcp")]
+    names = {name for dump in dumps for name in dump.untold if name in SocketTable.schema}
+    return {name: [name in dump.untold for dump in dumps for _ in dump.starts] for name in sorted(names)}
+
+
+def _without(table: SocketTable, untold: dict[str, list[bool]], chain: NDArray[np.int64]) -> SocketTable:
+    """Return the table with columns missing in the rows of some datagrams."""
+    for name, where in untold.items():
+        table.leave_out(name, np.array(where, np.bool_)[chain])
+    return table
 
 
 def flows(observation: Observation) -> FlowTable | None:

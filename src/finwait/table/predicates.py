@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from finwait.table.patterns import MATCHERS, could_be_name, glob
 from finwait.table.schema import Mask
-from finwait.table.sockets import SCHEMA, SocketTable, address_text
+from finwait.table.sockets import SocketTable, address_text
 from finwait.table.vocabulary import ENUMERATIONS, NAMED_STATES, quoted, state_text, written_duration
 from finwait.uapi import tcp
 from finwait.uapi.inet_diag import AF_INET, AF_INET6
@@ -405,10 +405,12 @@ class Number(Leaf, frozen=True):
     value: int
 
     def test(self, rows: RowFacts, index: NDArray[np.intp]) -> Mask:
-        hits = _compare(rows.table.column(self.column)[index], self.op, self.value)
-        if SCHEMA[self.column].nullable:
-            hits = hits & rows.table.present(self.column)[index]
-        return hits
+        cells = rows.table.column(self.column)[index]
+        hits = _compare(cells, self.op, self.value)
+        known = rows.table.present(self.column)[index]
+        if self.column == "inode" and not self.value:  # one that is not 0 and missing stands for any other
+            known = known | (cells != 0)
+        return hits & known
 
     def kernel(self, kernel: Kernel) -> Op | bool:
         if self.op not in {"=", "!="}:

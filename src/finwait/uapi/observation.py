@@ -21,6 +21,7 @@ from finwait.uapi.sets import among
 __all__ = [
     "ESTABLISHED_LIMIT",
     "UNLISTED",
+    "UNTOLD_FD",
     "Descriptors",
     "Dump",
     "Facts",
@@ -67,6 +68,10 @@ class Dump(Struct, frozen=True):
     starts: tuple[int, ...]
     ends: tuple[int, ...]
     interrupted: bool = False
+    untold: tuple[str, ...] = ()
+    """Columns that say nothing in its rows, because what was read did not have them (pasted text): they are missing
+    there. An inode that is missing and not 0 stands for one: something refers to the socket, and which number it has
+    is not known."""
 
 
 class Namespace(Struct, frozen=True):
@@ -96,6 +101,8 @@ class ProcessFiles(Struct, frozen=True):
     """What the ``exe`` link says."""
     netns: int | None = None
     denied: bool = False
+    comm: bytes | None = None
+    """Its name, where nothing else of it is known (pasted text)."""
 
 
 class Descriptors(Struct, frozen=True):
@@ -114,6 +121,8 @@ class Descriptors(Struct, frozen=True):
     """``(pid, fd)`` of descriptors of epoll instances, as far as descriptors were listed."""
     rings: tuple[tuple[int, int], ...] = ()
     """``(pid, fd)`` of descriptors of io_uring instances."""
+    pasted: bool = False
+    """Whether they are those that a pasted text names: of a socket that it names none for, nothing is known."""
 
     @classmethod
     def none(cls, *, searched: bool = False) -> Descriptors:
@@ -316,6 +325,9 @@ class Observation(Struct, frozen=True):
     names: ClusterNames = NO_NAMES
     """What a cluster calls the pods and addresses in it."""
 
+
+UNTOLD_FD: Final = 0xFFFFFFFF
+"""Stands for the number of a descriptor that is not known: the text names the process alone."""
 
 ESTABLISHED_LIMIT: Final = 50_000
 """Namespaces with more sockets are dumped without the ESTABLISHED ones, unless asked otherwise."""

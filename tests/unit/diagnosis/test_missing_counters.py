@@ -27,7 +27,7 @@ def test_connections_without_a_counter_are_a_gap_of_each_namespace() -> None:
         (1, "tell whether data arrives of 2 connections"),
         (2, "tell whether data arrives of 1 connection"),
     ]
-    assert {gap.needs for gap in gaps} == {"a kernel that reports bytes_received"}
+    assert {gap.needs for gap in gaps} == {"a kernel, or a text, that reports bytes_received"}
     both = uncounted(v, rows, "whether data arrives", "bytes_received", "snd_wnd")
     assert both[0].doing == "tell whether data arrives of 3 connections"
     assert not uncounted(v, rows & False, "whether data arrives", "bytes_received")

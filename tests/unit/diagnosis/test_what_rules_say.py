@@ -235,7 +235,7 @@ def test_the_lowest_rank_is_the_cause_in_whatever_order_rules_are_given() -> Non
 @pytest.mark.parametrize(
     ("cells", "reason"),
     [
-        ({"bytes_acked": 1}, "this kernel does not report when data was last sent"),  # that may be the SYN
+        ({"bytes_acked": 1}, "it is not known when data was last sent"),  # that may be the SYN
         ({"bytes_acked": 2}, "data was sent on 1 of 1 in the last 3 s"),
         ({"bytes_acked": 1, "data_segs_out": 1}, "data was sent on 1 of 1 in the last 3 s"),
     ],

@@ -20,6 +20,7 @@ from finwait.diagnosis.view import View
 from finwait.errors import Gap
 from finwait.table.units import duration_text
 from finwait.uapi import tcp
+from finwait.uapi.observation import UNTOLD_FD
 from finwait.uapi.sets import distinct
 
 __all__ = [
@@ -139,6 +140,8 @@ def holder_names(view: View, row: int) -> str:
 def _holder_name(view: View, pid: int, fds: list[int]) -> str:
     process = view.processes.get(pid)
     at = f"fd {fds[0]}" if len(fds) == 1 else f"{len(fds)} descriptors"
+    if UNTOLD_FD in fds:
+        at = "descriptor not told"
     if process is None:
         return f"pid {pid} ({at})"
     work = workload_of_path(process.cgroup) if process.cgroup else NOWHERE
@@ -217,7 +220,7 @@ def unclocked(
         view,
         blind,
         lambda n: f"tell how long {n} open connection{'s have' if n > 1 else ' has'} been silent",
-        "a kernel that reports tcp_info with its clocks",
+        "a kernel, or a text, that reports tcp_info with its clocks",
     )
 
 
@@ -241,7 +244,7 @@ def uncounted(view: View, rows: NDArray[np.bool_], fact: str, *columns: str) -> 
         view,
         rows & (s.protocol == 6) & ~minisocket & lacking,
         lambda n: f"tell {fact} of {n} connection{'s' * (n > 1)}",
-        f"a kernel that reports {' and '.join(columns)}",
+        f"a kernel, or a text, that reports {' and '.join(columns)}",
     )
 
 

@@ -77,9 +77,7 @@ def maybe_answering(view: View, rows: NDArray[np.int64], otherwise: str) -> Conf
     s = view.sockets
     sent = s.present("data_segs_out") | (s.bytes_acked > 1)  # a 1 may be the SYN
     if not (s.present("last_data_sent_ms") & sent)[rows].all():
-        return look_again(
-            f"this kernel does not report when data was last sent: {otherwise}; check with `--for 5s`"
-        )
+        return look_again(f"it is not known when data was last sent: {otherwise}; check with `--for 5s`")
     return look_again(
         f"data was sent on {fresh} of {len(rows)} in the last {RECENT_MS // 1000} s: {otherwise}; check with "
         "`--for 5s`"

@@ -143,7 +143,7 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if fresh := int(just_received(view)[rows].sum()):
         if not s.present("last_data_recv_ms")[rows].all():
             return look_again(
-                "this kernel does not report when data last arrived, so it may be streaming; check with `--for 5s`"
+                "it is not known when data last arrived, so it may be streaming; check with `--for 5s`"
             )
         return look_again(
             f"data arrived on {fresh} of {len(rows)} in the last {RECENT_MS // 1000} s, so it may be "
@@ -152,9 +152,7 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     if (s.rqueue[np.maximum(view.other[rows], 0)][view.other[rows] >= 0] > 1).any() and not watched:
         return look_again("the other end has data to read before our FIN; check with `--for 5s`")
     if not s.present("shutdown")[rows].all():
-        return likely(
-            "state and inode match; this kernel does not report which directions are shut (INET_DIAG_SHUTDOWN)"
-        )
+        return likely("state and inode match; which directions are shut is not known (INET_DIAG_SHUTDOWN)")
     match_all = f"state, inode and shutdown bits match{slow}"
     return likely(match_all) if slow else certain("state, inode and shutdown bits allow no other explanation")
 

@@ -56,7 +56,7 @@ def _waited_ms(view: View) -> NDArray[np.int64]:
 def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
     again = view.lone_before is None
     if (_waited_ms(view)[rows] < PATIENCE_MS).any():
-        return look_again("this kernel does not report how long it has waited; check with `--for 5s`")
+        return look_again("it is not known how long it has waited; check with `--for 5s`")
     closed = int((view.sockets.state[rows] == tcp.CLOSE_WAIT).sum())
     only_there = "CLOSE_WAIT without an inode exists only in an accept queue"
     if _slow(view)[rows].all():

@@ -129,7 +129,7 @@ def _confidence(view: View, rows: NDArray[np.int64]) -> Confidence:
         return likely(f"{where}; the bytes that both legs have counted agree; {LONG_WORK}")
     clocks = view.sockets.present("last_ack_recv_ms")
     if not all(clocks[legs.half].all() for legs in sets):
-        return possible(f"{where}; this kernel does not report how old some FIN_WAIT2 legs are; {LONG_WORK}")
+        return possible(f"{where}; it is not known how old some FIN_WAIT2 legs are; {LONG_WORK}")
     return possible(f"{where}; keepalive hides the age of some legs; {LONG_WORK}")
 
 

@@ -212,7 +212,7 @@ def _silent(view: View, rows: NDArray[np.int64], stuck: bool) -> Confidence:
     reason = f"at least {int(view.sockets.retrans[rows].min())} window probes in a row without an answer"
     if stuck and not view.sockets.present("snd_wnd")[rows].all():
         return likely(
-            f"{reason}; this kernel does not report the window (tcpi_snd_wnd, from Linux 5.4), and packets that "
+            f"{reason}; the window is not known (tcpi_snd_wnd, from Linux 5.4), and packets that "
             "this machine drops on their way out look the same"
         )
     if stuck:
@@ -224,7 +224,7 @@ def _silent(view: View, rows: NDArray[np.int64], stuck: bool) -> Confidence:
 
 def _guessed(view: View, rows: NDArray[np.int64], stuck: bool) -> Confidence:
     """Return the confidence where the timer alone says that the window is closed."""
-    why = "timer 4 probes a window; this kernel does not report its size (tcpi_snd_wnd, from Linux 5.4)"
+    why = "timer 4 probes a window; its size is not known (tcpi_snd_wnd, from Linux 5.4)"
     if stuck and _left_there(view, rows).all():
         return likely(f"{why}; {_unread_there(view)}")
     if stuck:
