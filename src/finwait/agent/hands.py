@@ -308,7 +308,7 @@ class _MarkedJournal:
 
     def _ask_again(self, numbers: Sequence[int], marks: Sequence[PolicyMark]) -> None:
         if numbers and (refused := self._refusal(marks, self._clock())) is not None:
-            result = {"result": "left before", "detail": refused.reason}
+            result = {"result": "left before", "refused": True, "detail": refused.reason}
             self._journal.complete_many(dict.fromkeys(numbers, result))
             raise refused
 
@@ -390,6 +390,8 @@ def _past_result(entry: JournalEntry, means: str) -> PastResult:
     result = entry.result
     if result is None:
         return "open"
+    if result.get("refused"):
+        return "nothing"
     if means not in _GENTLE and (
         result.get("restored") or result.get("result") in ("left before", "changed meanwhile")
     ):

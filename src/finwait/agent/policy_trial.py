@@ -81,6 +81,8 @@ class PolicyTrial(Struct, frozen=True):
     """Rule → connections that it selects and that were not judged in some look, for they were too many."""
     looks: int
     gaps: tuple[Gap, ...]
+    untried: tuple[str, ...] = ()
+    """Rules that were not judged at all: the history does not keep what their FILTERs ask for."""
 
 
 _BUDGETS: Final[tuple[SparedBy, ...]] = ("look", "ten_minutes", "day", "process", "workload")
@@ -97,6 +99,8 @@ class Selection(Struct, frozen=True):
     """Rule → how many more there are."""
     gaps: tuple[Gap, ...]
     """What the history cannot judge."""
+    untried: tuple[str, ...] = ()
+    """The rules that it cannot judge."""
 
 
 def selected(
@@ -130,7 +134,9 @@ def selected(
             if len(hits) > room:
                 beyond[rule.name] += len(hits) - room
     kept.sort(key=lambda entry: (entry[0].first.wall_ns, entry[0].cookie))
-    return Selection(tuple(e for e, _ in kept), tuple(k for _, k in kept), beyond, tuple(gaps))
+    tried = {k for k, _ in rules}
+    untried = tuple(rule.name for k, rule in enumerate(policy.rules) if k not in tried)
+    return Selection(tuple(e for e, _ in kept), tuple(k for _, k in kept), beyond, tuple(gaps), untried)
 
 
 def _judgeable(policy: Policy) -> tuple[list[tuple[int, PolicyRule]], list[Gap]]:
@@ -198,7 +204,7 @@ def trial(policy: Policy, about: Selection, *, since_ns: int, until_ns: int) -> 
         spared[rule][by] += 1
     unjudged = present.unjudged(about.beyond)
     gaps = (*about.gaps, *_unjudged_gaps(unjudged), *TRIAL_GAPS)
-    return PolicyTrial(policy, tuple(acts), spared, stopped, unjudged, looks, gaps)
+    return PolicyTrial(policy, tuple(acts), spared, stopped, unjudged, looks, gaps, about.untried)
 
 
 class _Present:
@@ -319,6 +325,9 @@ def trial_lines(result: PolicyTrial) -> Iterator[str]:
             )
     yield _headline(result)
     for rule in result.policy.rules:
+        if rule.name in result.untried:
+            yield f"rule {rule.name}: not judged: the history does not keep what its FILTER asks for\n"
+            continue
         n = sum(act.rule == rule.name for act in result.acts)
         yield f"rule {rule.name}: {n} acted on"
         if beyond := result.unjudged.get(rule.name, 0):
@@ -336,6 +345,9 @@ def _headline(result: PolicyTrial) -> str:
     """Return the total; where not everything was judged, none is no result."""
     name, n = result.policy.name, sum(result.unjudged.values())
     beyond = f"{_connections(n)} {'was' if n == 1 else 'were'} not judged in some looks"
+    if result.untried:
+        rules = f"rule{'s'[: len(result.untried) > 1]} {', '.join(result.untried)} could not be judged"
+        beyond, n = f"{beyond}, and {rules}" if n else rules, n + 1
     if n and not result.acts:
         return f"policy `{name}`: whether it would have acted is unknown: {beyond}\n"
     among = f", among those that were judged; {beyond}" if n else ""
@@ -371,7 +383,7 @@ def trial_json(result: PolicyTrial) -> dict[str, Any]:
                 "acted": sum(act.rule == rule.name for act in result.acts),
                 "spared": dict(result.spared[rule.name]),
                 "budgets_used_up": dict(result.stopped[rule.name]),
-                "unjudged": result.unjudged.get(rule.name, 0),
+                "unjudged": None if rule.name in result.untried else result.unjudged.get(rule.name, 0),
             }
             for rule in result.policy.rules
         ],

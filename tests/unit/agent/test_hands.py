@@ -181,7 +181,7 @@ def test_what_is_forbidden_while_the_journal_was_waited_for_gets_its_result(
         with pytest.raises(Refused, match="not now"):
             getattr(marked, call)([ACT])
         (entry,) = journal.entries()
-    assert entry.result == {"result": "left before", "detail": "not now"}
+    assert entry.result == {"result": "left before", "refused": True, "detail": "not now"}
     assert [act.result for act in hands.past()] == ["nothing"]
 
 

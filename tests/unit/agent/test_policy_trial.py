@@ -89,6 +89,15 @@ def test_filters_are_judged_by_what_the_history_keeps() -> None:
     assert [gap.where for gap in result.gaps] == ["rule leak", *(gap.where for gap in TRIAL_GAPS)]
 
 
+def test_a_rule_that_the_history_cannot_judge_is_not_said_to_have_done_nothing() -> None:
+    made = tried(RULE + 'where = "rqueue >= 0"\n', episode(1), episode(2))
+    assert (made.untried, made.acts) == (("leak",), ())
+    text = "".join(trial_lines(made))
+    assert "whether it would have acted is unknown: rule leak could not be judged" in text
+    assert "acted on 0" not in text
+    assert trial_json(made)["rules"][0]["unjudged"] is None
+
+
 def test_two_boots_with_one_cookie_are_two_connections() -> None:
     result = tried(RULE, episode(1, ended_s=1000), episode(1, first_s=3600, boot="c"))
     assert len(result.acts) == 2
