@@ -495,11 +495,13 @@ def how(args: argparse.Namespace, states: int | None = None, bytecode: bytes = b
 def asked(args: argparse.Namespace) -> Asked:
     """Return the options of `add_look` that were given, for the commands that a finding suggests."""
     from finwait.diagnosis.hint import Asked
-    from finwait.pasted import is_text
 
     words: list[str] = []
-    # What a text suggests is to be done on the machine that it is of.
-    text = bool(args.recording) and is_text(args.recording)
+    text = False
+    if args.recording:
+        from finwait.pasted import is_text
+
+        text = is_text(args.recording)  # what a text suggests is to be done on the machine that it is of
     for name, values in (
         ("--from", [args.recording] if args.recording and not text else []),
         ("--netns", [] if text else args.netns),
