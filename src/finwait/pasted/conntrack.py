@@ -62,7 +62,10 @@ def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001
             )
             continue
         elif "<flow>" in line:
-            part.flows += filter(None, map(_xml, re.findall(r"<flow>.{0,2000}?</flow>", line)))
+            entries = (piece.partition("</flow>") for piece in line.split("<flow>")[1:])
+            part.flows += filter(
+                None, (_xml(f"<flow>{entry[:2000]}</flow>") for entry, end, _ in entries if end)
+            )
             continue
         else:
             continue

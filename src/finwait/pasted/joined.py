@@ -1,7 +1,8 @@
 """Rows of several texts of one moment → one row a socket, and what follows of what they say.
 
 Texts are joined by the ends of a connection. What one does not tell another may: `netstat -tanp` names the process, `ss
--o` the timer. Of rows that show different states the first counts, and the others add only their holders.
+-o` the timer. Of rows that show different states one that is closing counts, else the first; the others add only their
+holders.
 
 What follows without being said: a minisocket (TIME_WAIT, or a timewait timer) has no socket; a listener, and what is
 being opened, has one; so has what a process is named for, and what can be in no accept queue. Nothing else follows: a
@@ -20,14 +21,18 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from finwait.pasted.encode import INFO
-from finwait.pasted.rows import NamedHolder, TextPart
+from finwait.pasted.rows import NamedHolder, SocketRows, TextPart
 from finwait.uapi import tcp
 
-__all__ = ["JoinedSockets", "joined", "names_of"]
+__all__ = ["JoinedSockets", "ends_of", "joined", "names_of"]
 
 I64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+_CLOSING: Final = [
+    number for number in tcp.STATES if tcp.CLOSING_STATES >> number & 1 and number != tcp.TIME_WAIT
+]
+_RESERVED: Final = 1024
 _EPHEMERAL: Final = 32768
 """The lowest port that Linux chooses for a connection that is opened, unless set otherwise."""
 
@@ -105,6 +110,9 @@ def _keys(src: NDArray[np.uint64], dst: NDArray[np.uint64], columns: Mapping[str
     parts[:, :2], parts[:, 2:4] = src, dst
     parts[:, 4] = columns["sport"].astype(np.uint64) << np.uint64(16) | columns["dport"].astype(np.uint64)
     parts[:, 5] = 0
+    repeated = (
+        columns.get("state", np.full(len(src), -1)) == tcp.LISTEN
+    )  # nothing else has the ends of another
     whole = parts.view(np.dtype((np.void, 48))).reshape(-1)
     _, inverse, counts = np.unique(whole, return_inverse=True, return_counts=True)
     if (counts > 1).any():
@@ -112,19 +120,26 @@ def _keys(src: NDArray[np.uint64], dst: NDArray[np.uint64], columns: Mapping[str
         order = np.argsort(inverse, kind="stable")
         begin = np.cumsum(counts) - counts
         parts[order, 5] = (np.arange(len(order)) - begin[inverse[order]]).astype(np.uint64)
+        parts[~repeated, 5] = 0
         whole = parts.view(np.dtype((np.void, 48))).reshape(-1)
     return whole
+
+
+def ends_of(rows: SocketRows) -> NDArray[np.void]:
+    """Return the ends of the sockets of a text, each once."""
+    columns, src, dst = rows.columns()
+    return np.unique(_keys(src, dst, columns)) if len(src) else np.empty(0, np.dtype((np.void, 48)))
 
 
 def _one_row_each(
     tables: Sequence[_Table],
 ) -> tuple[dict[str, I64], NDArray[np.uint64], NDArray[np.uint64], list[I64]]:
     """Return one row for each socket, and for each table where its rows went."""
-    if len(tables) == 1:
+    keys = np.concatenate([_keys(src, dst, columns) for columns, src, dst in tables])
+    if len(tables) == 1 and len(np.unique(keys)) == len(keys):
         columns, src, dst = tables[0]
         columns.setdefault("state", np.full(len(src), -1))
         return columns, src, dst, [np.arange(len(src))]
-    keys = np.concatenate([_keys(src, dst, columns) for columns, src, dst in tables])
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
     # In the order of the text.
@@ -138,6 +153,10 @@ def _one_row_each(
     for (columns, src, _), at in zip(reversed(tables), reversed(places), strict=True):
         cells = columns.get("state", np.full(len(src), -1))
         state[at[cells >= 0]] = cells[cells >= 0]
+    for (columns, src, _), at in zip(tables, places, strict=True):  # one that was seen closing counts
+        cells = columns.get("state", np.full(len(src), -1))
+        closing = np.isin(cells, _CLOSING) & ~np.isin(state[at], _CLOSING)
+        state[at[closing]] = cells[closing]
     result: dict[str, I64] = {"state": state}
     all_src, all_dst = np.empty((n, 2), np.uint64), np.empty((n, 2), np.uint64)
     for (columns, src, dst), at in zip(reversed(tables), reversed(places), strict=True):
@@ -186,7 +205,8 @@ def _accepted(columns: Mapping[str, I64], spoken: Mapping[str, bytes]) -> Mask:
     listening[sport[doors]] = True
     words = spoken.get("sys/ipv4/ip_local_port_range", b"").split()
     low = int(words[0]) if len(words) == 2 and words[0].isdigit() and len(words[0]) < 6 else _EPHEMERAL
-    opened = ~listening[sport] & (sport >= low) & (columns["dport"] < low)
+    # Some listener may be missing from the text; no client has a port of those that only root may bind.
+    opened = ~listening[sport] & (sport >= low) & (columns["dport"] < _RESERVED)
     accepted: Mask = (listening[sport] & (waiting[sport] == 0)) | opened
     return accepted
 
@@ -232,11 +252,13 @@ def _stand_in_cookies(columns: dict[str, I64], src: NDArray[np.uint64], dst: NDA
         cookie[again] += np.arange(1, int(again.sum()) + 1)
 
 
-def names_of(parts: Sequence[TextPart]) -> dict[int, str]:
-    """Return what texts call processes, by pid."""
-    names: dict[int, str] = {}
+def names_of(parts: Sequence[TextPart]) -> dict[int, dict[str, None]]:
+    """Return what texts call processes, by pid: one number may be several processes'."""
+    names: dict[int, dict[str, None]] = {}
     for part in parts:
-        names |= part.names
-        if part.rows is not None:
-            names |= {holder.pid: holder.name for holder in part.rows.holders if holder.name}
+        for pid, name in part.names.items():
+            names.setdefault(pid, {})[name] = None
+        for holder in part.rows.holders if part.rows is not None else ():
+            if holder.name:
+                names.setdefault(holder.pid, {})[holder.name] = None
     return names

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from finwait.errors import PasteError
 
-__all__ = ["LONGEST", "MOST", "TypedCommand", "clean", "command_of", "without_prefix"]
+__all__ = ["LONGEST", "MOST", "TypedCommand", "clean", "command_of", "perhaps_command", "without_prefix"]
 
 MOST: Final = 512 << 20
 """Bytes of a text: a million lines of `ss -tanoeip` are 350 MB."""
@@ -88,6 +88,8 @@ class TypedCommand(Struct, frozen=True):
     args: str
     host: str = ""
     """The machine in the prompt; empty where there is none."""
+    elsewhere: str = ""
+    """Where the command itself leads: a machine, a container, a network namespace."""
 
 
 _NAMES = (
@@ -95,14 +97,28 @@ _NAMES = (
     "|nft|tcpdump|dmesg|journalctl|date|hostname|uname"
 )
 _BEFORE = (
-    r"(?:sudo(?: -\S+)*|watch(?: -\S+| \d\S*)*|nsenter(?: \S+){1,8}?|ip netns exec \S+|busybox|time|doas"
-    r"|(?:kubectl|docker|podman|crictl) exec(?: \S+){1,10}?)"
+    r"(?:sudo(?: -[ugh] \S+| -\S+)*|watch(?: -\S+| \d\S*)*|nsenter(?: \S+){1,8}?|ip netns exec \S+|busybox|time|doas"
+    r"|env|[A-Z_]{1,30}=\S{0,60}|timeout(?: -\S+)* \d\S*|ssh(?: -\S+)* \S+"
+    r"|(?:kubectl|docker|podman|crictl|nerdctl) exec(?: \S+){1,10}?)"
 )
 _COMMAND = re.compile(
-    rf"(?P<prompt>[^$#%>❯➜+\n]{{0,80}}[$#%>❯➜+] ?)?(?:{_BEFORE} +){{0,3}}(?:\S{{0,40}}/)?(?P<name>{_NAMES})"
+    rf"(?P<prompt>[^$#%>❯➜+\n]{{0,80}}[$#%>❯➜+] ?)?(?P<before>(?:{_BEFORE} +){{0,4}})(?:\S{{0,40}}/)?(?P<name>{_NAMES})"
     r"(?: +(?P<args>.*)| *)$"
 )
+_ELSEWHERE = re.compile(
+    r"(?:^| )(?:ssh(?: -\S+)*|ip netns exec|(?:kubectl|docker|podman|crictl|nerdctl) exec(?: -[nc] \S+| -\S+)*) "
+    r"([^\s-]\S{0,63})"
+)
+"""Another machine, container or network namespace, in which a command was run."""
 _HOST = re.compile(r"[\w.-]{1,32}@([\w.-]{1,64})")
+
+
+_PERHAPS = re.compile(rf"(?:^|[\s/;|&`(])(?:{_NAMES})(?:\s|$)|^[^$#%>❯➜]{{0,80}}[$#%>❯➜] +\S")
+
+
+def perhaps_command(line: str) -> bool:
+    """Return whether a line may be one at which a command was typed, also one that is not understood."""
+    return _PERHAPS.search(line[:400]) is not None
 
 
 def command_of(line: str) -> TypedCommand | None:
@@ -120,4 +136,5 @@ def command_of(line: str) -> TypedCommand | None:
     if match["prompt"] is None and args and args[:1] not in "-/s":
         return None
     host = _HOST.search(match["prompt"] or "")
-    return TypedCommand(match["name"], args, host[1] if host else "")
+    elsewhere = _ELSEWHERE.search(match["before"])
+    return TypedCommand(match["name"], args, host[1] if host else "", elsewhere[1] if elsewhere else "")

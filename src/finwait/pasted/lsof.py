@@ -48,6 +48,11 @@ def read(lines: list[str], args: str) -> TextPart:  # noqa: ARG001 - a line says
                 part.count("tell what sockets are that lsof knows no connection of")
             continue
         name, pid, fd, version, device, local, peer, about = match.groups()
+        if device.startswith("0x"):
+            part.count(
+                "read lines of lsof of another system, whose connections close by other rules than Linux's"
+            )
+            continue
         state, queues = _about(about or "")
         src, dst = endpoint(_whole(local)), endpoint(_whole(peer or "*:*"))
         if state is None or src is None or dst is None:

@@ -1,16 +1,16 @@
 """What recognisers made of texts → the `Observation` that a look at the kernel gives, or one for each moment.
 
-Outputs of different commands are of one moment; where a command's output comes again, another moment begins. Texts of
-two machines (their prompts name them, or no local address is the same) are two network namespaces of one look, so that
-both ends of a connection are joined. What has no column becomes a gap: a text never tells everything, and what it does
-not tell is unknown.
+Outputs are of one moment, and none takes the place of another: a row that any of them has is there. Only where the
+same command was seen to be typed again (or the texts or their times are two), and shows most of the connections that it
+had shown before, another moment begins. Texts of two machines (their prompts name them, or no local address is the
+same) are two network namespaces of one look, so that both ends of a connection are joined. What has no column becomes a
+gap: a text never tells everything, and what it does not tell is unknown.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from finwait.errors import Gap
 from finwait.pasted.encode import encoded
-from finwait.pasted.joined import JoinedSockets, joined, names_of
+from finwait.pasted.joined import JoinedSockets, ends_of, joined, names_of
 from finwait.pasted.recognise import read_section, sections
 from finwait.pasted.rows import TextPart
 from finwait.uapi.cluster import NO_NAMES, ClusterNames
@@ -47,12 +47,33 @@ class PastedText(Struct, frozen=True):
     unix_ns: int = 0
 
 
+class PastedOutput(Struct):
+    """What one command printed: what tells it from that of another, and what shows that it is a later one."""
+
+    key: tuple[str, str, str]
+    text: int
+    typed: bool
+    unix_ns: int
+    part: TextPart
+
+    def follows(self, before: PastedOutput) -> bool:
+        """Return whether it is what the same command shows at a later moment."""
+        now, then = self.part.rows, before.part.rows
+        if self.key != before.key or now is None or then is None or not len(then) or not len(now):
+            return False
+        timed = bool(self.unix_ns and before.unix_ns and self.unix_ns != before.unix_ns)
+        if not (timed or self.text != before.text or (self.typed and before.typed)):
+            return False
+        old = ends_of(then)
+        return 2 * int(np.isin(old, ends_of(now)).sum()) >= len(old)
+
+
 class PastedMoment(Struct):
     """What was read of one moment, at one place."""
 
     unix_ns: int = 0
     parts: list[TextPart] = field(default_factory=list)
-    seen: set[tuple[str, str, str]] = field(default_factory=set)
+    outputs: list[PastedOutput] = field(default_factory=list)
 
     @property
     def has_rows(self) -> bool:
@@ -97,14 +118,17 @@ def observations(texts: Sequence[PastedText]) -> TextReading:
     labels: dict[str, dict[int, str]] = {}
     known: Counter[str] = Counter()
     places: list[PastedPlace] = []
-    for text in texts:
-        outputs, labels[text.name] = sections(text.lines)
-        for host, group in groupby(outputs, key=lambda section: section.host):
-            read = [(section, read_section(section)) for section in group]
-            place = _place(places, host, [part for _, part in read])
-            for section, part in read:
-                known[section.name] += len(section.numbers)
-                _sort_in(place.moments, section.key, part, section.unix_ns or text.unix_ns)
+    for number, text in enumerate(texts):
+        outputs, labels[text.name], unknown = sections(text.lines)
+        parts = [read_section(section) for section in outputs]
+        if unknown and parts:
+            parts[0].unread["read lines that look like rows, of no tool that is known"] = unknown
+        place = None
+        for section, part in zip(outputs, parts, strict=True):
+            known[section.name] += len(section.numbers)
+            place = _place(places, section.host, part, place)
+            when = section.unix_ns or text.unix_ns
+            _sort_in(place.moments, PastedOutput(section.key, number, section.typed, when, part))
     for place in places:
         if len(place.moments) > 1 and all(moment.unix_ns for moment in place.moments):
             place.moments.sort(key=lambda moment: moment.unix_ns)
@@ -112,16 +136,23 @@ def observations(texts: Sequence[PastedText]) -> TextReading:
     return TextReading(_looks(places), labels, known, tuple(texts), notes)
 
 
-def _place(places: list[PastedPlace], host: str, parts: Sequence[TextPart]) -> PastedPlace:
-    """Return where parts were read: at the host that the prompt names, else where their addresses are local."""
-    addresses = {end for part in parts if part.rows is not None for end in part.rows.local_addresses()}
-    for place in places:
-        same_host = host in place.hosts
-        apart = host and place.hosts and not same_host
-        unlike = addresses and place.addresses and not addresses & place.addresses
-        if same_host or not (apart or unlike):
-            break
-    else:
+def _place(places: list[PastedPlace], host: str, part: TextPart, last: PastedPlace | None) -> PastedPlace:
+    """Return where a part was read: at the host that is named, else where its addresses are local, else as the last.
+
+    What is called alike and shares no local address is another place all the same: containers of one machine are.
+    """
+    addresses = part.rows.local_addresses() if part.rows is not None else set()
+    fitting = [
+        place
+        for place in places
+        if (not host or not place.hosts or host in place.hosts)
+        and not (addresses and place.addresses and not addresses & place.addresses)
+    ]
+    named = [place for place in fitting if host and host in place.hosts]
+    shared = [place for place in named or fitting if addresses & place.addresses]
+    before = [last] if last is not None and last in fitting else []
+    place = next(iter((*shared, *named, *before, *fitting)), None)
+    if place is None:
         place = PastedPlace()
         places.append(place)
     place.addresses |= addresses
@@ -129,15 +160,14 @@ def _place(places: list[PastedPlace], host: str, parts: Sequence[TextPart]) -> P
     return place
 
 
-def _sort_in(moments: list[PastedMoment], key: tuple[str, str, str], part: TextPart, unix_ns: int) -> None:
-    """Add a part to the moment that it belongs to: a new one where its command was seen in the last."""
-    now = moments[-1] if moments else None
-    if now is None or key in now.seen or (unix_ns and now.unix_ns and unix_ns != now.unix_ns):
-        now = PastedMoment(unix_ns)
-        moments.append(now)
-    now.unix_ns = now.unix_ns or unix_ns
-    now.seen.add(key)
-    now.parts.append(part)
+def _sort_in(moments: list[PastedMoment], output: PastedOutput) -> None:
+    """Add an output to the moment that it belongs to: a new one where its command shows what it has become."""
+    if not moments or any(output.follows(before) for before in moments[-1].outputs):
+        moments.append(PastedMoment(output.unix_ns))
+    now = moments[-1]
+    now.unix_ns = now.unix_ns or output.unix_ns
+    now.outputs.append(output)
+    now.parts.append(output.part)
 
 
 def _looks(places: Sequence[PastedPlace]) -> tuple[Observation, ...]:
@@ -221,8 +251,8 @@ def _names(places: Sequence[PastedPlace]) -> dict[int, str]:
     """Return the names of processes; one pid may be two processes, of two machines."""
     names: dict[int, dict[str, None]] = {}
     for place in places:
-        for pid, name in names_of(place.parts).items():
-            names.setdefault(pid, {})[name] = None
+        for pid, several in names_of(place.parts).items():
+            names.setdefault(pid, {}).update(several)
     return {pid: " or ".join(several) for pid, several in names.items()}
 
 

@@ -29,7 +29,7 @@ from finwait.pasted import (
     sysctl,
     tcpdump,
 )
-from finwait.pasted.lines import TypedCommand, command_of, without_prefix
+from finwait.pasted.lines import TypedCommand, command_of, perhaps_command, without_prefix
 from finwait.pasted.rows import TextPart
 
 __all__ = ["RECOGNISERS", "TextSection", "read_section", "sections", "time_of"]
@@ -51,6 +51,8 @@ class TextSection(Struct):
     args: str = ""
     host: str = ""
     unix_ns: int = 0
+    typed: bool = False
+    """Whether the command line is there."""
     lines: list[str] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     """Of the lines, from 1 on."""
@@ -81,8 +83,10 @@ class _Reader:
         self.labels: dict[int, str] = {}
         self._now: TextSection | None = None
         self._command: TypedCommand | None = None
-        self._host = ""
+        self._host = self._at = ""
         self._unix_ns = 0
+        self.unknown = 0
+        """Lines that look like rows, and that nothing knows."""
 
     def line(self, number: int, line: str) -> None:
         """Take the next line."""
@@ -93,6 +97,8 @@ class _Reader:
             return
         if not line or line.isspace():
             return
+        if "\t" in line and line[:1] not in "\t ":
+            line = line.replace("\t", " ")  # as a table of a wiki or a spreadsheet has between columns
         if self._known(number, line):
             return
         if (command := command_of(line)) is not None:
@@ -125,34 +131,49 @@ class _Reader:
 
     def _begin(self, module: ModuleType) -> TextSection:
         args = self._command.args if self._command is not None else ""
-        self._now = TextSection(module, args, self._host, self._unix_ns)
+        self._now = TextSection(module, args, self._host, self._unix_ns, self._command is not None)
         self.sections.append(self._now)
         return self._now
 
     def _take_command(self, number: int, command: TypedCommand) -> None:
         self._command, self._now = command, None
-        self._host = command.host or self._host
+        self._at = command.host or self._at
+        self._host = command.elsewhere or self._at
         self.labels[number] = f"command: {command.name}"
 
     def _rest(self, number: int, line: str) -> None:
         now, command = self._now, self._command
-        if now is not None and now.module is ss and now.lines and ss.continues(line):
+        in_row = now is not None and now.module is ss and bool(now.lines)
+        if now is not None and in_row and (ss.continues(line) or _WRAPPED.fullmatch(line.strip())):
             now.lines.append(line)
             now.numbers.append(number)
         elif command is not None and command.name == "cat" and "/proc/sys/" in command.args and now is None:
             self._begin(sysctl).lines.append(line)
             self.sections[-1].numbers.append(number)
+        else:
+            if perhaps_command(line):  # what follows is its, and not of the state that the last one asked for
+                self._now, self._command = None, None
+            if len(_END.findall(line[:1000])) > 1:
+                self.unknown += 1
 
 
-def sections(lines: list[str]) -> tuple[list[TextSection], dict[int, str]]:
-    """Return the sections of a text, and what each of its lines was read as, by number."""
+_WRAPPED = re.compile(r"[\d)(,=:\w\"]{1,40}|\d{1,5} +(?:users:|timer:|ino:|uid:|sk:|cgroup:).*")
+"""What is left of a row that a terminal wrapped within a word."""
+_END = re.compile(
+    r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]*::?[0-9a-fA-F:]*|\*):(?:\d{1,5}|[\w-]{2,20}|\*)(?!\S)"
+)
+"""An address with a port."""
+
+
+def sections(lines: list[str]) -> tuple[list[TextSection], dict[int, str], int]:
+    """Return the sections of a text, what each of its lines was read as, by number, and how many rows nothing knows."""
     reader = _Reader()
     for number, line in enumerate(lines, 1):
         reader.line(number, line)
     labels = dict(reader.labels)
     for section in reader.sections:
         labels |= dict.fromkeys(section.numbers, section.name)
-    return reader.sections, labels
+    return reader.sections, labels, reader.unknown
 
 
 def read_section(section: TextSection) -> TextPart:

@@ -198,6 +198,9 @@ def _row(section: _Section, line: str) -> None:
     if len(words) < 5 or not (words[1].isdecimal() and words[2].isdecimal()):
         section.count("read rows that are cut")
         return
+    if len(words) > 5 and words[5][:1].isdigit():  # the rest of a port, which was wrapped
+        section.count("read rows that are cut")
+        return
     src, dst = endpoint(words[3]), endpoint(words[4])
     if src is None or dst is None:
         section.count("read rows with names in place of addresses or ports (`-n` prints numbers)")
@@ -207,7 +210,7 @@ def _row(section: _Section, line: str) -> None:
         del cells["state"]
     if state == tcp.CLOSE or (state and section.udp and words[0] != "tcp"):
         return  # of UDP, or bound and nothing more
-    rest = _without_holders(section.rows, len(section.rows), words[5]) if len(words) > 5 else ""
+    rest = _without_holders(section, len(section.rows), words[5]) if len(words) > 5 else ""
     cells |= section.timer(rest)
     section.rows.add(src, dst, cells, rest)
 
@@ -216,17 +219,29 @@ _REMEMBERED: Final = 50_000
 """Timers whose meaning is kept: most come again."""
 
 
-def _without_holders(rows: SocketRows, row: int, rest: str) -> str:
+def _without_holders(section: _Section, row: int, rest: str) -> str:
     """Note the holders that a row names; return it without them: programs choose their names."""
+    rows = section.rows
     begin = rest.find("users:((")
     if begin < 0:
         return rest
-    end = begin
-    for match in _USERS.finditer(rest, begin):
-        name, pid, fd = match.groups()
-        rows.hold(row, int(pid), name, int(fd) if len(fd) < 10 else UNTOLD_FD)
-        end = match.end()
-    return f"{rest[:begin]} {rest[end:].lstrip(')')}"
+    end = rest.rfind("))")
+    end = len(rest) if end < begin else end + 2
+    users = rest[begin:end]
+    matches = list(_USERS.finditer(users))
+    # A program may call itself `a",pid=1,fd=3`: where that reads in more ways than one, nobody is named.
+    if (
+        users.count('",') == len(matches)
+        and users.endswith("))")
+        and users.count("(") == len(matches) + 1
+        and (all(users[match.end()] == ")" for match in matches))
+    ):
+        for match in matches:
+            name, pid, fd = match.groups()
+            rows.hold(row, int(pid), name, int(fd) if len(fd) < 10 else UNTOLD_FD)
+    else:
+        section.count("read who holds a row: its text is cut, or a name in it is meant to mislead")
+    return f"{rest[:begin]} {rest[end:]}"
 
 
 def _timer(text: str) -> dict[str, int]:

@@ -344,8 +344,11 @@ def _process(files: ProcessFiles, names: Pseudonyms) -> ProcessFiles:
                 controllers = f"name={names.name(controllers[5:])}"  # somebody's own hierarchy
             lines.append(f"{number}:{controllers}:{names.path(path)}".encode() if colon else b"")
         cgroup = b"\n".join(lines)
+    if files.comm is not None:
+        comm = comm or files.comm.decode("utf-8", "surrogateescape")
     return replace(
         files,
+        comm=None if files.comm is None else _bytes(names.name(comm, "comm")),
         stat=stat,
         status=status,
         cmdline=None if not files.cmdline else _bytes(names.name(comm, "comm")) + b"\0",
