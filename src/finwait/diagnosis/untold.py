@@ -43,4 +43,4 @@ def undecided(sockets: SocketTable) -> Mask:
     out |= ~sockets.present("timer") & timed
     out |= ~sockets.present("wqueue") & (state == tcp.LISTEN)
     out |= ~sockets.present("rqueue") & np.isin(state, _READ)
-    return out
+    return out & np.isin(state, list(tcp.STATES))  # of a state that nobody knows nothing would decide

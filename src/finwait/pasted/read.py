@@ -79,7 +79,9 @@ def read_texts(paths: Sequence[str], at_ns: Sequence[int] = ()) -> TextReading:
                 with files.open_to_read(path, pipes=True) as file:
                     data = file.read(MOST + 1)
         except OSError as error:
-            raise PasteError(f"`{path}`: cannot be read: {error.strerror}") from error
+            unread = PasteError(f"could not read `{path}`: {error.strerror}")
+            unread.hint = "is the name correct, and may you read it?"
+            raise unread from error
         if len(paths) == 1 and (look := raw.observation(data)) is not None:
             return TextReading((look,), {path: {}}, Counter(), (), ())
         if data.startswith(_CAPTURES):
@@ -121,8 +123,8 @@ def opened(path: str) -> Replay:
     """
     try:
         recorded = is_recording(path)
-    except OSError as error:
-        raise PasteError(f"`{path}`: cannot be read: {error.strerror}") from error
+    except (OSError, FinwaitError):
+        recorded = True  # which says why it cannot be read
     if recorded:
         return open_recording(path)
     reading = read_texts([path])
