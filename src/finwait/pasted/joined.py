@@ -126,9 +126,12 @@ def _keys(src: NDArray[np.uint64], dst: NDArray[np.uint64], columns: Mapping[str
 
 
 def ends_of(rows: SocketRows) -> NDArray[np.void]:
-    """Return the ends of the sockets of a text, each once."""
+    """Return the ends of the connections of a text, each once; every machine has the same listeners."""
     columns, src, dst = rows.columns()
-    return np.unique(_keys(src, dst, columns)) if len(src) else np.empty(0, np.dtype((np.void, 48)))
+    if not len(src):
+        return np.empty(0, np.dtype((np.void, 48)))
+    connected = columns.get("state", np.full(len(src), -1)) != tcp.LISTEN
+    return np.unique(_keys(src, dst, columns)[connected])
 
 
 def _one_row_each(

@@ -113,7 +113,7 @@ _ELSEWHERE = re.compile(
 _HOST = re.compile(r"[\w.-]{1,32}@([\w.-]{1,64})")
 
 
-_PERHAPS = re.compile(rf"(?:^|[\s/;|&`(])(?:{_NAMES})(?:\s|$)|^[^$#%>❯➜]{{0,80}}[$#%>❯➜] +\S")
+_PERHAPS = re.compile(rf"(?:^|[\s/;|&`('\"])(?:{_NAMES})(?:\s|$)|\bstate\b|^[^$#%>❯➜]{{0,80}}[$#%>❯➜] +\S")
 
 
 def perhaps_command(line: str) -> bool:

@@ -65,6 +65,8 @@ class PastedOutput(Struct):
         if not (timed or self.text != before.text or (self.typed and before.typed)):
             return False
         old = ends_of(then)
+        if not len(old):
+            return False
         return 2 * int(np.isin(old, ends_of(now)).sum()) >= len(old)
 
 
@@ -122,7 +124,7 @@ def observations(texts: Sequence[PastedText]) -> TextReading:
         outputs, labels[text.name], unknown = sections(text.lines)
         parts = [read_section(section) for section in outputs]
         if unknown and parts:
-            parts[0].unread["read lines that look like rows, of no tool that is known"] = unknown
+            parts[-1].unread["read lines that look like rows, of no tool that is known"] = unknown
         place = None
         for section, part in zip(outputs, parts, strict=True):
             known[section.name] += len(section.numbers)
@@ -162,7 +164,9 @@ def _place(places: list[PastedPlace], host: str, part: TextPart, last: PastedPla
 
 def _sort_in(moments: list[PastedMoment], output: PastedOutput) -> None:
     """Add an output to the moment that it belongs to: a new one where its command shows what it has become."""
-    if not moments or any(output.follows(before) for before in moments[-1].outputs):
+    # Where other commands listed sockets as well, what they showed must not be left behind.
+    alone = bool(moments) and all(o.key == output.key for o in moments[-1].outputs if o.part.rows is not None)
+    if not moments or (alone and any(output.follows(before) for before in moments[-1].outputs)):
         moments.append(PastedMoment(output.unix_ns))
     now = moments[-1]
     now.unix_ns = now.unix_ns or output.unix_ns

@@ -171,14 +171,20 @@ def read(lines: list[str], args: str) -> TextPart:
 def _joined(lines: list[str]) -> list[str]:
     """Return one line a row: those that follow a row belong to it."""
     result: list[str] = []
-    for line in lines:
+    wrapped = False
+    for number, line in enumerate(lines, 1):
         if line[:1] == "\t" and result:
             result[-1] += line
         elif starts(line):
             result.append(line)
+        elif result and (line[:1] in "\t " or _MORE.match(line)):
+            result[-1] += f" {line}"
+        elif result and (line.strip().isdecimal() and number == len(lines) and not wrapped):
+            continue  # of another command, such as `wc -l`
         elif result:
-            # A line that the terminal wrapped goes on in the middle of a word.
-            result[-1] += line if line[:1] in "\t " else f" {line}"
+            # The terminal wrapped it in the middle of a word, or it is something else: the row's last word is in doubt.
+            result[-1] += f"{_DOUBT}{line}"
+            wrapped = True
     return result
 
 
@@ -198,7 +204,7 @@ def _row(section: _Section, line: str) -> None:
     if len(words) < 5 or not (words[1].isdecimal() and words[2].isdecimal()):
         section.count("read rows that are cut")
         return
-    if len(words) > 5 and words[5][:1].isdigit():  # the rest of a port, which was wrapped
+    if _DOUBT in words[3] or _DOUBT in words[4]:
         section.count("read rows that are cut")
         return
     src, dst = endpoint(words[3]), endpoint(words[4])
@@ -215,6 +221,8 @@ def _row(section: _Section, line: str) -> None:
     section.rows.add(src, dst, cells, rest)
 
 
+_DOUBT: Final = "\0"
+"""Between what a row says and a line that may be the rest of its last word; no text has it (`finwait.pasted.lines`)."""
 _REMEMBERED: Final = 50_000
 """Timers whose meaning is kept: most come again."""
 
@@ -222,10 +230,11 @@ _REMEMBERED: Final = 50_000
 def _without_holders(section: _Section, row: int, rest: str) -> str:
     """Note the holders that a row names; return it without them: programs choose their names."""
     rows = section.rows
-    begin = rest.find("users:((")
+    limit = rest.find(" cgroup:")  # whose path any user may choose, as far as it is below his own
+    begin = rest.find("users:((", 0, len(rest) if limit < 0 else limit)
     if begin < 0:
         return rest
-    end = rest.rfind("))")
+    end = rest.rfind("))", 0, len(rest) if limit < 0 else limit)
     end = len(rest) if end < begin else end + 2
     users = rest[begin:end]
     matches = list(_USERS.finditer(users))

@@ -131,3 +131,36 @@ def test_names_of_processes_are_redacted() -> None:
 
 def test_columns_may_stand_between_tabs() -> None:
     assert ends(look(rows(WAITS).replace(" 1 0 ", "\t1\t0\t"))) == [("CLOSE-WAIT", 8080)]
+
+
+def test_a_repeated_command_leaves_what_others_showed_where_it_is() -> None:
+    typed = f"root@web-1:~# ss -tn | grep ESTAB\n{rows(SAME)}"
+    seen = look(f"root@web-1:~# ss -tanp\n{rows(WAITS)}{typed}{typed}")
+    assert ends(seen) == [("CLOSE-WAIT", 8080), ("ESTAB", 22)]
+
+
+def test_listeners_that_every_machine_has_make_no_second_look() -> None:
+    doors = [row("LISTEN", f"0.0.0.0:{port}", "0.0.0.0:*") for port in (22, 53, 111)]
+    seen = look(rows(WAITS, *doors), rows(*doors))
+    assert ("CLOSE-WAIT", 8080) in ends(seen)
+
+
+@pytest.mark.parametrize("after", ["4", " 10:00:01 up 3 days,  1:02,  1 user,  load average: 0.00"])
+def test_what_another_command_prints_below_costs_no_row(after: str) -> None:
+    assert ends(look(rows(SAME, row("CLOSE-WAIT", "10.0.0.1:8080", "10.0.0.9:51000")) + after + "\n")) == [
+        ("CLOSE-WAIT", 8080), ("ESTAB", 22),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["ssh web-2 'ss -tan state close-wait'", "and of state close-wait:"])
+def test_a_line_that_speaks_of_a_state_ends_the_state_of_the_last_command(line: str) -> None:
+    bare = "Recv-Q Send-Q Local Address:Port Peer Address:Port\n{} 0 10.0.0.1:80 10.0.0.9:{}\n"
+    seen = look(f"$ ss -tan state fin-wait-2\n{bare.format(0, 51000)}{line}\n{bare.format(1, 51001)}")
+    assert ends(seen) == [("FIN-WAIT-2", 80)]
+
+
+@pytest.mark.parametrize("group", ['/user/users:(("sshd",pid=1,fd=3))', '/user/,("sshd",pid=1,fd=3))'])
+def test_a_cgroup_that_reads_like_a_holder_is_none(group: str) -> None:
+    line = row("CLOSE-WAIT", "10.0.0.1:8080", "10.0.0.9:51000", 812) + f" ino:7 cgroup:{group}"
+    assert look(rows(line)).descriptors.pid.tolist() == [812]
+    assert look(rows(line.replace('users:(("java",pid=812,fd=9))', ""))).descriptors.pid.tolist() == []
