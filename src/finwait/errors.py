@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True, order=True)  # no msgspec.Struct: `finwait --help` does not wait for that
 class Gap:
     """A part of the machine we could not look at, and what would have let us."""
 

@@ -74,8 +74,12 @@ class PastedMoment(Struct):
     """What was read of one moment, at one place."""
 
     unix_ns: int = 0
-    parts: list[TextPart] = field(default_factory=list)
     outputs: list[PastedOutput] = field(default_factory=list)
+
+    @property
+    def parts(self) -> list[TextPart]:
+        """What the outputs say."""
+        return [output.part for output in self.outputs]
 
     @property
     def has_rows(self) -> bool:
@@ -171,7 +175,6 @@ def _sort_in(moments: list[PastedMoment], output: PastedOutput) -> None:
     now = moments[-1]
     now.unix_ns = now.unix_ns or output.unix_ns
     now.outputs.append(output)
-    now.parts.append(output.part)
 
 
 def _looks(places: Sequence[PastedPlace]) -> tuple[Observation, ...]:

@@ -157,7 +157,9 @@ class _Reader:
                 self.unknown += 1
 
 
-_WRAPPED = re.compile(r"[\d)(,=:\w\"]{1,40}|\d{1,5} +(?:users:|timer:|ino:|uid:|sk:|cgroup:).*")
+_WRAPPED = re.compile(
+    r"\d{1,5}|[\d,=:\w\"(]{0,40}\)[),]{0,3}|\d{1,5} +(?:users:|timer:|ino:|uid:|sk:|cgroup:).*"
+)
 """What is left of a row that a terminal wrapped within a word."""
 _END = re.compile(
     r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]*::?[0-9a-fA-F:]*|\*):(?:\d{1,5}|[\w-]{2,20}|\*)(?!\S)"

@@ -172,17 +172,17 @@ def _joined(lines: list[str]) -> list[str]:
     """Return one line a row: those that follow a row belong to it."""
     result: list[str] = []
     wrapped = False
-    for number, line in enumerate(lines, 1):
+    last_row = next((k for k in range(len(lines) - 1, -1, -1) if starts(lines[k])), -1)
+    for k, line in enumerate(lines):
         if line[:1] == "\t" and result:
             result[-1] += line
         elif starts(line):
             result.append(line)
         elif result and (line[:1] in "\t " or _MORE.match(line)):
             result[-1] += f" {line}"
-        elif result and (line.strip().isdecimal() and number == len(lines) and not wrapped):
-            continue  # of another command, such as `wc -l`
-        elif result:
-            # The terminal wrapped it in the middle of a word, or it is something else: the row's last word is in doubt.
+        elif result and (wrapped or k < last_row or not line.strip().isdecimal()):
+            # The terminal wrapped it in the middle of a word: the row's last word is in doubt. A number below the last
+            # row, where nothing else was wrapped, is of another command, such as `wc -l`.
             result[-1] += f"{_DOUBT}{line}"
             wrapped = True
     return result

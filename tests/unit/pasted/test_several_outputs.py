@@ -145,7 +145,9 @@ def test_listeners_that_every_machine_has_make_no_second_look() -> None:
     assert ("CLOSE-WAIT", 8080) in ends(seen)
 
 
-@pytest.mark.parametrize("after", ["4", " 10:00:01 up 3 days,  1:02,  1 user,  load average: 0.00"])
+@pytest.mark.parametrize(
+    "after", ["4", "4\n5", "logout", "EOF", " 10:00:01 up 3 days,  1:02,  1 user,  load average: 0.00"]
+)
 def test_what_another_command_prints_below_costs_no_row(after: str) -> None:
     assert ends(look(rows(SAME, row("CLOSE-WAIT", "10.0.0.1:8080", "10.0.0.9:51000")) + after + "\n")) == [
         ("CLOSE-WAIT", 8080), ("ESTAB", 22),
