@@ -172,25 +172,22 @@ def asking(path: str | None) -> Callable[[Sequence[int]], tuple[Ages, tuple[Gap,
     def ask_for(cookies: Sequence[int]) -> tuple[Ages, tuple[Gap, ...]]:
         try:
             return ages(cookies, path or SOCKET), ()
-        except KernelError as error:
-            if path is not None:
+        except (FinwaitError, ValueError) as error:
+            if path is not None and isinstance(error, KernelError):
                 raise
-            return {}, _silent("ask it how long connections have been closing", error)
-        except ValueError as error:
-            if path is not None:
+            if path is not None and isinstance(error, ValueError):
                 raise FinwaitError(f"what answers at `{path}` is no agent: {str(error)[:200]}") from None
-            return {}, _silent("ask it how long connections have been closing", error)
-        except FinwaitError as error:
             return {}, _silent("ask it how long connections have been closing", error)
 
     return ask_for
 
 
-def _silent(doing: str, error: Exception) -> tuple[Gap, ...]:
-    """Return the gap of an agent that is there and does not answer; none where none runs."""
-    if isinstance(error, KernelError) and error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+def _silent(doing: str, error: Exception, *, named: bool = False) -> tuple[Gap, ...]:
+    """Return the gap of an agent that is there, or was named, and does not answer; none where none runs."""
+    number = error.errno if isinstance(error, KernelError) else 0
+    if number in (errno.ENOENT, errno.ECONNREFUSED) and not named:
         return ()
-    needs = "root" if isinstance(error, KernelError) and error.errno == errno.EACCES else "an agent"
+    needs = "root" if number == errno.EACCES else "an agent that answers: `finwait agent status` asks it"
     return (Gap("the agent", f"{doing}: {printable(str(error)[:200])}", needs),)
 
 
@@ -237,11 +234,7 @@ def naming(path: str | None) -> Callable[[Collection[str]], tuple[ClusterNames, 
         try:
             return names(addresses, path or SOCKET)
         except (FinwaitError, ValueError) as error:
-            gaps = _silent("learn names of a cluster from it", error)
-            if path is not None and not gaps:  # that it runs was said
-                reason = printable(str(error)[:200])
-                gaps = (Gap("the agent", f"learn names of a cluster from it: {reason}", "an agent"),)
-            return NO_NAMES, gaps
+            return NO_NAMES, _silent("learn names of a cluster from it", error, named=path is not None)
 
     return ask_for
 

@@ -20,8 +20,8 @@ def add_parser(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "Exit status 1: a problem has more connections in B than in A; 3: not everything could be seen, so whether "
         "something got worse is not known; 0: nothing got worse. Changes nothing.",
     )
-    parser.add_argument("a", metavar="A", help="a recording: before")
-    parser.add_argument("b", metavar="B", help="a recording: after")
+    parser.add_argument("a", metavar="A", help="a recording, or a pasted text: before")
+    parser.add_argument("b", metavar="B", help="a recording, or a pasted text: after")
     options.add_filter(parser)
     group = parser.add_argument_group("looking")
     options.add_reach(group)

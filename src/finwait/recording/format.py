@@ -199,6 +199,25 @@ def _standard_output() -> _StandardOutput:
 
 
 @contextlib.contextmanager
+def _made(path: str, *, redacted: bool) -> Iterator[IO[bytes]]:
+    """Give a file to be written, which gets its name when the block ends well; else nothing is left behind."""
+    with _explained(path):
+        new = _standard_output() if path == STANDARD else files.new_file(path, 0o644 if redacted else 0o600)
+    out = os.fdopen(new.fd, "wb")
+    try:
+        yield out
+        with _explained(path):
+            out.flush()
+            if path != STANDARD:
+                os.fsync(new.fd)
+            new.publish()
+    finally:  # an interrupt, too, leaves nothing behind
+        with contextlib.suppress(OSError):
+            out.close()  # what is still in its buffer may not fit either
+        new.discard()
+
+
+@contextlib.contextmanager
 def writing(
     path: str, *, looks: int, redacted: bool = False, note: str = ""
 ) -> Iterator[Callable[[Observation], None]]:
@@ -224,35 +243,23 @@ def writing(
     """
     if not 1 <= looks <= MAX_LOOKS:
         raise ValueError(f"a recording has 1 to {MAX_LOOKS} looks, not {looks}")
-    with _explained(path):
-        new = _standard_output() if path == STANDARD else files.new_file(path, 0o644 if redacted else 0o600)
     added = 0
-    out = os.fdopen(new.fd, "wb")
+    with _made(path, redacted=redacted) as out:
 
-    def add(look: Observation) -> None:
-        nonlocal added
-        with _explained(path):
-            _write_look(out, added, look)
-        added += 1
+        def add(look: Observation) -> None:
+            nonlocal added
+            with _explained(path):
+                _write_look(out, added, look)
+            added += 1
 
-    try:
+        manifest = Manifest(__version__, looks, redacted, _plain(note))
         with _explained(path):
             out.write(MAGIC + b"%d\n" % MAJOR)
-            _member(
-                out, "manifest", msgspec.json.encode(Manifest(__version__, looks, redacted, _plain(note)))
-            )
+            _member(out, "manifest", msgspec.json.encode(manifest))
         yield add
         assert added == looks, f"{looks} looks were announced and {added} added"
         with _explained(path):
             _member(out, "end", b"")
-            out.flush()
-            if path != STANDARD:
-                os.fsync(new.fd)
-            new.publish()
-    finally:  # an interrupt, too, leaves nothing behind
-        with contextlib.suppress(OSError):
-            out.close()  # what is still in its buffer may not fit either
-        new.discard()
 
 
 def write(path: str, looks: Sequence[Observation], *, redacted: bool = False, note: str = "") -> None:
@@ -420,16 +427,8 @@ def received(data: bytes, path: str) -> tuple[Manifest, tuple[Observation, ...]]
         RecordingError: it is not (entirely) what it claims to be, or the file cannot be written.
     """
     manifest, looks = _read(io.BytesIO(data))
-    with _explained(path):
-        new = files.new_file(path, 0o644 if manifest.redacted else 0o600)
-    try:
-        with _explained(path), os.fdopen(new.fd, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(new.fd)
-            new.publish()
-    finally:
-        new.discard()
+    with _made(path, redacted=manifest.redacted) as out, _explained(path):
+        out.write(data)
     return manifest, looks
 
 
